@@ -1,0 +1,177 @@
+"""Settings of phase one, as frozen dataclasses that a YAML recipe or flags fill in.
+
+Nothing heavy is imported here, so that a wrong flag fails at once. Values are checked on construction; an error is
+a ``ConfigError`` that names the setting as it is spelled on the command line.
+"""
+
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from featstore.errors import ConfigError
+
+
+def require(condition: bool, message: str) -> None:
+    """Raise ``ConfigError(message)`` unless the condition holds."""
+    if not condition:
+        raise ConfigError(message)
+
+
+@dataclass(frozen=True, kw_only=True)
+class SourceConfig:
+    """Where the images are."""
+
+    kind: Literal["folder", "tars", "hf", "digits"] = "digits"
+    """folder: image files below a folder. tars: WebDataset tars. hf: a Hugging Face dataset saved on disk.
+    digits: the 1,797 handwritten digits that scikit-learn ships."""
+    path: str = ""
+    """folder: the folder. tars: a folder of tars, or a brace or glob pattern. hf: what ``save_to_disk`` wrote."""
+    include: list[str] = field(default_factory=lambda: ["*"])
+    """Shell patterns over sample ids ("train/*"); a sample is taken if any of them matches."""
+    labels_from: Literal["parent", "top", "none"] = "parent"
+    """folder only: the class is the folder an image lies in, the topmost folder, or nothing."""
+    image_column: str = "image"
+    """hf only."""
+    label_column: str = "label"
+    """hf only; a data set without that column has no labels."""
+    allow_cut_tars: bool = False
+    """tars only: take the complete samples of a tar that breaks off, instead of refusing it."""
+
+    def __post_init__(self) -> None:
+        require(
+            self.kind == "digits" or bool(self.path),
+            f"--source.path is missing: a source of kind {self.kind!r} needs to know where the images are.",
+        )
+        require(bool(self.include), "--source.include is empty: no sample could match.")
+
+
+@dataclass(frozen=True, kw_only=True)
+class TeacherConfig:
+    """The frozen model whose features are stored."""
+
+    library: Literal["timm", "open_clip"] = "timm"
+    name: str = "vit_large_patch14_dinov2.lvd142m"
+    """Model name; for timm with its pretrained tag after a dot, e.g. vit_small_patch14_dinov2.lvd142m."""
+    tag: str = ""
+    """open_clip only: the pretrained tag, e.g. laion2b_s32b_b82k."""
+    weights: str = ""
+    """Local weights (safetensors, or a PyTorch file of plain tensors) instead of the hub's."""
+    model_args: dict[str, Any] = field(default_factory=dict)
+    """Further arguments of the library's create_model, e.g. img_size."""
+    licence: str = ""
+    """Licence of the weights, written into the manifest; taken from the library where it states one."""
+    image_size: int = 0
+    """Side of the teacher's input in pixels; 0 keeps the model's own."""
+    crop_pct: float = 0.0
+    """Share of the resized image that the canonical crop keeps; 0 keeps the model's own."""
+    mean: list[float] = field(default_factory=list)
+    """Channel means of the normalisation; empty keeps the model's own."""
+    std: list[float] = field(default_factory=list)
+    """Channel standard deviations of the normalisation; empty keeps the model's own."""
+    interpolation: Literal["", "bicubic", "bilinear", "lanczos", "nearest"] = ""
+    """Resampling of the preprocessing; empty keeps the model's own."""
+    precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
+    """Arithmetic of the forward pass (autocast); the stored dtype is ``store.dtype``. auto: half precision where the
+    hardware computes in it, else fp32; a store that is there already keeps its own."""
+    compile: bool = False
+    """Run the teacher through torch.compile."""
+
+    def __post_init__(self) -> None:
+        require(bool(self.name), "--teacher.name is empty.")
+        require(
+            self.library == "open_clip" or not self.tag,
+            f"--teacher.tag {self.tag!r} is for open_clip; with timm the tag follows the name after a dot.",
+        )
+        require(
+            self.image_size >= 0, f"--teacher.image_size {self.image_size} must not be negative."
+        )
+        require(
+            0 <= self.crop_pct <= 1, f"--teacher.crop_pct {self.crop_pct} must lie between 0 and 1."
+        )
+        for name in ("mean", "std"):
+            count = len(getattr(self, name))
+            require(
+                count in (0, 3), f"--teacher.{name} has {count} values; one for each of 3 channels."
+            )
+
+
+@dataclass(frozen=True, kw_only=True)
+class ViewsConfig:
+    """Which parts of each image the teacher sees."""
+
+    canonical: bool = True
+    """The region of the teacher's own evaluation transform."""
+    seeded: int = 0
+    """Number of random resized crops per image; a student can replay them exactly."""
+    mirrored: bool = False
+    """Store every view a second time, mirrored left to right."""
+    seed: int = 0
+    scale: list[float] = field(default_factory=lambda: [0.35, 1.0])
+    """Share of the image's area that a seeded crop covers, smallest and largest."""
+    ratio: list[float] = field(default_factory=lambda: [3 / 4, 4 / 3])
+    """Width over height of a seeded crop, smallest and largest."""
+
+    def __post_init__(self) -> None:
+        require(self.seeded >= 0, f"--views.seeded {self.seeded} must not be negative.")
+        require(self.seed >= 0, f"--views.seed {self.seed} must not be negative.")
+        require(
+            self.canonical or self.seeded > 0,
+            "--views.canonical false with --views.seeded 0 leaves no view to store.",
+        )
+        require(
+            len(self.scale) == 2 and 0 < self.scale[0] <= self.scale[1] <= 1,
+            f"--views.scale {self.scale} must be two numbers, 0 < low <= high <= 1.",
+        )
+        require(
+            len(self.ratio) == 2 and 0 < self.ratio[0] <= self.ratio[1],
+            f"--views.ratio {self.ratio} must be two numbers, 0 < low <= high.",
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class StoreConfig:
+    """What is written, and where."""
+
+    path: str = "outputs/store"
+    """Folder of the store."""
+    fields: list[str] = field(default_factory=lambda: ["cls"])
+    """cls, mean, pooled, tokens, projected, logits, or gridK (patch grid pooled to K x K), e.g. grid7."""
+    dtype: Literal["float16", "float32"] = "float16"
+    shard_rows: int = 4096
+    """Most rows of one shard: what a kill can cost, and the unit of work of a process."""
+    shard_mb: int = 256
+    """Most megabytes of one shard object; wide fields get fewer rows."""
+
+    def __post_init__(self) -> None:
+        require(bool(self.path), "--store.path is empty.")
+        require(bool(self.fields), "--store.fields is empty: nothing would be stored.")
+        require(
+            len(set(self.fields)) == len(self.fields), f"--store.fields repeats one: {self.fields}."
+        )
+        require(self.shard_rows > 0, f"--store.shard_rows {self.shard_rows} must be positive.")
+        require(self.shard_mb > 0, f"--store.shard_mb {self.shard_mb} must be positive.")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExtractConfig:
+    """Phase one: run a frozen teacher once over the images and write its features into a store."""
+
+    source: SourceConfig = field(default_factory=SourceConfig)
+    teacher: TeacherConfig = field(default_factory=TeacherConfig)
+    views: ViewsConfig = field(default_factory=ViewsConfig)
+    store: StoreConfig = field(default_factory=StoreConfig)
+    batch_size: int = 64
+    """Images per forward pass of one process. Part of the contract: it can change a feature's last bits."""
+    workers: int = 2
+    """Processes that read and decode images, for each process with a teacher; 0 decodes in line."""
+    max_invalid_share: float = 0.01
+    """Share of unusable images above which the run ends with exit status 3."""
+    dry_run: bool = False
+    """Print the plan and stop."""
+
+    def __post_init__(self) -> None:
+        require(self.batch_size > 0, f"--batch_size {self.batch_size} must be positive.")
+        require(self.workers >= 0, f"--workers {self.workers} must not be negative.")
+        require(
+            0 <= self.max_invalid_share <= 1,
+            f"--max_invalid_share {self.max_invalid_share} must lie between 0 and 1.",
+        )

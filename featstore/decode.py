@@ -1,0 +1,130 @@
+"""Bytes of an image file -> an upright 8-bit RGB picture, or a reason why not.
+
+Every mode becomes RGB in a stated way (part of the manifest's ``preprocessing.decode``): EXIF
+orientation is applied, transparency is laid over white, CMYK is converted, 16-bit grey is scaled by
+1/257 (16-bit colour is cut to its high byte by Pillow, at most one level away), of an animation the
+first frame counts. A file that declares more pixels than ``max_pixels`` is refused before it is
+unpacked, and formats that need an interpreter (EPS) are not opened at all.
+"""
+
+import io
+import warnings
+
+import numpy as np
+from PIL import ExifTags, Image, UnidentifiedImageError
+
+from featstore.errors import DecodeError
+
+MAX_PIXELS = 178_956_970
+"""Largest picture that is unpacked, in pixels; 512 MiB as RGB (Pillow's own limit for refusing)."""
+
+DECODE_RULE = "exif-upright;alpha-over-white;16bit/257;first-frame"
+"""Name of the rules above; part of a store's contract, so that a change of rules is a mismatch."""
+
+FORMATS = (
+    "JPEG",
+    "PNG",
+    "WEBP",
+    "GIF",
+    "BMP",
+    "TIFF",
+    "PPM",
+    "ICO",
+    "AVIF",
+    "JPEG2000",
+)
+"""Pillow's names of what is opened; JPEG includes MPO, which some phones write. Left out: EPS,
+which Pillow gives to Ghostscript, and rare formats whose decoders would only be one more risk."""
+
+UPRIGHT = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+"""EXIF orientation -> what makes the picture upright; 1 and unknown values need nothing."""
+
+
+def decode_image(data: bytes, *, max_pixels: int = MAX_PIXELS) -> Image.Image:
+    """Decode one image file.
+
+    Args:
+        data: the whole file.
+        max_pixels: largest accepted width x height.
+
+    Returns:
+        An upright picture of mode RGB, fully loaded.
+
+    Raises:
+        DecodeError: empty, not an image, truncated, too large, or without an 8-bit meaning.
+    """
+    if not data:
+        raise DecodeError("empty file (0 bytes)")
+    try:
+        with warnings.catch_warnings():
+            # Pillow warns from 89 Mpx on and about odd EXIF; the limit below is ours and exact.
+            warnings.simplefilter("ignore")
+            image: Image.Image = Image.open(io.BytesIO(data), formats=FORMATS)
+            width, height = image.size
+            if width * height > max_pixels:
+                raise DecodeError(_too_large(width, height, max_pixels))
+            image.load()
+            return to_rgb(_upright(image))
+    except DecodeError:
+        raise
+    except UnidentifiedImageError:
+        raise DecodeError(f"not an image ({len(data)} bytes, first {data[:8]!r})") from None
+    except Image.DecompressionBombError as error:
+        raise DecodeError(f"too many pixels: {error}") from None
+    except Exception as error:  # a decoder met hostile bytes: any failure means the same
+        raise DecodeError(f"cannot be decoded: {type(error).__name__}: {error}") from error
+
+
+def _too_large(width: int, height: int, max_pixels: int) -> str:
+    return f"too many pixels: {width} x {height} declared, at most {max_pixels:,} are unpacked"
+
+
+def _upright(image: Image.Image) -> Image.Image:
+    """Apply the EXIF orientation; damaged EXIF of a good picture counts as none.
+
+    Not ``ImageOps.exif_transpose``: it also copies upright pictures and writes the EXIF block anew,
+    which can fail on blocks that nobody needs.
+    """
+    try:
+        orientation = image.getexif().get(ExifTags.Base.Orientation, 1)
+        method = UPRIGHT.get(orientation)
+    except Exception:  # struct.error, SyntaxError, TypeError (unhashable value), ...
+        return image
+    return image if method is None else image.transpose(method)
+
+
+def to_rgb(image: Image.Image) -> Image.Image:
+    """Convert a loaded picture of any mode to RGB by the rules named at the top of this file."""
+    if image.mode == "RGB" and "transparency" not in image.info:
+        return image
+    if image.mode == "L" and "transparency" not in image.info:
+        return image.convert("RGB")
+    if image.mode.startswith("I"):
+        return _from_integers(image)
+    if image.mode == "F":
+        raise DecodeError("floating-point image: its values have no defined 8-bit meaning")
+    if image.mode in ("RGBA", "LA", "PA", "La", "RGBa") or "transparency" in image.info:
+        rgba = image.convert("RGBA")
+        white = Image.new("RGBA", rgba.size, (255, 255, 255, 255))
+        return Image.alpha_composite(white, rgba).convert("RGB")
+    return image.convert("RGB")
+
+
+def _from_integers(image: Image.Image) -> Image.Image:
+    values = np.asarray(image).astype(np.int64)
+    low, high = int(values.min()), int(values.max())
+    if low < 0 or high > 65535:
+        raise DecodeError(f"integer image with values {low}..{high}; expected 0..65535")
+    grey = ((values + 128) // 257).astype(np.uint8)
+    transparent = image.info.get("transparency")
+    if isinstance(transparent, int):  # PNG: the one grey value that stands for "nothing here"
+        grey[values == transparent] = 255
+    return Image.fromarray(grey).convert("RGB")

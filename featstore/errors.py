@@ -1,0 +1,90 @@
+"""Every error a caller can act on, in one tree.
+
+A message says where, what was found, what was expected and what to do next. Programming mistakes inside
+the package stay plain ``AssertionError`` or ``TypeError``; they are not part of this tree.
+
+    FeatstoreError
+    |- ConfigError            a setting is missing, unknown or out of range (also a ValueError)
+    |- SourceError            the images cannot be listed or read
+    |- DecodeError            the bytes of one image are not a usable picture
+    |- TeacherError           the teacher cannot be built, or lacks a field that was asked for
+    |- StoreError
+       |- StoreNotFound       nothing there, or something that is not a store
+       |- ManifestMismatch    the store was made with something else than was asked for
+       |- StoreIncomplete     shards are still missing
+       |- StoreBusy           another process is writing the same store
+       |- ShardCorrupt        the bytes of a committed shard are not the bytes that were written
+       |- MissingSamples      sample ids, or the contents behind them, are not in the store
+       |- ViewMismatch        the stored views cannot answer what was asked of them
+       |- StoreWriteError     the disk refused (full, read-only, broken)
+       |- TooManyInvalid      more images were skipped than the set share allows
+"""
+
+from collections.abc import Sequence
+
+
+class FeatstoreError(Exception):
+    """Base of all errors that this package raises on purpose."""
+
+
+class ConfigError(FeatstoreError, ValueError):
+    """A setting is missing, unknown or out of range."""
+
+
+class SourceError(FeatstoreError):
+    """The images cannot be listed or read."""
+
+
+class DecodeError(FeatstoreError):
+    """The bytes of one image are not a usable picture; the message is the reason kept in the ledger."""
+
+
+class TeacherError(FeatstoreError):
+    """The teacher cannot be built, or lacks a field that was asked for."""
+
+
+class StoreError(FeatstoreError):
+    """Base of all errors about a store."""
+
+
+class StoreNotFound(StoreError):
+    """Nothing is at the path, or something that is not a store."""
+
+
+class ManifestMismatch(StoreError):
+    """The store was made with something else than was asked for."""
+
+
+class StoreIncomplete(StoreError):
+    """Shards are still missing."""
+
+
+class StoreBusy(StoreError):
+    """Another process is writing the same store."""
+
+
+class ShardCorrupt(StoreError):
+    """The bytes of a committed shard are not the bytes that were written."""
+
+
+class MissingSamples(StoreError):
+    """Sample ids, or the contents behind them, are not in the store."""
+
+
+class ViewMismatch(StoreError):
+    """The stored views cannot answer what was asked of them."""
+
+
+class StoreWriteError(StoreError):
+    """The disk refused: full, read-only or broken."""
+
+
+class TooManyInvalid(StoreError):
+    """More images were skipped than the set share allows."""
+
+
+def shorten(items: Sequence[object], limit: int = 5) -> str:
+    """Join the first ``limit`` items for a message and say how many more there are."""
+    shown = ", ".join(str(item) for item in items[:limit])
+    more = len(items) - limit
+    return f"{shown} and {more} more" if more > 0 else shown

@@ -1,0 +1,69 @@
+"""Sample ids, content hashes and the names that may become files."""
+
+import hashlib
+import re
+from collections.abc import Iterable, Sequence
+
+from featstore.errors import SourceError, StoreError, shorten
+
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}")
+
+
+def check_name(name: str) -> str:
+    """Return ``name`` if it can safely be a file name inside a store.
+
+    Raises:
+        StoreError: it holds a separator, a leading dot, or anything else that could point elsewhere.
+    """
+    if not _NAME.fullmatch(name):
+        raise StoreError(
+            f"{name!r} cannot name a field; expected a letter or digit, then up to 63 of letters, digits, '_.-'."
+        )
+    return name
+
+
+def check_sample_ids(sample_ids: Sequence[str], *, where: str) -> None:
+    """Check that ids are unique, non-empty and encodable.
+
+    Raises:
+        SourceError: names the ids.
+    """
+    if not sample_ids:
+        raise SourceError(f"{where}: no samples.")
+    seen: set[str] = set()
+    repeated: list[str] = []
+    for sample_id in sample_ids:
+        if sample_id in seen:
+            repeated.append(sample_id)
+        seen.add(sample_id)
+    if repeated:
+        raise SourceError(
+            f"{where}: {len(repeated)} sample ids occur more than once: {shorten(repeated)}. "
+            "Every image needs an id of its own; rename the files or keys."
+        )
+    odd = [sample_id for sample_id in sample_ids if not _is_text(sample_id)]
+    if odd:
+        raise SourceError(
+            f"{where}: {len(odd)} names are empty, not UTF-8 or hold a zero byte: "
+            f"{shorten([repr(name) for name in odd])}. Rename them."
+        )
+
+
+def _is_text(sample_id: str) -> bool:
+    try:
+        return bool(sample_id) and b"\0" not in sample_id.encode()
+    except UnicodeEncodeError:
+        return False
+
+
+def ids_sha256(sample_ids: Iterable[str]) -> str:
+    """Hash a list of ids in order: SHA-256 over the UTF-8 ids, each followed by a zero byte."""
+    digest = hashlib.sha256()
+    for sample_id in sample_ids:
+        digest.update(sample_id.encode() + b"\0")
+    return digest.hexdigest()
+
+
+def content_sha256(data: bytes) -> bytes:
+    """Hash the bytes of an image file; 32 bytes."""
+    return hashlib.sha256(data).digest()

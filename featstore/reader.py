@@ -1,0 +1,201 @@
+"""Open a store, check it, and read rows by sample id."""
+
+from collections.abc import Iterable
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from featstore.backends import ZarrBackend
+from featstore.backends.base import Array
+from featstore.errors import ConfigError, MissingSamples, StoreIncomplete, shorten
+from featstore.ledger import InvalidRow, ShardRecord, committed_shards, read_entry
+from featstore.manifest import Manifest, read_manifest
+
+Rows = npt.NDArray[np.int64]
+
+
+class FeatureStore:
+    """A store that was opened and checked. Read-only; safe to use after fork, and to send to another process.
+
+    Attributes:
+        path: folder of the store.
+        manifest: what the store says of itself.
+        shards: numbers of the shards that can be read.
+    """
+
+    def __init__(self, path: Path, manifest: Manifest, shards: list[int]) -> None:
+        self.path = path
+        self.manifest = manifest
+        self.shards = shards
+        self._backend = ZarrBackend(path, manifest)
+        self._entries: dict[int, ShardRecord] = {}
+        self._arrays: dict[tuple[str, int], Array] = {}
+
+    @classmethod
+    def open(cls, path: str | Path, *, allow_incomplete: bool = False) -> "FeatureStore":
+        """Open a store and check what can be checked without reading its payload.
+
+        Args:
+            path: folder of the store.
+            allow_incomplete: also open a store whose extraction is not finished; rows that are not there yet count
+                as invalid.
+
+        Raises:
+            StoreNotFound: nothing there, or not a store.
+            ManifestMismatch: another version of the format.
+            StoreIncomplete: shards are missing.
+        """
+        path = Path(path)
+        manifest = read_manifest(path)
+        shards = committed_shards(path, manifest.num_shards)
+        missing = manifest.num_shards - len(shards)
+        if missing and not allow_incomplete:
+            raise StoreIncomplete(
+                f"{path}: {missing} of {manifest.num_shards} shards are not there yet. Run extract.py again with the "
+                "settings this store was made with; it goes on where it stopped."
+            )
+        return cls(path, manifest, shards)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Leave the memory maps behind; each process opens its own."""
+        return {"path": self.path, "manifest": self.manifest, "shards": self.shards}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Open again in another process."""
+        self.__init__(state["path"], state["manifest"], state["shards"])  # type: ignore[misc]
+
+    @property
+    def num_rows(self) -> int:
+        """Rows of the store, valid or not."""
+        return self.manifest.num_rows
+
+    @property
+    def fingerprint(self) -> str:
+        """See ``Manifest.fingerprint``."""
+        return self.manifest.fingerprint
+
+    @property
+    def complete(self) -> bool:
+        """Whether every shard is there."""
+        return len(self.shards) == self.manifest.num_shards
+
+    @cached_property
+    def sample_ids(self) -> list[str]:
+        """Id of every row; "" where the shard is not there yet."""
+        ids = self._column("sample_id", np.dtype(object), "")
+        return [str(sample_id) for sample_id in ids]
+
+    @cached_property
+    def valid(self) -> npt.NDArray[np.bool_]:
+        """(N,) bool; False where the image or its features were unusable."""
+        return self._column("valid", np.dtype(np.bool_), False)
+
+    @cached_property
+    def labels(self) -> npt.NDArray[np.int64]:
+        """(N,) int64 class indices; -1 where unknown."""
+        if not self.manifest.source.has_labels:
+            return np.full(self.num_rows, -1, dtype=np.int64)
+        return self._column("label", np.dtype(np.int64), -1)
+
+    @cached_property
+    def content_sha256(self) -> npt.NDArray[np.uint8]:
+        """(N, 32) uint8: SHA-256 of each image file's bytes."""
+        return self._column("content_sha256", np.dtype(np.uint8), 0)
+
+    def _column(self, name: str, dtype: np.dtype[Any], missing: object) -> Array:
+        shape = self._backend.columns[name].shape
+        values = np.full((self.num_rows, *shape), missing, dtype=dtype)
+        for shard in self.shards:
+            rows = self.manifest.shard_range(shard)
+            values[rows.start : rows.stop] = self._backend.read_shard(
+                shard, name, self.entry(shard).objects
+            )
+        return values
+
+    def entry(self, shard: int) -> ShardRecord:
+        """The ledger's record of a shard."""
+        if shard not in self._entries:
+            self._entries[shard] = read_entry(self.path, shard)
+        return self._entries[shard]
+
+    def invalid_rows(self) -> list[InvalidRow]:
+        """Every row without a usable feature, with the reason, in row order."""
+        return [item for shard in self.shards for item in self.entry(shard).invalid]
+
+    @cached_property
+    def _row_of(self) -> dict[str, int]:
+        return {sample_id: row for row, sample_id in enumerate(self.sample_ids) if sample_id}
+
+    def rows_of(self, sample_ids: Iterable[str]) -> Rows:
+        """Find rows by sample id.
+
+        Returns:
+            (n,) int64.
+
+        Raises:
+            MissingSamples: names the ids that the store does not hold.
+        """
+        wanted = list(sample_ids)
+        rows = np.fromiter((self._row_of.get(name, -1) for name in wanted), np.int64, len(wanted))
+        if (rows < 0).any():
+            missing = [wanted[i] for i in np.flatnonzero(rows < 0)]
+            raise MissingSamples(
+                f"{self.path}: {len(missing)} of {len(wanted)} samples are not in the store: {shorten(missing)}. "
+                f"It holds {self.num_rows} samples such as {shorten(self.sample_ids[:2])}."
+            )
+        return rows
+
+    def gather(self, field: str, rows: npt.ArrayLike) -> Array:
+        """Read rows of one field.
+
+        Args:
+            field: name of the field.
+            rows: (B,) row numbers, in any order, repeats allowed.
+
+        Returns:
+            (B, V, *shape) in the stored dtype, a copy.
+
+        Raises:
+            ConfigError: the store has no such field.
+            MissingSamples: a row is outside the store or invalid; the message names ids and reasons.
+            ShardCorrupt: a shard's bytes are not those that were written (checked at its first touch).
+        """
+        if field not in self.manifest.fields:
+            raise ConfigError(
+                f"{self.path}: no field {field!r}; it has: {shorten(sorted(self.manifest.fields))}."
+            )
+        wanted = np.asarray(rows, dtype=np.int64).reshape(-1)
+        self._check_rows(wanted)
+        column = self._backend.columns[f"fields/{field}"]
+        out = np.empty((len(wanted), *column.shape), dtype=column.dtype)
+        shard_of, local = np.divmod(wanted, self.manifest.work.shard_rows)
+        for shard in np.unique(shard_of):
+            chosen = np.flatnonzero(shard_of == shard)
+            out[chosen] = self._mapped(column.name, int(shard))[local[chosen]]
+        return out
+
+    def _check_rows(self, rows: Rows) -> None:
+        if len(rows) == 0:
+            return
+        if rows.min() < 0 or rows.max() >= self.num_rows:
+            raise MissingSamples(
+                f"{self.path}: rows {rows.min()} to {rows.max()} were asked for; it has rows 0 to {self.num_rows - 1}."
+            )
+        usable = self.valid[rows]
+        if usable.all():
+            return
+        reasons = {item.row: f"{item.sample_id} ({item.reason})" for item in self.invalid_rows()}
+        bad = [reasons.get(int(row), f"row {row} (not extracted yet)") for row in rows[~usable]]
+        raise MissingSamples(
+            f"{self.path}: {len(bad)} of the rows asked for have no usable feature: {shorten(bad)}. "
+            "Leave out the rows where `valid` is False."
+        )
+
+    def _mapped(self, column: str, shard: int) -> Array:
+        key = (column, shard)
+        if key not in self._arrays:
+            self._arrays[key] = self._backend.read_shard(shard, column, self.entry(shard).objects)
+        return self._arrays[key]

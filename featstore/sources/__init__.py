@@ -1,0 +1,72 @@
+"""Sources of images: ids and bytes, nothing decoded. ``open_source`` chooses one by its kind."""
+
+from collections.abc import Callable, Sequence
+
+import numpy as np
+
+from featstore.config import SourceConfig
+from featstore.errors import SourceError, shorten
+from featstore.ids import check_sample_ids
+from featstore.sources.base import NO_LABEL, Source, matches
+from featstore.sources.digits import DigitsSource
+from featstore.sources.folder import FolderSource
+from featstore.sources.hf import HFSource
+from featstore.sources.tars import TarSource
+
+__all__ = ["NO_LABEL", "Source", "open_source"]
+
+KINDS: dict[str, Callable[[SourceConfig], Source]] = {
+    "digits": lambda config: DigitsSource(),
+    "folder": lambda config: FolderSource(config.path, labels_from=config.labels_from),
+    "hf": lambda config: HFSource(
+        config.path, image_column=config.image_column, label_column=config.label_column
+    ),
+    "tars": lambda config: TarSource(config.path, allow_cut_tars=config.allow_cut_tars),
+}
+
+
+def open_source(config: SourceConfig) -> Source:
+    """List the samples of a source and take those that match ``config.include``, in order.
+
+    Raises:
+        SourceError: nothing there, nothing matches, or the ids are not unique text.
+    """
+    source = KINDS[config.kind](config)
+    check_sample_ids(source.sample_ids, where=source.uri)
+    if "*" in config.include:
+        return source
+    rows = [
+        row for row, sample_id in enumerate(source.sample_ids) if matches(sample_id, config.include)
+    ]
+    if not rows:
+        patterns = " ".join(repr(pattern) for pattern in config.include)
+        raise SourceError(
+            f"{source.uri}: none of {len(source):,} samples matches --source.include {patterns}. "
+            f"Ids look like: {shorten(_spread(source.sample_ids))}. "
+            "A pattern must match the whole id; '*' also spans slashes."
+        )
+    return source if len(rows) == len(source) else _Part(source, rows)
+
+
+class _Part(Source):
+    """Some rows of another source. Class indices keep their meaning: no class is renumbered."""
+
+    def __init__(self, whole: Source, rows: Sequence[int]) -> None:
+        self.kind = whole.kind
+        self.uri = whole.uri
+        self.class_names = whole.class_names
+        self.notes = list(whole.notes)
+        self.sample_ids = [whole.sample_ids[row] for row in rows]
+        self._whole = whole
+        self._rows = np.asarray(rows, dtype=np.int64)
+        if whole.labels is not None and (whole.labels[self._rows] != NO_LABEL).any():
+            self.labels = whole.labels[self._rows]
+
+    def read(self, row: int) -> bytes:
+        return self._whole.read(int(self._rows[row]))
+
+
+def _spread(sample_ids: Sequence[str], count: int = 5) -> list[str]:
+    """Ids from all over the list, because the first few often share one folder."""
+    step = max(1, len(sample_ids) // count)
+    return [repr(sample_id) for sample_id in sample_ids[::step][:count]]

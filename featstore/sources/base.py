@@ -1,0 +1,71 @@
+"""What a source is: an ordered list of sample ids and the bytes behind each, nothing decoded."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from fnmatch import fnmatchcase
+
+import numpy as np
+import numpy.typing as npt
+
+NO_LABEL = -1
+"""Label of a sample whose class is not known."""
+
+IMAGE_SUFFIXES = frozenset(
+    (
+        ".jpg",
+        ".jpeg",
+        ".jpe",
+        ".png",
+        ".webp",
+        ".gif",
+        ".bmp",
+        ".tif",
+        ".tiff",
+        ".ppm",
+        ".pgm",
+        ".avif",
+        ".jp2",
+    )
+)
+
+
+class Source(ABC):
+    """Images of one origin. Picklable, so that loader processes can read; cheap to copy.
+
+    Attributes:
+        kind: name of the kind, as in ``SourceConfig.kind``.
+        uri: where the images are, as the user wrote it.
+        sample_ids: unique, stable, in the order of the store's rows.
+        labels: (N,) int64 class indices, ``NO_LABEL`` where unknown; None if no sample has one.
+        class_names: names of the classes, by index; empty if unknown.
+        notes: what a user should hear about this source, e.g. a tar that was taken in part.
+    """
+
+    kind: str
+    uri: str
+    sample_ids: Sequence[str]
+    labels: npt.NDArray[np.int64] | None = None
+    class_names: tuple[str, ...] = ()
+    notes: list[str] = []  # noqa: RUF012 - a subclass assigns its own list, nothing appends here
+
+    def __len__(self) -> int:
+        return len(self.sample_ids)
+
+    @abstractmethod
+    def read(self, row: int) -> bytes:
+        """Return the bytes of one image file.
+
+        Raises:
+            OSError: the file cannot be read (the caller marks the row invalid and goes on).
+        """
+
+
+def suffix_of(name: str) -> str:
+    """Return the part from the last dot of a file name on, in lower case; "" if there is none."""
+    _, dot, suffix = name.rpartition(".")
+    return f".{suffix.lower()}" if dot else ""
+
+
+def matches(sample_id: str, patterns: Sequence[str]) -> bool:
+    """Whether any shell pattern matches the whole id; ``*`` also spans slashes."""
+    return any(fnmatchcase(sample_id, pattern) for pattern in patterns)

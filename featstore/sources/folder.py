@@ -1,0 +1,148 @@
+"""Image files below a folder; the relative path is the sample id."""
+
+import os
+from collections import Counter
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import numpy.typing as npt
+
+from featstore.errors import SourceError, shorten
+from featstore.sources.base import IMAGE_SUFFIXES, NO_LABEL, Source, suffix_of
+
+LabelsFrom = Literal["parent", "top", "none"]
+
+SKIPPED_FOLDERS = frozenset(("__MACOSX",))
+"""Folders that archivers leave behind; their "images" are resource forks."""
+
+
+class FolderSource(Source):
+    """Every image file below a folder, sorted by relative path with forward slashes.
+
+    A file counts as an image by its suffix; what is in it shows when it is decoded. Hidden files
+    and folders are skipped and links to folders are not followed (a loop would never end).
+
+    Args:
+        path: the folder.
+        labels_from: the class is the name of the folder an image lies in (``parent``), of the
+            topmost one (``top``), or there is none; an image in ``path`` itself has no class.
+
+    Raises:
+        SourceError: not a readable folder, or no images in it.
+    """
+
+    def __init__(self, path: str, *, labels_from: LabelsFrom = "parent") -> None:
+        self.kind = "folder"
+        self.uri = path
+        self._root = Path(path).absolute()
+        _check_folder(path, self._root)
+        listing = _Listing()
+        listing.walk(self._root)
+        if not listing.images:
+            raise SourceError(_no_images(path, listing.others))
+        self.sample_ids = sorted(listing.images)
+        self.labels, self.class_names = _labels(self.sample_ids, labels_from)
+        self.notes = listing.notes(path)
+
+    def read(self, row: int) -> bytes:
+        """Return the bytes of one file."""
+        return (self._root / self.sample_ids[row]).read_bytes()
+
+
+class _Listing:
+    """What a walk over a folder has found."""
+
+    def __init__(self) -> None:
+        self.images: list[str] = []
+        self.others: Counter[str] = Counter()
+        self.linked_folders: list[str] = []
+
+    def walk(self, root: Path) -> None:
+        """Visit all folders; scandir knows an entry's type without a further system call."""
+        pending = [""]
+        while pending:
+            prefix = pending.pop()
+            try:
+                with os.scandir(root / prefix) as entries:
+                    for entry in entries:
+                        self._add(entry, prefix + entry.name, pending)
+            except OSError as error:
+                raise SourceError(
+                    f"{root / prefix}: the folder cannot be listed: {error.strerror or error}. "
+                    "Images in it would be missing from the store; make it readable or move it out."
+                ) from error
+
+    def _add(self, entry: os.DirEntry[str], relative: str, pending: list[str]) -> None:
+        if entry.name.startswith(".") or entry.name in SKIPPED_FOLDERS:
+            return
+        if entry.is_dir(follow_symlinks=False):
+            pending.append(relative + "/")
+        elif entry.is_dir():
+            self.linked_folders.append(relative)
+        elif suffix_of(entry.name) not in IMAGE_SUFFIXES:
+            self.others[suffix_of(entry.name)] += 1
+        elif entry.is_file() or entry.is_symlink():
+            # A link to nothing is listed: it becomes an invalid row with a reason, not a gap.
+            self.images.append(relative)
+        else:
+            self.others["(pipes, sockets or devices)"] += 1
+
+    def notes(self, path: str) -> list[str]:
+        notes = []
+        if self.others:
+            notes.append(f"{path}: left out {_count(self.others)}; not images by name.")
+        if self.linked_folders:
+            notes.append(
+                f"{path}: {len(self.linked_folders)} links to folders were not followed: "
+                f"{shorten(sorted(self.linked_folders))}."
+            )
+        return notes
+
+
+def _check_folder(path: str, root: Path) -> None:
+    if root.is_dir():
+        return
+    if not root.exists():
+        parents = (parent for parent in root.parents if parent.is_dir())
+        raise SourceError(
+            f"{path}: no such folder (the path exists up to {next(parents)}). "
+            "Set --source.path to the folder that holds the images."
+        )
+    kind = "A tar is read with --source.kind tars." if root.suffix == ".tar" else ""
+    raise SourceError(
+        f"{path}: found a file, expected a folder of images. {kind or 'Name the folder it is in.'}"
+    )
+
+
+def _no_images(path: str, others: Counter[str]) -> str:
+    found = f"found {_count(others)}, none an image" if others else "the folder is empty"
+    return (
+        f"{path}: {found} (hidden ones do not count). Expected files ending in "
+        f"{' '.join(sorted(IMAGE_SUFFIXES))}. Set --source.path to the folder that holds the "
+        f"images{', or use --source.kind tars' if '.tar' in others else ''}."
+    )
+
+
+def _count(others: Counter[str]) -> str:
+    kinds = [f"{number:,} {suffix or 'without suffix'}" for suffix, number in others.most_common()]
+    total = others.total()
+    return f"{total:,} file{'s' if total > 1 else ''} ({shorten(kinds)})"
+
+
+def _labels(
+    sample_ids: list[str], labels_from: LabelsFrom
+) -> tuple[npt.NDArray[np.int64] | None, tuple[str, ...]]:
+    if labels_from == "none":
+        return None, ()
+    folder = -2 if labels_from == "parent" else 0
+    names = [
+        parts[folder] if len(parts := sample_id.split("/")) > 1 else None
+        for sample_id in sample_ids
+    ]
+    class_names = tuple(sorted({name for name in names if name is not None}))
+    if not class_names:
+        return None, ()
+    index: dict[str | None, int] = {name: number for number, name in enumerate(class_names)}
+    index[None] = NO_LABEL
+    return np.array([index[name] for name in names], dtype=np.int64), class_names

@@ -1,0 +1,450 @@
+"""WebDataset tars: headers are read once to list the samples, bytes by position afterwards.
+
+Members of one tar whose paths agree up to the first dot of the file name form a sample. Nothing is
+ever unpacked. How tars are found and walked is here; what a picture is, is not.
+"""
+
+import os
+import re
+import tarfile
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import numpy as np
+import numpy.typing as npt
+
+from featstore.errors import SourceError, shorten
+from featstore.sources.base import IMAGE_SUFFIXES, NO_LABEL, Source, suffix_of
+
+MAX_OPEN_TARS = 64
+"""Tars that one process keeps open, far below the usual limit of 1,024 open files."""
+
+MAX_LABEL_BYTES = 64
+
+COMPRESSED = {
+    b"\x1f\x8b": "gzip",
+    b"BZh": "bzip2",
+    b"\xfd7zXZ\x00": "xz",
+    b"\x28\xb5\x2f\xfd": "zstd",
+}
+"""First bytes of compressed files, and the program that undoes them."""
+
+ALLOW_CUT = "--source.allow_cut_tars true"
+
+_KEY = re.compile(r"((?:.*/)?[^./][^./]*)\.([^/]*)", re.DOTALL)
+"""WebDataset's rule: the key ends at the first dot of the file name, the extension follows."""
+
+_CLASS = re.compile(rb"\s*(-1|[0-9]{1,18})\s*")
+
+Array = npt.NDArray[np.int64]
+
+
+class TarSource(Source):
+    """Samples of one or many plain tars, in the order of the tars' names and of their members.
+
+    The id of a sample is ``<tar>/<key>``, where ``<tar>`` is the tar's path without ``.tar``, below
+    the folder named by ``path`` (up to the first wildcard or brace). The class is the integer in
+    the member ``<key>.cls``.
+
+    Args:
+        path: a folder of ``*.tar``, one tar, a glob, or a brace pattern (``{000000..000099}``).
+        allow_cut_tars: take the complete samples of a tar that breaks off; ``notes`` says which.
+
+    Raises:
+        SourceError: no such tars, or one that is compressed, broken, hostile or without samples.
+    """
+
+    def __init__(self, path: str, *, allow_cut_tars: bool = False) -> None:
+        self.kind = "tars"
+        self.uri = path
+        self.notes = []
+        paths, base = find_tars(path)
+        named = sorted((_tar_id(tar, base), tar) for tar in paths)
+        self._paths = [str(tar.absolute()) for _, tar in named]
+        self._handles: dict[int, _Handle] = {}
+        self._lock = threading.Lock()
+        scans = [_scan(tar, allow_cut=allow_cut_tars) for _, tar in named]
+        for scan in scans:
+            self.notes += scan.notes
+        self.sample_ids = [
+            f"{tar_id}/{key}"
+            for (tar_id, _), scan in zip(named, scans, strict=True)
+            for key in scan.images
+        ]
+        if not self.sample_ids:
+            raise SourceError(f"{path}: no complete sample in any tar. " + " ".join(self.notes))
+        self._tars = np.repeat(
+            np.arange(len(scans), dtype=np.int32), [len(scan.images) for scan in scans]
+        )
+        self._spans = np.concatenate([scan.spans() for scan in scans])
+        labels = np.concatenate([scan.label_array() for scan in scans])
+        self.labels = labels if (labels != NO_LABEL).any() else None
+
+    def __getstate__(self) -> dict[str, Any]:
+        # File handles and locks belong to one process.
+        return {**self.__dict__, "_handles": {}, "_lock": None}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state, _lock=threading.Lock())
+
+    def read(self, row: int) -> bytes:
+        """Return the bytes of one image; safe to call from several threads."""
+        tar = int(self._tars[row])
+        offset, size = (int(value) for value in self._spans[row])
+        handle = self._handle(tar)
+        parts = []
+        while size:
+            part = os.pread(handle.number, size, offset)
+            if not part:
+                raise OSError(
+                    f"{self._paths[tar]}: ends at byte {offset}, {size} bytes of "
+                    f"{self.sample_ids[row]} are missing; the tar was changed since it was listed"
+                )
+            parts.append(part)
+            offset, size = offset + len(part), size - len(part)
+        return parts[0] if len(parts) == 1 else b"".join(parts)
+
+    def _handle(self, tar: int) -> "_Handle":
+        with self._lock:
+            handle = self._handles.pop(tar, None) or _Handle(self._paths[tar])
+            if len(self._handles) >= MAX_OPEN_TARS:
+                del self._handles[next(iter(self._handles))]
+            self._handles[tar] = handle  # the last place: dropped last
+            return handle
+
+
+class _Handle:
+    """An open file that closes with its last user, so that a thread's file is never pulled away."""
+
+    number = -1
+
+    def __init__(self, path: str) -> None:
+        self.number = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+
+    def __del__(self) -> None:
+        if self.number >= 0:
+            os.close(self.number)
+
+
+def find_tars(pattern: str) -> tuple[list[Path], Path]:
+    """Return the tars that a folder, file, glob or brace pattern names, and their common folder.
+
+    Raises:
+        SourceError: none there, or some tar of a brace pattern is missing.
+    """
+    path = Path(pattern)
+    if path.is_dir():
+        return _tars_in(path), path
+    if path.exists():
+        return [path], path.parent
+    if "://" in pattern or pattern.startswith("pipe:"):
+        raise SourceError(
+            f"{pattern}: tars are read by position from a local or mounted disk. "
+            "Copy them to one and set --source.path to that."
+        )
+    if "{" not in pattern and not _is_glob(pattern):
+        raise SourceError(
+            f"{pattern}: no such file or folder. Set --source.path to a folder of *.tar, one tar, "
+            "a glob, or a brace pattern like shard-{000000..000099}.tar."
+        )
+    base = _fixed_part(path)
+    found: list[Path] = []
+    missing: list[Path] = []
+    for name in _expand(pattern):
+        if _is_glob(name) and not Path(name).exists():
+            found += _glob(name)
+        else:
+            (found if Path(name).is_file() else missing).append(Path(name))
+    if missing and found:
+        names = shorten([str(name) for name in missing])
+        raise SourceError(
+            f"{pattern}: {len(missing)} of {len(missing) + len(found)} tars do not exist: {names}. "
+            "Fetch them, or narrow the pattern."
+        )
+    if not found:
+        raise SourceError(
+            f"{pattern}: no tar matches; {_contents(base)}. Correct the pattern (--source.path)."
+        )
+    return found, base
+
+
+def _tars_in(folder: Path) -> list[Path]:
+    found = [path for path in folder.iterdir() if path.name.endswith(".tar") and _is_shown(path)]
+    if not found:
+        raise SourceError(
+            f"{folder}: no *.tar in this folder; {_contents(folder)}. Plain (not compressed) tars "
+            "are expected directly in it; for tars in subfolders give a glob like 'DIR/**/*.tar'."
+        )
+    return found
+
+
+def _expand(pattern: str) -> list[str]:
+    from braceexpand import braceexpand
+
+    try:
+        return list(braceexpand(pattern))
+    except ValueError as error:  # its UnbalancedBracesError, which the stubs leave out
+        raise SourceError(
+            f"{pattern}: the braces of this pattern do not pair up ({error}). "
+            "Expected for example shard-{000000..000099}.tar (--source.path)."
+        ) from None
+
+
+def _is_glob(text: str) -> bool:
+    return any(character in text for character in "*?[")
+
+
+def _fixed_part(path: Path) -> Path:
+    """The folders before the first wildcard or brace: the same whatever happens to match today."""
+    for parent in path.parents:
+        if not _is_glob(str(parent)) and "{" not in str(parent):
+            return parent
+    return Path()
+
+
+def _glob(pattern: str) -> list[Path]:
+    base = _fixed_part(Path(pattern))
+    rest = str(Path(pattern).relative_to(base))
+    return [path for path in base.glob(rest) if path.is_file() and _is_shown(path)]
+
+
+def _is_shown(path: Path) -> bool:
+    return not path.name.startswith(".")
+
+
+def _contents(folder: Path) -> str:
+    """What is in a folder instead, for a message."""
+    if not folder.is_dir():
+        return f"the folder {folder} does not exist"
+    names = sorted(path.name for path in folder.iterdir())
+    return f"{folder} holds {shorten(names)}" if names else f"{folder} is empty"
+
+
+def _tar_id(tar: Path, base: Path) -> str:
+    return tar.relative_to(base).as_posix().removesuffix(".tar")
+
+
+class _Break(Exception):
+    """A tar breaks off: no whole member can be read from a byte offset on."""
+
+    def __init__(self, offset: int, reason: str, member: str | None = None) -> None:
+        super().__init__(reason)
+        self.offset = offset
+        self.member = member
+
+
+class _Scan:
+    """The samples of one tar: images and labels by key, in the order of the members."""
+
+    def __init__(self, tar: Path) -> None:
+        self.tar = tar
+        self.images: dict[str, tuple[int, int]] = {}
+        self.labels: dict[str, int] = {}
+        self.notes: list[str] = []
+        # Extensions of the sample that is being read and of the one before, to see what a cut took.
+        self._key = ""
+        self._extensions: set[str] = set()
+        self._before: set[str] = set()
+
+    def add(self, member: tarfile.TarInfo, file: BinaryIO) -> None:
+        """Take one regular member."""
+        found = _split(member.name)
+        if found is None:
+            return
+        key, extension = found
+        self._open_sample(key)
+        self._extensions.add(extension)
+        if suffix_of(f".{extension}") in IMAGE_SUFFIXES:
+            if key in self.images:
+                raise SourceError(
+                    f"{self.tar}: sample {key!r} has several images, the second is "
+                    f"{member.name!r}; expected one image for each key. Write every image under "
+                    "a key of its own."
+                )
+            self.images[key] = (member.offset_data, member.size)
+        elif extension == "cls":
+            self.labels[key] = self._read_label(member, file)
+
+    def _open_sample(self, key: str) -> None:
+        if key != self._key:
+            self._key, self._before, self._extensions = key, self._extensions, set()
+
+    def _read_label(self, member: tarfile.TarInfo, file: BinaryIO) -> int:
+        text = os.pread(file.fileno(), min(member.size, MAX_LABEL_BYTES), member.offset_data)
+        number = _CLASS.fullmatch(text)
+        if number is None or member.size > MAX_LABEL_BYTES:
+            raise SourceError(
+                f"{self.tar}: {member.name} holds {text[:20]!r}; expected the class as an integer "
+                "in text, 0 or more (-1 if unknown). Write the tar again."
+            )
+        return int(number[1])
+
+    def drop_cut_sample(self, member: str | None) -> None:
+        """Forget the sample that a break has hit.
+
+        Args:
+            member: the member whose bytes are not all there, None if its name is lost. In that case
+                the last sample counts as whole if it has every part that the one before it has.
+        """
+        found = _split(member) if member is not None else None
+        if found is not None:
+            key = found[0]
+        elif self._before and self._before <= self._extensions:
+            return
+        else:
+            key = self._key
+        self.images.pop(key, None)
+
+    def spans(self) -> Array:
+        """(n, 2) offset and size of each image, bytes."""
+        return np.array(list(self.images.values()), dtype=np.int64).reshape(-1, 2)
+
+    def label_array(self) -> Array:
+        """(n,) class of each image."""
+        return np.array([self.labels.get(key, NO_LABEL) for key in self.images], dtype=np.int64)
+
+
+def _split(name: str) -> tuple[str, str] | None:
+    """Return (key, extension in lower case) of a member, None if it belongs to no sample."""
+    name = name.removeprefix("./")
+    match = _KEY.fullmatch(name)
+    if match is None or name.startswith("__MACOSX/"):
+        return None
+    return match[1], match[2].lower()
+
+
+def _scan(tar: Path, *, allow_cut: bool) -> _Scan:
+    scan = _Scan(tar)
+    try:
+        with tar.open("rb") as file:
+            _refuse_compressed(tar, file)
+            try:
+                for member in _members(tar, file, scan.notes):
+                    _refuse_hostile(tar, member)
+                    if member.isreg():
+                        scan.add(member, file)
+            except _Break as error:
+                _take_cut(scan, error, allow_cut=allow_cut)
+                return scan
+    except OSError as error:
+        raise SourceError(
+            f"{tar}: cannot be read: {error.strerror or error}. Fetch it again or leave it out."
+        ) from error
+    if not scan.images:
+        raise SourceError(
+            f"{tar}: no sample with an image in this tar. Expected members like 000001.jpg "
+            f"(one of {' '.join(sorted(IMAGE_SUFFIXES))}). Leave it out of --source.path."
+        )
+    without = scan.labels.keys() - scan.images.keys()
+    if without:
+        scan.notes.append(
+            f"{tar}: {len(without)} keys have a class but no image and were left out: "
+            f"{shorten(sorted(without))}."
+        )
+    return scan
+
+
+def _take_cut(scan: _Scan, error: _Break, *, allow_cut: bool) -> None:
+    scan.drop_cut_sample(error.member)
+    found = (
+        f"{scan.tar}: breaks off at byte {error.offset} ({error}), "
+        f"after {len(scan.images)} complete samples"
+    )
+    if not allow_cut:
+        advice = "take those" if scan.images else "pass over it"
+        raise SourceError(f"{found}. Fetch the tar again; or {advice} with {ALLOW_CUT}.") from error
+    scan.notes.append(f"{found}; those were taken, all after them are missing.")
+
+
+def _refuse_compressed(tar: Path, file: BinaryIO) -> None:
+    start = file.read(8)
+    file.seek(0)
+    for magic, program in COMPRESSED.items():
+        if start.startswith(magic):
+            raise SourceError(
+                f"{tar}: compressed with {program}; images are read by position, which needs a "
+                "plain tar. Unpack it once (the images in it are compressed already)."
+            )
+
+
+def _refuse_hostile(tar: Path, member: tarfile.TarInfo) -> None:
+    if member.name.startswith("/") or ".." in member.name.split("/"):
+        raise SourceError(
+            f"{tar}: member {member.name!r} points outside of the archive; expected relative "
+            "paths without '..'. Do not use a tar that you do not trust."
+        )
+    if member.isreg() and member.issparse():
+        raise SourceError(
+            f"{tar}: member {member.name!r} is stored as a sparse file, which cannot be read by "
+            "position. Write the tar again without --sparse."
+        )
+
+
+def _members(tar: Path, file: BinaryIO, notes: list[str]) -> Iterator[tarfile.TarInfo]:
+    """Yield the members whose bytes are all there.
+
+    ``tarfile`` ends without a word at a damaged header, so this looks at where it ended.
+
+    Raises:
+        SourceError: the file is not a tar.
+        _Break: the rest cannot be read.
+    """
+    size = os.fstat(file.fileno()).st_size
+    end = 0
+    archive = None
+    try:
+        archive = tarfile.TarFile(fileobj=file, mode="r", encoding="utf-8")
+        while (member := archive.next()) is not None:
+            archive.members.clear()  # type: ignore[attr-defined]  # would keep every header in memory
+            if member.isreg() and member.offset_data + member.size > size:
+                raise _Break(size, f"inside member {member.name!r}", member.name)
+            if archive.offset <= end or member.size < 0:
+                raise _Break(end, "a header with a negative size")  # hostile: would never end
+            end = archive.offset
+            yield member
+    except (_Break, SourceError, OSError, GeneratorExit):
+        raise
+    except Exception as error:  # tarfile on hostile bytes: ValueError, IndexError, MemoryError, ...
+        if end == 0 and archive is None and size >= tarfile.BLOCKSIZE:
+            _refuse_not_a_tar(tar, file, error)
+    _check_end(file, end, size, notes, tar)
+
+
+def _refuse_not_a_tar(tar: Path, file: BinaryIO, error: Exception) -> None:
+    block = os.pread(file.fileno(), tarfile.BLOCKSIZE, 0)
+    try:
+        tarfile.TarInfo.frombuf(block, "utf-8", "surrogateescape")
+    except tarfile.HeaderError:
+        pass
+    else:
+        return  # a good header: the cut is in what belongs to it
+    raise SourceError(
+        f"{tar}: not a tar (first bytes {block[:8]!r}; {error}). Leave it out of --source.path, "
+        "or fetch it again: a failed download often is a page of HTML."
+    ) from None
+
+
+def _check_end(file: BinaryIO, end: int, size: int, notes: list[str], tar: Path) -> None:
+    """Look at what follows the last member: the mark of the end is zeros and nothing else."""
+    if size == 0:
+        raise _Break(0, "the file is empty")
+    if end >= size:
+        notes.append(
+            f"{tar}: has no end-of-archive mark. All its members are whole, but if it was cut "
+            "exactly between two of them, the rest is missing."
+        )
+        return
+    block = os.pread(file.fileno(), tarfile.BLOCKSIZE, end)
+    if block.strip(b"\0"):
+        whole = len(block) == tarfile.BLOCKSIZE
+        raise _Break(end, "no whole tar header there" if whole else "inside a tar header")
+    position = end
+    while chunk := os.pread(file.fileno(), 1 << 20, position):
+        if chunk.strip(b"\0"):
+            place = position + len(chunk) - len(chunk.lstrip(b"\0"))
+            raise _Break(
+                place, "data after the end-of-archive mark, as when tars are joined with cat"
+            )
+        position += len(chunk)

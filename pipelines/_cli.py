@@ -1,0 +1,114 @@
+"""The one place where recipes and flags become a config, and errors become an exit status."""
+
+import dataclasses
+import json
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any, TypeVar
+
+import yaml
+from jsonargparse import auto_cli, set_parsing_settings
+
+from featstore.errors import ConfigError, FeatstoreError, TooManyInvalid
+
+Config = TypeVar("Config")
+
+EXIT_ERROR = 2
+"""Exit status for an error that the user can mend; the argument parser uses it too."""
+EXIT_TOO_MANY_INVALID = 3
+"""Exit status when the work was done but more images were skipped than allowed."""
+
+USAGE = "%(prog)s [--config RECIPE.yaml] [--name value ...]      all settings: --help"
+
+set_parsing_settings(docstring_parse_attribute_docstrings=True)
+
+
+def parse(
+    config_class: type[Config], *, default_recipe: Path, argv: Sequence[str] | None = None
+) -> Config:
+    """Read ``--config recipe.yaml`` and the flags after it; the last one wins, unknown keys are errors.
+
+    Without ``--config`` the default recipe is read. A value in a recipe that begins with ``./`` or ``../`` is a path
+    relative to the recipe's own folder; any other path is relative to the working directory.
+
+    Raises:
+        ConfigError: the recipe cannot be read, or a value is out of range.
+        SystemExit: an unknown key or flag, or a value of the wrong type (status 2, after a message).
+    """
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    if not any(item == "--config" or item.startswith("--config=") for item in arguments):
+        arguments = ["--config", str(default_recipe), *arguments]
+    arguments = list(_inline_recipes(_spell_out_switches(config_class, arguments)))
+    return auto_cli(config_class, args=arguments, allow_abbrev=False, usage=USAGE)  # type: ignore[no-any-return]
+
+
+def run_main(
+    main: Callable[[Config], object], config_class: type[Config], *, default_recipe: Path
+) -> None:
+    """Parse the command line, run ``main``, and turn our errors into one message and an exit status."""
+    try:
+        main(parse(config_class, default_recipe=default_recipe))
+    except TooManyInvalid as error:
+        print(f"\nerror: {error}", file=sys.stderr)
+        sys.exit(EXIT_TOO_MANY_INVALID)
+    except FeatstoreError as error:
+        print(f"\nerror: {error}", file=sys.stderr)
+        sys.exit(EXIT_ERROR)
+    except KeyboardInterrupt:
+        print("\ninterrupted; the same command goes on from here", file=sys.stderr)
+        sys.exit(130)
+
+
+def _spell_out_switches(config_class: type, arguments: Sequence[str]) -> Iterator[str]:
+    """Let ``--dry_run`` stand for ``--dry_run=true``."""
+    switches = set(_switches(config_class, "--"))
+    for i, item in enumerate(arguments):
+        following = arguments[i + 1] if i + 1 < len(arguments) else "--"
+        yield f"{item}=true" if item in switches and following.startswith("--") else item
+
+
+def _switches(config_class: Any, prefix: str) -> Iterator[str]:
+    for item in dataclasses.fields(config_class):
+        if item.type is bool:
+            yield f"{prefix}{item.name}"
+        elif dataclasses.is_dataclass(item.type):
+            yield from _switches(item.type, f"{prefix}{item.name}.")
+
+
+def _inline_recipes(arguments: Iterator[str]) -> Iterator[str]:
+    """Replace the path after ``--config`` by the recipe's content, with its own relative paths resolved."""
+    for item in arguments:
+        if item == "--config":
+            yield f"--config={_read_recipe(Path(next(arguments, '')))}"
+        elif item.startswith("--config="):
+            yield f"--config={_read_recipe(Path(item.removeprefix('--config=')))}"
+        else:
+            yield item
+
+
+def _read_recipe(path: Path) -> str:
+    try:
+        values = yaml.safe_load(path.read_bytes())
+    except OSError as error:
+        raise ConfigError(
+            f"--config {path}: cannot be read ({error.strerror}). Recipes that come with the project are in "
+            "pipelines/recipes/."
+        ) from None
+    except yaml.YAMLError as error:
+        raise ConfigError(f"--config {path}: not valid YAML: {error}") from None
+    if not isinstance(values, dict):
+        raise ConfigError(
+            f"--config {path}: expected settings by name, found {type(values).__name__}."
+        )
+    return json.dumps(_resolve(values, path.absolute().parent))
+
+
+def _resolve(value: Any, folder: Path) -> Any:
+    if isinstance(value, dict):
+        return {key: _resolve(item, folder) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_resolve(item, folder) for item in value]
+    if isinstance(value, str) and value.startswith(("./", "../")):
+        return str(folder / value)
+    return value

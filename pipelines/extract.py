@@ -1,0 +1,89 @@
+"""Phase one: run a frozen teacher once over the images and write its features into a store.
+
+    accelerate launch pipelines/extract.py                                     the embedded digits, about 30 s
+    accelerate launch pipelines/extract.py --config recipe.yaml --dry_run      print the plan and stop
+    accelerate launch pipelines/extract.py --config recipe.yaml                start, or go on where it stopped
+
+Several GPUs: accelerate launch --multi_gpu pipelines/extract.py ...
+"""
+
+import sys
+from pathlib import Path
+
+# A script's own folder comes first on sys.path; the packages lie one level higher, also when nothing is installed.
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from featstore.config import ExtractConfig
+from pipelines._cli import run_main
+
+DEFAULT_RECIPE = Path(__file__).parent / "recipes" / "digits" / "extract.yaml"
+
+
+def main(config: ExtractConfig) -> None:
+    """Plan, extract, report.
+
+    Raises:
+        FeatstoreError: something the user can mend; nothing half-made is left behind.
+    """
+    from accelerate import Accelerator
+
+    from featstore import extract
+    from featstore.sources import open_source
+    from featstore.teachers import build_teacher
+
+    accelerator = Accelerator()
+    say = accelerator.print
+
+    source = open_source(config.source)
+    for note in source.notes:
+        say(f"note: {note}")
+    # Frozen: eval mode, no gradients. Nothing is trained in phase one.
+    teacher = build_teacher(
+        config.teacher,
+        fields=config.store.fields,
+        dtype=config.store.dtype,
+        precision=extract.resolve_precision(config, accelerator.device),
+        device=accelerator.device,
+    )
+    manifest = extract.describe_store(config, source=source, teacher=teacher)
+
+    if accelerator.is_main_process:
+        plan = extract.plan_run(
+            config,
+            manifest=manifest,
+            source=source,
+            teacher=teacher,
+            processes=accelerator.num_processes,
+        )
+        say(
+            f"teacher   {teacher.record.name} {teacher.record.tag}, {teacher.record.precision} on {teacher.device}"
+        )
+        say(
+            f"views     {len(manifest.views)}: "
+            + "; ".join(str(view) for view in manifest.views.views)
+        )
+        say(f"store     {config.store.path}")
+        say("\n".join(plan.lines()))
+    if config.dry_run:
+        say("dry run: nothing was written")
+        return
+
+    summary = extract.run(
+        config, manifest=manifest, source=source, teacher=teacher, accelerator=accelerator
+    )
+
+    rate = summary.written / summary.seconds
+    say(
+        f"\n{summary.rows:,} rows in {summary.store}, {summary.written:,} of them from this run in "
+        f"{summary.seconds:.1f} s ({rate:.1f} images/s); {len(summary.invalid)} without a usable image"
+    )
+    for item in summary.invalid[:20]:
+        say(f"  skipped {item.sample_id}: {item.reason}")
+    if len(summary.invalid) > 20:
+        say(f"  ... and {len(summary.invalid) - 20} more: featstore inspect {summary.store}")
+    summary.check(config.max_invalid_share)
+    say(f"next: accelerate launch pipelines/distill.py --store {summary.store}")
+
+
+if __name__ == "__main__":
+    run_main(main, ExtractConfig, default_recipe=DEFAULT_RECIPE)

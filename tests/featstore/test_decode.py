@@ -1,0 +1,318 @@
+"""Decoding: the right colours for every kind of file, and one kind of error for everything else."""
+
+import io
+import struct
+import subprocess
+import sys
+import time
+import tracemalloc
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+
+from featstore.decode import decode_image
+from featstore.errors import DecodeError
+from tests.images import ORIENTATION, chunk, encode, gradient, png, png16
+
+JPEG_TOLERANCE = 6
+"""Levels. Quality 95 on a smooth 24 x 16 picture, no chroma subsampling: 3 with libjpeg-turbo."""
+
+Pixels = npt.NDArray[np.uint8]
+
+
+def decoded(data: bytes) -> Pixels:
+    image = decode_image(data)
+    assert image.mode == "RGB"
+    return np.asarray(image)
+
+
+def smooth() -> Pixels:
+    """A gradient that JPEG keeps closely: no step in any channel."""
+    pixels = gradient()
+    pixels[..., 2] = 90
+    return pixels
+
+
+def worst(found: Pixels, expected: Pixels) -> int:
+    assert found.shape == expected.shape
+    return int(np.abs(found.astype(int) - expected.astype(int)).max())
+
+
+@pytest.mark.parametrize("options", [{}, {"progressive": True}, {"optimize": True}])
+def test_jpeg_colours(options: dict[str, bool]) -> None:
+    """Baseline and progressive JPEG give the picture back within the tolerance."""
+    data = encode(smooth(), "JPEG", quality=95, subsampling=0, **options)
+    assert worst(decoded(data), smooth()) <= JPEG_TOLERANCE
+
+
+def test_jpeg_grey() -> None:
+    """A grey JPEG has three equal channels."""
+    grey = gradient()[..., 0]
+    found = decoded(encode(grey, "JPEG", quality=95))
+    assert (found[..., 0] == found[..., 1]).all()
+    assert (found[..., 0] == found[..., 2]).all()
+    assert worst(found[..., 0], grey) <= JPEG_TOLERANCE
+
+
+def test_jpeg_cmyk() -> None:
+    """CMYK is converted, not inverted: full cyan is (0, 255, 255), no ink is white, black is black.
+
+    Tolerance 3 levels: flat 16 x 16 areas at quality 95 only suffer rounding.
+    """
+    inks = {(255, 0, 0, 0): (0, 255, 255), (0, 0, 0, 0): (255, 255, 255), (0, 0, 0, 255): (0, 0, 0)}
+    for ink, colour in inks.items():
+        data = encode(Image.new("CMYK", (16, 16), ink), "JPEG", quality=95)
+        assert Image.open(io.BytesIO(data)).mode == "CMYK"
+        assert worst(decoded(data)[8, 8], np.array(colour, dtype=np.uint8)) <= 3
+
+
+@pytest.mark.parametrize("kind", ["PNG", "BMP", "TIFF", "PPM", "ICO"])
+def test_lossless_formats(kind: str) -> None:
+    """Lossless formats give the very same pixels."""
+    pixels = gradient(32, 32)
+    assert (decoded(encode(pixels, kind)) == pixels).all()
+
+
+def test_webp_and_jpeg2000_and_avif() -> None:
+    """WebP and JPEG 2000 in their lossless modes are exact; AVIF at quality 100 within 5 levels."""
+    pixels = smooth()
+    assert (decoded(encode(pixels, "WEBP", lossless=True)) == pixels).all()
+    assert (decoded(encode(pixels, "JPEG2000")) == pixels).all()
+    assert worst(decoded(encode(pixels, "AVIF", quality=100, subsampling="4:4:4")), pixels) <= 5
+
+
+def test_mpo() -> None:
+    """Of the two pictures in a phone's MPO file the first counts."""
+    second = Image.new("RGB", (24, 16), "red")
+    data = encode(smooth(), "MPO", save_all=True, append_images=[second], quality=95, subsampling=0)
+    assert worst(decoded(data), smooth()) <= JPEG_TOLERANCE
+
+
+def test_gif_first_frame() -> None:
+    """Of an animation the first frame counts."""
+    frames = [Image.new("RGB", (6, 4), colour) for colour in ("red", "blue", "green")]
+    data = encode(frames[0], "GIF", save_all=True, append_images=frames[1:])
+    assert (decoded(data) == (255, 0, 0)).all()
+
+
+def test_png_palette() -> None:
+    """Palette indices become their colours."""
+    image = Image.fromarray(gradient()).quantize(16)
+    assert (decoded(encode(image)) == np.asarray(image.convert("RGB"))).all()
+
+
+def test_png_palette_with_transparency() -> None:
+    """A transparent palette entry shows white, a half transparent one is blended with white."""
+    image = Image.new("P", (3, 1))
+    image.putpalette([255, 0, 0, 0, 255, 0, 0, 0, 255])
+    image.putdata([0, 1, 2])
+    found = decoded(encode(image, transparency=bytes([0, 128, 255])))
+    assert worst(found, np.array([[[255, 255, 255], [127, 255, 127], [0, 0, 255]]], np.uint8)) <= 1
+
+
+def test_alpha_over_white() -> None:
+    """RGBA and LA are laid over white: the hidden colour under alpha 0 never shows."""
+    rgba = np.array([[[9, 9, 9, 0], [10, 20, 30, 255], [0, 0, 0, 128]]], dtype=np.uint8)
+    expected = np.array([[[255] * 3, [10, 20, 30], [127] * 3]], dtype=np.uint8)
+    assert worst(decoded(encode(rgba)), expected) <= 1
+    grey_alpha = Image.merge("LA", [Image.new("L", (2, 2), 5), Image.new("L", (2, 2), 0)])
+    assert (decoded(encode(grey_alpha)) == 255).all()
+
+
+def test_transparent_colour_of_grey_and_rgb_png() -> None:
+    """PNG's single transparent colour shows white for 8-bit grey, 16-bit grey and RGB."""
+    grey = np.array([[7, 100]], dtype=np.uint8)
+    assert decoded(encode(grey, transparency=7))[0, :, 0].tolist() == [255, 100]
+    deep = np.array([[1000, 25700]], dtype=np.uint16)
+    data = png16(deep, extra=chunk(b"tRNS", struct.pack(">H", 1000)))
+    assert decoded(data)[0, :, 0].tolist() == [255, 100]
+    rgb = np.array([[[1, 2, 3], [4, 5, 6]]], dtype=np.uint8)
+    assert decoded(encode(rgb, transparency=(1, 2, 3)))[0].tolist() == [[255] * 3, [4, 5, 6]]
+
+
+def test_png_16_bit_grey() -> None:
+    """16-bit grey is value / 257, rounded: exact, and white stays white."""
+    values = np.array([[0, 128, 129, 257, 32768, 65406, 65407, 65535]], dtype=np.uint16)
+    expected = np.rint(values / 257).astype(np.uint8)
+    found = decoded(png16(values))
+    assert (found == expected[..., None]).all()
+
+
+def test_png_16_bit_rgb() -> None:
+    """16-bit RGB is within one level of value / 257 (Pillow keeps the high byte)."""
+    values = (gradient().astype(np.uint16) * 257 + 100).clip(0, 65535).astype(np.uint16)
+    expected = np.rint(values / 257).astype(np.uint8)
+    assert worst(decoded(png16(values)), expected) <= 1
+
+
+def test_png_1_bit() -> None:
+    """1-bit pictures are black and white."""
+    bits = Image.fromarray(np.array([[0, 255], [255, 0]], dtype=np.uint8)).convert("1")
+    assert decoded(encode(bits))[..., 0].tolist() == [[0, 255], [255, 0]]
+
+
+def test_float_tiff_is_refused() -> None:
+    """A picture whose numbers have no 8-bit meaning is refused with that reason."""
+    data = encode(Image.new("F", (4, 4), 0.5), "TIFF")
+    with pytest.raises(DecodeError, match="floating-point"):
+        decode_image(data)
+
+
+@pytest.mark.parametrize("kind", ["PNG", "TIFF", "WEBP", "JPEG"])
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_orientation(orientation: int, kind: str) -> None:
+    """All eight EXIF orientations equal the upright picture."""
+    # How the stored picture lies for each orientation, from the EXIF standard: (row 0, column 0).
+    upright = smooth()
+    turned = {
+        1: upright,
+        2: upright[:, ::-1],
+        3: upright[::-1, ::-1],
+        4: upright[::-1],
+        5: upright.transpose(1, 0, 2),
+        6: upright.transpose(1, 0, 2)[::-1],
+        7: upright.transpose(1, 0, 2)[::-1, ::-1],
+        8: upright.transpose(1, 0, 2)[:, ::-1],
+    }[orientation]
+    options = {"WEBP": {"lossless": True}, "JPEG": {"quality": 95, "subsampling": 0}}.get(kind, {})
+    exif = Image.Exif()
+    exif[ORIENTATION] = orientation
+    found = decoded(encode(np.ascontiguousarray(turned), kind, exif=exif, **options))
+    assert worst(found, upright) <= (JPEG_TOLERANCE if kind == "JPEG" else 0)
+
+
+@pytest.mark.parametrize(
+    "exif",
+    [b"Exif\0\0garbage", b"Exif\0\0MM\0*\0\0\0\x08\xff\xff", b"Exif\0\0II*\0\xff\xff\xff\xff"],
+)
+def test_damaged_exif_does_not_cost_the_picture(exif: bytes) -> None:
+    """A good picture with a broken EXIF block is decoded as it lies."""
+    data = encode(smooth(), "JPEG", quality=95, subsampling=0, exif=exif)
+    assert worst(decoded(data), smooth()) <= JPEG_TOLERANCE
+
+
+@pytest.mark.parametrize(
+    ("kind", "options"),
+    [
+        ("JPEG", {}),
+        ("JPEG", {"progressive": True}),
+        ("PNG", {}),
+        ("WEBP", {}),
+        ("WEBP", {"lossless": True}),
+        ("GIF", {}),
+        ("TIFF", {}),
+        ("BMP", {}),
+    ],
+)
+def test_truncated(kind: str, options: dict[str, bool]) -> None:
+    """A cut file is an error, or the full picture if only trailing bytes are gone."""
+    random = np.random.default_rng(0).integers(0, 256, (40, 50, 3), dtype=np.uint8)
+    data = encode(random, kind, **options)
+    full = decoded(data)
+    refused = 0
+    for cut in {*range(0, len(data), max(1, len(data) // 150)), *range(len(data) - 24, len(data))}:
+        try:
+            found = decoded(data[:cut])
+        except DecodeError:
+            refused += 1
+            continue
+        assert len(data) - cut <= 64, f"cut at {cut} of {len(data)} was accepted"
+        assert (found == full).all(), f"cut at {cut} of {len(data)} gave another picture"
+    assert refused > 100
+
+
+def test_empty() -> None:
+    """A file of zero bytes is named as such."""
+    with pytest.raises(DecodeError, match="empty file"):
+        decode_image(b"")
+
+
+def test_text() -> None:
+    """A text file, whatever its name, is no image; the reason shows its first bytes."""
+    with pytest.raises(DecodeError, match=r"not an image \(17 bytes, first b'<!DOCTYP'"):
+        decode_image(b"<!DOCTYPE html>\r\n")
+
+
+@pytest.mark.parametrize(
+    "data", [b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n", b"%PDF-1.7"]
+)
+def test_interpreted_formats_are_not_opened(data: bytes) -> None:
+    """EPS would be given to Ghostscript: the allow-list keeps it out."""
+    with pytest.raises(DecodeError, match="not an image"):
+        decode_image(data)
+
+
+def test_eps_written_by_pillow_is_not_opened() -> None:
+    """A whole and valid EPS file is refused as well."""
+    with pytest.raises(DecodeError, match="not an image"):
+        decode_image(encode(gradient(), "EPS"))
+
+
+def test_giant_is_refused_quickly() -> None:
+    """A small file that declares 50,000 x 50,000 pixels costs neither time nor memory."""
+    data = png(50_000, 50_000, depth=8, colour=2, rows=bytes(1000))
+    assert len(data) < 200
+    tracemalloc.start()
+    start = time.perf_counter()
+    with pytest.raises(DecodeError, match="too many pixels"):
+        decode_image(data)
+    seconds = time.perf_counter() - start
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert seconds < 1
+    assert peak < 1 << 20
+
+
+def test_giant_costs_no_memory_outside_python() -> None:
+    """Pillow's own allocations are not traced: the peak of a whole process stays small."""
+    code = (
+        "import resource, sys\n"
+        "from featstore.decode import decode_image\n"
+        "from featstore.errors import DecodeError\n"
+        "from tests.images import png\n"
+        "data = png(50_000, 50_000, depth=8, colour=2, rows=bytes(1000))\n"
+        "before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss\n"
+        "try:\n    decode_image(data)\nexcept DecodeError:\n    pass\n"
+        "else:\n    sys.exit('decoded')\n"
+        "print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert int(done.stdout) < 50 * 1024  # KiB; unpacked it would be 7.5 GB
+
+
+def test_limit_is_exact() -> None:
+    """``max_pixels`` itself is accepted, one row more is not."""
+    assert decode_image(encode(gradient(10, 10)), max_pixels=100).size == (10, 10)
+    with pytest.raises(DecodeError, match="10 x 11 declared, at most 100"):
+        decode_image(encode(gradient(10, 11)), max_pixels=100)
+
+
+@given(st.binary(max_size=400))
+def test_random_bytes(data: bytes) -> None:
+    """Random bytes raise DecodeError or give a picture, nothing else."""
+    try:
+        decode_image(data)
+    except DecodeError as error:
+        assert str(error)
+
+
+@settings(max_examples=200)
+@given(
+    kind=st.sampled_from(["JPEG", "PNG", "WEBP", "GIF", "TIFF", "BMP", "PPM", "ICO", "JPEG2000"]),
+    changes=st.lists(
+        st.tuples(st.floats(0, 1, exclude_max=True), st.integers(0, 255)), max_size=12
+    ),
+)
+def test_damaged_files(kind: str, changes: list[tuple[float, int]]) -> None:
+    """Changed bytes in real files raise DecodeError or give a picture, nothing else."""
+    data = bytearray(encode(gradient(16, 16), kind))
+    for place, value in changes:
+        data[int(place * len(data))] = value
+    try:
+        assert decode_image(bytes(data), max_pixels=1_000_000).mode == "RGB"
+    except DecodeError as error:
+        assert str(error)

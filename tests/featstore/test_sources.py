@@ -1,0 +1,893 @@
+"""Sources: ids, labels and bytes of every kind, on real files, and the errors of each."""
+
+import builtins
+import gzip
+import io
+import multiprocessing
+import os
+import pickle
+import subprocess
+import sys
+import tarfile
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from featstore.config import SourceConfig
+from featstore.decode import decode_image
+from featstore.errors import SourceError
+from featstore.sources import NO_LABEL, Source, open_source
+from featstore.sources import tars as tars_module
+from featstore.sources.base import IMAGE_SUFFIXES
+from tests.images import picture
+
+
+def open_kind(kind: Any, path: Path | str, **options: Any) -> Source:
+    return open_source(SourceConfig(kind=kind, path=str(path), **options))
+
+
+def labels_of(source: Source) -> list[str | int]:
+    """Class of each sample by name, or NO_LABEL."""
+    assert source.labels is not None
+    return [source.class_names[label] if label != NO_LABEL else NO_LABEL for label in source.labels]
+
+
+def put(root: Path, *names: str) -> dict[str, bytes]:
+    """Write one small picture for each name below a folder."""
+    written = {}
+    for number, name in enumerate(names):
+        path = root / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(picture(number))
+        written[name] = path.read_bytes()
+    return written
+
+
+def read_in_other_process(source: Source, row: int) -> bytes:
+    """Unpickle and read where nothing of this process is left."""
+    with multiprocessing.get_context("spawn").Pool(1) as pool:
+        return pool.apply(source.read, (row,))
+
+
+# ---------------------------------------------------------------- folders
+
+
+def test_folder_lists_by_relative_path(tmp_path: Path) -> None:
+    """Ids are sorted relative paths; nested, upper-case, non-ASCII names and doubles all count."""
+    names = (
+        "b/1.png",
+        "a/1.png",
+        "a/deep/er/2.JPEG",
+        "Z.PNG",
+        "a/\u00e4\u65e5\u672c.jpg",
+        "a/x y.webp",
+    )
+    written = put(tmp_path, *names)
+    (tmp_path / "a" / "same.png").write_bytes(written["a/1.png"])
+    source = open_kind("folder", tmp_path)
+    assert list(source.sample_ids) == sorted([*names, "a/same.png"])
+    for row, sample_id in enumerate(source.sample_ids):
+        assert source.read(row) == (tmp_path / sample_id).read_bytes()
+    assert (source.kind, source.uri, len(source)) == ("folder", str(tmp_path), 7)
+    assert source.notes == []
+
+
+def test_folder_order_does_not_depend_on_the_file_system(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Rows are the same in whatever order the operating system lists a folder."""
+    put(tmp_path, "b/1.png", "a/1.png", "c.png", "a/0.png")
+    expected = list(open_kind("folder", tmp_path).sample_ids)
+
+    class Reversed:
+        def __init__(self, path: Path) -> None:
+            with real(path) as entries:
+                self.entries = sorted(entries, key=lambda entry: entry.name, reverse=True)
+
+        def __enter__(self) -> Iterator[os.DirEntry[str]]:
+            return iter(self.entries)
+
+        def __exit__(self, *error: object) -> None:
+            pass
+
+    real = os.scandir
+    monkeypatch.setattr(os, "scandir", Reversed)
+    assert list(open_kind("folder", tmp_path).sample_ids) == expected
+
+
+def test_folder_labels(tmp_path: Path) -> None:
+    """The class is the folder an image lies in, or the topmost one; none directly in the root."""
+    put(tmp_path, "root.png", "train/cat/1.png", "train/dog/1.png", "val/cat/2.png")
+    source = open_kind("folder", tmp_path)
+    assert source.class_names == ("cat", "dog")
+    assert labels_of(source) == [NO_LABEL, "cat", "dog", "cat"]
+    assert source.labels is not None
+    assert source.labels.dtype == np.int64
+    top = open_kind("folder", tmp_path, labels_from="top")
+    assert labels_of(top) == [NO_LABEL, "train", "train", "val"]
+    none = open_kind("folder", tmp_path, labels_from="none")
+    assert (none.labels, none.class_names) == (None, ())
+
+
+def test_folder_without_subfolders_has_no_labels(tmp_path: Path) -> None:
+    """If no image has a class there are no labels at all."""
+    put(tmp_path, "1.png", "2.png")
+    source = open_kind("folder", tmp_path)
+    assert (source.labels, source.class_names) == (None, ())
+
+
+def test_folder_skips_what_is_not_an_image_and_says_so(tmp_path: Path) -> None:
+    """Hidden files, resource forks and other suffixes are not listed; the latter are counted."""
+    put(tmp_path, "a/1.png", ".hidden.png", ".git/1.png", "__MACOSX/a/1.png", "a/._1.png")
+    (tmp_path / "notes.txt").write_text("not an image")
+    (tmp_path / "jpg").write_text("no suffix")
+    source = open_kind("folder", tmp_path)
+    assert list(source.sample_ids) == ["a/1.png"]
+    assert len(source.notes) == 1
+    assert "left out 2 files (1 .txt, 1 without suffix)" in source.notes[0]
+
+
+def test_folder_lists_images_with_bad_content(tmp_path: Path) -> None:
+    """A name decides; bad content is found when the image is decoded and becomes an invalid row."""
+    put(tmp_path, "good.png")
+    (tmp_path / "bad.jpg").write_text("not an image")
+    (tmp_path / "empty.png").write_bytes(b"")
+    source = open_kind("folder", tmp_path)
+    assert list(source.sample_ids) == ["bad.jpg", "empty.png", "good.png"]
+
+
+def test_folder_links(tmp_path: Path) -> None:
+    """Links to files and to nothing are listed, links to folders are named and not followed."""
+    put(tmp_path, "data/1.png", "other/2.png")
+    (tmp_path / "data" / "link.png").symlink_to(tmp_path / "other" / "2.png")
+    (tmp_path / "data" / "loop").symlink_to(tmp_path / "data")
+    (tmp_path / "data" / "broken.png").symlink_to(tmp_path / "nothing.png")
+    os.mkfifo(tmp_path / "data" / "pipe.png")
+    source = open_kind("folder", tmp_path / "data")
+    assert list(source.sample_ids) == ["1.png", "broken.png", "link.png"]
+    assert source.read(2) == (tmp_path / "other" / "2.png").read_bytes()
+    with pytest.raises(FileNotFoundError):
+        source.read(1)
+    assert "1 links to folders were not followed: loop" in source.notes[1]
+
+
+def test_folder_vanished_file_is_an_os_error(tmp_path: Path) -> None:
+    """A file that goes away after listing is an OSError, which the caller turns into a reason."""
+    put(tmp_path, "1.png", "2.png")
+    source = open_kind("folder", tmp_path)
+    (tmp_path / "1.png").unlink()
+    with pytest.raises(FileNotFoundError):
+        source.read(0)
+
+
+def test_folder_missing(tmp_path: Path) -> None:
+    with pytest.raises(SourceError, match=r"no such folder .*exists up to .*--source\.path"):
+        open_kind("folder", tmp_path / "nothing" / "here")
+
+
+def test_folder_is_a_file(tmp_path: Path) -> None:
+    """A file in place of the folder is named; for a tar the right kind is told."""
+    put(tmp_path, "1.png")
+    with pytest.raises(SourceError, match="found a file, expected a folder of images"):
+        open_kind("folder", tmp_path / "1.png")
+    (tmp_path / "x.tar").write_bytes(b"")
+    with pytest.raises(SourceError, match=r"--source\.kind tars"):
+        open_kind("folder", tmp_path / "x.tar")
+
+
+def test_folder_empty(tmp_path: Path) -> None:
+    (tmp_path / "sub").mkdir()
+    with pytest.raises(SourceError, match="the folder is empty"):
+        open_kind("folder", tmp_path)
+
+
+def test_folder_without_images(tmp_path: Path) -> None:
+    """The message counts the files and names the suffixes that are there."""
+    for name in ("a.txt", "b.txt", "c.heic", "d.tar"):
+        (tmp_path / name).write_bytes(b"x")
+    with pytest.raises(
+        SourceError, match=r"found 4 files \(2 \.txt, .*\.heic.*--source\.kind tars"
+    ):
+        open_kind("folder", tmp_path)
+
+
+def test_folder_unreadable_subfolder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A folder that cannot be listed is an error: its images would silently be missing."""
+    put(tmp_path, "1.png", "secret/2.png")
+    real = os.scandir
+
+    def refuse(path: Path) -> Any:
+        # Not by chmod: the tests may run as root, who may list everything.
+        if Path(path).name == "secret":
+            raise PermissionError(13, "Permission denied", str(path))
+        return real(path)
+
+    monkeypatch.setattr(os, "scandir", refuse)
+    with pytest.raises(
+        SourceError, match=r"secret: the folder cannot be listed: Permission denied"
+    ):
+        open_kind("folder", tmp_path)
+
+
+def test_folder_name_that_is_not_utf8(tmp_path: Path) -> None:
+    """A name that cannot be an id is refused and shown."""
+    put(tmp_path, "1.png")
+    try:
+        Path(os.fsdecode(bytes(tmp_path) + b"/\xff.png")).write_bytes(picture())
+    except OSError:
+        pytest.skip("this file system only takes UTF-8 names")
+    with pytest.raises(SourceError, match="not UTF-8"):
+        open_kind("folder", tmp_path)
+
+
+def test_folder_in_other_process(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A source given by a relative path reads from another process and another working folder."""
+    written = put(tmp_path, "data/1.png", "data/2.png")
+    monkeypatch.chdir(tmp_path)
+    source = open_kind("folder", "data")
+    assert source.uri == "data"
+    monkeypatch.chdir("/")
+    again = pickle.loads(pickle.dumps(source))
+    assert again.read(1) == written["data/2.png"]
+    assert read_in_other_process(source, 1) == written["data/2.png"]
+
+
+# ---------------------------------------------------------------- include, digits
+
+
+def test_include_keeps_order_and_classes(tmp_path: Path) -> None:
+    """The filter takes ids that match any pattern, in order, and renumbers no class."""
+    written = put(tmp_path, "train/a/1.png", "train/b/2.png", "val/a/3.png", "val/c/4.png")
+    source = open_kind("folder", tmp_path, include=["val/*", "train/b/*"])
+    assert list(source.sample_ids) == ["train/b/2.png", "val/a/3.png", "val/c/4.png"]
+    assert source.class_names == ("a", "b", "c")
+    assert labels_of(source) == ["b", "a", "c"]
+    assert [source.read(row) for row in range(3)] == [written[i] for i in source.sample_ids]
+    assert pickle.loads(pickle.dumps(source)).read(2) == written["val/c/4.png"]
+
+
+def test_include_of_unlabelled_samples_has_no_labels(tmp_path: Path) -> None:
+    put(tmp_path, "a/1.png", "root.png")
+    assert open_kind("folder", tmp_path, include=["root*"]).labels is None
+
+
+def test_include_without_match(tmp_path: Path) -> None:
+    """The message shows the patterns and some ids that exist."""
+    put(tmp_path, "a/1.png", "b/2.png")
+    with pytest.raises(SourceError, match=r"none of 2 samples matches .*'Train/\*'.*'a/1\.png'"):
+        open_kind("folder", tmp_path, include=["Train/*"])
+
+
+def test_digits() -> None:
+    """All digits are there once, split four to one, as PGM files with the known pixels."""
+    from sklearn.datasets import load_digits
+
+    digits = load_digits()
+    source = open_source(SourceConfig(kind="digits"))
+    assert len(source) == 1797
+    assert list(source.sample_ids) == sorted(source.sample_ids)
+    order = np.random.default_rng(0).permutation(1797)
+    expected = {f"train/{i:04d}" for i in order[:1437]} | {f"test/{i:04d}" for i in order[1437:]}
+    assert set(source.sample_ids) == expected
+    assert source.labels is not None
+    assert source.class_names == tuple("0123456789")
+    for row in (0, 359, 360, 1796):
+        index = int(source.sample_ids[row].split("/")[1])
+        assert source.labels[row] == digits.target[index]
+        data = source.read(row)
+        assert data.startswith(b"P5\n8 8\n255\n")
+        assert len(data) == 11 + 64
+        pixels = np.asarray(decode_image(data))[..., 0]
+        assert (pixels == np.rint(digits.images[index] * 255 / 16)).all()
+    assert (source.kind, source.uri) == ("digits", "scikit-learn:digits")
+
+
+def test_digits_bytes_are_stable() -> None:
+    """The bytes of every digit, in order, are what they were when the first store was made."""
+    import hashlib
+
+    source = open_source(SourceConfig(kind="digits"))
+    digest = hashlib.sha256(b"".join(source.read(row) for row in range(len(source)))).hexdigest()
+    assert digest == DIGITS_SHA256
+    train = open_source(SourceConfig(kind="digits", include=["train/*"]))
+    assert len(train) == 1437
+    assert read_in_other_process(train, 5) == train.read(5)
+
+
+DIGITS_SHA256 = "0121c361de5d1bb1534286814bf05212d8f4941f8a00b975dd9f70665898988a"
+
+
+# ---------------------------------------------------------------- tars
+
+
+def write_tar(path: Path, *members: tuple[str, bytes], form: int = tarfile.USTAR_FORMAT) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tarfile.open(path, "w", format=form) as archive:
+        for name, data in members:
+            member = tarfile.TarInfo(name)
+            member.size = len(data)
+            archive.addfile(member, io.BytesIO(data))
+    return path
+
+
+def write_shard(path: Path, count: int, *, start: int = 0) -> Path:
+    """A shard as WebDataset's own writer makes it, each sample with image, class and JSON."""
+    webdataset = pytest.importorskip("webdataset", reason="webdataset writes these tars")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with webdataset.TarWriter(str(path)) as writer:
+        for number in range(start, start + count):
+            sample = {"png": picture(number), "cls": number % 3, "json": {"number": number}}
+            writer.write({"__key__": f"{number:06d}", **sample})
+    return path
+
+
+def test_tars_written_by_webdataset(tmp_path: Path) -> None:
+    """Ids are tar and key, order is tars then members, classes come from .cls."""
+    write_shard(tmp_path / "b.tar", 3, start=3)
+    write_shard(tmp_path / "a.tar", 3)
+    (tmp_path / "a.tar.idx").write_text("left by a tool")
+    source = open_kind("tars", tmp_path)
+    keys = [f"a/{number:06d}" for number in range(3)] + [
+        f"b/{number:06d}" for number in range(3, 6)
+    ]
+    assert list(source.sample_ids) == keys
+    assert [source.read(row) for row in range(6)] == [picture(number) for number in range(6)]
+    assert source.labels is not None
+    assert source.labels.tolist() == [0, 1, 2, 0, 1, 2]
+    assert (source.class_names, source.notes, source.kind) == ((), [], "tars")
+
+
+def test_tars_same_samples_as_webdataset(tmp_path: Path) -> None:
+    """Keys and bytes are those that stock webdataset gives for the same tar."""
+    webdataset = pytest.importorskip("webdataset", reason="compared with webdataset itself")
+    path = write_tar(
+        tmp_path / "x.tar",
+        ("./dir.d/0001.jpg", picture(1)),
+        ("./dir.d/0001.cls", b"7"),
+        ("a/0002.PNG", picture(2)),
+        ("a/0003.x.jpg", picture(3)),
+    )
+    with path.open("rb") as file:
+        members = webdataset.tariterators.tar_file_iterator(file)
+        named = ({**member, "__url__": str(path)} for member in members)
+        stock = list(webdataset.tariterators.group_by_keys(named))
+    source = open_kind("tars", path)
+    assert [f"x/{sample['__key__'].removeprefix('./')}" for sample in stock] == list(
+        source.sample_ids
+    )
+    found = [next(v for k, v in sample.items() if k in ("jpg", "png", "x.jpg")) for sample in stock]
+    assert [source.read(row) for row in range(3)] == found
+
+
+def test_tars_ways_to_name_them(tmp_path: Path) -> None:
+    """Folder, brace pattern, glob and single tar give the same ids."""
+    for number in range(3):
+        write_shard(tmp_path / "s" / f"x-{number:03d}.tar", 2, start=2 * number)
+    whole = list(open_kind("tars", tmp_path / "s").sample_ids)
+    assert whole[0] == "x-000/000000"
+    assert list(open_kind("tars", tmp_path / "s" / "x-{000..002}.tar").sample_ids) == whole
+    assert list(open_kind("tars", tmp_path / "s" / "x-*.tar").sample_ids) == whole
+    assert list(open_kind("tars", tmp_path / "s" / "x-00[12].tar").sample_ids) == whole[2:]
+    assert list(open_kind("tars", tmp_path / "s" / "x-001.tar").sample_ids) == whole[2:4]
+
+
+def test_tars_in_several_folders(tmp_path: Path) -> None:
+    """Tars of one name in different folders have different ids."""
+    write_shard(tmp_path / "train" / "0.tar", 1)
+    write_shard(tmp_path / "val" / "0.tar", 1)
+    expected = ["train/0/000000", "val/0/000000"]
+    assert list(open_kind("tars", f"{tmp_path}/*/0.tar").sample_ids) == expected
+    assert list(open_kind("tars", f"{tmp_path}/**/*.tar").sample_ids) == expected
+    assert list(open_kind("tars", f"{tmp_path}/{{train,val}}/0.tar").sample_ids) == expected
+
+
+def test_tars_relative_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Patterns without a folder work from the working folder, and reading survives leaving it."""
+    write_shard(tmp_path / "x-0.tar", 1)
+    monkeypatch.chdir(tmp_path)
+    sources = [open_kind("tars", name) for name in ("x-{0..0}.tar", "*.tar", "x-0.tar", ".")]
+    monkeypatch.chdir("/")
+    for source in sources:
+        assert list(source.sample_ids) == ["x-0/000000"]
+        assert source.read(0) == picture(0)
+
+
+def test_tars_partial_labels(tmp_path: Path) -> None:
+    """A sample without .cls, or with -1, has no label; without any .cls there are no labels."""
+    members = [
+        ("1.png", picture(1)),
+        ("1.cls", b"4\n"),
+        ("2.png", picture(2)),
+        ("3.png", picture(3)),
+    ]
+    path = write_tar(tmp_path / "x.tar", *members, ("3.cls", b"-1"))
+    labels = open_kind("tars", path).labels
+    assert labels is not None
+    assert labels.tolist() == [4, NO_LABEL, NO_LABEL]
+    assert open_kind("tars", write_tar(tmp_path / "y.tar", members[0])).labels is None
+
+
+@pytest.mark.parametrize("text", [b"cat", b"", b"1.5", b"-2", b"1_0", b"1" * 100])
+def test_tars_bad_class(tmp_path: Path, text: bytes) -> None:
+    path = write_tar(tmp_path / "x.tar", ("1.png", picture()), ("1.cls", text))
+    with pytest.raises(
+        SourceError, match=r"x\.tar: 1\.cls holds .* expected the class as an integer"
+    ):
+        open_kind("tars", path)
+
+
+def test_tars_key_without_image(tmp_path: Path) -> None:
+    """A class without an image is left out and said."""
+    path = write_tar(tmp_path / "x.tar", ("1.cls", b"1"), ("2.png", picture()))
+    source = open_kind("tars", path)
+    assert list(source.sample_ids) == ["x/2"]
+    assert "1 keys have a class but no image" in source.notes[0]
+
+
+@pytest.mark.parametrize("second", ["1.jpg", "1.seg.png", "1.png"])
+def test_tars_two_images_for_one_key(tmp_path: Path, second: str) -> None:
+    path = write_tar(tmp_path / "x.tar", ("1.png", picture(0)), (second, picture(1)))
+    with pytest.raises(SourceError, match="sample '1' has several images"):
+        open_kind("tars", path)
+
+
+@pytest.mark.parametrize("name", ["/etc/1.png", "../1.png", "a/../../1.png"])
+def test_tars_hostile_names(tmp_path: Path, name: str) -> None:
+    path = write_tar(tmp_path / "x.tar", ("0.png", picture()), (name, picture()))
+    with pytest.raises(SourceError, match="points outside of the archive"):
+        open_kind("tars", path)
+
+
+def test_tars_ignore_what_is_no_regular_file(tmp_path: Path) -> None:
+    """Folders, links, devices and pipes in a tar are ignored."""
+    path = tmp_path / "x.tar"
+    with tarfile.open(path, "w") as archive:
+        for name, kind in [
+            ("d.png", tarfile.DIRTYPE),
+            ("s.png", tarfile.SYMTYPE),
+            ("l.png", tarfile.LNKTYPE),
+            ("c.png", tarfile.CHRTYPE),
+            ("p.png", tarfile.FIFOTYPE),
+        ]:
+            member = tarfile.TarInfo(name)
+            member.type, member.linkname = kind, "/etc/passwd"
+            archive.addfile(member)
+        member = tarfile.TarInfo("r.png")
+        member.size = len(picture())
+        archive.addfile(member, io.BytesIO(picture()))
+    source = open_kind("tars", path)
+    assert list(source.sample_ids) == ["x/r"]
+    assert source.read(0) == picture()
+
+
+@pytest.mark.parametrize("form", [tarfile.USTAR_FORMAT, tarfile.GNU_FORMAT, tarfile.PAX_FORMAT])
+def test_tars_long_and_foreign_names(tmp_path: Path, form: int) -> None:
+    """Long and non-ASCII names are read in every dialect of tar."""
+    long = "d" * 60 + "/" + "n" * 90 if form == tarfile.USTAR_FORMAT else "x" * 200
+    names = [f"{long}.png", "\u00e4\u65e5\u672c.png"]
+    path = write_tar(tmp_path / "x.tar", *((name, picture(1)) for name in names), form=form)
+    source = open_kind("tars", path)
+    assert list(source.sample_ids) == [f"x/{name.removesuffix('.png')}" for name in names]
+    assert source.read(1) == picture(1)
+
+
+@pytest.mark.parametrize("name", ["x.tar.gz", "x.tar"])
+def test_tars_compressed(tmp_path: Path, name: str) -> None:
+    """A compressed tar is recognised by content, whatever its name."""
+    plain = write_tar(tmp_path / "plain.tar", ("1.png", picture()))
+    (tmp_path / name).write_bytes(gzip.compress(plain.read_bytes()))
+    with pytest.raises(SourceError, match=r"compressed with gzip.*plain tar"):
+        open_kind("tars", tmp_path / name)
+
+
+def test_tars_nothing_matches(tmp_path: Path) -> None:
+    """The message names the pattern and the folder, and what is there instead."""
+    (tmp_path / "x.tar.gz").write_bytes(b"")
+    for pattern in ("*.tar", "s-{0..3}.tar"):
+        with pytest.raises(SourceError, match=r"no tar matches; .* holds x\.tar\.gz"):
+            open_kind("tars", tmp_path / pattern)
+    with pytest.raises(SourceError, match=r"no \*\.tar in this folder; .* holds x\.tar\.gz"):
+        open_kind("tars", tmp_path)
+    with pytest.raises(SourceError, match="nothing does not exist"):
+        open_kind("tars", tmp_path / "nothing" / "*.tar")
+    with pytest.raises(SourceError, match="no such file or folder"):
+        open_kind("tars", tmp_path / "nothing.tar")
+
+
+def test_tars_unbalanced_braces(tmp_path: Path) -> None:
+    with pytest.raises(SourceError, match="braces of this pattern do not pair up"):
+        open_kind("tars", tmp_path / "x-{0..3.tar")
+
+
+@pytest.mark.parametrize("url", ["s3://bucket/x.tar", "pipe:curl http://host/x.tar"])
+def test_tars_remote(url: str) -> None:
+    with pytest.raises(SourceError, match="local or mounted disk"):
+        open_kind("tars", url)
+
+
+def test_tars_some_of_a_brace_pattern_missing(tmp_path: Path) -> None:
+    write_shard(tmp_path / "s-1.tar", 1)
+    with pytest.raises(SourceError, match=r"2 of 3 tars do not exist: .*s-0\.tar, .*s-2\.tar"):
+        open_kind("tars", tmp_path / "s-{0..2}.tar")
+
+
+def test_tars_without_samples(tmp_path: Path) -> None:
+    """A tar without any image, empty or not, is named, also beside good ones."""
+    write_shard(tmp_path / "a.tar", 1)
+    write_tar(tmp_path / "b.tar")
+    with pytest.raises(SourceError, match=r"b\.tar: no sample with an image"):
+        open_kind("tars", tmp_path)
+    write_tar(tmp_path / "b.tar", ("1.txt", b"x"))
+    with pytest.raises(SourceError, match=r"b\.tar: no sample with an image"):
+        open_kind("tars", tmp_path)
+
+
+@pytest.mark.parametrize("data", [b"<html>not found</html>" * 50, bytes(range(256)) * 8])
+def test_tars_not_a_tar(tmp_path: Path, data: bytes) -> None:
+    """A file that is something else is refused, with or without leave for cut tars."""
+    (tmp_path / "x.tar").write_bytes(data)
+    for allow in (False, True):
+        with pytest.raises(SourceError, match=r"x\.tar: not a tar \(first bytes"):
+            open_kind("tars", tmp_path, allow_cut_tars=allow)
+
+
+def test_tars_hidden_members(tmp_path: Path) -> None:
+    """What macOS puts into tars is no sample."""
+    names = ("1.png", "a/.hidden.png", "._1.png", "__MACOSX/1.png", "./2.png")
+    path = write_tar(tmp_path / "x.tar", *((name, picture()) for name in names))
+    assert list(open_kind("tars", path).sample_ids) == ["x/1", "x/2"]
+
+
+def cut_points(path: Path) -> list[tuple[int, int]]:
+    """Places of interest in a shard of samples with three members, and the whole samples there.
+
+    When the first header after the very first sample is cut, nothing tells whether that sample had
+    further parts: it does not count.
+    """
+    points = []
+    with tarfile.open(path) as archive:
+        for number, member in enumerate(archive.getmembers()):
+            before = number // 3
+            known = 0 if number == 3 else before
+            points += [(member.offset + 1, known), (member.offset + 511, known)]
+            points += [(member.offset_data, before), (member.offset_data + member.size - 1, before)]
+    return points
+
+
+def test_tars_cut_anywhere(tmp_path: Path) -> None:
+    """A cut in any header or payload is found; the whole samples before it can be taken."""
+    data = write_shard(tmp_path / "whole.tar", 4).read_bytes()
+    for number, (cut, complete) in enumerate(cut_points(tmp_path / "whole.tar")):
+        path = tmp_path / f"cut{number}.tar"
+        path.write_bytes(data[:cut])
+        with pytest.raises(SourceError) as caught:
+            open_kind("tars", path)
+        message = str(caught.value)
+        assert str(path) in message
+        assert f"after {complete} complete samples" in message
+        assert "--source.allow_cut_tars true" in message
+        if complete == 0:
+            assert "pass over it" in message
+            with pytest.raises(SourceError, match="no complete sample"):
+                open_kind("tars", path, allow_cut_tars=True)
+            continue
+        source = open_kind("tars", path, allow_cut_tars=True)
+        assert [source.read(row) for row in range(len(source))] == [
+            picture(row) for row in range(complete)
+        ]
+        assert f"after {complete} complete samples; those were taken" in source.notes[0]
+        path.unlink()
+
+
+def test_tars_cut_message_names_the_byte(tmp_path: Path) -> None:
+    """In a payload the file's end is named, in a header the start of that header."""
+    path = write_tar(tmp_path / "x.tar", ("1.png", picture(1)), ("2.png", picture(2)))
+    with tarfile.open(path) as archive:
+        second = archive.getmembers()[1]
+    data = path.read_bytes()
+    path.write_bytes(data[: second.offset_data + 5])
+    with pytest.raises(SourceError, match=rf"at byte {second.offset_data + 5} \(inside member '2"):
+        open_kind("tars", path)
+    path.write_bytes(data[: second.offset + 100])
+    with pytest.raises(SourceError, match=rf"at byte {second.offset} \(inside a tar header"):
+        open_kind("tars", path)
+
+
+def test_tars_cut_inside_long_name_headers(tmp_path: Path) -> None:
+    """A cut in the extra headers of a long name is a cut as well, at the start of the tar too."""
+    for form in (tarfile.GNU_FORMAT, tarfile.PAX_FORMAT):
+        path = tmp_path / "x.tar"
+        write_tar(
+            path, ("n" * 200 + ".png", picture(1)), ("m" * 200 + ".png", picture(2)), form=form
+        )
+        with tarfile.open(path) as archive:
+            first, second = archive.getmembers()
+        data = path.read_bytes()
+        for cut in (600, 1024, 1300, first.offset_data, second.offset + 700, second.offset + 1024):
+            path.write_bytes(data[:cut])
+            with pytest.raises(SourceError, match="breaks off at byte"):
+                open_kind("tars", path)
+
+
+def test_tars_without_end_mark(tmp_path: Path) -> None:
+    """Whole members without the closing zeros, or the padding, are accepted and noted."""
+    path = write_shard(tmp_path / "x.tar", 2)
+    with tarfile.open(path) as archive:
+        last = archive.getmembers()[-1]
+    data = path.read_bytes()
+    end = last.offset_data + last.size
+    for cut in (end, end + 1, -(-end // 512) * 512):
+        path.write_bytes(data[:cut])
+        source = open_kind("tars", path)
+        assert len(source) == 2
+        assert "no end-of-archive mark" in source.notes[0]
+    path.write_bytes(data[: -(-end // 512) * 512 + 512])
+    assert open_kind("tars", path).notes == []
+
+
+def test_tars_damaged_header(tmp_path: Path) -> None:
+    """A damaged header in the middle is found, where tarfile alone would end without a word."""
+    path = write_shard(tmp_path / "x.tar", 4)
+    with tarfile.open(path) as archive:
+        fourth = archive.getmembers()[3]
+    data = bytearray(path.read_bytes())
+    data[fourth.offset + 150] ^= 0xFF
+    path.write_bytes(data)
+    with pytest.raises(SourceError, match=rf"at byte {fourth.offset} \(no whole tar header"):
+        open_kind("tars", path)
+
+
+def test_tars_joined_with_cat(tmp_path: Path) -> None:
+    """Samples after the first end mark would silently be missing."""
+    one = write_shard(tmp_path / "a.tar", 2).read_bytes()
+    (tmp_path / "a.tar").write_bytes(one + one)
+    with pytest.raises(SourceError, match=rf"at byte {len(one)} \(data after the end-of-archive"):
+        open_kind("tars", tmp_path)
+
+
+def test_tars_empty_file(tmp_path: Path) -> None:
+    """A file of zero bytes is a tar cut at its start; beside others it can be passed over."""
+    write_shard(tmp_path / "a.tar", 2)
+    (tmp_path / "b.tar").write_bytes(b"")
+    with pytest.raises(SourceError, match=r"b\.tar: breaks off at byte 0 \(the file is empty\)"):
+        open_kind("tars", tmp_path)
+    source = open_kind("tars", tmp_path, allow_cut_tars=True)
+    assert len(source) == 2
+    assert "b.tar" in source.notes[0]
+
+
+def test_tars_negative_size(tmp_path: Path) -> None:
+    """A header with a negative size would send tarfile in a circle; it is refused at once."""
+    path = write_tar(tmp_path / "x.tar", ("1.png", picture()), ("2.png", picture()))
+    data = bytearray(path.read_bytes())
+    with tarfile.open(path) as archive:
+        start = archive.getmembers()[1].offset
+    data[start + 124 : start + 136] = b"\xff" * 11 + b"\x00"  # base 256: -256
+    data[start + 124 : start + 136] = (-1024).to_bytes(12, "big", signed=True)
+    header = bytes(data[start : start + 512])
+    checksum = sum(header[:148]) + sum(header[156:]) + 8 * 32
+    data[start + 148 : start + 156] = b"%06o\0 " % checksum
+    path.write_bytes(data)
+    with pytest.raises(SourceError, match=r"x\.tar: breaks off at byte"):
+        open_kind("tars", path)
+
+
+def test_tars_changed_after_listing(tmp_path: Path) -> None:
+    """A tar that became shorter gives an OSError that names it, not half an image."""
+    path = write_shard(tmp_path / "x.tar", 2)
+    source = open_kind("tars", path)
+    path.write_bytes(path.read_bytes()[:600])
+    with pytest.raises(OSError, match=r"x\.tar: ends at byte .*changed since it was listed"):
+        source.read(1)
+
+
+def test_tars_in_other_process(tmp_path: Path) -> None:
+    """A source that has open files can be pickled, and reads in a spawned process."""
+    source = open_kind("tars", write_shard(tmp_path / "x.tar", 3))
+    assert source.read(0) == picture(0)
+    assert pickle.loads(pickle.dumps(source)).read(2) == picture(2)
+    assert read_in_other_process(source, 1) == picture(1)
+
+
+def test_tars_many_threads_few_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With fewer open files than tars, threads still read the right bytes, and files are closed."""
+    monkeypatch.setattr(tars_module, "MAX_OPEN_TARS", 2)
+    for number in range(6):
+        write_tar(tmp_path / f"{number}.tar", ("x.png", picture(number)))
+    before = len(os.listdir("/proc/self/fd"))  # noqa: PTH208 - a count of open files
+    source = open_kind("tars", tmp_path)
+    wrong: list[int] = []
+
+    def read(seed: int) -> None:
+        for row in np.random.default_rng(seed).integers(0, 6, 200):
+            if source.read(int(row)) != picture(int(row)):
+                wrong.append(int(row))
+
+    threads = [threading.Thread(target=read, args=(seed,)) for seed in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert not wrong
+    assert len(os.listdir("/proc/self/fd")) <= before + 2  # noqa: PTH208
+
+
+def test_tars_hostile_bytes(tmp_path: Path) -> None:
+    """Changed bytes anywhere in a tar give a source or a SourceError, nothing else."""
+    path = write_tar(
+        tmp_path / "x.tar",
+        ("n" * 120 + ".png", picture(1)),
+        ("2.png", picture(2)),
+        ("2.cls", b"1"),
+        form=tarfile.PAX_FORMAT,
+    )
+    data = path.read_bytes()
+    random = np.random.default_rng(0)
+    for _ in range(300):
+        damaged = bytearray(data)
+        for place in random.integers(0, len(data), 3):
+            damaged[place] = random.integers(0, 256)
+        path.write_bytes(damaged)
+        try:
+            source = open_kind("tars", path)
+        except SourceError as error:
+            assert str(path) in str(error)
+        else:
+            assert len([source.read(row) for row in range(len(source))]) > 0
+
+
+# ---------------------------------------------------------------- Hugging Face data sets
+
+
+@pytest.fixture
+def hf() -> Any:
+    return pytest.importorskip("datasets", reason="the hf extra is not installed")
+
+
+def hf_rows(hf: Any, numbers: range, *, names: list[str]) -> Any:
+    rows = {
+        "image": [{"bytes": picture(number), "path": None} for number in numbers],
+        "label": [number % len(names) for number in numbers],
+    }
+    features = hf.Features({"image": hf.Image(), "label": hf.ClassLabel(names=names)})
+    return hf.Dataset.from_dict(rows, features=features)
+
+
+def test_hf_dataset(tmp_path: Path, hf: Any) -> None:
+    """A Dataset gives ids by position, the files' own bytes, and its class names."""
+    hf_rows(hf, range(4), names=["cat", "dog"]).save_to_disk(tmp_path / "set")
+    source = open_kind("hf", tmp_path / "set")
+    assert list(source.sample_ids) == ["00000000", "00000001", "00000002", "00000003"]
+    assert [source.read(row) for row in range(4)] == [picture(number) for number in range(4)]
+    assert source.class_names == ("cat", "dog")
+    assert labels_of(source) == ["cat", "dog", "cat", "dog"]
+    assert pickle.loads(pickle.dumps(source)).read(3) == picture(3)
+    assert read_in_other_process(source, 2) == picture(2)
+
+
+def test_hf_dataset_dict(tmp_path: Path, hf: Any) -> None:
+    """A DatasetDict gives ids by split and position."""
+    names = ["cat", "dog"]
+    splits = {
+        "train": hf_rows(hf, range(3), names=names),
+        "test": hf_rows(hf, range(3, 5), names=names),
+    }
+    hf.DatasetDict(splits).save_to_disk(tmp_path / "set")
+    source = open_kind("hf", tmp_path / "set")
+    assert list(source.sample_ids) == [
+        *(f"train/{number:08d}" for number in range(3)),
+        *(f"test/{number:08d}" for number in range(2)),
+    ]
+    assert [source.read(row) for row in range(5)] == [picture(number) for number in range(5)]
+    assert labels_of(source) == ["cat", "dog", "cat", "dog", "cat"]
+    test = open_kind("hf", tmp_path / "set", include=["test/*"])
+    assert test.read(1) == picture(4)
+
+
+def test_hf_selected_rows(tmp_path: Path, hf: Any) -> None:
+    """A data set saved after shuffling and selecting keeps image and label together."""
+    rows = hf_rows(hf, range(6), names=["a", "b", "c"]).select([5, 0, 4])
+    rows.save_to_disk(tmp_path / "set")
+    source = open_kind("hf", tmp_path / "set")
+    assert [source.read(row) for row in range(3)] == [picture(number) for number in (5, 0, 4)]
+    assert labels_of(source) == ["c", "a", "b"]
+
+
+def test_hf_image_given_by_path(tmp_path: Path, hf: Any) -> None:
+    """Paths in a text column are read as files; text labels become sorted classes; null is none."""
+    put(tmp_path, "1.png", "2.png", "3.png")
+    paths = [str(tmp_path / f"{number}.png") for number in (1, 2, 3)]
+    rows = hf.Dataset.from_dict({"file": paths, "kind": ["b", None, "a"]})
+    rows.save_to_disk(tmp_path / "set")
+    source = open_kind("hf", tmp_path / "set", image_column="file", label_column="kind")
+    assert [source.read(row) for row in range(3)] == [Path(path).read_bytes() for path in paths]
+    assert labels_of(source) == ["b", NO_LABEL, "a"]
+
+
+def test_hf_bytes_column_and_missing_image(tmp_path: Path, hf: Any) -> None:
+    """A column of bytes works; a row without an image is an OSError that names it."""
+    rows = hf.Dataset.from_dict({"image": [picture(1), None]})
+    rows.save_to_disk(tmp_path / "set")
+    source = open_kind("hf", tmp_path / "set")
+    assert source.read(0) == picture(1)
+    assert source.labels is None
+    with pytest.raises(OSError, match="00000001 has neither bytes nor a path"):
+        source.read(1)
+
+
+def test_hf_wrong_columns(tmp_path: Path, hf: Any) -> None:
+    """A missing column lists those there are; a column of another type says which it is."""
+    rows = hf.Dataset.from_dict({"img": [picture(1)], "number": [3], "share": [0.5]})
+    rows.save_to_disk(tmp_path / "set")
+    with pytest.raises(SourceError, match="no column 'image'; its columns are img, number, share"):
+        open_kind("hf", tmp_path / "set")
+    with pytest.raises(SourceError, match=r"'number' is of type .*int64"):
+        open_kind("hf", tmp_path / "set", image_column="number")
+    with pytest.raises(SourceError, match=r"'share' is of type .*float64.*expected classes"):
+        open_kind("hf", tmp_path / "set", image_column="img", label_column="share")
+    source = open_kind("hf", tmp_path / "set", image_column="img", label_column="number")
+    assert source.labels is not None
+    assert source.labels.tolist() == [3]
+
+
+def test_hf_splits_that_disagree(tmp_path: Path, hf: Any) -> None:
+    """Splits whose classes mean different things cannot be one source."""
+    splits = {
+        "a": hf_rows(hf, range(2), names=["cat", "dog"]),
+        "b": hf_rows(hf, range(2), names=["dog", "cat"]),
+    }
+    hf.DatasetDict(splits).save_to_disk(tmp_path / "set")
+    with pytest.raises(SourceError, match="splits disagree about column 'label'"):
+        open_kind("hf", tmp_path / "set")
+
+
+def test_hf_split_without_labels(tmp_path: Path, hf: Any) -> None:
+    """A split without the label column has no labels, the other keeps its own."""
+    rows = hf_rows(hf, range(2), names=["cat", "dog"])
+    hf.DatasetDict({"a": rows, "b": rows.remove_columns("label")}).save_to_disk(tmp_path / "set")
+    assert labels_of(open_kind("hf", tmp_path / "set")) == ["cat", "dog", NO_LABEL, NO_LABEL]
+
+
+def test_hf_not_a_saved_dataset(tmp_path: Path, hf: Any) -> None:
+    put(tmp_path, "1.png")
+    with pytest.raises(SourceError, match=r"cannot be opened as a saved data set.*save_to_disk"):
+        open_kind("hf", tmp_path)
+    with pytest.raises(SourceError, match="no such folder"):
+        open_kind("hf", tmp_path / "nothing")
+
+
+def test_hf_not_installed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without the library the message says what to install."""
+    real = builtins.__import__
+
+    def without(name: str, *args: Any, **kwargs: Any) -> Any:
+        if name == "datasets":
+            raise ModuleNotFoundError("No module named 'datasets'", name="datasets")
+        return real(name, *args, **kwargs)
+
+    monkeypatch.setattr(builtins, "__import__", without)
+    with pytest.raises(SourceError, match=r'pip install "featstore-distill\[hf\]"'):
+        open_kind("hf", tmp_path)
+
+
+# ---------------------------------------------------------------- all kinds
+
+
+def test_import_is_light() -> None:
+    """Importing the sources pulls none of the heavy libraries."""
+    code = (
+        "import sys, featstore.sources\n"
+        "heavy = {'torch', 'webdataset', 'datasets', 'sklearn', 'timm', 'open_clip', 'pandas'}\n"
+        "sys.exit(str(heavy & set(sys.modules)) if heavy & set(sys.modules) else 0)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
+def test_suffixes_are_lower_case() -> None:
+    """Suffixes are compared in lower case, so the list must be."""
+    assert all(suffix == suffix.lower() and suffix.startswith(".") for suffix in IMAGE_SUFFIXES)
