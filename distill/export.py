@@ -1,0 +1,102 @@
+"""The result: a plain timm model. ``student.safetensors`` holds timm's own keys, ``config.json`` how to use it."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from safetensors.torch import save
+from torch import nn
+
+from distill.config import StudentConfig
+from distill.join import Samples
+from distill.runs import write_json
+from distill.student import Student, build_student
+from distill.task import Task
+from featstore.atomic import write_bytes
+from featstore.errors import ConfigError
+
+WEIGHTS = "student.safetensors"
+CONFIG = "config.json"
+
+
+def export(folder: Path, student: Student, *, config: StudentConfig, task: Task) -> None:
+    """Write the student; nothing of the training (projections, probes, wrappers) is in it."""
+    write_bytes(folder / WEIGHTS, save(plain_state(student.model)))
+    write_json(folder / CONFIG, describe(student, config, task.samples, task))
+
+
+def plain_state(model: nn.Module) -> dict[str, Any]:
+    """The state dict of a timm model on the CPU, each tensor with memory of its own."""
+    return {
+        key: value.detach().cpu().contiguous().clone() for key, value in model.state_dict().items()
+    }
+
+
+def describe(
+    student: Student, config: StudentConfig, samples: Samples, task: Task
+) -> dict[str, Any]:
+    """What a user of the model must know; the first keys are those of a timm model folder."""
+    values: dict[str, Any] = {
+        "architecture": config.name.split(".")[0],
+        "num_classes": student.num_classes,
+        "model_args": config.model_args,
+        "label_names": list(samples.class_names),
+        "input": {
+            "size": list(student.input_size),
+            "mean": list(student.mean),
+            "std": list(student.std),
+            "region": task.rule.describe(),
+        },
+    }
+    if task.store is not None:
+        manifest = task.store.manifest
+        values["teacher"] = {
+            "name": manifest.teacher.name,
+            "tag": manifest.teacher.tag,
+            "weights_sha256": manifest.teacher.weights_sha256,
+            "store_fingerprint": manifest.fingerprint,
+        }
+    return values
+
+
+def snippet(folder: Path, student: Student, config: StudentConfig) -> str:
+    """Code that loads the exported model without this package."""
+    extra = "".join(f", {key}={value!r}" for key, value in config.model_args.items())
+    return (
+        "import timm\n"
+        f'model = timm.create_model("{config.name.split(".")[0]}", num_classes={student.num_classes}{extra},\n'
+        f'                          checkpoint_path="{folder / WEIGHTS}").eval()'
+    )
+
+
+def load_exported(folder: Path) -> tuple[Student, dict[str, Any]]:
+    """Load what ``export`` wrote.
+
+    Returns:
+        The student and the values of its config.json.
+
+    Raises:
+        ConfigError: a file is missing, or does not fit the other.
+    """
+    for name in (WEIGHTS, CONFIG):
+        if not (folder / name).is_file():
+            raise ConfigError(
+                f"--model {folder}: has no {name}. Expected the folder of one run of distill.py, such as "
+                "outputs/distill/customkd/seed0."
+            )
+    try:
+        values: dict[str, Any] = json.loads((folder / CONFIG).read_bytes())
+        config = StudentConfig(
+            name=values["architecture"],
+            weights=str(folder / WEIGHTS),
+            model_args=values["model_args"],
+            image_size=values["input"]["size"][0],
+        )
+        student = build_student(config, values["num_classes"])
+    except (KeyError, TypeError, ValueError) as error:
+        raise ConfigError(f"--model {folder}: {error}") from error
+    if student.notes:
+        raise ConfigError(
+            f"--model {folder}: {WEIGHTS} and {CONFIG} differ in their classes; export the run again."
+        )
+    return student, values

@@ -1,0 +1,278 @@
+"""Which images take part, and which row of the store belongs to each: by sample id, then by content.
+
+An image is found by its id. A file whose id the store does not know is looked up by the hash of its bytes, so that a
+renamed file finds its row again; what is found neither way is an error that names the ids.
+"""
+
+# n samples that take part
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+import numpy.typing as npt
+
+from distill.config import DataConfig
+from featstore import FeatureStore
+from featstore.errors import ConfigError, MissingSamples, shorten
+from featstore.ids import content_sha256
+from featstore.sources.base import NO_LABEL, Source, matches
+
+Indices = npt.NDArray[np.int64]
+
+NO_ROW = -1
+"""Row of a sample when there is no store."""
+
+
+@dataclass(frozen=True)
+class Samples:
+    """The images that take part, and what is known of each.
+
+    Attributes:
+        source: where the bytes come from.
+        positions: (n,) index in the source.
+        rows: (n,) row in the store; ``NO_ROW`` without a store.
+        ids: (n,) sample ids in the source.
+        stored_ids: (n,) ids under which the store knows them; a seeded view depends on this one.
+        hashes: (n, 32) SHA-256 that the bytes must have; None without a store.
+        labels: (n,) class, or ``NO_LABEL``.
+        class_names: names by class; numbers in words if there are none.
+        groups: which samples match which part's patterns, as indices into the above.
+        notes: what a user should hear, e.g. how many rows were dropped.
+    """
+
+    source: Source
+    positions: Indices
+    rows: Indices
+    ids: list[str]
+    stored_ids: list[str]
+    hashes: npt.NDArray[np.uint8] | None
+    labels: Indices
+    class_names: tuple[str, ...]
+    groups: dict[str, Indices]
+    notes: list[str]
+
+    @property
+    def num_classes(self) -> int:
+        """K."""
+        return len(self.class_names)
+
+
+@dataclass(frozen=True)
+class Split:
+    """The parts of one run, as indices into ``Samples``.
+
+    Attributes:
+        labelled: D_L, images with a label that may be used.
+        unlabelled: D_U, further images; none of them is in ``labelled``.
+        test: held-out images with a label.
+        notes: what a user should hear.
+    """
+
+    labelled: Indices
+    unlabelled: Indices
+    test: Indices
+    notes: list[str] = field(default_factory=list)
+
+
+def join(source: Source, store: FeatureStore | None, config: DataConfig) -> Samples:
+    """Select by patterns and find each image's row.
+
+    Raises:
+        ConfigError: a part's patterns match nothing, or nobody knows a label.
+        MissingSamples: images are not in the store, under no name.
+    """
+    parts = {
+        "labelled": config.labelled,
+        "unlabelled": config.unlabelled,
+        "test": config.test,
+    }
+    chosen = {name: _select(source, name, patterns) for name, patterns in parts.items()}
+    positions = np.unique(np.concatenate(list(chosen.values())))
+    ids = [source.sample_ids[position] for position in positions]
+    notes = list(source.notes)
+    rows = np.full(len(ids), NO_ROW, np.int64)
+    if store is not None:
+        rows = find_rows(source, positions, store, notes)
+        usable = store.valid[rows]
+        if not usable.all():
+            dropped = [sample_id for sample_id, good in zip(ids, usable, strict=True) if not good]
+            notes.append(
+                f"{len(dropped)} images have no usable feature in the store and are left out: {shorten(dropped)}"
+            )
+            positions, rows = positions[usable], rows[usable]
+            ids = [sample_id for sample_id, good in zip(ids, usable, strict=True) if good]
+    labels, class_names = _labels(source, positions, store, rows)
+    place = {int(position): index for index, position in enumerate(positions)}
+    groups = {
+        name: np.array([place[int(p)] for p in members if int(p) in place], dtype=np.int64)
+        for name, members in chosen.items()
+    }
+    return Samples(
+        source=source,
+        positions=positions,
+        rows=rows,
+        ids=ids,
+        stored_ids=ids if store is None else [store.sample_ids[row] for row in rows],
+        hashes=None if store is None else store.content_sha256[rows],
+        labels=labels,
+        class_names=class_names,
+        groups=groups,
+        notes=notes,
+    )
+
+
+def _select(source: Source, name: str, patterns: Sequence[str]) -> Indices:
+    found = [row for row, sample_id in enumerate(source.sample_ids) if matches(sample_id, patterns)]
+    if patterns and not found:
+        raise ConfigError(
+            f"--data.{name} {' '.join(map(repr, patterns))}: matches none of the {len(source):,} "
+            f"samples of {source.uri}; "
+            f"ids look like {shorten(source.sample_ids[:: max(1, len(source) // 3)], 3)}. A "
+            "pattern must match the whole id."
+        )
+    return np.array(found, dtype=np.int64)
+
+
+def find_rows(source: Source, positions: Indices, store: FeatureStore, notes: list[str]) -> Indices:
+    """Rows of images, by id, and by content for ids that the store does not know.
+
+    Args:
+        source: of the images.
+        positions: (n,) indices in the source.
+        store: where the rows are.
+        notes: gets a line if files were found under another name.
+
+    Returns:
+        (n,) rows.
+
+    Raises:
+        MissingSamples: names the ids that were found neither way.
+    """
+    ids = [source.sample_ids[position] for position in positions]
+    try:
+        return store.rows_of(ids)
+    except MissingSamples:
+        row_of = {sample_id: row for row, sample_id in enumerate(store.sample_ids)}
+    rows = np.array([row_of.get(sample_id, NO_ROW) for sample_id in ids], dtype=np.int64)
+    unknown = np.flatnonzero(rows == NO_ROW)
+    by_content: dict[bytes, int] = {}
+    for row in np.flatnonzero(store.valid)[
+        ::-1
+    ]:  # backwards, so that the first row of equal contents stays
+        by_content[store.content_sha256[row].tobytes()] = int(row)
+    for index in unknown:
+        rows[index] = by_content.get(content_sha256(source.read(int(positions[index]))), NO_ROW)
+    missing = [ids[index] for index in np.flatnonzero(rows == NO_ROW)]
+    if missing:
+        raise MissingSamples(
+            f"{store.path}: {len(missing)} of {len(ids)} images are not in the store, neither by id nor by content: "
+            f"{shorten(missing)}. It holds {store.num_rows} samples such as "
+            f"{shorten(store.sample_ids[:2])}. Extract them "
+            "into a store, or narrow --data.labelled, --data.unlabelled and --data.test."
+        )
+    renamed = [f"{ids[index]} = {store.sample_ids[rows[index]]}" for index in unknown]
+    notes.append(
+        f"{len(renamed)} images have another name than in the store and were found by content: {shorten(renamed, 3)}"
+    )
+    return rows
+
+
+def _labels(
+    source: Source, positions: Indices, store: FeatureStore | None, rows: Indices
+) -> tuple[Indices, tuple[str, ...]]:
+    """The source's labels if it has any, otherwise the store's, and the names that go with them."""
+    if source.labels is not None:
+        labels, names = source.labels[positions], tuple(source.class_names)
+        known = source.labels
+    elif store is not None:
+        labels, names = store.labels[rows], tuple(store.manifest.source.class_names)
+        known = store.labels
+    else:
+        labels, names, known = (
+            np.full(len(positions), NO_LABEL, np.int64),
+            (),
+            np.empty(0, np.int64),
+        )
+    count = max(int(known.max(initial=NO_LABEL)) + 1, len(names))
+    return labels, names if len(names) == count else tuple(str(number) for number in range(count))
+
+
+def split(samples: Samples, config: DataConfig, seed: int) -> Split:
+    """Cut the parts of one run: drop copies of test images, then draw the labelled ones.
+
+    Args:
+        samples: the joined images.
+        config: patterns and numbers.
+        seed: of the run; decides the draw unless ``config.label_seed`` does.
+
+    Raises:
+        ConfigError: no label in a part that needs one, or a class with fewer images than are to be drawn.
+    """
+    notes: list[str] = []
+    test = _with_labels(samples, samples.groups["test"], "test", notes)
+    held_out = np.isin(np.arange(len(samples.ids)), samples.groups["test"])
+    held_out |= _copies(samples, held_out)
+    labelled = samples.groups["labelled"]
+    unlabelled = samples.groups["unlabelled"]
+    dropped = np.flatnonzero(
+        held_out & np.isin(np.arange(len(held_out)), np.union1d(labelled, unlabelled))
+    )
+    if len(dropped):
+        shown = shorten([samples.ids[index] for index in dropped])
+        notes.append(
+            f"{len(dropped)} training images are test images or exact copies of one and are left out: {shown}"
+        )
+    labelled = _with_labels(samples, labelled[~held_out[labelled]], "labelled", notes)
+    if config.labels_per_class:
+        draw = seed if config.label_seed < 0 else config.label_seed
+        labelled = _draw(samples, labelled, config.labels_per_class, draw)
+    unlabelled = unlabelled[~held_out[unlabelled]]
+    return Split(labelled, np.setdiff1d(unlabelled, labelled), test, notes)
+
+
+def _copies(samples: Samples, held_out: npt.NDArray[np.bool_]) -> npt.NDArray[np.bool_]:
+    """Which samples have the same bytes as a held-out one."""
+    if samples.hashes is None:
+        return held_out
+    keys = [row.tobytes() for row in samples.hashes]
+    tested = {keys[index] for index in np.flatnonzero(held_out)}
+    return np.array([key in tested for key in keys], dtype=np.bool_)
+
+
+def _with_labels(samples: Samples, members: Indices, name: str, notes: list[str]) -> Indices:
+    known = members[samples.labels[members] != NO_LABEL]
+    if not len(known):
+        raise ConfigError(
+            f"--data.{name}: none of its {len(members)} images has a label, neither in the "
+            f"source ({samples.source.uri}) "
+            "nor in the store. Every method here trains and measures a classifier; give a source with labels "
+            "(for folders: --source.labels_from parent)."
+        )
+    if len(known) < len(members):
+        notes.append(
+            f"{len(members) - len(known)} of {len(members)} {name} images have no label and are left out of that part"
+        )
+    return known
+
+
+def _draw(samples: Samples, members: Indices, per_class: int, seed: int) -> Indices:
+    """Draw per class, as a pure function of the seed and the ids' order."""
+    counts = Counter(samples.labels[members].tolist())
+    short = [
+        f"{samples.class_names[label]} ({count})"
+        for label, count in sorted(counts.items())
+        if count < per_class
+    ]
+    if short:
+        raise ConfigError(
+            f"--data.labels_per_class {per_class}: fewer labelled images in {len(short)} classes: {shorten(short)}. "
+            "Lower the number, or widen --data.labelled."
+        )
+    chosen = []
+    for label in sorted(counts):
+        of_class = members[samples.labels[members] == label]
+        order = np.random.default_rng([seed, label]).permutation(len(of_class))
+        chosen.append(of_class[order[:per_class]])
+    return np.sort(np.concatenate(chosen))

@@ -1,0 +1,99 @@
+"""Parts of the loop that no method changes: optimiser, learning rate, and the loss terms as numbers."""
+
+import dataclasses
+from dataclasses import dataclass
+from typing import Any
+
+import timm.optim
+import timm.scheduler
+import torch
+from accelerate import Accelerator
+from torch import Tensor, nn
+
+from distill.config import TrainConfig
+from featstore.errors import ConfigError, FeatstoreError
+
+
+class TrainingDiverged(FeatstoreError):
+    """A term of the loss is no longer a number."""
+
+
+def make_optimiser(
+    module: nn.Module, config: TrainConfig, *, steps_per_epoch: int
+) -> tuple[torch.optim.Optimizer, Any]:
+    """Build timm's optimiser and its scheduler, which is to be updated at every step.
+
+    Raises:
+        ConfigError: timm has no such optimiser.
+    """
+    try:
+        optimiser = timm.optim.create_optimizer_v2(
+            module,
+            opt=config.opt,
+            lr=config.lr,
+            weight_decay=config.weight_decay,
+            momentum=config.momentum,
+        )
+    except (ValueError, AssertionError) as error:
+        raise ConfigError(
+            f"--train.opt {config.opt}: {error}. Names: adamw, sgd, lamb and others of timm."
+        ) from error
+    scheduler, _ = timm.scheduler.create_scheduler_v2(
+        optimiser,
+        # With decay_rate 1, timm's poly is a straight line and its step is constant.
+        sched={"cosine": "cosine", "linear": "poly", "none": "step"}[config.sched],
+        num_epochs=config.epochs,
+        decay_epochs=config.epochs,
+        decay_rate=1.0,
+        warmup_epochs=config.warmup_epochs,
+        warmup_lr=0.0,
+        step_on_epochs=False,
+        updates_per_epoch=steps_per_epoch,
+    )
+    return optimiser, scheduler
+
+
+def read_terms(terms: dict[str, Tensor], *, where: str) -> dict[str, float]:
+    """Read the terms of a loss with one wait for the device.
+
+    Args:
+        terms: scalars by name.
+        where: method, seed, epoch and step, for the message.
+
+    Returns:
+        Numbers, by "loss/NAME".
+
+    Raises:
+        TrainingDiverged: a term is not finite.
+    """
+    numbers = torch.stack([term.detach().float() for term in terms.values()]).tolist()
+    values = dict(zip(terms, numbers, strict=True))
+    bad = {name: value for name, value in values.items() if not abs(value) < float("inf")}
+    if bad:
+        raise TrainingDiverged(
+            f"{where}: loss term {', '.join(f'{name} = {value}' for name, value in bad.items())}. "
+            "Lower --train.lr, set --train.clip_grad 1, or use --train.precision bf16 or no."
+        )
+    return {f"loss/{name}": value for name, value in values.items()}
+
+
+@dataclass
+class Meter:
+    """Sums of the terms since the last logged line."""
+
+    sums: dict[str, float] = dataclasses.field(default_factory=dict)
+    count: int = 0
+
+    def add(self, values: dict[str, float]) -> None:
+        """Add one piece of a step."""
+        self.count += 1
+        for name, value in values.items():
+            self.sums[name] = self.sums.get(name, 0.0) + value
+
+    def means(self, accelerator: Accelerator) -> dict[str, float]:
+        """Means over all processes; then starts anew."""
+        names = sorted(self.sums)
+        own = torch.tensor([self.sums[name] / self.count for name in names], dtype=torch.float32)
+        shared: Tensor = accelerator.reduce(own.to(accelerator.device), reduction="mean")
+        self.sums, self.count = {}, 0
+        return dict(zip(names, shared.tolist(), strict=True))

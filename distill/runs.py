@@ -1,0 +1,146 @@
+"""The folder of one run: what decides its result, its metrics, and the record of a finished run."""
+
+import dataclasses
+import hashlib
+import importlib.metadata
+import json
+import math
+import resource
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from distill.config import DistillConfig
+from featstore.atomic import write_bytes
+from featstore.errors import ConfigError
+
+FREE = {
+    "data": {"cache_mb"},
+    "train": {"workers", "checkpoint_every", "log_every"},
+    "eval": {"every", "batch_size"},
+    "source": {"path", "allow_cut_tars"},
+}
+"""Settings that do not change a result, or where files merely lie; they may differ between two starts of one run."""
+
+TEACHER_MODULES = ("featstore.teachers", "featstore.extract", "open_clip")
+"""What must not be imported in phase two; the run record says whether it was."""
+
+Contract = dict[str, Any]
+
+
+def run_dir(config: DistillConfig, method: str, seed: int) -> Path:
+    """OUT/METHOD/seedK."""
+    return Path(config.out) / method / f"seed{seed}"
+
+
+def contract(config: DistillConfig, method: str, seed: int, fingerprint: str) -> Contract:
+    """All that decides the result of one run, as plain JSON values; other methods' options are not part of it."""
+    values = dataclasses.asdict(config)
+    parts = {name: values[name] for name in ("field", "source", "data", "student", "train", "eval")}
+    if method in values:
+        parts[method] = values[method]
+    for section, names in FREE.items():
+        parts[section] = {key: value for key, value in parts[section].items() if key not in names}
+    parts |= {"method": method, "seed": seed, "store_fingerprint": fingerprint}
+    plain: Contract = json.loads(json.dumps(parts))
+    return plain
+
+
+def contract_hash(values: Contract) -> str:
+    """SHA-256 of a contract."""
+    return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
+
+
+def check_same_run(where: Path, *, found: Contract, asked: Contract) -> None:
+    """Compare what a run was started with to what is asked for now.
+
+    Raises:
+        ConfigError: names every differing setting with both values.
+    """
+    differing = list(_differences(found, asked, ""))
+    if differing:
+        lines = "\n".join(f"  --{key}: there {was!r}, now {now!r}" for key, was, now in differing)
+        raise ConfigError(
+            f"{where} belongs to a run with other settings, which cannot be gone on with or counted:\n{lines}\n"
+            f"Choose another --out, give the old settings, or delete {where.parent}."
+        )
+
+
+def _differences(found: Any, asked: Any, key: str) -> list[tuple[str, Any, Any]]:
+    if isinstance(found, dict) and isinstance(asked, dict):
+        return [
+            item
+            for name in sorted(found.keys() | asked.keys())
+            for item in _differences(
+                found.get(name), asked.get(name), f"{key}.{name}" if key else name
+            )
+        ]
+    return [] if found == asked else [(key, found, asked)]
+
+
+def write_json(path: Path, values: Any) -> None:
+    """Write JSON atomically; numbers that are not finite are a programming error."""
+    write_bytes(path, (json.dumps(values, indent=2, allow_nan=False) + "\n").encode())
+
+
+def read_finished(folder: Path, asked: Contract) -> dict[str, Any] | None:
+    """The record of a finished run; None if there is none.
+
+    Raises:
+        ConfigError: the folder holds a finished run with other settings.
+    """
+    path = folder / "run.json"
+    try:
+        record: dict[str, Any] = json.loads(path.read_bytes())
+    except FileNotFoundError:
+        return None
+    except ValueError as error:
+        raise ConfigError(
+            f"{path}: not readable as JSON ({error}). Delete {folder} to run it again."
+        ) from None
+    check_same_run(path, found=record["contract"], asked=asked)
+    return record
+
+
+class MetricsLog:
+    """metrics.jsonl: one JSON object per line; a resumed run first drops what came after its checkpoint."""
+
+    def __init__(self, path: Path, *, keep: int, enabled: bool) -> None:
+        self.path = path
+        self.lines = keep
+        self.enabled = enabled
+        if enabled:
+            old = (
+                path.read_bytes().splitlines(keepends=True)[:keep] if path.exists() and keep else []
+            )
+            write_bytes(path, b"".join(old))
+
+    def write(self, values: dict[str, Any]) -> None:
+        """Append one line. What is not finite becomes null, because JSON has no such numbers."""
+        self.lines += 1
+        if self.enabled:
+            clean = {
+                key: None if isinstance(value, float) and not math.isfinite(value) else value
+                for key, value in values.items()
+            }
+            with self.path.open("a") as file:
+                file.write(json.dumps(clean, allow_nan=False) + "\n")
+
+
+def environment() -> dict[str, Any]:
+    """Versions, memory and whether any part of a teacher was imported: the record that phase two never loads one."""
+    names = ("torch", "timm", "accelerate", "numpy", "scikit-learn")
+    return {
+        "versions": {
+            "python": sys.version.split()[0],
+            **{name: importlib.metadata.version(name) for name in names},
+        },
+        "device": torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu",
+        "peak_memory_mb": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024, 1),
+        "peak_device_memory_mb": round(torch.cuda.max_memory_allocated() / 2**20, 1)
+        if torch.cuda.is_available()
+        else 0.0,
+        "teacher_modules_loaded": [name for name in TEACHER_MODULES if name in sys.modules],
+    }

@@ -1,0 +1,201 @@
+"""Which image is shown when, and in which view: pure functions of seed and position, so that any run can resume.
+
+Each part is an endless stream: one shuffled pass over its samples after another. Optimiser step s takes the positions
+from s x batch on, whatever the number of processes; each process and each accumulated piece takes its equal share.
+Every image is thus shown equally often up to one, and a part that is smaller than a batch is simply cycled.
+"""
+
+import hashlib
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from distill.config import DataConfig, TrainConfig
+from featstore.errors import ConfigError
+from featstore.views import ViewSet
+
+Indices = npt.NDArray[np.int64]
+
+
+class Request(NamedTuple):
+    """One picture to be made."""
+
+    sample: int
+    """Its index in ``Samples``."""
+    column: int
+    """On the view axis of the store; -1 for the canonical view."""
+    draw: int
+    """64 random bits for photometric changes; 0 for none."""
+    labelled: bool
+    """Whether its label may be used."""
+
+
+CANONICAL = -1
+"""Column that stands for the canonical view, whether or not the store holds it."""
+
+
+def random_bits(*parts: int | str) -> int:
+    """64 bits from SHA-256 over the parts; equal everywhere, unlike ``hash``."""
+    text = "|".join(str(part) for part in parts)
+    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "little")
+
+
+class Stream:
+    """An endless series of shuffled passes over a part.
+
+    Args:
+        members: (n,) indices of the samples, n at least 1.
+        seed: of the run.
+        name: of the part; two parts of one run are shuffled differently.
+    """
+
+    def __init__(self, members: Indices, *, seed: int, name: str) -> None:
+        self.members = members
+        self._key = random_bits("distill-stream", seed, name)
+        self._passes: dict[int, Indices] = {}
+
+    def __len__(self) -> int:
+        return len(self.members)
+
+    def take(self, start: int, stop: int) -> list[tuple[int, int]]:
+        """(index of the sample, number of the pass) at positions start to stop - 1."""
+        return [self._at(position) for position in range(start, stop)]
+
+    def _at(self, position: int) -> tuple[int, int]:
+        number, place = divmod(position, len(self.members))
+        if number not in self._passes:
+            # Positions rise, so an old pass is never asked for again; two cover a batch across the border.
+            for old in [key for key in self._passes if key < number - 1]:
+                del self._passes[old]
+            self._passes[number] = np.random.default_rng([self._key, number]).permutation(
+                len(self.members)
+            )
+        return int(self.members[self._passes[number][place]]), number
+
+
+def allowed_columns(views: ViewSet, config: DataConfig) -> list[int]:
+    """Columns of the view axis that training may pick from.
+
+    Raises:
+        ViewMismatch: the store does not hold what the settings ask for.
+    """
+    kind = None if config.views == "all" else config.views
+    columns = views.index(kind=kind, mirrored=False)
+    return sorted(columns + views.index(kind=kind, mirrored=True)) if config.mirror else columns
+
+
+class ViewPicker:
+    """Picks one stored view per (seed, pass, sample), and the random bits of its photometric changes."""
+
+    def __init__(self, columns: Sequence[int], stored_ids: Sequence[str], *, seed: int) -> None:
+        self.columns = list(columns)
+        self._ids = stored_ids
+        self._seed = seed
+
+    def __call__(self, index: int, number: int) -> tuple[int, int]:
+        """(column, bits) of sample ``index`` in pass ``number``."""
+        bits = random_bits("distill-view", self._seed, number, self._ids[index])
+        return self.columns[bits % len(self.columns)], bits // len(self.columns)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How many images make a step, and how many steps an epoch.
+
+    Attributes:
+        labelled: labelled images of one process and one accumulated piece.
+        unlabelled: unlabelled ones; 0 if the method or the data has none.
+        pieces: processes x accumulated pieces.
+        steps_per_epoch: optimiser steps.
+    """
+
+    labelled: int
+    unlabelled: int
+    pieces: int
+    steps_per_epoch: int
+
+
+def make_plan(
+    config: TrainConfig,
+    *,
+    num_labelled: int,
+    num_unlabelled: int,
+    use_unlabelled: bool,
+    processes: int,
+) -> Plan:
+    """Cut the batch of a step into equal pieces. The number of steps does not depend on the method.
+
+    Raises:
+        ConfigError: a batch cannot be cut evenly.
+    """
+    pieces = processes * config.grad_accum
+    for name in ("labelled_batch", "unlabelled_batch"):
+        size = getattr(config, name)
+        if size % pieces:
+            raise ConfigError(
+                f"--train.{name} {size} cannot be cut evenly into {processes} processes x "
+                f"{config.grad_accum} accumulated "
+                f"pieces; choose a multiple of {pieces}."
+            )
+    steps = -(-num_labelled // config.labelled_batch)
+    if num_unlabelled:
+        steps = max(steps, -(-num_unlabelled // config.unlabelled_batch))
+    with_unlabelled = use_unlabelled and num_unlabelled > 0
+    return Plan(
+        labelled=config.labelled_batch // pieces,
+        unlabelled=config.unlabelled_batch // pieces if with_unlabelled else 0,
+        pieces=pieces,
+        steps_per_epoch=steps,
+    )
+
+
+class JointSampler:
+    """Batches of requests for one process: its labelled images, then its unlabelled ones.
+
+    Iterating starts at optimiser step ``start`` and ends before step ``stop``; each step gives one batch for every
+    accumulated piece.
+    """
+
+    def __init__(
+        self,
+        *,
+        labelled: Stream,
+        unlabelled: Stream | None,
+        picker: ViewPicker,
+        plan: Plan,
+        rank: int,
+        processes: int,
+        start: int,
+        stop: int,
+    ) -> None:
+        self.labelled = labelled
+        self.unlabelled = unlabelled
+        self.picker = picker
+        self.plan = plan
+        self.rank = rank
+        self.processes = processes
+        self.start = start
+        self.stop = stop
+
+    def __len__(self) -> int:
+        return (self.stop - self.start) * (self.plan.pieces // self.processes)
+
+    def __iter__(self) -> Iterator[list[Request]]:
+        per_step = self.plan.pieces
+        for step in range(self.start, self.stop):
+            for piece in range(self.rank, per_step, self.processes):
+                slot = step * per_step + piece
+                yield self._share(self.labelled, self.plan.labelled, slot, labelled=True) + (
+                    self._share(self.unlabelled, self.plan.unlabelled, slot, labelled=False)
+                    if self.unlabelled is not None
+                    else []
+                )
+
+    def _share(self, stream: Stream, size: int, slot: int, *, labelled: bool) -> list[Request]:
+        return [
+            Request(index, *self.picker(index, number), labelled)
+            for index, number in stream.take(slot * size, (slot + 1) * size)
+        ]

@@ -1,0 +1,448 @@
+"""The one loop for all methods, from a task and the name of a method to an exported, measured student."""
+
+import dataclasses
+import importlib.util
+import os
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import timm.utils
+import torch
+import yaml
+from accelerate import Accelerator
+from accelerate.utils import ProjectConfiguration, broadcast, gather_object, set_seed
+from tqdm import tqdm
+
+from distill import checkpoint, runs
+from distill.config import DistillConfig
+from distill.data import Batch, BatchMaker, Pictures, load
+from distill.diagnostics import top1
+from distill.evaluate import evaluate, run_student
+from distill.export import export
+from distill.join import Split
+from distill.methods import METHODS, Method, Setup, Trainee
+from distill.optim import Meter, make_optimiser, read_terms
+from distill.probe import LinearProbe
+from distill.sampler import JointSampler, Plan, Stream, ViewPicker, make_plan
+from distill.student import Student, build_student
+from distill.task import Task
+from featstore.atomic import write_bytes
+from featstore.errors import ConfigError
+
+StepHook = Callable[[int], None]
+"""Called with the number of finished optimiser steps, after a checkpoint that is due."""
+
+
+def on_cpu_by_launcher() -> bool:
+    """Whether a launcher started this process on a machine without an accelerator.
+
+    accelerate 1.15 then takes every process for the only one, unless it is told to stay on the CPU: two processes would
+    do the same work and write the same files.
+    """
+    return "LOCAL_RANK" in os.environ and not torch.accelerator.is_available()
+
+
+def make_accelerator(config: DistillConfig, folder: Path | None = None) -> Accelerator:
+    """Build accelerate's front end; with a folder, also the trackers of one run.
+
+    Raises:
+        ConfigError: a tracker's package is missing (accelerate would go on without it).
+    """
+    missing = [name for name in config.trackers if importlib.util.find_spec(name) is None]
+    if missing:
+        raise ConfigError(
+            f"--trackers {' '.join(missing)}: not installed. pip install {' '.join(missing)}, or leave it out; "
+            "metrics.jsonl is always written."
+        )
+    return Accelerator(
+        cpu=on_cpu_by_launcher(),
+        mixed_precision=config.train.precision,
+        gradient_accumulation_steps=config.train.grad_accum,
+        log_with=list(config.trackers) or None if folder is not None else None,
+        project_config=ProjectConfiguration(
+            project_dir=None if folder is None else str(folder),
+            logging_dir=None if folder is None else str(folder),
+        ),
+    )
+
+
+def run(
+    config: DistillConfig,
+    task: Task,
+    probe: LinearProbe,
+    *,
+    method: str,
+    seed: int,
+    on_step: StepHook | None = None,
+) -> dict[str, Any]:
+    """Train, export and measure one student; go on from a checkpoint, and skip what is finished.
+
+    Args:
+        config: of the whole command.
+        task: the checked data.
+        probe: linear probe on the teacher's features of this seed's labelled part.
+        method: a key of ``METHODS``.
+        seed: of the run.
+        on_step: for tests and callers that watch.
+
+    Returns:
+        The record that is also written to run.json.
+
+    Raises:
+        ConfigError: the folder belongs to a run with other settings, or settings that do not fit the data.
+        TrainingDiverged: a loss term is not finite; names epoch, step and term.
+        MissingSamples: an image changed since the store was written.
+    """
+    assert task.store is not None
+    folder = runs.run_dir(config, method, seed)
+    asked = runs.contract(config, method, seed, task.store.fingerprint)
+    finished = runs.read_finished(folder, asked)
+    if finished is not None:
+        return {**finished, "skipped": True}
+    saved = checkpoint.load(folder, asked)
+    accelerator = make_accelerator(config, folder)
+    loop = Loop(
+        config,
+        task,
+        probe,
+        method=method,
+        seed=seed,
+        accelerator=accelerator,
+        folder=folder,
+        asked=asked,
+    )
+    loop.start(saved)
+    try:
+        loop.train(on_step)
+        return loop.finish()
+    finally:
+        for tracker in accelerator.trackers:
+            tracker.finish()
+        accelerator.free_memory()
+
+
+class Loop:
+    """One run in memory. ``start``, ``train`` and ``finish`` are called once, in this order."""
+
+    def __init__(
+        self,
+        config: DistillConfig,
+        task: Task,
+        probe: LinearProbe,
+        *,
+        method: str,
+        seed: int,
+        accelerator: Accelerator,
+        folder: Path,
+        asked: runs.Contract,
+    ) -> None:
+        self.config, self.task, self.probe, self.seed = config, task, probe, seed
+        self.method_name, self.folder, self.contract = method, folder, asked
+        self.accelerator = accelerator
+        self.part: Split = task.split(seed)
+        self.picker = ViewPicker(task.columns, task.samples.stored_ids, seed=seed)
+        self.plan = self._plan()
+        # The student comes first after seeding, so that all methods start from the same weights.
+        set_seed(seed)
+        self.student: Student = build_student(config.student, task.samples.num_classes)
+        self.method = self._build_method()
+        self.trainee = Trainee(self.student, self.method.student_sides())
+        self.optimiser, self.scheduler = make_optimiser(
+            self.trainee, config.train, steps_per_epoch=self.plan.steps_per_epoch
+        )
+        self.model, self.prepared = accelerator.prepare(self.trainee, self.optimiser)
+        self.ema = (
+            timm.utils.ModelEmaV3(self.student, decay=config.train.ema)
+            if config.train.ema
+            else None
+        )
+        self.meter = Meter()
+        self._warned: set[str] = set()
+        self.step = 0
+        self.seconds = 0.0
+        self.log = runs.MetricsLog(folder / "metrics.jsonl", keep=0, enabled=False)
+
+    def _plan(self) -> Plan:
+        return make_plan(
+            self.config.train,
+            num_labelled=len(self.part.labelled),
+            num_unlabelled=len(self.part.unlabelled),
+            use_unlabelled=METHODS[self.method_name].uses_unlabelled,
+            processes=self.accelerator.num_processes,
+        )
+
+    def _build_method(self) -> Method:
+        assert self.task.features is not None
+        return METHODS[self.method_name](
+            Setup(
+                config=self.config,
+                seed=self.seed,
+                samples=self.task.samples,
+                split=self.part,
+                features=self.task.features,
+                columns=self.task.columns,
+                picker=self.picker,
+                probe=self.probe,
+                student_width=self.student.width,
+                device=self.accelerator.device,
+            )
+        )
+
+    @property
+    def total_steps(self) -> int:
+        """Optimiser steps of the whole run."""
+        return self.config.train.epochs * self.plan.steps_per_epoch
+
+    def start(self, saved: dict[str, Any] | None) -> None:
+        """Write the resolved settings, open the logs, and take back a checkpoint if there is one."""
+        device = self.accelerator.device
+        set_seed(self.seed, device_specific=True)
+        if saved is not None:
+            self._restore(saved)
+        main = self.accelerator.is_main_process
+        if main:
+            values = dataclasses.asdict(self.config) | {
+                "methods": [self.method_name],
+                "seeds": [self.seed],
+            }
+            write_bytes(
+                self.folder / "config.yaml", yaml.safe_dump(values, sort_keys=False).encode()
+            )
+        self.log = runs.MetricsLog(
+            self.folder / "metrics.jsonl", keep=saved["lines"] if saved else 0, enabled=main
+        )
+        name = f"{self.method_name}-seed{self.seed}"
+        self.accelerator.init_trackers(
+            "distill",
+            init_kwargs={
+                "wandb": {"name": name, "dir": str(self.folder)},
+                "mlflow": {"run_name": name},
+            },
+        )
+        self.scheduler.step_update(self.step)
+        if saved is not None:
+            states = saved["rng"]
+            rank = self.accelerator.process_index
+            if rank < len(
+                states
+            ):  # with more processes than before, the new ones keep their fresh state
+                checkpoint.set_rng_state(states[rank], device)
+
+    def train(self, on_step: StepHook | None = None) -> None:
+        """Train to the end. Trained here: the trainee (student and its projections). Methods train the rest."""
+        began = time.monotonic() - self.seconds
+        pictures = self._pictures()
+        maker = self.task.maker(
+            self.student,
+            self.accelerator.device,
+            with_features=METHODS[self.method_name].uses_features,
+        )
+        images = (self.plan.labelled + self.plan.unlabelled) * self.plan.pieces
+        per_epoch = self.plan.steps_per_epoch
+        self.model.train()
+        bar = tqdm(
+            total=self.total_steps * images,
+            initial=self.step * images,
+            unit="img",
+            desc=f"{self.method_name} seed {self.seed}",
+            disable=None if self.accelerator.is_main_process else True,
+            leave=False,
+        )
+        with bar:
+            while self.step < self.total_steps:
+                epoch = self.step // per_epoch
+                if self.step % per_epoch == 0:
+                    self._begin_epoch(epoch)
+                loss = self._one_step(pictures, maker, epoch)
+                bar.update(images)
+                bar.set_postfix(loss=f"{loss:.3f}", refresh=False)
+                ends = self.step % per_epoch == 0
+                if ends or self.step % self.config.train.log_every == 0:
+                    self._log(self.meter.means(self.accelerator), epoch)
+                if ends:
+                    self._end_epoch(epoch)
+                every = self.config.train.checkpoint_every
+                self.seconds = time.monotonic() - began
+                if ends or (every and self.step % every == 0):
+                    self._save()
+                if on_step is not None:
+                    on_step(self.step)
+
+    def _pictures(self) -> Iterator[Pictures]:
+        """One loader for all that is left of the run, so that its processes start once."""
+        streams = {
+            "labelled": Stream(self.part.labelled, seed=self.seed, name="labelled"),
+            "unlabelled": Stream(self.part.unlabelled, seed=self.seed, name="unlabelled")
+            if self.plan.unlabelled
+            else None,
+        }
+        assert streams["labelled"] is not None
+        sampler = JointSampler(
+            labelled=streams["labelled"],
+            unlabelled=streams["unlabelled"],
+            picker=self.picker,
+            plan=self.plan,
+            rank=self.accelerator.process_index,
+            processes=self.accelerator.num_processes,
+            start=self.step,
+            stop=self.total_steps,
+        )
+        data = self.config.data
+        dataset = self.task.dataset(self.student, jitter=data.jitter, cache_mb=data.cache_mb)
+        return load(dataset, sampler, workers=self.config.train.workers)
+
+    def _one_step(self, pictures: Iterator[Pictures], maker: BatchMaker, epoch: int) -> float:
+        """One optimiser step over all its pieces. Returns the loss of this process's last piece."""
+        loss = 0.0
+        for _ in range(self.config.train.grad_accum):
+            batch: Batch = maker(next(pictures))
+            with self.accelerator.accumulate(self.model):
+                terms = self.method.loss(self.model, batch, self.student)
+                total = torch.stack(list(terms.values())).sum()
+                where = f"{self.method_name} seed {self.seed}, epoch {epoch}, step {self.step}"
+                values = read_terms(terms, where=where)
+                loss = sum(values.values())
+                self.accelerator.backward(total)
+                if self.accelerator.sync_gradients:
+                    limit = self.config.train.clip_grad or float("inf")
+                    norm = self.accelerator.clip_grad_norm_(self.trainee.parameters(), limit)
+                    values["grad_norm"] = (
+                        float(norm) * self.config.train.grad_accum if norm is not None else 0.0
+                    )
+                elif self.config.train.grad_accum > 1:
+                    values["grad_norm"] = (
+                        0.0  # the mean over pieces then gives the norm of the step
+                    )
+                self.prepared.step()
+                self.prepared.zero_grad()
+            self.meter.add(values)
+        self.step += 1
+        self.scheduler.step_update(self.step)
+        if self.ema is not None:
+            self.ema.update(self.student, step=self.step)
+        return loss
+
+    def _begin_epoch(self, epoch: int) -> None:
+        numbers = self.method.begin_epoch(epoch, self.student)
+        for module in self.method.owned():
+            # All processes did the same work; this removes what different hardware may have made of it.
+            for tensor in module.state_dict().values():
+                broadcast(tensor)
+        if numbers:
+            self._log(numbers, epoch)
+
+    def _end_epoch(self, epoch: int) -> None:
+        numbers = self.method.end_epoch(epoch)
+        every = self.config.eval.every
+        if every and (epoch + 1) % every == 0 and self.step < self.total_steps:
+            numbers["test_top1"] = self._test_top1()
+        if numbers:
+            self._log(numbers, epoch)
+        for kind, text in self.method.warnings().items():
+            self.log.write({"step": self.step, "epoch": epoch, "warning": text})
+            if kind not in self._warned:
+                self._warned.add(kind)
+                self.accelerator.print(
+                    f"warning: {self.method_name} seed {self.seed}, epoch {epoch}: {text}"
+                )
+
+    def _test_top1(self) -> float:
+        _, logits = run_student(
+            self.task,
+            self._exported(),
+            self.part.test,
+            settings=self.config.eval,
+            workers=self.config.train.workers,
+            accelerator=self.accelerator,
+        )
+        return top1(logits, torch.from_numpy(self.task.samples.labels[self.part.test]))
+
+    def _exported(self) -> Student:
+        """The student that counts: the moving average if there is one."""
+        return self.student if self.ema is None else self.ema.module
+
+    def _log(self, numbers: dict[str, float], epoch: int) -> None:
+        if "loss/ce" in numbers:
+            numbers = {**numbers, "lr": self.optimiser.param_groups[0]["lr"]}
+        self.log.write({"step": self.step, "epoch": epoch, **numbers})
+        self.accelerator.log(numbers, step=self.step)
+
+    def _save(self) -> None:
+        states = gather_object([checkpoint.rng_state(self.accelerator.device)])
+        if not self.accelerator.is_main_process:
+            return
+        per_epoch = self.plan.steps_per_epoch
+        scaler = self.accelerator.scaler
+        checkpoint.save(
+            self.folder,
+            self.contract,
+            {
+                "epoch": self.step // per_epoch,
+                "stage": 1 if self.step % per_epoch == 0 else 2,
+                "step": self.step,
+                "lines": self.log.lines,
+                "seconds": self.seconds,
+                "trainee": self.trainee.state_dict(),
+                "optimiser": self.optimiser.state_dict(),
+                "scheduler": self.scheduler.state_dict(),
+                "scaler": None if scaler is None else scaler.state_dict(),
+                "ema": None if self.ema is None else self.ema.module.state_dict(),
+                "method": self.method.state(),
+                "meter": dataclasses.asdict(self.meter),
+                "rng": states,
+            },
+        )
+
+    def _restore(self, saved: dict[str, Any]) -> None:
+        self.trainee.load_state_dict(saved["trainee"])
+        self.optimiser.load_state_dict(saved["optimiser"])
+        self.scheduler.load_state_dict(saved["scheduler"])
+        if self.accelerator.scaler is not None and saved["scaler"] is not None:
+            self.accelerator.scaler.load_state_dict(saved["scaler"])
+        if self.ema is not None:
+            self.ema.module.load_state_dict(saved["ema"])
+        self.method.load_state(saved["method"])
+        self.meter = Meter(**saved["meter"])
+        self.step, self.seconds = saved["step"], saved["seconds"]
+        self.accelerator.print(
+            f"{self.method_name} seed {self.seed}: goes on at step {self.step} of "
+            f"{self.total_steps} (epoch {saved['epoch']})"
+        )
+
+    def finish(self) -> dict[str, Any]:
+        """Export the student, measure it, and write the record that marks the run as finished."""
+        student = self._exported()
+        result = evaluate(
+            self.task,
+            student,
+            self.part,
+            settings=self.config.eval,
+            workers=self.config.train.workers,
+            accelerator=self.accelerator,
+            seed=self.seed,
+            probe=self.probe,
+        )
+        record = {
+            "method": self.method_name,
+            "seed": self.seed,
+            "top1": result["top1"],
+            "teacher_probe_top1": result["teacher"]["probe_top1"],
+            "seconds": round(self.seconds, 2),
+            "steps": self.step,
+            "num_labelled": len(self.part.labelled),
+            "num_unlabelled": len(self.part.unlabelled),
+            "num_test": len(self.part.test),
+            "num_processes": self.accelerator.num_processes,
+            "notes": self.student.notes + self.part.notes,
+            **runs.environment(),
+            "contract_sha256": runs.contract_hash(self.contract),
+            "contract": self.contract,
+        }
+        if self.accelerator.is_main_process:
+            export(self.folder, student, config=self.config.student, task=self.task)
+            runs.write_json(self.folder / "evaluation.json", result)
+            runs.write_json(self.folder / "run.json", record)
+        self.accelerator.wait_for_everyone()
+        return record

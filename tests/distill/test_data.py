@@ -1,0 +1,280 @@
+"""Images and rows belong together by id, then by content; everything else is an error that names the ids."""
+
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from distill.config import DataConfig
+from distill.data import BatchMaker, Features, ViewDataset, ViewRule, jittered, load
+from distill.join import Samples, join, split
+from distill.losses import IGNORE
+from distill.sampler import CANONICAL, Request
+from featstore import FeatureStore
+from featstore.config import SourceConfig
+from featstore.errors import ConfigError, MissingSamples
+from featstore.sources import open_source
+from featstore.sources.base import Source
+from tests.distill.stores import SIZE, write_store
+
+DATA = DataConfig(labelled=["train/*"], unlabelled=["train/*"], test=["test/*"], labels_per_class=4)
+
+
+def folder(path: Path, labels_from: str = "parent") -> Source:
+    return open_source(SourceConfig(kind="folder", path=str(path), labels_from=labels_from))  # type: ignore[arg-type]
+
+
+@pytest.fixture
+def copy(images: Path, tmp_path: Path) -> Path:
+    """The images, to be changed."""
+    return shutil.copytree(images, tmp_path / "copy")
+
+
+def requests(samples: Samples, column: int = CANONICAL) -> list[Request]:
+    return [Request(i, column, 0, False) for i in range(len(samples.ids))]
+
+
+def pixels_of(samples: Samples, store: FeatureStore, column: int) -> torch.Tensor:
+    """What the student is shown at the teacher's own size, (n, H x W x 3)."""
+    dataset = ViewDataset(samples, ViewRule.of_store(store), size=SIZE)
+    (pictures,) = load(dataset, [requests(samples, column)], workers=0)
+    return pictures.pixels.permute(0, 2, 3, 1).reshape(len(samples.ids), -1).float()
+
+
+def test_the_student_sees_exactly_the_view_behind_the_feature(images: Path, tmp_path: Path) -> None:
+    """At the teacher's size, every stored view is replayed to the last pixel, mirrored ones too."""
+    store = write_store(tmp_path / "s", folder(images), seeded=2, mirrored=True)
+    samples = join(folder(images), store, DATA)
+    stored = store.gather("pixels", samples.rows)
+    for column in range(6):
+        assert np.array_equal(pixels_of(samples, store, column).numpy(), stored[:, column])
+    assert np.array_equal(pixels_of(samples, store, CANONICAL).numpy(), stored[:, 0])
+
+
+def test_rows_are_found_whatever_the_order(images: Path, store: FeatureStore) -> None:
+    """A source in another order gives every image its own row."""
+    source = folder(images)
+    order = np.random.default_rng(0).permutation(len(source))
+
+    class Shuffled(Source):
+        def __init__(self) -> None:
+            super().__init__()
+            self.uri = "shuffled"
+            self.class_names = source.class_names
+            self.sample_ids = [source.sample_ids[i] for i in order]
+            assert source.labels is not None
+            self.labels = source.labels[order]
+
+        def read(self, row: int) -> bytes:
+            return source.read(int(order[row]))
+
+    samples = join(Shuffled(), store, DATA)
+    assert [store.sample_ids[row] for row in samples.rows] == samples.ids
+    assert np.array_equal(
+        pixels_of(samples, store, 1).numpy(), store.gather("pixels", samples.rows)[:, 1]
+    )
+
+
+def test_a_renamed_file_finds_its_row_and_its_crop(copy: Path, store: FeatureStore) -> None:
+    """By content; a seeded crop depends on the id that the *store* knows."""
+    (copy / "train/left/000.png").rename(copy / "train/left/new name.png")
+    samples = join(folder(copy), store, DATA)
+    place = samples.ids.index("train/left/new name.png")
+    assert samples.stored_ids[place] == "train/left/000.png"
+    assert any("new name.png = train/left/000.png" in note for note in samples.notes)
+    stored = store.gather("pixels", samples.rows)
+    for column in range(3):
+        assert np.array_equal(pixels_of(samples, store, column).numpy(), stored[:, column])
+
+
+def test_added_and_removed_files(copy: Path, store: FeatureStore) -> None:
+    """A removed file is no concern; a new one is an error with its id."""
+    (copy / "train/left/000.png").unlink()
+    assert len(join(folder(copy), store, DATA).ids) == store.num_rows - 1
+    Image.new("RGB", (9, 9)).save(copy / "train/top/extra.png")
+    with pytest.raises(MissingSamples, match=r"1 of 48 .*train/top/extra.png"):
+        join(folder(copy), store, DATA)
+    # Patterns that leave it out need no row for it.
+    only = DataConfig(labelled=["train/left/*", "train/right/*"], test=["test/*"])
+    join(folder(copy), store, only)
+
+
+def test_changed_bytes_are_refused_with_the_id(copy: Path, store: FeatureStore) -> None:
+    """Same name, other picture: found at the first read, in line and in a loading process."""
+    Image.new("RGB", (9, 9)).save(copy / "train/top/003.png")
+    samples = join(folder(copy), store, DATA)
+    dataset = ViewDataset(samples, ViewRule.of_store(store), size=SIZE)
+    for workers in (0, 1):
+        with pytest.raises(MissingSamples, match=r"not those the teacher saw: train/top/003.png\."):
+            list(load(dataset, [requests(samples)], workers=workers))
+
+
+def test_a_file_that_vanished_is_named(copy: Path, store: FeatureStore) -> None:
+    """After the join, before the read."""
+    samples = join(folder(copy), store, DATA)
+    (copy / "test/left/001.png").unlink()
+    dataset = ViewDataset(samples, ViewRule.of_store(store), size=SIZE)
+    with pytest.raises(ConfigError, match=r"test/left/001.png"):
+        list(load(dataset, [requests(samples)], workers=0))
+
+
+def test_invalid_rows_are_dropped_and_counted(images: Path, tmp_path: Path) -> None:
+    """Their features mean nothing."""
+    bad = ["train/left/002.png", "test/top/000.png"]
+    store = write_store(tmp_path / "s", folder(images), invalid=bad)
+    samples = join(folder(images), store, DATA)
+    assert not set(bad) & set(samples.ids)
+    assert any(
+        "2 images have no usable feature" in note and bad[0] in note for note in samples.notes
+    )
+
+
+def test_copies_of_test_images_leave_the_training_parts(copy: Path, tmp_path: Path) -> None:
+    """A leak under another name, in either training part."""
+    shutil.copy(copy / "test/left/000.png", copy / "train/left/leak.png")
+    store = write_store(tmp_path / "s", folder(copy))
+    samples = join(folder(copy), store, DATA)
+    for per_class in (0, 4):
+        part = split(
+            samples, DataConfig(unlabelled=["train/*"], labels_per_class=per_class), seed=0
+        )
+        training = {samples.ids[i] for i in np.union1d(part.labelled, part.unlabelled)}
+        assert "train/left/leak.png" not in training
+        assert any("exact copies" in note and "leak.png" in note for note in part.notes)
+
+
+def test_a_test_image_that_a_training_pattern_matches_is_left_out(
+    images: Path, store: FeatureStore
+) -> None:
+    """Overlapping patterns do not train on the test part."""
+    config = DataConfig(labelled=["*"], unlabelled=["*"], test=["test/*"])
+    samples = join(folder(images), store, config)
+    part = split(samples, config, seed=0)
+    assert not set(part.test) & set(part.labelled) | set(part.test) & set(part.unlabelled)
+    assert len(part.test) == 12
+
+
+def test_parts_are_disjoint_and_the_draw_follows_the_seed(
+    images: Path, store: FeatureStore
+) -> None:
+    """4 of each class; another seed draws others, a fixed label seed does not."""
+    samples = join(folder(images), store, DATA)
+    part = split(samples, DATA, seed=0)
+    assert np.bincount(samples.labels[part.labelled]).tolist() == [4, 4, 4]
+    assert not set(part.labelled) & set(part.unlabelled)
+    assert len(part.labelled) + len(part.unlabelled) == 36
+    assert split(samples, DATA, seed=1).labelled.tolist() != part.labelled.tolist()
+    fixed = DataConfig(labels_per_class=4, label_seed=5)
+    assert split(samples, fixed, 0).labelled.tolist() == split(samples, fixed, 1).labelled.tolist()
+
+
+def test_labels_come_from_the_source_then_from_the_store(images: Path, store: FeatureStore) -> None:
+    """A source without labels takes the store's, with their names."""
+    samples = join(folder(images, labels_from="none"), store, DATA)
+    assert samples.class_names == ("left", "right", "top")
+    assert np.array_equal(samples.labels, join(folder(images), store, DATA).labels)
+
+
+def test_no_labels_anywhere_is_refused(images: Path, tmp_path: Path) -> None:
+    """Every method measures a classifier."""
+    store = write_store(tmp_path / "s", folder(images), labels=False)
+    samples = join(folder(images, labels_from="none"), store, DATA)
+    with pytest.raises(ConfigError, match="none of its 12 images has a label"):
+        split(samples, DATA, seed=0)
+
+
+def test_too_few_images_of_a_class(images: Path, store: FeatureStore) -> None:
+    """Names class and count."""
+    samples = join(folder(images), store, DATA)
+    with pytest.raises(ConfigError, match=r"left \(12\)"):
+        split(samples, DataConfig(labels_per_class=13), seed=0)
+
+
+def test_a_pattern_that_matches_nothing(images: Path, store: FeatureStore) -> None:
+    """Shows what ids look like."""
+    with pytest.raises(ConfigError, match=r"--data.test 'val/\*'.*ids look like test/left/000.png"):
+        join(folder(images), store, DataConfig(test=["val/*"]))
+
+
+def test_features_are_those_of_the_chosen_views(images: Path, store: FeatureStore) -> None:
+    """Against a direct read; without columns the canonical view."""
+    samples = join(folder(images), store, DATA)
+    features = Features(store, "pixels", samples)
+    stored = store.gather("pixels", samples.rows[[3, 1]])
+    taken = features.take(np.array([3, 1]), np.array([2, 0]))
+    assert taken.dtype == torch.float32
+    assert np.array_equal(taken.numpy(), stored[[0, 1], [2, 0]])
+    assert np.array_equal(features.take(np.array([3, 1])).numpy(), stored[:, 0])
+    chunks = torch.cat(list(features.chunks(np.arange(5), [0, 2], size=2)))
+    assert chunks.shape == (10, features.width)
+
+
+def test_fields_that_are_no_vector_are_refused(images: Path, store: FeatureStore) -> None:
+    """The message lists the fields that would do."""
+    samples = join(folder(images), store, DATA)
+    with pytest.raises(ConfigError, match="cls, pixels"):
+        Features(store, "grid2", samples)
+    with pytest.raises(ConfigError, match="no such field"):
+        Features(store, "tokens", samples)
+
+
+def test_a_batch_hides_the_labels_of_unlabelled_images(images: Path, store: FeatureStore) -> None:
+    """They are known here, and must not be used."""
+    samples = join(folder(images), store, DATA)
+    dataset = ViewDataset(samples, ViewRule.of_store(store), size=(16, 16))
+    wanted = [Request(5, 1, 0, True), Request(6, 2, 0, False)]
+    (pictures,) = load(dataset, [wanted], workers=0)
+    maker = BatchMaker(
+        samples,
+        Features(store, "cls", samples),
+        mean=[0.5] * 3,
+        std=[0.25] * 3,
+        device=torch.device("cpu"),
+    )
+    batch = maker(pictures)
+    assert batch.labels.tolist() == [samples.labels[5], IGNORE]
+    assert batch.images.shape == (2, 3, 16, 16)
+    torch.testing.assert_close(batch.images, (pictures.pixels / 255 - 0.5) / 0.25)
+    assert batch.teacher is not None
+    assert np.array_equal(
+        batch.teacher.numpy(),
+        store.gather("cls", samples.rows[[5, 6]])[[0, 1], [1, 2]].astype(np.float32),
+    )
+
+
+def test_the_cache_changes_nothing(images: Path, store: FeatureStore) -> None:
+    """Same pictures with and without, also when it is full after a few."""
+    samples = join(folder(images), store, DATA)
+    rule = ViewRule.of_store(store)
+    batches = [requests(samples, 1), requests(samples, 2), requests(samples, 1)]
+
+    def pixels(cache_mb: int) -> list[torch.Tensor]:
+        dataset = ViewDataset(samples, rule, size=(128, 128), cache_mb=cache_mb)
+        return [pictures.pixels for pictures in load(dataset, batches, workers=0)]
+
+    plain = pixels(0)
+    for cache_mb in (1, 64):
+        assert all(torch.equal(a, b) for a, b in zip(plain, pixels(cache_mb), strict=True))
+
+
+def test_jitter_is_a_pure_function_of_its_bits() -> None:
+    """Same bits, same picture; strength 0 leaves it as it is."""
+    picture = np.random.default_rng(0).integers(0, 256, (8, 8, 3), dtype=np.uint8)
+    assert np.array_equal(jittered(picture, 0.5, 1), jittered(picture, 0.5, 1))
+    assert not np.array_equal(jittered(picture, 0.5, 1), jittered(picture, 0.5, 2))
+    assert np.array_equal(jittered(picture, 0.0, 1), picture)
+
+
+def test_jitter_reaches_training_pictures_only(images: Path, store: FeatureStore) -> None:
+    """A request without bits, as in evaluation, is not changed."""
+    samples = join(folder(images), store, DATA)
+    rule = ViewRule.of_store(store)
+    dataset = ViewDataset(samples, rule, size=SIZE, jitter=0.8)
+    plain = ViewDataset(samples, rule, size=SIZE)
+    assert torch.equal(dataset[Request(0, 1, 0, True)].pixels, plain[Request(0, 1, 0, True)].pixels)
+    assert not torch.equal(
+        dataset[Request(0, 1, 7, True)].pixels, plain[Request(0, 1, 7, True)].pixels
+    )
