@@ -6,6 +6,8 @@ how images are grouped, so only then do a resumed run and a run with more proces
 
 # B images of a batch, V views, H W input pixels
 
+import math
+import os
 import platform
 import time
 from collections.abc import Iterator, Sequence
@@ -122,6 +124,15 @@ class ViewDataset(Dataset[Batch]):
                 interpolation=rule.interpolation,
                 mirrored=view.mirrored,
             )
+
+
+def make_accelerator() -> Accelerator:
+    """Build accelerate's front end.
+
+    On a machine without an accelerator accelerate 1.15 takes every process that a launcher starts for the only one,
+    unless it is told to stay on the CPU: two processes would do the same work.
+    """
+    return Accelerator(cpu="LOCAL_RANK" in os.environ and not torch.accelerator.is_available())
 
 
 def resolve_precision(config: ExtractConfig, device: torch.device) -> Precision:
@@ -283,7 +294,7 @@ class Summary:
                 f"{self.store}: {len(self.invalid)} of {self.rows} images are unusable "
                 f"({self.invalid_share:.1%}, allowed {most:.1%}): {examples}. The store is complete and "
                 f"the others are sound. List them: featstore inspect {self.store}. Accept them: "
-                f"--max_invalid_share {self.invalid_share:.3f}"
+                f"--max_invalid_share {math.ceil(1000 * self.invalid_share) / 1000}"
             )
 
 

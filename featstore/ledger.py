@@ -89,7 +89,7 @@ def committed_shards(store: Path, num_shards: int) -> list[int]:
     folder = store / LEDGER_FOLDER
     if not folder.is_dir():
         return []
-    shards = sorted(int(path.stem) for path in folder.glob("[0-9]*.json") if path.stem.isdigit())
+    shards = sorted(int(path.stem) for path in folder.glob("[0-9]*.json") if path.stem.isdecimal())
     if shards and shards[-1] >= num_shards:
         raise StoreError(
             f"{entry_path(store, shards[-1])}: shard {shards[-1]} lies beyond the {num_shards} shards of the manifest."

@@ -13,7 +13,15 @@ import uuid
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    PositiveInt,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
 
 from featstore.atomic import write_bytes
 from featstore.errors import ManifestMismatch, StoreNotFound
@@ -52,9 +60,9 @@ class TeacherRecord(Record):
 class PreprocessingRecord(Record):
     """From an upright RGB picture to the teacher's input."""
 
-    size: tuple[int, int]
+    size: tuple[PositiveInt, PositiveInt]
     """(height, width) of the input, pixels."""
-    crop_pct: float
+    crop_pct: float = Field(gt=0, le=1)
     crop_mode: CropMode
     interpolation: Interpolation
     mean: tuple[float, float, float]
@@ -66,13 +74,19 @@ class PreprocessingRecord(Record):
 class FieldRecord(Record):
     """One array of features: rows x views x ``shape``."""
 
-    shape: tuple[int, ...]
+    shape: tuple[PositiveInt, ...]
     """Shape of one view of one row, e.g. (1024,) or (7, 7, 1024)."""
     dtype: Literal["float16", "float32"]
     dims: tuple[str, ...]
     """Name of each axis of ``shape``, e.g. ("channel",)."""
     meaning: str
     """What the numbers are, in words."""
+
+    @model_validator(mode="after")
+    def _check(self) -> "FieldRecord":
+        if len(self.dims) != len(self.shape):
+            raise ValueError(f"{len(self.dims)} dims for a shape of {len(self.shape)} axes")
+        return self
 
     def row_bytes(self, num_views: int) -> int:
         """Bytes of one row with all its views."""
@@ -209,12 +223,14 @@ def read_manifest(store: Path) -> Manifest:
             f"{store}: no {MANIFEST_NAME}, so this is not a feature store. Expected the folder that "
             "extract.py wrote (--store.path)."
         ) from None
+    except OSError as error:
+        raise StoreNotFound(f"{path}: cannot be read ({error.strerror}).") from None
     except (ValueError, RecursionError) as error:
         raise StoreNotFound(
             f"{path}: not readable as JSON ({error}). Fetch the store again."
         ) from None
     version = values.get("format_version") if isinstance(values, dict) else None
-    if version != FORMAT_VERSION:
+    if type(version) is not int or version != FORMAT_VERSION:  # False == 0
         raise ManifestMismatch(
             f"{path}: format version {version!r}; this featstore reads version {FORMAT_VERSION}. "
             "Read it with the release that wrote it, or extract again."

@@ -10,8 +10,14 @@ import numpy.typing as npt
 
 from featstore.backends import ZarrBackend
 from featstore.backends.base import Array
-from featstore.errors import ConfigError, MissingSamples, StoreIncomplete, shorten
-from featstore.ledger import InvalidRow, ShardRecord, committed_shards, read_entry
+from featstore.errors import ConfigError, MissingSamples, ShardCorrupt, StoreIncomplete, shorten
+from featstore.ledger import (
+    InvalidRow,
+    ShardRecord,
+    committed_shards,
+    entry_path,
+    read_entry,
+)
 from featstore.manifest import Manifest, read_manifest
 
 Rows = npt.NDArray[np.int64]
@@ -116,9 +122,20 @@ class FeatureStore:
         return values
 
     def entry(self, shard: int) -> ShardRecord:
-        """The ledger's record of a shard."""
+        """The ledger's record of a shard.
+
+        Raises:
+            ShardCorrupt: it is missing, does not follow the format, or speaks of other rows.
+        """
         if shard not in self._entries:
-            self._entries[shard] = read_entry(self.path, shard)
+            entry = read_entry(self.path, shard)
+            rows = self.manifest.shard_range(shard)
+            if entry.rows != (rows.start, rows.stop):
+                raise ShardCorrupt(
+                    f"{entry_path(self.path, shard)}: rows {entry.rows[0]} to {entry.rows[1] - 1}, expected "
+                    f"{rows.start} to {rows.stop - 1}. Delete the file and run extract.py with the same settings."
+                )
+            self._entries[shard] = entry
         return self._entries[shard]
 
     def invalid_rows(self) -> list[InvalidRow]:
@@ -159,7 +176,7 @@ class FeatureStore:
             (B, V, *shape) in the stored dtype, a copy.
 
         Raises:
-            ConfigError: the store has no such field.
+            ConfigError: the store has no such field, or ``rows`` are not integers (a mask, for one).
             MissingSamples: a row is outside the store or invalid; the message names ids and reasons.
             ShardCorrupt: a shard's bytes are not those that were written (checked at its first touch).
         """
@@ -167,7 +184,7 @@ class FeatureStore:
             raise ConfigError(
                 f"{self.path}: no field {field!r}; it has: {shorten(sorted(self.manifest.fields))}."
             )
-        wanted = np.asarray(rows, dtype=np.int64).reshape(-1)
+        wanted = _row_numbers(rows)
         self._check_rows(wanted)
         column = self._backend.columns[f"fields/{field}"]
         out = np.empty((len(wanted), *column.shape), dtype=column.dtype)
@@ -199,3 +216,13 @@ class FeatureStore:
         if key not in self._arrays:
             self._arrays[key] = self._backend.read_shard(shard, column, self.entry(shard).objects)
         return self._arrays[key]
+
+
+def _row_numbers(rows: npt.ArrayLike) -> Rows:
+    given = np.asarray(rows).reshape(-1)
+    if given.size and given.dtype.kind not in "iu":
+        # A mask or fractions would become other rows than those that were meant.
+        raise ConfigError(
+            f"rows must be integers, found {given.dtype}; of a mask, take np.flatnonzero(mask)."
+        )
+    return given.astype(np.int64)

@@ -3,12 +3,13 @@
 import fcntl
 import os
 import queue
+import re
 import shutil
 import tempfile
 import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -55,6 +56,8 @@ def open_or_create(store: Path, manifest: Manifest) -> Manifest:
     try:
         _create(store, manifest)
     except OSError as error:
+        if (store / MANIFEST_NAME).exists():  # another run made it in the meantime
+            return open_or_create(store, manifest)
         raise StoreWriteError(
             f"{store}: cannot be created: {error}. Choose another --store.path."
         ) from error
@@ -62,6 +65,7 @@ def open_or_create(store: Path, manifest: Manifest) -> Manifest:
 
 
 def _create(store: Path, manifest: Manifest) -> None:
+    store = store.resolve()  # a link to an empty folder: the folder is replaced, not the link
     store.parent.mkdir(parents=True, exist_ok=True)
     temporary = Path(tempfile.mkdtemp(prefix=f"{TEMPORARY_PREFIX}{store.name}-", dir=store.parent))
     try:
@@ -82,8 +86,14 @@ def exclusive(store: Path) -> Iterator[None]:
 
     Raises:
         StoreBusy: another run on this machine holds it.
+        StoreWriteError: the store cannot be written to.
     """
-    handle = os.open(store / LOCK_NAME, os.O_CREAT | os.O_RDWR, 0o644)
+    try:
+        handle = os.open(store / LOCK_NAME, os.O_CREAT | os.O_RDWR, 0o644)
+    except OSError as error:
+        raise StoreWriteError(
+            f"{store}: cannot be written to: {error}. Make it writable, or choose another --store.path."
+        ) from error
     try:
         try:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -92,19 +102,32 @@ def exclusive(store: Path) -> Iterator[None]:
             raise StoreBusy(
                 f"{store}: another run is writing here ({holder}). Wait for it, or stop it; nothing is lost."
             ) from None
-        os.ftruncate(handle, 0)
-        os.write(handle, f"process {os.getpid()} on {os.uname().nodename}\n".encode())
+        with suppress(
+            OSError
+        ):  # a courtesy to whoever finds the lock held; a full disk shows later
+            os.ftruncate(handle, 0)
+            os.write(handle, f"process {os.getpid()} on {os.uname().nodename}\n".encode())
         yield
     finally:
         os.close(handle)
 
 
 def remove_leftovers(store: Path) -> int:
-    """Delete temporary files that a killed run left behind; call it while holding the lock. Returns how many."""
-    leftovers = list(store.rglob(f"{TEMPORARY_PREFIX}*"))
-    for path in leftovers:
+    """Delete what a killed run left behind; call it while holding the lock. Returns how many.
+
+    That is unfinished files in the store, and beside it stores that were never finished: no run can use those any
+    more, because the store is there.
+    """
+    store = store.resolve()
+    files = list(store.rglob(f"{TEMPORARY_PREFIX}*"))
+    for path in files:
         path.unlink(missing_ok=True)
-    return len(leftovers)
+    # mkdtemp's random part holds no hyphen, so the leftovers of a store called NAME-x do not match.
+    unfinished = re.compile(re.escape(f"{TEMPORARY_PREFIX}{store.name}-") + "[a-z0-9_]+")
+    folders = [path for path in store.parent.iterdir() if unfinished.fullmatch(path.name)]
+    for path in folders:
+        shutil.rmtree(path, ignore_errors=True)
+    return len(files) + len(folders)
 
 
 @dataclass
@@ -126,6 +149,7 @@ class Shard:
 
 def commit(backend: Backend, shard: Shard) -> ShardRecord:
     """Write every object of a shard, then its ledger entry."""
+    check_columns(backend, shard.columns)
     start = time.perf_counter()
     rows = backend.manifest.shard_range(shard.number)
     objects = backend.write_shard(shard.number, shard.columns)

@@ -40,7 +40,7 @@ def parse(
     if not any(item == "--config" or item.startswith("--config=") for item in arguments):
         arguments = ["--config", str(default_recipe), *arguments]
     arguments = list(_inline_recipes(_spell_out_switches(config_class, arguments)))
-    return auto_cli(config_class, args=arguments, allow_abbrev=False, usage=USAGE)  # type: ignore[no-any-return]
+    return auto_cli(config_class, args=arguments, allow_abbrev=False, usage=USAGE)
 
 
 def run_main(
@@ -101,7 +101,8 @@ def _read_recipe(path: Path) -> str:
         raise ConfigError(
             f"--config {path}: expected settings by name, found {type(values).__name__}."
         )
-    return json.dumps(_resolve(values, path.absolute().parent))
+    # YAML makes dates of some texts; as settings they are text.
+    return json.dumps(_resolve(values, path.absolute().parent), default=str)
 
 
 def _resolve(value: Any, folder: Path) -> Any:

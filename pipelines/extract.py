@@ -25,13 +25,11 @@ def main(config: ExtractConfig) -> None:
     Raises:
         FeatstoreError: something the user can mend; nothing half-made is left behind.
     """
-    from accelerate import Accelerator
-
     from featstore import extract
     from featstore.sources import open_source
     from featstore.teachers import build_teacher
 
-    accelerator = Accelerator()
+    accelerator = extract.make_accelerator()
     say = accelerator.print
 
     source = open_source(config.source)
@@ -82,7 +80,9 @@ def main(config: ExtractConfig) -> None:
     if len(summary.invalid) > 20:
         say(f"  ... and {len(summary.invalid) - 20} more: featstore inspect {summary.store}")
     summary.check(config.max_invalid_share)
-    say(f"next: accelerate launch pipelines/distill.py --store {summary.store}")
+    images = f"--source.kind {config.source.kind} --source.path {config.source.path}"
+    recipe = "" if config.source.kind == "digits" else f" --config RECIPE.yaml {images}"
+    say(f"next: accelerate launch pipelines/distill.py{recipe} --store {summary.store}")
 
 
 if __name__ == "__main__":

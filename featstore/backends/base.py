@@ -50,7 +50,8 @@ def columns_of(manifest: Manifest) -> dict[str, Column]:
             f"fields/{name}",
             (len(manifest.views), *field.shape),
             np.dtype(field.dtype),
-            ("sample", "view", *field.dims),
+            # xarray allows an axis name one size in a group, and cls and logits are rarely of one width.
+            ("sample", "view", *(f"{name}_{dim}" for dim in field.dims)),
         )
         for name, field in sorted(manifest.fields.items())
     ]

@@ -23,7 +23,7 @@ from numcodecs.vlen import VLenUTF8
 from featstore.atomic import write_bytes
 from featstore.backends.base import Array, Backend, Column
 from featstore.errors import ShardCorrupt
-from featstore.ledger import ObjectRecord
+from featstore.ledger import ObjectRecord, entry_path
 
 CHUNK_BYTES = 256 * 1024
 """Inner chunks are at most this large (or one row): what a stock reader fetches to get at a row."""
@@ -112,26 +112,47 @@ class ZarrBackend(Backend):
         data = self._checked(name, objects[name], shard, column)
         rows = len(self.manifest.shard_range(shard))
         if spec.dtype is None:
-            texts: Array = VLenUTF8().decode(data.tobytes())[:rows]
-            return texts
+            return self._texts(data.tobytes(), shard, column)[:rows]
         count = rows * math.prod(spec.shape)
         values = np.frombuffer(data, dtype=spec.dtype.newbyteorder("<"), count=count)
         return values.reshape(rows, *spec.shape)
+
+    def _texts(self, data: bytes, shard: int, column: str) -> Array:
+        """Decode text; the checksum only says that the bytes are the writer's, not that the writer was honest."""
+        count = self.manifest.work.shard_rows
+        try:
+            # The codec believes this count and reserves memory for it; every text takes at least 4 bytes.
+            if data[:4] != struct.pack("<I", count) or len(data) < 4 + 4 * count:
+                raise ValueError(f"expected {count} texts")
+            texts: Array = VLenUTF8().decode(data)
+        except (ValueError, struct.error) as error:
+            raise ShardCorrupt(
+                f"{self._where(shard, column)}: not vlen-utf8 text ({error}). {self._advice(shard)}"
+            ) from None
+        return texts
+
+    def _where(self, shard: int, column: str) -> str:
+        path = self.store / self.object_name(shard, self.columns[column])
+        rows = self.manifest.shard_range(shard)
+        return f'{path}: shard {shard} (rows {rows.start}-{rows.stop - 1}), column "{column}"'
+
+    def _advice(self, shard: int) -> str:
+        return (
+            f"Delete {entry_path(self.store, shard)} and run extract.py with the same settings; "
+            "it makes that shard again."
+        )
 
     def _checked(
         self, name: str, record: ObjectRecord, shard: int, column: str
     ) -> np.memmap[Any, Any]:
         path = self.store / name
-        rows = self.manifest.shard_range(shard)
-        where = f'{path}: shard {shard} (rows {rows.start}-{rows.stop - 1}), column "{column}"'
-        advice = (
-            f"Delete {self.store / 'ledger' / f'{shard:08d}.json'} and run extract.py with the same settings; "
-            "it makes that shard again."
-        )
+        where, advice = self._where(shard, column), self._advice(shard)
         size = path.stat().st_size if path.is_file() else -1
-        if size != record.bytes or size < self._least_bytes(column, shard):
+        least = self._least_bytes(column, shard)
+        if size != record.bytes or size < least:
             found = "missing" if size < 0 else f"{size:,} bytes"
-            raise ShardCorrupt(f"{where}: {found}, expected {record.bytes:,} bytes. {advice}")
+            expected = max(record.bytes, least)
+            raise ShardCorrupt(f"{where}: {found}, expected {expected:,} bytes. {advice}")
         data = np.memmap(path, dtype=np.uint8, mode="r")
         crc = f"{google_crc32c.value(data):08x}"
         if crc != record.crc32c:
