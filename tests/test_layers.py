@@ -1,0 +1,144 @@
+"""Who may import whom: pipelines -> distill -> featstore, never back, and never in a circle.
+
+The files are parsed, not imported, so that imports inside functions count too.
+"""
+
+import ast
+import json
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import ROOT
+
+LAYERS = ("featstore", "distill", "pipelines")
+"""From the lowest; a package may import itself and lower ones."""
+
+
+def modules() -> dict[str, Path]:
+    """Every module of the layers that exist, by dotted name."""
+    found = {}
+    for layer in LAYERS:
+        for path in sorted((ROOT / layer).rglob("*.py")):
+            parts = path.relative_to(ROOT).with_suffix("").parts
+            found[".".join(parts[:-1] if parts[-1] == "__init__" else parts)] = path
+    return found
+
+
+MODULES = modules()
+
+
+def imports(name: str, path: Path) -> Iterator[str]:
+    """Dotted names of what a file imports, also under TYPE_CHECKING and inside functions."""
+    package = name if path.name == "__init__.py" else name.rpartition(".")[0]
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            base = (
+                package.split(".")[: len(package.split(".")) + 1 - node.level] if node.level else []
+            )
+            module = ".".join([*base, *([node.module] if node.module else [])])
+            yield module
+            # `from package import module` imports the module as well.
+            yield from (f"{module}.{alias.name}" for alias in node.names)
+
+
+def own_imports(name: str) -> set[str]:
+    """Modules of the layers that a file imports itself."""
+    return {item for item in imports(name, MODULES[name]) if item in MODULES and item != name}
+
+
+def test_there_is_something_to_check() -> None:
+    """The walk has found the packages, their parts and an import between two of them."""
+    assert {"featstore.extract", "featstore.backends.zarr", "pipelines.extract"} <= MODULES.keys()
+    assert "featstore.teachers" in own_imports("featstore.extract")
+    assert "featstore.extract" in own_imports("pipelines.extract")
+
+
+@pytest.mark.parametrize("layer", LAYERS)
+def test_layers_import_downwards_only(layer: str) -> None:
+    """No module imports from a layer above its own."""
+    above = set(LAYERS[LAYERS.index(layer) + 1 :]) | {"tests", "benchmarks"}
+    wrong = [
+        f"{name} imports {item}"
+        for name, path in MODULES.items()
+        if name.split(".")[0] == layer
+        for item in imports(name, path)
+        if item.split(".")[0] in above
+    ]
+    assert wrong == []
+
+
+def test_no_two_files_import_each_other() -> None:
+    """No pair of modules imports each other, be it at the top or inside a function."""
+    graph = {name: own_imports(name) for name in MODULES}
+    # A package's __init__ gathers names from its parts; a part that imports a sibling touches the package only.
+    pairs = sorted(
+        f"{name} <-> {item}"
+        for name, items in graph.items()
+        for item in items
+        if name < item and name in graph[item]
+    )
+    assert pairs == []
+
+
+def test_imports_run_in_no_circle() -> None:
+    """Not through three or more files either."""
+    graph = {name: own_imports(name) for name in MODULES}
+    while leaves := [name for name, items in graph.items() if not items & graph.keys()]:
+        for name in leaves:
+            del graph[name]
+    assert sorted(graph) == []
+
+
+def test_phase_two_names_no_teacher_code() -> None:
+    """Promise 1, by the text: nothing in distill imports featstore.teachers, featstore.extract or open_clip."""
+    forbidden = ("featstore.teachers", "featstore.extract", "open_clip")
+    wrong = [
+        f"{name} imports {item}"
+        for name, path in MODULES.items()
+        if name.split(".")[0] == "distill"
+        for item in imports(name, path)
+        if item.startswith(forbidden)
+    ]
+    assert wrong == []
+
+
+def loaded_after(code: str) -> set[str]:
+    """Names in sys.modules of a fresh process that has run some code; warnings there are errors for us only."""
+    code += "\nimport json, sys; print(json.dumps(sorted(sys.modules)))"
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=120
+    )
+    assert done.returncode == 0, done.stderr
+    return set(json.loads(done.stdout.splitlines()[-1]))
+
+
+def test_featstore_is_light() -> None:
+    """``import featstore``, its command and the parsing of recipes and flags need numpy, zarr and pydantic only.
+
+    So that a wrong flag fails at once, and that a team that wants rows of numbers needs no torch.
+    """
+    loaded = loaded_after(
+        "import featstore, featstore.cli, featstore.config, distill.config, pipelines._cli\n"
+        "from pipelines import extract, distill\n"
+        "from featstore.config import ExtractConfig\n"
+        "assert pipelines._cli.parse(ExtractConfig, default_recipe=extract.DEFAULT_RECIPE, argv=[]).workers"
+    )
+    heavy = {"torch", "webdataset", "timm", "open_clip", "PIL", "sklearn", "accelerate", "datasets"}
+    assert loaded & heavy == set()
+    assert "numpy" in loaded
+
+
+@pytest.mark.slow
+def test_phase_two_loads_no_teacher() -> None:
+    """Promise 1: with the whole of distill imported, neither featstore.teachers nor open_clip is in memory."""
+    names = [name for name in MODULES if name.split(".")[0] == "distill"]
+    assert len(names) > 10
+    loaded = loaded_after("\n".join(f"import {name}" for name in names))
+    assert "torch" in loaded
+    assert loaded & {"featstore.teachers", "featstore.extract", "open_clip"} == set()
