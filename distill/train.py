@@ -2,7 +2,6 @@
 
 import dataclasses
 import importlib.util
-import os
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -30,18 +29,10 @@ from distill.student import Student, build_student
 from distill.task import Task
 from featstore.atomic import write_bytes
 from featstore.errors import ConfigError
+from featstore.processes import start_accelerator
 
 StepHook = Callable[[int], None]
 """Called with the number of finished optimiser steps, after a checkpoint that is due."""
-
-
-def on_cpu_by_launcher() -> bool:
-    """Whether a launcher started this process on a machine without an accelerator.
-
-    accelerate 1.15 then takes every process for the only one, unless it is told to stay on the CPU: two processes would
-    do the same work and write the same files.
-    """
-    return "LOCAL_RANK" in os.environ and not torch.accelerator.is_available()
 
 
 def make_accelerator(config: DistillConfig, folder: Path | None = None) -> Accelerator:
@@ -56,8 +47,7 @@ def make_accelerator(config: DistillConfig, folder: Path | None = None) -> Accel
             f"--trackers {' '.join(missing)}: not installed. pip install {' '.join(missing)}, or leave it out; "
             "metrics.jsonl is always written."
         )
-    return Accelerator(
-        cpu=on_cpu_by_launcher(),
+    return start_accelerator(
         mixed_precision=config.train.precision,
         gradient_accumulation_steps=config.train.grad_accum,
         log_with=list(config.trackers) or None if folder is not None else None,

@@ -30,7 +30,7 @@ def write_bytes(path: Path, *chunks: bytes | npt.NDArray[np.uint8]) -> int:
     size = sum(len(chunk) for chunk in chunks)
     temporary = ""
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
+        make_folder(path.parent)
         handle, temporary = tempfile.mkstemp(prefix=TEMPORARY_PREFIX, dir=path.parent)
         with os.fdopen(handle, "wb", buffering=0) as file:
             for chunk in chunks:
@@ -48,6 +48,15 @@ def write_bytes(path: Path, *chunks: bytes | npt.NDArray[np.uint8]) -> int:
             Path(temporary).unlink(missing_ok=True)
         raise
     return size
+
+
+def make_folder(folder: Path) -> None:
+    """Make a folder and its missing parents durably: each is named on disk before anything goes into it."""
+    if folder.is_dir():
+        return
+    make_folder(folder.parent)
+    folder.mkdir(exist_ok=True)
+    sync_folder(folder.parent)
 
 
 def sync_folder(folder: Path) -> None:

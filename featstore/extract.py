@@ -7,7 +7,6 @@ how images are grouped, so only then do a resumed run and a run with more proces
 # B images of a batch, V views, H W input pixels
 
 import math
-import os
 import platform
 import time
 from collections.abc import Iterator, Sequence
@@ -124,15 +123,6 @@ class ViewDataset(Dataset[Batch]):
                 interpolation=rule.interpolation,
                 mirrored=view.mirrored,
             )
-
-
-def make_accelerator() -> Accelerator:
-    """Build accelerate's front end.
-
-    On a machine without an accelerator accelerate 1.15 takes every process that a launcher starts for the only one,
-    unless it is told to stay on the CPU: two processes would do the same work.
-    """
-    return Accelerator(cpu="LOCAL_RANK" in os.environ and not torch.accelerator.is_available())
 
 
 def resolve_precision(config: ExtractConfig, device: torch.device) -> Precision:

@@ -24,17 +24,16 @@ def main(config: EvaluateConfig) -> dict[str, object]:
     Raises:
         FeatstoreError: something the user can mend.
     """
-    from accelerate import Accelerator
-
-    from distill import task, train
+    from distill import task
     from distill.data import ViewRule
     from distill.evaluate import check_classes, evaluate
     from distill.export import load_exported
     from distill.runs import write_json
     from featstore import FeatureStore
+    from featstore.processes import start_accelerator
     from featstore.sources import open_source
 
-    accelerator = Accelerator(cpu=train.on_cpu_by_launcher())
+    accelerator = start_accelerator()
     say = accelerator.print
 
     student, described = load_exported(Path(config.model))

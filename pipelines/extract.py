@@ -26,10 +26,11 @@ def main(config: ExtractConfig) -> None:
         FeatstoreError: something the user can mend; nothing half-made is left behind.
     """
     from featstore import extract
+    from featstore.processes import start_accelerator
     from featstore.sources import open_source
     from featstore.teachers import build_teacher
 
-    accelerator = extract.make_accelerator()
+    accelerator = start_accelerator()
     say = accelerator.print
 
     source = open_source(config.source)
