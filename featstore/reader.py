@@ -38,7 +38,10 @@ class FeatureStore:
         self.shards = shards
         self._backend = ZarrBackend(path, manifest)
         self._entries: dict[int, ShardRecord] = {}
-        self._arrays: dict[tuple[str, int], Array] = {}
+        self._readers: dict[str, _FieldReader] = {}
+        self._present = frozenset(shards)
+        # Filled as shards are touched; untouched pages of it take no memory.
+        self._unusable = np.zeros(manifest.num_rows, dtype=np.bool_)
 
     @classmethod
     def open(cls, path: str | Path, *, allow_incomplete: bool = False) -> "FeatureStore":
@@ -165,57 +168,117 @@ class FeatureStore:
             )
         return rows
 
-    def gather(self, field: str, rows: npt.ArrayLike) -> Array:
+    def gather(self, field: str, rows: npt.ArrayLike, *, out: Array | None = None) -> Array:
         """Read rows of one field.
+
+        A shard is checked against the ledger when it is touched first; after that, its rows cost a copy.
 
         Args:
             field: name of the field.
             rows: (B,) row numbers, in any order, repeats allowed.
+            out: (B, V, *shape) array of the stored dtype to write into, e.g. over pinned memory; made if not given.
 
         Returns:
-            (B, V, *shape) in the stored dtype, a copy.
+            (B, V, *shape) in the stored dtype, a copy: ``out`` if it was given.
 
         Raises:
-            ConfigError: the store has no such field, or ``rows`` are not integers (a mask, for one).
+            ConfigError: the store has no such field, ``rows`` are not integers (a mask, for one), or ``out`` does not
+                fit.
             MissingSamples: a row is outside the store or invalid; the message names ids and reasons.
-            ShardCorrupt: a shard's bytes are not those that were written (checked at its first touch).
+            ShardCorrupt: a shard's bytes are not those that were written.
         """
+        reader = self._reader(field)
+        wanted = _row_numbers(rows)
+        shape = (len(wanted), *reader.column.shape)
+        if out is None:
+            out = np.empty(shape, dtype=reader.column.dtype)
+        elif out.shape != shape or out.dtype != reader.column.dtype or not out.flags.c_contiguous:
+            raise ConfigError(
+                f"{self.path}: out is {out.dtype} {out.shape}; field {field!r} needs a contiguous "
+                f"{reader.column.dtype} array of shape {shape}."
+            )
+        if len(wanted) == 0:
+            return out
+        if wanted.min() < 0 or wanted.max() >= self.num_rows:
+            raise MissingSamples(
+                f"{self.path}: rows {wanted.min()} to {wanted.max()} were asked for; it has rows 0 to "
+                f"{self.num_rows - 1}."
+            )
+        shards = wanted // self.manifest.work.shard_rows
+        new = ~reader.ready[shards]
+        if new.any():
+            for shard in np.unique(shards[new]):
+                self._touch(reader, int(shard))
+        if self._unusable[wanted].any():
+            raise self._unusable_error(wanted)
+        reader.take(wanted, shards, out)
+        return out
+
+    def _reader(self, field: str) -> "_FieldReader":
         if field not in self.manifest.fields:
             raise ConfigError(
                 f"{self.path}: no field {field!r}; it has: {shorten(sorted(self.manifest.fields))}."
             )
-        wanted = _row_numbers(rows)
-        self._check_rows(wanted)
-        column = self._backend.columns[f"fields/{field}"]
-        out = np.empty((len(wanted), *column.shape), dtype=column.dtype)
-        shard_of, local = np.divmod(wanted, self.manifest.work.shard_rows)
-        for shard in np.unique(shard_of):
-            chosen = np.flatnonzero(shard_of == shard)
-            out[chosen] = self._mapped(column.name, int(shard))[local[chosen]]
-        return out
+        if field not in self._readers:
+            self._readers[field] = _FieldReader(self._backend, f"fields/{field}")
+        return self._readers[field]
 
-    def _check_rows(self, rows: Rows) -> None:
-        if len(rows) == 0:
-            return
-        if rows.min() < 0 or rows.max() >= self.num_rows:
-            raise MissingSamples(
-                f"{self.path}: rows {rows.min()} to {rows.max()} were asked for; it has rows 0 to {self.num_rows - 1}."
-            )
-        usable = self.valid[rows]
-        if usable.all():
-            return
+    def _touch(self, reader: "_FieldReader", shard: int) -> None:
+        """Check a shard, make its rows reachable, and note which of them are unusable."""
+        span = self.manifest.shard_range(shard)
+        if shard in self._present:
+            entry = self.entry(shard)
+            reader.attach(shard, entry)
+            valid = self._backend.read_shard(shard, "valid", entry.objects)
+            self._unusable[span.start : span.stop] = ~valid
+        else:
+            self._unusable[span.start : span.stop] = True
+        reader.ready[shard] = True
+
+    def _unusable_error(self, rows: Rows) -> MissingSamples:
         reasons = {item.row: f"{item.sample_id} ({item.reason})" for item in self.invalid_rows()}
-        bad = [reasons.get(int(row), f"row {row} (not extracted yet)") for row in rows[~usable]]
-        raise MissingSamples(
+        bad = [
+            reasons.get(int(row), f"row {row} (not extracted yet)")
+            for row in rows[self._unusable[rows]]
+        ]
+        return MissingSamples(
             f"{self.path}: {len(bad)} of the rows asked for have no usable feature: {shorten(bad)}. "
             "Leave out the rows where `valid` is False."
         )
 
-    def _mapped(self, column: str, shard: int) -> Array:
-        key = (column, shard)
-        if key not in self._arrays:
-            self._arrays[key] = self._backend.read_shard(shard, column, self.entry(shard).objects)
-        return self._arrays[key]
+
+class _FieldReader:
+    """Where the rows of one field are: one mapped array, or one array per shard.
+
+    Attributes:
+        column: the field's column.
+        ready: (shards,) bool; whether a shard was checked and can be read.
+    """
+
+    def __init__(self, backend: ZarrBackend, name: str) -> None:
+        self.column = backend.columns[name]
+        self.ready = np.zeros(backend.manifest.num_shards, dtype=np.bool_)
+        self._backend = backend
+        self._mapped = backend.map_column(name)
+        self._arrays: dict[int, Array] = {}
+
+    def attach(self, shard: int, entry: ShardRecord) -> None:
+        """Check one shard and make it readable."""
+        if self._mapped is not None:
+            self._mapped.attach(shard, entry.objects)
+        else:
+            self._arrays[shard] = self._backend.read_shard(shard, self.column.name, entry.objects)
+
+    def take(self, rows: Rows, shards: Rows, out: Array) -> None:
+        """Copy rows of attached shards into ``out``."""
+        if self._mapped is not None:
+            # "clip" writes straight into out; the range was checked, so nothing is clipped.
+            np.take(self._mapped.rows, rows, axis=0, out=out, mode="clip")
+            return
+        local = rows - shards * self._backend.manifest.work.shard_rows
+        for shard in np.unique(shards):
+            chosen = np.flatnonzero(shards == shard)
+            out[chosen] = self._arrays[int(shard)][local[chosen]]
 
 
 def _row_numbers(rows: npt.ArrayLike) -> Rows:

@@ -85,6 +85,10 @@ class Backend(ABC):
             StoreWriteError: the disk refused.
         """
 
+    def map_column(self, column: str) -> "MappedColumn | None":
+        """One array over all shards of a column, or None where this container or this layout cannot give one."""
+        return None
+
     @abstractmethod
     def read_shard(self, shard: int, column: str, objects: Mapping[str, ObjectRecord]) -> Array:
         """Read one column of one shard, memory-mapped where the container allows.
@@ -99,4 +103,23 @@ class Backend(ABC):
 
         Raises:
             ShardCorrupt: an object is missing, has another size, or another checksum.
+        """
+
+
+class MappedColumn(ABC):
+    """A column as one array. A shard's rows may be touched only after ``attach`` has checked and mapped it.
+
+    Attributes:
+        rows: (shards x rows per shard, *shape), read-only; valid as long as this object lives.
+    """
+
+    rows: Array
+
+    @abstractmethod
+    def attach(self, shard: int, objects: Mapping[str, ObjectRecord]) -> None:
+        """Check one shard and map it into its place.
+
+        Raises:
+            ShardCorrupt: see ``Backend.read_shard``.
+            OSError: the system's limit on mappings is reached.
         """

@@ -21,9 +21,10 @@ import zarr
 from numcodecs.vlen import VLenUTF8
 
 from featstore.atomic import write_bytes
-from featstore.backends.base import Array, Backend, Column
+from featstore.backends.base import Array, Backend, Column, MappedColumn
 from featstore.errors import ShardCorrupt
 from featstore.ledger import ObjectRecord, entry_path
+from featstore.mapping import PAGE_BYTES, SideBySide
 
 CHUNK_BYTES = 256 * 1024
 """Inner chunks are at most this large (or one row): what a stock reader fetches to get at a row."""
@@ -103,13 +104,30 @@ class ZarrBackend(Backend):
         index = shard_index(shard_rows // step, chunks, step * row_bytes(column))
         return [_raw(pad_rows(values, chunks * step, 0)), index]
 
+    def map_column(self, column: str) -> MappedColumn | None:
+        """See ``Backend.map_column``; payloads must be whole pages, which every power of two above a page gives."""
+        spec = self.columns[column]
+        if spec.dtype is None or self.manifest.work.shard_rows * row_bytes(spec) % PAGE_BYTES:
+            return None
+        return _MappedField(self, spec)
+
+    def check_shard(
+        self, shard: int, column: str, objects: Mapping[str, ObjectRecord]
+    ) -> "np.memmap[Any, Any]":
+        """Compare an object to the ledger; returns its bytes.
+
+        Raises:
+            ShardCorrupt: see ``Backend.read_shard``.
+        """
+        name = self.object_name(shard, self.columns[column])
+        if name not in objects:
+            raise ShardCorrupt(f"{self.store}: the ledger entry of shard {shard} lacks {name}.")
+        return self._checked(name, objects[name], shard, column)
+
     def read_shard(self, shard: int, column: str, objects: Mapping[str, ObjectRecord]) -> Array:
         """See ``Backend.read_shard``."""
         spec = self.columns[column]
-        name = self.object_name(shard, spec)
-        if name not in objects:
-            raise ShardCorrupt(f"{self.store}: the ledger entry of shard {shard} lacks {name}.")
-        data = self._checked(name, objects[name], shard, column)
+        data = self.check_shard(shard, column, objects)
         rows = len(self.manifest.shard_range(shard))
         if spec.dtype is None:
             return self._texts(data.tobytes(), shard, column)[:rows]
@@ -162,6 +180,27 @@ class ZarrBackend(Backend):
     def _least_bytes(self, column: str, shard: int) -> int:
         spec = self.columns[column]
         return 1 if spec.dtype is None else len(self.manifest.shard_range(shard)) * row_bytes(spec)
+
+
+class _MappedField(MappedColumn):
+    """Shard payloads side by side in one range of addresses."""
+
+    def __init__(self, backend: ZarrBackend, column: Column) -> None:
+        manifest = backend.manifest
+        self._backend, self._column = backend, column
+        count, rows = manifest.num_shards, manifest.work.shard_rows
+        self._range = SideBySide(count, rows * row_bytes(column))
+        assert column.dtype is not None
+        flat = self._range.bytes().view(column.dtype.newbyteorder("<"))
+        self.rows = flat.reshape(count * rows, *column.shape)
+
+    def attach(self, shard: int, objects: Mapping[str, ObjectRecord]) -> None:
+        """See ``MappedColumn.attach``."""
+        name = self._column.name
+        self._backend.check_shard(shard, name, objects)
+        size = len(self._backend.manifest.shard_range(shard)) * row_bytes(self._column)
+        path = self._backend.store / self._backend.object_name(shard, self._column)
+        self._range.attach(shard, path, size)
 
 
 def row_bytes(column: Column) -> int:

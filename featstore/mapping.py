@@ -1,0 +1,86 @@
+"""Map the payloads of many files side by side into one address range, so that they are one array.
+
+The range is reserved first, which costs nothing, and a file is mapped into its place when it is first needed. Rows of a
+hundred million images are then gathered by one ``numpy.take``, whatever shards they lie in.
+"""
+
+import ctypes
+import mmap
+import os
+import weakref
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+PAGE_BYTES = mmap.ALLOCATIONGRANULARITY
+
+_MAP_FIXED = 0x10
+_MAP_NORESERVE = 0x4000
+_PROT_NONE = 0
+_FAILED = ctypes.c_void_p(-1).value
+
+_libc = ctypes.CDLL(None, use_errno=True)
+_libc.mmap.restype = ctypes.c_void_p
+_libc.mmap.argtypes = (
+    ctypes.c_void_p,
+    ctypes.c_size_t,
+    ctypes.c_int,
+    ctypes.c_int,
+    ctypes.c_int,
+    ctypes.c_int64,
+)
+_libc.munmap.argtypes = (ctypes.c_void_p, ctypes.c_size_t)
+
+
+class SideBySide:
+    """A read-only range of ``count`` payloads of ``payload_bytes`` each, the last one possibly shorter.
+
+    Bytes of a place that nothing was attached to must not be touched: that is a segmentation fault, not an exception.
+    Whoever hands out the array keeps a list of what is attached.
+
+    Args:
+        count: payloads.
+        payload_bytes: of one payload; a multiple of ``PAGE_BYTES``.
+
+    Raises:
+        OSError: the system refuses to reserve the range.
+    """
+
+    def __init__(self, count: int, payload_bytes: int) -> None:
+        assert payload_bytes % PAGE_BYTES == 0, payload_bytes
+        self.payload_bytes = payload_bytes
+        self.size = count * payload_bytes
+        flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | _MAP_NORESERVE
+        self.start = _map(None, self.size, _PROT_NONE, flags, -1)
+        self._release = weakref.finalize(self, _libc.munmap, self.start, self.size)
+
+    def attach(self, number: int, path: Path, payload_bytes: int) -> None:
+        """Map the first ``payload_bytes`` of a file into place ``number``.
+
+        Raises:
+            OSError: the file cannot be opened, or the system's limit on mappings is reached.
+        """
+        length = -(-payload_bytes // PAGE_BYTES) * PAGE_BYTES
+        handle = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            at = self.start + number * self.payload_bytes
+            _map(at, length, mmap.PROT_READ, mmap.MAP_SHARED | _MAP_FIXED, handle)
+        finally:
+            os.close(handle)
+
+    def bytes(self) -> npt.NDArray[np.uint8]:
+        """The whole range, without a copy; it lives as long as this object, so keep it."""
+        pointer: Any = (ctypes.c_uint8 * self.size).from_address(self.start)
+        view: npt.NDArray[np.uint8] = np.frombuffer(pointer, dtype=np.uint8)
+        view.flags.writeable = False
+        return view
+
+
+def _map(at: int | None, size: int, protection: int, flags: int, handle: int) -> int:
+    address = _libc.mmap(at, size, protection, flags, handle, 0)
+    if address == _FAILED:
+        number = ctypes.get_errno()
+        raise OSError(number, os.strerror(number))
+    return int(address)
