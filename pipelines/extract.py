@@ -54,9 +54,8 @@ def main(config: ExtractConfig) -> None:
             teacher=teacher,
             processes=accelerator.num_processes,
         )
-        say(
-            f"teacher   {teacher.record.name} {teacher.record.tag}, {teacher.record.precision} on {teacher.device}"
-        )
+        name = " ".join([teacher.record.name, teacher.record.tag]).strip()
+        say(f"teacher   {name}, {teacher.record.precision} on {teacher.device}")
         say(
             f"views     {len(manifest.views)}: "
             + "; ".join(str(view) for view in manifest.views.views)

@@ -158,7 +158,7 @@ class CustomKD(Method):
         length = total / max(count, 1)
         ratio = self.custom_norm / length if length else 0.0
         self._warnings = {}
-        if ratio > INFLATED:
+        if ratio > INFLATED and self.options.match_norm == "none":  # else scale does not matter
             self._warnings["inflation"] = (
                 f"||P_t(f_t)|| is {ratio:.1f} times ||f_s||; if that does not pass within a few "
                 "epochs the target inflates. "

@@ -1,6 +1,7 @@
 """The loop: resuming, finishing, refusing, and what lies in a run's folder."""
 
 import dataclasses
+import importlib.util
 import json
 import os
 import signal
@@ -189,7 +190,7 @@ def test_a_damaged_checkpoint_is_refused(make_config: MakeConfig) -> None:
 
 
 def test_the_folder_of_a_run(make_config: MakeConfig) -> None:
-    """All files are there, and the record says that no teacher was loaded."""
+    """All files are there, and hold what the guide says."""
     config = make_config(trackers=["tensorboard"], train__workers=1)
     record = start(config)
     names = {path.name for path in folder(config).iterdir() if path.is_file()}
@@ -198,8 +199,6 @@ def test_the_folder_of_a_run(make_config: MakeConfig) -> None:
         "run.json",
     }  # fmt: skip
     assert list(folder(config).rglob("events.out.tfevents*"))
-    assert record["teacher_modules_loaded"] == []
-    assert record["peak_memory_mb"] > 0
     assert (record["num_labelled"], record["num_unlabelled"], record["num_test"]) == (12, 24, 12)
     resolved = yaml.safe_load((folder(config) / "config.yaml").read_text())
     assert resolved["train"]["epochs"] == 2
@@ -290,8 +289,16 @@ def test_the_learning_rate_follows_its_course(
     assert optimiser.param_groups[0]["lr"] == pytest.approx(0.5)
 
 
-def test_wrong_settings_end_before_training(make_config: MakeConfig) -> None:
+def test_wrong_settings_end_before_training(
+    make_config: MakeConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """A mirror without mirrored views, an optimiser and a tracker that are not there."""
+    find = importlib.util.find_spec
+    monkeypatch.setattr(
+        importlib.util,
+        "find_spec",
+        lambda name, *more: None if name == "wandb" else find(name, *more),
+    )
     with pytest.raises(ViewMismatch, match="mirrored"):
         start(make_config(data__mirror=True))
     with pytest.raises(ConfigError, match=r"--train.opt nope"):

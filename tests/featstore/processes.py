@@ -2,11 +2,13 @@
 
 import os
 import signal
+import threading
 import traceback
 from collections.abc import Callable
 from typing import Any
 
 import torch
+from tqdm import tqdm
 
 FAILED = 91
 """Exit status of a child whose work raised an error."""
@@ -20,6 +22,8 @@ def fork(work: Callable[[], object]) -> int:
     status = FAILED
     try:
         torch.set_num_threads(1)  # the threads of the parent's pool are not there any more
+        # tqdm's own lock is shared between processes: a child that is killed while it holds it would stop all others.
+        tqdm.set_lock(threading.RLock())
         work()
         status = 0
     except BaseException:
