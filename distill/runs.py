@@ -15,6 +15,7 @@ import torch
 from distill.config import DistillConfig
 from featstore.atomic import write_bytes
 from featstore.errors import ConfigError
+from featstore.manifest import differences
 
 FREE = {
     "data": {"cache_mb"},
@@ -59,25 +60,13 @@ def check_same_run(where: Path, *, found: Contract, asked: Contract) -> None:
     Raises:
         ConfigError: names every differing setting with both values.
     """
-    differing = list(_differences(found, asked, ""))
+    differing = differences(found, asked)
     if differing:
         lines = "\n".join(f"  --{key}: there {was!r}, now {now!r}" for key, was, now in differing)
         raise ConfigError(
             f"{where} belongs to a run with other settings, which cannot be gone on with or counted:\n{lines}\n"
             f"Choose another --out, give the old settings, or delete {where.parent}."
         )
-
-
-def _differences(found: Any, asked: Any, key: str) -> list[tuple[str, Any, Any]]:
-    if isinstance(found, dict) and isinstance(asked, dict):
-        return [
-            item
-            for name in sorted(found.keys() | asked.keys())
-            for item in _differences(
-                found.get(name), asked.get(name), f"{key}.{name}" if key else name
-            )
-        ]
-    return [] if found == asked else [(key, found, asked)]
 
 
 def write_json(path: Path, values: Any) -> None:

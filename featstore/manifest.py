@@ -251,11 +251,11 @@ def check_same_contract(store: Path, *, found: Manifest, expected: Manifest) -> 
     Raises:
         ManifestMismatch: names every differing value on both sides and what to do.
     """
-    differences = list(_differences(found.contract(), expected.contract()))
-    if not differences:
+    differing = differences(found.contract(), expected.contract())
+    if not differing:
         return
     lines = "\n".join(
-        f"  {key}: the store has {was!r}, now asked for {now!r}" for key, was, now in differences
+        f"  {key}: the store has {was!r}, now asked for {now!r}" for key, was, now in differing
     )
     raise ManifestMismatch(
         f"{store / MANIFEST_NAME}: this store was made with other settings; rows of both cannot be mixed:\n{lines}\n"
@@ -263,12 +263,13 @@ def check_same_contract(store: Path, *, found: Manifest, expected: Manifest) -> 
     )
 
 
-def _differences(found: Any, expected: Any, key: str = "") -> list[tuple[str, Any, Any]]:
+def differences(found: Any, expected: Any, key: str = "") -> list[tuple[str, Any, Any]]:
+    """Compare nested settings: (dotted key, value found, value expected) for each that differs."""
     if isinstance(found, dict) and isinstance(expected, dict):
         return [
             item
             for name in sorted(found.keys() | expected.keys())
-            for item in _differences(
+            for item in differences(
                 found.get(name), expected.get(name), f"{key}.{name}" if key else name
             )
         ]
