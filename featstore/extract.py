@@ -10,6 +10,7 @@ import math
 import platform
 import time
 from collections.abc import Iterator, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from importlib.metadata import version
 from pathlib import Path
@@ -150,7 +151,6 @@ def describe_store(config: ExtractConfig, *, source: Source, teacher: Teacher) -
     rows = shard_rows(
         teacher.fields,
         num_views=len(views),
-        batch_size=config.batch_size,
         most_rows=config.store.shard_rows,
         most_mb=config.store.shard_mb,
     )
@@ -307,7 +307,7 @@ def run(
     store = Path(config.store.path)
     if accelerator.is_main_process:
         manifest = open_or_create(store, manifest)
-    with exclusive(store) if accelerator.is_main_process else _nothing():
+    with exclusive(store) if accelerator.is_main_process else nullcontext():
         if accelerator.is_main_process:
             remove_leftovers(store)
         todo: list[Any] = [
@@ -329,12 +329,6 @@ def run(
         seconds=time.perf_counter() - start,
         waits=waits,
     )
-
-
-class _nothing:
-    def __enter__(self) -> None: ...
-
-    def __exit__(self, *args: object) -> None: ...
 
 
 def batches_of(rows: range, batch_size: int) -> list[range]:

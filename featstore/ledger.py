@@ -5,7 +5,6 @@ object of its shard is durable, and it carries their sizes and checksums.
 """
 
 import json
-from collections.abc import Mapping
 from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
@@ -101,8 +100,3 @@ def pending_shards(store: Path, num_shards: int) -> list[int]:
     """Numbers of the shards that have no entry yet, ascending."""
     done = set(committed_shards(store, num_shards))
     return [shard for shard in range(num_shards) if shard not in done]
-
-
-def count_invalid(records: Mapping[int, ShardRecord]) -> int:
-    """Invalid rows over all given shards."""
-    return sum(len(record.invalid) for record in records.values())

@@ -21,7 +21,6 @@ def shard_rows(
     fields: Mapping[str, FieldRecord],
     *,
     num_views: int,
-    batch_size: int,
     most_rows: int,
     most_mb: int,
 ) -> int:

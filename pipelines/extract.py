@@ -29,6 +29,7 @@ def main(config: ExtractConfig) -> None:
     from featstore.processes import start_accelerator
     from featstore.sources import open_source
     from featstore.teachers import build_teacher
+    from featstore.views import describe
 
     accelerator = start_accelerator()
     say = accelerator.print
@@ -56,10 +57,7 @@ def main(config: ExtractConfig) -> None:
         )
         name = " ".join([teacher.record.name, teacher.record.tag]).strip()
         say(f"teacher   {name}, {teacher.record.precision} on {teacher.device}")
-        say(
-            f"views     {len(manifest.views)}: "
-            + "; ".join(str(view) for view in manifest.views.views)
-        )
+        say(f"views     {len(manifest.views)}: {describe(manifest.views.views)}")
         say(f"store     {config.store.path}")
         say("\n".join(plan.lines()))
     if config.dry_run:

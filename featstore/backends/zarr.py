@@ -12,7 +12,6 @@ import math
 import struct
 import warnings
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 import google_crc32c
@@ -235,8 +234,3 @@ def shard_index(slots: int, chunks: int, chunk_bytes: int) -> bytes:
 
 def _raw(values: Array) -> Array:
     return values.reshape(-1).view(np.uint8)
-
-
-def open_zarr(store: Path) -> zarr.Group:
-    """Open a store's group with zarr-python, read-only."""
-    return zarr.open_group(store, mode="r")

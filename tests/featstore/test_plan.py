@@ -65,7 +65,7 @@ def test_only_what_is_left_is_reckoned(tmp_path: Path) -> None:
 def test_rows_of_a_shard(most_rows: int, most_mb: int, views: int, widths: list[int]) -> None:
     """A power of two within both limits, the largest one; at least one row."""
     fields: dict[str, FieldRecord] = {f"f{i}": field(width) for i, width in enumerate(widths)}
-    rows = shard_rows(fields, num_views=views, batch_size=64, most_rows=most_rows, most_mb=most_mb)
+    rows = shard_rows(fields, num_views=views, most_rows=most_rows, most_mb=most_mb)
     widest = max(widths) * 2 * views
     assert rows & (rows - 1) == 0
     assert rows == 1 or (rows <= most_rows and rows * widest <= most_mb * 10**6)
