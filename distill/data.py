@@ -21,7 +21,13 @@ from distill.losses import IGNORE
 from distill.sampler import CANONICAL, Indices, Request
 from featstore import FeatureStore
 from featstore.decode import decode_image
-from featstore.errors import ConfigError, DecodeError, MissingSamples, shorten
+from featstore.errors import (
+    ConfigError,
+    DecodeError,
+    MissingSamples,
+    ViewMismatch,
+    shorten,
+)
 from featstore.ids import content_sha256
 from featstore.views import CropMode, Interpolation, View, ViewSet, cut, view_box
 
@@ -45,9 +51,18 @@ class ViewRule:
     interpolation: Interpolation
 
     @classmethod
-    def of_store(cls, store: FeatureStore) -> "ViewRule":
-        """Take it from a manifest."""
-        record = store.manifest.preprocessing
+    def of_store(cls, store: FeatureStore, field: str) -> "ViewRule":
+        """Take it from a manifest: the teacher that made the field says how pictures were cut.
+
+        Raises:
+            ManifestMismatch: no teacher made the field.
+            ViewMismatch: its teacher saw no images.
+        """
+        record = store.manifest.teacher_of(field).preprocessing
+        if record is None:
+            raise ViewMismatch(
+                f'{store.path}: field "{field}" was not made from images, so there is nothing to train a student on.'
+            )
         return cls(
             store.manifest.views,
             record.size,

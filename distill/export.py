@@ -48,13 +48,13 @@ def describe(
             "region": task.rule.describe(),
         },
     }
-    if task.store is not None:
-        manifest = task.store.manifest
+    if task.store is not None and task.features is not None:
+        teacher = task.store.manifest.teacher_of(task.features.field)
         values["teacher"] = {
-            "name": manifest.teacher.name,
-            "tag": manifest.teacher.tag,
-            "weights_sha256": manifest.teacher.weights_sha256,
-            "store_fingerprint": manifest.fingerprint,
+            "name": teacher.name,
+            "tag": teacher.tag,
+            "weights_sha256": teacher.weights_sha256,
+            "store_fingerprint": task.store.fingerprint,
         }
     return values
 

@@ -93,7 +93,12 @@ def prepare(source: Source, store: FeatureStore, data: DataConfig, field: str) -
     columns = allowed_columns(store.manifest.views, data)
     samples = join(source, store, data)
     return Task(
-        store, samples, Features(store, field, samples), ViewRule.of_store(store), columns, data
+        store,
+        samples,
+        Features(store, field, samples),
+        ViewRule.of_store(store, field),
+        columns,
+        data,
     )
 
 

@@ -134,12 +134,22 @@ class StoreConfig:
     path: str = "outputs/store"
     """Folder of the store."""
     fields: list[str] = field(default_factory=lambda: ["cls"])
-    """cls, mean, pooled, tokens, projected, logits, or gridK (patch grid pooled to K x K), e.g. grid7."""
-    dtype: Literal["float16", "float32"] = "float16"
+    """cls, mean, pooled, tokens, projected, logits, gridK (patch grid pooled to K x K, e.g. grid7), or logits_topK (the
+    K largest logits and their classes, e.g. logits_top20)."""
+    dtype: Literal["float16", "bfloat16", "float32", "int8"] = "float16"
+    """int8: standardised by channel, one scale per row, measured error in the manifest; half the bytes of float16."""
+    container: Literal["zarr", "webdataset"] = "zarr"
+    """zarr: arrays that are memory-mapped. webdataset: tars that mirror the image tars, for streaming."""
+    codec: Literal["raw", "zstd", "bitshuffle"] = "raw"
+    """zarr only. raw: rows can be memory-mapped. zstd, bitshuffle: for archives; float features hardly compress."""
+    calibration_rows: int = 256
+    """dtype int8 only: images, evenly spaced, on which scales and error are measured."""
     shard_rows: int = 4096
     """Most rows of one shard: what a kill can cost, and the unit of work of a process."""
     shard_mb: int = 256
     """Most megabytes of one shard object; wide fields get fewer rows."""
+    lease_s: int = 60
+    """Seconds without a sign of life after which another process takes over a shard; longer where disks hang."""
 
     def __post_init__(self) -> None:
         require(bool(self.path), "--store.path is empty.")
@@ -147,8 +157,17 @@ class StoreConfig:
         require(
             len(set(self.fields)) == len(self.fields), f"--store.fields repeats one: {self.fields}."
         )
+        require(
+            self.container == "zarr" or self.codec == "raw",
+            f"--store.codec {self.codec} needs --store.container zarr; tars are compressed from outside.",
+        )
+        require(
+            self.calibration_rows > 0,
+            f"--store.calibration_rows {self.calibration_rows} must be positive.",
+        )
         require(self.shard_rows > 0, f"--store.shard_rows {self.shard_rows} must be positive.")
         require(self.shard_mb > 0, f"--store.shard_mb {self.shard_mb} must be positive.")
+        require(self.lease_s > 0, f"--store.lease_s {self.lease_s} must be positive.")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -167,6 +186,8 @@ class ExtractConfig:
     """Share of unusable images above which the run ends with exit status 3."""
     dry_run: bool = False
     """Print the plan and stop."""
+    repair: bool = False
+    """Check every byte of the store first, and make damaged shards again."""
 
     def __post_init__(self) -> None:
         require(self.batch_size > 0, f"--batch_size {self.batch_size} must be positive.")
@@ -174,4 +195,8 @@ class ExtractConfig:
         require(
             0 <= self.max_invalid_share <= 1,
             f"--max_invalid_share {self.max_invalid_share} must lie between 0 and 1.",
+        )
+        require(
+            not (self.repair and self.dry_run),
+            "--repair takes damaged shards back, --dry_run changes nothing; to look only: featstore verify STORE.",
         )

@@ -6,15 +6,17 @@ how images are grouped, so only then do a resumed run and a run with more proces
 
 # B images of a batch, V views, H W input pixels
 
+import itertools
 import math
-import platform
+import secrets
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import nullcontext
+from collections import deque
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import nullcontext, suppress
 from dataclasses import dataclass, field
-from importlib.metadata import version
+from functools import partial
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 import torch
@@ -24,37 +26,46 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
-from featstore import __version__
-from featstore.backends import ZarrBackend
+from featstore.artefacts import read_channels
+from featstore.backends import make_backend
 from featstore.backends.base import Array
 from featstore.config import ExtractConfig
 from featstore.decode import decode_image
-from featstore.errors import DecodeError, TooManyInvalid, shorten
-from featstore.ids import content_sha256, ids_sha256
-from featstore.ledger import InvalidRow, pending_shards
+from featstore.errors import (
+    DecodeError,
+    FeatstoreError,
+    StoreError,
+    StoreWriteError,
+    TooManyInvalid,
+    shorten,
+)
+from featstore.fields import empty_columns, put
+from featstore.fill import fill
+from featstore.ids import content_sha256
+from featstore.leases import Claims
+from featstore.ledger import InvalidRow, committed_shards, read_complete
 from featstore.manifest import (
     MANIFEST_NAME,
     Manifest,
     PreprocessingRecord,
-    SourceRecord,
-    WorkRecord,
     check_same_contract,
-    new_manifest,
-    read_manifest,
 )
-from featstore.plan import Plan, Rates, make_plan, measure_disk, measure_rate, shard_rows
+from featstore.measure import measure_disk, measure_rate
+from featstore.plan import Plan, Rates, make_plan
+from featstore.quantise import Channels
 from featstore.reader import FeatureStore
 from featstore.sources import NO_LABEL, Source
-from featstore.teachers import Precision, Teacher, best_precision
-from featstore.views import ViewSet, cut, make_views, view_box
+from featstore.teachers import Teacher
+from featstore.torch_data import TORCH_DTYPES, as_array
+from featstore.views import ViewSet, cut, view_box
 from featstore.writer import (
     Shard,
-    ShardWriter,
-    exclusive,
     open_or_create,
-    remove_leftovers,
-    text_column,
+    tidy,
 )
+
+TEACHER = "teacher"
+"""Name, in the manifest, of the one teacher that a run has."""
 
 PARTS = ("load", "teacher", "write")
 """What a process can be waiting for."""
@@ -126,56 +137,6 @@ class ViewDataset(Dataset[Batch]):
             )
 
 
-def resolve_precision(config: ExtractConfig, device: torch.device) -> Precision:
-    """Settle ``teacher.precision``: as asked; else as the store was made; else what the hardware does best."""
-    if config.teacher.precision != "auto":
-        return config.teacher.precision
-    store = Path(config.store.path)
-    if (store / MANIFEST_NAME).exists():
-        return read_manifest(store).teacher.precision
-    return best_precision(device)
-
-
-def describe_store(config: ExtractConfig, *, source: Source, teacher: Teacher) -> Manifest:
-    """Build the manifest that a store made with these settings has."""
-    views = ViewSet(
-        seed=config.views.seed,
-        scale=(config.views.scale[0], config.views.scale[1]),
-        ratio=(config.views.ratio[0], config.views.ratio[1]),
-        views=make_views(
-            canonical=config.views.canonical,
-            seeded=config.views.seeded,
-            mirrored=config.views.mirrored,
-        ),
-    )
-    rows = shard_rows(
-        teacher.fields,
-        num_views=len(views),
-        most_rows=config.store.shard_rows,
-        most_mb=config.store.shard_mb,
-    )
-    return new_manifest(
-        teacher=teacher.record,
-        preprocessing=teacher.preprocessing,
-        views=views,
-        fields=teacher.fields,
-        source=SourceRecord(
-            kind=source.kind,
-            uri=source.uri,
-            num_samples=len(source),
-            ids_sha256=ids_sha256(source.sample_ids),
-            has_labels=source.labels is not None,
-            class_names=source.class_names,
-        ),
-        work=WorkRecord(shard_rows=rows, batch_size=config.batch_size),
-        created_by={
-            "featstore": __version__,
-            "python": platform.python_version(),
-            **{name: version(name) for name in ("torch", "timm", "open_clip_torch", "pillow")},
-        },
-    )
-
-
 def plan_run(
     config: ExtractConfig,
     *,
@@ -208,7 +169,7 @@ def measure(
     config: ExtractConfig, *, manifest: Manifest, source: Source, teacher: Teacher
 ) -> Rates:
     """Time the teacher on one real batch, decoding on a few images, and the disk on 64 MiB."""
-    dataset = ViewDataset(source, manifest.views, manifest.preprocessing)
+    dataset = ViewDataset(source, manifest.views, teacher.preprocessing)
     rows = list(range(min(config.batch_size, len(source))))
     batch = dataset.__getitems__(rows)
     few = rows[:8]
@@ -240,9 +201,10 @@ def run_teacher(teacher: Teacher, images: Tensor) -> dict[str, Tensor]:
     """
     # One view at a time: memory does not grow with the number of views, and the batch stays the same size.
     outputs = [teacher.features(images[:, v]) for v in range(images.shape[1])]
-    stored = {"float16": torch.float16, "float32": torch.float32}
     return {
-        name: torch.stack([output[name] for output in outputs], dim=1).to(stored[spec.dtype]).cpu()
+        name: torch.stack([output[name] for output in outputs], dim=1)
+        .to(TORCH_DTYPES[spec.dtype])
+        .cpu()
         for name, spec in teacher.fields.items()
     }
 
@@ -295,40 +257,100 @@ def run(
     source: Source,
     teacher: Teacher,
     accelerator: Accelerator,
+    artefacts: Mapping[str, bytes] | None = None,
 ) -> Summary:
-    """Fill the store: make it if it is not there, go on if it is.
+    """Fill the store: make it if it is not there, go on if it is, help if others are at it.
 
-    Every process takes its share of the missing shards, one at a time.
+    Every process takes missing shards, one at a time, until there are none; so the store is complete when this
+    returns, whoever did the work.
+
+    Args:
+        config: the settings.
+        manifest: of the store, made or not, from ``featstore.design``.
+        source: the images.
+        teacher: the frozen model.
+        accelerator: this process among the others.
+        artefacts: bytes of the files that the manifest lists, where the store is to be made.
 
     Raises:
         ManifestMismatch, StoreBusy, StoreWriteError: see ``featstore.errors``.
     """
     start = time.perf_counter()
     store = Path(config.store.path)
-    if accelerator.is_main_process:
-        manifest = open_or_create(store, manifest)
-    with exclusive(store) if accelerator.is_main_process else nullcontext():
+    written, waits = 0, dict.fromkeys(PARTS, 0.0)
+    first = _begin(store, manifest, artefacts or {}, accelerator)
+    if first is not None:
+        with _Progress(store, manifest, show=accelerator.is_main_process) as progress:
+            channels = read_channels(store, manifest)
+            work = _Work(config, manifest, source, teacher, progress, waits, channels)
+            filled = fill(
+                make_backend(store, manifest),
+                partial(_make_shards, work),
+                lease_s=config.store.lease_s,
+                start=first,
+                while_waiting=progress.wait_for,
+            )
+        waits["write"] += filled.flush_s
+        written = _sum_of_processes(filled.rows, store, accelerator)
         if accelerator.is_main_process:
-            remove_leftovers(store)
-        todo: list[Any] = [
-            pending_shards(store, manifest.num_shards) if accelerator.is_main_process else None
-        ]
-        broadcast_object_list(todo)
-        shards = cast(list[int], todo[0])
-        mine = shards[accelerator.process_index :: accelerator.num_processes]
-        waits = _fill(
-            config, manifest, source, teacher, shards=mine, show=accelerator.is_main_process
-        )
-        accelerator.wait_for_everyone()
+            tidy(store)
     done = FeatureStore.open(store)
+    mark = read_complete(store, manifest.num_shards)
     return Summary(
         store=store,
         rows=manifest.num_rows,
-        written=sum(len(manifest.shard_range(shard)) for shard in shards),
-        invalid=done.invalid_rows(),
+        written=written,
+        invalid=[] if mark is not None and mark.invalid_rows == 0 else done.invalid_rows(),
         seconds=time.perf_counter() - start,
         waits=waits,
     )
+
+
+def _begin(
+    store: Path, manifest: Manifest, artefacts: Mapping[str, bytes], accelerator: Accelerator
+) -> float | None:
+    """Make the store ready, on the main process.
+
+    Returns:
+        Where this process begins its walk, as a share of the pending shards; None if the store is complete.
+    """
+    outcome: list[Any] = [None]
+    if accelerator.is_main_process:
+        try:
+            manifest = open_or_create(store, manifest, artefacts)
+            complete = read_complete(store, manifest.num_shards) is not None
+            with suppress(StoreWriteError) if complete else nullcontext():
+                alone = tidy(store)
+            # Where others are at work already, a random place keeps us out of each other's way.
+            outcome = [None if complete else 0.0 if alone else secrets.randbelow(1000) / 1000]
+        except Exception as error:
+            # The other processes wait for us; a bug may not be fit to be sent.
+            ours = isinstance(error, FeatstoreError)
+            outcome = [
+                error if ours else StoreError(f"{store}: the main process failed: {error!r}")
+            ]
+            if not ours:
+                broadcast_object_list(outcome)
+                raise
+    broadcast_object_list(outcome)
+    if isinstance(outcome[0], Exception):
+        raise outcome[0]
+    if outcome[0] is None:
+        return None
+    first = outcome[0] + accelerator.process_index / accelerator.num_processes
+    return float(first % 1)
+
+
+def _sum_of_processes(rows: int, store: Path, accelerator: Accelerator) -> int:
+    if accelerator.num_processes == 1:
+        return rows
+    try:
+        return int(accelerator.gather(torch.tensor([rows], device=accelerator.device)).sum())
+    except RuntimeError as error:
+        raise StoreError(
+            f"{store}: complete, but another process of this run has failed before it could say what it did: {error}. "
+            "Look for its message; run the same command again for the summary."
+        ) from error
 
 
 def batches_of(rows: range, batch_size: int) -> list[range]:
@@ -336,47 +358,86 @@ def batches_of(rows: range, batch_size: int) -> list[range]:
     return [rows[start : start + batch_size] for start in range(0, len(rows), batch_size)]
 
 
-def _fill(
-    config: ExtractConfig,
-    manifest: Manifest,
-    source: Source,
-    teacher: Teacher,
-    *,
-    shards: Sequence[int],
-    show: bool,
-) -> dict[str, float]:
-    """Extract the given shards and commit them; returns the seconds spent waiting per part."""
-    total = dict.fromkeys(PARTS, 0.0)
-    loader = iter(_make_loader(config, manifest, source, shards, pin=teacher.device.type == "cuda"))
-    rows = sum(len(manifest.shard_range(shard)) for shard in shards)
-    with (
-        tqdm(total=rows, unit=" images", disable=not show, smoothing=0.1) as bar,
-        ShardWriter(ZarrBackend(Path(config.store.path), manifest)) as writer,
-    ):
-        for number in shards:
-            shard = _extract_shard(number, manifest, source, teacher, loader, bar, total)
-            start = time.perf_counter()
-            writer.submit(shard)
-            total["write"] += time.perf_counter() - start
+@dataclass
+class _Work:
+    """What the parts of a run share.
+
+    Attributes:
+        waits: seconds this process has spent per part.
+        channels: scales of quantised fields, by field.
+    """
+
+    config: ExtractConfig
+    manifest: Manifest
+    source: Source
+    teacher: Teacher
+    progress: "_Progress"
+    waits: dict[str, float]
+    channels: dict[str, Channels]
+
+
+def _make_shards(work: _Work, claims: Claims, first: int) -> Iterator[Shard]:
+    """Extract a shard, and then others for as long as there are any to claim."""
+    batches = _ClaimedBatches(work.manifest, claims, first)
+    loader = iter(_make_loader(work, batches, num_left=1 + len(claims)))
+    while True:
         start = time.perf_counter()
-    total["write"] += time.perf_counter() - start
-    return total
+        batch = next(loader, None)
+        load_s = time.perf_counter() - start
+        if batch is None:
+            return
+        number = batches.claimed.popleft()
+        count = len(batches_of(work.manifest.shard_range(number), work.manifest.work.batch_size))
+        rest = itertools.islice(loader, count - 1)
+        if claims.is_committed(number):
+            # Somebody took us for dead, and was faster. The loader is past stopping; the teacher is not.
+            deque(rest, maxlen=0)
+            claims.give_back(number)
+            continue
+        shard = _extract_shard(work, number, itertools.chain([batch], rest), load_s=load_s)
+        del batch
+        start = time.perf_counter()
+        yield shard  # comes back when the shard before this one is written
+        work.waits["write"] += time.perf_counter() - start
+        del shard
 
 
-def _make_loader(
-    config: ExtractConfig, manifest: Manifest, source: Source, shards: Sequence[int], *, pin: bool
-) -> DataLoader[Batch]:
-    batches = [
-        list(batch)
-        for shard in shards
-        for batch in batches_of(manifest.shard_range(shard), manifest.work.batch_size)
-    ]
+class _ClaimedBatches:
+    """Rows of batch after batch; a shard is claimed when the loader asks for its first one, and not before.
+
+    Attributes:
+        claimed: shards whose first batch has been asked for and not yet been taken.
+    """
+
+    def __init__(self, manifest: Manifest, claims: Claims, first: int) -> None:
+        self.claimed: deque[int] = deque()
+        self._manifest = manifest
+        self._claims = claims
+        self._first = first
+
+    def __iter__(self) -> Iterator[list[int]]:
+        shard: int | None = self._first
+        while shard is not None:
+            self.claimed.append(shard)
+            rows = self._manifest.shard_range(shard)
+            yield from map(list, batches_of(rows, self._manifest.work.batch_size))
+            shard = self._claims.claim_next()
+
+
+def _make_loader(work: _Work, batches: _ClaimedBatches, *, num_left: int) -> DataLoader[Batch]:
+    cut = work.manifest.work
+    per_shard = math.ceil(cut.shard_rows / cut.batch_size)
+    workers = min(work.config.workers, per_shard * num_left)
+    # What the workers are given is claimed: at most one shard beyond the one in work, unless a shard is smaller than
+    # what keeps them busy.
+    ahead = 2 if 2 * workers <= per_shard else 1
     return DataLoader(
-        ViewDataset(source, manifest.views, manifest.preprocessing),
+        ViewDataset(work.source, work.manifest.views, work.teacher.preprocessing),
         batch_sampler=batches,
-        num_workers=min(config.workers, len(batches)),
+        num_workers=workers,
+        prefetch_factor=ahead if workers else None,
         collate_fn=_same,
-        pin_memory=pin,
+        pin_memory=work.teacher.device.type == "cuda",
     )
 
 
@@ -384,59 +445,50 @@ def _same(batch: Any) -> Any:
     return batch
 
 
-def _extract_shard(
-    number: int,
-    manifest: Manifest,
-    source: Source,
-    teacher: Teacher,
-    loader: Iterator[Batch],
-    bar: "tqdm[Any]",
-    total: dict[str, float],
-) -> Shard:
-    rows = manifest.shard_range(number)
-    shard = _empty_shard(number, manifest, source)
+def _extract_shard(work: _Work, number: int, batches: Iterator[Batch], *, load_s: float) -> Shard:
+    manifest, rows = work.manifest, work.manifest.shard_range(number)
+    shard = _empty_shard(number, manifest, work.source)
     reasons: list[str | None] = []
-    seconds = dict.fromkeys(("load", "teacher"), 0.0)
+    seconds = {"load": load_s, "teacher": 0.0}
     for batch_rows in batches_of(rows, manifest.work.batch_size):
         start = time.perf_counter()
-        batch = next(loader)
+        batch = next(batches)
         loaded = time.perf_counter()
-        features = run_teacher(teacher, batch.images)
+        features = run_teacher(work.teacher, batch.images)
+        why = refuse_non_finite(features, batch.reasons)
+        unusable = [i for i, reason in enumerate(why) if reason is not None]
         at = slice(batch_rows.start - rows.start, batch_rows.stop - rows.start)
         shard.columns["content_sha256"][at] = batch.hashes
         for name, values in features.items():
-            shard.columns[f"fields/{name}"][at] = values.numpy()
-        reasons += refuse_non_finite(features, batch.reasons)
+            array = as_array(values)
+            array[unusable] = 0  # NaN has no code of eight bits
+            put(manifest, shard.columns, name, at, array, channels=work.channels.get(name))
+        reasons += why
         seconds["load"] += loaded - start
         seconds["teacher"] += time.perf_counter() - loaded
-        _show_progress(bar, len(batch_rows), {**total, **_sum(total, seconds)})
+        work.progress.add(number, len(batch_rows), _sum(work.waits, seconds))
     bad = np.array([reason is not None for reason in reasons])
     shard.columns["valid"][:] = ~bad
-    for name in manifest.fields:
-        shard.columns[f"fields/{name}"][bad] = 0
+    for name, column in shard.columns.items():
+        if name.startswith("fields/"):
+            column[bad] = 0
     shard.reasons, shard.seconds = reasons, seconds
-    total.update(_sum(total, seconds))
+    work.waits.update(_sum(work.waits, seconds))
     return shard
 
 
 def _sum(total: dict[str, float], seconds: dict[str, float]) -> dict[str, float]:
-    return {name: total[name] + value for name, value in seconds.items()}
+    return {name: value + seconds.get(name, 0.0) for name, value in total.items()}
 
 
 def _empty_shard(number: int, manifest: Manifest, source: Source) -> Shard:
     rows = manifest.shard_range(number)
     at = slice(rows.start, rows.stop)
-    columns: dict[str, Array] = {
-        "sample_id": text_column(source.sample_ids[at]),
-        "content_sha256": np.zeros((len(rows), 32), dtype=np.uint8),
-        "valid": np.zeros(len(rows), dtype=np.bool_),
-    }
+    columns = empty_columns(manifest, number)
+    columns["sample_id"][:] = source.sample_ids[at]
     if manifest.source.has_labels:
         labels = np.full(len(rows), NO_LABEL) if source.labels is None else source.labels[at]
-        columns["label"] = labels.astype(np.int64)
-    for name, spec in manifest.fields.items():
-        shape = (len(rows), len(manifest.views), *spec.shape)
-        columns[f"fields/{name}"] = np.zeros(shape, dtype=spec.dtype)
+        columns["label"][:] = labels
     return Shard(number, columns, [], {})
 
 
@@ -460,8 +512,62 @@ def refuse_non_finite(
     return out
 
 
-def _show_progress(bar: "tqdm[Any]", images: int, seconds: dict[str, float]) -> None:
-    whole = sum(seconds.values()) or 1.0
-    shares = " ".join(f"{name} {seconds[name] / whole:.0%}" for name in PARTS)
-    bar.set_postfix_str(shares, refresh=False)
-    bar.update(images)
+class _Progress:
+    """The bar of a run: rows of the whole store, whoever works on it, and what this process is waiting for."""
+
+    def __init__(self, store: Path, manifest: Manifest, *, show: bool) -> None:
+        self._store = store
+        self._manifest = manifest
+        self._show = show
+        self._mine: dict[int, int] = {}
+        self._next_look_s = 0.0
+        self._bar = tqdm(
+            total=manifest.num_rows,
+            initial=self._committed_rows() if show else 0,
+            unit=" images",
+            disable=not show,
+            smoothing=0.1,
+        )
+
+    def __enter__(self) -> "_Progress":
+        return self
+
+    def __exit__(self, kind: object, error: object, trace: object) -> None:
+        if self._show and error is None:
+            self._move_to(self._committed_rows())
+        self._bar.close()
+
+    def add(self, shard: int, rows: int, seconds: dict[str, float]) -> None:
+        """Rows of a shard were extracted here; ``seconds`` were spent per part."""
+        if not self._show:
+            return
+        whole = sum(seconds.values()) or 1.0
+        shares = " ".join(f"{name} {seconds[name] / whole:.0%}" for name in PARTS)
+        self._bar.set_postfix_str(shares, refresh=False)
+        self._mine[shard] = self._mine.get(shard, 0) + rows
+        if time.monotonic() < self._next_look_s:
+            self._move_to(int(self._bar.n) + rows)
+        else:
+            self._move_to(self._committed_rows() + sum(self._mine.values()))
+
+    def wait_for(self, claims: Claims) -> None:
+        """Nothing is left to do here, but others still work on some shards."""
+        if self._show and time.monotonic() >= self._next_look_s:
+            by = shorten(claims.holders(), 3) or "others"
+            text = f"waiting for {len(claims)} shards held by {by}"
+            self._bar.set_postfix_str(text, refresh=False)
+            self._move_to(self._committed_rows())
+            self._bar.refresh()
+
+    def _committed_rows(self) -> int:
+        start = time.monotonic()
+        done = committed_shards(self._store, self._manifest.num_shards)
+        end = time.monotonic()
+        # Seldom, and in large stores so seldom that it takes at most a twentieth of the time.
+        self._next_look_s = end + max(2.0, 20 * (end - start))
+        for shard in self._mine.keys() & set(done):
+            del self._mine[shard]
+        return sum(len(self._manifest.shard_range(shard)) for shard in done)
+
+    def _move_to(self, rows: int) -> None:
+        self._bar.update(max(0, min(rows, self._manifest.num_rows) - int(self._bar.n)))

@@ -22,6 +22,17 @@ def check_name(name: str) -> str:
     return name
 
 
+def check_part(part: str) -> str:
+    """Return ``part`` if it can be one folder or file name of a path inside a store, in any script.
+
+    Raises:
+        StoreError: it is empty, hidden, points elsewhere, or holds a separator or a control character.
+    """
+    if not part or part.startswith(".") or any(char in "/\\" or char < " " for char in part):
+        raise StoreError(f"{part!r} cannot be part of a path inside a store.")
+    return part
+
+
 def check_sample_ids(sample_ids: Sequence[str], *, where: str) -> None:
     """Check that ids are unique, non-empty and encodable.
 

@@ -1,18 +1,23 @@
 """The ledger: one small JSON file per committed shard. What has no entry does not exist.
 
 Zarr cannot tell a missing object from one full of fill values; the ledger can. An entry is written after every
-object of its shard is durable, and it carries their sizes and checksums.
+object of its shard is durable, and it carries their sizes and checksums, one for each block of bytes. When the last
+shard is in, ``complete.json`` says so, and opening a store costs the same however many shards it has.
 """
 
-import json
+import hashlib
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from featstore.atomic import write_bytes
-from featstore.errors import ShardCorrupt, StoreError
+from featstore.errors import ManifestMismatch, ShardCorrupt, StoreError
+from featstore.manifest import MANIFEST_NAME, SHA256
+from featstore.seal import seal, unseal
 
 LEDGER_FOLDER = "ledger"
+COMPLETE_NAME = "complete.json"
 
 
 class _Record(BaseModel):
@@ -20,10 +25,33 @@ class _Record(BaseModel):
 
 
 class ObjectRecord(_Record):
-    """Size and checksum of one file of a shard."""
+    """Size and checksums of one file of a shard."""
 
     bytes: int = Field(ge=0)
-    crc32c: str = Field(pattern=r"[0-9a-f]{8}")
+    block_bytes: int = Field(gt=0)
+    """The file is checked in blocks of this many bytes; the last one is shorter."""
+    crc32c: str = Field(pattern=r"([0-9a-f]{8})*")
+    """CRC-32C of each block, eight hexadecimal digits each, one after another."""
+
+    @model_validator(mode="after")
+    def _check(self) -> "ObjectRecord":
+        if len(self.crc32c) != 8 * self.num_blocks:
+            raise ValueError(f"{len(self.crc32c)} digits of checksums for {self.num_blocks} blocks")
+        return self
+
+    @property
+    def num_blocks(self) -> int:
+        """Blocks of the file."""
+        return -(-self.bytes // self.block_bytes)
+
+    def block(self, number: int) -> range:
+        """Bytes of one block."""
+        start = number * self.block_bytes
+        return range(start, min(start + self.block_bytes, self.bytes))
+
+    def crc(self, number: int) -> int:
+        """Checksum of one block."""
+        return int(self.crc32c[8 * number : 8 * number + 8], 16)
 
 
 class InvalidRow(_Record):
@@ -47,15 +75,37 @@ class ShardRecord(_Record):
     """Time spent on this shard: load, teacher, write."""
 
 
+class CompleteRecord(_Record):
+    """The store is complete: every shard has an entry."""
+
+    shards: int = Field(gt=0)
+    invalid_rows: int = Field(ge=0)
+    bytes: int = Field(ge=0)
+    """Of all objects."""
+    manifest_sha256: str = Field(default="", pattern=f"({SHA256})?")
+    """SHA-256 of ``manifest.json``: a manifest of another store does not fit."""
+    entries_sha256: str = Field(default="", pattern=f"({SHA256})?")
+    """SHA-256 over the bytes of all entries in order."""
+
+
 def entry_path(store: Path, shard: int) -> Path:
     """Path of a shard's entry, whether or not it exists."""
     return store / LEDGER_FOLDER / f"{shard:08d}.json"
 
 
+def complete_path(store: Path) -> Path:
+    """Path of the mark of a complete store, whether or not it exists."""
+    return store / LEDGER_FOLDER / COMPLETE_NAME
+
+
+def entry_bytes(record: _Record) -> bytes:
+    """An entry, or the mark of a complete store, as it is written."""
+    return seal(record.model_dump(mode="json"))
+
+
 def write_entry(store: Path, record: ShardRecord) -> None:
     """Commit a shard: from now on it exists."""
-    text = json.dumps(record.model_dump(mode="json"), sort_keys=True, indent=1) + "\n"
-    write_bytes(entry_path(store, record.shard), text.encode())
+    write_bytes(entry_path(store, record.shard), entry_bytes(record))
 
 
 def read_entry(store: Path, shard: int) -> ShardRecord:
@@ -66,25 +116,39 @@ def read_entry(store: Path, shard: int) -> ShardRecord:
     """
     path = entry_path(store, shard)
     try:
-        record = ShardRecord.model_validate_json(path.read_bytes())
+        record = ShardRecord.model_validate(unseal(path.read_bytes()))
     except FileNotFoundError:
-        raise ShardCorrupt(f"{path}: missing, so shard {shard} was never committed.") from None
-    except ValidationError as error:
         raise ShardCorrupt(
-            f"{path}: not a ledger entry ({error.error_count()} problems, first: {error.errors()[0]['msg']}). "
-            "Delete the file and run extract.py with the same settings; it makes that shard again."
+            f"{path}: missing, so shard {shard} does not exist. Run extract.py with the settings this store was made "
+            "with; it makes that shard."
+        ) from None
+    except OSError as error:
+        raise ShardCorrupt(f"{path}: cannot be read ({error.strerror}). Check the disk.") from None
+    except ValueError as error:
+        raise ShardCorrupt(
+            f"{path}: not a ledger entry ({_first(error)}). Run extract.py --repair with the same settings; it makes "
+            "that shard again."
         ) from None
     if record.shard != shard:
         raise ShardCorrupt(f"{path}: speaks of shard {record.shard}, expected {shard}.")
     return record
 
 
-def committed_shards(store: Path, num_shards: int) -> list[int]:
-    """Numbers of the shards that have an entry, ascending.
+def committed_shards(store: Path, num_shards: int) -> Sequence[int]:
+    """Numbers of the shards that have an entry, ascending; at once where the store is marked as complete.
 
     Raises:
         StoreError: an entry lies outside the store's range.
+        ShardCorrupt: the mark of a complete store does not follow the format, or speaks of other shards.
+        ManifestMismatch: the mark was written beside another manifest.
     """
+    if read_complete(store, num_shards) is not None:
+        return range(num_shards)
+    return listed_shards(store, num_shards)
+
+
+def listed_shards(store: Path, num_shards: int) -> list[int]:
+    """As ``committed_shards``, from the folder's listing alone."""
     folder = store / LEDGER_FOLDER
     if not folder.is_dir():
         return []
@@ -98,5 +162,79 @@ def committed_shards(store: Path, num_shards: int) -> list[int]:
 
 def pending_shards(store: Path, num_shards: int) -> list[int]:
     """Numbers of the shards that have no entry yet, ascending."""
-    done = set(committed_shards(store, num_shards))
-    return [shard for shard in range(num_shards) if shard not in done]
+    done = committed_shards(store, num_shards)
+    if isinstance(done, range):
+        return []
+    missing = set(range(num_shards)).difference(done)
+    return sorted(missing)
+
+
+def read_complete(store: Path, num_shards: int) -> CompleteRecord | None:
+    """Read the mark of a complete store; None where there is none.
+
+    Raises:
+        ShardCorrupt: it does not follow the format, or speaks of other shards.
+        ManifestMismatch: it was written beside another manifest.
+    """
+    path = complete_path(store)
+    try:
+        record = CompleteRecord.model_validate(unseal(path.read_bytes()))
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    except OSError as error:
+        raise ShardCorrupt(f"{path}: cannot be read ({error.strerror}). Check the disk.") from None
+    except ValueError as error:
+        raise ShardCorrupt(
+            f"{path}: does not follow the format ({_first(error)}). Delete it and run extract.py with the same "
+            "settings; nothing else is lost."
+        ) from None
+    if record.shards != num_shards:
+        raise ShardCorrupt(
+            f"{path}: speaks of {record.shards} shards, the manifest of {num_shards}. Delete it and run extract.py "
+            "with the same settings."
+        )
+    if record.manifest_sha256 not in ("", _sha256(store / MANIFEST_NAME)):
+        raise ManifestMismatch(
+            f"{path}: the store was completed with another {MANIFEST_NAME} than the one that is there now. Put the old "
+            f"one back; or, if it was changed on purpose, delete {path.name} and run extract.py with the same settings."
+        )
+    return record
+
+
+def mark_complete(store: Path, entries: Iterable[ShardRecord]) -> CompleteRecord:
+    """Write the mark of a complete store. Call it when every shard has an entry; to do it twice changes nothing."""
+    shards = invalid = size = 0
+    digest = hashlib.sha256()
+    for entry in entries:
+        shards += 1
+        digest.update(entry_path(store, entry.shard).read_bytes())
+        invalid += len(entry.invalid)
+        size += sum(item.bytes for item in entry.objects.values())
+    record = CompleteRecord(
+        shards=shards,
+        invalid_rows=invalid,
+        bytes=size,
+        manifest_sha256=_sha256(store / MANIFEST_NAME),
+        entries_sha256=digest.hexdigest(),
+    )
+    write_bytes(complete_path(store), entry_bytes(record))
+    return record
+
+
+def remove_entries(store: Path, shards: Iterable[int]) -> None:
+    """Take shards back: the mark of a complete store first, then their entries. Their objects stay until rewritten."""
+    complete_path(store).unlink(missing_ok=True)
+    for shard in shards:
+        entry_path(store, shard).unlink(missing_ok=True)
+
+
+def _sha256(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def _first(error: ValueError) -> str:
+    """What is wrong, in one line."""
+    if not isinstance(error, ValidationError):
+        return str(error)
+    where = ".".join(str(part) for part in error.errors()[0]["loc"])
+    return f"{error.error_count()} problems, first: {where} {error.errors()[0]['msg']}"

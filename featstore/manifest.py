@@ -1,8 +1,8 @@
 """What a store says of itself: the pydantic models behind ``manifest.json``, and their comparison.
 
-The *contract* is everything that two extractions must share for their rows to belong together: teacher,
-preprocessing, views, fields, source and the way work is cut. Its hash is the store's fingerprint. What may differ
-between two runs that fill one store (library versions, paths) is recorded beside it and not compared.
+The *contract* is everything that two runs must share to fill one store: teachers, views, fields, source, container and
+the way work is cut. What may differ between them (library versions, paths) is recorded beside it and not compared. The
+*fingerprint* hashes the part of the contract that says what the rows are, however they are packed.
 """
 
 import datetime
@@ -10,9 +10,12 @@ import hashlib
 import json
 import math
 import uuid
+from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
+import numpy as np
+import numpy.typing as npt
 from pydantic import (
     BaseModel,
     ConfigDict,
@@ -24,37 +27,54 @@ from pydantic import (
 )
 
 from featstore.atomic import write_bytes
-from featstore.errors import ManifestMismatch, StoreNotFound
-from featstore.ids import check_name
+from featstore.errors import ManifestMismatch, StoreError, StoreNotFound
+from featstore.ids import check_name, check_part
+from featstore.seal import SealError, seal, unseal
 from featstore.views import CropMode, Interpolation, ViewSet
 
-FORMAT_VERSION = 0
-"""Version of the layout on disk (docs/format.md). 0: may still change; 1 will be kept readable."""
+FORMAT_VERSION = 1
+"""Version of the layout on disk (docs/format.md). Stores of every released version stay readable."""
 
 MANIFEST_NAME = "manifest.json"
 
-ITEM_BYTES = {"float16": 2, "float32": 4}
+Container = Literal["zarr", "webdataset"]
+Codec = Literal["raw", "zstd", "bitshuffle"]
+FloatType = Literal["float16", "bfloat16", "float32"]
+NumberType = Literal[
+    "float16",
+    "bfloat16",
+    "float32",
+    "bool",
+    "int8",
+    "uint8",
+    "int16",
+    "uint16",
+    "int32",
+    "int64",
+]
+
+ITEM_BYTES = {
+    "bool": 1,
+    "int8": 1,
+    "uint8": 1,
+    "int16": 2,
+    "uint16": 2,
+    "float16": 2,
+    "bfloat16": 2,
+    "int32": 4,
+    "float32": 4,
+    "int64": 8,
+}
+
+SHA256 = r"[0-9a-f]{64}"
+MOST_BYTES = 2**50
+"""No row and no object is larger than this: sizes from another team's manifest are multiplied, not believed."""
 
 
 class Record(BaseModel):
     """A part of the manifest: immutable, unknown keys are errors, JSON numbers must be finite."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
-
-
-class TeacherRecord(Record):
-    """Which frozen model was run."""
-
-    library: Literal["timm", "open_clip"]
-    name: str
-    tag: str = ""
-    model_args: dict[str, Any] = Field(default_factory=dict)
-    weights_sha256: str
-    """SHA-256 over the state dict as it was run: sorted keys, dtypes, shapes, bytes (docs/format.md)."""
-    licence: str = ""
-    mode: Literal["eval"] = "eval"
-    """Normalisation layers used their stored statistics, so that a row does not depend on its neighbours."""
-    precision: Literal["fp32", "bf16", "fp16"]
 
 
 class PreprocessingRecord(Record):
@@ -71,26 +91,147 @@ class PreprocessingRecord(Record):
     """Name of the decoding rules, ``featstore.decode.DECODE_RULE``."""
 
 
+class TeacherRecord(Record):
+    """Which frozen model was run."""
+
+    library: str
+    """Where the model comes from: timm, open_clip, or the name of another system's own code."""
+    name: str
+    tag: str = ""
+    model_args: dict[str, Any] = Field(default_factory=dict)
+    weights_sha256: str = Field(pattern=SHA256)
+    """SHA-256 over the state dict as it was run: sorted keys, dtypes, shapes, bytes (docs/format.md)."""
+    licence: str = ""
+    mode: Literal["eval", "batch"] = "eval"
+    """eval: normalisation layers used their stored statistics, so that a row does not depend on its neighbours.
+    batch: they used the batch's, and ``batch_seed`` says how batches were drawn."""
+    batch_seed: int | None = None
+    precision: Literal["fp32", "bf16", "fp16"]
+    """Arithmetic of the forward pass."""
+    preprocessing: PreprocessingRecord | None = None
+    """None where the inputs are not images."""
+
+    @model_validator(mode="after")
+    def _check(self) -> "TeacherRecord":
+        if (self.mode == "batch") != (self.batch_seed is not None):
+            raise ValueError("mode batch, and no other, needs a batch_seed")
+        return self
+
+
+class PlainEncoding(Record):
+    """Stored as it is: one column."""
+
+    kind: Literal["plain"] = "plain"
+
+
+class Int8Encoding(Record):
+    """A code of one byte per number, and scales; read back as ``dtype``. Column ``scale`` has one per last axis.
+
+    value = (code * row scale) * channel scale + channel offset, each factor left out where the scheme has none.
+    """
+
+    kind: Literal["int8"] = "int8"
+    scheme: Literal["row", "channel", "channel_row"]
+    """row: one scale per row (per token of a grid). channel: one scale and offset per channel, from a sample of rows;
+    what lies beyond the sample's range saturates. channel_row: standardised by channel, then one scale per row."""
+    channels: str = ""
+    """Name of the artefact that holds ``scale`` and ``offset`` of each channel, (C,) float32; "" with scheme row."""
+    sample_rows: int = Field(ge=1)
+    """Rows that the scales and the errors below were measured on."""
+    relative_l2: float = Field(ge=0)
+    """Mean over the sample of |x - x'| / |x|, x a row of one view."""
+    cosine_mean: float
+    cosine_worst: float
+
+    @model_validator(mode="after")
+    def _check(self) -> "Int8Encoding":
+        if (self.scheme == "row") != (self.channels == ""):
+            raise ValueError(
+                "scales per channel need the artefact that holds them, scheme row has none"
+            )
+        return self
+
+
+class TopKEncoding(Record):
+    """The k largest numbers of an axis that is not stored: columns ``values`` and ``indices``, last axis k."""
+
+    kind: Literal["topk"] = "topk"
+    num_classes: int = Field(gt=0, lt=2**31)
+    """Length of the axis that was reduced."""
+
+    @property
+    def index_dtype(self) -> NumberType:
+        """uint16 up to 65,536 classes, else int32."""
+        return "uint16" if self.num_classes <= 2**16 else "int32"
+
+
+class RaggedEncoding(Record):
+    """Any number of items per row and view: column ``values`` of items, and ``ranges`` of (first, last + 1)."""
+
+    kind: Literal["ragged"] = "ragged"
+    most_items: int = Field(gt=0)
+    """Most items of one row, all its views together. It reserves positions, not bytes."""
+
+
+Encoding = Annotated[
+    PlainEncoding | Int8Encoding | TopKEncoding | RaggedEncoding, Field(discriminator="kind")
+]
+
+
 class FieldRecord(Record):
-    """One array of features: rows x views x ``shape``."""
+    """What is stored of every row: rows x views x ``shape``."""
 
     shape: tuple[PositiveInt, ...]
-    """Shape of one view of one row, e.g. (1024,) or (7, 7, 1024)."""
-    dtype: Literal["float16", "float32"]
+    """Shape of one view of one row, e.g. (1024,) or (7, 7, 1024); of one item where rows are ragged."""
+    dtype: NumberType | Literal["text"]
+    """What is read back."""
     dims: tuple[str, ...]
     """Name of each axis of ``shape``, e.g. ("channel",)."""
     meaning: str
     """What the numbers are, in words."""
+    teacher: str = ""
+    """Which of the teachers made it; "" where none did (coordinates, captions)."""
+    per_view: bool = True
+    """Whether there is one for each view; else a row has one, and arrays have no view axis."""
+    encoding: Encoding = Field(default_factory=PlainEncoding)
+    codec: Codec = "raw"
+    """raw: rows can be memory-mapped. zstd, bitshuffle: chunks are compressed."""
 
     @model_validator(mode="after")
     def _check(self) -> "FieldRecord":
         if len(self.dims) != len(self.shape):
             raise ValueError(f"{len(self.dims)} dims for a shape of {len(self.shape)} axes")
+        kind = self.encoding.kind
+        if self.dtype == "text" and (kind != "plain" or self.codec != "raw"):
+            raise ValueError("text is stored plain, without a codec")
+        if kind in ("int8", "topk") and not self.shape:
+            raise ValueError(f"encoding {kind} needs an axis to work along")
+        if kind == "int8" and self.dtype not in ("float16", "bfloat16", "float32"):
+            raise ValueError(f"encoding int8 of {self.dtype}: only floating point is quantised")
+        if isinstance(self.encoding, TopKEncoding) and self.shape[-1] > self.encoding.num_classes:
+            raise ValueError(f"top {self.shape[-1]} of {self.encoding.num_classes} classes")
+        if math.prod(self.shape) > MOST_BYTES:
+            raise ValueError(f"shape {self.shape} is beyond any machine")
         return self
 
     def row_bytes(self, num_views: int) -> int:
-        """Bytes of one row with all its views."""
-        return num_views * math.prod(self.shape) * ITEM_BYTES[self.dtype]
+        """Bytes of one row with all its views, as read back; of a full row where rows are ragged, 0 for text."""
+        if self.dtype == "text":
+            return 0
+        if isinstance(self.encoding, RaggedEncoding):
+            copies = self.encoding.most_items
+        else:
+            copies = num_views if self.per_view else 1
+        return copies * math.prod(self.shape) * ITEM_BYTES[self.dtype]
+
+
+class ArtefactRecord(Record):
+    """A small file that belongs to the store: a teacher's head, channel scales, a table of texts."""
+
+    bytes: int = Field(ge=0, le=2**40)
+    sha256: str = Field(pattern=SHA256)
+    meaning: str
+    teacher: str = ""
 
 
 class SourceRecord(Record):
@@ -109,30 +250,76 @@ class WorkRecord(Record):
     """How the work is cut; batches never cross a shard, so any number of processes gives the same bytes."""
 
     shard_rows: int = Field(gt=0)
+    """Rows of every shard but the last; of the largest one where ``shard_sizes`` says more."""
     batch_size: int = Field(gt=0)
+    shard_sizes: tuple[PositiveInt, ...] = ()
+    """webdataset only: rows of each shard, where shards mirror the tars of the images."""
+    shard_names: tuple[str, ...] = ()
+    """webdataset only: path of each shard without ``.tar``, as the image tars are called."""
+
+    @model_validator(mode="after")
+    def _check(self) -> "WorkRecord":
+        if self.shard_names and len(self.shard_names) != len(self.shard_sizes):
+            raise ValueError(
+                f"{len(self.shard_names)} shard_names for {len(self.shard_sizes)} shard_sizes"
+            )
+        if self.shard_sizes and max(self.shard_sizes) != self.shard_rows:
+            raise ValueError("shard_rows must be the largest of shard_sizes")
+        if len(set(self.shard_names)) != len(self.shard_names):
+            raise ValueError("shard_names repeats one")
+        for name in self.shard_names:
+            for part in name.split("/"):
+                check_part(part)
+        return self
 
 
 class Manifest(Record):
     """The whole of ``manifest.json``."""
 
     format_version: int
+    container: Container = "zarr"
     uuid: str
     created: str
     created_by: dict[str, str]
     """Versions of this package and of the libraries that decide a feature's bits."""
-    teacher: TeacherRecord
-    preprocessing: PreprocessingRecord
+    teachers: dict[str, TeacherRecord]
     views: ViewSet
     fields: dict[str, FieldRecord] = Field(min_length=1)
+    artefacts: dict[str, ArtefactRecord] = Field(default_factory=dict)
     source: SourceRecord
     work: WorkRecord
 
-    @field_validator("fields")
+    @field_validator("teachers", "fields", "artefacts")
     @classmethod
-    def _names(cls, fields: dict[str, FieldRecord]) -> dict[str, FieldRecord]:
-        for name in fields:
+    def _names(cls, parts: dict[str, Any]) -> dict[str, Any]:
+        for name in parts:
             check_name(name)
-        return fields
+        return parts
+
+    @model_validator(mode="after")
+    def _check(self) -> "Manifest":
+        for name, field in self.fields.items():
+            if field.teacher and field.teacher not in self.teachers:
+                raise ValueError(f"field {name}: no teacher {field.teacher!r}")
+            encoding = field.encoding
+            if isinstance(encoding, Int8Encoding) and encoding.channels not in {
+                "",
+                *self.artefacts,
+            }:
+                raise ValueError(f"field {name}: no artefact {encoding.channels!r}")
+            if field.row_bytes(len(self.views)) * self.work.shard_rows > MOST_BYTES:
+                raise ValueError(f"field {name}: a shard of it is beyond any machine")
+            if self.container == "webdataset" and field.codec != "raw":
+                raise ValueError(f"field {name}: codec {field.codec} needs the zarr container")
+        for name, artefact in self.artefacts.items():
+            if artefact.teacher and artefact.teacher not in self.teachers:
+                raise ValueError(f"artefact {name}: no teacher {artefact.teacher!r}")
+        sizes = self.work.shard_sizes
+        if sizes and (self.container != "webdataset" or sum(sizes) != self.num_rows):
+            raise ValueError(
+                f"shard_sizes are for webdataset and must add up to {self.num_rows} rows"
+            )
+        return self
 
     @property
     def num_rows(self) -> int:
@@ -142,57 +329,88 @@ class Manifest(Record):
     @property
     def num_shards(self) -> int:
         """Shards when the store is complete."""
-        return math.ceil(self.num_rows / self.work.shard_rows)
+        return len(self.work.shard_sizes) or math.ceil(self.num_rows / self.work.shard_rows)
+
+    @cached_property
+    def shard_starts(self) -> npt.NDArray[np.int64] | None:
+        """First row of each shard and the end of the last, (shards + 1,); None where all shards are of one size."""
+        if not self.work.shard_sizes:
+            return None
+        return np.concatenate([[0], np.cumsum(self.work.shard_sizes)]).astype(np.int64)
 
     def shard_range(self, shard: int) -> range:
         """Rows of one shard."""
+        if self.shard_starts is not None:
+            return range(int(self.shard_starts[shard]), int(self.shard_starts[shard + 1]))
         start = shard * self.work.shard_rows
         return range(start, min(start + self.work.shard_rows, self.num_rows))
 
+    def shards_of(self, rows: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+        """Shard of each row; rows must lie inside the store."""
+        if self.shard_starts is not None:
+            return np.searchsorted(self.shard_starts, rows, side="right") - 1
+        return rows // self.work.shard_rows
+
+    def teacher_of(self, field: str) -> TeacherRecord:
+        """The teacher that made a field.
+
+        Raises:
+            ManifestMismatch: no teacher made it.
+        """
+        name = self.fields[field].teacher
+        if not name:
+            raise ManifestMismatch(
+                f'field "{field}" was not made by a teacher ({self.fields[field].meaning}).'
+            )
+        return self.teachers[name]
+
     def contract(self) -> dict[str, Any]:
-        """The compared part, as plain JSON values. The path of the source may move and is left out."""
-        parts = self.model_dump(
-            mode="json",
-            include={
-                "format_version",
-                "teacher",
-                "preprocessing",
-                "views",
-                "fields",
-                "source",
-                "work",
-            },
-        )
-        del parts["source"]["uri"], parts["teacher"]["licence"]
+        """What every run that fills this store must agree on, as plain JSON values.
+
+        The path of the source may move, and a licence may be stated later; both are left out.
+        """
+        parts = self.model_dump(mode="json", exclude={"uuid", "created", "created_by"})
+        del parts["source"]["uri"]
+        for teacher in parts["teachers"].values():
+            del teacher["licence"]
         return parts
 
     @property
     def fingerprint(self) -> str:
-        """SHA-256 of the contract: equal fingerprints mean interchangeable rows."""
-        text = json.dumps(self.contract(), sort_keys=True, separators=(",", ":"))
+        """SHA-256 of what the rows are: the contract without container, codecs and the cutting of the work.
+
+        Equal fingerprints mean the same features of the same images, whatever they are packed in.
+        """
+        parts = self.contract()
+        del parts["container"], parts["work"]
+        for field in parts["fields"].values():
+            del field["codec"]
+        text = json.dumps(parts, sort_keys=True, separators=(",", ":"))
         return hashlib.sha256(text.encode()).hexdigest()
 
 
 def new_manifest(
     *,
-    teacher: TeacherRecord,
-    preprocessing: PreprocessingRecord,
+    teachers: dict[str, TeacherRecord],
     views: ViewSet,
     fields: dict[str, FieldRecord],
     source: SourceRecord,
     work: WorkRecord,
     created_by: dict[str, str],
+    artefacts: dict[str, ArtefactRecord] | None = None,
+    container: Container = "zarr",
 ) -> Manifest:
     """Put the parts together with a new uuid and the time."""
     return Manifest(
         format_version=FORMAT_VERSION,
+        container=container,
         uuid=str(uuid.uuid4()),
         created=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         created_by=created_by,
-        teacher=teacher,
-        preprocessing=preprocessing,
+        teachers=teachers,
         views=views,
         fields=fields,
+        artefacts=artefacts or {},
         source=source,
         work=work,
     )
@@ -200,8 +418,7 @@ def new_manifest(
 
 def write_manifest(store: Path, manifest: Manifest) -> None:
     """Write ``manifest.json`` atomically."""
-    text = json.dumps(manifest.model_dump(mode="json"), indent=2, sort_keys=True) + "\n"
-    write_bytes(store / MANIFEST_NAME, text.encode())
+    write_bytes(store / MANIFEST_NAME, seal(manifest.model_dump(mode="json")))
 
 
 def read_manifest(store: Path) -> Manifest:
@@ -217,7 +434,7 @@ def read_manifest(store: Path) -> Manifest:
             f"{store}: no such folder. Extract a store first: accelerate launch pipelines/extract.py"
         )
     try:
-        values = json.loads(path.read_bytes())
+        values = unseal(path.read_bytes())
     except FileNotFoundError:
         raise StoreNotFound(
             f"{store}: no {MANIFEST_NAME}, so this is not a feature store. Expected the folder that "
@@ -225,15 +442,18 @@ def read_manifest(store: Path) -> Manifest:
         ) from None
     except OSError as error:
         raise StoreNotFound(f"{path}: cannot be read ({error.strerror}).") from None
-    except (ValueError, RecursionError) as error:
+    except SealError as error:
+        raise StoreNotFound(f"{path}: damaged ({error}). Fetch the store again.") from None
+    except ValueError as error:
         raise StoreNotFound(
             f"{path}: not readable as JSON ({error}). Fetch the store again."
         ) from None
     version = values.get("format_version") if isinstance(values, dict) else None
-    if type(version) is not int or version != FORMAT_VERSION:  # False == 0
+    if type(version) is not int or version != FORMAT_VERSION:  # True == 1
+        newer = type(version) is int and version > FORMAT_VERSION
         raise ManifestMismatch(
             f"{path}: format version {version!r}; this featstore reads version {FORMAT_VERSION}. "
-            "Read it with the release that wrote it, or extract again."
+            + ("Upgrade featstore." if newer else "It was never released; extract again.")
         )
     try:
         return Manifest.model_validate(values)
@@ -243,6 +463,8 @@ def read_manifest(store: Path) -> Manifest:
             for item in error.errors()[:5]
         )
         raise StoreNotFound(f"{path}: does not follow the format: {problems}") from None
+    except StoreError as error:  # a name that cannot be a path
+        raise StoreNotFound(f"{path}: does not follow the format: {error}") from None
 
 
 def check_same_contract(store: Path, *, found: Manifest, expected: Manifest) -> None:

@@ -1,6 +1,7 @@
 """Open a store, check it, and read rows by sample id."""
 
-from collections.abc import Iterable
+from collections import OrderedDict
+from collections.abc import Iterable, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -8,9 +9,11 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from featstore.backends import ZarrBackend
-from featstore.backends.base import Array
+from featstore.artefacts import read_artefact, read_channels
+from featstore.backends import make_backend
+from featstore.backends.base import Array, ColumnReader
 from featstore.errors import ConfigError, MissingSamples, ShardCorrupt, StoreIncomplete, shorten
+from featstore.fields import Codes, Ragged, TopK
 from featstore.ledger import (
     InvalidRow,
     ShardRecord,
@@ -18,9 +21,23 @@ from featstore.ledger import (
     entry_path,
     read_entry,
 )
-from featstore.manifest import Manifest, read_manifest
+from featstore.manifest import (
+    FieldRecord,
+    Int8Encoding,
+    Manifest,
+    RaggedEncoding,
+    TopKEncoding,
+    read_manifest,
+)
+from featstore.quantise import Channels, dequantise
 
 Rows = npt.NDArray[np.int64]
+
+HELD_BYTES = 256 * 2**20
+"""Of ragged items and texts, at most so much is held decoded; the latest shard always."""
+
+TEXT_BYTES = 100
+"""What a short text takes in memory."""
 
 
 class FeatureStore:
@@ -32,16 +49,18 @@ class FeatureStore:
         shards: numbers of the shards that can be read.
     """
 
-    def __init__(self, path: Path, manifest: Manifest, shards: list[int]) -> None:
+    def __init__(self, path: Path, manifest: Manifest, shards: Sequence[int]) -> None:
         self.path = path
         self.manifest = manifest
         self.shards = shards
-        self._backend = ZarrBackend(path, manifest)
+        self._backend = make_backend(path, manifest)
         self._entries: dict[int, ShardRecord] = {}
-        self._readers: dict[str, _FieldReader] = {}
-        self._present = frozenset(shards)
-        # Filled as shards are touched; untouched pages of it take no memory.
+        self._columns: dict[str, ColumnReader] = {}
+        self._held: OrderedDict[tuple[str, int], Array] = OrderedDict()
+        self._present = shards if isinstance(shards, range) else frozenset(shards)
+        # Filled as shards are touched; untouched pages of these take no memory.
         self._unusable = np.zeros(manifest.num_rows, dtype=np.bool_)
+        self._touched = np.zeros(manifest.num_shards, dtype=np.bool_)
 
     @classmethod
     def open(cls, path: str | Path, *, allow_incomplete: bool = False) -> "FeatureStore":
@@ -168,124 +187,239 @@ class FeatureStore:
             )
         return rows
 
+    def artefact(self, name: str) -> dict[str, Array]:
+        """Arrays of a small file of the store, its hash compared.
+
+        Raises:
+            ConfigError: the store has no such artefact.
+            ShardCorrupt: it is not the file that was written.
+        """
+        return read_artefact(self.path, self.manifest, name)
+
     def gather(self, field: str, rows: npt.ArrayLike, *, out: Array | None = None) -> Array:
         """Read rows of one field.
 
-        A shard is checked against the ledger when it is touched first; after that, its rows cost a copy.
+        A block of rows is checked against the ledger when it is touched first; after that, its rows cost a copy.
 
         Args:
-            field: name of the field.
+            field: name of the field; not a top-k or ragged one.
             rows: (B,) row numbers, in any order, repeats allowed.
-            out: (B, V, *shape) array of the stored dtype to write into, e.g. over pinned memory; made if not given.
+            out: (B, V, *shape) array to write into, e.g. over pinned memory; made if not given.
 
         Returns:
-            (B, V, *shape) in the stored dtype, a copy: ``out`` if it was given.
+            (B, V, *shape), without V where the field is not per view: a copy, ``out`` if it was given. Quantised fields
+            come back as float32, text as objects, bfloat16 as ``ml_dtypes.bfloat16``.
 
         Raises:
             ConfigError: the store has no such field, ``rows`` are not integers (a mask, for one), or ``out`` does not
                 fit.
             MissingSamples: a row is outside the store or invalid; the message names ids and reasons.
-            ShardCorrupt: a shard's bytes are not those that were written.
+            ShardCorrupt: a block's bytes are not those that were written.
         """
-        reader = self._reader(field)
-        wanted = _row_numbers(rows)
-        shape = (len(wanted), *reader.column.shape)
-        if out is None:
-            out = np.empty(shape, dtype=reader.column.dtype)
-        elif out.shape != shape or out.dtype != reader.column.dtype or not out.flags.c_contiguous:
+        spec = self._field(field)
+        encoding = spec.encoding
+        if isinstance(encoding, TopKEncoding | RaggedEncoding):
             raise ConfigError(
-                f"{self.path}: out is {out.dtype} {out.shape}; field {field!r} needs a contiguous "
-                f"{reader.column.dtype} array of shape {shape}."
+                f"{self.path}: field {field!r} is {encoding.kind}; read it with gather_{encoding.kind}."
             )
-        if len(wanted) == 0:
+        wanted = self._row_numbers(rows)
+        if spec.dtype == "text":
+            return self._gather_text(field, wanted)
+        if isinstance(encoding, Int8Encoding):
+            name = f"fields/{field}/codes"
+            if out is not None:
+                shape = (len(wanted), *self._backend.columns[name].shape)
+                self._check_out(name, out, shape, np.float32)
+            return dequantise(*self.gather_codes(field, wanted), out=out)
+        return self._gather_column(f"fields/{field}", wanted, out)
+
+    def gather_topk(self, field: str, rows: npt.ArrayLike) -> TopK:
+        """Read rows of a top-k field.
+
+        Args:
+            field: name of the field.
+            rows: (B,) row numbers, in any order, repeats allowed.
+
+        Raises:
+            ConfigError, MissingSamples, ShardCorrupt: as ``gather``.
+        """
+        if not isinstance(self._field(field).encoding, TopKEncoding):
+            raise ConfigError(f"{self.path}: field {field!r} is not top-k; read it with gather.")
+        wanted = self._row_numbers(rows)
+        values = self._gather_column(f"fields/{field}/values", wanted)
+        return TopK(values, self._gather_column(f"fields/{field}/indices", wanted))
+
+    def gather_ragged(self, field: str, rows: npt.ArrayLike) -> Ragged:
+        """Read rows of a ragged field.
+
+        Args:
+            field: name of the field.
+            rows: (B,) row numbers, in any order, repeats allowed.
+
+        Raises:
+            ConfigError, MissingSamples, ShardCorrupt: as ``gather``.
+        """
+        if not isinstance(self._field(field).encoding, RaggedEncoding):
+            raise ConfigError(f"{self.path}: field {field!r} is not ragged; read it with gather.")
+        wanted = self._row_numbers(rows)
+        column = self._backend.columns[f"fields/{field}/values"]
+        ranges = self._gather_column(f"fields/{field}/ranges", wanted).reshape(len(wanted), -1, 2)
+        parts = []
+        shards = self.manifest.shards_of(wanted)
+        for row, shard, spans in zip(
+            wanted.tolist(), shards.tolist(), ranges.tolist(), strict=True
+        ):
+            items = self._shard_column(f"fields/{field}/values", shard)
+            origin = shard * self.manifest.work.shard_rows * column.capacity
+            for start, stop in spans:
+                if not 0 <= start - origin <= stop - origin <= len(items):
+                    raise ShardCorrupt(
+                        f'{self.path}: row {row}, field "{field}": items {start} to {stop} of a shard that has '
+                        f"{len(items)} from {origin} on. The ledger's checksums agree: it was written so."
+                    )
+                parts.append(items[start - origin : stop - origin])
+        lengths = [len(part) for part in parts]
+        assert column.dtype is not None
+        empty = np.empty((0, *column.shape), dtype=column.dtype)
+        return Ragged(np.concatenate([empty, *parts]), np.cumsum([0, *lengths], dtype=np.int64))
+
+    def _shard_column(self, name: str, shard: int) -> Array:
+        """One column of one shard, kept for a while: ragged items and texts have no rows to gather one by one."""
+        key = (name, shard)
+        if key in self._held:
+            self._held.move_to_end(key)
+            return self._held[key]
+        values = self._backend.read_shard(shard, name, self.entry(shard).objects)
+        self._held[key] = values
+        while len(self._held) > 1 and sum(map(_memory, self._held.values())) > HELD_BYTES:
+            self._held.popitem(last=False)
+        return values
+
+    def _gather_text(self, field: str, rows: Rows) -> Array:
+        name = f"fields/{field}"
+        self._check_usable(rows)
+        out = np.empty((len(rows), *self._backend.columns[name].shape), dtype=object)
+        shards = self.manifest.shards_of(rows)
+        for shard in np.unique(shards).tolist():
+            chosen = np.flatnonzero(shards == shard)
+            texts = self._shard_column(name, shard)
+            out[chosen] = texts[rows[chosen] - self.manifest.shard_range(shard).start]
+        return out
+
+    def gather_codes(self, field: str, rows: npt.ArrayLike) -> Codes:
+        """Read rows of an int8 field without turning them into numbers, e.g. to do that on a GPU.
+
+        Args:
+            field: name of the field.
+            rows: (B,) row numbers, in any order, repeats allowed.
+
+        Raises:
+            ConfigError, MissingSamples, ShardCorrupt: as ``gather``.
+        """
+        encoding = self._field(field).encoding
+        if not isinstance(encoding, Int8Encoding):
+            raise ConfigError(f"{self.path}: field {field!r} is not int8; read it with gather.")
+        wanted = self._row_numbers(rows)
+        codes = self._gather_column(f"fields/{field}/codes", wanted)
+        scale = None
+        if encoding.scheme != "channel":
+            scale = self._gather_column(f"fields/{field}/scale", wanted)
+        return Codes(codes, scale, self._channels.get(field))
+
+    @cached_property
+    def _channels(self) -> dict[str, Channels]:
+        return read_channels(self.path, self.manifest)
+
+    def _gather_column(self, name: str, rows: Rows, out: Array | None = None) -> Array:
+        column = self._backend.columns[name]
+        assert column.dtype is not None
+        shape = (len(rows), *column.shape)
+        if out is None:
+            out = np.empty(shape, dtype=column.dtype)
+        else:
+            self._check_out(name, out, shape, column.dtype)
+        if len(rows) == 0:
             return out
-        if wanted.min() < 0 or wanted.max() >= self.num_rows:
+        if name not in self._columns:
+            self._columns[name] = self._backend.open_column(name)
+        reader = self._columns[name]
+        new = reader.unprepared(rows)
+        if new.size:
+            self._check_usable(new)
+            shards = self.manifest.shards_of(new)
+            for shard in np.unique(shards).tolist():
+                reader.prepare(shard, self.entry(shard).objects, new[shards == shard])
+        if self._unusable[rows].any():
+            raise self._unusable_error(rows)
+        reader.take(rows, out)
+        return out
+
+    def _check_out(
+        self, name: str, out: Array, shape: tuple[int, ...], dtype: npt.DTypeLike
+    ) -> None:
+        if out.shape != shape or out.dtype != dtype or not out.flags.c_contiguous:
+            raise ConfigError(
+                f'{self.path}: out is {out.dtype} {out.shape}; column "{name}" needs a contiguous '
+                f"{np.dtype(dtype)} array of shape {shape}."
+            )
+
+    def _check_usable(self, rows: Rows) -> None:
+        """Note which rows of untouched shards are unusable, and refuse the unusable ones among ``rows``."""
+        shards = self.manifest.shards_of(rows)
+        for shard in np.unique(shards[~self._touched[shards]]).tolist():
+            span = self.manifest.shard_range(shard)
+            if shard not in self._present:
+                self._unusable[span.start : span.stop] = True
+            else:
+                valid = self._backend.read_shard(shard, "valid", self.entry(shard).objects)
+                # Pages that nobody has written to take no memory.
+                if not valid.all():
+                    self._unusable[span.start : span.stop] = ~valid
+            self._touched[shard] = True
+        if self._unusable[rows].any():
+            raise self._unusable_error(rows)
+
+    def _field(self, name: str) -> FieldRecord:
+        if name not in self.manifest.fields:
+            raise ConfigError(
+                f"{self.path}: no field {name!r}; it has: {shorten(sorted(self.manifest.fields))}."
+            )
+        return self.manifest.fields[name]
+
+    def _row_numbers(self, rows: npt.ArrayLike) -> Rows:
+        given = np.asarray(rows).reshape(-1)
+        if given.size and given.dtype.kind not in "iu":
+            # A mask or fractions would become other rows than those that were meant.
+            raise ConfigError(
+                f"rows must be integers, found {given.dtype}; of a mask, take np.flatnonzero(mask)."
+            )
+        wanted = given.astype(np.int64, copy=False)
+        if wanted.size and (wanted.min() < 0 or wanted.max() >= self.num_rows):
             raise MissingSamples(
                 f"{self.path}: rows {wanted.min()} to {wanted.max()} were asked for; it has rows 0 to "
                 f"{self.num_rows - 1}."
             )
-        shards = wanted // self.manifest.work.shard_rows
-        new = ~reader.ready[shards]
-        if new.any():
-            for shard in np.unique(shards[new]):
-                self._touch(reader, int(shard))
-        if self._unusable[wanted].any():
-            raise self._unusable_error(wanted)
-        reader.take(wanted, shards, out)
-        return out
-
-    def _reader(self, field: str) -> "_FieldReader":
-        if field not in self.manifest.fields:
-            raise ConfigError(
-                f"{self.path}: no field {field!r}; it has: {shorten(sorted(self.manifest.fields))}."
-            )
-        if field not in self._readers:
-            self._readers[field] = _FieldReader(self._backend, f"fields/{field}")
-        return self._readers[field]
-
-    def _touch(self, reader: "_FieldReader", shard: int) -> None:
-        """Check a shard, make its rows reachable, and note which of them are unusable."""
-        span = self.manifest.shard_range(shard)
-        if shard in self._present:
-            entry = self.entry(shard)
-            reader.attach(shard, entry)
-            valid = self._backend.read_shard(shard, "valid", entry.objects)
-            self._unusable[span.start : span.stop] = ~valid
-        else:
-            self._unusable[span.start : span.stop] = True
-        reader.ready[shard] = True
+        return wanted
 
     def _unusable_error(self, rows: Rows) -> MissingSamples:
-        reasons = {item.row: f"{item.sample_id} ({item.reason})" for item in self.invalid_rows()}
-        bad = [
-            reasons.get(int(row), f"row {row} (not extracted yet)")
-            for row in rows[self._unusable[rows]]
-        ]
+        bad = rows[self._unusable[rows]]
+        reasons: dict[int, str] = {}
+        for shard in np.unique(self.manifest.shards_of(bad)).tolist():
+            if shard in self._present:
+                invalid = self.entry(shard).invalid
+                reasons |= {item.row: f"{item.sample_id} ({item.reason})" for item in invalid}
+        named = [reasons.get(row, f"row {row} (not extracted yet)") for row in bad.tolist()]
         return MissingSamples(
-            f"{self.path}: {len(bad)} of the rows asked for have no usable feature: {shorten(bad)}. "
+            f"{self.path}: {len(named)} of the rows asked for have no usable feature: {shorten(named)}. "
             "Leave out the rows where `valid` is False."
         )
 
 
-class _FieldReader:
-    """Where the rows of one field are: one mapped array, or one array per shard.
-
-    Attributes:
-        column: the field's column.
-        ready: (shards,) bool; whether a shard was checked and can be read.
-    """
-
-    def __init__(self, backend: ZarrBackend, name: str) -> None:
-        self.column = backend.columns[name]
-        self.ready = np.zeros(backend.manifest.num_shards, dtype=np.bool_)
-        self._backend = backend
-        self._mapped = backend.map_column(name)
-        self._arrays: dict[int, Array] = {}
-
-    def attach(self, shard: int, entry: ShardRecord) -> None:
-        """Check one shard and make it readable."""
-        if self._mapped is not None:
-            self._mapped.attach(shard, entry.objects)
-        else:
-            self._arrays[shard] = self._backend.read_shard(shard, self.column.name, entry.objects)
-
-    def take(self, rows: Rows, shards: Rows, out: Array) -> None:
-        """Copy rows of attached shards into ``out``."""
-        if self._mapped is not None:
-            # "clip" writes straight into out; the range was checked, so nothing is clipped.
-            np.take(self._mapped.rows, rows, axis=0, out=out, mode="clip")
-            return
-        local = rows - shards * self._backend.manifest.work.shard_rows
-        for shard in np.unique(shards):
-            chosen = np.flatnonzero(shards == shard)
-            out[chosen] = self._arrays[int(shard)][local[chosen]]
-
-
-def _row_numbers(rows: npt.ArrayLike) -> Rows:
-    given = np.asarray(rows).reshape(-1)
-    if given.size and given.dtype.kind not in "iu":
-        # A mask or fractions would become other rows than those that were meant.
-        raise ConfigError(
-            f"rows must be integers, found {given.dtype}; of a mask, take np.flatnonzero(mask)."
-        )
-    return given.astype(np.int64)
+def _memory(values: Array) -> int:
+    """Memory of a column of a shard; a view of a mapped file takes none."""
+    if values.dtype == object:
+        return TEXT_BYTES * values.size
+    base: Any = values
+    while base is not None and not isinstance(base, np.memmap):
+        base = base.obj if isinstance(base, memoryview) else getattr(base, "base", None)
+    return 0 if isinstance(base, np.memmap) else values.nbytes

@@ -19,7 +19,13 @@ from torch import Tensor, nn
 from featstore.config import TeacherConfig
 from featstore.decode import DECODE_RULE
 from featstore.errors import TeacherError, shorten
-from featstore.manifest import FieldRecord, PreprocessingRecord, TeacherRecord
+from featstore.manifest import (
+    FieldRecord,
+    FloatType,
+    PreprocessingRecord,
+    TeacherRecord,
+    TopKEncoding,
+)
 from featstore.views import CropMode, Interpolation
 
 Precision = Literal["fp32", "bf16", "fp16"]
@@ -27,6 +33,7 @@ Precision = Literal["fp32", "bf16", "fp16"]
 AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 _GRID = re.compile(r"grid([1-9][0-9]*)")
+_TOP_K = re.compile(r"logits_top([1-9][0-9]{0,4})")
 
 
 class Tower(nn.Module):
@@ -139,9 +146,12 @@ def select_field(name: str, parts: Mapping[str, Tensor]) -> Tensor:
         )
     if name == "mean" and "map" in parts:
         return parts["map"].float().mean(dim=(1, 2))
+    if _TOP_K.fullmatch(name) and "logits" in parts:
+        return parts["logits"]  # all of them: the largest are kept when they are stored
     if name in parts and name != "map":
         return parts[name]
     known = sorted(parts.keys() - {"map"}) + (["mean", "gridK"] if "map" in parts else [])
+    known += ["logits_topK"] if "logits" in parts else []
     hint = (
         " timm keeps CLIP's projection as the classifier: ask for logits."
         if name == "projected"
@@ -160,10 +170,26 @@ _MEANINGS = {
 }
 
 
-def describe_field(
-    name: str, shape: Sequence[int], dtype: Literal["float16", "float32"]
-) -> FieldRecord:
-    """Record of a field whose single-view, single-row shape is known."""
+def describe_field(name: str, shape: Sequence[int], dtype: FloatType) -> FieldRecord:
+    """Record of a field whose single-view, single-row shape is known.
+
+    Raises:
+        TeacherError: more logits are to be kept than there are.
+    """
+    top_k = _TOP_K.fullmatch(name)
+    if top_k:
+        kept, classes = int(top_k.group(1)), shape[0]
+        if kept > classes:
+            raise TeacherError(
+                f"field {name!r}: the teacher has {classes} classes, fewer than asked for."
+            )
+        return FieldRecord(
+            shape=(kept,),
+            dtype=dtype,
+            dims=("rank",),
+            meaning=f"the {kept} largest outputs of the model's classifier, largest first",
+            encoding=TopKEncoding(num_classes=classes),
+        )
     dims = {1: ("channel",), 2: ("token", "channel"), 3: ("y", "x", "channel")}[len(shape)]
     if name == "logits":
         dims = ("class",)
@@ -189,7 +215,7 @@ class Teacher:
         record: TeacherRecord,
         preprocessing: PreprocessingRecord,
         fields: Sequence[str],
-        dtype: Literal["float16", "float32"],
+        dtype: FloatType,
         device: torch.device,
         compile_tower: bool = False,
     ) -> None:
@@ -242,7 +268,7 @@ def build_teacher(
     config: TeacherConfig,
     *,
     fields: Sequence[str],
-    dtype: Literal["float16", "float32"],
+    dtype: FloatType,
     precision: Precision,
     device: torch.device,
 ) -> Teacher:
@@ -270,6 +296,7 @@ def build_teacher(
         weights_sha256=state_sha256(tower),
         licence=config.licence or licence,
         precision=precision,
+        preprocessing=preprocessing,
     )
     return Teacher(
         tower,

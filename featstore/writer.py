@@ -1,25 +1,52 @@
-"""Create a store, and commit shards to it from a thread behind a bounded queue."""
+"""Create a store, and commit shards to it from a thread.
 
-import fcntl
-import os
+A shard is committed in two steps. *Staged*: every object is on disk, synced, under a temporary name. *Published*,
+under a lock that the system frees when its holder dies: if the shard has no ledger entry yet, the objects get their
+names, and then the entry. A kill at any moment leaves an entry and all its objects, or no entry.
+"""
+
 import queue
 import re
 import shutil
 import tempfile
 import threading
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
-from featstore.atomic import TEMPORARY_PREFIX, sync_folder
-from featstore.backends import Backend, ZarrBackend
+from featstore.artefacts import write_artefacts
+from featstore.atomic import (
+    TEMPORARY_PREFIX,
+    Disk,
+    Staged,
+    discard,
+    publish,
+    refused,
+    settle,
+    stage,
+    sync_folder,
+    sync_folders,
+    sync_tree,
+)
+from featstore.backends import Backend, make_backend
 from featstore.backends.base import Array
 from featstore.errors import StoreBusy, StoreNotFound, StoreWriteError, shorten
-from featstore.ledger import LEDGER_FOLDER, InvalidRow, ShardRecord, write_entry
+from featstore.leases import LEASE_FOLDER
+from featstore.ledger import (
+    LEDGER_FOLDER,
+    InvalidRow,
+    ObjectRecord,
+    ShardRecord,
+    entry_bytes,
+    entry_path,
+    mark_complete,
+    read_complete,
+    read_entry,
+)
+from featstore.locks import exclusive, publishing
 from featstore.manifest import (
     MANIFEST_NAME,
     Manifest,
@@ -28,11 +55,16 @@ from featstore.manifest import (
     write_manifest,
 )
 
-LOCK_NAME = ".lock"
 
-
-def open_or_create(store: Path, manifest: Manifest) -> Manifest:
+def open_or_create(
+    store: Path, manifest: Manifest, artefacts: Mapping[str, bytes] | None = None
+) -> Manifest:
     """Open the store for writing if it is there, else create it, whole or not at all.
+
+    Args:
+        store: its folder.
+        manifest: what it is made with.
+        artefacts: bytes of the files that the manifest lists, by name.
 
     Returns:
         The manifest on disk: the older one when the store was there already.
@@ -43,36 +75,47 @@ def open_or_create(store: Path, manifest: Manifest) -> Manifest:
         StoreWriteError: the disk refused.
     """
     if (store / MANIFEST_NAME).exists():
-        found = read_manifest(store)
-        check_same_contract(store, found=found, expected=manifest)
-        return found
+        return _open(store, manifest)
     if store.exists() and (not store.is_dir() or any(store.iterdir())):
         held = (
             shorten(sorted(path.name for path in store.iterdir())) if store.is_dir() else "a file"
         )
+        if (store / MANIFEST_NAME).exists():  # another run made it between the two looks
+            return _open(store, manifest)
         raise StoreNotFound(
             f"{store}: exists but is not a feature store (it holds: {held}). Choose another --store.path."
         )
     try:
-        _create(store, manifest)
-    except OSError as error:
-        if (store / MANIFEST_NAME).exists():  # another run made it in the meantime
-            return open_or_create(store, manifest)
-        raise StoreWriteError(
-            f"{store}: cannot be created: {error}. Choose another --store.path."
-        ) from error
+        _create(store, manifest, artefacts or {})
+    except Exception as error:
+        if (store / MANIFEST_NAME).exists():
+            # Another run made it meanwhile, and may have cleared away what we were at, under any library's feet.
+            return _open(store, manifest)
+        if isinstance(error, OSError):
+            raise StoreWriteError(
+                f"{store}: cannot be created: {error}. Choose another --store.path."
+            ) from error
+        raise
     return manifest
 
 
-def _create(store: Path, manifest: Manifest) -> None:
+def _open(store: Path, manifest: Manifest) -> Manifest:
+    found = read_manifest(store)
+    check_same_contract(store, found=found, expected=manifest)
+    return found
+
+
+def _create(store: Path, manifest: Manifest, artefacts: Mapping[str, bytes]) -> None:
     store = store.resolve()  # a link to an empty folder: the folder is replaced, not the link
     store.parent.mkdir(parents=True, exist_ok=True)
     temporary = Path(tempfile.mkdtemp(prefix=f"{TEMPORARY_PREFIX}{store.name}-", dir=store.parent))
     try:
         temporary.chmod(0o755)
-        ZarrBackend(temporary, manifest).create()
+        make_backend(temporary, manifest).create()
         (temporary / LEDGER_FOLDER).mkdir()
+        write_artefacts(temporary, manifest, artefacts)
         write_manifest(temporary, manifest)
+        sync_tree(temporary)  # the container's library syncs nothing
         temporary.replace(store)
         sync_folder(store.parent)
     except BaseException:
@@ -80,46 +123,31 @@ def _create(store: Path, manifest: Manifest) -> None:
         raise
 
 
-@contextmanager
-def exclusive(store: Path) -> Iterator[None]:
-    """Hold the store's writing lock; the system frees it when the process ends, however it ends.
+def tidy(store: Path) -> bool:
+    """Delete what killed runs left behind, unless somebody writes to the store; returns whether nobody does.
 
     Raises:
-        StoreBusy: another run on this machine holds it.
         StoreWriteError: the store cannot be written to.
     """
     try:
-        handle = os.open(store / LOCK_NAME, os.O_CREAT | os.O_RDWR, 0o644)
-    except OSError as error:
-        raise StoreWriteError(
-            f"{store}: cannot be written to: {error}. Make it writable, or choose another --store.path."
-        ) from error
-    try:
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            holder = os.read(handle, 100).decode(errors="replace").strip() or "unknown"
-            raise StoreBusy(
-                f"{store}: another run is writing here ({holder}). Wait for it, or stop it; nothing is lost."
-            ) from None
-        with suppress(
-            OSError
-        ):  # a courtesy to whoever finds the lock held; a full disk shows later
-            os.ftruncate(handle, 0)
-            os.write(handle, f"process {os.getpid()} on {os.uname().nodename}\n".encode())
-        yield
-    finally:
-        os.close(handle)
+        with exclusive(store):
+            remove_leftovers(store)
+    except StoreBusy:
+        return False  # they may be at work on just these files; the last one to end clears up
+    return True
 
 
 def remove_leftovers(store: Path) -> int:
-    """Delete what a killed run left behind; call it while holding the lock. Returns how many.
+    """Delete what a killed run left behind; call it while holding the store alone. Returns how many.
 
-    That is unfinished files in the store, and beside it stores that were never finished: no run can use those any
-    more, because the store is there.
+    That is unfinished files in the store, leases, and beside the store others of its name that were never finished: no
+    run can use those any more, because the store is there.
     """
     store = store.resolve()
-    files = list(store.rglob(f"{TEMPORARY_PREFIX}*"))
+    # Unfinished files lie at the top and one level below, so that the folders of a million objects need no look.
+    files = [*store.glob(f"{TEMPORARY_PREFIX}*"), *store.glob(f"*/{TEMPORARY_PREFIX}*")]
+    leases = store / LEASE_FOLDER
+    files += [path for path in leases.glob("*.json") if not path.name.startswith(TEMPORARY_PREFIX)]
     for path in files:
         path.unlink(missing_ok=True)
     # mkdtemp's random part holds no hyphen, so the leftovers of a store called NAME-x do not match.
@@ -127,6 +155,7 @@ def remove_leftovers(store: Path) -> int:
     folders = [path for path in store.parent.iterdir() if unfinished.fullmatch(path.name)]
     for path in folders:
         shutil.rmtree(path, ignore_errors=True)
+    shutil.rmtree(leases, ignore_errors=True)
     return len(files) + len(folders)
 
 
@@ -147,40 +176,129 @@ class Shard:
     seconds: dict[str, float]
 
 
-def commit(backend: Backend, shard: Shard) -> ShardRecord:
-    """Write every object of a shard, then its ledger entry."""
-    check_columns(backend, shard.columns)
+def commit(backend: Backend, shard: Shard, disk: Disk | None = None) -> bool:
+    """Write every object of a shard aside, then make the shard exist, unless it does already.
+
+    Args:
+        backend: of the store.
+        shard: what to write.
+        disk: of the store; one for all shards of a process saves syncs.
+
+    Returns:
+        False if somebody else committed this shard first: theirs stays.
+
+    Raises:
+        StoreWriteError: the disk refused. The shard does not exist, or exists as a whole.
+        StoreBusy: somebody stopped in the middle of publishing.
+    """
+    if disk is None:
+        with Disk(backend.store) as own:
+            return commit(backend, shard, own)
     start = time.perf_counter()
+    store, tag = backend.store, f"{shard.number:08d}-"
+    staged: list[Staged] = []
+    objects: dict[str, ObjectRecord] = {}
+    try:
+        for item in backend.encode(shard.number, shard.columns):
+            # All in one folder, of which a look shows what was left behind.
+            done = stage(
+                store / item.name,
+                item.parts,
+                folder=store,
+                block_bytes=item.block_bytes,
+                tag=tag,
+                pool=disk.pool,
+            )
+            staged.append(done)
+            objects[item.name] = ObjectRecord(
+                bytes=done.bytes, block_bytes=item.block_bytes, crc32c=done.crc32c
+            )
+        disk.make_folders([item.path.parent for item in staged])
+        settle(staged)
+        record = _record(backend, shard, objects, write_s=time.perf_counter() - start)
+        path = entry_path(store, shard.number)
+        staged.append(stage(path, [entry_bytes(record)], folder=path.parent, tag=tag))
+        return publish_shard(disk, staged)
+    except BaseException:
+        discard(staged)
+        raise
+
+
+def _record(
+    backend: Backend, shard: Shard, objects: dict[str, ObjectRecord], *, write_s: float
+) -> ShardRecord:
     rows = backend.manifest.shard_range(shard.number)
-    objects = backend.write_shard(shard.number, shard.columns)
     invalid = tuple(
         InvalidRow(row=rows.start + i, sample_id=str(shard.columns["sample_id"][i]), reason=reason)
         for i, reason in enumerate(shard.reasons)
         if reason is not None
     )
-    seconds = {**shard.seconds, "write": time.perf_counter() - start}
-    record = ShardRecord(
+    seconds = {**shard.seconds, "write": write_s}
+    return ShardRecord(
         shard=shard.number,
         rows=(rows.start, rows.stop),
         objects=objects,
         invalid=invalid,
         seconds={name: round(value, 3) for name, value in seconds.items()},
     )
-    write_entry(backend.store, record)
-    return record
+
+
+def publish_shard(disk: Disk, staged: Sequence[Staged]) -> bool:
+    """Give the files of a shard, its ledger entry last, their names, unless the shard has an entry already.
+
+    The first one wins: objects under an entry are never replaced, because another machine's may differ in their last
+    bits. Everything that takes time was done before; the lock is held for some renames, and for the syncs that must
+    lie between them and the entry.
+
+    Args:
+        disk: of the store.
+        staged: objects, and the entry; all of them are on disk.
+
+    Returns:
+        Whether it was this call that made the shard exist.
+    """
+    *objects, entry = staged
+    with publishing(disk.root):
+        if entry.path.exists():
+            discard(staged)
+            return False
+        publish(objects, disk.pool)
+        with refused(entry.path, entry.bytes):
+            entry.temporary.replace(entry.path)
+    sync_folders([entry.path.parent])
+    return True
+
+
+def finish(store: Path, num_shards: int) -> None:
+    """Mark a store whose shards all have entries as complete; to do it twice changes nothing.
+
+    Raises:
+        ShardCorrupt: an entry cannot be read.
+        StoreWriteError, StoreBusy: as ``commit``.
+    """
+    if read_complete(store, num_shards) is not None:
+        return
+    with publishing(store):
+        if read_complete(store, num_shards) is None:
+            mark_complete(store, (read_entry(store, shard) for shard in range(num_shards)))
 
 
 class ShardWriter:
-    """Commits shards in a thread, at most one waiting, so that memory holds three shards at most.
+    """Commits shards in a thread, one at a time: while one is written the next one is computed, and no third exists.
 
     Use as a context manager: leaving the block waits for the last shard. The first error of the thread is raised
-    again by the next ``submit``, or at the end of the block.
+    again by the next call, or at the end of the block.
+
+    Args:
+        backend: of the store.
+        done: called in the thread after a shard was committed, with its number and whether it was this call that did.
     """
 
-    def __init__(self, backend: Backend) -> None:
-        self.backend = backend
-        self.records: list[ShardRecord] = []
-        self._queue: queue.Queue[Shard | None] = queue.Queue(maxsize=1)
+    def __init__(self, backend: Backend, done: Callable[[int, bool], None]) -> None:
+        self._backend = backend
+        self._done = done
+        self._disk = Disk(backend.store)
+        self._queue: queue.Queue[Shard | None] = queue.Queue()
         self._error: BaseException | None = None
         self._thread = threading.Thread(target=self._run, name="featstore-writer", daemon=True)
 
@@ -191,30 +309,41 @@ class ShardWriter:
     def __exit__(self, kind: object, error: object, trace: object) -> None:
         self._queue.put(None)
         self._thread.join()
+        self._disk.pool.shutdown()
         if error is None:
-            self._raise()
+            self.check()
 
     def submit(self, shard: Shard) -> None:
-        """Hand over a shard; blocks while another one waits. The caller must not touch its arrays again.
+        """Hand over a shard; blocks until the one before is committed. The caller must not touch its arrays again.
 
         Raises:
             StoreWriteError: an earlier shard could not be written.
         """
-        self._raise()
+        self.flush()
         self._queue.put(shard)
+
+    def flush(self) -> None:
+        """Wait until what was handed over is committed.
+
+        Raises:
+            StoreWriteError: it could not be written.
+        """
+        self._queue.join()
+        self.check()
+
+    def check(self) -> None:
+        """Raise what went wrong in the thread, if anything did."""
+        if self._error is not None:
+            raise self._error
 
     def _run(self) -> None:
         while (shard := self._queue.get()) is not None:
-            if self._error is not None:
-                continue  # drain the queue so that nobody blocks on it
             try:
-                self.records.append(commit(self.backend, shard))
+                self._done(shard.number, commit(self._backend, shard, self._disk))
             except BaseException as error:  # handed to the thread that feeds us
-                self._error = error
-
-    def _raise(self) -> None:
-        if self._error is not None:
-            raise self._error
+                self._error = self._error or error
+            del shard  # its memory is needed for the next but one
+            self._queue.task_done()
 
 
 def text_column(values: Sequence[str]) -> Array:
@@ -222,11 +351,3 @@ def text_column(values: Sequence[str]) -> Array:
     column = np.empty(len(values), dtype=object)
     column[:] = values
     return column
-
-
-def check_columns(backend: Backend, columns: Mapping[str, Array]) -> None:
-    """Compare the names of the given columns to those of the store; a programming error otherwise."""
-    if columns.keys() != backend.columns.keys():
-        raise ValueError(
-            f"columns {sorted(columns)} given, the store has {sorted(backend.columns)}"
-        )

@@ -39,7 +39,8 @@ def main(config: DistillConfig) -> list[dict[str, object]]:
     data = task.prepare(open_source(config.source), store, config.data, config.field)
     student = build_student(config.student, data.samples.num_classes)
     say(
-        f"store     {store.path}, {store.num_rows:,} rows by {store.manifest.teacher.name}, field {config.field}"
+        f"store     {store.path}, {store.num_rows:,} rows, field {config.field} by "
+        f"{store.manifest.teacher_of(config.field).name}"
     )
     say(
         f"student   {config.student.name}, {sum(p.numel() for p in student.parameters()):,} parameters"

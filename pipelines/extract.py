@@ -3,6 +3,7 @@
     accelerate launch pipelines/extract.py                                     the embedded digits, about 30 s
     accelerate launch pipelines/extract.py --config recipe.yaml --dry_run      print the plan and stop
     accelerate launch pipelines/extract.py --config recipe.yaml                start, or go on where it stopped
+    accelerate launch pipelines/extract.py --config recipe.yaml --repair       check, make damaged shards again
 
 Several GPUs: accelerate launch --multi_gpu pipelines/extract.py ...
 """
@@ -25,10 +26,12 @@ def main(config: ExtractConfig) -> None:
     Raises:
         FeatstoreError: something the user can mend; nothing half-made is left behind.
     """
-    from featstore import extract
+    from featstore import design, extract
+    from featstore.errors import shorten
     from featstore.processes import start_accelerator
     from featstore.sources import open_source
     from featstore.teachers import build_teacher
+    from featstore.verify import repair
     from featstore.views import describe
 
     accelerator = start_accelerator()
@@ -37,15 +40,24 @@ def main(config: ExtractConfig) -> None:
     source = open_source(config.source)
     for note in source.notes:
         say(f"note: {note}")
+    if config.repair:
+        store = Path(config.store.path)
+        if accelerator.is_main_process and store.exists():
+            shards = repair(store, workers=max(1, config.workers), say=say)
+            say(f"repair    {len(shards)} damaged shards will be made again: {shorten(shards)}")
+        accelerator.wait_for_everyone()
     # Frozen: eval mode, no gradients. Nothing is trained in phase one.
     teacher = build_teacher(
         config.teacher,
         fields=config.store.fields,
-        dtype=config.store.dtype,
-        precision=extract.resolve_precision(config, accelerator.device),
+        dtype=design.forward_dtype(config),
+        precision=design.resolve_precision(config, accelerator.device),
         device=accelerator.device,
     )
-    manifest = extract.describe_store(config, source=source, teacher=teacher)
+    made = design.agree(
+        accelerator, lambda: design.design_store(config, source=source, teacher=teacher)
+    )
+    manifest = made.manifest
 
     if accelerator.is_main_process:
         plan = extract.plan_run(
@@ -65,7 +77,12 @@ def main(config: ExtractConfig) -> None:
         return
 
     summary = extract.run(
-        config, manifest=manifest, source=source, teacher=teacher, accelerator=accelerator
+        config,
+        manifest=manifest,
+        source=source,
+        teacher=teacher,
+        accelerator=accelerator,
+        artefacts=made.artefacts,
     )
 
     rate = summary.written / summary.seconds

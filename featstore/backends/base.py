@@ -1,11 +1,12 @@
 """The small interface between a store and the container its bytes lie in.
 
-A container holds *columns*: arrays that all have one entry per row. It writes and reads them one shard at a time and
-knows nothing of images, teachers or ledgers.
+A container holds *columns*: arrays whose entries belong to rows. It turns one shard of every column into objects
+(files), and reads rows back out of them. It knows nothing of images, teachers or ledgers, and it writes no shard to
+disk: that is the writer's part, so that objects of every container become true in the same way.
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,49 +14,27 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from featstore.fields import columns_of
 from featstore.ledger import ObjectRecord
 from featstore.manifest import Manifest
 
 Array = npt.NDArray[Any]
+Rows = npt.NDArray[np.int64]
 
 
 @dataclass(frozen=True)
-class Column:
-    """One array of a store.
+class EncodedObject:
+    """One file of a shard, not yet written.
 
     Attributes:
-        name: path inside the store, e.g. ``fields/cls``.
-        shape: shape of one row; () for a scalar.
-        dtype: numpy dtype, or None for text.
-        dims: names of the axes, the first is ``sample``.
+        name: path inside the store.
+        parts: the bytes, one part after another; arrays are contiguous.
+        block_bytes: how many bytes share a checksum in the ledger.
     """
 
     name: str
-    shape: tuple[int, ...]
-    dtype: np.dtype[Any] | None
-    dims: tuple[str, ...]
-
-
-def columns_of(manifest: Manifest) -> dict[str, Column]:
-    """List the columns that a store with this manifest has, by name."""
-    columns = [
-        Column("sample_id", (), None, ("sample",)),
-        Column("content_sha256", (32,), np.dtype(np.uint8), ("sample", "byte")),
-        Column("valid", (), np.dtype(np.bool_), ("sample",)),
-    ]
-    if manifest.source.has_labels:
-        columns.append(Column("label", (), np.dtype(np.int64), ("sample",)))
-    columns += [
-        Column(
-            f"fields/{name}",
-            (len(manifest.views), *field.shape),
-            np.dtype(field.dtype),
-            # xarray allows an axis name one size in a group, and cls and logits are rarely of one width.
-            ("sample", "view", *(f"{name}_{dim}" for dim in field.dims)),
-        )
-        for name, field in sorted(manifest.fields.items())
-    ]
-    return {column.name: column for column in columns}
+    parts: Sequence[bytes | npt.NDArray[np.uint8]]
+    block_bytes: int
 
 
 class Backend(ABC):
@@ -68,26 +47,20 @@ class Backend(ABC):
 
     @abstractmethod
     def create(self) -> None:
-        """Write the metadata of all columns into the (empty) folder."""
+        """Write what a container needs before its first shard into the (empty) folder."""
 
     @abstractmethod
-    def write_shard(self, shard: int, columns: Mapping[str, Array]) -> dict[str, ObjectRecord]:
-        """Write one shard of every column, each object atomically.
+    def encode(self, shard: int, columns: Mapping[str, Array]) -> Iterator[EncodedObject]:
+        """Turn one shard of every column into objects, one at a time.
 
         Args:
             shard: number of the shard.
-            columns: by column name, (rows of the shard, *shape); text as an object array.
-
-        Returns:
-            Size and checksum of each object written, by its path inside the store.
-
-        Raises:
-            StoreWriteError: the disk refused.
+            columns: by column name, (entries of the shard, *shape); text as an object array.
         """
 
-    def map_column(self, column: str) -> "MappedColumn | None":
-        """One array over all shards of a column, or None where this container or this layout cannot give one."""
-        return None
+    @abstractmethod
+    def object_names(self, shard: int) -> list[str]:
+        """Paths inside the store of the objects that a shard has."""
 
     @abstractmethod
     def read_shard(self, shard: int, column: str, objects: Mapping[str, ObjectRecord]) -> Array:
@@ -99,27 +72,60 @@ class Backend(ABC):
             objects: what the ledger says of the shard's objects; checked before anything is returned.
 
         Returns:
-            (rows of the shard, *shape), read-only.
+            (entries of the shard, *shape), read-only.
 
         Raises:
             ShardCorrupt: an object is missing, has another size, or another checksum.
         """
 
-
-class MappedColumn(ABC):
-    """A column as one array. A shard's rows may be touched only after ``attach`` has checked and mapped it.
-
-    Attributes:
-        rows: (shards x rows per shard, *shape), read-only; valid as long as this object lives.
-    """
-
-    rows: Array
+    @abstractmethod
+    def open_column(self, column: str) -> "ColumnReader":
+        """A reader of any rows of one column of numbers with one entry per row."""
 
     @abstractmethod
-    def attach(self, shard: int, objects: Mapping[str, ObjectRecord]) -> None:
-        """Check one shard and map it into its place.
+    def holds(self, shard: int, name: str, start: int, stop: int) -> tuple[str, range]:
+        """Say what some bytes of an object hold, for messages.
+
+        Args:
+            shard: number of the shard.
+            name: path of the object inside the store.
+            start: first byte.
+            stop: one after the last byte.
+
+        Returns:
+            Name of the column (or of several), and the rows of the store.
+        """
+
+
+class ColumnReader(ABC):
+    """Rows of one column, wherever they lie. Rows are ``prepare``d, which checks their bytes, before they are taken."""
+
+    @abstractmethod
+    def unprepared(self, rows: Rows) -> Rows:
+        """Those of some rows that were not prepared yet; it is called with every batch, so it costs next to nothing.
+
+        Args:
+            rows: (n,) inside the store.
+        """
+
+    @abstractmethod
+    def prepare(self, shard: int, objects: Mapping[str, ObjectRecord], rows: Rows) -> None:
+        """Compare the blocks that hold some rows to the ledger, and make them readable.
+
+        Args:
+            shard: number of the shard.
+            objects: what the ledger says of the shard's objects.
+            rows: (n,) rows of the store, all in this shard.
 
         Raises:
-            ShardCorrupt: see ``Backend.read_shard``.
-            OSError: the system's limit on mappings is reached.
+            ShardCorrupt: an object is missing, has another size, or another checksum in one of those blocks.
+        """
+
+    @abstractmethod
+    def take(self, rows: Rows, out: Array) -> None:
+        """Copy rows that were prepared.
+
+        Args:
+            rows: (n,).
+            out: (n, *shape) of the column's dtype, contiguous.
         """

@@ -1,7 +1,7 @@
 """Zarr v3 container: one object per column and shard, readable by any Zarr library.
 
-Feature columns use ``sharding_indexed`` with uncompressed little-endian chunks, rows never split, and the index at
-the end. The payload of a shard object is then a plain C array that starts at byte 0, and reading is a memory map.
+Columns of fields use ``sharding_indexed`` with little-endian chunks, rows never split, and the index at the end.
+Without a codec the payload of a shard object is then a plain C array from byte 0 on, and reading is a memory map.
 The objects are encoded here, byte by byte as zarr-python would (tests compare), because only so can an object be
 synced to disk before it is named, and because zarr-python leaves out chunks that hold nothing but zeros unless told.
 
@@ -9,26 +9,46 @@ This file is named after the format; ``import zarr`` below is the library (impor
 """
 
 import math
+import os
 import struct
 import warnings
-from collections.abc import Mapping
+from collections import OrderedDict
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any
 
 import google_crc32c
+import numcodecs
 import numpy as np
+import numpy.typing as npt
 import zarr
+import zarr.codecs
 from numcodecs.vlen import VLenUTF8
 
-from featstore.atomic import write_bytes
-from featstore.backends.base import Array, Backend, Column, MappedColumn
-from featstore.errors import ShardCorrupt
+from featstore.backends.base import Array, Backend, ColumnReader, EncodedObject, Rows
+from featstore.check import Describe, check_blocks, check_size, corrupt
+from featstore.errors import ShardCorrupt, StoreError
+from featstore.fields import Column, check_columns
 from featstore.ledger import ObjectRecord, entry_path
+from featstore.manifest import Codec
 from featstore.mapping import PAGE_BYTES, SideBySide
 
 CHUNK_BYTES = 256 * 1024
-"""Inner chunks are at most this large (or one row): what a stock reader fetches to get at a row."""
+"""Inner chunks are at most this large (or one row): what a stock reader fetches to get at a row, and what shares a
+checksum."""
 
-_INDEX_CRC_BYTES = 4
+CACHE_BYTES = 128 * 2**20
+"""Decoded chunks of one compressed column that are kept."""
+
+PARALLEL_CHUNKS = 8
+"""From so many chunks on, they are decoded on all processors."""
+
+ZSTD_LEVEL = 3
+BLOSC_LEVEL = 5
+
+_EMPTY = 2**64 - 1
+_NO_ROWS = np.empty(0, dtype=np.int64)
 
 
 def chunk_rows(shard_rows: int, row_bytes: int) -> int:
@@ -53,159 +73,410 @@ class ZarrBackend(Backend):
             zarr.consolidate_metadata(group.store)
 
     def _create_array(self, group: zarr.Group, column: Column) -> None:
-        rows = self.manifest.work.shard_rows
-        sharded = column.name.startswith("fields/")
+        # Only a field's numbers are sharded; text and what describes samples is one chunk per shard.
+        sharded = column.of_field and column.dtype is not None
+        entries = self.shard_entries(column)
+        bits = column.dtype is not None and column.dtype.name == "bfloat16"
         group.create_array(
             column.name,
-            shape=(self.manifest.num_rows, *column.shape),
-            dtype="string" if column.dtype is None else column.dtype,
-            chunks=(self._chunk_rows(column) if sharded else rows, *column.shape),
-            shards=(rows, *column.shape) if sharded else None,
-            compressors=None,
+            shape=(self.manifest.num_rows * column.capacity, *column.shape),
+            dtype="string" if column.dtype is None else "uint16" if bits else column.dtype,
+            chunks=(self.chunk_entries(column) if sharded else entries, *column.shape),
+            shards=(entries, *column.shape) if sharded else None,
+            compressors=_zarr_codec(column.codec, column),
             filters=None,
             fill_value="" if column.dtype is None else 0,
             dimension_names=column.dims,
+            # Stock readers know no bfloat16; they get its bits, and this says what they are.
+            attributes={"bits_of": "bfloat16"} if bits else None,
         )
 
-    def _chunk_rows(self, column: Column) -> int:
-        return chunk_rows(self.manifest.work.shard_rows, row_bytes(column))
+    def shard_entries(self, column: Column) -> int:
+        """Entries that a shard of a column reserves."""
+        return self.manifest.work.shard_rows * column.capacity
+
+    def chunk_entries(self, column: Column) -> int:
+        """Entries of an inner chunk."""
+        return chunk_rows(self.shard_entries(column), column.entry_bytes)
 
     def object_name(self, shard: int, column: Column) -> str:
         """Path of a shard object inside the store."""
         return "/".join([column.name, "c", str(shard), *("0" for _ in column.shape)])
 
-    def write_shard(self, shard: int, columns: Mapping[str, Array]) -> dict[str, ObjectRecord]:
-        """See ``Backend.write_shard``."""
-        return {
-            self.object_name(shard, column): self._write(shard, column, columns[name])
-            for name, column in self.columns.items()
-        }
+    def object_names(self, shard: int) -> list[str]:
+        """See ``Backend.object_names``."""
+        return [self.object_name(shard, column) for column in self.columns.values()]
 
-    def _write(self, shard: int, column: Column, values: Array) -> ObjectRecord:
-        rows = len(self.manifest.shard_range(shard))
-        assert values.shape == (rows, *column.shape), (column.name, values.shape)
-        parts = self._encode(column, values)
-        crc = 0
-        for part in parts:
-            crc = google_crc32c.extend(crc, part)
-        size = write_bytes(self.store / self.object_name(shard, column), *parts)
-        return ObjectRecord(bytes=size, crc32c=f"{crc:08x}")
+    def encode(self, shard: int, columns: Mapping[str, Array]) -> Iterator[EncodedObject]:
+        """See ``Backend.encode``."""
+        check_columns(self.columns, columns)
+        for name, column in self.columns.items():
+            values = columns[name]
+            rows = len(self.manifest.shard_range(shard))
+            fits = (
+                len(values) == rows
+                if column.capacity == 1
+                else len(values) <= rows * column.capacity
+            )
+            assert fits, (name, len(values))
+            assert values.shape[1:] == column.shape, (name, values.shape)
+            parts = self._parts(column, values)
+            block = CHUNK_BYTES
+            if column.of_field and column.dtype is not None and column.codec == "raw":
+                block = self.chunk_entries(column) * column.entry_bytes
+            yield EncodedObject(self.object_name(shard, column), parts, max(1, block))
 
-    def _encode(self, column: Column, values: Array) -> list[Any]:
-        shard_rows = self.manifest.work.shard_rows
+    def _parts(self, column: Column, values: Array) -> list[Any]:
+        entries = self.shard_entries(column)
         if column.dtype is None:
-            return [bytes(VLenUTF8().encode(pad_rows(values, shard_rows, "")))]
+            return [bytes(VLenUTF8().encode(pad_rows(values, entries, "").reshape(-1)))]
         values = np.ascontiguousarray(values, dtype=column.dtype.newbyteorder("<"))
-        if not column.name.startswith("fields/"):
-            return [_raw(pad_rows(values, shard_rows, 0))]
-        step = self._chunk_rows(column)
-        chunks = math.ceil(len(values) / step)
-        index = shard_index(shard_rows // step, chunks, step * row_bytes(column))
-        return [_raw(pad_rows(values, chunks * step, 0)), index]
+        if not column.of_field:
+            return [_raw(pad_rows(values, entries, 0))]
+        step = self.chunk_entries(column)
+        count = math.ceil(len(values) / step)
+        size = step * column.entry_bytes
+        if column.codec == "raw":
+            whole, rest = divmod(len(values), step)
+            parts = [_raw(values[: whole * step])]
+            if rest:
+                parts.append(_raw(pad_rows(values[whole * step :], step, 0)))
+            sizes = [size] * count
+        else:
+            codec = _codec(column)
+            padded = _raw(pad_rows(values, count * step, 0))
+            parts = [
+                np.frombuffer(codec.encode(padded[i * size : (i + 1) * size]), dtype=np.uint8)
+                for i in range(count)
+            ]
+            sizes = [len(part) for part in parts]
+        return [*parts, shard_index(entries // step, sizes)]
 
-    def map_column(self, column: str) -> MappedColumn | None:
-        """See ``Backend.map_column``; payloads must be whole pages, which every power of two above a page gives."""
+    def open_column(self, column: str) -> ColumnReader:
+        """See ``Backend.open_column``; payloads of whole pages, which every power of two above a page gives, are mapped
+        side by side."""
         spec = self.columns[column]
-        if spec.dtype is None or self.manifest.work.shard_rows * row_bytes(spec) % PAGE_BYTES:
-            return None
-        return _MappedField(self, spec)
-
-    def check_shard(
-        self, shard: int, column: str, objects: Mapping[str, ObjectRecord]
-    ) -> "np.memmap[Any, Any]":
-        """Compare an object to the ledger; returns its bytes.
-
-        Raises:
-            ShardCorrupt: see ``Backend.read_shard``.
-        """
-        name = self.object_name(shard, self.columns[column])
-        if name not in objects:
-            raise ShardCorrupt(f"{self.store}: the ledger entry of shard {shard} lacks {name}.")
-        return self._checked(name, objects[name], shard, column)
+        assert spec.dtype is not None, column
+        assert spec.capacity == 1, column
+        if spec.of_field and spec.codec != "raw":
+            return ChunkedColumn(self, spec)
+        if spec.of_field and self.manifest.work.shard_rows * spec.entry_bytes % PAGE_BYTES == 0:
+            try:
+                return MappedColumn(self, spec)
+            except OSError:  # more than the addresses of this machine
+                pass
+        return ShardColumn(self, spec)
 
     def read_shard(self, shard: int, column: str, objects: Mapping[str, ObjectRecord]) -> Array:
         """See ``Backend.read_shard``."""
         spec = self.columns[column]
-        data = self.check_shard(shard, column, objects)
+        path, record = self.find(shard, spec, objects)
+        check_blocks(path, record, range(record.num_blocks), self.describe(shard, spec))
+        data: Any = np.memmap(path, dtype=np.uint8, mode="r") if record.bytes else b""
         rows = len(self.manifest.shard_range(shard))
         if spec.dtype is None:
-            return self._texts(data.tobytes(), shard, column)[:rows]
-        count = rows * math.prod(spec.shape)
-        values = np.frombuffer(data, dtype=spec.dtype.newbyteorder("<"), count=count)
-        return values.reshape(rows, *spec.shape)
+            return self._texts(bytes(data), shard, spec)[:rows]
+        chunks = self.chunks_of(shard, spec, path, record) if spec.of_field else None
+        if spec.of_field and spec.codec != "raw":
+            assert chunks is not None
+            return chunks.decode_all()
+        entries = rows if chunks is None or spec.capacity == 1 else chunks.count * chunks.entries
+        dtype = spec.dtype.newbyteorder("<")
+        values = np.frombuffer(data, dtype=dtype, count=entries * math.prod(spec.shape))
+        return values.reshape(entries, *spec.shape)
 
-    def _texts(self, data: bytes, shard: int, column: str) -> Array:
+    def find(
+        self, shard: int, column: Column, objects: Mapping[str, ObjectRecord]
+    ) -> tuple[Path, ObjectRecord]:
+        """Path and record of a shard's object, its size compared.
+
+        Raises:
+            ShardCorrupt: the ledger does not list it, or its size differs from the ledger or cannot hold the rows.
+        """
+        name = self.object_name(shard, column)
+        path, describe = self.store / name, self.describe(shard, column)
+        if name not in objects:
+            raise ShardCorrupt(f"{entry_path(self.store, shard)}: the entry lacks {name}.")
+        record = objects[name]
+        check_size(path, record, describe)
+        rows = len(self.manifest.shard_range(shard))
+        least = rows * column.entry_bytes
+        if column.capacity == 1 and column.codec == "raw" and record.bytes < max(1, least):
+            problem = f"{record.bytes:,} bytes, expected {least:,} bytes or more"
+            raise corrupt(path, describe(0, record.bytes), problem)
+        return path, record
+
+    def chunks_of(self, shard: int, column: Column, path: Path, record: ObjectRecord) -> "_Chunks":
+        """The inner chunks of a sharded object, after its index was checked."""
+        return _Chunks(self, shard, column, path, record)
+
+    def holds(self, shard: int, name: str, start: int, stop: int) -> tuple[str, range]:
+        """See ``Backend.holds``."""
+        rows = self.manifest.shard_range(shard)
+        column = next(
+            (spec for spec in self.columns.values() if self.object_name(shard, spec) == name), None
+        )
+        if column is None:
+            return name, rows
+        plain = column.of_field and column.codec == "raw" and column.entry_bytes > 0
+        if not plain or column.capacity > 1 or start >= len(rows) * column.entry_bytes:
+            return column.name, rows  # compressed, text, or the index: all of them
+        last = min(len(rows), -(-stop // column.entry_bytes))
+        return column.name, range(rows.start + start // column.entry_bytes, rows.start + last)
+
+    def describe(self, shard: int, column: Column) -> Describe:
+        """Words for the bytes of a shard's object."""
+        name = self.object_name(shard, column)
+
+        def words(start: int, stop: int) -> str:
+            _, rows = self.holds(shard, name, start, stop)
+            return f'shard {shard} (rows {rows.start}-{rows.stop - 1}), column "{column.name}"'
+
+        return words
+
+    def _texts(self, data: bytes, shard: int, column: Column) -> Array:
         """Decode text; the checksum only says that the bytes are the writer's, not that the writer was honest."""
-        count = self.manifest.work.shard_rows
+        count = self.manifest.work.shard_rows * math.prod(column.shape)
         try:
             # The codec believes this count and reserves memory for it; every text takes at least 4 bytes.
             if data[:4] != struct.pack("<I", count) or len(data) < 4 + 4 * count:
                 raise ValueError(f"expected {count} texts")
             texts: Array = VLenUTF8().decode(data)
         except (ValueError, struct.error) as error:
-            raise ShardCorrupt(
-                f"{self._where(shard, column)}: not vlen-utf8 text ({error}). {self._advice(shard)}"
-            ) from None
-        return texts
-
-    def _where(self, shard: int, column: str) -> str:
-        path = self.store / self.object_name(shard, self.columns[column])
-        rows = self.manifest.shard_range(shard)
-        return f'{path}: shard {shard} (rows {rows.start}-{rows.stop - 1}), column "{column}"'
-
-    def _advice(self, shard: int) -> str:
-        return (
-            f"Delete {entry_path(self.store, shard)} and run extract.py with the same settings; "
-            "it makes that shard again."
-        )
-
-    def _checked(
-        self, name: str, record: ObjectRecord, shard: int, column: str
-    ) -> np.memmap[Any, Any]:
-        path = self.store / name
-        where, advice = self._where(shard, column), self._advice(shard)
-        size = path.stat().st_size if path.is_file() else -1
-        least = self._least_bytes(column, shard)
-        if size != record.bytes or size < least:
-            found = "missing" if size < 0 else f"{size:,} bytes"
-            expected = max(record.bytes, least)
-            raise ShardCorrupt(f"{where}: {found}, expected {expected:,} bytes. {advice}")
-        data = np.memmap(path, dtype=np.uint8, mode="r")
-        crc = f"{google_crc32c.value(data):08x}"
-        if crc != record.crc32c:
-            raise ShardCorrupt(f"{where}: crc32c {crc}, expected {record.crc32c}. {advice}")
-        return data
-
-    def _least_bytes(self, column: str, shard: int) -> int:
-        spec = self.columns[column]
-        return 1 if spec.dtype is None else len(self.manifest.shard_range(shard)) * row_bytes(spec)
+            path = self.store / self.object_name(shard, column)
+            what = self.describe(shard, column)(0, len(data))
+            raise corrupt(path, what, f"not vlen-utf8 text ({error})") from None
+        return texts.reshape(-1, *column.shape)
 
 
-class _MappedField(MappedColumn):
-    """Shard payloads side by side in one range of addresses."""
+class _Chunks:
+    """The inner chunks of one shard object, found through its index.
+
+    Raises:
+        ShardCorrupt: the index does not follow the format, or points outside the object.
+    """
+
+    def __init__(
+        self, backend: ZarrBackend, shard: int, column: Column, path: Path, record: ObjectRecord
+    ) -> None:
+        assert column.dtype is not None
+        self.entries = backend.chunk_entries(column)
+        self._column, self._path, self._record = column, path, record
+        self._rows = len(backend.manifest.shard_range(shard))
+        self._words = backend.describe(shard, column)
+        slots = backend.shard_entries(column) // self.entries
+        size = 16 * slots + 4
+        if record.bytes < size:
+            self.fail(f"{record.bytes:,} bytes are too few for an index of {slots} chunks")
+        first = (record.bytes - size) // record.block_bytes
+        check_blocks(path, record, range(first, record.num_blocks), self._words)
+        with path.open("rb") as file:
+            file.seek(record.bytes - size)
+            data = file.read(size)
+        body = data[:-4]
+        if len(data) != size or struct.unpack("<I", data[-4:])[0] != google_crc32c.value(body):
+            self.fail("the index of its chunks does not match its own checksum")
+        index = np.frombuffer(body, dtype="<u8").reshape(slots, 2)
+        self.count = int((index[:, 0] != _EMPTY).sum())
+        used = index[: self.count]
+        end = record.bytes - size
+        whole = used[:, 1] <= end
+        if not (whole.all() and (used[:, 0] <= end - np.where(whole, used[:, 1], 0)).all()):
+            self.fail("the index of its chunks points outside of the payload")
+        if column.capacity == 1 and self.count != -(-self._rows // self.entries):
+            self.fail(f"{self.count} chunks, expected {-(-self._rows // self.entries)}")
+        if column.codec == "raw":
+            step = self.entries * column.entry_bytes
+            expected = np.arange(self.count, dtype=np.uint64) * np.uint64(step)
+            if (used[:, 0] != expected).any() or (used[:, 1] != step).any():
+                self.fail("its chunks do not lie one after another")
+        self.index = used.astype(np.int64)
+
+    def fail(self, problem: str) -> None:
+        """Refuse the object."""
+        raise corrupt(self._path, self._words(0, self._record.bytes), problem)
+
+    def blocks(self, chunk: int) -> range:
+        """Blocks of the ledger that hold a chunk."""
+        start, size = (int(value) for value in self.index[chunk])
+        block = self._record.block_bytes
+        return range(start // block, -(-(start + size) // block))
+
+    def decode(self, chunk: int) -> Array:
+        """One chunk, (entries of a chunk, *shape)."""
+        column = self._column
+        assert column.dtype is not None
+        out = np.empty((self.entries, *column.shape), dtype=column.dtype.newbyteorder("<"))
+        start, size = (int(value) for value in self.index[chunk])
+        with self._path.open("rb") as file:
+            file.seek(start)
+            data = file.read(size)
+        try:
+            # Into memory of the size that the manifest states, whatever the frame claims.
+            done = _codec(column).decode(data, out=_raw(out))
+            if done is not None and len(memoryview(done).cast("B")) != out.nbytes:
+                raise ValueError(f"{len(done)} bytes, expected {out.nbytes}")
+        except (ValueError, RuntimeError) as error:
+            self.fail(f"chunk {chunk} cannot be decompressed ({error})")
+        return out
+
+    def decode_all(self) -> Array:
+        """All entries of the shard, (entries, *shape)."""
+        column = self._column
+        assert column.dtype is not None
+        parts = [self.decode(chunk) for chunk in range(self.count)]
+        empty = np.empty((0, *column.shape), dtype=column.dtype)
+        values = np.concatenate(parts) if parts else empty
+        return values[: self._rows] if column.capacity == 1 else values
+
+
+class BlockColumn(ColumnReader):
+    """Rows that share a checksum in groups of ``block_rows``, and a note of which groups were checked."""
 
     def __init__(self, backend: ZarrBackend, column: Column) -> None:
-        manifest = backend.manifest
-        self._backend, self._column = backend, column
-        count, rows = manifest.num_shards, manifest.work.shard_rows
-        self._range = SideBySide(count, rows * row_bytes(column))
         assert column.dtype is not None
-        flat = self._range.bytes().view(column.dtype.newbyteorder("<"))
-        self.rows = flat.reshape(count * rows, *column.shape)
+        self.backend, self.column = backend, column
+        self.dtype = column.dtype.newbyteorder("<")
+        rows = backend.manifest.work.shard_rows
+        self.block_rows = backend.chunk_entries(column) if column.of_field else rows
+        # Untouched pages of it take no memory.
+        self._ready = np.zeros(backend.manifest.num_shards * (rows // self.block_rows), dtype=bool)
+        self._objects: dict[int, tuple[Path, ObjectRecord]] = {}
 
-    def attach(self, shard: int, objects: Mapping[str, ObjectRecord]) -> None:
-        """See ``MappedColumn.attach``."""
-        name = self._column.name
-        self._backend.check_shard(shard, name, objects)
-        size = len(self._backend.manifest.shard_range(shard)) * row_bytes(self._column)
-        path = self._backend.store / self._backend.object_name(shard, self._column)
-        self._range.attach(shard, path, size)
+    def unprepared(self, rows: Rows) -> Rows:
+        """See ``ColumnReader.unprepared``."""
+        ready = self._ready[rows // self.block_rows]
+        return _NO_ROWS if ready.all() else rows[~ready]
+
+    def prepare(self, shard: int, objects: Mapping[str, ObjectRecord], rows: Rows) -> None:
+        """See ``ColumnReader.prepare``."""
+        if shard not in self._objects:
+            found = self.backend.find(shard, self.column, objects)
+            self.attach(shard, *found)
+            self._objects[shard] = found
+        path, record = self._objects[shard]
+        blocks = np.unique(rows // self.block_rows)
+        per_shard = self.backend.manifest.work.shard_rows // self.block_rows
+        local: list[int] = (blocks - shard * per_shard).tolist()
+        self.check(shard, path, record, local)
+        self._ready[blocks] = True
+
+    def attach(self, shard: int, path: Path, record: ObjectRecord) -> None:
+        """Make a shard's object, whose size was compared, reachable."""
+        raise NotImplementedError
+
+    def check(self, shard: int, path: Path, record: ObjectRecord, blocks: list[int]) -> None:
+        """Compare groups of rows to the ledger."""
+        words = self.backend.describe(shard, self.column)
+        size = self.block_rows * self.column.entry_bytes
+        if (
+            record.block_bytes != size
+        ):  # one checksum for all of a small column, or another writer's choice
+            spans = [(block * size, min((block + 1) * size, record.bytes)) for block in blocks]
+            of = record.block_bytes
+            blocks = sorted(
+                {b for start, stop in spans for b in range(start // of, -(-stop // of))}
+            )
+        check_blocks(path, record, blocks, words)
 
 
-def row_bytes(column: Column) -> int:
-    """Bytes of one row of a column of numbers."""
-    assert column.dtype is not None
-    return math.prod(column.shape) * column.dtype.itemsize
+class MappedColumn(BlockColumn):
+    """Shard payloads side by side in one range of addresses: one array, whatever shards its rows lie in."""
+
+    def __init__(self, backend: ZarrBackend, column: Column) -> None:
+        super().__init__(backend, column)
+        count, rows = backend.manifest.num_shards, backend.manifest.work.shard_rows
+        self._range = SideBySide(count, rows * column.entry_bytes)
+        flat = self._range.bytes().view(self.dtype)
+        self._rows = flat.reshape(count * rows, *column.shape)
+
+    def attach(self, shard: int, path: Path, record: ObjectRecord) -> None:
+        """See ``BlockColumn.attach``."""
+        size = len(self.backend.manifest.shard_range(shard)) * self.column.entry_bytes
+        try:
+            self._range.attach(shard, path, size)
+        except OSError as error:
+            raise StoreError(
+                f"{path}: cannot be mapped into memory ({error.strerror}). Linux allows a process 65,530 mappings; "
+                "raise vm.max_map_count, or use larger shards."
+            ) from error
+
+    def take(self, rows: Rows, out: Array) -> None:
+        """See ``ColumnReader.take``."""
+        # "clip" writes straight into out; the range was checked, so nothing is clipped.
+        np.take(self._rows, rows, axis=0, out=out, mode="clip")
+
+
+class ShardColumn(BlockColumn):
+    """One array per shard: payloads that are no whole pages."""
+
+    def __init__(self, backend: ZarrBackend, column: Column) -> None:
+        super().__init__(backend, column)
+        self._arrays: dict[int, Array] = {}
+
+    def attach(self, shard: int, path: Path, record: ObjectRecord) -> None:
+        """See ``BlockColumn.attach``."""
+        shape = (len(self.backend.manifest.shard_range(shard)), *self.column.shape)
+        self._arrays[shard] = np.memmap(path, dtype=self.dtype, mode="r", shape=shape)
+
+    def take(self, rows: Rows, out: Array) -> None:
+        """See ``ColumnReader.take``."""
+        size = self.backend.manifest.work.shard_rows
+        shards = rows // size
+        for shard in np.unique(shards).tolist():
+            chosen = np.flatnonzero(shards == shard)
+            out[chosen] = self._arrays[shard][rows[chosen] - shard * size]
+
+
+class ChunkedColumn(BlockColumn):
+    """Compressed chunks, decoded when they are needed, the latest of them kept."""
+
+    def __init__(self, backend: ZarrBackend, column: Column) -> None:
+        super().__init__(backend, column)
+        self._chunks: dict[int, _Chunks] = {}
+        self._decoded: OrderedDict[int, Array] = OrderedDict()
+        size = self.block_rows * column.entry_bytes
+        self._most = max(2, CACHE_BYTES // max(1, size))
+
+    def attach(self, shard: int, path: Path, record: ObjectRecord) -> None:
+        """See ``BlockColumn.attach``."""
+        self._chunks[shard] = self.backend.chunks_of(shard, self.column, path, record)
+
+    def check(self, shard: int, path: Path, record: ObjectRecord, blocks: list[int]) -> None:
+        """See ``BlockColumn.check``; the groups of rows are chunks."""
+        chunks = self._chunks[shard]
+        needed = sorted({block for chunk in blocks for block in chunks.blocks(chunk)})
+        check_blocks(path, record, needed, self.backend.describe(shard, self.column))
+
+    def take(self, rows: Rows, out: Array) -> None:
+        """See ``ColumnReader.take``."""
+        numbers = rows // self.block_rows
+        order = np.argsort(numbers, kind="stable")
+        found, starts = np.unique(numbers[order], return_index=True)
+        chunks: list[int] = found.tolist()
+        decoded = self._decode([chunk for chunk in chunks if chunk not in self._decoded])
+        for chunk, chosen in zip(chunks, np.split(order, starts[1:]), strict=True):
+            values = decoded.get(chunk)
+            if values is None:
+                values = self._decoded[chunk]
+                self._decoded.move_to_end(chunk)
+            out[chosen] = values[rows[chosen] - chunk * self.block_rows]
+        self._decoded |= decoded
+        while len(self._decoded) > self._most:
+            self._decoded.popitem(last=False)
+
+    def _decode(self, chunks: list[int]) -> dict[int, Array]:
+        """Decode chunks, many of them on all processors: the codecs let go of Python's lock."""
+
+        def one(chunk: int) -> Array:
+            shard, local = divmod(chunk, self.backend.manifest.work.shard_rows // self.block_rows)
+            return self._chunks[shard].decode(local)
+
+        if len(chunks) < PARALLEL_CHUNKS:
+            return {chunk: one(chunk) for chunk in chunks}
+        # Made for each call: threads do not survive a fork, and starting them costs less than one chunk.
+        with ThreadPoolExecutor(os.cpu_count()) as pool:
+            return dict(zip(chunks, pool.map(one, chunks), strict=True))
 
 
 def pad_rows(values: Array, rows: int, fill: object) -> Array:
@@ -217,19 +488,77 @@ def pad_rows(values: Array, rows: int, fill: object) -> Array:
     return padded
 
 
-def shard_index(slots: int, chunks: int, chunk_bytes: int) -> bytes:
+def shard_index(slots: int, sizes: Sequence[int]) -> bytes:
     """Index of a ``sharding_indexed`` object: (offset, length) per chunk, then the index's own CRC-32C.
 
     Args:
         slots: chunks that a full shard has.
-        chunks: chunks present, from the first on; the others get the mark of an empty chunk.
-        chunk_bytes: bytes of each chunk.
+        sizes: bytes of the chunks present, from the first on; the others get the mark of an empty chunk.
     """
-    index = np.full((slots, 2), 2**64 - 1, dtype="<u8")
-    index[:chunks, 0] = np.arange(chunks, dtype=np.uint64) * np.uint64(chunk_bytes)
-    index[:chunks, 1] = chunk_bytes
+    index = np.full((slots, 2), _EMPTY, dtype="<u8")
+    count = len(sizes)
+    index[:count, 1] = sizes
+    index[1:count, 0] = np.cumsum(np.asarray(sizes[:-1], dtype=np.uint64)) if count > 1 else 0
+    if count:
+        index[0, 0] = 0
     body = index.tobytes()
     return body + struct.pack("<I", google_crc32c.value(body))
+
+
+def encoded_bytes(values: Array, codec: Codec) -> int:
+    """Bytes that a sample of rows takes, chunk by chunk, for a plan.
+
+    Args:
+        values: (n, ...) numbers as they would be stored.
+        codec: which.
+    """
+    rows = np.ascontiguousarray(values).reshape(len(values), -1)
+    column = Column("fields/sample", rows.shape[1:], rows.dtype, (), codec)
+    if codec == "raw":
+        return rows.nbytes
+    step = max(1, CHUNK_BYTES // max(1, column.entry_bytes))
+    coder = _codec(column)
+    return sum(len(coder.encode(_raw(rows[i : i + step]))) for i in range(0, len(rows), step))
+
+
+def _zarr_codec(codec: Codec, column: Column) -> Any:
+    if codec == "zstd":
+        return [zarr.codecs.ZstdCodec(level=ZSTD_LEVEL, checksum=False)]
+    if codec == "bitshuffle":
+        assert column.dtype is not None
+        size = column.dtype.itemsize
+        return [
+            zarr.codecs.BloscCodec(
+                cname="zstd", clevel=BLOSC_LEVEL, shuffle="bitshuffle", typesize=size, blocksize=0
+            )
+        ]
+    return None
+
+
+def _codec(column: Column) -> Any:
+    if column.codec == "zstd":
+        return numcodecs.Zstd(level=ZSTD_LEVEL)
+    assert column.dtype is not None
+    return _Bitshuffle(column.dtype.itemsize)
+
+
+class _Bitshuffle:
+    """blosc's bitshuffle and zstd; the item size is taken from the array, as the codec of numcodecs does."""
+
+    def __init__(self, item_bytes: int) -> None:
+        self._item = np.dtype(f"V{item_bytes}") if item_bytes > 8 else np.dtype(f"u{item_bytes}")
+        self._codec = numcodecs.Blosc(
+            cname="zstd", clevel=BLOSC_LEVEL, shuffle=numcodecs.Blosc.BITSHUFFLE, blocksize=0
+        )
+
+    def encode(self, data: npt.NDArray[np.uint8]) -> bytes:
+        return bytes(self._codec.encode(data.view(self._item)))
+
+    def decode(self, data: bytes, out: npt.NDArray[np.uint8]) -> Any:
+        # The header states the size that it unpacks to; the library would write past a shorter buffer.
+        if len(data) < 16 or struct.unpack("<I", data[4:8])[0] != len(out):
+            raise ValueError(f"not {len(out)} bytes of blosc")
+        return self._codec.decode(data, out=out)
 
 
 def _raw(values: Array) -> Array:

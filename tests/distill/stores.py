@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -49,6 +50,13 @@ def formula(pixels: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:
     return np.maximum((pixels.reshape(-1) / 255 - 0.4) @ weight * 4, 0).astype(np.float32)
 
 
+def _field(
+    shape: tuple[int, ...], dtype: Literal["float16", "float32"], meaning: str
+) -> FieldRecord:
+    dims = ("y", "x", "channel")[-len(shape) :]
+    return FieldRecord(shape=shape, dtype=dtype, dims=dims, meaning=meaning, teacher="teacher")
+
+
 def write_store(
     path: Path,
     source: Source,
@@ -78,21 +86,20 @@ def write_store(
     count = SIZE[0] * SIZE[1] * 3
     has_labels = labels and source.labels is not None
     manifest = new_manifest(
-        teacher=TeacherRecord(
-            library="timm", name="formula", weights_sha256=weights, precision="fp32"
-        ),
-        preprocessing=rule,
+        teachers={
+            "teacher": TeacherRecord(
+                library="timm",
+                name="formula",
+                weights_sha256=weights,
+                precision="fp32",
+                preprocessing=rule,
+            )
+        },
         views=views,
         fields={
-            "cls": FieldRecord(
-                shape=(WIDTH,), dtype="float16", dims=("channel",), meaning="formula of a view"
-            ),
-            "pixels": FieldRecord(
-                shape=(count,), dtype="float32", dims=("channel",), meaning="a view"
-            ),
-            "grid2": FieldRecord(
-                shape=(2, 2, 3), dtype="float32", dims=("y", "x", "channel"), meaning="zeros"
-            ),
+            "cls": _field((WIDTH,), "float16", "formula of a view"),
+            "pixels": _field((count,), "float32", "a view"),
+            "grid2": _field((2, 2, 3), "float32", "zeros"),
         },
         source=SourceRecord(
             kind=source.kind,

@@ -36,7 +36,9 @@ class LiveFeatures(Features):
     def take(self, indices: Indices, columns: Indices | None = None) -> Tensor:
         """See ``Features.take``."""
         chosen = np.full(len(indices), self.reference) if columns is None else columns
-        manifest, rule = self.store.manifest, self.store.manifest.preprocessing
+        manifest = self.store.manifest
+        rule = manifest.teacher_of(self.field).preprocessing
+        assert rule is not None
         pictures = []
         for index, column in zip(indices, chosen, strict=True):
             view = manifest.views.views[column]

@@ -10,11 +10,12 @@ from torch import Tensor
 
 from featstore import extract
 from featstore.config import ExtractConfig, SourceConfig, StoreConfig, TeacherConfig, ViewsConfig
+from featstore.design import design_store, forward_dtype
 from featstore.extract import Summary
-from featstore.manifest import Manifest, TeacherRecord
+from featstore.manifest import Manifest
 from featstore.sources import open_source
 from featstore.teachers import Teacher
-from tests.featstore.stores import RULE, Dtype, field
+from tests.featstore.stores import RULE, TEACHER, Dtype, field
 
 WIDTH = 6
 
@@ -30,9 +31,7 @@ class FormulaTeacher:
     def __init__(
         self, dtype: Dtype = "float32", spoil: Callable[[Tensor, Tensor], None] | None = None
     ) -> None:
-        self.record = TeacherRecord(
-            library="timm", name="formula", weights_sha256="ab" * 32, precision="fp32"
-        )
+        self.record = TEACHER
         self.preprocessing = RULE
         self.device = torch.device("cpu")
         self.fields = {"cls": field(WIDTH, dtype=dtype), "grid2": field(2, 2, 3, dtype=dtype)}
@@ -64,15 +63,20 @@ def make_config(images: Path, path: Path, **changes: Any) -> ExtractConfig:
 
 def describe(config: ExtractConfig, teacher: FormulaTeacher | None = None) -> Manifest:
     """The manifest of a store that ``run`` makes."""
-    stand_in = cast(Teacher, teacher or FormulaTeacher(config.store.dtype))
-    return extract.describe_store(config, source=open_source(config.source), teacher=stand_in)
+    stand_in = cast(Teacher, teacher or FormulaTeacher(forward_dtype(config)))
+    return design_store(config, source=open_source(config.source), teacher=stand_in).manifest
 
 
 def run(config: ExtractConfig, teacher: FormulaTeacher | None = None) -> Summary:
     """Extract with a formula teacher, as pipelines/extract.py does with a real one."""
-    stand_in = cast(Teacher, teacher or FormulaTeacher(config.store.dtype))
+    stand_in = cast(Teacher, teacher or FormulaTeacher(forward_dtype(config)))
     source = open_source(config.source)
-    manifest = extract.describe_store(config, source=source, teacher=stand_in)
+    made = design_store(config, source=source, teacher=stand_in)
     return extract.run(
-        config, manifest=manifest, source=source, teacher=stand_in, accelerator=Accelerator()
+        config,
+        manifest=made.manifest,
+        source=source,
+        teacher=stand_in,
+        accelerator=Accelerator(),
+        artefacts=made.artefacts,
     )

@@ -2,12 +2,12 @@
 
 import os
 import signal
+import sys
 import threading
 import traceback
 from collections.abc import Callable
 from typing import Any
 
-import torch
 from tqdm import tqdm
 
 FAILED = 91
@@ -21,7 +21,9 @@ def fork(work: Callable[[], object]) -> int:
         return child
     status = FAILED
     try:
-        torch.set_num_threads(1)  # the threads of the parent's pool are not there any more
+        if "torch" in sys.modules:
+            # The threads of the parent's pool are not there any more.
+            sys.modules["torch"].set_num_threads(1)
         # tqdm's own lock is shared between processes: a child that is killed while it holds it would stop all others.
         tqdm.set_lock(threading.RLock())
         work()

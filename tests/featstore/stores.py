@@ -8,9 +8,10 @@ from typing import Any, Literal
 import numpy as np
 import numpy.typing as npt
 
-from featstore.backends import ZarrBackend
+from featstore.backends import make_backend
 from featstore.decode import DECODE_RULE
 from featstore.ids import ids_sha256
+from featstore.ledger import mark_complete, pending_shards, read_entry
 from featstore.manifest import (
     FieldRecord,
     Manifest,
@@ -24,7 +25,7 @@ from featstore.views import ViewSet, make_views
 from featstore.writer import Shard, commit, open_or_create, text_column
 
 Array = npt.NDArray[Any]
-Dtype = Literal["float16", "float32"]
+Dtype = Literal["float16", "bfloat16", "float32"]
 
 CLASSES = ("cat", "dog")
 
@@ -39,9 +40,25 @@ RULE = PreprocessingRecord(
 )
 
 
-def field(*shape: int, dtype: Dtype = "float16") -> FieldRecord:
+TEACHER = TeacherRecord(
+    library="timm",
+    name="formula",
+    weights_sha256="ab" * 32,
+    precision="fp32",
+    preprocessing=RULE,
+)
+
+
+def field(*shape: int, dtype: Dtype = "float16", **options: Any) -> FieldRecord:
     """A field of any shape; its axes are called a, b, c."""
-    return FieldRecord(shape=shape, dtype=dtype, dims=tuple("abcd"[: len(shape)]), meaning="test")
+    return FieldRecord(
+        shape=shape,
+        dtype=dtype,
+        dims=tuple("abcd"[: len(shape)]),
+        meaning="test",
+        teacher="teacher",
+        **options,
+    )
 
 
 def names_of(count: int) -> list[str]:
@@ -59,10 +76,7 @@ def make_manifest(
 ) -> Manifest:
     """The manifest of a store of random rows: the canonical view and ``views - 1`` crops."""
     return new_manifest(
-        teacher=TeacherRecord(
-            library="timm", name="formula", weights_sha256="ab" * 32, precision="fp32"
-        ),
-        preprocessing=RULE,
+        teachers={"teacher": TEACHER},
         views=ViewSet(views=make_views(canonical=True, seeded=views - 1, mirrored=False)),
         fields=dict(fields or {"cls": field(6), "grid2": field(2, 2, 3, dtype="float32")}),
         source=SourceRecord(
@@ -110,12 +124,14 @@ def write_store(
 ) -> Path:
     """Write all shards, or some, through featstore's own writer."""
     manifest = open_or_create(path, manifest)
-    backend = ZarrBackend(path, manifest)
+    backend = make_backend(path, manifest)
     for number in range(manifest.num_shards) if shards is None else shards:
         rows = manifest.shard_range(number)
         part = {name: values[rows.start : rows.stop] for name, values in columns.items()}
         why = [(reasons or {}).get(row) for row in rows]
         commit(backend, Shard(number, part, why, {"load": 0.5}))
+    if not pending_shards(path, manifest.num_shards):
+        mark_complete(path, [read_entry(path, number) for number in range(manifest.num_shards)])
     return path
 
 
@@ -124,19 +140,19 @@ def snapshot(store: Path) -> dict[str, Any]:
     files: dict[str, Any] = {}
     for path in sorted(store.rglob("*")):
         name = path.relative_to(store).as_posix()
-        if path.is_dir() or name == ".lock":
+        if path.is_dir() or name in (".lock", ".publish") or name.startswith("leases/"):
             continue
         if name == "manifest.json":
             files[name] = {
                 key: value
                 for key, value in json.loads(path.read_bytes()).items()
-                if key not in ("uuid", "created")
+                if key not in ("uuid", "created", "file_crc32c")
             }
         elif name.startswith("ledger/"):
             files[name] = {
                 key: value
                 for key, value in json.loads(path.read_bytes()).items()
-                if key != "seconds"
+                if key not in ("seconds", "file_crc32c", "manifest_sha256", "entries_sha256")
             }
         else:
             files[name] = path.read_bytes()
@@ -144,5 +160,5 @@ def snapshot(store: Path) -> dict[str, Any]:
 
 
 def leftovers(store: Path) -> list[Path]:
-    """Unfinished files in a store, and unfinished stores beside it."""
-    return [*store.parent.glob(".partial-*"), *store.rglob(".partial-*")]
+    """Unfinished files and leases in a store, and unfinished stores beside it."""
+    return [*store.parent.glob(".partial-*"), *store.rglob(".partial-*"), *store.glob("leases/*")]

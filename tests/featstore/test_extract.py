@@ -13,6 +13,7 @@ from torch import Tensor
 
 from featstore import FeatureStore
 from featstore.config import ExtractConfig, SourceConfig, StoreConfig, TeacherConfig, ViewsConfig
+from featstore.design import forward_dtype, resolve_precision
 from featstore.errors import ManifestMismatch, MissingSamples, TooManyInvalid
 from featstore.extract import (
     Batch,
@@ -20,7 +21,6 @@ from featstore.extract import (
     ViewDataset,
     batches_of,
     refuse_non_finite,
-    resolve_precision,
     run_teacher,
 )
 from featstore.ids import content_sha256
@@ -252,7 +252,7 @@ def live(config: ExtractConfig) -> tuple[Teacher, Source]:
     teacher = build_teacher(
         config.teacher,
         fields=config.store.fields,
-        dtype=config.store.dtype,
+        dtype=forward_dtype(config),
         precision=resolve_precision(config, torch.device("cpu")),
         device=torch.device("cpu"),
     )
@@ -302,7 +302,7 @@ def test_cached_equals_live(
     )
     run_real(config)
     store = FeatureStore.open(tmp_path / "s")
-    assert store.manifest.teacher.precision == precision
+    assert store.manifest.teachers["teacher"].precision == precision
     rows = range(store.num_rows)
     shards = [store.manifest.shard_range(shard) for shard in store.shards]
     same = [batch for shard in shards for batch in batches_of(shard, 4)]

@@ -9,6 +9,7 @@ import pytest
 from featstore import FeatureStore
 from featstore.errors import FeatstoreError, ManifestMismatch, StoreError, StoreNotFound
 from featstore.ids import check_name
+from featstore.ledger import complete_path
 from featstore.manifest import (
     FORMAT_VERSION,
     Manifest,
@@ -56,19 +57,19 @@ def test_a_manifest_comes_back_as_it_was(tmp_path: Path) -> None:
 
 
 CHANGES: dict[str, Any] = {
-    "teacher.library": "open_clip",
-    "teacher.name": "another",
-    "teacher.tag": "laion",
-    "teacher.model_args": {"img_size": 64},
-    "teacher.weights_sha256": "cd" * 32,
-    "teacher.precision": "bf16",
-    "preprocessing.size": [16, 16],
-    "preprocessing.crop_pct": 1.0,
-    "preprocessing.crop_mode": "squash",
-    "preprocessing.interpolation": "bilinear",
-    "preprocessing.mean": [0.4, 0.5, 0.5],
-    "preprocessing.std": [0.5, 0.5, 0.4],
-    "preprocessing.decode": "another rule",
+    "teachers.teacher.library": "open_clip",
+    "teachers.teacher.name": "another",
+    "teachers.teacher.tag": "laion",
+    "teachers.teacher.model_args": {"img_size": 64},
+    "teachers.teacher.weights_sha256": "cd" * 32,
+    "teachers.teacher.precision": "bf16",
+    "teachers.teacher.preprocessing.size": [16, 16],
+    "teachers.teacher.preprocessing.crop_pct": 1.0,
+    "teachers.teacher.preprocessing.crop_mode": "squash",
+    "teachers.teacher.preprocessing.interpolation": "bilinear",
+    "teachers.teacher.preprocessing.mean": [0.4, 0.5, 0.5],
+    "teachers.teacher.preprocessing.std": [0.5, 0.5, 0.4],
+    "teachers.teacher.preprocessing.decode": "another rule",
     "views.seed": 1,
     "views.scale": [0.4, 1.0],
     "views.ratio": [1.0, 1.0],
@@ -81,18 +82,30 @@ CHANGES: dict[str, Any] = {
     "source.ids_sha256": "ef" * 32,
     "source.has_labels": False,
     "source.class_names": ["dog", "cat"],
+    "fields.cls.teacher": "",
+    "fields.cls.encoding": {"kind": "topk", "num_classes": 9},
+    "artefacts": {"head": {"bytes": 1, "sha256": "ab" * 32, "meaning": "a head"}},
+}
+
+PACKING: dict[str, Any] = {
+    "container": "webdataset",
+    "fields.cls.codec": "zstd",
     "work.shard_rows": 16,
     "work.batch_size": 8,
 }
 
 
-@pytest.mark.parametrize("key", CHANGES)
+@pytest.mark.parametrize("key", [*CHANGES, *PACKING])
 def test_every_part_of_the_contract_counts(key: str) -> None:
-    """A change of any part changes the fingerprint, and the mismatch names key and both values."""
+    """A change of any part is a mismatch that names key and both values.
+
+    What rows are is in the fingerprint; how they are packed is not.
+    """
     manifest = make_manifest()
     before = values_of(manifest)
-    other = Manifest.model_validate(change(before, key, CHANGES[key]))
-    assert other.fingerprint != manifest.fingerprint
+    value = {**CHANGES, **PACKING}[key]
+    other = Manifest.model_validate(change(before, key, value))
+    assert (other.fingerprint != manifest.fingerprint) == (key in CHANGES)
     was: Any = before
     for name in key.split("."):
         was = was[name]
@@ -102,7 +115,7 @@ def test_every_part_of_the_contract_counts(key: str) -> None:
     assert key in message
     assert "--store.path" in message
     if not isinstance(was, dict):
-        assert f"{key}: the store has {was!r}, now asked for {CHANGES[key]!r}" in message
+        assert f"{key}: the store has {was!r}, now asked for {value!r}" in message
 
 
 @pytest.mark.parametrize(
@@ -112,7 +125,7 @@ def test_every_part_of_the_contract_counts(key: str) -> None:
         ("created", "2001-01-01T00:00:00+00:00"),
         ("created_by", {"torch": "9"}),
         ("source.uri", "moved/there"),
-        ("teacher.licence", "mit"),
+        ("teachers.teacher.licence", "mit"),
     ],
 )
 def test_what_is_no_part_of_the_contract(key: str, value: Any) -> None:
@@ -128,8 +141,8 @@ def test_the_fingerprint_is_that_of_the_docs() -> None:
 
     It may only change together with the format version.
     """
-    assert FORMAT_VERSION == 0
-    golden = "6056f52749a9aff970c98e0ece126e8090edf22ef3192d0203d41764c91dd2ad"
+    assert FORMAT_VERSION == 1
+    golden = "4aa787aa3c0b41f56a899604209cc6dfce450895d1fc2f29356e3d53833429f4"
     assert make_manifest().fingerprint == golden
 
 
@@ -153,7 +166,7 @@ def test_no_folder_and_no_manifest(tmp_path: Path) -> None:
         b"",
         b"{",
         b"\xff\xfe",
-        b'{"format_version": 0',
+        b'{"format_version": 1',
         "[" * 200_000,
         '{"a":' * 100_000 + "1" + "}" * 100_000,
         '{"format_version": ' + "9" * 10_000 + "}",
@@ -174,22 +187,29 @@ def test_corrupt_json(tmp_path: Path, content: str | bytes) -> None:
         3,
         None,
         {},
-        {"format_version": 1},
-        {"format_version": False},
-        {"format_version": "0"},
+        {"format_version": 0},
+        {"format_version": 2},
+        {"format_version": True},
+        {"format_version": "1"},
     ],
     ids=repr,
 )
 def test_other_versions_are_refused(tmp_path: Path, content: Any) -> None:
     """A version that this release does not know is refused before anything else is looked at."""
-    with pytest.raises(ManifestMismatch, match="this featstore reads version 0"):
+    with pytest.raises(ManifestMismatch, match="this featstore reads version 1"):
         read_manifest(put(tmp_path, json.dumps(content)))
+
+
+def test_a_newer_version_asks_for_an_upgrade(tmp_path: Path) -> None:
+    """A store of a later release is refused with what to do, whatever else it holds."""
+    with pytest.raises(ManifestMismatch, match=r"format version 2; .* Upgrade featstore"):
+        read_manifest(put(tmp_path, {"format_version": 2, "later": []}))
 
 
 def test_unknown_keys_are_refused(tmp_path: Path) -> None:
     """At the top and further in; the message names the key."""
     values = values_of(make_manifest())
-    for key in ("later", "teacher.later", "views.later", "work.later", "fields.cls.later"):
+    for key in ("later", "teachers.teacher.later", "views.later", "work.later", "fields.cls.later"):
         with pytest.raises(StoreNotFound, match=f"{key}: Extra inputs are not permitted"):
             read_manifest(put(tmp_path, change(values, key, 1)))
 
@@ -205,6 +225,11 @@ def test_unknown_keys_are_refused(tmp_path: Path) -> None:
         ("fields.cls.shape", [2, 3]),
         ("fields.cls.dtype", "object"),
         ("fields.cls.dtype", "|O"),
+        ("fields.cls.teacher", "nobody"),
+        ("fields.cls.shape", [2**50]),
+        ("artefacts", {"head": {"bytes": 1, "sha256": "../x", "meaning": ""}}),
+        ("work.shard_sizes", [8, 8, 4]),
+        ("container", "hdf5"),
         ("source.num_samples", 0),
         ("source.num_samples", -3),
         ("source.num_samples", 1.5),
@@ -212,27 +237,27 @@ def test_unknown_keys_are_refused(tmp_path: Path) -> None:
         ("source.class_names", "cat"),
         ("work.shard_rows", 0),
         ("work.batch_size", "x"),
-        ("preprocessing.size", [0, 8]),
-        ("preprocessing.size", [8]),
-        ("preprocessing.crop_pct", 0),
-        ("preprocessing.crop_pct", 2),
-        ("preprocessing.crop_pct", float("nan")),
-        ("preprocessing.crop_mode", "border"),
-        ("preprocessing.interpolation", "__import__"),
-        ("preprocessing.mean", [0.5, float("inf"), 0.5]),
+        ("teachers.teacher.preprocessing.size", [0, 8]),
+        ("teachers.teacher.preprocessing.size", [8]),
+        ("teachers.teacher.preprocessing.crop_pct", 0),
+        ("teachers.teacher.preprocessing.crop_pct", 2),
+        ("teachers.teacher.preprocessing.crop_pct", float("nan")),
+        ("teachers.teacher.preprocessing.crop_mode", "border"),
+        ("teachers.teacher.preprocessing.interpolation", "__import__"),
+        ("teachers.teacher.preprocessing.mean", [0.5, float("inf"), 0.5]),
         ("views.views", []),
         ("views.views", [{"kind": "canonical"}, {"kind": "canonical"}]),
         ("views.views", [{"kind": "seeded", "number": -1}]),
         ("views.scale", [0.0, 1.0]),
         ("views.ratio", [2.0, 1.0]),
-        ("teacher.mode", "train"),
-        ("teacher", 7),
+        ("teachers.teacher.mode", "train"),
+        ("teachers", 7),
         ("created_by", {"torch": 2}),
     ],
 )
 def test_values_that_cannot_be_are_refused(tmp_path: Path, key: str, value: Any) -> None:
     """A store of another team is untrusted: wrong types and impossible numbers are one clear error with the key."""
-    with pytest.raises(StoreNotFound, match=f"does not follow the format: {key.split('.')[0]}"):
+    with pytest.raises(StoreNotFound, match=r"does not follow the format: "):
         read_manifest(put(tmp_path, change(values_of(make_manifest()), key, value)))
 
 
@@ -261,6 +286,9 @@ def test_a_changed_manifest_is_found_at_the_bytes(tmp_path: Path) -> None:
     manifest = make_manifest(num_rows=8, shard_rows=8)
     path = write_store(tmp_path / "s", manifest, make_columns(manifest))
     put(path, change(values_of(manifest), "fields.cls.shape", [6_000_000]))
+    with pytest.raises(ManifestMismatch, match=r"completed with another manifest\.json"):
+        FeatureStore.open(path)
+    complete_path(path).unlink()  # and where nothing says which manifest it was
     store = FeatureStore.open(path)
     with pytest.raises(StoreError, match=r"fields/cls.*bytes, expected"):
         store.gather("cls", [0])

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from featstore import FeatureStore
-from featstore.backends import ZarrBackend
+from featstore.backends.zarr import MappedColumn, ShardColumn, ZarrBackend
 from featstore.errors import ConfigError, MissingSamples, ShardCorrupt
 from featstore.mapping import PAGE_BYTES, SideBySide
 from tests.featstore.stores import Array, field, make_columns, make_manifest, write_store
@@ -32,8 +32,8 @@ def test_fields_of_whole_pages_are_mapped_others_are_not(tmp_path: Path) -> None
     path, columns = page_store(tmp_path / "s")
     store = FeatureStore.open(path)
     backend = ZarrBackend(path, store.manifest)
-    assert backend.map_column("fields/cls") is not None
-    assert backend.map_column("fields/odd") is None
+    assert isinstance(backend.open_column("fields/cls"), MappedColumn)
+    assert isinstance(backend.open_column("fields/odd"), ShardColumn)
     generator = np.random.default_rng(0)
     for _ in range(50):
         rows = generator.choice(np.delete(np.arange(NUM_ROWS), 20), 40)

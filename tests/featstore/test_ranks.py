@@ -1,15 +1,21 @@
-"""The number of processes changes no byte: work is cut by shard, and batches inside shards."""
+"""The number of processes, and of jobs, changes no byte: work is cut by shard, and batches inside shards."""
 
 import json
+import math
+import os
+import pickle
+import time
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from featstore import FeatureStore, extract, writer
 from featstore.config import ExtractConfig
+from featstore.design import design_store
+from featstore.errors import StoreError, StoreNotFound
 from featstore.sources import open_source
-from featstore.writer import open_or_create
 from pipelines import extract as script
 from pipelines._cli import parse
 from tests.conftest import TINY_ARGS, RunTwo
@@ -60,7 +66,7 @@ def test_two_processes_make_the_same_store(
 
         def work() -> None:
             if shards is not None:
-                die_at(writer, "write_entry", shards)
+                die_at(writer, "publish_shard", shards)
             script.main(config)
 
         assert wait(fork(work)) == (0 if shards is None else -9)
@@ -78,24 +84,105 @@ def test_two_processes_make_the_same_store(
     assert not leftovers(tmp_path / "begun")
 
 
-@pytest.mark.parametrize("first", [0, 1])
-def test_shards_in_any_order_make_the_same_store(
-    image_folder: Path, tmp_path: Path, first: int
-) -> None:
-    """Every other shard by one process and the rest by another, in either order: the bytes of one process."""
+@pytest.mark.parametrize("jobs", [2, 4])
+def test_jobs_at_once_make_the_same_store(image_folder: Path, tmp_path: Path, jobs: int) -> None:
+    """Independent jobs that start together on nothing share the work, whoever creates the store: the bytes of one job,
+    and together they report every image once.
+    """
     run(make_config(image_folder, tmp_path / "straight"))
     config = make_config(image_folder, tmp_path / "s")
+
+    def work() -> None:
+        os._exit(run(config).written)
+
+    written = [wait(child) for child in [fork(work) for _ in range(jobs)]]
+    assert sum(written) == 26, written
+    assert snapshot(tmp_path / "s") == snapshot(tmp_path / "straight")
+    assert not leftovers(tmp_path / "s")
+    assert run(config).written == 0
+
+
+def test_a_job_joins_one_that_is_at_work(image_folder: Path, tmp_path: Path) -> None:
+    """The second one takes what the first one has not begun; both end with the store complete."""
+    run(make_config(image_folder, tmp_path / "straight"))
+    config = make_config(image_folder, tmp_path / "s")
+
+    def slowly() -> None:
+        teacher = FormulaTeacher("float16", lambda *_: time.sleep(0.1))
+        os._exit(run(config, teacher).written)
+
+    first = fork(slowly)
+    while not (tmp_path / "s/leases/00000000.json").exists():
+        time.sleep(0.01)
+    joined = run(config)
+    assert joined.rows == 26
+    assert FeatureStore.open(tmp_path / "s").complete
+    assert joined.written + wait(first) == 26
+    assert 8 <= joined.written <= 22
+    assert snapshot(tmp_path / "s") == snapshot(tmp_path / "straight")
+
+
+@pytest.mark.parametrize("workers", [0, 1, 2])
+def test_claims_are_made_when_they_are_needed(
+    image_folder: Path, tmp_path: Path, workers: int
+) -> None:
+    """A process holds the shard at work, the one being written, and what its loader processes need to be kept busy:
+    a slow one keeps little from others.
+    """
+    held: list[int] = []
+
+    def look(*_: object) -> None:
+        held.append(len(list((tmp_path / "s/leases").glob("*.json"))))
+
+    run(make_config(image_folder, tmp_path / "s", workers=workers), FormulaTeacher("float16", look))
+    # Shards are of two batches; a loader process has one batch ahead.
+    assert max(held) <= 2 + math.ceil(workers / 2)
+
+
+class _Accelerator:
+    """One of two processes."""
+
+    num_processes = 2
+    device = torch.device("cpu")
+
+    def __init__(self, main: bool) -> None:
+        self.is_main_process = main
+        self.process_index = 0 if main else 1
+
+    def gather(self, values: torch.Tensor) -> torch.Tensor:
+        """The other one is gone."""
+        raise RuntimeError("Connection closed by peer")
+
+
+def test_a_main_process_that_fails_tells_the_others(
+    image_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What the main process cannot do at the start ends all with the same error; nobody waits for it for ever."""
+    place = tmp_path / "s"
+    place.write_bytes(b"mine")
+    config = make_config(image_folder, place)
     teacher: Any = FormulaTeacher(config.store.dtype)
     source = open_source(config.source)
-    manifest = extract.describe_store(config, source=source, teacher=teacher)
-    open_or_create(tmp_path / "s", manifest)
-    for rank in (first, 1 - first):
-        extract._fill(
-            config,
-            manifest,
-            source,
-            teacher,
-            shards=range(rank, manifest.num_shards, 2),
-            show=False,
-        )
-    assert snapshot(tmp_path / "s") == snapshot(tmp_path / "straight")
+    manifest = design_store(config, source=source, teacher=teacher).manifest
+    sent: list[Any] = []
+
+    def broadcast(values: list[Any]) -> None:
+        if values[0] is None:
+            values[0] = pickle.loads(sent[0])
+        else:
+            sent.append(pickle.dumps(values[0]))
+
+    monkeypatch.setattr(extract, "broadcast_object_list", broadcast)
+    for main in (True, False):
+        accelerator: Any = _Accelerator(main)
+        with pytest.raises(StoreNotFound, match="is not a feature store"):
+            extract.run(
+                config, manifest=manifest, source=source, teacher=teacher, accelerator=accelerator
+            )
+
+
+def test_a_process_that_fails_at_the_end_is_reported(tmp_path: Path) -> None:
+    """The store is complete; the summary cannot be, and says why."""
+    accelerator: Any = _Accelerator(True)
+    with pytest.raises(StoreError, match=r"complete, but another process of this run has failed"):
+        extract._sum_of_processes(3, tmp_path, accelerator)

@@ -1,7 +1,5 @@
 """A store gives back what was written, to us and to every stock Zarr reader."""
 
-import json
-import multiprocessing
 import pickle
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -16,9 +14,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from featstore import FeatureStore
-from featstore.backends.base import columns_of
 from featstore.backends.zarr import CHUNK_BYTES, chunk_rows
-from featstore.errors import ConfigError, MissingSamples, StoreIncomplete
+from featstore.errors import ConfigError, MissingSamples
+from featstore.fields import columns_of
 from featstore.manifest import FieldRecord, Manifest
 from tests.featstore.stores import (
     CLASSES,
@@ -51,28 +49,6 @@ def manifests(draw: st.DrawFn) -> Manifest:
         fields=draw(FIELDS),
         labels=draw(st.booleans()),
     )
-
-
-@settings(max_examples=25, deadline=None)
-@given(manifest=manifests(), data=st.data())
-def test_any_rows_come_back_in_any_order(manifest: Manifest, data: st.DataObject) -> None:
-    """gather(rows)[i] is row rows[i] bit by bit, for any order with repeats, and every column is as written."""
-    columns = make_columns(manifest)
-    rows = data.draw(st.lists(st.integers(0, manifest.num_rows - 1), max_size=30))
-    with TemporaryDirectory() as folder:
-        store = FeatureStore.open(write_store(Path(folder) / "s", manifest, columns))
-        for name, spec in manifest.fields.items():
-            found = store.gather(name, rows)
-            assert found.dtype == np.dtype(spec.dtype)
-            expected = columns[f"fields/{name}"][np.array(rows, dtype=int)]
-            np.testing.assert_array_equal(found, expected, strict=True)
-        assert store.sample_ids == names_of(manifest.num_rows)
-        np.testing.assert_array_equal(store.valid, columns["valid"], strict=True)
-        np.testing.assert_array_equal(store.content_sha256, columns["content_sha256"], strict=True)
-        labels = columns.get("label", np.full(manifest.num_rows, -1))
-        np.testing.assert_array_equal(store.labels, labels, strict=True)
-        ids = [names_of(manifest.num_rows)[row] for row in rows]
-        np.testing.assert_array_equal(store.rows_of(ids), rows)
 
 
 @settings(max_examples=12, deadline=None)
@@ -178,29 +154,6 @@ def _gather_in_child(store: FeatureStore, rows: list[int], answers: Any) -> None
     answers.put((store.gather("cls", rows), store.sample_ids, store.labels))
 
 
-@pytest.mark.parametrize("touched", [False, True])
-def test_a_store_works_after_fork_and_pickle(tmp_path: Path, touched: bool) -> None:
-    """A pickled copy and a forked child read the same rows, also when the parent has read some already."""
-    manifest = make_manifest()
-    columns = make_columns(manifest)
-    store = FeatureStore.open(write_store(tmp_path / "s", manifest, columns))
-    rows = [19, 0, 7, 7]
-    if touched:
-        store.gather("cls", rows)
-    copy = pickle.loads(pickle.dumps(store))
-    np.testing.assert_array_equal(copy.gather("cls", rows), columns["fields/cls"][rows])
-    assert len(pickle.dumps(store)) < 20_000
-    context = multiprocessing.get_context("fork")
-    answers = context.Queue()
-    child = context.Process(target=_gather_in_child, args=(store, rows, answers))
-    child.start()
-    found, ids, labels = answers.get(timeout=60)
-    child.join()
-    np.testing.assert_array_equal(found, columns["fields/cls"][rows])
-    assert ids == names_of(20)
-    np.testing.assert_array_equal(labels, columns["label"])
-
-
 def test_a_pickled_incomplete_store_stays_as_it_was_opened(tmp_path: Path) -> None:
     """A copy sees the shards that the original saw, not those that came later."""
     manifest = make_manifest()
@@ -209,49 +162,6 @@ def test_a_pickled_incomplete_store_stays_as_it_was_opened(tmp_path: Path) -> No
     store = FeatureStore.open(path, allow_incomplete=True)
     write_store(path, manifest, columns, shards=[1])
     assert pickle.loads(pickle.dumps(store)).shards == store.shards == [0]
-
-
-def test_rows_are_copies(tmp_path: Path) -> None:
-    """What gather returns can be written to; the store does not change."""
-    manifest = make_manifest()
-    columns = make_columns(manifest)
-    store = FeatureStore.open(write_store(tmp_path / "s", manifest, columns))
-    store.gather("cls", [3])[:] = 9
-    np.testing.assert_array_equal(store.gather("cls", [3]), columns["fields/cls"][[3]])
-
-
-def test_incomplete_stores_open_only_when_asked(tmp_path: Path) -> None:
-    """Missing shards are an error; with allow_incomplete their rows are invalid, nameless and refused."""
-    manifest = make_manifest(num_rows=20, shard_rows=8)
-    columns = make_columns(manifest)
-    path = write_store(tmp_path / "s", manifest, columns, shards=[0, 2])
-    with pytest.raises(StoreIncomplete, match=r"1 of 3 shards are not there yet. Run extract.py"):
-        FeatureStore.open(path)
-    store = FeatureStore.open(path, allow_incomplete=True)
-    assert not store.complete
-    assert store.shards == [0, 2]
-    assert store.valid.tolist() == [True] * 8 + [False] * 8 + [True] * 4
-    assert store.sample_ids[7:9] == [names_of(20)[7], ""]
-    assert store.labels[8:16].tolist() == [-1] * 8
-    np.testing.assert_array_equal(store.gather("cls", [19, 3]), columns["fields/cls"][[19, 3]])
-    with pytest.raises(MissingSamples, match=r"row 9 \(not extracted yet\)"):
-        store.gather("cls", [3, 9])
-    with pytest.raises(MissingSamples, match=r"1 of 2 samples are not in the store: .*/9.png"):
-        store.rows_of([names_of(20)[3], names_of(20)[9]])
-
-
-def test_invalid_rows_are_refused_by_name_and_reason(tmp_path: Path) -> None:
-    """Gathering a row without a feature is an error that names the sample and says why; rows_of still finds it."""
-    manifest = make_manifest()
-    columns = make_columns(manifest, invalid=[5])
-    path = write_store(tmp_path / "s", manifest, columns, reasons={5: "empty file (0 bytes)"})
-    store = FeatureStore.open(path)
-    assert [item.row for item in store.invalid_rows()] == [5]
-    assert store.rows_of([names_of(20)[5]]).tolist() == [5]
-    with pytest.raises(
-        MissingSamples, match=r"1 of the rows .*folder/5.png \(empty file \(0 bytes\)\)"
-    ):
-        store.gather("cls", [4, 5])
 
 
 @pytest.mark.parametrize("rows", [[20], [-1], [0, 10**12]])
@@ -302,20 +212,3 @@ def test_bytes_of_a_row() -> None:
     """Views times shape times bytes of a number."""
     spec = FieldRecord(shape=(7, 7, 3), dtype="float16", dims=("y", "x", "channel"), meaning="")
     assert spec.row_bytes(4) == 4 * 7 * 7 * 3 * 2
-
-
-def test_the_ledger_says_what_is_on_disk(tmp_path: Path) -> None:
-    """Every object of a store is in the ledger with its size, and nothing else is."""
-    manifest = make_manifest()
-    path = write_store(tmp_path / "s", manifest, make_columns(manifest))
-    listed = {
-        name: item["bytes"]
-        for entry in (path / "ledger").iterdir()
-        for name, item in json.loads(entry.read_bytes())["objects"].items()
-    }
-    on_disk = {
-        file.relative_to(path).as_posix(): file.stat().st_size
-        for file in path.rglob("c/**/*")
-        if file.is_file()
-    }
-    assert listed == on_disk

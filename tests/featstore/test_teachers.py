@@ -61,7 +61,7 @@ def wrap(tower: Tower, fields: Sequence[str], size: int = 32) -> Teacher:
     """A teacher around a tower that no library published."""
     return Teacher(
         tower,
-        record=TeacherRecord(library="timm", name="x", weights_sha256="0", precision="fp32"),
+        record=TeacherRecord(library="timm", name="x", weights_sha256="0" * 64, precision="fp32"),
         preprocessing=PreprocessingRecord.model_validate(
             {**RULE.model_dump(), "size": (size, size)}
         ),

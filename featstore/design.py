@@ -1,0 +1,242 @@
+"""Settle what a store will be, from the settings, the images and the teacher: its manifest, and its scales.
+
+What a store that is there already has settled (arithmetic, scales of quantised fields) is taken from it, so that a run
+on other hardware goes on with it instead of refusing.
+"""
+
+# n rows of a sample, V views, C channels
+
+import math
+import platform
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+from accelerate.utils import broadcast_object_list
+
+from featstore import __version__
+from featstore.artefacts import describe, pack
+from featstore.backends.base import Array
+from featstore.config import ExtractConfig
+from featstore.errors import FeatstoreError, TeacherError
+from featstore.extract import TEACHER, ViewDataset, refuse_non_finite, run_teacher
+from featstore.ids import ids_sha256
+from featstore.manifest import (
+    MANIFEST_NAME,
+    ArtefactRecord,
+    FieldRecord,
+    FloatType,
+    Int8Encoding,
+    Manifest,
+    SourceRecord,
+    WorkRecord,
+    new_manifest,
+    read_manifest,
+)
+from featstore.plan import shard_rows
+from featstore.quantise import calibrate
+from featstore.sources import Source, mirror_work
+from featstore.teachers import Precision, Teacher, best_precision
+from featstore.views import ViewSet, make_views
+
+MOST_NUMBERS = 2**24
+"""Numbers of a calibration sample; wide fields get fewer rows, so that it stays within some 100 MB."""
+
+
+@dataclass(frozen=True)
+class Design:
+    """A store that is about to be made, or gone on with.
+
+    Attributes:
+        manifest: what it will say of itself.
+        artefacts: bytes of the files that the manifest lists, by name; empty if the store is there already.
+    """
+
+    manifest: Manifest
+    artefacts: dict[str, bytes] = field(default_factory=dict)
+
+
+def existing_manifest(config: ExtractConfig) -> Manifest | None:
+    """The manifest of the store at the set path, or None if nothing is there yet."""
+    store = Path(config.store.path)
+    return read_manifest(store) if (store / MANIFEST_NAME).exists() else None
+
+
+def resolve_precision(config: ExtractConfig, device: torch.device) -> Precision:
+    """Settle ``teacher.precision``: as asked; else as the store was made; else what the hardware does best."""
+    if config.teacher.precision != "auto":
+        return config.teacher.precision
+    found = existing_manifest(config)
+    if found is not None and TEACHER in found.teachers:
+        return found.teachers[TEACHER].precision
+    return best_precision(device)
+
+
+def forward_dtype(config: ExtractConfig) -> FloatType:
+    """The type that features leave the teacher in: what is stored, or what is quantised."""
+    return "float32" if config.store.dtype == "int8" else config.store.dtype
+
+
+def agree(accelerator: Accelerator, make: Callable[[], Design]) -> Design:
+    """Let the main process settle the design, and give it to all: what was measured must be the same for all.
+
+    Raises:
+        FeatstoreError: what ``make`` raised on the main process, on every process.
+    """
+    outcome: list[Any] = [None]
+    if accelerator.is_main_process:
+        try:
+            outcome[0] = make()
+        except FeatstoreError as error:
+            outcome[0] = error
+    broadcast_object_list(outcome)
+    if isinstance(outcome[0], FeatstoreError):
+        raise outcome[0]
+    assert isinstance(outcome[0], Design)
+    return outcome[0]
+
+
+def design_store(config: ExtractConfig, *, source: Source, teacher: Teacher) -> Design:
+    """Settle the manifest, and measure the scales of quantised fields unless the store has them already.
+
+    Raises:
+        TeacherError: nothing in the calibration sample is usable.
+    """
+    views = ViewSet(
+        seed=config.views.seed,
+        scale=(config.views.scale[0], config.views.scale[1]),
+        ratio=(config.views.ratio[0], config.views.ratio[1]),
+        views=make_views(
+            canonical=config.views.canonical,
+            seeded=config.views.seeded,
+            mirrored=config.views.mirrored,
+        ),
+    )
+    fields = {
+        name: spec.model_copy(update={"teacher": TEACHER, "codec": config.store.codec})
+        for name, spec in teacher.fields.items()
+    }
+    files: dict[str, bytes] = {}
+    records: dict[str, ArtefactRecord] = {}
+    if config.store.dtype == "int8":
+        found = existing_manifest(config)
+        if found is not None:
+            fields = {name: _as_found(name, spec, found) for name, spec in fields.items()}
+            records = dict(found.artefacts)
+        else:
+            fields, files = _quantise(config, fields, views, source=source, teacher=teacher)
+            meaning = "scale and offset of each channel, float32"
+            records = {
+                name: describe(data, meaning=meaning, teacher=TEACHER)
+                for name, data in files.items()
+            }
+    manifest = new_manifest(
+        teachers={TEACHER: teacher.record},
+        views=views,
+        fields=fields,
+        artefacts=records,
+        source=SourceRecord(
+            kind=source.kind,
+            uri=source.uri,
+            num_samples=len(source),
+            ids_sha256=ids_sha256(source.sample_ids),
+            has_labels=source.labels is not None,
+            class_names=source.class_names,
+        ),
+        work=_cut_work(config, fields, views, source),
+        created_by={
+            "featstore": __version__,
+            "python": platform.python_version(),
+            **{name: version(name) for name in ("torch", "timm", "open_clip_torch", "pillow")},
+        },
+        container=config.store.container,
+    )
+    return Design(manifest, files)
+
+
+def _cut_work(
+    config: ExtractConfig, fields: dict[str, FieldRecord], views: ViewSet, source: Source
+) -> WorkRecord:
+    if config.store.container == "webdataset" and source.tars:
+        return mirror_work(source, batch_size=config.batch_size)
+    rows = shard_rows(
+        fields,
+        num_views=len(views),
+        most_rows=config.store.shard_rows,
+        most_mb=config.store.shard_mb,
+    )
+    return WorkRecord(shard_rows=rows, batch_size=config.batch_size)
+
+
+def _as_found(name: str, spec: FieldRecord, found: Manifest) -> FieldRecord:
+    """The field with the scales that the store has; any other difference is found when contracts are compared."""
+    stored = found.fields.get(name)
+    if stored is None or not isinstance(stored.encoding, Int8Encoding):
+        return spec
+    return spec.model_copy(update={"encoding": stored.encoding})
+
+
+def _quantise(
+    config: ExtractConfig,
+    fields: dict[str, FieldRecord],
+    views: ViewSet,
+    *,
+    source: Source,
+    teacher: Teacher,
+) -> tuple[dict[str, FieldRecord], dict[str, bytes]]:
+    """Measure scales per channel for every plain field; top-k fields keep their type."""
+    plain = [name for name, spec in fields.items() if spec.encoding.kind == "plain"]
+    widest = max((math.prod(fields[name].shape) for name in plain), default=1)
+    most = max(8, MOST_NUMBERS // (widest * len(views)))
+    count = min(config.store.calibration_rows, len(source), most)
+    rows = np.unique(np.linspace(0, len(source) - 1, count).astype(int)).tolist()
+    sample = _features_of(rows, config, views, source=source, teacher=teacher)
+    out, files = dict(fields), {}
+    for name in plain:
+        result = calibrate(sample[name], "channel_row")
+        assert result.channels is not None
+        artefact = f"{name}.channels"
+        files[artefact] = pack({"scale": result.channels.scale, "offset": result.channels.offset})
+        encoding = Int8Encoding(
+            scheme="channel_row",
+            channels=artefact,
+            sample_rows=result.sample_rows,
+            relative_l2=result.relative_l2,
+            cosine_mean=result.cosine_mean,
+            cosine_worst=result.cosine_worst,
+        )
+        out[name] = fields[name].model_copy(update={"encoding": encoding})
+    return out, files
+
+
+def _features_of(
+    rows: list[int],
+    config: ExtractConfig,
+    views: ViewSet,
+    *,
+    source: Source,
+    teacher: Teacher,
+) -> dict[str, Array]:
+    """Features of some images, (n, V, *shape) by field; unusable images are left out."""
+    dataset = ViewDataset(source, views, teacher.preprocessing)
+    parts: list[dict[str, Array]] = []
+    reasons: list[str] = []
+    for start in range(0, len(rows), config.batch_size):
+        batch = dataset.__getitems__(rows[start : start + config.batch_size])
+        features = run_teacher(teacher, batch.images)
+        why = refuse_non_finite(features, batch.reasons)
+        usable = np.array([reason is None for reason in why])
+        reasons += [reason for reason in why if reason is not None]
+        parts.append({name: values.numpy()[usable] for name, values in features.items()})
+    sample = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+    if len(next(iter(sample.values()))) == 0:
+        raise TeacherError(
+            f"--store.dtype int8: none of the {len(rows)} images of the calibration sample is usable; the first: "
+            f"{reasons[0]}. Mend the images, or store float16, which needs no sample."
+        )
+    return sample

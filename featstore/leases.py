@@ -1,0 +1,338 @@
+"""Who works on which shard, so that no shard is computed twice without need.
+
+Nothing here decides what is true: a shard exists when its ledger entry does, and the first one who publishes it wins.
+Whatever goes wrong with leases costs time, never a byte. So they may be simple, and they may be lost.
+
+A lease is a small file that its holder keeps locked and in which it counts up. It is dead
+
+- at once, when the lock is free and the file was written on this machine since it was started: the holder ended;
+- after ``lease_s``, when the count has stood still for so long on the clock of the one who looks. That is the monotonic
+  clock of one process: no wall clock is read, so clocks may jump, and those of several machines may differ.
+"""
+
+import fcntl
+import json
+import os
+import secrets
+import threading
+import time
+from collections import deque
+from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+from featstore.atomic import TEMPORARY_PREFIX, refused
+from featstore.ledger import entry_path, pending_shards
+from featstore.locks import FileLock, close, keep_from_children
+
+LEASE_FOLDER = "leases"
+
+_BOOT_PATH = Path("/proc/sys/kernel/random/boot_id")
+
+
+def lease_path(store: Path, shard: int) -> Path:
+    """Path of the lease of a shard, whether or not somebody holds it."""
+    return store / LEASE_FOLDER / f"{shard:08d}.json"
+
+
+@dataclass
+class _Held:
+    path: Path
+    handle: int
+    beat: int = 0
+
+
+@dataclass(frozen=True)
+class _Seen:
+    """What somebody else's lease looked like, and since when."""
+
+    inode: int
+    content: bytes
+    since_s: float
+
+
+class Leases:
+    """The leases that this process holds, and its view of those of others. Use as a context manager.
+
+    Args:
+        store: folder of the store.
+        lease_s: seconds without a sign of life after which a holder counts as gone.
+    """
+
+    def __init__(self, store: Path, *, lease_s: float) -> None:
+        self._store = store
+        self._lease_s = lease_s
+        self._owner = secrets.token_hex(8)
+        self._boot = boot_id()
+        self._held: dict[int, _Held] = {}
+        self._seen: dict[int, _Seen] = {}
+        self._lock = threading.Lock()
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._beat, name="featstore-leases", daemon=True)
+
+    def __enter__(self) -> "Leases":
+        self._thread.start()
+        return self
+
+    def __exit__(self, kind: object, error: object, trace: object) -> None:
+        self._stop.set()
+        self._thread.join()
+        for shard in list(self._held):
+            self.release(shard)
+
+    @property
+    def held(self) -> list[int]:
+        """Shards that this process holds, or believes that it does."""
+        return list(self._held)
+
+    def claim(self, shard: int) -> bool:
+        """Take the lease of a shard, if nobody has it or whoever had it is gone.
+
+        Raises:
+            StoreWriteError: the disk refused.
+        """
+        assert shard not in self._held, shard
+        path = lease_path(self._store, shard)
+        with refused(path, 0):
+            if not path.exists() and self._create(shard, path):
+                return True
+            return self._is_stale(shard, path) and self._take_over(shard, path)
+
+    def release(self, shard: int) -> None:
+        """Give a lease back; if it was lost meanwhile, whoever has it now keeps it."""
+        with self._lock:
+            held = self._held.pop(shard)
+        with suppress(OSError):
+            if os.path.samestat(os.fstat(held.handle), held.path.stat()):
+                held.path.unlink()
+        self._drop(held)
+
+    def forget(self, shard: int) -> None:
+        """Drop the note on somebody else's lease of a shard that is done."""
+        self._seen.pop(shard, None)
+
+    def holder(self, shard: int) -> str:
+        """Who holds a lease, in words; "" if nobody does."""
+        try:
+            found = _read(lease_path(self._store, shard))
+        except OSError:
+            return ""
+        return f"process {found.get('pid', '?')} on {found.get('host', '?')}"
+
+    def _create(self, shard: int, path: Path) -> bool:
+        """Put a new lease in place, locked and filled before anybody can see it; False if one was there."""
+        path.parent.mkdir(exist_ok=True)
+        held = self._prepare(path)
+        temporary = self._temporary(path)
+        try:
+            os.link(temporary, path)
+        except FileExistsError:
+            self._drop(held)
+            return False
+        except OSError:
+            if not self._create_without_link(held, path):
+                return False
+        finally:
+            temporary.unlink(missing_ok=True)
+        self._keep(shard, held)
+        return True
+
+    def _create_without_link(self, held: _Held, path: Path) -> bool:
+        """For file systems without hard links: for a moment the lease is empty, and then only its count speaks."""
+        self._drop(held)
+        try:
+            held.handle = os.open(path, os.O_CREAT | os.O_EXCL | os.O_RDWR | os.O_CLOEXEC, 0o644)
+        except FileExistsError:
+            return False
+        keep_from_children(held.handle)
+        self._fill(held)
+        return True
+
+    def _take_over(self, shard: int, path: Path) -> bool:
+        """Replace a dead lease by our own. One process at a time does that, so that one wins."""
+        lock = FileLock(path.parent / ".takeover")
+        if not lock.acquire(shared=False, timeout_s=0):
+            return False
+        try:
+            if not self._is_stale(shard, path):
+                return False
+            held = self._prepare(path)
+            try:
+                self._temporary(path).replace(path)
+            except BaseException:
+                self._drop(held)
+                self._temporary(path).unlink(missing_ok=True)
+                raise
+        finally:
+            lock.release()
+        self._keep(shard, held)
+        return True
+
+    def _is_stale(self, shard: int, path: Path) -> bool:
+        """Whether a lease is there whose holder is gone; keeps note of what was seen."""
+        try:
+            handle = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        except FileNotFoundError:
+            self._seen.pop(shard, None)
+            return False  # given back just now: the next look claims it
+        keep_from_children(handle)
+        try:
+            inode, content = os.fstat(handle).st_ino, os.pread(handle, 4096, 0)
+            free = _is_free(handle)
+        finally:
+            close(handle)
+        # Of another machine's lock we may know nothing: some file systems do not share locks.
+        if free and _parse(content).get("boot") == self._boot:
+            return True
+        now = time.monotonic()
+        seen = self._seen.get(shard)
+        if seen is None or (seen.inode, seen.content) != (inode, content):
+            self._seen[shard] = _Seen(inode, content, now)
+            return False
+        return now - seen.since_s >= self._lease_s
+
+    def _temporary(self, path: Path) -> Path:
+        return path.with_name(f"{TEMPORARY_PREFIX}{path.stem}-{self._owner}")
+
+    def _prepare(self, path: Path) -> _Held:
+        """A lease under a temporary name, filled and locked."""
+        temporary = self._temporary(path)
+        handle = os.open(temporary, os.O_CREAT | os.O_EXCL | os.O_RDWR | os.O_CLOEXEC, 0o644)
+        keep_from_children(handle)
+        held = _Held(path, handle)
+        try:
+            self._fill(held)
+        except BaseException:
+            self._drop(held)
+            temporary.unlink(missing_ok=True)
+            raise
+        return held
+
+    def _fill(self, held: _Held) -> None:
+        with suppress(OSError):  # without locks, the count alone shows that we live
+            fcntl.flock(held.handle, fcntl.LOCK_EX)
+        os.pwrite(held.handle, self._content(held), 0)
+
+    def _content(self, held: _Held) -> bytes:
+        # The count goes last and only grows, so that a later text always covers an earlier one.
+        values = {
+            "host": os.uname().nodename,
+            "boot": self._boot,
+            "pid": os.getpid(),
+            "owner": self._owner,
+            "beat": held.beat,
+        }
+        return (json.dumps(values) + "\n").encode()
+
+    def _keep(self, shard: int, held: _Held) -> None:
+        self._seen.pop(shard, None)
+        with self._lock:
+            self._held[shard] = held
+
+    def _drop(self, held: _Held) -> None:
+        with suppress(OSError):
+            fcntl.flock(held.handle, fcntl.LOCK_UN)
+        close(held.handle)
+
+    def _beat(self) -> None:
+        while not self._stop.wait(self._lease_s / 5):
+            with self._lock:
+                copies = []
+                for held in self._held.values():
+                    held.beat += 1
+                    copies.append((os.dup(held.handle), self._content(held)))
+                    keep_from_children(copies[-1][0])
+            # Outside of the lock: a sync may take its time, and other machines see the count only after it.
+            for copy, content in copies:
+                with suppress(OSError):
+                    os.pwrite(copy, content, 0)
+                    os.fsync(copy)
+                close(copy)
+
+
+class Claims:
+    """Walks over the shards that a store lacks and claims one at a time, until there is nothing left.
+
+    Every process walks the whole way, from another starting point: whoever is fast does more of it, whoever dies is
+    stepped in for, and it does not matter how many they are or when they came.
+
+    Args:
+        store: folder of the store.
+        num_shards: shards of the whole store.
+        leases: of this process.
+        start: where to begin, as a share of the pending shards, 0 <= start < 1.
+    """
+
+    def __init__(self, store: Path, num_shards: int, leases: Leases, *, start: float) -> None:
+        pending = pending_shards(store, num_shards)
+        at = int(start * len(pending))
+        self._store = store
+        self._leases = leases
+        self._todo = deque(pending[at:] + pending[:at])
+
+    def __len__(self) -> int:
+        """Shards that this process has not claimed, and has not seen committed."""
+        return len(self._todo)
+
+    def claim_next(self) -> int | None:
+        """Claim the next shard that nobody works on; None if there is none at the moment.
+
+        Raises:
+            StoreWriteError: the disk refused.
+        """
+        for _ in range(len(self._todo)):
+            shard = self._todo.popleft()
+            if self.is_committed(shard):
+                self._leases.forget(shard)
+                continue
+            if not self._leases.claim(shard):
+                self._todo.append(shard)
+            elif self.is_committed(shard):  # between the two looks
+                self._leases.release(shard)
+            else:
+                return shard
+        return None
+
+    def give_back(self, shard: int) -> None:
+        """Let go of a shard that was claimed: it is committed, or somebody else shall make it."""
+        self._leases.release(shard)
+
+    def is_committed(self, shard: int) -> bool:
+        """Whether a shard has its entry."""
+        return entry_path(self._store, shard).exists()
+
+    def holders(self) -> Sequence[str]:
+        """Who works on what is left, in words."""
+        names = (self._leases.holder(shard) for shard in self._todo)
+        return list(dict.fromkeys(name for name in names if name))
+
+
+def boot_id() -> str:
+    """What tells this start of this machine from every other; containers of one machine share it."""
+    try:
+        return _BOOT_PATH.read_text().strip()
+    except OSError:
+        return os.uname().nodename
+
+
+def _is_free(handle: int) -> bool:
+    """Whether nobody holds an open lease; False where the file system knows no locks, or none of other machines."""
+    try:
+        # Shared, so that those who look do not take each other for holders.
+        fcntl.flock(handle, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except OSError:
+        return False
+    return True
+
+
+def _read(path: Path) -> dict[str, object]:
+    return _parse(path.read_bytes())
+
+
+def _parse(content: bytes) -> dict[str, object]:
+    with suppress(ValueError):
+        found = json.loads(content)
+        if isinstance(found, dict):
+            return found
+    return {}  # empty after a power cut, or caught in the middle of a write

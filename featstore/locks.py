@@ -1,0 +1,204 @@
+"""Locks on files: the system frees them when the process that holds them ends, however it ends.
+
+No lock is ever stale, and no clock is asked. The file system has to know ``flock``. Local ones do; those that several
+machines share do if they are mounted so that they share locks (NFS 4, Lustre with ``-o flock``, GPFS, CephFS).
+"""
+
+import fcntl
+import os
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+from featstore.errors import StoreBusy, StoreWriteError
+
+LOCK_NAME = ".lock"
+"""Held shared by everyone who writes a store, and alone by whoever changes what is committed."""
+
+PUBLISH_NAME = ".publish"
+"""Held alone for the few renames that make a shard exist."""
+
+JOIN_TIMEOUT_S = 30.0
+"""How long a writer waits for somebody who holds the store alone; to clear leftovers takes milliseconds."""
+
+PUBLISH_TIMEOUT_S = 300.0
+"""How long a shard waits for its turn to be published; a turn takes milliseconds, or a second on a busy disk."""
+
+_handles: set[int] = set()
+
+
+def keep_from_children(handle: int) -> None:
+    """Close a file in every child that this process forks, so that its locks end with this process.
+
+    A forked child shares its parent's locks: a loader process that outlives a killed run by seconds would hold them.
+    """
+    _handles.add(handle)
+
+
+def close(handle: int) -> None:
+    """Close a file that ``keep_from_children`` was told of."""
+    _handles.discard(handle)
+    os.close(handle)
+
+
+def _close_in_child() -> None:
+    for handle in _handles:
+        with suppress(OSError):
+            os.close(handle)
+    _handles.clear()
+
+
+os.register_at_fork(after_in_child=_close_in_child)
+
+
+def this_process() -> str:
+    """How this process is called in messages."""
+    return f"process {os.getpid()} on {os.uname().nodename}"
+
+
+class FileLock:
+    """A lock on one file, which says inside who holds it."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._handle = -1
+        self._owner = 0
+
+    def acquire(self, *, shared: bool, timeout_s: float) -> bool:
+        """Lock the file; False if somebody else held it all the time.
+
+        Raises:
+            StoreWriteError: the file cannot be written, or its file system knows no locks.
+        """
+        start, pause = time.monotonic(), 0.001
+        while (held := self._try(shared)) is False and time.monotonic() - start < timeout_s:
+            time.sleep(pause)
+            pause = min(2 * pause, 0.05)
+        return held
+
+    def release(self) -> None:
+        """Unlock the file; a forked child that inherited this object does nothing."""
+        if self._handle >= 0 and self._owner == os.getpid():
+            with suppress(OSError):
+                fcntl.flock(self._handle, fcntl.LOCK_UN)
+            close(self._handle)
+        self._handle = -1
+
+    def holders(self) -> str:
+        """Who holds the file, as far as they could say so."""
+        with suppress(OSError):
+            names = dict.fromkeys(self.path.read_text(errors="replace").split("\n"))
+            return ", ".join(name for name in names if name and not _is_dead(name)) or "unknown"
+        return "unknown"
+
+    def _try(self, shared: bool) -> bool:
+        try:
+            handle = os.open(self.path, os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o644)
+        except OSError as error:
+            raise StoreWriteError(
+                f"{self.path.parent}: cannot be written to: {error}. Make it writable, or choose another --store.path."
+            ) from error
+        keep_from_children(handle)
+        try:
+            fcntl.flock(handle, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
+            held = True
+        except BlockingIOError:
+            held = False
+        except OSError as error:
+            close(handle)
+            raise StoreWriteError(
+                f"{self.path}: cannot be locked by flock: {error.strerror}. Check the disk, or put the store on a file "
+                "system that knows flock (local disks; NFS 4; Lustre mounted with -o flock)."
+            ) from error
+        if not held or not self._is_named(handle):  # or: the store was deleted, and made again
+            close(handle)
+            return False
+        self._handle, self._owner = handle, os.getpid()
+        self._sign(shared)
+        return True
+
+    def _is_named(self, handle: int) -> bool:
+        with suppress(OSError):
+            return os.path.samestat(os.fstat(handle), self.path.stat())
+        return False
+
+    def _sign(self, shared: bool) -> None:
+        # A courtesy to whoever finds the lock held; a full disk shows later.
+        with suppress(OSError):
+            if not shared:
+                os.ftruncate(self._handle, 0)
+            os.pwrite(self._handle, f"{this_process()}\n".encode(), os.fstat(self._handle).st_size)
+
+
+@contextmanager
+def exclusive(store: Path) -> Iterator[None]:
+    """Hold a store alone: nobody else writes to it meanwhile.
+
+    Raises:
+        StoreBusy: somebody writes to it; the message says who.
+        StoreWriteError: the store cannot be written to.
+    """
+    lock = FileLock(store / LOCK_NAME)
+    if not lock.acquire(shared=False, timeout_s=0):
+        raise StoreBusy(
+            f"{store}: another run is writing here ({lock.holders()}). Wait for it, or stop it; nothing is lost."
+        )
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+@contextmanager
+def shared(store: Path) -> Iterator[None]:
+    """Write to a store together with others; keeps away only those who need it alone.
+
+    Raises:
+        StoreBusy: somebody holds it alone for longer than it takes to clear leftovers; the message says who.
+        StoreWriteError: the store cannot be written to.
+    """
+    lock = FileLock(store / LOCK_NAME)
+    if not lock.acquire(shared=True, timeout_s=JOIN_TIMEOUT_S):
+        raise StoreBusy(
+            f"{store}: held alone, to repair or delete it, by {lock.holders()}. Wait for it, or stop it; "
+            "nothing is lost."
+        )
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+@contextmanager
+def publishing(store: Path) -> Iterator[None]:
+    """Hold the right to change what is committed, for a few renames.
+
+    Raises:
+        StoreBusy: somebody has held it for minutes; the message says who.
+        StoreWriteError: the store cannot be written to.
+    """
+    lock = FileLock(store / PUBLISH_NAME)
+    if not lock.acquire(shared=False, timeout_s=PUBLISH_TIMEOUT_S):
+        raise StoreBusy(
+            f"{lock.path}: {lock.holders()} has been publishing a shard for {PUBLISH_TIMEOUT_S:.0f} s. If it was "
+            "stopped, let it go on (kill -CONT) or end it (kill -9); nothing is lost."
+        )
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def _is_dead(name: str) -> bool:
+    """Whether a process of this machine has ended; a shared lock's file may still name it."""
+    words = name.split()
+    if len(words) != 4 or words[3] != os.uname().nodename or not words[1].isdecimal():
+        return False
+    try:
+        os.kill(int(words[1]), 0)
+    except ProcessLookupError:
+        return True
+    except OSError:
+        return False
+    return False

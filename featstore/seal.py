@@ -1,0 +1,55 @@
+"""JSON files that carry a checksum of themselves, so that a flipped byte is found even where the JSON stays valid.
+
+The key ``file_crc32c`` holds the CRC-32C of the file's own bytes, with the eight digits of that very value taken as
+zeros. A file without the key is accepted: other writers may leave it out, and no flipped byte takes it away unseen.
+"""
+
+import json
+import re
+from collections.abc import Mapping
+from typing import Any
+
+import google_crc32c
+
+KEY = "file_crc32c"
+
+_ZEROS = b"0" * 8
+_SEAL = re.compile(rb'"file_crc32c"\s*:\s*"([0-9a-f]{8})"')
+
+
+class SealError(ValueError):
+    """The bytes of a file are not those that were written."""
+
+
+def seal(values: Mapping[str, Any]) -> bytes:
+    """Bytes of a JSON file with these values and its checksum; equal values give equal bytes."""
+    text = json.dumps({**values, KEY: _ZEROS.decode()}, sort_keys=True, indent=1, allow_nan=False)
+    data = f"{text}\n".encode()
+    found = _SEAL.search(data)
+    assert found is not None
+    start, stop = found.span(1)
+    return data[:start] + f"{google_crc32c.value(data):08x}".encode() + data[stop:]
+
+
+def unseal(data: bytes) -> Any:
+    """Parse a JSON file, and take its checksum away after comparing it.
+
+    Raises:
+        SealError: not the bytes that were written.
+        ValueError: not JSON.
+    """
+    try:
+        values = json.loads(data)
+    except RecursionError:
+        raise ValueError("nested too deeply") from None
+    if not isinstance(values, dict) or KEY not in values:
+        return values
+    del values[KEY]
+    found = list(_SEAL.finditer(data))
+    if len(found) != 1:
+        raise SealError(f"{KEY} is not eight hexadecimal digits")
+    start, stop = found[0].span(1)
+    crc = f"{google_crc32c.value(data[:start] + _ZEROS + data[stop:]):08x}"
+    if crc.encode() != found[0].group(1):
+        raise SealError(f"crc32c of the file {crc}, expected {found[0].group(1).decode()}")
+    return values
