@@ -5,15 +5,16 @@ from collections.abc import Callable, Sequence
 import numpy as np
 
 from featstore.config import SourceConfig
-from featstore.errors import SourceError, shorten
+from featstore.errors import ConfigError, SourceError, shorten
 from featstore.ids import check_sample_ids
+from featstore.manifest import WorkRecord
 from featstore.sources.base import NO_LABEL, Source, matches
 from featstore.sources.digits import DigitsSource
 from featstore.sources.folder import FolderSource
 from featstore.sources.hf import HFSource
 from featstore.sources.tars import TarSource
 
-__all__ = ["NO_LABEL", "Source", "open_source"]
+__all__ = ["NO_LABEL", "Source", "mirror_work", "open_source"]
 
 KINDS: dict[str, Callable[[SourceConfig], Source]] = {
     "digits": lambda config: DigitsSource(),
@@ -48,6 +49,28 @@ def open_source(config: SourceConfig) -> Source:
     return source if len(rows) == len(source) else _Part(source, rows)
 
 
+def mirror_work(source: Source, *, batch_size: int) -> WorkRecord:
+    """Cut the work as the images are cut: one shard per tar, of the same name and with the same keys.
+
+    For stores with ``container="webdataset"``, which can then be streamed in step with the image tars.
+
+    Raises:
+        ConfigError: the samples do not lie in tars.
+    """
+    if not source.tars:
+        raise ConfigError(
+            f"{source.uri}: shards can mirror tars of images only; this source is {source.kind!r}. "
+            "Give the images with --source.kind tars, or do not mirror shards."
+        )
+    sizes = tuple(count for _, count in source.tars)
+    return WorkRecord(
+        shard_rows=max(sizes),
+        batch_size=batch_size,
+        shard_sizes=sizes,
+        shard_names=tuple(name for name, _ in source.tars),
+    )
+
+
 class _Part(Source):
     """Some rows of another source. Class indices keep their meaning: no class is renumbered."""
 
@@ -57,6 +80,11 @@ class _Part(Source):
         self.class_names = whole.class_names
         self.notes = list(whole.notes)
         self.sample_ids = [whole.sample_ids[row] for row in rows]
+        ends = np.cumsum([count for _, count in whole.tars])
+        counts = np.diff(np.searchsorted(rows, ends), prepend=0)
+        self.tars = [
+            (name, int(count)) for (name, _), count in zip(whole.tars, counts, strict=True) if count
+        ]
         self._whole = whole
         self._rows = np.asarray(rows, dtype=np.int64)
         if whole.labels is not None and (whole.labels[self._rows] != NO_LABEL).any():

@@ -60,14 +60,18 @@ class TarSource(Source):
         self.kind = "tars"
         self.uri = path
         self.notes = []
-        paths, base = find_tars(path)
-        named = sorted((_tar_id(tar, base), tar) for tar in paths)
+        named = named_tars(path)
         self._paths = [str(tar.absolute()) for _, tar in named]
         self._handles: dict[int, _Handle] = {}
         self._lock = threading.Lock()
         scans = [_scan(tar, allow_cut=allow_cut_tars) for _, tar in named]
         for scan in scans:
             self.notes += scan.notes
+        self.tars = [
+            (tar_id, len(scan.images))
+            for (tar_id, _), scan in zip(named, scans, strict=True)
+            if scan.images
+        ]
         self.sample_ids = [
             f"{tar_id}/{key}"
             for (tar_id, _), scan in zip(named, scans, strict=True)
@@ -126,6 +130,18 @@ class _Handle:
     def __del__(self) -> None:
         if self.number >= 0:
             os.close(self.number)
+
+
+def named_tars(pattern: str) -> list[tuple[str, Path]]:
+    """Return (name, path) of the tars that a pattern names, in the order of their names.
+
+    The name is the path below the folder named by the pattern, without ``.tar``.
+
+    Raises:
+        SourceError: none there, or some tar of a brace pattern is missing.
+    """
+    paths, base = find_tars(pattern)
+    return sorted((tar.relative_to(base).as_posix().removesuffix(".tar"), tar) for tar in paths)
 
 
 def find_tars(pattern: str) -> tuple[list[Path], Path]:
@@ -222,10 +238,6 @@ def _contents(folder: Path) -> str:
     return f"{folder} holds {shorten(names)}" if names else f"{folder} is empty"
 
 
-def _tar_id(tar: Path, base: Path) -> str:
-    return tar.relative_to(base).as_posix().removesuffix(".tar")
-
-
 class _Break(Exception):
     """A tar breaks off: no whole member can be read from a byte offset on."""
 
@@ -250,7 +262,7 @@ class _Scan:
 
     def add(self, member: tarfile.TarInfo, file: BinaryIO) -> None:
         """Take one regular member."""
-        found = _split(member.name)
+        found = split_name(member.name)
         if found is None:
             return
         key, extension = found
@@ -288,7 +300,7 @@ class _Scan:
             member: the member whose bytes are not all there, None if its name is lost. In that case
                 the last sample counts as whole if it has every part that the one before it has.
         """
-        found = _split(member) if member is not None else None
+        found = split_name(member) if member is not None else None
         if found is not None:
             key = found[0]
         elif self._before and self._before <= self._extensions:
@@ -306,7 +318,7 @@ class _Scan:
         return np.array([self.labels.get(key, NO_LABEL) for key in self.images], dtype=np.int64)
 
 
-def _split(name: str) -> tuple[str, str] | None:
+def split_name(name: str) -> tuple[str, str] | None:
     """Return (key, extension in lower case) of a member, None if it belongs to no sample."""
     name = name.removeprefix("./")
     match = _KEY.fullmatch(name)
