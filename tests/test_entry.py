@@ -214,6 +214,7 @@ def test_config_without_a_path() -> None:
         (lambda: StoreConfig(fields=["cls", "cls"]), "--store.fields repeats one"),
         (lambda: StoreConfig(shard_rows=0), "--store.shard_rows 0 must be positive"),
         (lambda: StoreConfig(shard_mb=0), "--store.shard_mb 0 must be positive"),
+        (lambda: StoreConfig(lease_s=0), "--store.lease_s 0 must be positive"),
         (lambda: ExtractConfig(batch_size=0), "--batch_size 0 must be positive"),
         (lambda: ExtractConfig(workers=-1), "--workers -1 must not be negative"),
         (

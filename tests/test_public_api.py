@@ -10,14 +10,19 @@ from tests.conftest import ROOT
 def test_all_is_what_is_public() -> None:
     """Every name that __init__ defines or imports is in __all__, and the other way round."""
     defined = set()
-    for node in ast.parse(Path(featstore.__file__).read_text()).body:
-        if isinstance(node, ast.ImportFrom):
+    body = ast.parse(Path(featstore.__file__).read_text()).body
+    # What is imported at first use is named under TYPE_CHECKING.
+    body += [inner for node in body if isinstance(node, ast.If) for inner in node.body]
+    for node in body:
+        if isinstance(node, ast.ImportFrom) and node.module != "typing":
             defined |= {alias.asname or alias.name for alias in node.names}
         elif isinstance(node, ast.Assign):
             defined |= {target.id for target in node.targets if isinstance(target, ast.Name)}
     defined.discard("__all__")
     assert sorted(featstore.__all__) == sorted(defined)
     assert all(hasattr(featstore, name) for name in featstore.__all__)
+    assert not hasattr(featstore, "another")
+    assert set(featstore.__all__) <= set(dir(featstore))
 
 
 def test_the_public_names() -> None:

@@ -8,13 +8,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from featstore import extract, plan
+from featstore import extract, measure
 from featstore.config import StoreConfig
 from featstore.errors import ManifestMismatch, StoreWriteError
 from featstore.manifest import FieldRecord
-from featstore.plan import Plan, Rates, make_plan, measure_disk, measure_rate, shard_rows
+from featstore.measure import measure_disk, measure_rate
+from featstore.plan import Plan, Rates, make_plan, shard_rows, stored_bytes
 from featstore.sources import open_source
 from featstore.teachers import Teacher
+from tests.featstore import golden
 from tests.featstore.formula import FormulaTeacher, describe, make_config, run
 from tests.featstore.stores import field, make_columns, make_manifest, write_store
 
@@ -32,7 +34,7 @@ def test_the_plan_is_what_lands_on_disk(tmp_path: Path, num_rows: int, rows: int
     manifest = make_manifest(num_rows=num_rows, shard_rows=rows)
     planned = plan_of(tmp_path / "s", manifest, pending=manifest.num_shards)
     path = write_store(tmp_path / "s", manifest, make_columns(manifest))
-    files = [file for file in path.rglob("*") if file.is_file()]
+    files = [file for file in path.rglob("*") if file.is_file() and not file.name.startswith(".")]
     assert planned.files == len(files)
     for name, planned_bytes in planned.field_bytes.items():
         objects = [file for file in (path / "fields" / name / "c").rglob("*") if file.is_file()]
@@ -43,6 +45,38 @@ def test_the_plan_is_what_lands_on_disk(tmp_path: Path, num_rows: int, rows: int
         assert on_disk == one_row * rows * manifest.num_shards
     assert planned.bytes_left == sum(planned.field_bytes.values())
     assert planned.rows_left == num_rows
+
+
+@pytest.mark.parametrize("container", ["zarr", "webdataset"])
+def test_every_kind_of_field_is_planned_for(tmp_path: Path, container: Any) -> None:
+    """What is planned is what is stored: codes and scales of int8, k of top-k, the items of full ragged rows."""
+    manifest = golden.make_manifest(container)
+    planned = plan_of(tmp_path / "s", manifest, pending=manifest.num_shards)
+    path = golden.write(tmp_path / "s", container)
+    files = [file for file in path.rglob("*") if file.is_file() and not file.name.startswith(".")]
+    assert planned.files == len(files)
+    one_row = {name: size // golden.ROWS for name, size in planned.field_bytes.items()}
+    assert one_row["cls"] == 2 * 6 * 2
+    assert one_row["codes_row"] == one_row["codes_both"] == 2 * (4 + 4)
+    assert one_row["codes_channel"] == 2 * 4
+    assert one_row["logits"] == 2 * 3 * (2 + 2)
+    assert one_row["points"] == 40 * 3 * 2 + 2 * 2 * 8
+    assert one_row["caption"] == 0
+    assert one_row["ids"] == 2 * 8
+    assert planned.rows_left == golden.ROWS
+    codecs = planned.codec_bytes
+    assert not codecs if container == "webdataset" else codecs["raw"] > codecs["zstd"]
+    assert any(line.startswith("codecs") for line in planned.lines()) == (container == "zarr")
+
+
+def test_shards_are_cut_by_what_is_stored() -> None:
+    """A field that is read back as float32 and stored in one byte gets four times the rows."""
+    wide = {"x": golden.FIELDS["codes_channel"].model_copy(update={"shape": (10_000,)})}
+    rows = shard_rows(wide, num_views=1, most_rows=10**6, most_mb=10)
+    assert rows == 512
+    assert stored_bytes("x", wide["x"], 1) == 10_000
+    text = {"caption": golden.FIELDS["caption"]}
+    assert shard_rows(text, num_views=1, most_rows=100, most_mb=1) == 64
 
 
 def test_only_what_is_left_is_reckoned(tmp_path: Path) -> None:
@@ -78,7 +112,7 @@ def test_a_small_disk_is_found_before_anything_is_made(
     """The message names need and free space and what to do; nothing is created, and nothing was measured."""
     monkeypatch.setattr(extract, "measure", lambda *_, **__: pytest.fail("measured first"))
     usage = shutil.disk_usage(tmp_path)._replace(free=1000)
-    monkeypatch.setattr(plan.shutil, "disk_usage", lambda path: usage)
+    monkeypatch.setattr(measure.shutil, "disk_usage", lambda path: usage)
     config = make_config(image_folder, tmp_path / "a" / "s")
     with pytest.raises(
         StoreWriteError, match=r"1.87 kB are still to be written, 1 kB are free. .*--store.fields"
@@ -183,7 +217,7 @@ def test_a_folder_that_cannot_be_written_to(
     def refuse(**_: Any) -> None:
         raise PermissionError(13, "Permission denied")
 
-    monkeypatch.setattr(plan.tempfile, "TemporaryFile", refuse)
+    monkeypatch.setattr(measure.tempfile, "TemporaryFile", refuse)
     with pytest.raises(
         StoreWriteError, match=r"cannot write there .*Permission denied.*--store.path"
     ):
@@ -192,12 +226,12 @@ def test_a_folder_that_cannot_be_written_to(
 
 def test_numbers_for_people() -> None:
     """Three digits and a unit."""
-    assert [plan.format_bytes(size) for size in (0, 999, 1500, 2.6e9, 7e16)] == [
+    assert [measure.format_bytes(size) for size in (0, 999, 1500, 2.6e9, 7e16)] == [
         "0 B",
         "999 B",
         "1.5 kB",
         "2.6 GB",
         "7e+04 TB",
     ]
-    assert [plan.format_rate(rate) for rate in (0.25, 2.94, 1234.5)] == ["0.25", "2.9", "1,234"]
-    assert [plan.format_seconds(s) for s in (12, 204, 27000)] == ["12 s", "3.4 min", "7.5 h"]
+    assert [measure.format_rate(rate) for rate in (0.25, 2.94, 1234.5)] == ["0.25", "2.9", "1,234"]
+    assert [measure.format_seconds(s) for s in (12, 204, 27000)] == ["12 s", "3.4 min", "7.5 h"]

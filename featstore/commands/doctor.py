@@ -1,0 +1,20 @@
+"""``featstore doctor``."""
+
+import argparse
+import dataclasses
+import json
+
+from featstore.doctor import examine
+
+
+def doctor(arguments: argparse.Namespace) -> int:
+    """Look at the machine; returns the exit status."""
+    found = []
+    for check in examine(arguments.path):
+        found.append(check)
+        if not arguments.json:
+            advice = f"\n{'':22}{check.advice}" if check.advice else ""
+            print(f"{check.state:6}{check.name:14}  {check.found}{advice}", flush=True)
+    if arguments.json:
+        print(json.dumps([dataclasses.asdict(check) for check in found], indent=2))
+    return 1 if any(check.state == "fail" for check in found) else 0

@@ -1,0 +1,167 @@
+"""``featstore inspect``."""
+
+import argparse
+import json
+from collections import Counter
+from typing import Any
+
+from featstore.ledger import committed_shards, read_complete
+from featstore.manifest import (
+    FieldRecord,
+    Int8Encoding,
+    Manifest,
+    RaggedEncoding,
+    TeacherRecord,
+    TopKEncoding,
+    read_manifest,
+)
+from featstore.measure import format_bytes
+from featstore.reader import FeatureStore
+
+SHOWN = 20
+COUNTED_SHARDS = 1000
+"""Stores of fewer shards are counted without being asked: their ledger is read in a second or so."""
+
+
+def inspect(arguments: argparse.Namespace) -> int:
+    """Say what a store holds; returns the exit status."""
+    manifest = read_manifest(arguments.store)
+    shards = committed_shards(arguments.store, manifest.num_shards)
+    store = FeatureStore(arguments.store, manifest, shards)
+    counts = arguments.counts or manifest.num_shards < COUNTED_SHARDS
+    summary = summarise(store, counts=counts)
+    print(json.dumps(summary, indent=2) if arguments.json else "\n".join(lines(manifest, summary)))
+    return 0 if store.complete else 1
+
+
+def summarise(store: FeatureStore, *, counts: bool) -> dict[str, Any]:
+    """What ``inspect`` says, as plain JSON values.
+
+    Args:
+        store: may be incomplete.
+        counts: read the whole ledger and the small columns; else what only they know is None.
+    """
+    manifest = store.manifest
+    mark = read_complete(store.path, manifest.num_shards)
+    summary: dict[str, Any] = {
+        "path": str(store.path),
+        "uuid": manifest.uuid,
+        "fingerprint": manifest.fingerprint,
+        "created": manifest.created,
+        "created_by": manifest.created_by,
+        "format_version": manifest.format_version,
+        "container": manifest.container,
+        "complete": store.complete,
+        "shards": [len(store.shards), manifest.num_shards],
+        "shard_rows": manifest.work.shard_rows,
+        "rows": manifest.num_rows,
+        "rows_done": sum(len(manifest.shard_range(shard)) for shard in store.shards),
+        "rows_valid": None if mark is None else manifest.num_rows - mark.invalid_rows,
+        "rows_labelled": None,
+        "classes": len(manifest.source.class_names),
+        "bytes": None if mark is None else mark.bytes,
+        "teachers": {
+            name: teacher.model_dump(mode="json") for name, teacher in manifest.teachers.items()
+        },
+        "views": [str(view) for view in manifest.views.views],
+        "fields": {name: spec.model_dump(mode="json") for name, spec in manifest.fields.items()},
+        "artefacts": {
+            name: item.model_dump(mode="json") for name, item in manifest.artefacts.items()
+        },
+        "source": {"kind": manifest.source.kind, "uri": manifest.source.uri},
+        "seconds": None,
+        "invalid": None,
+    }
+    return {**summary, **_counts(store)} if counts else summary
+
+
+def _counts(store: FeatureStore) -> dict[str, Any]:
+    entries = [store.entry(shard) for shard in store.shards]
+    seconds = Counter[str]()
+    for entry in entries:
+        seconds.update(entry.seconds)
+    return {
+        "rows_valid": int(store.valid.sum()),
+        "rows_labelled": int((store.labels >= 0).sum()),
+        "bytes": sum(item.bytes for entry in entries for item in entry.objects.values()),
+        "seconds": {name: round(value, 1) for name, value in sorted(seconds.items())},
+        "invalid": [item.model_dump(mode="json") for item in store.invalid_rows()],
+    }
+
+
+def lines(manifest: Manifest, summary: dict[str, Any]) -> list[str]:
+    """The same for people."""
+    state = "complete" if summary["complete"] else "INCOMPLETE: run extract.py again to go on"
+    done, total = summary["shards"]
+    size = "bytes not counted" if summary["bytes"] is None else f"{summary['bytes']:,} bytes"
+    source = manifest.source
+    found = [
+        f"store        {summary['path']} (format {manifest.format_version}, {manifest.container}, {manifest.created})",
+        f"fingerprint  {summary['fingerprint']}",
+        f"state        {state}; {done:,} of {total:,} shards, {size}",
+    ]
+    found += [
+        f"teacher      {_teacher(name, item)}" for name, item in sorted(manifest.teachers.items())
+    ]
+    found += [
+        f"source       {source.kind} {source.uri}",
+        f"rows         {_rows(summary)}",
+        f"views        {len(summary['views'])}: {'; '.join(summary['views'])}",
+    ]
+    found += [
+        f"field        {_field(name, item)}" for name, item in sorted(manifest.fields.items())
+    ]
+    found += [
+        f"artefact     {name}: {format_bytes(item.bytes)}, {item.meaning}"
+        for name, item in sorted(manifest.artefacts.items())
+    ]
+    if summary["seconds"] is None:
+        return [*found, "counts       not read; --counts reads the whole ledger"]
+    spent = ", ".join(f"{name} {value:.0f} s" for name, value in summary["seconds"].items())
+    found.append(f"spent        {spent or 'nothing yet'}")
+    invalid = summary["invalid"]
+    found += [f"skipped      {item['sample_id']}: {item['reason']}" for item in invalid[:SHOWN]]
+    if len(invalid) > SHOWN:
+        found.append(f"skipped      ... and {len(invalid) - SHOWN} more (--json lists all)")
+    return found
+
+
+def _teacher(name: str, teacher: TeacherRecord) -> str:
+    model = f"{teacher.library} {teacher.name} {teacher.tag}".rstrip()
+    batch = ", normalised by batch" if teacher.mode == "batch" else ""
+    return (
+        f"{name}: {model}, {teacher.precision}{batch}, weights {teacher.weights_sha256[:12]}, "
+        f"licence {teacher.licence or 'not stated'}"
+    )
+
+
+def _rows(summary: dict[str, Any]) -> str:
+    text = f"{summary['rows']:,}"
+    if summary["rows_valid"] is not None:
+        text += f"; {summary['rows_valid']:,} valid"
+    if summary["rows_labelled"] is not None:
+        text += f", {summary['rows_labelled']:,} with a label"
+    return f"{text} ({summary['classes']} classes)"
+
+
+def _field(name: str, field: FieldRecord) -> str:
+    shape = " x ".join(str(size) for size in field.shape) or "one"
+    parts = [f"{name}: {shape} {field.dtype}"]
+    encoding = field.encoding
+    if isinstance(encoding, Int8Encoding):
+        parts.append(
+            f"stored as int8 by {encoding.scheme}: relative error {encoding.relative_l2:.2g}, cosine "
+            f"{encoding.cosine_mean:.6f} (worst {encoding.cosine_worst:.6f}) on {encoding.sample_rows} rows"
+        )
+    if isinstance(encoding, TopKEncoding):
+        parts.append(f"largest of {encoding.num_classes:,}")
+    if isinstance(encoding, RaggedEncoding):
+        parts.append(f"up to {encoding.most_items} items a row")
+    if field.codec != "raw":
+        parts.append(field.codec)
+    if not field.per_view:
+        parts.append("one for all views")
+    parts.append(field.meaning)
+    if field.teacher:
+        parts.append(f"by {field.teacher}")
+    return ", ".join(parts)

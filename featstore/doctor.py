@@ -1,0 +1,341 @@
+"""What this machine can and cannot do for a store: each line is ok, a warning, or a failure with what to do.
+
+Nothing but the standard library is needed to run it: what is not installed shall be said, not stumbled over.
+"""
+
+import fcntl
+import mmap
+import os
+import platform
+import resource
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Literal
+
+from featstore.errors import StoreWriteError
+from featstore.measure import existing_parent, format_bytes, free_bytes, measure_disk
+
+State = Literal["ok", "warn", "fail"]
+
+NEEDED = (
+    *("numpy", "zarr", "numcodecs", "pydantic", "safetensors", "google-crc32c", "ml_dtypes"),
+    *("torch", "torchvision", "timm", "open_clip_torch", "accelerate", "pillow", "jsonargparse"),
+)
+"""Packages without which no store is made."""
+OPTIONAL = ("webdataset", "datasets", "huggingface_hub", "onnx", "onnxruntime", "wandb", "mlflow")
+
+HUB_TIMEOUT_S = 4.0
+PROBE_BYTES = 64 * 2**20
+LEAST_FREE_BYTES = 10**9
+LEAST_MEMORY_BYTES = 4 * 10**9
+LEAST_FILES = 1024
+USUAL_MAPPINGS = 65_530
+
+
+@dataclass(frozen=True)
+class Check:
+    """One finding.
+
+    Attributes:
+        name: what was looked at.
+        state: fail where extraction is impossible.
+        found: what is there.
+        advice: what to do; "" where there is nothing to do.
+    """
+
+    name: str
+    state: State
+    found: str
+    advice: str = ""
+
+
+def examine(path: Path) -> Iterator[Check]:
+    """Look at everything, quick things first.
+
+    Args:
+        path: where stores will lie; it need not exist.
+    """
+    checks: tuple[Callable[[], Iterator[Check]], ...] = (
+        _python,
+        _packages,
+        _processor,
+        _memory,
+        _limits,
+        lambda: _disk(path),
+        _hub,
+        _accelerator,
+    )
+    for check in checks:
+        yield from check()
+
+
+def _python() -> Iterator[Check]:
+    enough = sys.version_info >= (3, 11)
+    yield Check(
+        "python",
+        "ok" if enough else "fail",
+        f"{platform.python_version()} ({platform.python_implementation()})",
+        "" if enough else "Use Python 3.11 or newer.",
+    )
+    linux = sys.platform == "linux"
+    yield Check(
+        "platform",
+        "ok" if linux else "warn",
+        platform.platform(),
+        "" if linux else "Linux is what is tested.",
+    )
+
+
+def _packages() -> Iterator[Check]:
+    found = {name: _version(name) for name in (*NEEDED, *OPTIONAL)}
+    lacking = [name for name in NEEDED if not found[name]]
+    listed = ", ".join(f"{name} {number}" for name, number in found.items() if number)
+    yield Check("packages", "ok", listed)
+    if lacking:
+        yield Check(
+            "packages", "fail", f"missing: {', '.join(lacking)}", "pip install featstore-distill"
+        )
+    absent = [name for name in OPTIONAL if not found[name]]
+    if absent:
+        yield Check("packages", "ok", f"not installed, and not always needed: {', '.join(absent)}")
+
+
+def _version(name: str) -> str:
+    try:
+        return version(name)
+    except PackageNotFoundError:
+        return ""
+
+
+def _processor() -> Iterator[Check]:
+    count = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    flags = set(_read("/proc/cpuinfo").split())
+    native = flags & {"avx512_bf16", "amx_bf16", "bf16", "svebf16"}
+    arithmetic = f"native ({', '.join(sorted(native))})" if native else "emulated, slower than fp32"
+    yield Check("processor", "ok", f"{count} usable cores, bf16 arithmetic {arithmetic}")
+
+
+def _memory() -> Iterator[Check]:
+    words = _read("/proc/meminfo").split()
+    if "MemAvailable:" not in words:
+        return
+    free = int(words[words.index("MemAvailable:") + 1]) * 1024
+    limit = _read("/sys/fs/cgroup/memory.max").strip()
+    if limit.isdecimal():  # a container's own limit
+        used = _read("/sys/fs/cgroup/memory.current").strip()
+        free = min(free, int(limit) - int(used or 0))
+    enough = free >= LEAST_MEMORY_BYTES
+    yield Check(
+        "memory",
+        "ok" if enough else "warn",
+        f"{format_bytes(max(0, free))} available",
+        "" if enough else "Three shards are in memory at a time: use a smaller --store.shard_mb.",
+    )
+
+
+def _limits() -> Iterator[Check]:
+    files = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+    enough = files >= LEAST_FILES
+    yield Check(
+        "open files",
+        "ok" if enough else "warn",
+        f"{files:,} at most",
+        "" if enough else f"Raise it: ulimit -n {LEAST_FILES}.",
+    )
+    text = _read("/proc/sys/vm/max_map_count").strip()
+    if text.isdecimal():
+        enough = int(text) >= USUAL_MAPPINGS
+        yield Check(
+            "mappings",
+            "ok" if enough else "warn",
+            f"{int(text):,} at most; a reader needs one for each shard and column",
+            "" if enough else f"Raise it: sysctl vm.max_map_count={USUAL_MAPPINGS}.",
+        )
+
+
+def _disk(path: Path) -> Iterator[Check]:
+    folder = existing_parent(path)
+    free = free_bytes(folder)
+    enough = free >= LEAST_FREE_BYTES
+    yield Check(
+        "disk space",
+        "ok" if enough else "warn",
+        f"{format_bytes(free)} free at {folder}",
+        "" if enough else "Free some space, or choose another --store.path.",
+    )
+    try:
+        written = measure_disk(folder, size=min(PROBE_BYTES, max(2**20, free // 4)))
+        with tempfile.TemporaryDirectory(prefix=".featstore-doctor-", dir=folder) as probe:
+            read = _read_speed(Path(probe), min(PROBE_BYTES, max(2**20, free // 4)))
+            problems = list(_file_system(Path(probe)))
+    except (OSError, StoreWriteError) as error:
+        yield Check("disk", "fail", str(error), "Choose another --path, where you may write.")
+        return
+    yield Check(
+        "disk speed",
+        "ok",
+        f"{format_bytes(written)}/s written and synced, {format_bytes(read)}/s read",
+    )
+    yield from problems
+    if not problems:
+        yield Check("file system", "ok", "renames over files and folders, locks, maps")
+
+
+def _read_speed(folder: Path, size: int) -> float:
+    file = folder / "probe"
+    file.write_bytes(os.urandom(2**20) * max(1, size // 2**20))
+    handle = os.open(file, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+        if hasattr(os, "posix_fadvise"):  # else what was just written is read from memory
+            os.posix_fadvise(handle, 0, 0, os.POSIX_FADV_DONTNEED)
+        start, done = time.perf_counter(), 0
+        while data := os.read(handle, 2**20):
+            done += len(data)
+        return done / (time.perf_counter() - start)
+    finally:
+        os.close(handle)
+
+
+def _file_system(folder: Path) -> Iterator[Check]:
+    """What network file systems often cannot do, and a store cannot do without."""
+    elsewhere = "Put the store on a local disk, or on NFS 4, or on Lustre mounted with -o flock."
+    old, new = folder / "old", folder / "new"
+    try:
+        old.write_bytes(b"old")
+        new.write_bytes(b"new")
+        new.replace(old)
+        (folder / "a").mkdir()
+        (folder / "b").mkdir()
+        (folder / "a").replace(folder / "b")
+        renamed = old.read_bytes() == b"new" and not new.exists()
+    except OSError as error:
+        renamed = False
+        elsewhere = f"({error.strerror}) {elsewhere}"
+    if not renamed:
+        yield Check("file system", "fail", "a file or folder does not replace another", elsewhere)
+    if not _locks(folder / "lock"):
+        yield Check("file system", "fail", "flock does not lock", elsewhere)
+    mapped = folder / "mapped"
+    mapped.write_bytes(b"x" * mmap.PAGESIZE)
+    try:
+        with mapped.open("rb") as file, mmap.mmap(file.fileno(), 0, prot=mmap.PROT_READ) as view:
+            maps = view[:1] == b"x"
+    except OSError:
+        maps = False
+    if not maps:
+        yield Check("file system", "fail", "files cannot be mapped into memory", elsewhere)
+
+
+def _locks(path: Path) -> bool:
+    """Whether a second open file of the same path is kept out."""
+    with path.open("w") as first, path.open("w") as second:
+        try:
+            fcntl.flock(first, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            return False
+        try:
+            fcntl.flock(second, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            return True
+        return False
+
+
+def _hub() -> Iterator[Check]:
+    if find_spec("huggingface_hub") is None:
+        yield Check("hub", "warn", "huggingface_hub is not installed", "Give --teacher.weights.")
+        return
+    from huggingface_hub import constants
+
+    cache = Path(constants.HF_HUB_CACHE)
+    models = len(list(cache.glob("models--*"))) if cache.is_dir() else 0
+    yield Check("hub cache", "ok", f"{cache}, {models} models")
+    if constants.HF_HUB_OFFLINE:
+        yield Check("hub", "ok", "HF_HUB_OFFLINE is set: it is not asked")
+        return
+    request = urllib.request.Request(constants.ENDPOINT, method="HEAD")
+    start = time.perf_counter()
+    try:
+        with urllib.request.urlopen(request, timeout=HUB_TIMEOUT_S):
+            pass
+    except urllib.error.HTTPError:  # it answered
+        pass
+    except OSError as error:
+        reason = getattr(error, "reason", error)
+        yield Check(
+            "hub",
+            "warn",
+            f"{constants.ENDPOINT} is not reachable ({reason})",
+            "Local weights need no hub: --teacher.weights FILE.",
+        )
+        return
+    yield Check("hub", "ok", f"{constants.ENDPOINT} answers in {time.perf_counter() - start:.1f} s")
+
+
+def _accelerator() -> Iterator[Check]:
+    driver = _nvidia_smi()
+    if driver:
+        yield Check("driver", "ok", driver)
+    if find_spec("torch") is None:
+        return  # said among the packages
+    try:
+        import torch
+    except (
+        Exception
+    ) as error:  # a broken installation fails in many ways, and this is where it shall show
+        yield Check("torch", "fail", f"cannot be imported: {error}", "Install torch again.")
+        return
+    for number in range(torch.cuda.device_count()):
+        properties = torch.cuda.get_device_properties(number)
+        bf16 = torch.cuda.is_bf16_supported(including_emulation=False)
+        yield Check(
+            "accelerator",
+            "ok",
+            f"{properties.name}, {format_bytes(properties.total_memory)}, bf16 {'native' if bf16 else 'emulated'}, "
+            f"CUDA {torch.version.cuda}",
+        )
+    if torch.cuda.device_count():
+        return
+    if driver:
+        yield Check(
+            "accelerator",
+            "warn",
+            f"torch {torch.__version__} sees none, though there is a driver",
+            "Install a torch build for this driver's CUDA.",
+        )
+    else:
+        yield Check(
+            "accelerator",
+            "warn",
+            "none: the teacher runs on the processor",
+            "--dry_run of extract.py says how long it takes.",
+        )
+
+
+def _nvidia_smi() -> str:
+    tool = shutil.which("nvidia-smi")
+    if tool is None:
+        return ""
+    query = [tool, "--query-gpu=name,driver_version,memory.total", "--format=csv,noheader"]
+    try:
+        done = subprocess.run(query, capture_output=True, text=True, timeout=20, check=True)
+    except (OSError, subprocess.SubprocessError):
+        return ""
+    return "; ".join(line.strip() for line in done.stdout.splitlines())
+
+
+def _read(path: str) -> str:
+    try:
+        return Path(path).read_text(errors="replace")
+    except OSError:
+        return ""

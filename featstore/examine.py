@@ -1,0 +1,242 @@
+"""One shard under the lens: its ledger entry, every block of its objects, and what its columns hold."""
+
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from itertools import pairwise
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+
+from featstore.backends.base import Array, Backend
+from featstore.check import damaged_blocks
+from featstore.errors import ShardCorrupt, StoreError, shorten
+from featstore.ledger import ObjectRecord, ShardRecord, entry_path, read_entry
+from featstore.rules import ShardRules
+
+Kind = Literal["shard", "metadata", "mark", "manifest", "artefact", "ledger"]
+
+MENDABLE = ("shard", "metadata", "mark")
+"""What ``repair`` can do something about."""
+
+_AGAIN = "fetch the store again, or extract it again into a new folder"
+
+ADVICE: dict[Kind, str] = {
+    "shard": "extract.py --repair makes this shard again",
+    "metadata": "extract.py --repair writes this file again",
+    "mark": "extract.py --repair writes this file again",
+    "manifest": _AGAIN,
+    "artefact": _AGAIN,
+    "ledger": _AGAIN,
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Damage:
+    """Something in a store that is not as it was written, or not as the rest says.
+
+    Attributes:
+        kind: which part; it decides what can be done.
+        problem: what is wrong.
+        object: path of the file inside the store; "" if it is about more than one.
+        shard: number of the shard, if it is about one.
+        column: name of the column, if it is about one.
+        rows: rows of the store, if it is about some.
+    """
+
+    kind: Kind
+    problem: str
+    object: str = ""
+    shard: int | None = None
+    column: str = ""
+    rows: range | None = None
+
+    @property
+    def advice(self) -> str:
+        """What to do about it."""
+        return ADVICE[self.kind]
+
+    def __str__(self) -> str:
+        """One line: shard, rows, column, file, what is wrong, what to do."""
+        parts = []
+        if self.shard is not None:
+            where = f"shard {self.shard}"
+            if self.rows is not None and len(self.rows):
+                where += f" (rows {self.rows.start}-{self.rows.stop - 1})"
+            parts.append(where + (f', column "{self.column}"' if self.column else ""))
+        if self.object:
+            parts.append(self.object)
+        return ": ".join([*parts, self.problem]) + f"; {self.advice}"
+
+
+@dataclass
+class ShardFindings:
+    """What a look at one shard found.
+
+    Attributes:
+        shard: its number.
+        damages: what is wrong with it.
+        entry: its ledger entry, if that is sound.
+        ids: sample ids of its rows, if they are sound.
+        blocks, bytes: how many were compared with their checksums.
+    """
+
+    shard: int
+    damages: list[Damage] = field(default_factory=list)
+    entry: ShardRecord | None = None
+    ids: list[str] | None = None
+    blocks: int = 0
+    bytes: int = 0
+
+
+def examine_shard(backend: Backend, shard: int) -> ShardFindings:
+    """Look at everything in one shard; memory holds one of its columns at a time."""
+    found = ShardFindings(shard)
+    found.damages += check_entry(backend, shard, found)
+    if found.entry is None:
+        return found
+    names = set(backend.object_names(shard))
+    for name, record in sorted(found.entry.objects.items()):
+        if name not in names:
+            continue
+        found.damages += check_object(backend, shard, name, record)
+        found.blocks += record.num_blocks
+        found.bytes += record.bytes
+    _check_columns(backend, found)
+    return found
+
+
+def check_entry(backend: Backend, shard: int, found: ShardFindings) -> list[Damage]:
+    """Check a ledger entry against the manifest; puts it into ``found`` if it can be used."""
+    rows = backend.manifest.shard_range(shard)
+    path = entry_path(backend.store, shard)
+    where = path.relative_to(backend.store).as_posix()
+
+    def damage(problem: str) -> Damage:
+        return Damage(kind="shard", problem=problem, object=where, shard=shard, rows=rows)
+
+    try:
+        entry = read_entry(backend.store, shard)
+    except ShardCorrupt as error:
+        return [damage(problem_of(error, path))]
+    if entry.rows != (rows.start, rows.stop):
+        first, last = entry.rows
+        return [damage(f"rows {first}-{last - 1}, expected {rows.start}-{rows.stop - 1}")]
+    names = backend.object_names(shard)
+    damages = []
+    if missing := sorted(set(names) - entry.objects.keys()):
+        damages.append(damage(f"the entry lacks {shorten(missing)}"))
+    if foreign := sorted(entry.objects.keys() - set(names)):
+        damages.append(damage(f"the entry lists what no shard has: {shorten(foreign)}"))
+    found.entry = entry
+    return damages
+
+
+def check_object(
+    backend: Backend,
+    shard: int,
+    name: str,
+    record: ObjectRecord,
+    blocks: range | None = None,
+) -> list[Damage]:
+    """Compare size and blocks of one object with the ledger.
+
+    Args:
+        backend: of the store.
+        shard: number of the shard.
+        name: path of the object inside the store.
+        record: what the ledger says of it.
+        blocks: which blocks; all if not given.
+    """
+    path = backend.store / name
+    try:
+        size = path.stat().st_size if path.is_file() else -1
+    except OSError:
+        size = -1
+    if size != record.bytes:
+        found = "missing" if size < 0 else f"{size:,} bytes, expected {record.bytes:,}"
+        return [_object_damage(backend, shard, name, max(0, min(size, record.bytes - 1)), found)]
+    wanted = range(record.num_blocks) if blocks is None else blocks
+    return [
+        _object_damage(backend, shard, name, start, problem, stop)
+        for start, stop, problem in _runs(record, path, wanted)
+    ]
+
+
+def _runs(record: ObjectRecord, path: Path, blocks: range) -> Iterator[tuple[int, int, str]]:
+    """Damaged blocks that follow each other are one damage: (first byte, one after the last, what is wrong)."""
+    bad = list(damaged_blocks(path, record, blocks))
+    ends = [i for i, (a, b) in enumerate(pairwise(bad), start=1) if b[0] != a[0] + 1]
+    for start, stop in pairwise([0, *ends, len(bad)]) if bad else ():
+        first, last = bad[start][0], bad[stop - 1][0]
+        more = f", and {stop - start - 1} more blocks" if stop - start > 1 else ""
+        yield record.block(first).start, record.block(last).stop, bad[start][1] + more
+
+
+def _object_damage(
+    backend: Backend, shard: int, name: str, start: int, problem: str, stop: int = 2**62
+) -> Damage:
+    column, rows = backend.holds(shard, name, start, stop)
+    return Damage(kind="shard", problem=problem, object=name, shard=shard, column=column, rows=rows)
+
+
+def _check_columns(backend: Backend, found: ShardFindings) -> None:
+    """Read every column, and compare what it holds with its rules and with the ledger."""
+    assert found.entry is not None
+    shard, rows = found.shard, backend.manifest.shard_range(found.shard)
+    rules = ShardRules(backend.manifest, shard)
+    damaged = {damage.column for damage in found.damages}
+    anything = bool(found.damages)
+    valid: Array | None = None
+    for name, column in backend.columns.items():
+        if name in damaged:
+            continue
+        try:
+            values = backend.read_shard(shard, name, found.entry.objects)
+        except (StoreError, OSError) as error:
+            if not anything:  # else it is about what was found above
+                problem = problem_of(error)
+                found.damages.append(
+                    Damage(kind="shard", problem=problem, shard=shard, column=name, rows=rows)
+                )
+            continue
+        if name == "sample_id":
+            found.ids = [str(sample_id) for sample_id in values]
+        if name == "valid":
+            valid = values
+        for broken in rules.check(column, values):
+            span = range(rows.start + broken.rows.start, rows.start + broken.rows.stop)
+            found.damages.append(
+                Damage(kind="shard", problem=broken.text, shard=shard, column=name, rows=span)
+            )
+    if valid is not None and found.ids is not None:
+        _compare_invalid(backend, found, valid)
+
+
+def _compare_invalid(backend: Backend, found: ShardFindings, valid: Array) -> None:
+    assert found.entry is not None
+    assert found.ids is not None
+    rows = backend.manifest.shard_range(found.shard)
+    flagged = {rows.start + i: found.ids[i] for i in np.flatnonzero(np.logical_not(valid)).tolist()}
+    listed = {item.row: item.sample_id for item in found.entry.invalid}
+    differing = sorted(flagged.items() ^ listed.items())
+    if differing:
+        numbers = sorted({row for row, _ in differing})
+        found.damages.append(
+            Damage(
+                kind="shard",
+                problem=f"{len(numbers)} rows: the entry lists other invalid rows than this column",
+                object=entry_path(backend.store, found.shard).relative_to(backend.store).as_posix(),
+                shard=found.shard,
+                column="valid",
+                rows=range(numbers[0], numbers[-1] + 1),
+            )
+        )
+
+
+def problem_of(error: Exception, path: Path | None = None) -> str:
+    """The middle of a message: without the place, which a damage names itself, and without the advice."""
+    text = str(error).removeprefix(f"{path}: ")
+    text = re.sub(r'^.*?\), column "[^"]*": ', "", text)
+    return re.split(r"\. (?:Run|Check|Delete|Fetch) ", text)[0].rstrip(".")

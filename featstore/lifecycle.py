@@ -1,0 +1,164 @@
+"""Which stores there are, and the end of one. No shard is looked into."""
+
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from featstore.artefacts import FOLDER as ARTEFACT_FOLDER
+from featstore.atomic import TEMPORARY_PREFIX, sync_folder
+from featstore.backends import make_backend
+from featstore.errors import StoreError, StoreNotFound, StoreWriteError, shorten
+from featstore.leases import LEASE_FOLDER
+from featstore.ledger import LEDGER_FOLDER, committed_shards, read_complete
+from featstore.locks import LOCK_NAME, PUBLISH_NAME, exclusive
+from featstore.manifest import MANIFEST_NAME, Manifest, read_manifest
+from featstore.metadata import metadata_files
+
+DELETED_PREFIX = ".deleted-"
+"""Begin of the name of a folder that was a store until a moment ago."""
+
+CARD_NAME = "README.md"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Summary:
+    """What can be said of a store without looking into its shards.
+
+    Attributes:
+        path: its folder.
+        problem: why it cannot be read; the rest is then empty.
+        rows: when it is complete.
+        shards: that are there, and that there will be.
+        fields, teachers: names; teachers as their library calls them.
+        bytes: of all objects; None while it is incomplete.
+        created: time, ISO 8601.
+    """
+
+    path: Path
+    problem: str = ""
+    rows: int = 0
+    shards: tuple[int, int] = (0, 0)
+    fields: tuple[str, ...] = ()
+    teachers: tuple[str, ...] = ()
+    bytes: int | None = None
+    created: str = ""
+
+    @property
+    def complete(self) -> bool:
+        """Whether every shard is there."""
+        return not self.problem and self.shards[0] == self.shards[1]
+
+
+def find_stores(folder: Path) -> Iterator[Summary]:
+    """Every store at or below a folder, in the order of their paths; links to folders are not followed.
+
+    Raises:
+        StoreNotFound: there is no such folder.
+    """
+    if not folder.is_dir():
+        raise StoreNotFound(f"{folder}: no such folder.")
+    for place, folders, files in os.walk(folder):
+        if MANIFEST_NAME in files and LEDGER_FOLDER in folders:
+            folders.clear()
+            yield summarise(Path(place))
+        folders[:] = sorted(
+            name for name in folders if not name.startswith((TEMPORARY_PREFIX, DELETED_PREFIX))
+        )
+
+
+def summarise(store: Path) -> Summary:
+    """Say what a store is; one that cannot be read is a summary with a problem."""
+    try:
+        manifest = read_manifest(store)
+        mark = read_complete(store, manifest.num_shards)
+        shards = len(committed_shards(store, manifest.num_shards))
+    except StoreError as error:
+        return Summary(path=store, problem=str(error).removeprefix(f"{store}/"))
+    return Summary(
+        path=store,
+        rows=manifest.num_rows,
+        shards=(shards, manifest.num_shards),
+        fields=tuple(sorted(manifest.fields)),
+        teachers=tuple(f"{item.name} {item.tag}".rstrip() for item in manifest.teachers.values()),
+        bytes=None if mark is None else mark.bytes,
+        created=manifest.created,
+    )
+
+
+def check_deletable(store: Path, *, force: bool) -> None:
+    """Refuse to delete what is not a store, or holds more than a store.
+
+    Args:
+        store: the folder.
+        force: accept a manifest that cannot be read, and files that are not the store's.
+
+    Raises:
+        StoreNotFound: nothing there, a link, or not a store.
+        StoreError: it holds files that are not the store's.
+    """
+    if store.is_symlink():
+        raise StoreNotFound(
+            f"{store}: a link to {store.resolve()}. Delete that, then remove the link."
+        )
+    try:
+        manifest = read_manifest(store)
+    except StoreError as error:
+        if not (store / MANIFEST_NAME).is_file() or not (store / LEDGER_FOLDER).is_dir():
+            raise StoreNotFound(
+                f"{store}: not a feature store ({MANIFEST_NAME} and {LEDGER_FOLDER}/ make one), so it is not deleted. "
+                "Remove it by hand if you are sure."
+            ) from None
+        if not force:
+            raise StoreNotFound(f"{error} To delete it all the same: --force.") from None
+        return
+    foreign = _foreign_names(store, manifest)
+    if foreign and not force:
+        raise StoreError(
+            f"{store}: holds files that are not of the store: {shorten(foreign)}. Move them away, or delete them "
+            "with it: --force."
+        )
+
+
+def _foreign_names(store: Path, manifest: Manifest) -> list[str]:
+    """Names at the top of the folder that no part of the format accounts for; no folder is walked."""
+    names = [MANIFEST_NAME, LEDGER_FOLDER, ARTEFACT_FOLDER, CARD_NAME, LOCK_NAME, PUBLISH_NAME]
+    objects = make_backend(store, manifest).object_names(0)
+    known = {name.split("/")[0] for name in [*names, *objects, *metadata_files(manifest)]}
+    known.add(LEASE_FOLDER)
+    return sorted(
+        path.name
+        for path in store.iterdir()
+        if path.name not in known and not path.name.startswith(TEMPORARY_PREFIX)
+    )
+
+
+def delete_store(store: Path, *, force: bool = False) -> None:
+    """Delete a store: at once it is gone under its name, then its files are removed. Links in it are not followed.
+
+    Raises:
+        StoreNotFound, StoreError: see ``check_deletable``.
+        StoreBusy: somebody writes to it.
+        StoreWriteError: the disk refuses; the message says what is left.
+    """
+    check_deletable(store, force=force)
+    store = store.resolve()
+    with exclusive(store):
+        try:
+            aside = Path(
+                tempfile.mkdtemp(prefix=f"{DELETED_PREFIX}{store.name}-", dir=store.parent)
+            )
+            store.replace(aside)  # a folder may replace an empty one
+            sync_folder(store.parent)
+        except OSError as error:
+            raise StoreWriteError(
+                f"{store}: cannot be renamed ({error.strerror}), so nothing was deleted. Make {store.parent} writable."
+            ) from error
+    try:
+        shutil.rmtree(aside)
+    except OSError as error:
+        raise StoreWriteError(
+            f"{store}: is deleted, but {aside} could not be removed wholly ({error.strerror}). Remove it by hand."
+        ) from error
