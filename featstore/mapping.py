@@ -16,6 +16,9 @@ import numpy.typing as npt
 
 PAGE_BYTES = mmap.ALLOCATIONGRANULARITY
 
+HUGE_PAGE_BYTES = 2**21
+"""Memory that Linux can map by one entry; at such a boundary of the range a file can be mapped that way."""
+
 _MAP_FIXED = 0x10
 _MAP_NORESERVE = 0x4000
 _PROT_NONE = 0
@@ -53,8 +56,10 @@ class SideBySide:
         self.payload_bytes = payload_bytes
         self.size = count * payload_bytes
         flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | _MAP_NORESERVE
-        self.start = _map(None, self.size, _PROT_NONE, flags, -1)
-        self._release = weakref.finalize(self, _libc.munmap, self.start, self.size)
+        reserved = self.size + HUGE_PAGE_BYTES
+        first = _map(None, reserved, _PROT_NONE, flags, -1)
+        self.start = -(-first // HUGE_PAGE_BYTES) * HUGE_PAGE_BYTES
+        self._release = weakref.finalize(self, _libc.munmap, first, reserved)
 
     def attach(self, number: int, path: Path, payload_bytes: int) -> None:
         """Map the first ``payload_bytes`` of a file into place ``number``.

@@ -33,6 +33,8 @@ from featstore.quantise import Channels, dequantise
 
 Rows = npt.NDArray[np.int64]
 
+_UNSIGNED = np.dtype(np.uint64)
+
 HELD_BYTES = 256 * 2**20
 """Of ragged items and texts, at most so much is held decoded; the latest shard always."""
 
@@ -61,6 +63,15 @@ class FeatureStore:
         # Filled as shards are touched; untouched pages of these take no memory.
         self._unusable = np.zeros(manifest.num_rows, dtype=np.bool_)
         self._touched = np.zeros(manifest.num_shards, dtype=np.bool_)
+        self._all_usable = True
+        """As far as rows were touched."""
+        # Looked up once: whatever gather does besides copying is done with cold caches.
+        self._num_rows = manifest.num_rows
+        self._plain = {
+            name: f"fields/{name}"
+            for name, spec in manifest.fields.items()
+            if spec.encoding.kind == "plain" and spec.dtype != "text"
+        }
 
     @classmethod
     def open(cls, path: str | Path, *, allow_incomplete: bool = False) -> "FeatureStore":
@@ -216,6 +227,8 @@ class FeatureStore:
             MissingSamples: a row is outside the store or invalid; the message names ids and reasons.
             ShardCorrupt: a block's bytes are not those that were written.
         """
+        if field in self._plain:
+            return self._gather_column(self._plain[field], self._row_numbers(rows), out)
         spec = self._field(field)
         encoding = spec.encoding
         if isinstance(encoding, TopKEncoding | RaggedEncoding):
@@ -223,15 +236,13 @@ class FeatureStore:
                 f"{self.path}: field {field!r} is {encoding.kind}; read it with gather_{encoding.kind}."
             )
         wanted = self._row_numbers(rows)
-        if spec.dtype == "text":
-            return self._gather_text(field, wanted)
         if isinstance(encoding, Int8Encoding):
-            name = f"fields/{field}/codes"
             if out is not None:
+                name = f"fields/{field}/codes"
                 shape = (len(wanted), *self._backend.columns[name].shape)
                 self._check_out(name, out, shape, np.float32)
             return dequantise(*self.gather_codes(field, wanted), out=out)
-        return self._gather_column(f"fields/{field}", wanted, out)
+        return self._gather_text(field, wanted)
 
     def gather_topk(self, field: str, rows: npt.ArrayLike) -> TopK:
         """Read rows of a top-k field.
@@ -349,7 +360,7 @@ class FeatureStore:
             shards = self.manifest.shards_of(new)
             for shard in np.unique(shards).tolist():
                 reader.prepare(shard, self.entry(shard).objects, new[shards == shard])
-        if self._unusable[rows].any():
+        if not self._all_usable and self._unusable[rows].any():
             raise self._unusable_error(rows)
         reader.take(rows, out)
         return out
@@ -370,11 +381,13 @@ class FeatureStore:
             span = self.manifest.shard_range(shard)
             if shard not in self._present:
                 self._unusable[span.start : span.stop] = True
+                self._all_usable = False
             else:
                 valid = self._backend.read_shard(shard, "valid", self.entry(shard).objects)
                 # Pages that nobody has written to take no memory.
                 if not valid.all():
                     self._unusable[span.start : span.stop] = ~valid
+                    self._all_usable = False
             self._touched[shard] = True
         if self._unusable[rows].any():
             raise self._unusable_error(rows)
@@ -387,14 +400,14 @@ class FeatureStore:
         return self.manifest.fields[name]
 
     def _row_numbers(self, rows: npt.ArrayLike) -> Rows:
-        given = np.asarray(rows).reshape(-1)
-        if given.size and given.dtype.kind not in "iu":
-            # A mask or fractions would become other rows than those that were meant.
-            raise ConfigError(
-                f"rows must be integers, found {given.dtype}; of a mask, take np.flatnonzero(mask)."
-            )
-        wanted = given.astype(np.int64, copy=False)
-        if wanted.size and (wanted.min() < 0 or wanted.max() >= self.num_rows):
+        if isinstance(rows, np.ndarray) and rows.dtype == np.int64 and rows.ndim == 1:
+            wanted = rows
+        else:
+            wanted = _as_row_numbers(rows)
+        # One look for both ends: unsigned, negative numbers are the largest. argmax, because max takes seven times as
+        # long for so few.
+        unsigned = wanted.view(_UNSIGNED)
+        if wanted.size and unsigned[unsigned.argmax()] >= self._num_rows:
             raise MissingSamples(
                 f"{self.path}: rows {wanted.min()} to {wanted.max()} were asked for; it has rows 0 to "
                 f"{self.num_rows - 1}."
@@ -423,3 +436,13 @@ def _memory(values: Array) -> int:
     while base is not None and not isinstance(base, np.memmap):
         base = base.obj if isinstance(base, memoryview) else getattr(base, "base", None)
     return 0 if isinstance(base, np.memmap) else values.nbytes
+
+
+def _as_row_numbers(rows: npt.ArrayLike) -> Rows:
+    given = np.asarray(rows).reshape(-1)
+    if given.size and given.dtype.kind not in "iu":
+        # A mask or fractions would become other rows than those that were meant.
+        raise ConfigError(
+            f"rows must be integers, found {given.dtype}; of a mask, take np.flatnonzero(mask)."
+        )
+    return given.astype(np.int64, copy=False)

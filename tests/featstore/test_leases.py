@@ -169,16 +169,19 @@ def test_a_lease_that_says_nothing_ends(store: Path, content: bytes) -> None:
 def test_one_of_many_takes_over(store: Path, tmp_path: Path) -> None:
     """Whoever rushes at the lease of a dead holder: one of them gets it, every time."""
     for attempt in range(5):
-        log = tmp_path / f"log{attempt}"
+        log, tries, ready = (tmp_path / f"{name}{attempt}" for name in ("log", "tries", "ready"))
         end(hold(store, attempt, lease_s=60))
-        start = time.monotonic() + 0.1
 
-        def rush(shard: int = attempt, log: Path = log, start: float = start) -> None:
+        def rush(
+            shard: int = attempt, log: Path = log, tries: Path = tries, ready: Path = ready
+        ) -> None:
             with Leases(store, lease_s=60) as mine:
-                time.sleep(max(0.0, start - time.monotonic()))
+                note(ready, os.getpid())
+                until(lambda: read(ready).count(b"\n") == 6)
                 if mine.claim(shard):
                     note(log, os.getpid())
-                time.sleep(0.2)
+                note(tries, os.getpid())
+                until(lambda: read(tries).count(b"\n") == 6)
 
         assert [wait(child) for child in [fork(rush) for _ in range(6)]] == [0] * 6
         assert len(log.read_text().split()) == 1
