@@ -6,10 +6,15 @@ of its slices, and only ratios within one turn are kept; what is printed of them
 largest turn.
 """
 
+import math
 import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
 
 Step = Callable[[int], object]
 """One unit of work; its argument is a running number, from 0, which says e.g. which batch to read."""
@@ -40,15 +45,15 @@ def fitted(
     """Make a case whose turns take about so many seconds; one step at least, however long it takes.
 
     Args:
-        step: one unit of work; called twice here.
+        step: one unit of work; called here once or twice.
         slices: pieces of a turn; slow cases take part in fewer.
         seconds: per turn.
         warm: see ``Case``.
     """
-    step(0)
-    start = time.perf_counter()
-    step(1)
-    steps = max(1, round(seconds / (time.perf_counter() - start)))
+    spent = _slice(Case(step=step), 0)
+    if spent < 4 * seconds:  # the first time may include making something
+        spent = _slice(Case(step=step), 1)
+    steps = max(1, round(seconds / spent))
     parts = min(steps, slices)
     return Case(step=step, steps=steps // parts, slices=parts, warm=warm)
 
@@ -117,6 +122,19 @@ class Spread:
 def speed_ratio(seconds: Sequence[float], base: Sequence[float]) -> Spread:
     """How many times as fast as ``base`` something was, turn by turn; above 1 is faster."""
     return Spread.of([other / own for own, other in zip(seconds, base, strict=True)])
+
+
+def batch_memory(shape: Sequence[int], dtype: npt.DTypeLike) -> npt.NDArray[Any]:
+    """Make an array to read batches into, that begins 64 bytes into a page, where torch puts its own.
+
+    It matters where: rows whose place in their page is that of their copy, or up to 255 bytes before it, are copied
+    from the end (glibc avoids false dependencies so), which made reading in order a third slower. Rows of a .npy file
+    begin 128 bytes into a page and those of a store at one, so that chance would decide who is quicker.
+    """
+    size = math.prod(shape) * np.dtype(dtype).itemsize
+    memory = np.empty(size + 2 * 4096, np.uint8)
+    start = -memory.ctypes.data % 4096 + 64
+    return memory[start : start + size].view(dtype).reshape(shape)
 
 
 def print_table(title: str, head: Sequence[str], rows: Sequence[Sequence[object]]) -> None:

@@ -35,8 +35,15 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import google_crc32c
 import numpy as np
 import zarr
-from _measure import Case, Spread, print_table, seconds_in_turn, speed_ratio
 
+from benchmarks._measure import (
+    Case,
+    Spread,
+    batch_memory,
+    print_table,
+    seconds_in_turn,
+    speed_ratio,
+)
 from featstore.mapping import PAGE_BYTES, SideBySide
 
 Array = np.ndarray[Any, Any]
@@ -123,10 +130,13 @@ class Layout:
 
     @property
     def shard_bytes(self) -> int:
-        """Addresses kept for the chunks of one shard, in whole huge pages: misplaced files get small ones only."""
-        unit = HUGE_PAGE_BYTES
-        if self.place.endswith("spaced"):  # all shards are one array of rows
-            unit = math.lcm(unit, self.data.row_bytes)
+        """Addresses kept for the chunks of one shard.
+
+        Whole huge pages, so that files are mapped as such; but rows that shall be one array need whole rows, and
+        those without gaps just what they take.
+        """
+        units = {"in the ledger": PAGE_BYTES, "in the chunk": HUGE_PAGE_BYTES}
+        unit = units.get(self.place, math.lcm(HUGE_PAGE_BYTES, self.data.row_bytes))
         return -(-self.num_chunks * self.slot_bytes // unit) * unit
 
     @property
@@ -384,7 +394,7 @@ def compare(data: Data, folder: Path, turns: int) -> None:
             gathers[name], mapped[name] = store.gather(way), store
             sizes[name] = f"{100 * (used / whole.nbytes - 1):.3f} %"
     batches = orders(data)
-    out = np.empty((data.batch, *data.shape), np.float16)
+    out = batch_memory((data.batch, *data.shape), np.float16)
     for name, gather in gathers.items():
         gather(batches["random"][0], out)
         expected = whole[batches["random"][0]]
