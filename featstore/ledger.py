@@ -11,7 +11,7 @@ from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from featstore.atomic import write_bytes
+from featstore.atomic import sync_folder, write_bytes
 from featstore.errors import ManifestMismatch, ShardCorrupt, StoreError
 from featstore.manifest import MANIFEST_NAME, SHA256
 from featstore.seal import seal, unseal
@@ -226,6 +226,7 @@ def remove_entries(store: Path, shards: Iterable[int]) -> None:
     complete_path(store).unlink(missing_ok=True)
     for shard in shards:
         entry_path(store, shard).unlink(missing_ok=True)
+    sync_folder(store / LEDGER_FOLDER)
 
 
 def _sha256(path: Path) -> str:

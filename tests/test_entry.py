@@ -133,7 +133,7 @@ def test_a_bare_switch_inside_a_section(recipe: Path) -> None:
         ["--store.later", "1"],
         ["--batch", "2"],
         ["--batch_size", "many"],
-        ["--store.dtype", "int8"],
+        ["--store.dtype", "int4"],
         ["--views.seeded", "1.5"],
         ["positional"],
     ],

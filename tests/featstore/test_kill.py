@@ -24,7 +24,7 @@ from tests.featstore.jobs import run_job
 from tests.featstore.processes import die_at, fork, wait
 from tests.featstore.stores import leftovers, snapshot
 
-KILLS = int(os.environ.get("FEATSTORE_KILLS", "100"))
+KILLS = int(os.environ.get("FEATSTORE_KILLS", "200"))
 
 
 @pytest.fixture
