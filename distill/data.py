@@ -29,6 +29,7 @@ from featstore.errors import (
     shorten,
 )
 from featstore.ids import content_sha256
+from featstore.torch_data import as_tensor
 from featstore.views import CropMode, Interpolation, View, ViewSet, cut, view_box
 
 
@@ -320,8 +321,10 @@ class Features:
         """
         rows = self._samples.rows[indices]
         stored = self.store.gather(self.field, rows)
+        if stored.shape[1] == 1:
+            return _as_float32(stored[:, 0])
         chosen = np.full(len(rows), self.reference) if columns is None else columns
-        return torch.from_numpy(stored[np.arange(len(rows)), chosen].astype(np.float32))
+        return _as_float32(stored[np.arange(len(rows)), chosen])
 
     def chunks(
         self, indices: Indices, columns: Sequence[int], *, size: int = 4096
@@ -331,9 +334,12 @@ class Features:
             stored = self.store.gather(
                 self.field, self._samples.rows[indices[start : start + size]]
             )
-            yield torch.from_numpy(stored[:, list(columns)].astype(np.float32)).reshape(
-                -1, self.width
-            )
+            yield _as_float32(stored[:, list(columns)]).reshape(-1, self.width)
+
+
+def _as_float32(stored: np.ndarray[Any, Any]) -> Tensor:
+    """Convert with torch: it has vector instructions for float16, where numpy takes eight times as long."""
+    return as_tensor(stored).float()
 
 
 class BatchMaker:

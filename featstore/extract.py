@@ -189,6 +189,46 @@ def measure(
     )
 
 
+class Pending:
+    """Features that a device may still be at work on, and their way to the CPU.
+
+    Args:
+        features: by field, on the CPU; on CUDA they are true when what was queued before this is done.
+        device: of the teacher.
+    """
+
+    def __init__(self, features: dict[str, Tensor], device: torch.device) -> None:
+        self._features = features
+        cuda = device.type == "cuda"
+        self._done = torch.cuda.Event() if cuda else None  # type: ignore[no-untyped-call]
+        if self._done is not None:
+            self._done.record()
+
+    def wait(self) -> dict[str, Tensor]:
+        """By field, (B, V, *shape) on the CPU, in the dtype that is stored."""
+        if self._done is not None:
+            self._done.synchronize()
+        return self._features
+
+
+def start_teacher(teacher: Teacher, images: Tensor) -> Pending:
+    """Run every view of a batch through the teacher; on CUDA, without waiting for it.
+
+    Args:
+        teacher: the frozen model.
+        images: (B, V, 3, H, W) uint8.
+    """
+    # One view at a time: memory does not grow with the number of views, and the batch stays the same size.
+    outputs = [teacher.features(images[:, v]) for v in range(images.shape[1])]
+    stored = {
+        name: torch.stack([output[name] for output in outputs], dim=1)
+        .to(TORCH_DTYPES[spec.dtype])
+        .to("cpu", non_blocking=teacher.device.type == "cuda")  # into page-locked memory
+        for name, spec in teacher.fields.items()
+    }
+    return Pending(stored, teacher.device)
+
+
 def run_teacher(teacher: Teacher, images: Tensor) -> dict[str, Tensor]:
     """Run every view of a batch through the teacher.
 
@@ -199,14 +239,7 @@ def run_teacher(teacher: Teacher, images: Tensor) -> dict[str, Tensor]:
     Returns:
         By field, (B, V, *shape) on the CPU, in the dtype that is stored.
     """
-    # One view at a time: memory does not grow with the number of views, and the batch stays the same size.
-    outputs = [teacher.features(images[:, v]) for v in range(images.shape[1])]
-    return {
-        name: torch.stack([output[name] for output in outputs], dim=1)
-        .to(TORCH_DTYPES[spec.dtype])
-        .cpu()
-        for name, spec in teacher.fields.items()
-    }
+    return start_teacher(teacher, images).wait()
 
 
 @dataclass
@@ -450,23 +483,21 @@ def _extract_shard(work: _Work, number: int, batches: Iterator[Batch], *, load_s
     shard = _empty_shard(number, manifest, work.source)
     reasons: list[str | None] = []
     seconds = {"load": load_s, "teacher": 0.0}
-    for batch_rows in batches_of(rows, manifest.work.batch_size):
-        start = time.perf_counter()
-        batch = next(batches)
-        loaded = time.perf_counter()
-        features = run_teacher(work.teacher, batch.images)
-        why = refuse_non_finite(features, batch.reasons)
-        unusable = [i for i, reason in enumerate(why) if reason is not None]
-        at = slice(batch_rows.start - rows.start, batch_rows.stop - rows.start)
-        shard.columns["content_sha256"][at] = batch.hashes
-        for name, values in features.items():
-            array = as_array(values)
-            array[unusable] = 0  # NaN has no code of eight bits
-            put(manifest, shard.columns, name, at, array, channels=work.channels.get(name))
-        reasons += why
+    ahead: tuple[range, Batch, Pending] | None = None
+    # A batch is fetched when the next one has been given to the teacher, so that a GPU does not wait for us.
+    for batch_rows in [*batches_of(rows, manifest.work.batch_size), None]:
+        start = loaded = time.perf_counter()
+        before, ahead = ahead, None
+        if batch_rows is not None:
+            batch = next(batches)
+            loaded = time.perf_counter()
+            ahead = batch_rows, batch, start_teacher(work.teacher, batch.images)
+        if before is not None:
+            reasons += _keep(work, shard, rows.start, *before)
         seconds["load"] += loaded - start
         seconds["teacher"] += time.perf_counter() - loaded
-        work.progress.add(number, len(batch_rows), _sum(work.waits, seconds))
+        if before is not None:
+            work.progress.add(number, len(before[0]), _sum(work.waits, seconds))
     bad = np.array([reason is not None for reason in reasons])
     shard.columns["valid"][:] = ~bad
     for name, column in shard.columns.items():
@@ -475,6 +506,22 @@ def _extract_shard(work: _Work, number: int, batches: Iterator[Batch], *, load_s
     shard.reasons, shard.seconds = reasons, seconds
     work.waits.update(_sum(work.waits, seconds))
     return shard
+
+
+def _keep(
+    work: _Work, shard: Shard, first: int, batch_rows: range, batch: Batch, pending: Pending
+) -> list[str | None]:
+    """Put a batch into its shard, whose first row is ``first``; returns why rows are unusable."""
+    features = pending.wait()
+    why = refuse_non_finite(features, batch.reasons)
+    unusable = [i for i, reason in enumerate(why) if reason is not None]
+    at = slice(batch_rows.start - first, batch_rows.stop - first)
+    shard.columns["content_sha256"][at] = batch.hashes
+    for name, values in features.items():
+        array = as_array(values)
+        array[unusable] = 0  # NaN has no code of eight bits
+        put(work.manifest, shard.columns, name, at, array, channels=work.channels.get(name))
+    return why
 
 
 def _sum(total: dict[str, float], seconds: dict[str, float]) -> dict[str, float]:
