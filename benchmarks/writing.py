@@ -163,7 +163,7 @@ def _measure(
         ratio,
         "met" if ratio.median >= 0.9 else "NOT met",
         memory,
-        "met" if memory.median <= 2 else "NOT met",
+        "met" if round(memory.median, 1) <= 2 else "NOT met",
     )
 
 

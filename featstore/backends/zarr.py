@@ -12,7 +12,6 @@ import math
 import os
 import struct
 import warnings
-from collections import OrderedDict
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -302,18 +301,15 @@ class _Chunks:
         block = self._record.block_bytes
         return range(start // block, -(-(start + size) // block))
 
-    def decode(self, chunk: int) -> Array:
-        """One chunk, (entries of a chunk, *shape)."""
-        column = self._column
-        assert column.dtype is not None
-        out = np.empty((self.entries, *column.shape), dtype=column.dtype.newbyteorder("<"))
+    def decode(self, chunk: int, *, out: Array) -> Array:
+        """One chunk, into contiguous (entries of a chunk, *shape) little-endian numbers."""
         start, size = (int(value) for value in self.index[chunk])
         with self._path.open("rb") as file:
             file.seek(start)
             data = file.read(size)
         try:
             # Into memory of the size that the manifest states, whatever the frame claims.
-            done = _codec(column).decode(data, out=_raw(out))
+            done = _codec(self._column).decode(data, out=_raw(out))
             if done is not None and len(memoryview(done).cast("B")) != out.nbytes:
                 raise ValueError(f"{len(done)} bytes, expected {out.nbytes}")
         except (ValueError, RuntimeError) as error:
@@ -324,9 +320,11 @@ class _Chunks:
         """All entries of the shard, (entries, *shape)."""
         column = self._column
         assert column.dtype is not None
-        parts = [self.decode(chunk) for chunk in range(self.count)]
-        empty = np.empty((0, *column.shape), dtype=column.dtype)
-        values = np.concatenate(parts) if parts else empty
+        shape = (self.count, self.entries, *column.shape)
+        parts = np.empty(shape, dtype=column.dtype.newbyteorder("<"))
+        for chunk in range(self.count):
+            self.decode(chunk, out=parts[chunk])
+        values = parts.reshape(-1, *column.shape)
         return values[: self._rows] if column.capacity == 1 else values
 
 
@@ -435,14 +433,22 @@ class ShardColumn(BlockColumn):
 
 
 class ChunkedColumn(BlockColumn):
-    """Compressed chunks, decoded when they are needed, the latest of them kept."""
+    """Compressed chunks, decoded when they are needed into places of one array, from which rows are taken at once.
+
+    When places run out, the chunks that were not used for longest make room.
+    """
 
     def __init__(self, backend: ZarrBackend, column: Column) -> None:
         super().__init__(backend, column)
         self._chunks: dict[int, _Chunks] = {}
-        self._decoded: OrderedDict[int, Array] = OrderedDict()
-        size = self.block_rows * column.entry_bytes
-        self._most = max(2, CACHE_BYTES // max(1, size))
+        size = max(1, self.block_rows * column.entry_bytes)
+        places = min(len(self._ready), max(2, CACHE_BYTES // size))
+        # Untouched pages of it take no memory.
+        self._decoded = np.empty((places, self.block_rows, *column.shape), dtype=self.dtype)
+        self._place_of = np.full(len(self._ready), -1, dtype=np.int64)
+        self._chunk_at = np.full(places, -1, dtype=np.int64)
+        self._used_at = np.zeros(places, dtype=np.int64)
+        self._now = 0
 
     def attach(self, shard: int, path: Path, record: ObjectRecord) -> None:
         """See ``BlockColumn.attach``."""
@@ -457,32 +463,53 @@ class ChunkedColumn(BlockColumn):
     def take(self, rows: Rows, out: Array) -> None:
         """See ``ColumnReader.take``."""
         numbers = rows // self.block_rows
-        order = np.argsort(numbers, kind="stable")
-        found, starts = np.unique(numbers[order], return_index=True)
-        chunks: list[int] = found.tolist()
-        decoded = self._decode([chunk for chunk in chunks if chunk not in self._decoded])
-        for chunk, chosen in zip(chunks, np.split(order, starts[1:]), strict=True):
-            values = decoded.get(chunk)
-            if values is None:
-                values = self._decoded[chunk]
-                self._decoded.move_to_end(chunk)
-            out[chosen] = values[rows[chosen] - chunk * self.block_rows]
-        self._decoded |= decoded
-        while len(self._decoded) > self._most:
-            self._decoded.popitem(last=False)
+        needed = np.unique(numbers)
+        places = len(self._chunk_at)
+        if len(needed) > places:  # more than is held at a time: one part after another
+            for start in range(0, len(needed), places):
+                part = np.flatnonzero(np.isin(numbers, needed[start : start + places]))
+                values = np.empty((len(part), *self.column.shape), dtype=self.dtype)
+                self.take(rows[part], values)
+                out[part] = values
+            return
+        self._hold(needed)
+        at = self._place_of[numbers] * self.block_rows + rows % self.block_rows
+        flat = self._decoded.reshape(-1, *self.column.shape)
+        np.take(flat, at, axis=0, out=out, mode="clip")
 
-    def _decode(self, chunks: list[int]) -> dict[int, Array]:
+    def _hold(self, needed: Rows) -> None:
+        """Decode the chunks among ``needed`` that have no place yet."""
+        self._now += 1
+        held = self._place_of[needed]
+        self._used_at[held[held >= 0]] = self._now
+        missing = needed[held < 0]
+        if not missing.size:
+            return
+        # A stable order fills the places from the first on.
+        places = np.argsort(self._used_at, kind="stable")[: len(missing)]
+        gone = self._chunk_at[places]
+        self._place_of[gone[gone >= 0]] = -1
+        self._chunk_at[places] = -1
+        self._decode(missing.tolist(), places.tolist())
+        self._place_of[missing] = places
+        self._chunk_at[places] = missing
+        self._used_at[places] = self._now
+
+    def _decode(self, chunks: list[int], places: list[int]) -> None:
         """Decode chunks, many of them on all processors: the codecs let go of Python's lock."""
+        per_shard = self.backend.manifest.work.shard_rows // self.block_rows
 
-        def one(chunk: int) -> Array:
-            shard, local = divmod(chunk, self.backend.manifest.work.shard_rows // self.block_rows)
-            return self._chunks[shard].decode(local)
+        def one(chunk: int, place: int) -> None:
+            shard, local = divmod(chunk, per_shard)
+            self._chunks[shard].decode(local, out=self._decoded[place])
 
         if len(chunks) < PARALLEL_CHUNKS:
-            return {chunk: one(chunk) for chunk in chunks}
+            for chunk, place in zip(chunks, places, strict=True):
+                one(chunk, place)
+            return
         # Made for each call: threads do not survive a fork, and starting them costs less than one chunk.
         with ThreadPoolExecutor(os.cpu_count()) as pool:
-            return dict(zip(chunks, pool.map(one, chunks), strict=True))
+            list(pool.map(one, chunks, places))
 
 
 def pad_rows(values: Array, rows: int, fill: object) -> Array:
