@@ -2,6 +2,7 @@
 
     python benchmarks/extraction.py                                     ViT-S on made-up JPEGs, about five minutes
     python benchmarks/extraction.py --images DIR --turns 5              your own images instead
+    python benchmarks/extraction.py --batch-size 64 --num-small 256 --num-large 128     as phase one's default; an hour
     python benchmarks/extraction.py --teacher vit_large_patch14_dinov2.lvd142m --image-size 224 --precision bf16 \\
         --batch-size 64 --num-small 8192 --num-large 512 --workers 4 8 16          on a GPU
 
