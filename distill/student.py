@@ -1,86 +1,267 @@
 """The student: any timm classifier that ends in one Linear, split into feature and head without changing it."""
 
-# B batch, C student width, K classes, H W input side in pixels
+# B batch, C student width, K classes, H W input side in pixels, M channels and h w sides of a feature map
 
+import math
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import timm
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import Tensor, nn
+from torch.nn import functional as F
 
-from distill.config import StudentConfig
-from featstore.errors import ConfigError, shorten
+import distill.wideresnet  # noqa: F401  timm.create_model knows it from then on
+from distill.config import FeatureTap, StudentConfig
+from distill.weights import load_weights
+from featstore.errors import ConfigError
 
 SPLIT_TOLERANCE = 1e-4
 """Largest difference between head(feature) and the plain model, relative to the largest logit (float32)."""
 
+STAGES = 4
+"""Most maps among ``StudentOutput.stages``: the stages of the usual hierarchical network."""
+
+
+class StudentOutput(NamedTuple):
+    """What one forward pass gives; rows are images."""
+
+    features: Tensor
+    """(B, C), f_s: what the head is given; without the head's dropout."""
+    logits: Tensor
+    """(B, K)."""
+    map: Tensor
+    """(B, M, h, w), the last feature map; of token models, the patch tokens on their grid."""
+    stages: tuple[Tensor, ...]
+    """(B, M_i, h_i, w_i) each, from the input on; empty unless asked for."""
+
 
 class Student(nn.Module):
-    """A plain timm model whose forward pass also returns what its last Linear sees (pre-logits) [I].
+    """A plain timm model whose forward pass also returns what its head sees.
+
+    The feature is what the last Linear sees (``prelogits``, the reading of the paper [I]) or what comes out of global
+    pooling (``pooled``, the alternative of 1.6 A1 [I]: 576 instead of 1024 channels in MobileNetV3-small).
 
     Attributes:
         model: the timm model; its state dict is what is exported, key for key.
-        head: its last Linear, a module of ``model``.
+        feature: "prelogits" or "pooled".
         width: C.
         num_classes: K.
         input_size: (H, W), pixels.
         mean: channel means of the normalisation.
         std: channel deviations of the normalisation.
+        drop_rate: of the dropout in front of the last Linear; it acts on the logits and not on the feature.
+        map_channels: M.
+        map_size: (h, w).
+        stage_channels: M_i of every stage; empty if the model cannot give its stages.
         notes: what a user should hear about how it was built.
+
+    Raises:
+        ConfigError: the model does not take the size, or head(feature) is not its output.
     """
 
     def __init__(
-        self, model: nn.Module, *, image_size: int = 0, notes: list[str] | None = None
+        self,
+        model: nn.Module,
+        *,
+        image_size: int = 0,
+        feature: FeatureTap = "prelogits",
+        notes: list[str] | None = None,
     ) -> None:
         super().__init__()
         self.model = model
         settings: dict[str, Any] = dict(model.pretrained_cfg)  # type: ignore[arg-type]
+        self.name = str(settings.get("architecture", type(model).__name__))
         size = image_size or settings["input_size"][-1]
         self.input_size = (size, size)
         self.mean: tuple[float, ...] = tuple(settings["mean"])
         self.std: tuple[float, ...] = tuple(settings["std"])
         self.notes = notes or []
-        classifier = model.get_classifier()  # type: ignore[operator]
-        if not isinstance(classifier, nn.Linear):
-            raise ConfigError(
-                f"--student.name {settings.get('architecture')}: its classifier is a {type(classifier).__name__}; the "
-                "feature is defined as the input of one last Linear. Choose a model that ends in one."
-            )
-        self.width, self.num_classes = classifier.in_features, classifier.out_features
+        self.feature = feature
+        self.num_classes = self.classifier.out_features
+        self.drop_rate = 0.0
+        # In a tuple, because a module that is an attribute would add its keys to the state dict.
+        self._pooled_head: tuple[PooledHead, ...] = ()
+        self._stages: list[int] = []
+        self.stage_channels: tuple[int, ...] = ()
+        with evaluating(self), torch.no_grad():
+            self._measure()
 
     @property
-    def head(self) -> nn.Linear:
-        """The last Linear."""
-        return self.model.get_classifier()  # type: ignore[operator]
+    def classifier(self) -> nn.Linear:
+        """The last Linear, a module of ``model``."""
+        classifier = self.model.get_classifier()  # type: ignore[operator]
+        if not isinstance(classifier, nn.Linear):
+            raise ConfigError(
+                f"--student.name {self.name}: its classifier is a {type(classifier).__name__}; the "
+                "feature is defined as the input of one last Linear. Choose a model that ends in one."
+            )
+        return classifier
 
-    def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        """Run the model.
+    @property
+    def head(self) -> nn.Module:
+        """From the feature (B, C) to logits (B, K), without dropout: the last Linear, or all that follows pooling."""
+        return self._pooled_head[0] if self._pooled_head else self.classifier
+
+    def frozen_head(self, features: Tensor) -> Tensor:
+        """The head with its present weights as constants: gradients reach only what it is given (stage 1 of CustomKD).
+
+        Args:
+            features: (B, C).
+
+        Returns:
+            (B, K). Batch statistics are used as they are, and stay as they are.
+        """
+        head = self.head
+        values = {name: value.detach() for name, value in head.state_dict().items()}
+        with evaluating(head):
+            return torch.func.functional_call(head, values, (features,))
+
+    def forward(
+        self, images: Tensor, *, adapter: nn.Module | None = None, stages: bool = False
+    ) -> StudentOutput:
+        """Run the model once.
 
         Args:
             images: (B, 3, H, W) float, normalised.
+            adapter: (B, C) -> (B, C); the head is given its output in place of the feature.
+            stages: also return the maps of the stages.
 
-        Returns:
-            Features (B, C) and logits (B, K).
+        Raises:
+            ConfigError: stages are asked of a model that cannot give them.
         """
         model: Any = self.model
-        features = model.forward_head(model.forward_features(images), pre_logits=True)
-        return features, self.head(features)
+        maps: list[Tensor] = []
+        if stages:
+            if not self._stages:
+                raise ConfigError(
+                    f"--student.name {self.name}: this model cannot give the maps of its stages, which a method or "
+                    "partner of this run needs. Choose a student whose timm model has forward_intermediates."
+                )
+            last, maps = model.forward_intermediates(images, indices=self._stages)
+        else:
+            last = model.forward_features(images)
+        pooled = self._pooled_head[0] if self._pooled_head else None
+        features = (
+            pooled.pool(last) if pooled is not None else model.forward_head(last, pre_logits=True)
+        )
+        seen = features if adapter is None else adapter(features)
+        hidden = seen if pooled is None else pooled.hidden(seen)
+        logits = self.classifier(F.dropout(hidden, self.drop_rate, self.training))
+        return StudentOutput(features, logits, self._as_map(last, features), tuple(maps))
+
+    def _as_map(self, last: Tensor, features: Tensor) -> Tensor:
+        """What ``forward_features`` gave, as (B, M, h, w); without a grid, the feature as one place."""
+        if last.dim() == 4:
+            return last.permute(0, 3, 1, 2) if _channels_last(self.model) else last
+        if last.dim() == 3:
+            patches = last[:, getattr(self.model, "num_prefix_tokens", 0) :]
+            count = patches.shape[1]
+            embed = getattr(self.model, "patch_embed", None)
+            sides = tuple(getattr(embed, "grid_size", None) or ())
+            if math.prod(sides) != count:
+                sides = (math.isqrt(count),) * 2
+            if math.prod(sides) == count:
+                return patches.transpose(1, 2).unflatten(2, sides)
+        return features[:, :, None, None]
+
+    def _measure(self) -> None:
+        """Look at one picture: widths, shapes, and whether head(feature) is the plain model's output."""
+        model: Any = self.model
+        generator = torch.Generator().manual_seed(0)
+        picture = torch.rand(1, 3, *self.input_size, generator=generator)
+        try:
+            plain = model(picture)
+            last = model.forward_features(picture)
+            self.drop_rate = _take_dropout(model, last)
+            if self.feature == "pooled":
+                self._pooled_head = _pooled_head(model, self.name, last)
+            features, logits, last_map, _ = self(picture)
+        except ConfigError:
+            raise
+        except Exception as error:  # models check their input with asserts and plain errors
+            first = str(error).strip().split("\n")[0][:200]
+            raise ConfigError(
+                f"--student.name {self.name} does not run on {self.input_size[0]} x {self.input_size[1]} pictures "
+                f"({first}). Choose another --student.image_size; a ViT needs the same in "
+                f"--student.model_args, '{{img_size: {self.input_size[0]}}}'."
+            ) from error
+        self.width, self.map_channels = features.shape[1], last_map.shape[1]
+        self.map_size = (last_map.shape[2], last_map.shape[3])
+        if features.dim() != 2 or plain.shape != (1, self.num_classes):
+            raise ConfigError(
+                f"--student.name {self.name}: feature {tuple(features.shape)} and logits {tuple(plain.shape)}; "
+                f"expected (1, width) and (1, {self.num_classes}). Choose a plain classifier."
+            )
+        if not _alike(plain, logits) or not _alike(plain, self.head(features)):
+            raise ConfigError(
+                f"--student.name {self.name}: its head on its feature ({self.feature}) is not the model's output, so "
+                "the feature cannot be told from the head. Choose another model"
+                + (", or --student.feature prelogits." if self._pooled_head else ".")
+            )
+        if hasattr(model, "forward_intermediates"):
+            final, maps = model.forward_intermediates(picture)
+            if _alike(last, final) and all(item.dim() == 4 for item in maps):
+                self._stages = _spread(len(maps))
+                self.stage_channels = tuple(maps[index].shape[1] for index in self._stages)
 
 
-def build_student(config: StudentConfig, num_classes: int) -> Student:
+class PooledHead(nn.Module):
+    """All that follows global pooling, as one callable of the pooled feature; its modules are the model's own.
+
+    It runs the model's ``forward_head`` on a map of one place, whose pooling is the identity.
+    """
+
+    def __init__(self, model: nn.Module, pool: nn.Module, parts: list[nn.Module]) -> None:
+        super().__init__()
+        # In a tuple, so that only the parts count as modules of this one.
+        self._of: tuple[Any, nn.Module] = (model, pool)
+        self.parts = nn.ModuleList(parts)
+
+    def pool(self, last: Tensor) -> Tensor:
+        """(B, ...) of ``forward_features`` -> (B, C)."""
+        return self._of[1](last).flatten(1)
+
+    def hidden(self, features: Tensor) -> Tensor:
+        """(B, C) -> (B, P), what the last Linear sees."""
+        model = self._of[0]
+        place = features[:, None, None] if _channels_last(model) else features[:, :, None, None]
+        return model.forward_head(place, pre_logits=True)
+
+    def forward(self, features: Tensor) -> Tensor:
+        """(B, C) -> (B, K)."""
+        return self._of[0].get_classifier()(self.hidden(features))
+
+
+@contextmanager
+def evaluating(module: nn.Module) -> Iterator[None]:
+    """Eval mode inside, and afterwards every part in the mode in which it was."""
+    modes = [(part, part.training) for part in module.modules()]
+    module.eval()
+    try:
+        yield
+    finally:
+        for part, mode in modes:
+            part.training = mode
+
+
+def build_student(config: StudentConfig, num_classes: int, *, seed: int = 0) -> Student:
     """Build a student and check that splitting it into feature and head changes nothing.
+
+    Args:
+        config: which model, and its starting weights.
+        num_classes: K.
+        seed: of the run; takes the place of ``{seed}`` in ``config.weights``.
 
     Raises:
         ConfigError: unknown model, weights that cannot be fetched or do not fit, or a model that cannot be split.
     """
     model = _create(config, num_classes)
-    notes = load_weights(model, Path(config.weights)) if config.weights else []
-    student = Student(model, image_size=config.image_size, notes=notes)
-    _check_split(student, config)
-    return student
+    path = config.weights.replace("{seed}", str(seed))
+    notes = load_weights(model, Path(path)) if path else []
+    return Student(model, image_size=config.image_size, feature=config.feature, notes=notes)
 
 
 def _create(config: StudentConfig, num_classes: int) -> nn.Module:
@@ -109,106 +290,69 @@ def _create(config: StudentConfig, num_classes: int) -> nn.Module:
         ) from error
 
 
-def load_weights(model: nn.Module, path: Path) -> list[str]:
-    """Load a local file into a timm model; a missing or differently sized classifier stays as initialised.
-
-    Returns:
-        Notes for the user; one if the classifier starts fresh.
-
-    Raises:
-        ConfigError: no such file, not a file of plain tensors, or keys or shapes that do not fit.
-    """
-    found = read_weights(path)
-    wanted = model.state_dict()
-    head: Any = model.get_classifier()  # type: ignore[operator]
-    prefix = next(name for name, module in model.named_modules() if module is head)
-    head_keys = {key for key in wanted if key.startswith(f"{prefix}.")}
-    fresh = any(key not in found or found[key].shape != wanted[key].shape for key in head_keys)
-    skipped = head_keys if fresh else set()
-    missing = sorted(wanted.keys() - found.keys() - skipped)
-    unknown = sorted(found.keys() - wanted.keys())
-    unlike = [
-        f"{key} has {tuple(found[key].shape)}, the model {tuple(wanted[key].shape)}"
-        for key in sorted(wanted.keys() & found.keys() - skipped)
-        if found[key].shape != wanted[key].shape
-    ]
-    problems = [
-        f"{len(items)} {what}: {shorten(items, 3)}"
-        for items, what in (
-            (missing, "keys are missing"),
-            (unknown, "keys are not the model's"),
-            (unlike, "shapes differ"),
-        )
-        if items
-    ]
-    if problems:
-        raise ConfigError(
-            f"--student.weights {path} does not fit the model: {'; '.join(problems)}. Expected the state dict of the "
-            "same timm model (--student.name, --student.model_args)."
-        )
-    model.load_state_dict({**found, **{key: wanted[key] for key in skipped}})
-    return [f"{path}: the classifier starts fresh ({prefix})"] if fresh else []
-
-
-def read_weights(path: Path) -> dict[str, Tensor]:
-    """Read a file of plain tensors, safetensors or PyTorch's, without running any code in it.
-
-    Raises:
-        ConfigError: no such file, or something else inside.
-    """
-    if not path.is_file():
-        raise ConfigError(f"--student.weights {path}: no such file.")
-    try:
-        if path.suffix == ".safetensors":
-            return load_file(path)
-        values = torch.load(path, map_location="cpu", weights_only=True)
-    except (SafetensorError, RuntimeError, ValueError, EOFError, OSError) as error:
-        first = str(error).strip().split("\n")[0][:200]
-        raise ConfigError(f"--student.weights {path} cannot be read: {first}") from error
-    except Exception as error:  # pickle.UnpicklingError and its kin: not plain tensors
-        raise ConfigError(
-            f"--student.weights {path}: holds more than plain tensors ({type(error).__name__}); "
-            "it is not loaded, because "
-            "loading could run code. Save its state dict as safetensors."
-        ) from error
-    values = values.get("state_dict", values) if isinstance(values, dict) else values
-    if not isinstance(values, dict) or not all(
-        isinstance(item, Tensor) for item in values.values()
-    ):
-        raise ConfigError(
-            f"--student.weights {path}: expected a dict of tensors, found {type(values).__name__}."
-        )
-    return values
-
-
-def _check_split(student: Student, config: StudentConfig) -> None:
-    """Compare head(feature) to the plain model on one picture; also catches a size the model does not take."""
-    training = student.training
-    student.eval()
-    generator = torch.Generator().manual_seed(0)
-    picture = torch.rand(1, 3, *student.input_size, generator=generator)
-    try:
-        with torch.no_grad():
-            features, logits = student(picture)
-            plain = student.model(picture)
-    except Exception as error:  # models check their input with asserts and plain errors
-        first = str(error).strip().split("\n")[0][:200]
-        raise ConfigError(
-            f"--student.name {config.name} does not run on {student.input_size[0]} x {student.input_size[1]} pictures "
-            f"({first}). Choose another --student.image_size; a ViT needs the same in "
-            "--student.model_args, e.g. '{img_size: 32}'."
-        ) from error
-    finally:
-        student.train(training)
-    if features.shape != (1, student.width) or plain.shape != (1, student.num_classes):
-        raise ConfigError(
-            f"--student.name {config.name}: feature {tuple(features.shape)} and logits {tuple(plain.shape)}; expected "
-            f"(1, {student.width}) and (1, {student.num_classes}). Choose a plain classifier."
-        )
+def _alike(plain: Tensor, other: Tensor) -> bool:
+    """Equal but for rounding."""
+    if plain.shape != other.shape:
+        return False
     scale = float(plain.abs().max().clamp(min=1))
-    if float((plain - logits).abs().max()) > SPLIT_TOLERANCE * scale:
-        raise ConfigError(
-            f"--student.name {config.name}: its last Linear on its pre-logits is not the model's "
-            "output, so the feature "
-            "cannot be told from the head. Choose another model."
-        )
+    return float((plain - other).abs().max()) <= SPLIT_TOLERANCE * scale
+
+
+def _channels_last(model: nn.Module) -> bool:
+    """Whether a model's maps are (B, h, w, M)."""
+    return getattr(model, "output_fmt", "NCHW") == "NHWC"
+
+
+def _spread(count: int) -> list[int]:
+    """Which of ``count`` maps are taken: the last four, or of many (the blocks of a ViT) four in even distances."""
+    if count <= STAGES + 1:
+        return list(range(max(0, count - STAGES), count))
+    return [math.ceil(count * number / STAGES) - 1 for number in range(1, STAGES + 1)]
+
+
+def _called(model: nn.Module, run: Callable[[], object]) -> list[nn.Module]:
+    """The modules that take part in a run, in the order in which they finish."""
+    called: list[nn.Module] = []
+    hooks = [
+        part.register_forward_hook(lambda module, *_: called.append(module))
+        for part in model.modules()
+    ]
+    try:
+        run()
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return called
+
+
+def _take_dropout(model: Any, last: Tensor) -> float:
+    """Switch off the dropout in front of the last Linear and return its rate: ``Student`` applies it.
+
+    timm's ``forward_head(pre_logits=True)`` applies it to the pre-logits, and a feature that is compared to a
+    teacher's should not be half zeros.
+    """
+    called = _called(model, lambda: model.forward_head(last, pre_logits=True))
+    dropouts = [part for part in called if isinstance(part, nn.Dropout)]
+    if dropouts:
+        rate, dropouts[-1].p = dropouts[-1].p, 0.0
+    else:
+        rate, model.drop_rate = getattr(model, "drop_rate", 0.0), 0.0
+    return float(rate)
+
+
+def _pooled_head(model: Any, name: str, last: Tensor) -> tuple[PooledHead, ...]:
+    """The head of the pooled feature; none if nothing with weights lies in front of the last Linear."""
+    called = _called(model, lambda: model.forward_head(last, pre_logits=True))
+    parts = [
+        part for part in called if [*part.parameters(recurse=False), *part.buffers(recurse=False)]
+    ]
+    if not parts:
+        return ()
+    pools = [getattr(place, "global_pool", None) for place in (model, getattr(model, "head", None))]
+    for pool in pools:
+        if isinstance(pool, nn.Module):
+            return (PooledHead(model, pool, [*parts, model.get_classifier()]),)
+    raise ConfigError(
+        f"--student.feature pooled: {name} has {len(parts)} layers in front of its last Linear, and no pooling module "
+        "that could be told from them. Choose --student.feature prelogits."
+    )

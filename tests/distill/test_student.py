@@ -1,34 +1,238 @@
 """Building a student: the split into feature and head, and starting weights."""
 
+import copy
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import timm
 import torch
 from safetensors.torch import save_file
 
-from distill.config import StudentConfig
+from distill.config import FeatureTap, StudentConfig
 from distill.student import build_student
 from featstore.errors import ConfigError
 
+SWIN = {
+    "img_size": 64,
+    "window_size": 2,
+    "embed_dim": 8,
+    "depths": (1, 1, 1, 1),
+    "num_heads": (1, 1, 1, 1),
+}
+TINY_VIT = StudentConfig(name="test_vit", image_size=32, model_args={"img_size": 32})
+CONVOLUTIONAL = StudentConfig(name="mobilenetv3_small_050", image_size=32)
+
 
 @pytest.mark.parametrize(
-    ("name", "width"),
+    ("name", "feature", "width"),
     [
-        ("mobilenetv3_small_050", 1024),
-        ("test_resnet", 96),
-        ("test_convnext", 64),
-        ("lcnet_035", 1280),
+        ("mobilenetv3_small_050", "prelogits", 1024),
+        ("mobilenetv3_small_050", "pooled", 288),
+        ("test_resnet", "prelogits", 96),
+        ("test_resnet", "pooled", 96),
+        ("test_convnext", "prelogits", 64),
+        ("test_convnext", "pooled", 64),
+        ("lcnet_035", "prelogits", 1280),
+        ("lcnet_035", "pooled", 176),
+        ("wide_resnet28_2", "pooled", 128),
     ],
 )
-def test_feature_and_head_are_the_plain_model(name: str, width: int) -> None:
-    """head(feature) equals the model's own output; the width is that of the last Linear."""
-    student = build_student(StudentConfig(name=name, image_size=32), 5).eval()
+def test_feature_and_head_are_the_plain_model(name: str, feature: FeatureTap, width: int) -> None:
+    """head(feature) equals the model's own output, and no choice of feature changes a key of a state dict."""
+    student = build_student(StudentConfig(name=name, image_size=32, feature=feature), 5).eval()
     pictures = torch.randn(2, 3, 32, 32)
     with torch.no_grad():
-        features, logits = student(pictures)
-        torch.testing.assert_close(logits, student.model(pictures))
+        features, logits, *_ = student(pictures)
+        plain = student.model(pictures)
+        torch.testing.assert_close(logits, plain)
+        torch.testing.assert_close(student.head(features), plain)
+        torch.testing.assert_close(student.frozen_head(features), plain)
     assert features.shape == (2, student.width) == (2, width)
+    keys = timm.create_model(name, num_classes=5).state_dict().keys()
+    assert student.model.state_dict().keys() == keys
+    assert student.state_dict().keys() == {f"model.{key}" for key in keys}
+
+
+def test_pooled_is_what_pooling_gives() -> None:
+    """Where no layer with weights lies between pooling and the last Linear, the head is that Linear."""
+    student = build_student(StudentConfig(name="test_resnet", image_size=32, feature="pooled"), 5)
+    assert student.head is student.model.get_classifier()
+    student = build_student(replace(CONVOLUTIONAL, feature="pooled"), 5).eval()
+    out = student(torch.randn(2, 3, 32, 32))
+    torch.testing.assert_close(out.features, out.map.mean((2, 3)))
+    held = {id(value) for value in student.head.parameters()}
+    tail = [*student.model.conv_head.parameters(), *student.model.classifier.parameters()]
+    assert held == {id(value) for value in tail}
+
+
+def test_pooled_is_refused_where_pooling_cannot_be_told_from_the_layers() -> None:
+    """This one pools in a function of its own, and a normalisation and a hidden layer follow."""
+    with pytest.raises(ConfigError, match=r"test_mambaout.*--student.feature prelogits"):
+        build_student(StudentConfig(name="test_mambaout", image_size=64, feature="pooled"), 5)
+
+
+@pytest.mark.parametrize("feature", ["prelogits", "pooled"])
+def test_a_copy_has_a_head_of_its_own(feature: FeatureTap) -> None:
+    """The moving average and the exported copy must not look at the student in training."""
+    student = build_student(replace(CONVOLUTIONAL, feature=feature), 5).eval()
+    twin = copy.deepcopy(student)
+    with torch.no_grad():
+        for value in student.parameters():
+            value.zero_()
+        pictures = torch.randn(2, 3, 32, 32)
+        torch.testing.assert_close(twin.head(twin(pictures).features), twin.model(pictures))
+
+
+@pytest.mark.parametrize("feature", ["prelogits", "pooled"])
+def test_dropout_acts_on_the_logits_as_in_the_plain_model_and_not_on_the_feature(
+    feature: FeatureTap,
+) -> None:
+    """The same draw in both; the feature is that of a student without dropout, the head has none."""
+    config = replace(CONVOLUTIONAL, feature=feature)
+    dropping = replace(config, model_args={"drop_rate": 0.5})
+    student, without = build_student(dropping, 5), build_student(config, 5)
+    plain = timm.create_model(config.name, num_classes=5, drop_rate=0.5)
+    for other in (plain, without.model):
+        other.load_state_dict(student.model.state_dict())
+    pictures = torch.randn(4, 3, 32, 32)
+    features, logits, *_ = without.train()(pictures)
+    without.load_state_dict(student.state_dict())
+    torch.manual_seed(3)
+    expected = plain.train()(pictures)
+    torch.manual_seed(3)
+    out = student.train()(pictures)
+    torch.testing.assert_close(out.logits, expected)
+    torch.testing.assert_close(out.features, features)
+    assert not torch.allclose(out.logits, logits)
+    torch.testing.assert_close(student.head(out.features), logits)
+    assert student.drop_rate == 0.5
+
+
+@pytest.mark.parametrize("name", ["test_vit", "test_convnext", "resnet10t"])
+def test_dropout_of_other_families_is_found(name: str) -> None:
+    """A module of its own, one inside the head, and a rate that a function is called with."""
+    args: dict[str, Any] = {"drop_rate": 0.5, **({"img_size": 32} if name == "test_vit" else {})}
+    student = build_student(StudentConfig(name=name, image_size=32, model_args=args), 5)
+    pictures = torch.randn(4, 3, 32, 32)
+    one, other = student.train()(pictures), student(pictures)
+    assert student.drop_rate == 0.5
+    torch.testing.assert_close(one.features, other.features)
+    assert not torch.allclose(one.logits, other.logits)
+
+
+@pytest.mark.parametrize("feature", ["prelogits", "pooled"])
+def test_a_frozen_head_passes_gradients_and_takes_none(feature: FeatureTap) -> None:
+    """Nothing of the student changes: no gradient, no batch statistic (lcnet's relative has a norm in its head)."""
+    config = StudentConfig(name="mobilenetv4_conv_small_035", image_size=32, feature=feature)
+    student = build_student(config, 5).train()
+    before = {key: value.clone() for key, value in student.state_dict().items()}
+    features = torch.randn(3, student.width, requires_grad=True)
+    student.frozen_head(features).square().sum().backward()
+    assert features.grad is not None
+    assert features.grad.abs().sum() > 0
+    assert all(value.grad is None for value in student.parameters())
+    assert all(torch.equal(value, before[key]) for key, value in student.state_dict().items())
+    assert all(part.training for part in student.modules())
+
+
+def test_an_adapter_stands_between_feature_and_head() -> None:
+    """The feature itself is given back as it is."""
+    for feature in ("prelogits", "pooled"):
+        student = build_student(replace(CONVOLUTIONAL, feature=feature), 5).eval()
+        adapter = torch.nn.Linear(student.width, student.width)
+        pictures = torch.randn(2, 3, 32, 32)
+        out, plain = student(pictures, adapter=adapter), student(pictures)
+        torch.testing.assert_close(out.features, plain.features)
+        torch.testing.assert_close(out.logits, student.head(adapter(plain.features)))
+
+
+@pytest.mark.parametrize("config", [CONVOLUTIONAL, TINY_VIT], ids=lambda config: config.name)
+def test_stages_come_from_the_same_pass(config: StudentConfig) -> None:
+    """They are the plain model's own; features, logits and map are those of a pass without them."""
+    student = build_student(config, 5).eval()
+    pictures = torch.randn(2, 3, 32, 32)
+    with torch.no_grad():
+        out, without = student(pictures, stages=True), student(pictures)
+        plain = student.model.forward_intermediates(pictures, intermediates_only=True)
+    assert without.stages == ()
+    for one, other in zip(out[:3], without[:3], strict=True):
+        torch.testing.assert_close(one, other)
+    assert len(out.stages) == 4
+    assert student.stage_channels == tuple(item.shape[1] for item in out.stages)
+    torch.testing.assert_close(out.stages[-1], plain[-1])
+    assert all(any(torch.equal(item, whole) for whole in plain) for item in out.stages)
+
+
+@pytest.mark.parametrize(
+    ("config", "channels", "size"),
+    [
+        (CONVOLUTIONAL, 288, (1, 1)),
+        (TINY_VIT, 64, (2, 2)),
+        (StudentConfig(name="resnet10t", image_size=64), 512, (2, 2)),
+        (StudentConfig(name="wide_resnet28_2"), 128, (8, 8)),
+        (
+            StudentConfig(name="swin_tiny_patch4_window7_224", image_size=64, model_args=SWIN),
+            64,
+            (2, 2),
+        ),
+    ],
+    ids=lambda value: getattr(value, "name", ""),
+)
+def test_the_map_has_the_measured_shape(
+    config: StudentConfig, channels: int, size: tuple[int, int]
+) -> None:
+    """Channels first, whether the model keeps maps, tokens or channels last."""
+    student = build_student(config, 5).eval()
+    with torch.no_grad():
+        seen = student(torch.randn(2, 3, *student.input_size)).map
+    assert (student.map_channels, student.map_size) == (channels, size)
+    assert seen.shape == (2, channels, *size)
+
+
+def test_tokens_keep_their_place_in_the_map() -> None:
+    """The map of a ViT is its patch tokens, row by row, without the class token."""
+    student = build_student(TINY_VIT, 5).eval()
+    pictures = torch.randn(1, 3, 32, 32)
+    with torch.no_grad():
+        tokens = student.model.forward_features(pictures)[:, 1:]
+        seen = student(pictures).map
+    torch.testing.assert_close(seen[0, :, 0, 1], tokens[0, 1])
+    torch.testing.assert_close(seen[0, :, 1, 0], tokens[0, 2])
+
+
+def test_a_student_without_a_grid_has_a_map_of_one_place() -> None:
+    """Tokens in a number that is no grid."""
+    student = build_student(TINY_VIT, 5)
+    tokens, features = torch.randn(2, 4, 64), torch.randn(2, 64)
+    assert student._as_map(tokens, features).shape == (2, 64, 1, 1)
+
+
+def test_a_student_without_stages_is_refused_by_name(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Only when stages are asked for."""
+    monkeypatch.delattr(timm.models.resnet.ResNet, "forward_intermediates")
+    student = build_student(StudentConfig(name="test_resnet", image_size=32), 5)
+    assert student.stage_channels == ()
+    assert student(torch.randn(2, 3, 32, 32)).logits.shape == (2, 5)
+    with pytest.raises(ConfigError, match=r"test_resnet.*forward_intermediates"):
+        student(torch.randn(2, 3, 32, 32), stages=True)
+
+
+@pytest.mark.parametrize("feature", ["prelogits", "pooled"])
+def test_measuring_a_student_leaves_no_trace(feature: FeatureTap) -> None:
+    """Statistics and weights are those of the plain model, the random state that after building it."""
+    torch.manual_seed(5)
+    plain = timm.create_model("mobilenetv3_small_050", num_classes=5)
+    state = torch.get_rng_state()
+    torch.manual_seed(5)
+    student = build_student(replace(CONVOLUTIONAL, feature=feature), 5)
+    assert torch.equal(torch.get_rng_state(), state)
+    kept = student.model.state_dict()
+    assert all(torch.equal(value, kept[key]) for key, value in plain.state_dict().items())
+    assert student.training
+    assert all(part.training for part in student.modules())
+    assert not any(part._forward_hooks for part in student.modules())
 
 
 def test_a_vit_takes_its_size_from_model_args() -> None:
@@ -37,7 +241,7 @@ def test_a_vit_takes_its_size_from_model_args() -> None:
         StudentConfig(name="test_vit", image_size=32, model_args={"img_size": 32}), 5
     )
     assert student.input_size == (32, 32)
-    with pytest.raises(ConfigError, match="img_size"):
+    with pytest.raises(ConfigError, match="img_size: 32"):
         build_student(StudentConfig(name="vit_tiny_patch16_224", image_size=32), 5)
 
 
@@ -77,6 +281,21 @@ def test_whole_weights_load_as_they_are(tmp_path: Path) -> None:
     )
     assert all(torch.equal(a, plain.state_dict()[k]) for k, a in student.model.state_dict().items())
     assert student.notes == []
+
+
+def test_weights_may_depend_on_the_seed(tmp_path: Path) -> None:
+    """``{seed}`` in the path is the seed of the run."""
+    for seed in (0, 1):
+        torch.manual_seed(seed)
+        plain = timm.create_model("test_resnet", num_classes=5)
+        save_file(plain.state_dict(), tmp_path / f"seed{seed}.safetensors")
+    config = StudentConfig(
+        name="test_resnet", image_size=32, weights=str(tmp_path / "seed{seed}.safetensors")
+    )
+    weight = build_student(config, 5, seed=1).model.conv1[0].weight
+    assert torch.equal(weight, plain.conv1[0].weight)
+    with pytest.raises(ConfigError, match=r"seed2.safetensors: no such file"):
+        build_student(config, 5, seed=2)
 
 
 def test_weights_that_do_not_fit_name_keys_and_shapes(tmp_path: Path) -> None:
