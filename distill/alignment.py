@@ -1,15 +1,16 @@
-"""What stands between the teacher's and the student's feature: one Linear each way, and normalisation."""
+"""What stands between the teacher's and the student's feature: a projection each way, and normalisation."""
 
 # B batch, D teacher width, C student width
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from distill.config import Norm
+from distill.options.common import Norm
 from featstore.errors import ConfigError
 
 EPS = 1e-6
@@ -53,8 +54,25 @@ def measure(chunks: Iterable[Tensor]) -> Statistics:
     return Statistics(mean.float(), variance.sqrt().float())
 
 
+class Block(NamedTuple):
+    """One teacher's part of a feature that several teachers share."""
+
+    width: int
+    """D_i."""
+    weight: float
+    """w_i, above zero; only its share of the sum counts."""
+
+
 class FeatureNorm(nn.Module):
     """Normalise the stored feature; without parameters, and always in float32.
+
+    With several teachers each block is normalised on its own, then multiplied by s_i with
+    s_i^2 = (w_i / sum w) D / D_i, so that MSE(s x, s y) = sum_i (w_i / sum w) MSE_i(x_i, y_i) whatever the widths.
+
+    Args:
+        kind: what it does.
+        statistics: of all channels, for ``standardize``.
+        blocks: of the feature, from left to right; none is one teacher.
 
     Raises:
         ConfigError: ``standardize`` without statistics.
@@ -62,19 +80,33 @@ class FeatureNorm(nn.Module):
 
     mean_D: Tensor
     std_D: Tensor
+    share_D: Tensor
 
-    def __init__(self, kind: Norm, statistics: Statistics | None = None) -> None:
+    def __init__(
+        self, kind: Norm, statistics: Statistics | None = None, blocks: Sequence[Block] = ()
+    ) -> None:
         super().__init__()
         self.kind = kind
+        self.blocks = tuple(blocks)
         if kind == "standardize":
             if statistics is None:
                 raise ConfigError("norm standardize needs the statistics of the training rows.")
             self.register_buffer("mean_D", statistics.mean_D)
             self.register_buffer("std_D", statistics.std_D.clamp(min=EPS))
+        if len(self.blocks) > 1:
+            self.register_buffer("share_D", shares(self.blocks))
 
     def forward(self, feature_BD: Tensor) -> Tensor:
         """(B, D) of any float dtype -> (B, D) float32."""
         feature = feature_BD.float()
+        if len(self.blocks) <= 1:
+            return self._normalise(feature)
+        if self.kind in ("none", "standardize"):  # channel by channel: blocks do not matter
+            return self._normalise(feature) * self.share_D
+        parts = feature.split([block.width for block in self.blocks], dim=1)
+        return torch.cat([self._normalise(part) for part in parts], dim=1) * self.share_D
+
+    def _normalise(self, feature: Tensor) -> Tensor:
         if self.kind == "standardize":
             return (feature - self.mean_D) / self.std_D
         if self.kind == "layernorm":
@@ -84,9 +116,39 @@ class FeatureNorm(nn.Module):
         return feature
 
 
-def projection(from_width: int, to_width: int) -> nn.Linear:
-    """One Linear; the sources speak of "one projection layer" [S], and nothing is known of its inside."""
-    return nn.Linear(from_width, to_width)
+def shares(blocks: Sequence[Block]) -> Tensor:
+    """s_i of every channel, (D,) float32; see ``FeatureNorm``."""
+    width = sum(block.width for block in blocks)
+    weight = sum(block.weight for block in blocks)
+    return torch.cat(
+        [
+            torch.full((block.width,), (block.weight / weight * width / block.width) ** 0.5)
+            for block in blocks
+        ]
+    )
+
+
+def projection(from_width: int, to_width: int, *, depth: int = 1, hidden: int = 0) -> nn.Module:
+    """(B, from_width) -> (B, to_width): one Linear, or a perceptron with one hidden layer.
+
+    The sources speak of "one projection layer" [S]; nothing is known of its inside. Depth 2 is Linear, LayerNorm, ReLU,
+    Linear [I]: a layer norm looks at one row at a time, so that neither the batch nor the number of processes matters.
+
+    Args:
+        from_width: of the input.
+        to_width: of the output.
+        depth: number of Linears, 1 or 2.
+        hidden: width between two Linears; 0 takes the larger of the other two.
+    """
+    if depth == 1:
+        return nn.Linear(from_width, to_width)
+    hidden = hidden or max(from_width, to_width)
+    return nn.Sequential(
+        nn.Linear(from_width, hidden),
+        nn.LayerNorm(hidden),
+        nn.ReLU(),
+        nn.Linear(hidden, to_width),
+    )
 
 
 def check_width(name: str, feature: Tensor, width: int) -> None:

@@ -8,14 +8,12 @@ from typing import Any
 import numpy as np
 import torch
 
-from distill.runs import Contract, check_same_run
+from distill.runs import CHECKPOINT_NAME, Contract, check_same_run
 from featstore.atomic import write_bytes
 from featstore.errors import ConfigError
 
 FORMAT = 1
 """Version of the layout below; an unknown one is refused."""
-
-NAME = "checkpoint.pt"
 
 
 def rng_state(device: torch.device) -> dict[str, Any]:
@@ -50,7 +48,7 @@ def save(folder: Path, contract: Contract, values: dict[str, Any]) -> int:
     """Write the checkpoint of a run atomically. Returns its bytes."""
     buffer = io.BytesIO()
     torch.save({"format": FORMAT, "contract": contract, **values}, buffer)
-    return write_bytes(folder / NAME, buffer.getvalue())
+    return write_bytes(folder / CHECKPOINT_NAME, buffer.getvalue())
 
 
 def load(folder: Path, contract: Contract) -> dict[str, Any] | None:
@@ -59,7 +57,7 @@ def load(folder: Path, contract: Contract) -> dict[str, Any] | None:
     Raises:
         ConfigError: unreadable, of another format, or of a run with other settings or another store.
     """
-    path = folder / NAME
+    path = folder / CHECKPOINT_NAME
     if not path.exists():
         return None
     try:

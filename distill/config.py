@@ -8,14 +8,13 @@ import dataclasses
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from distill.options import MethodName, MethodOptions, PartnerName, PartnerOptions
+from distill.options.augment import AugmentConfig, PhotometricConfig
 from featstore.config import SourceConfig, require
-
-MethodName = Literal["labels", "features", "customkd", "probe_kd"]
-Norm = Literal["none", "standardize", "layernorm", "l2"]
 
 
 @dataclass(frozen=True, kw_only=True)
-class DataConfig:
+class DataConfig(PhotometricConfig):
     """Which samples play which part, and which views of them the student is shown."""
 
     labelled: list[str] = field(default_factory=lambda: ["train/*"])
@@ -26,30 +25,43 @@ class DataConfig:
     """Shell patterns: held-out images. Exact copies of them are dropped from the other two parts."""
     labels_per_class: int = 0
     """Labelled images drawn per class; 0 keeps all. What is not drawn is unlabelled if a pattern there matches."""
+    validation: int = 0
+    """Labelled images per class that are held out of training, to choose settings by (``--eval.part validation``)."""
     label_seed: int = -1
     """Seed of that draw; -1 takes the seed of each run, so that three seeds also use three draws."""
     views: Literal["all", "canonical", "seeded"] = "all"
     """Which of the stored views training picks from, a new one at every pass over an image."""
+    seeded: int = 0
+    """Pick only from the first so many of the stored seeded views; 0 takes all of them."""
     mirror: bool = False
     """Also pick mirrored views; refused unless the store holds them."""
-    jitter: float = 0.0
-    """Strength of random brightness, contrast and saturation on the student's side, 0 to 1; 0 is off."""
+    strong: AugmentConfig = field(default_factory=AugmentConfig)
     cache_mb: int = 256
     """Memory for decoded views, in MB per loading process, so that small sets are decoded once; 0 is off."""
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         require(bool(self.labelled), "--data.labelled is empty: no image could give a label.")
         require(bool(self.test), "--data.test is empty: nothing could be measured.")
         require(
             self.labels_per_class >= 0,
             f"--data.labels_per_class {self.labels_per_class} must not be negative.",
         )
+        require(self.validation >= 0, f"--data.validation {self.validation} must not be negative.")
         require(
             self.label_seed >= -1,
             f"--data.label_seed {self.label_seed} must be -1 (each run's own seed) or at least 0.",
         )
-        require(0 <= self.jitter <= 1, f"--data.jitter {self.jitter} must lie between 0 and 1.")
+        require(self.seeded >= 0, f"--data.seeded {self.seeded} must not be negative.")
+        require(
+            not (self.seeded and self.views == "canonical"),
+            f"--data.seeded {self.seeded} counts seeded views, but --data.views canonical uses none of them.",
+        )
         require(self.cache_mb >= 0, f"--data.cache_mb {self.cache_mb} must not be negative.")
+
+
+FeatureTap = Literal["prelogits", "pooled"]
+"""Which of a student's vectors is its feature."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,11 +73,15 @@ class StudentConfig:
     pretrained: bool = False
     """Start from the weights that timm fetches from the hub."""
     weights: str = ""
-    """Start from a local file (safetensors, or a PyTorch file of plain tensors) with timm's keys."""
+    """Start from a local file (safetensors, or a PyTorch file of plain tensors) with timm's keys.
+    ``{seed}`` in it stands for the run's seed."""
     model_args: dict[str, Any] = field(default_factory=dict)
     """Further arguments of ``timm.create_model``, e.g. img_size or drop_rate."""
     image_size: int = 0
     """Side of the student's input in pixels; 0 keeps the model's own."""
+    feature: FeatureTap = "prelogits"
+    """What is compared to the teacher's feature: the input of the last Linear (prelogits), or what comes out of global
+    pooling (pooled), where hidden layers lie between the two. Everything that follows it is then the head."""
 
     def __post_init__(self) -> None:
         require(bool(self.name), "--student.name is empty.")
@@ -85,90 +101,13 @@ class StudentConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
-class FeaturesConfig:
-    """Method ``features``: the student's feature, through one Linear, imitates the stored feature (MSE)."""
-
-    weight: float = 1.0
-    """Weight of the MSE beside the cross entropy."""
-    norm: Norm = "none"
-    """Normalisation of the stored feature."""
-
-    def __post_init__(self) -> None:
-        require(self.weight >= 0, f"--features.weight {self.weight} must not be negative.")
-
-
-@dataclass(frozen=True, kw_only=True)
-class CustomKDConfig:
-    """Method ``customkd``. No source gives these values of the paper: all are choices of this product [I]."""
-
-    w_general: float = 1.0
-    """Weight of MSE(P_s(f_s), f_t), the task-general term."""
-    w_specific: float = 1.0
-    """Weight of MSE(f_s, P_t(f_t)), the task-specific term."""
-    w_logits: float = 0.0
-    """Weight of a further KL term towards the logits named by ``logits_from``; 0 is the method without it."""
-    logits_from: Literal["custom", "probe"] = "custom"
-    """custom: the student's head on P_t(f_t). probe: a linear probe on f_t."""
-    temperature: float = 4.0
-    """Temperature of the KL term."""
-    norm: Norm = "none"
-    """Normalisation of the stored feature f_t."""
-    match_activation: Literal["none", "relu"] = "none"
-    """relu: P_t ends in a ReLU, for students whose feature is never negative."""
-    match_norm: Literal["none", "layernorm"] = "none"
-    """layernorm: both sides of the task-specific MSE are normalised, which stops a drift of scale."""
-    stage1_epochs: int = 1
-    """Passes over the labelled features in each stage 1."""
-    stage2_epochs: int = 1
-    """Epochs of training between two stages 1; the paper alternates every epoch [P]."""
-    stage1_batch: int = 64
-    """Features per step of stage 1."""
-    stage1_lr: float = 1e-3
-    """Learning rate of AdamW in stage 1, constant."""
-    stage1_weight_decay: float = 1e-4
-    """Weight decay of AdamW in stage 1."""
-
-    def __post_init__(self) -> None:
-        for name in ("w_general", "w_specific", "w_logits", "stage1_weight_decay"):
-            require(
-                getattr(self, name) >= 0,
-                f"--customkd.{name} {getattr(self, name)} must not be negative.",
-            )
-        for name in (
-            "temperature",
-            "stage1_epochs",
-            "stage2_epochs",
-            "stage1_batch",
-            "stage1_lr",
-        ):
-            require(
-                getattr(self, name) > 0,
-                f"--customkd.{name} {getattr(self, name)} must be positive.",
-            )
-
-
-@dataclass(frozen=True, kw_only=True)
-class ProbeKDConfig:
-    """Method ``probe_kd``: KL towards the logits of a linear probe on the stored features (Hinton's loss)."""
-
-    weight: float = 1.0
-    """Weight of T^2 KL beside the cross entropy."""
-    temperature: float = 4.0
-    """T."""
-
-    def __post_init__(self) -> None:
-        require(self.weight >= 0, f"--probe_kd.weight {self.weight} must not be negative.")
-        require(
-            self.temperature > 0, f"--probe_kd.temperature {self.temperature} must be positive."
-        )
-
-
-@dataclass(frozen=True, kw_only=True)
 class TrainConfig:
     """The loop that all methods share."""
 
     epochs: int = 20
     """Epochs; one epoch passes once over the larger of the two training parts."""
+    finetune_epochs: int = 0
+    """So many of the last epochs train on the labels alone: all other terms of the loss are switched off."""
     labelled_batch: int = 64
     """Labelled images per optimiser step, over all processes and accumulated parts."""
     unlabelled_batch: int = 64
@@ -206,7 +145,9 @@ class TrainConfig:
                 getattr(self, name) > 0, f"--train.{name} {getattr(self, name)} must be positive."
             )
         require(self.lr > 0, f"--train.lr {self.lr} must be positive.")
-        for name in ("weight_decay", "clip_grad", "warmup_epochs", "workers", "checkpoint_every"):
+        for name in (
+            "weight_decay", "clip_grad", "warmup_epochs", "workers", "checkpoint_every", "finetune_epochs",
+        ):  # fmt: skip
             require(
                 getattr(self, name) >= 0,
                 f"--train.{name} {getattr(self, name)} must not be negative.",
@@ -217,15 +158,26 @@ class TrainConfig:
             f"--train.momentum {self.momentum} must be at least 0 and below 1.",
         )
         require(
+            self.finetune_epochs <= self.epochs,
+            f"--train.finetune_epochs {self.finetune_epochs} must not be above --train.epochs {self.epochs}.",
+        )
+        require(
             self.warmup_epochs < self.epochs,
             f"--train.warmup_epochs {self.warmup_epochs} must be below --train.epochs {self.epochs}.",
         )
+
+
+CorruptionName = Literal[
+    "gaussian_noise", "shot_noise", "defocus_blur", "motion_blur", "contrast", "brightness", "jpeg", "pixelate",
+]  # fmt: skip
 
 
 @dataclass(frozen=True, kw_only=True)
 class EvalConfig:
     """How a student is measured."""
 
+    part: Literal["test", "validation"] = "test"
+    """What it is measured on; validation (see ``--data.validation``) is for choosing settings."""
     batch_size: int = 256
     """Images per forward pass of one process."""
     every: int = 0
@@ -236,6 +188,9 @@ class EvalConfig:
     """Most labelled images used to fit a linear probe or k-NN; more are thinned out by the run's seed."""
     bins: int = 15
     """Bins of the calibration error."""
+    corruptions: list[CorruptionName | Literal["all"]] = field(default_factory=list)
+    """Corruptions of the test images under which the accuracy is measured too, at severities 1 to 5; all: every one.
+    Each costs five more passes over the test part; none by default, so that training runs stay short."""
 
     def __post_init__(self) -> None:
         for name in ("batch_size", "knn_k", "probe_rows", "bins"):
@@ -246,13 +201,37 @@ class EvalConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
-class DistillConfig:
+class TeacherConfig:
+    """A further teacher: one vector field of another feature store of the same images."""
+
+    store: str = ""
+    """Folder of its feature store; rows are found by sample id, then by content."""
+    field: str = "cls"
+    """Field of that store; one vector per view."""
+    weight: float = 1.0
+    """Of this teacher among all; only the ratio to ``--teacher_weight`` and to the others counts."""
+
+    def __post_init__(self) -> None:
+        require(bool(self.store), "--teachers: store is empty.")
+        require(bool(self.field), "--teachers: field is empty.")
+        require(self.weight > 0, f"--teachers: weight {self.weight} must be positive.")
+
+
+@dataclass(frozen=True, kw_only=True)
+class DistillConfig(MethodOptions, PartnerOptions):
     """Phase two: train students from a feature store and images; the teacher is not needed."""
 
     store: str = "outputs/store"
     """Folder of the feature store."""
     field: str = "cls"
     """Field of the store that the student imitates; one vector per view."""
+    teacher_weight: float = 1.0
+    """Weight of this teacher where ``teachers`` names further ones."""
+    teachers: list[TeacherConfig] = dataclasses.field(default_factory=list)
+    """Further teachers: '[{store: DIR, field: pooled, weight: 0.5}]'. Vectors are put side by side; a squared error
+    over them is the weighted mean of the teachers' own."""
+    grid_field: str = ""
+    """Field with patch grids, for methods that need one; empty takes the largest gridK of the store."""
     out: str = "outputs/distill"
     """Folder of the results: OUT/METHOD/seedK/ for every run, and one table over all."""
     source: SourceConfig = dataclasses.field(default_factory=SourceConfig)
@@ -260,21 +239,25 @@ class DistillConfig:
     student: StudentConfig = dataclasses.field(default_factory=StudentConfig)
     methods: list[MethodName] = dataclasses.field(default_factory=lambda: ["labels", "customkd"])
     """Methods to run one after another. labels: cross entropy only, with as many steps as the others."""
+    partner: PartnerName = "none"
+    """A semi-supervised or domain-adaptation loss on the student's own predictions, beside every one of the methods."""
     seeds: list[int] = dataclasses.field(default_factory=lambda: [0, 1, 2])
     """One run of each method per seed: initial weights, order, views, and the draw of labels."""
-    features: FeaturesConfig = dataclasses.field(default_factory=FeaturesConfig)
-    customkd: CustomKDConfig = dataclasses.field(default_factory=CustomKDConfig)
-    probe_kd: ProbeKDConfig = dataclasses.field(default_factory=ProbeKDConfig)
     train: TrainConfig = dataclasses.field(default_factory=TrainConfig)
     eval: EvalConfig = dataclasses.field(default_factory=EvalConfig)
     trackers: list[Literal["tensorboard", "wandb", "mlflow"]] = dataclasses.field(
         default_factory=lambda: ["tensorboard"]
     )
     """Where curves go besides metrics.jsonl."""
+    report: bool = True
+    """Draw an HTML page of every run, report.html in its folder, and one that compares all runs in OUT."""
 
     def __post_init__(self) -> None:
         for name in ("store", "field", "out"):
             require(bool(getattr(self, name)), f"--{name} is empty.")
+        require(
+            self.teacher_weight > 0, f"--teacher_weight {self.teacher_weight} must be positive."
+        )
         require(bool(self.methods), "--methods is empty: nothing would be run.")
         require(bool(self.seeds), "--seeds is empty: nothing would be run.")
         for name in ("methods", "seeds", "trackers"):
@@ -307,3 +290,14 @@ class EvaluateConfig:
         require(bool(self.model), "--model is empty.")
         require(self.seed >= 0, f"--seed {self.seed} must not be negative.")
         require(self.workers >= 0, f"--workers {self.workers} must not be negative.")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReportConfig:
+    """Draw the pages of finished runs again, from their folders alone."""
+
+    out: str = "outputs/distill"
+    """Folder that holds METHOD/seedK/, as pipelines/distill.py or pipelines/experiment.py wrote it."""
+
+    def __post_init__(self) -> None:
+        require(bool(self.out), "--out is empty.")

@@ -12,13 +12,15 @@ from typing import Any, Protocol
 
 import numpy as np
 import torch
-from PIL import Image, ImageEnhance
 from torch import Tensor
 from torch.utils.data import DataLoader
 
+from distill.augment import photometric, strongly
+from distill.config import DataConfig
+from distill.features import Features, Grid
 from distill.join import Samples
 from distill.losses import IGNORE
-from distill.sampler import CANONICAL, Indices, Request
+from distill.sampler import CANONICAL, Request
 from featstore import FeatureStore
 from featstore.decode import decode_image
 from featstore.errors import (
@@ -29,7 +31,6 @@ from featstore.errors import (
     shorten,
 )
 from featstore.ids import content_sha256
-from featstore.torch_data import as_tensor
 from featstore.views import CropMode, Interpolation, View, ViewSet, cut, view_box
 
 
@@ -101,7 +102,7 @@ class Pictures:
 
     Attributes:
         pixels: (B, C, H, W) uint8.
-        requests: (B, 3) int64: sample, column and labelled of each ``Request``.
+        requests: (B, 4) int64: sample, column, labelled and strong of each ``Request``.
         problems: why pictures could not be made; then ``pixels`` must not be used.
         changed: ids whose bytes are not those that the teacher saw.
     """
@@ -112,8 +113,34 @@ class Pictures:
     changed: list[str]
 
 
+class PictureCache:
+    """Decoded views, so that small sets are decoded once; shared by all data sets of one process."""
+
+    def __init__(self, megabytes: int) -> None:
+        self._room = megabytes * 2**20
+        self._pictures: dict[tuple[int, int, int, int], np.ndarray[Any, Any]] = {}
+
+    def get(self, request: Request, size: tuple[int, int]) -> np.ndarray[Any, Any] | None:
+        """(H, W, C) uint8, or None if it is not here."""
+        return self._pictures.get((request.sample, request.column, *size))
+
+    def put(self, request: Request, pixels: np.ndarray[Any, Any]) -> None:
+        """Keep a view while there is room."""
+        if self._room >= pixels.nbytes:
+            self._room -= pixels.nbytes
+            self._pictures[request.sample, request.column, *pixels.shape[:2]] = pixels
+
+
 class ViewDataset(torch.utils.data.Dataset[Pictures]):
-    """Pictures by request. The loader hands over a whole batch at once through ``__getitems__``."""
+    """Pictures by request. The loader hands over a whole batch at once through ``__getitems__``.
+
+    Args:
+        samples: the images that take part.
+        rule: which region of an image is shown.
+        size: (H, W) of the student's input.
+        changes: photometric ones of every picture, and those of strong copies; None changes nothing.
+        cache: of decoded views.
+    """
 
     def __init__(
         self,
@@ -121,15 +148,14 @@ class ViewDataset(torch.utils.data.Dataset[Pictures]):
         rule: ViewRule,
         *,
         size: tuple[int, int],
-        jitter: float = 0.0,
-        cache_mb: int = 0,
+        changes: "Changes | None" = None,
+        cache: PictureCache | None = None,
     ) -> None:
         self.samples = samples
         self.rule = rule
         self.size = size
-        self.jitter = jitter
-        self._room = cache_mb * 2**20
-        self._cache: dict[tuple[int, int], np.ndarray[Any, Any]] = {}
+        self.changes = changes
+        self.cache = PictureCache(0) if cache is None else cache
 
     def __len__(self) -> int:
         return len(self.samples.ids)
@@ -149,23 +175,23 @@ class ViewDataset(torch.utils.data.Dataset[Pictures]):
             except (DecodeError, OSError) as error:
                 problems.append(f"{self.samples.ids[request.sample]} ({error})")
             else:
-                pixels[place] = (
-                    view
-                    if not self.jitter or not request.draw
-                    else jittered(view, self.jitter, request.draw)
-                )
-        table = [(request.sample, request.column, int(request.labelled)) for request in requests]
+                pixels[place] = view if self.changes is None else self.changes(view, request)
+        table = [
+            (request.sample, request.column, int(request.labelled), request.strong)
+            for request in requests
+        ]
         return Pictures(
-            torch.from_numpy(pixels.transpose(0, 3, 1, 2).copy()),
-            torch.tensor(table, dtype=torch.int64).reshape(-1, 3),
+            # Channels stay innermost in memory: nothing is copied, and convolutions run faster so.
+            torch.from_numpy(pixels).permute(0, 3, 1, 2),
+            torch.tensor(table, dtype=torch.int64).reshape(-1, 4),
             problems,
             changed,
         )
 
     def _view(self, request: Request, changed: list[str]) -> np.ndarray[Any, Any]:
-        key = (request.sample, request.column)
-        if key in self._cache:
-            return self._cache[key]
+        known = self.cache.get(request, self.size)
+        if known is not None:
+            return known
         samples = self.samples
         data = samples.source.read(int(samples.positions[request.sample]))
         if (
@@ -197,25 +223,21 @@ class ViewDataset(torch.utils.data.Dataset[Pictures]):
             mirrored=view.mirrored,
         )
         pixels = np.asarray(picture)
-        if self._room >= pixels.nbytes:
-            self._room -= pixels.nbytes
-            self._cache[key] = pixels
+        self.cache.put(request, pixels)
         return pixels
 
 
-def jittered(pixels: np.ndarray[Any, Any], strength: float, bits: int) -> np.ndarray[Any, Any]:
-    """Change brightness, contrast and saturation, each by a factor uniform in 1 +- strength.
+class Changes:
+    """What is done to a cut picture: photometric changes of every one, strong ones of the copies for a partner."""
 
-    Args:
-        pixels: (H, W, C) uint8.
-        strength: 0 to 1.
-        bits: random bits that decide the factors.
-    """
-    image = Image.fromarray(pixels)
-    generator = np.random.default_rng(bits)
-    for enhance in (ImageEnhance.Brightness, ImageEnhance.Contrast, ImageEnhance.Color):
-        image = enhance(image).enhance(1 + strength * generator.uniform(-1, 1))
-    return np.asarray(image)
+    def __init__(self, config: DataConfig) -> None:
+        self.config = config
+
+    def __call__(self, pixels: np.ndarray[Any, Any], request: Request) -> np.ndarray[Any, Any]:
+        """(H, W, C) uint8 -> the same shape; a pure function of the picture and the request."""
+        if request.strong:
+            return strongly(pixels, self.config.strong, request.draw)
+        return photometric(pixels, self.config, request.draw) if request.draw else pixels
 
 
 def _same(pictures: Any) -> Any:
@@ -264,82 +286,27 @@ def load(
 
 @dataclass(frozen=True)
 class Batch:
-    """One piece of a step, on the device.
+    """One piece of a step, on the device: B labelled and unlabelled images, in this order, then strong copies.
 
     Attributes:
-        images: (B, C, H, W) float32, normalised.
+        images: (B + S U, C, H, W) float32, normalised; S strong copies of each of the U unlabelled images come last.
         labels: (B,) int64; ``IGNORE`` where the label is unknown or must not be used.
-        teacher: (B, D) float32 stored features of the very same views; None for methods that need none.
-        indices: (B,) int64 in ``Samples``.
+        teacher: (B, D) float32 stored vectors of the very same views; None if nobody needs them.
+        grid: (B, g, g, D) float32 stored patch grids of the very same views; None if nobody needs them.
+        indices: (B,) int64 in ``Samples``, on the CPU.
+        num_labelled: L.
+        num_unlabelled: U.
+        num_strong: S.
     """
 
     images: Tensor
     labels: Tensor
     teacher: Tensor | None
+    grid: Tensor | None
     indices: Tensor
-
-
-class Features:
-    """Stored features by sample: one vector per view, as float32.
-
-    Raises:
-        ConfigError: no such field, or one that is not a vector.
-    """
-
-    def __init__(self, store: FeatureStore, field: str, samples: Samples) -> None:
-        fields = store.manifest.fields
-        if field not in fields:
-            raise ConfigError(
-                f"--field {field}: {store.path} has no such field; it has: {shorten(sorted(fields))}."
-            )
-        if len(fields[field].shape) != 1:
-            vectors = [name for name, record in fields.items() if len(record.shape) == 1]
-            raise ConfigError(
-                f"--field {field}: has shape {fields[field].shape} per view; these methods need "
-                "one vector. Fields with one: "
-                f"{shorten(vectors) or 'none'}."
-            )
-        self.store = store
-        self.field = field
-        self.width = fields[field].shape[0]
-        self._samples = samples
-        canonical = [
-            i for i, view in enumerate(store.manifest.views.views) if view == View(kind="canonical")
-        ]
-        self.reference = canonical[0] if canonical else 0
-        """Column that stands for an image where one view must: the canonical one if it is stored, else the first."""
-
-    def take(self, indices: Indices, columns: Indices | None = None) -> Tensor:
-        """Read vectors.
-
-        Args:
-            indices: (S,) in ``Samples``.
-            columns: (S,) on the view axis; None takes the reference view.
-
-        Returns:
-            (S, D) float32.
-        """
-        rows = self._samples.rows[indices]
-        stored = self.store.gather(self.field, rows)
-        if stored.shape[1] == 1:
-            return _as_float32(stored[:, 0])
-        chosen = np.full(len(rows), self.reference) if columns is None else columns
-        return _as_float32(stored[np.arange(len(rows)), chosen])
-
-    def chunks(
-        self, indices: Indices, columns: Sequence[int], *, size: int = 4096
-    ) -> Iterator[Tensor]:
-        """All the given views of all the given samples, in parts of (n, D)."""
-        for start in range(0, len(indices), size):
-            stored = self.store.gather(
-                self.field, self._samples.rows[indices[start : start + size]]
-            )
-            yield _as_float32(stored[:, list(columns)]).reshape(-1, self.width)
-
-
-def _as_float32(stored: np.ndarray[Any, Any]) -> Tensor:
-    """Convert with torch: it has vector instructions for float16, where numpy takes eight times as long."""
-    return as_tensor(stored).float()
+    num_labelled: int
+    num_unlabelled: int
+    num_strong: int
 
 
 class BatchMaker:
@@ -349,6 +316,7 @@ class BatchMaker:
         self,
         samples: Samples,
         features: Features | None,
+        grid: Grid | None = None,
         *,
         mean: Sequence[float],
         std: Sequence[float],
@@ -356,6 +324,7 @@ class BatchMaker:
     ) -> None:
         self._labels = torch.from_numpy(samples.labels)
         self._features = features
+        self._grid = grid
         self._mean = torch.tensor(mean, device=device).reshape(1, 3, 1, 1)
         self._std = torch.tensor(std, device=device).reshape(1, 3, 1, 1)
         self.device = device
@@ -366,12 +335,25 @@ class BatchMaker:
         return (images - self._mean) / self._std
 
     def __call__(self, pictures: Pictures) -> Batch:
-        """Add labels and stored features."""
-        indices, columns, labelled = pictures.requests.unbind(1)
+        """Add labels, and what is stored of the same views."""
+        strong = pictures.requests[:, 3]
+        plain = pictures.requests[strong == 0]
+        indices, columns, labelled, _ = plain.unbind(1)
         labels = torch.where(labelled.bool(), self._labels[indices], IGNORE)
-        teacher = None
-        if self._features is not None:
-            teacher = self._features.take(indices.numpy(), columns.numpy()).to(
-                self.device, non_blocking=True
-            )
-        return Batch(self.normalise(pictures.pixels), labels.to(self.device), teacher, indices)
+        count = int(labelled.sum())
+        stored = [
+            None
+            if part is None
+            else part.take(indices.numpy(), columns.numpy()).to(self.device, non_blocking=True)
+            for part in (self._features, self._grid)
+        ]
+        return Batch(
+            images=self.normalise(pictures.pixels),
+            labels=labels.to(self.device),
+            teacher=stored[0],
+            grid=stored[1],
+            indices=indices,
+            num_labelled=count,
+            num_unlabelled=len(plain) - count,
+            num_strong=int(strong.max()) if len(strong) else 0,
+        )

@@ -40,6 +40,7 @@ def describe(
         "architecture": config.name.split(".")[0],
         "num_classes": student.num_classes,
         "model_args": config.model_args,
+        "feature": config.feature,
         "label_names": list(samples.class_names),
         "input": {
             "size": list(student.input_size),
@@ -62,8 +63,10 @@ def describe(
 def snippet(folder: Path, student: Student, config: StudentConfig) -> str:
     """Code that loads the exported model without this package."""
     extra = "".join(f", {key}={value!r}" for key, value in config.model_args.items())
+    module = type(student.model).__module__
+    ours = "" if module.startswith("timm.") else f"import {module}  # registers it with timm\n"
     return (
-        "import timm\n"
+        f"import timm\n{ours}"
         f'model = timm.create_model("{config.name.split(".")[0]}", num_classes={student.num_classes}{extra},\n'
         f'                          checkpoint_path="{folder / WEIGHTS}").eval()'
     )
@@ -90,6 +93,7 @@ def load_exported(folder: Path) -> tuple[Student, dict[str, Any]]:
             name=values["architecture"],
             weights=str(folder / WEIGHTS),
             model_args=values["model_args"],
+            feature=values["feature"],
             image_size=values["input"]["size"][0],
         )
         student = build_student(config, values["num_classes"])

@@ -1,7 +1,8 @@
 """Which images take part, and which row of the store belongs to each: by sample id, then by content.
 
 An image is found by its id. A file whose id the store does not know is looked up by the hash of its bytes, so that a
-renamed file finds its row again; what is found neither way is an error that names the ids.
+renamed file finds its row again; what is found neither way is an error that names the ids. Further stores are joined in
+the same way, to the same images.
 """
 
 # n samples that take part
@@ -15,9 +16,10 @@ import numpy.typing as npt
 
 from distill.config import DataConfig
 from featstore import FeatureStore
-from featstore.errors import ConfigError, MissingSamples, shorten
+from featstore.errors import ConfigError, MissingSamples, ViewMismatch, shorten
 from featstore.ids import content_sha256
 from featstore.sources.base import NO_LABEL, Source, matches
+from featstore.views import describe
 
 Indices = npt.NDArray[np.int64]
 
@@ -40,6 +42,7 @@ class Samples:
         class_names: names by class; numbers in words if there are none.
         groups: which samples match which part's patterns, as indices into the above.
         notes: what a user should hear, e.g. how many rows were dropped.
+        other_rows: (n,) rows in each further store.
     """
 
     source: Source
@@ -52,6 +55,7 @@ class Samples:
     class_names: tuple[str, ...]
     groups: dict[str, Indices]
     notes: list[str]
+    other_rows: tuple[Indices, ...] = ()
 
     @property
     def num_classes(self) -> int:
@@ -68,20 +72,33 @@ class Split:
         unlabelled: D_U, further images; none of them is in ``labelled``.
         test: held-out images with a label.
         notes: what a user should hear.
+        validation: further images with a label that no part above holds, to choose settings by.
     """
 
     labelled: Indices
     unlabelled: Indices
     test: Indices
     notes: list[str] = field(default_factory=list)
+    validation: Indices = field(default_factory=lambda: np.empty(0, np.int64))
 
 
-def join(source: Source, store: FeatureStore | None, config: DataConfig) -> Samples:
+def join(
+    source: Source,
+    store: FeatureStore | None,
+    config: DataConfig,
+    others: Sequence[FeatureStore] = (),
+) -> Samples:
     """Select by patterns and find each image's row.
+
+    Args:
+        source: of the images.
+        store: of the first teacher, which also knows labels; None to find no rows.
+        config: patterns.
+        others: stores of further teachers; an image without a usable feature in any store is left out.
 
     Raises:
         ConfigError: a part's patterns match nothing, or nobody knows a label.
-        MissingSamples: images are not in the store, under no name.
+        MissingSamples: images are not in a store, under no name, or another store was made from other bytes.
     """
     parts = {
         "labelled": config.labelled,
@@ -93,15 +110,22 @@ def join(source: Source, store: FeatureStore | None, config: DataConfig) -> Samp
     ids = [source.sample_ids[position] for position in positions]
     notes = list(source.notes)
     rows = np.full(len(ids), NO_ROW, np.int64)
+    other_rows: list[Indices] = []
     if store is not None:
         rows = find_rows(source, positions, store, notes)
+        other_rows = [find_rows(source, positions, other, notes) for other in others]
         usable = store.valid[rows]
+        for other, found in zip(others, other_rows, strict=True):
+            usable = usable & other.valid[found]
+            _check_same_bytes(store, rows, other, found, usable)
         if not usable.all():
             dropped = [sample_id for sample_id, good in zip(ids, usable, strict=True) if not good]
+            where = "every store" if others else "the store"
             notes.append(
-                f"{len(dropped)} images have no usable feature in the store and are left out: {shorten(dropped)}"
+                f"{len(dropped)} images have no usable feature in {where} and are left out: {shorten(dropped)}"
             )
             positions, rows = positions[usable], rows[usable]
+            other_rows = [found[usable] for found in other_rows]
             ids = [sample_id for sample_id, good in zip(ids, usable, strict=True) if good]
     labels, class_names = _labels(source, positions, store, rows)
     place = {int(position): index for index, position in enumerate(positions)}
@@ -120,7 +144,77 @@ def join(source: Source, store: FeatureStore | None, config: DataConfig) -> Samp
         class_names=class_names,
         groups=groups,
         notes=notes,
+        other_rows=tuple(other_rows),
     )
+
+
+def _check_same_bytes(
+    store: FeatureStore,
+    rows: Indices,
+    other: FeatureStore,
+    other_rows: Indices,
+    usable: npt.NDArray[np.bool_],
+) -> None:
+    """Refuse images that share an id and nothing else: two teachers must have seen the same picture."""
+    same = (store.content_sha256[rows] == other.content_sha256[other_rows]).all(axis=1)
+    changed = [store.sample_ids[row] for row in rows[usable & ~same]]
+    if changed:
+        raise MissingSamples(
+            f"{other.path}: {len(changed)} images have other bytes there than in {store.path}: {shorten(changed)}. "
+            "Teachers that saw different pictures cannot be put side by side. Extract one of the stores again."
+        )
+
+
+def match_views(
+    store: FeatureStore, other: FeatureStore, columns: Sequence[int], samples: Samples, number: int
+) -> Indices:
+    """Find the view columns of a further store that hold the very same regions.
+
+    Args:
+        store: of the first teacher, whose view axis is meant by ``columns``.
+        other: of a further teacher.
+        columns: that are read.
+        samples: joined to both.
+        number: of the further store, from 0.
+
+    Returns:
+        (V,) column in ``other`` for each of ``store``; -1 where it has none.
+
+    Raises:
+        ViewMismatch: the other store lacks a view that is read, cut its seeded views with other settings, or knows
+            images under another id, on which a seeded view depends.
+    """
+    first, second = store.manifest.views, other.manifest.views
+    held = {view: column for column, view in enumerate(second.views)}
+    read = [first.views[column] for column in columns]
+    lacking = [view for view in read if view not in held]
+    if lacking:
+        raise ViewMismatch(
+            f"{other.path} lacks views of {store.path} that training reads: {describe(lacking)}. It holds "
+            f"{describe(second.views)}. Extract it with the same --views, or read fewer (--data.views, --data.seeded)."
+        )
+    if any(view.kind == "seeded" for view in read):
+        ours, theirs = (
+            f"seed {views.seed}, scale {views.scale}, ratio {views.ratio}"
+            for views in (first, second)
+        )
+        if ours != theirs:
+            raise ViewMismatch(
+                f"the seeded views of {store.path} ({ours}) and {other.path} ({theirs}) are different crops; one "
+                "student cannot be shown both. Extract with the same --views, or use --data.views canonical."
+            )
+        renamed = [
+            f"{there} = {here}"
+            for here, row in zip(samples.stored_ids, samples.other_rows[number], strict=True)
+            if (there := other.sample_ids[row]) != here
+        ]
+        if renamed:
+            raise ViewMismatch(
+                f"{other.path} knows {len(renamed)} images under another id than {store.path}: "
+                f"{shorten(renamed, 3)}. Seeded views depend on the id, so they are different crops; use "
+                "--data.views canonical, or extract both from one source."
+            )
+    return np.array([held.get(view, -1) for view in first.views], dtype=np.int64)
 
 
 def _select(source: Source, name: str, patterns: Sequence[str]) -> Indices:
@@ -174,7 +268,8 @@ def find_rows(source: Source, positions: Indices, store: FeatureStore, notes: li
         )
     renamed = [f"{ids[index]} = {store.sample_ids[rows[index]]}" for index in unknown]
     notes.append(
-        f"{len(renamed)} images have another name than in the store and were found by content: {shorten(renamed, 3)}"
+        f"{len(renamed)} images have another name than in {store.path} and were found by content: "
+        f"{shorten(renamed, 3)}"
     )
     return rows
 
@@ -213,7 +308,7 @@ def split(samples: Samples, config: DataConfig, seed: int) -> Split:
     notes: list[str] = []
     test = _with_labels(samples, samples.groups["test"], "test", notes)
     held_out = np.isin(np.arange(len(samples.ids)), samples.groups["test"])
-    held_out |= _copies(samples, held_out)
+    held_out |= _copies(samples, samples.groups["test"])
     labelled = samples.groups["labelled"]
     unlabelled = samples.groups["unlabelled"]
     dropped = np.flatnonzero(
@@ -225,19 +320,25 @@ def split(samples: Samples, config: DataConfig, seed: int) -> Split:
             f"{len(dropped)} training images are test images or exact copies of one and are left out: {shown}"
         )
     labelled = _with_labels(samples, labelled[~held_out[labelled]], "labelled", notes)
-    if config.labels_per_class:
-        draw = seed if config.label_seed < 0 else config.label_seed
-        labelled = _draw(samples, labelled, config.labels_per_class, draw)
     unlabelled = unlabelled[~held_out[unlabelled]]
-    return Split(labelled, np.setdiff1d(unlabelled, labelled), test, notes)
+    draw = seed if config.label_seed < 0 else config.label_seed
+    validation = np.empty(0, np.int64)
+    if config.validation:
+        validation = _draw(samples, labelled, config.validation, [draw, 1], "validation")
+        held_back = np.union1d(validation, np.flatnonzero(_copies(samples, validation)))
+        labelled = np.setdiff1d(labelled, held_back)
+        unlabelled = np.setdiff1d(unlabelled, held_back)
+    if config.labels_per_class:
+        labelled = _draw(samples, labelled, config.labels_per_class, [draw], "labels_per_class")
+    return Split(labelled, np.setdiff1d(unlabelled, labelled), test, notes, validation)
 
 
-def _copies(samples: Samples, held_out: npt.NDArray[np.bool_]) -> npt.NDArray[np.bool_]:
-    """Which samples have the same bytes as a held-out one."""
+def _copies(samples: Samples, members: Indices) -> npt.NDArray[np.bool_]:
+    """Which samples have the same bytes as one of the members."""
     if samples.hashes is None:
-        return held_out
+        return np.zeros(len(samples.ids), dtype=np.bool_)
     keys = [row.tobytes() for row in samples.hashes]
-    tested = {keys[index] for index in np.flatnonzero(held_out)}
+    tested = {keys[index] for index in members}
     return np.array([key in tested for key in keys], dtype=np.bool_)
 
 
@@ -257,7 +358,9 @@ def _with_labels(samples: Samples, members: Indices, name: str, notes: list[str]
     return known
 
 
-def _draw(samples: Samples, members: Indices, per_class: int, seed: int) -> Indices:
+def _draw(
+    samples: Samples, members: Indices, per_class: int, seed: list[int], setting: str
+) -> Indices:
     """Draw per class, as a pure function of the seed and the ids' order."""
     counts = Counter(samples.labels[members].tolist())
     short = [
@@ -267,12 +370,12 @@ def _draw(samples: Samples, members: Indices, per_class: int, seed: int) -> Indi
     ]
     if short:
         raise ConfigError(
-            f"--data.labels_per_class {per_class}: fewer labelled images in {len(short)} classes: {shorten(short)}. "
+            f"--data.{setting} {per_class}: fewer labelled images in {len(short)} classes: {shorten(short)}. "
             "Lower the number, or widen --data.labelled."
         )
     chosen = []
     for label in sorted(counts):
         of_class = members[samples.labels[members] == label]
-        order = np.random.default_rng([seed, label]).permutation(len(of_class))
+        order = np.random.default_rng([*seed, label]).permutation(len(of_class))
         chosen.append(of_class[order[:per_class]])
     return np.sort(np.concatenate(chosen))

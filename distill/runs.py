@@ -7,10 +7,9 @@ import json
 import math
 import resource
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
-
-import torch
 
 from distill.config import DistillConfig
 from featstore.atomic import write_bytes
@@ -28,23 +27,49 @@ FREE = {
 TEACHER_MODULES = ("featstore.teachers", "featstore.extract", "open_clip")
 """What must not be imported in phase two; the run record says whether it was."""
 
+CHECKPOINT_NAME = "checkpoint.pt"
+"""In the folder of a run that has begun."""
+
 Contract = dict[str, Any]
 
 
+def run_name(config: DistillConfig, method: str) -> str:
+    """METHOD, or METHOD+PARTNER."""
+    return method if config.partner == "none" else f"{method}+{config.partner}"
+
+
 def run_dir(config: DistillConfig, method: str, seed: int) -> Path:
-    """OUT/METHOD/seedK."""
-    return Path(config.out) / method / f"seed{seed}"
+    """OUT/METHOD/seedK or OUT/METHOD+PARTNER/seedK."""
+    return Path(config.out) / run_name(config, method) / f"seed{seed}"
 
 
-def contract(config: DistillConfig, method: str, seed: int, fingerprint: str) -> Contract:
-    """All that decides the result of one run, as plain JSON values; other methods' options are not part of it."""
+def contract(
+    config: DistillConfig, method: str, seed: int, fingerprints: Sequence[str]
+) -> Contract:
+    """All that decides the result of one run, as plain JSON values; other methods' options are not part of it.
+
+    Args:
+        config: of the whole command.
+        method: which.
+        seed: of the run.
+        fingerprints: of the store, then of the further teachers' stores.
+    """
     values = dataclasses.asdict(config)
     parts = {name: values[name] for name in ("field", "source", "data", "student", "train", "eval")}
-    if method in values:
-        parts[method] = values[method]
+    for name in (method, config.partner):
+        if name in values:
+            parts[name] = values[name]
     for section, names in FREE.items():
         parts[section] = {key: value for key, value in parts[section].items() if key not in names}
-    parts |= {"method": method, "seed": seed, "store_fingerprint": fingerprint}
+    parts |= {"method": method, "partner": config.partner, "seed": seed}
+    parts["store_fingerprint"] = fingerprints[0]
+    parts["grid_field"] = config.grid_field
+    if config.teachers:
+        parts["teacher_weight"] = config.teacher_weight
+        parts["teachers"] = [
+            {"field": teacher.field, "weight": teacher.weight, "store_fingerprint": fingerprint}
+            for teacher, fingerprint in zip(config.teachers, fingerprints[1:], strict=True)
+        ]
     plain: Contract = json.loads(json.dumps(parts))
     return plain
 
@@ -120,6 +145,8 @@ class MetricsLog:
 
 def environment() -> dict[str, Any]:
     """Versions, memory and whether any part of a teacher was imported: the record that phase two never loads one."""
+    import torch  # here, so that folders can be looked at without it
+
     names = ("torch", "timm", "accelerate", "numpy", "scikit-learn")
     return {
         "versions": {

@@ -14,8 +14,8 @@ import numpy as np
 import numpy.typing as npt
 
 from distill.config import DataConfig, TrainConfig
-from featstore.errors import ConfigError
-from featstore.views import ViewSet
+from featstore.errors import ConfigError, ViewMismatch
+from featstore.views import ViewSet, describe
 
 Indices = npt.NDArray[np.int64]
 
@@ -31,6 +31,8 @@ class Request(NamedTuple):
     """64 random bits for photometric changes; 0 for none."""
     labelled: bool
     """Whether its label may be used."""
+    strong: int = 0
+    """0 for the picture that a teacher's loss sees; k for the k-th strongly changed copy of it."""
 
 
 CANONICAL = -1
@@ -84,7 +86,23 @@ def allowed_columns(views: ViewSet, config: DataConfig) -> list[int]:
     """
     kind = None if config.views == "all" else config.views
     columns = views.index(kind=kind, mirrored=False)
-    return sorted(columns + views.index(kind=kind, mirrored=True)) if config.mirror else columns
+    if config.mirror:
+        columns = sorted(columns + views.index(kind=kind, mirrored=True))
+    return _first_seeded(views, columns, config.seeded) if config.seeded else columns
+
+
+def _first_seeded(views: ViewSet, columns: list[int], count: int) -> list[int]:
+    """Leave out the seeded views after the first ``count`` of them, with their mirror images."""
+    numbers = sorted({view.number for view in views.views if view.kind == "seeded"})
+    if count > len(numbers):
+        raise ViewMismatch(
+            f"--data.seeded {count}: the store holds {len(numbers)} seeded views ({describe(views.views)}). A crop "
+            "that the teacher never saw has no stored feature; extract a store with more (--views.seeded), or ask for "
+            "fewer."
+        )
+    kept = numbers[:count]
+    stored = views.views
+    return [c for c in columns if stored[c].kind == "canonical" or stored[c].number in kept]
 
 
 class ViewPicker:
@@ -99,6 +117,10 @@ class ViewPicker:
         """(column, bits) of sample ``index`` in pass ``number``."""
         bits = random_bits("distill-view", self._seed, number, self._ids[index])
         return self.columns[bits % len(self.columns)], bits // len(self.columns)
+
+    def strong(self, index: int, number: int, copy: int) -> int:
+        """Random bits of the strong changes of copy 1, 2, ... of sample ``index`` in pass ``number``."""
+        return random_bits("distill-strong", self._seed, number, self._ids[index], copy)
 
 
 @dataclass(frozen=True)
@@ -153,7 +175,7 @@ def make_plan(
 
 
 class JointSampler:
-    """Batches of requests for one process: its labelled images, then its unlabelled ones.
+    """Batches of requests for one process: its labelled images, its unlabelled ones, then strong copies of the latter.
 
     Iterating starts at optimiser step ``start`` and ends before step ``stop``; each step gives one batch for every
     accumulated piece.
@@ -170,7 +192,9 @@ class JointSampler:
         processes: int,
         start: int,
         stop: int,
+        strong: int = 0,
     ) -> None:
+        self.strong = strong
         self.labelled = labelled
         self.unlabelled = unlabelled
         self.picker = picker
@@ -188,14 +212,31 @@ class JointSampler:
         for step in range(self.start, self.stop):
             for piece in range(self.rank, per_step, self.processes):
                 slot = step * per_step + piece
-                yield self._share(self.labelled, self.plan.labelled, slot, labelled=True) + (
-                    self._share(self.unlabelled, self.plan.unlabelled, slot, labelled=False)
-                    if self.unlabelled is not None
-                    else []
-                )
+                batch = self._share(self.labelled, self.plan.labelled, slot, labelled=True)
+                if self.unlabelled is not None:
+                    batch += self._share(
+                        self.unlabelled, self.plan.unlabelled, slot, labelled=False
+                    )
+                    batch += self._copies(self.unlabelled, self.plan.unlabelled, slot)
+                yield batch
 
     def _share(self, stream: Stream, size: int, slot: int, *, labelled: bool) -> list[Request]:
         return [
             Request(index, *self.picker(index, number), labelled)
             for index, number in stream.take(slot * size, (slot + 1) * size)
+        ]
+
+    def _copies(self, stream: Stream, size: int, slot: int) -> list[Request]:
+        """Strong copies: the same views once more, all first copies, then all second ones."""
+        shown = stream.take(slot * size, (slot + 1) * size)
+        return [
+            Request(
+                index,
+                self.picker(index, number)[0],
+                self.picker.strong(index, number, copy),
+                False,
+                copy,
+            )
+            for copy in range(1, self.strong + 1)
+            for index, number in shown
         ]

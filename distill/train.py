@@ -1,5 +1,6 @@
 """The one loop for all methods, from a task and the name of a method to an exported, measured student."""
 
+import copy
 import dataclasses
 import importlib.util
 import time
@@ -12,19 +13,22 @@ import torch
 import yaml
 from accelerate import Accelerator
 from accelerate.utils import ProjectConfiguration, broadcast, gather_object, set_seed
+from torch import Tensor
 from tqdm import tqdm
 
-from distill import checkpoint, runs
+from distill import checkpoint, predictions, report, runs
 from distill.config import DistillConfig
-from distill.data import Batch, BatchMaker, Pictures, load
+from distill.data import Batch, BatchMaker, Changes, Pictures, load
 from distill.diagnostics import top1
 from distill.evaluate import evaluate, run_student
 from distill.export import export
 from distill.join import Split
-from distill.methods import METHODS, Method, Setup, Trainee
+from distill.methods import METHODS, Method, Output, Setup, Trainee
+from distill.methods.base import Needs, Part, Side
 from distill.optim import Meter, make_optimiser, read_terms
+from distill.partners import PARTNERS, Partner
 from distill.probe import LinearProbe
-from distill.sampler import JointSampler, Plan, Stream, ViewPicker, make_plan
+from distill.sampler import Indices, JointSampler, Plan, Stream, ViewPicker, make_plan
 from distill.student import Student, build_student
 from distill.task import Task
 from featstore.atomic import write_bytes
@@ -87,7 +91,7 @@ def run(
     """
     assert task.store is not None
     folder = runs.run_dir(config, method, seed)
-    asked = runs.contract(config, method, seed, task.store.fingerprint)
+    asked = runs.contract(config, method, seed, task.fingerprints)
     finished = runs.read_finished(folder, asked)
     if finished is not None:
         return {**finished, "skipped": True}
@@ -130,21 +134,31 @@ class Loop:
     ) -> None:
         self.config, self.task, self.probe, self.seed = config, task, probe, seed
         self.method_name, self.folder, self.contract = method, folder, asked
+        self.name = runs.run_name(config, method)
         self.accelerator = accelerator
-        self.part: Split = task.split(seed)
+        self.part: Split = task.split(seed, measured=config.eval.part)
         self.picker = ViewPicker(task.columns, task.samples.stored_ids, seed=seed)
+        partner = PARTNERS.get(config.partner)
+        self.needs: Needs = METHODS[method].needs(config)
+        if partner is not None:
+            self.needs |= partner.needs(config)
+        self.strong = partner.strong_views(config) if partner is not None else 0
         self.plan = self._plan()
+        self.cache = task.cache(config.data.cache_mb)
         # The student comes first after seeding, so that all methods start from the same weights.
         set_seed(seed)
-        self.student: Student = build_student(config.student, task.samples.num_classes)
-        self.method = self._build_method()
-        self.trainee = Trainee(self.student, self.method.student_sides())
+        self.student: Student = build_student(config.student, task.samples.num_classes, seed=seed)
+        setup = self._setup()
+        self.method: Method = METHODS[method](setup)
+        self.partner: Partner | None = None if partner is None else partner(setup)
+        self.trainee = Trainee(self.student, self._sides())
+        self.trainee.to(memory_format=torch.channels_last)  # as the pictures are
         self.optimiser, self.scheduler = make_optimiser(
             self.trainee, config.train, steps_per_epoch=self.plan.steps_per_epoch
         )
         self.model, self.prepared = accelerator.prepare(self.trainee, self.optimiser)
         self.ema = (
-            timm.utils.ModelEmaV3(self.student, decay=config.train.ema)
+            timm.utils.ModelEmaV3(self.trainee, decay=config.train.ema)
             if config.train.ema
             else None
         )
@@ -159,25 +173,52 @@ class Loop:
             self.config.train,
             num_labelled=len(self.part.labelled),
             num_unlabelled=len(self.part.unlabelled),
-            use_unlabelled=METHODS[self.method_name].uses_unlabelled,
+            use_unlabelled=self.needs.unlabelled,
             processes=self.accelerator.num_processes,
         )
 
-    def _build_method(self) -> Method:
+    def _setup(self) -> Setup:
         assert self.task.features is not None
-        return METHODS[self.method_name](
-            Setup(
-                config=self.config,
-                seed=self.seed,
-                samples=self.task.samples,
-                split=self.part,
-                features=self.task.features,
-                columns=self.task.columns,
-                picker=self.picker,
-                probe=self.probe,
-                student_width=self.student.width,
-                device=self.accelerator.device,
-            )
+        return Setup(
+            config=self.config,
+            seed=self.seed,
+            samples=self.task.samples,
+            split=self.part,
+            features=self.task.features,
+            grid=self.task.grid if self.needs.grid else None,
+            picker=self.picker,
+            probe=self.probe,
+            student=self.student,
+            device=self.accelerator.device,
+            processes=self.accelerator.num_processes,
+            epochs=self.config.train.epochs,
+            steps_per_epoch=self.plan.steps_per_epoch,
+            gather=self.accelerator.gather,
+            predict=self._predict,
+        )
+
+    @property
+    def parts(self) -> list[Part]:
+        """The method, and the partner if there is one."""
+        return [self.method] if self.partner is None else [self.method, self.partner]
+
+    def _sides(self) -> dict[str, Side]:
+        sides: dict[str, Side] = {}
+        for part in self.parts:
+            own = part.student_sides()
+            assert not own.keys() & sides.keys(), f"two parts name a side {own.keys() & sides}"
+            sides |= own
+        return sides
+
+    def _predict(self, indices: Indices) -> tuple[Tensor, Tensor]:
+        return run_student(
+            self.task,
+            self._folded(self.trainee),
+            indices,
+            settings=self.config.eval,
+            workers=self.config.train.workers,
+            accelerator=self.accelerator,
+            cache=self.cache,
         )
 
     @property
@@ -203,7 +244,7 @@ class Loop:
         self.log = runs.MetricsLog(
             self.folder / "metrics.jsonl", keep=saved["lines"] if saved else 0, enabled=main
         )
-        name = f"{self.method_name}-seed{self.seed}"
+        name = f"{self.name}-seed{self.seed}"
         self.accelerator.init_trackers(
             "distill",
             init_kwargs={
@@ -225,9 +266,7 @@ class Loop:
         began = time.monotonic() - self.seconds
         pictures = self._pictures()
         maker = self.task.maker(
-            self.student,
-            self.accelerator.device,
-            with_features=METHODS[self.method_name].uses_features,
+            self.student, self.accelerator.device, vector=self.needs.vector, grid=self.needs.grid
         )
         images = (self.plan.labelled + self.plan.unlabelled) * self.plan.pieces
         per_epoch = self.plan.steps_per_epoch
@@ -236,7 +275,7 @@ class Loop:
             total=self.total_steps * images,
             initial=self.step * images,
             unit="img",
-            desc=f"{self.method_name} seed {self.seed}",
+            desc=f"{self.name} seed {self.seed}",
             disable=None if self.accelerator.is_main_process else True,
             leave=False,
         )
@@ -278,9 +317,11 @@ class Loop:
             processes=self.accelerator.num_processes,
             start=self.step,
             stop=self.total_steps,
+            strong=self.strong,
         )
-        data = self.config.data
-        dataset = self.task.dataset(self.student, jitter=data.jitter, cache_mb=data.cache_mb)
+        dataset = self.task.dataset(
+            self.student, changes=Changes(self.config.data), cache=self.cache
+        )
         return load(dataset, sampler, workers=self.config.train.workers)
 
     def _one_step(self, pictures: Iterator[Pictures], maker: BatchMaker, epoch: int) -> float:
@@ -289,9 +330,9 @@ class Loop:
         for _ in range(self.config.train.grad_accum):
             batch: Batch = maker(next(pictures))
             with self.accelerator.accumulate(self.model):
-                terms = self.method.loss(self.model, batch, self.student)
+                terms = self._terms(batch, epoch)
                 total = torch.stack(list(terms.values())).sum()
-                where = f"{self.method_name} seed {self.seed}, epoch {epoch}, step {self.step}"
+                where = f"{self.name} seed {self.seed}, epoch {epoch}, step {self.step}"
                 values = read_terms(terms, where=where)
                 loss = sum(values.values())
                 self.accelerator.backward(total)
@@ -305,37 +346,82 @@ class Loop:
                     values["grad_norm"] = (
                         0.0  # the mean over pieces then gives the norm of the step
                     )
+                if self.partner is not None:
+                    # Without a gradient, an optimiser neither moves nor decays a parameter.
+                    for parameter in self.partner.frozen(epoch, self.student):
+                        parameter.grad = None
                 self.prepared.step()
                 self.prepared.zero_grad()
             self.meter.add(values)
         self.step += 1
         self.scheduler.step_update(self.step)
         if self.ema is not None:
-            self.ema.update(self.student, step=self.step)
+            self.ema.update(self.trainee, step=self.step)
         return loss
 
+    def _terms(self, batch: Batch, epoch: int) -> dict[str, Tensor]:
+        """The loss, by weighted terms; in the final fine-tuning only the cross entropy on labels counts."""
+        terms = self._all_terms(batch, epoch)
+        if epoch < self.config.train.epochs - self.config.train.finetune_epochs:
+            return terms
+        if "ce" not in terms:
+            raise ConfigError(
+                f"--train.finetune_epochs {self.config.train.finetune_epochs}: {self.name} has no cross entropy on "
+                "labels in this epoch, so nothing is left to train by. Set it to 0."
+            )
+        # Times zero, so that every parameter still has a gradient in distributed training.
+        return {name: term if name == "ce" else 0 * term for name, term in terms.items()}
+
+    def _all_terms(self, batch: Batch, epoch: int) -> dict[str, Tensor]:
+        """The loss, by weighted terms, from one forward pass over all images of the batch."""
+        inputs: dict[str, Tensor] = {}
+        for part in self.parts:
+            inputs |= part.inputs(batch)
+        output: Output = self.model(batch.images, inputs)
+        labelled, unlabelled = batch.num_labelled, batch.num_unlabelled
+        both = labelled + unlabelled
+        terms = self.method.loss(output.rows(0, both), batch, self.student)
+        if self.partner is None:
+            return terms
+        if not self.partner.uses_labels(epoch):
+            terms.pop("ce", None)
+        strong = [
+            output.rows(both + copy * unlabelled, both + (copy + 1) * unlabelled)
+            for copy in range(batch.num_strong)
+        ]
+        added = self.partner.loss(
+            output.rows(0, labelled), output.rows(labelled, both), strong, batch, self.student
+        )
+        return terms | {f"partner/{name}": term for name, term in added.items()}
+
     def _begin_epoch(self, epoch: int) -> None:
-        numbers = self.method.begin_epoch(epoch, self.student)
-        for module in self.method.owned():
-            # All processes did the same work; this removes what different hardware may have made of it.
-            for tensor in module.state_dict().values():
-                broadcast(tensor)
+        numbers: dict[str, float] = {}
+        for part in self.parts:
+            numbers |= part.begin_epoch(epoch, self.student)
+            for module in part.owned():
+                # All processes did the same work; this removes what different hardware may have made of it.
+                for tensor in module.state_dict().values():
+                    broadcast(tensor)
         if numbers:
             self._log(numbers, epoch)
 
     def _end_epoch(self, epoch: int) -> None:
-        numbers = self.method.end_epoch(epoch)
+        numbers: dict[str, float] = {}
+        warnings: dict[str, str] = {}
+        for part in self.parts:
+            numbers |= part.end_epoch(epoch)
+            warnings |= part.warnings()
         every = self.config.eval.every
         if every and (epoch + 1) % every == 0 and self.step < self.total_steps:
             numbers["test_top1"] = self._test_top1()
         if numbers:
             self._log(numbers, epoch)
-        for kind, text in self.method.warnings().items():
+        for kind, text in warnings.items():
             self.log.write({"step": self.step, "epoch": epoch, "warning": text})
             if kind not in self._warned:
                 self._warned.add(kind)
                 self.accelerator.print(
-                    f"warning: {self.method_name} seed {self.seed}, epoch {epoch}: {text}"
+                    f"warning: {self.name} seed {self.seed}, epoch {epoch}: {text}"
                 )
 
     def _test_top1(self) -> float:
@@ -346,12 +432,21 @@ class Loop:
             settings=self.config.eval,
             workers=self.config.train.workers,
             accelerator=self.accelerator,
+            cache=self.cache,
         )
         return top1(logits, torch.from_numpy(self.task.samples.labels[self.part.test]))
 
     def _exported(self) -> Student:
-        """The student that counts: the moving average if there is one."""
-        return self.student if self.ema is None else self.ema.module
+        """The student that counts: the moving average if there is one, with what the method folds into it."""
+        trainee: Trainee = self.trainee if self.ema is None else self.ema.module
+        return self._folded(trainee)
+
+    def _folded(self, trainee: Trainee) -> Student:
+        if type(self.method).fold is Method.fold:
+            return trainee.student
+        student = copy.deepcopy(trainee.student)
+        self.method.fold(student, dict(trainee.sides.items()))
+        return student
 
     def _log(self, numbers: dict[str, float], epoch: int) -> None:
         if "loss/ce" in numbers:
@@ -379,7 +474,7 @@ class Loop:
                 "scheduler": self.scheduler.state_dict(),
                 "scaler": None if scaler is None else scaler.state_dict(),
                 "ema": None if self.ema is None else self.ema.module.state_dict(),
-                "method": self.method.state(),
+                "parts": [part.state() for part in self.parts],
                 "meter": dataclasses.asdict(self.meter),
                 "rng": states,
             },
@@ -393,18 +488,24 @@ class Loop:
             self.accelerator.scaler.load_state_dict(saved["scaler"])
         if self.ema is not None:
             self.ema.module.load_state_dict(saved["ema"])
-        self.method.load_state(saved["method"])
+        for part, state in zip(self.parts, saved["parts"], strict=True):
+            part.load_state(state)
         self.meter = Meter(**saved["meter"])
         self.step, self.seconds = saved["step"], saved["seconds"]
         self.accelerator.print(
-            f"{self.method_name} seed {self.seed}: goes on at step {self.step} of "
+            f"{self.name} seed {self.seed}: goes on at step {self.step} of "
             f"{self.total_steps} (epoch {saved['epoch']})"
         )
+
+    def _teacher_images(self) -> int:
+        """How often a step looked at what is stored of an image; a live teacher would have run as often."""
+        looks = self.needs.vector or self.needs.grid
+        return self.step * (self.plan.labelled + self.plan.unlabelled) * self.plan.pieces * looks
 
     def finish(self) -> dict[str, Any]:
         """Export the student, measure it, and write the record that marks the run as finished."""
         student = self._exported()
-        result = evaluate(
+        measured = evaluate(
             self.task,
             student,
             self.part,
@@ -413,9 +514,11 @@ class Loop:
             accelerator=self.accelerator,
             seed=self.seed,
             probe=self.probe,
+            cache=self.cache,
         )
+        result = measured.result
         record = {
-            "method": self.method_name,
+            "method": self.name,
             "seed": self.seed,
             "top1": result["top1"],
             "teacher_probe_top1": result["teacher"]["probe_top1"],
@@ -425,6 +528,7 @@ class Loop:
             "num_unlabelled": len(self.part.unlabelled),
             "num_test": len(self.part.test),
             "num_processes": self.accelerator.num_processes,
+            "teacher_images": self._teacher_images(),
             "notes": self.student.notes + self.part.notes,
             **runs.environment(),
             "contract_sha256": runs.contract_hash(self.contract),
@@ -433,6 +537,18 @@ class Loop:
         if self.accelerator.is_main_process:
             export(self.folder, student, config=self.config.student, task=self.task)
             runs.write_json(self.folder / "evaluation.json", result)
+            predictions.write(self.folder, measured.predictions)
             runs.write_json(self.folder / "run.json", record)
+            if self.config.report:
+                report.write_run(
+                    self.folder,
+                    self.task,
+                    self.part.test,
+                    measured,
+                    # A method that adapts the teacher's features owns the modules that do it.
+                    customise=getattr(self.method, "customise", None) if self.method.owned() else None,
+                    device=self.accelerator.device,
+                    say=self.accelerator.print,
+                )
         self.accelerator.wait_for_everyone()
         return record

@@ -1,74 +1,157 @@
 """The one interface of all methods: what it needs, which modules it adds, and its loss.
 
 The loop, the checkpoint and the export know nothing beyond this file. Modules that get gradients from the loop's loss
-(the student, and projections on its side) live in one ``Trainee``, so that distributed training wraps one module and
-every parameter in it gets a gradient at every step. Whatever a method trains by itself (stage 1) stays outside.
+(the student, and what a method or a partner adds to it) live in one ``Trainee``, so that distributed training wraps one
+module and every parameter in it gets a gradient at every step. What a method trains by itself (stage 1) stays outside.
 """
 
-# B batch, D teacher width, C student width, K classes
+# B images of a step, D teacher width, C student width, K classes, M h w the student's last map, g side of a stored grid
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from distill.alignment import Statistics, measure
-from distill.config import DistillConfig, Norm
-from distill.data import Batch, Features
+from distill.alignment import FeatureNorm
+from distill.config import DistillConfig
+from distill.data import Batch
+from distill.features import Features, Grid
 from distill.join import Samples, Split
+from distill.options.common import Norm
 from distill.probe import LinearProbe
 from distill.sampler import Indices, ViewPicker
 from distill.student import Student
 
+Tap = Literal["feature", "map", "stages"]
+"""What of the student a side module is applied to: its pre-logits, its last feature map, or the maps of all stages."""
+
+ADAPTER = "adapter"
+"""Name of a side whose output takes the feature's place in front of the head; ``Method.fold`` must fold it away."""
+
+
+@dataclass(frozen=True)
+class Needs:
+    """What a method or a partner asks of the data, known before anything is built.
+
+    Attributes:
+        unlabelled: a step also shows unlabelled images.
+        vector: a batch carries the stored vector of every image.
+        grid: a batch carries the stored patch grid of every image (``--grid_field``).
+    """
+
+    unlabelled: bool = True
+    vector: bool = True
+    grid: bool = False
+
+    def __or__(self, other: "Needs") -> "Needs":
+        return Needs(
+            self.unlabelled or other.unlabelled,
+            self.vector or other.vector,
+            self.grid or other.grid,
+        )
+
+
+@dataclass(frozen=True)
+class Side:
+    """A module that is trained together with the student and thrown away (or folded in) after training.
+
+    Attributes:
+        module: called with what ``tap`` names; its output appears in ``Output.projected``.
+        tap: a ``Tap``, or the name of a tensor that ``Method.inputs`` returns.
+    """
+
+    module: nn.Module
+    tap: str = "feature"
+
 
 class Output(NamedTuple):
-    """What a trainee's forward pass returns."""
+    """What a trainee's forward pass returns; rows are images."""
 
     features: Tensor
     """(B, C) pre-logits."""
     logits: Tensor
     """(B, K)."""
-    projected: dict[str, Tensor]
-    """By name of the projection; each module of ``Trainee.sides`` applied to ``features``."""
+    projected: dict[str, Any]
+    """By name of the side: what its module returned."""
+    map: Tensor
+    """(B, M, h, w), the student's last feature map."""
+
+    def rows(self, start: int, stop: int) -> "Output":
+        """The images from start to stop - 1. Sides on ``Method.inputs`` must have as many rows as there are images
+        without strong views, and are cut alike."""
+        return Output(
+            self.features[start:stop],
+            self.logits[start:stop],
+            {name: _cut(value, start, stop) for name, value in self.projected.items()},
+            self.map[start:stop],
+        )
 
 
-Forward = Callable[[Tensor], Output]
-"""A trainee, possibly wrapped for several processes or a lower precision."""
+def _cut(value: Any, start: int, stop: int) -> Any:
+    if isinstance(value, Tensor):
+        return value[start:stop] if value.dim() else value
+    if isinstance(value, list | tuple):
+        return type(value)(_cut(item, start, stop) for item in value)
+    return value
 
 
 class Trainee(nn.Module):
     """The student and the modules on its side: all that the loop's optimiser trains."""
 
-    def __init__(self, student: Student, sides: dict[str, nn.Module]) -> None:
+    def __init__(self, student: Student, sides: dict[str, Side]) -> None:
         super().__init__()
         self.student = student
-        self.sides = nn.ModuleDict(sides)
+        self.taps = {name: side.tap for name, side in sides.items()}
+        self.sides = nn.ModuleDict({name: side.module for name, side in sides.items()})
 
-    def forward(self, images: Tensor) -> Output:
-        """Run the student on (B, 3, H, W), then every projection on its feature."""
-        features, logits = self.student(images)
-        return Output(features, logits, {name: side(features) for name, side in self.sides.items()})
+    def forward(self, images: Tensor, inputs: Mapping[str, Tensor] | None = None) -> Output:
+        """Run the student on (B, 3, H, W), then every side on what it taps.
+
+        Args:
+            images: normalised.
+            inputs: tensors of ``Method.inputs``, for sides that do not look at the student.
+        """
+        seen = self.student(
+            images,
+            adapter=dict(self.sides.items()).get(ADAPTER),
+            stages="stages" in self.taps.values(),
+        )
+        at: dict[str, Any] = {
+            **(inputs or {}),
+            "feature": seen.features,
+            "map": seen.map,
+            "stages": seen.stages,
+        }
+        projected = {
+            name: side(at[self.taps[name]]) for name, side in self.sides.items() if name != ADAPTER
+        }
+        return Output(seen.features, seen.logits, projected, seen.map)
 
 
 @dataclass(frozen=True)
 class Setup:
-    """What a method may look at when it is built; the same for every method.
+    """What a method or a partner may look at when it is built; the same for every one.
 
     Attributes:
         config: of the whole run.
         seed: of the run.
         samples: the images that take part.
         split: the parts of this run.
-        features: the stored features.
-        columns: of the view axis that training picks from.
+        features: the stored vectors; of all teachers, side by side, if there are several.
+        grid: the stored patch grids, for those that need them; else None.
         picker: which view of a sample is used in which pass.
-        probe: linear probe on the stored features of the labelled part.
-        student_width: C.
+        probe: linear probe on the stored features of the labelled part, over raw (not normalised) features.
+        student: to be read only: widths, shapes of maps. Not wrapped, on the CPU while methods are built.
         device: where tensors live.
+        processes: number of training processes.
+        epochs: of the run.
+        steps_per_epoch: optimiser steps.
+        gather: collects a tensor of equal shape from all processes along the first axis; the same on every one.
+        predict: runs the student in eval mode on the canonical view of some samples: (features, logits) on the CPU.
     """
 
     config: DistillConfig
@@ -76,18 +159,30 @@ class Setup:
     samples: Samples
     split: Split
     features: Features
-    columns: list[int]
+    grid: Grid | None
     picker: ViewPicker
     probe: LinearProbe
-    student_width: int
+    student: Student
     device: torch.device
+    processes: int
+    epochs: int
+    steps_per_epoch: int
+    gather: Callable[[Tensor], Tensor]
+    predict: Callable[[Indices], tuple[Tensor, Tensor]]
 
-    def statistics(self, norm: Norm) -> Statistics | None:
-        """Statistics of the training rows over the views in use, if the normalisation needs them."""
-        if norm != "standardize":
-            return None
-        training = np.union1d(self.split.labelled, self.split.unlabelled)
-        return measure(self.features.chunks(training, self.columns))
+    @property
+    def student_width(self) -> int:
+        """C."""
+        return self.student.width
+
+    @property
+    def training(self) -> Indices:
+        """Indices of all training images, labelled or not, in ``Samples``."""
+        return np.union1d(self.split.labelled, self.split.unlabelled)
+
+    def norm(self, kind: Norm) -> FeatureNorm:
+        """Normalisation of the stored vector, with the statistics of the training rows if it needs them."""
+        return self.features.norm(kind, self.training, self.picker.columns).to(self.device)
 
     def labels_of(self, indices: Indices) -> Tensor:
         """(n,) int64 classes on the device."""
@@ -111,26 +206,27 @@ class Setup:
             yield self.features.take(indices, columns).to(self.device), self.labels_of(indices)
 
 
-class Method(ABC):
-    """Base of all methods.
-
-    Attributes:
-        uses_unlabelled: whether a step also shows unlabelled images.
-        uses_features: whether a batch carries stored features.
-    """
-
-    uses_unlabelled: ClassVar[bool]
-    uses_features: ClassVar[bool]
+class Part:
+    """What methods and partners have in common: modules, epochs, state."""
 
     def __init__(self, setup: Setup) -> None:
         self.setup = setup
 
-    def student_sides(self) -> dict[str, nn.Module]:
-        """Projections on the student's side, by name; trained by the loop together with the student."""
+    @classmethod
+    def needs(cls, config: DistillConfig) -> Needs:
+        """What a run with these settings asks of the data."""
+        return Needs()
+
+    def student_sides(self) -> dict[str, Side]:
+        """Modules on the student's side, by name; trained by the loop together with the student."""
+        return {}
+
+    def inputs(self, batch: Batch) -> dict[str, Tensor]:
+        """Tensors for sides that do not look at the student, by the name of their tap, e.g. the stored feature."""
         return {}
 
     def begin_epoch(self, epoch: int, student: Student) -> dict[str, float]:
-        """Called before an epoch's first step; a method that trains something by itself does so here.
+        """Called before an epoch's first step; what is trained outside of the loop is trained here.
 
         Args:
             epoch: number of the epoch that begins.
@@ -140,19 +236,6 @@ class Method(ABC):
             Numbers for the log.
         """
         return {}
-
-    @abstractmethod
-    def loss(self, forward: Forward, batch: Batch, student: Student) -> dict[str, Tensor]:
-        """Run the trainee on a batch and compare.
-
-        Args:
-            forward: the trainee as the loop wrapped it (precision, processes); gradients flow only through it.
-            batch: one piece of a step.
-            student: the bare student, to be read only, e.g. its head.
-
-        Returns:
-            The weighted terms of the loss by name; the loop minimises their sum.
-        """
 
     def end_epoch(self, epoch: int) -> dict[str, float]:
         """Called after an epoch's last step. Returns numbers for the log."""
@@ -172,4 +255,31 @@ class Method(ABC):
 
     def load_state(self, state: dict[str, Any]) -> None:
         """Take back what ``state`` returned."""
-        assert not state, "a method with a state must also take it back"
+        assert not state, "a part with a state must also take it back"
+
+
+class Method(Part, ABC):
+    """Base of all distillation methods."""
+
+    @abstractmethod
+    def loss(self, output: Output, batch: Batch, student: Student) -> dict[str, Tensor]:
+        """Compare what the student said of the labelled and unlabelled images (no strong views) to what is stored.
+
+        Args:
+            output: of the trainee; gradients flow only through it. Its rows are those of ``batch.labels``.
+            batch: one piece of a step.
+            student: the bare student, to be read only, e.g. its head.
+
+        Returns:
+            The weighted terms of the loss by name; the loop minimises their sum. The cross entropy on labels is "ce".
+        """
+
+    def fold(self, student: Student, sides: Mapping[str, nn.Module]) -> None:
+        """Change a copy of the student so that it alone predicts what student and sides did, with the same keys.
+
+        Called on the copy that is measured and exported. Most methods throw their sides away and leave this as it is.
+
+        Args:
+            student: the copy, to be changed in place.
+            sides: the trained modules by name.
+        """

@@ -8,13 +8,13 @@ from typing import Any
 import pytest
 
 from distill.config import (
-    CustomKDConfig,
     DataConfig,
     DistillConfig,
     EvalConfig,
     StudentConfig,
     TrainConfig,
 )
+from distill.options.customkd import CustomKDConfig
 from featstore import FeatureStore
 from featstore.config import SourceConfig
 from featstore.sources import open_source
@@ -63,6 +63,7 @@ def make_config(images: Path, store: FeatureStore, tmp_path: Path) -> MakeConfig
         ),
         eval=EvalConfig(knn_k=3),
         trackers=[],
+        report=False,
     )
 
     def make(**changes: Any) -> DistillConfig:

@@ -50,6 +50,15 @@ def formula(pixels: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:
     return np.maximum((pixels.reshape(-1) / 255 - 0.4) @ weight * 4, 0).astype(np.float32)
 
 
+def averaged(pixels: npt.NDArray[np.float32], side: int) -> npt.NDArray[np.float32]:
+    """Views as vectors (n, V, 8 x 8 x 3) -> (n, V, side, side, 3): the means of about equal parts."""
+    grid = pixels.reshape(*pixels.shape[:2], *SIZE, 3)
+    cut = [round(i * SIZE[0] / side) for i in range(side)]
+    sums = np.add.reduceat(np.add.reduceat(grid, cut, axis=2), cut, axis=3)
+    count = np.diff([*cut, SIZE[0]])
+    return (sums / np.outer(count, count)[:, :, None]).astype(np.float32)
+
+
 def _field(
     shape: tuple[int, ...], dtype: Literal["float16", "float32"], meaning: str
 ) -> FieldRecord:
@@ -69,14 +78,16 @@ def write_store(
     labels: bool = True,
     weights: str = "0" * 64,
     view_seed: int = 0,
+    grids: Sequence[int] = (2,),
+    crop_pct: float = 0.9,
 ) -> FeatureStore:
-    """Write a complete store: ``cls`` (float16, the formula), ``pixels`` (float32, the view itself), ``grid``."""
+    """Write a complete store: ``cls`` (float16, the formula), ``pixels`` (float32, the view itself), ``gridK``."""
     views = ViewSet(
         seed=view_seed, views=make_views(canonical=canonical, seeded=seeded, mirrored=mirrored)
     )
     rule = PreprocessingRecord(
         size=SIZE,
-        crop_pct=0.9,
+        crop_pct=crop_pct,
         crop_mode="center",
         interpolation="bicubic",
         mean=(0.5, 0.5, 0.5),
@@ -99,7 +110,7 @@ def write_store(
         fields={
             "cls": _field((WIDTH,), "float16", "formula of a view"),
             "pixels": _field((count,), "float32", "a view"),
-            "grid2": _field((2, 2, 3), "float32", "zeros"),
+            **{f"grid{k}": _field((k, k, 3), "float32", "the view, averaged") for k in grids},
         },
         source=SourceRecord(
             kind=source.kind,
@@ -146,7 +157,7 @@ def write_store(
             "valid": np.array([name not in invalid for name in ids]),
             "fields/cls": cls,
             "fields/pixels": pixels,
-            "fields/grid2": np.zeros((len(rows), len(views), 2, 2, 3), np.float32),
+            **{f"fields/grid{k}": averaged(pixels, k) for k in grids},
         }
         if has_labels:
             assert source.labels is not None

@@ -9,7 +9,8 @@ import torch
 from PIL import Image
 
 from distill.config import DataConfig
-from distill.data import BatchMaker, Features, ViewDataset, ViewRule, jittered, load
+from distill.data import BatchMaker, Changes, PictureCache, ViewDataset, ViewRule, load
+from distill.features import Features
 from distill.join import Samples, join, split
 from distill.losses import IGNORE
 from distill.sampler import CANONICAL, Request
@@ -252,7 +253,7 @@ def test_the_cache_changes_nothing(images: Path, store: FeatureStore) -> None:
     batches = [requests(samples, 1), requests(samples, 2), requests(samples, 1)]
 
     def pixels(cache_mb: int) -> list[torch.Tensor]:
-        dataset = ViewDataset(samples, rule, size=(128, 128), cache_mb=cache_mb)
+        dataset = ViewDataset(samples, rule, size=(128, 128), cache=PictureCache(cache_mb))
         return [pictures.pixels for pictures in load(dataset, batches, workers=0)]
 
     plain = pixels(0)
@@ -260,19 +261,11 @@ def test_the_cache_changes_nothing(images: Path, store: FeatureStore) -> None:
         assert all(torch.equal(a, b) for a, b in zip(plain, pixels(cache_mb), strict=True))
 
 
-def test_jitter_is_a_pure_function_of_its_bits() -> None:
-    """Same bits, same picture; strength 0 leaves it as it is."""
-    picture = np.random.default_rng(0).integers(0, 256, (8, 8, 3), dtype=np.uint8)
-    assert np.array_equal(jittered(picture, 0.5, 1), jittered(picture, 0.5, 1))
-    assert not np.array_equal(jittered(picture, 0.5, 1), jittered(picture, 0.5, 2))
-    assert np.array_equal(jittered(picture, 0.0, 1), picture)
-
-
 def test_jitter_reaches_training_pictures_only(images: Path, store: FeatureStore) -> None:
     """A request without bits, as in evaluation, is not changed."""
     samples = join(folder(images), store, DATA)
     rule = ViewRule.of_store(store, "cls")
-    dataset = ViewDataset(samples, rule, size=SIZE, jitter=0.8)
+    dataset = ViewDataset(samples, rule, size=SIZE, changes=Changes(DataConfig(jitter=0.8)))
     plain = ViewDataset(samples, rule, size=SIZE)
     assert torch.equal(dataset[Request(0, 1, 0, True)].pixels, plain[Request(0, 1, 0, True)].pixels)
     assert not torch.equal(

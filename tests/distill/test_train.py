@@ -20,6 +20,7 @@ from distill import task, train
 from distill.config import DistillConfig
 from distill.methods.labels import Labels
 from distill.optim import TrainingDiverged, make_optimiser
+from distill.probe import LinearProbe
 from featstore import FeatureStore
 from featstore.errors import ConfigError, ViewMismatch
 from featstore.sources import open_source
@@ -33,17 +34,22 @@ class Stop(Exception):
     """Ends a run from inside."""
 
 
-def start(config: DistillConfig, method: str = "customkd", stop_after: int = 0) -> dict[str, Any]:
-    """One run, as the script makes it; ``stop_after`` optimiser steps it is torn down."""
+def prepared(config: DistillConfig) -> tuple[task.Task, LinearProbe]:
+    """The task of a run with seed 0, and the teacher's probe."""
     data = task.prepare(
         open_source(config.source), FeatureStore.open(config.store), config.data, config.field
     )
+    return data, data.fit_probe(data.split(0), most=1000, seed=0)
+
+
+def start(config: DistillConfig, method: str = "customkd", stop_after: int = 0) -> dict[str, Any]:
+    """One run, as the script makes it; ``stop_after`` optimiser steps it is torn down."""
+    data, probe = prepared(config)
 
     def hook(step: int) -> None:
         if step == stop_after:
             raise Stop
 
-    probe = data.fit_probe(data.split(0), most=1000, seed=0)
     return train.run(config, data, probe, method=method, seed=0, on_step=hook)
 
 
@@ -196,7 +202,7 @@ def test_the_folder_of_a_run(make_config: MakeConfig) -> None:
     names = {path.name for path in folder(config).iterdir() if path.is_file()}
     assert names == {
         "config.yaml", "metrics.jsonl", "checkpoint.pt", "student.safetensors", "config.json", "evaluation.json",
-        "run.json",
+        "predictions.npz", "run.json",
     }  # fmt: skip
     assert list(folder(config).rglob("events.out.tfevents*"))
     assert (record["num_labelled"], record["num_unlabelled"], record["num_test"]) == (12, 24, 12)
@@ -218,7 +224,11 @@ def test_the_exported_student_is_a_plain_timm_model(make_config: MakeConfig) -> 
     found = load_file(path)
     assert found.keys() == timm.create_model("test_resnet", num_classes=3).state_dict().keys()
     saved = torch.load(folder(config) / "checkpoint.pt", weights_only=True)
-    averaged = {key.removeprefix("model."): value for key, value in saved["ema"].items()}
+    averaged = {
+        key.removeprefix("student.model."): value
+        for key, value in saved["ema"].items()
+        if key.startswith("student.")
+    }
     reference = timm.create_model("test_resnet", num_classes=3).eval()
     reference.load_state_dict(averaged)
     pictures = torch.randn(2, 3, 32, 32)
@@ -307,7 +317,7 @@ def test_wrong_settings_end_before_training(
         start(make_config(trackers=["wandb"]))
 
 
-@pytest.mark.parametrize("method", ["labels", "features", "probe_kd"])
+@pytest.mark.parametrize("method", ["labels", "fitnet", "kd"])
 def test_lower_precision_and_other_optimisers_run(make_config: MakeConfig, method: str) -> None:
     """bf16 through autocast, SGD with momentum, a linear course."""
     config = make_config(
@@ -316,6 +326,6 @@ def test_lower_precision_and_other_optimisers_run(make_config: MakeConfig, metho
     )  # fmt: skip
     record = start(config, method)
     assert 0 <= record["top1"] <= 1
-    if method == "features":
+    if method == "fitnet":
         weights = load_file(folder(config, method) / "student.safetensors")
         assert all(value.dtype != torch.bfloat16 for value in weights.values())

@@ -1,0 +1,254 @@
+"""Stored features by sample: the vectors of one teacher or of several side by side, and patch grids.
+
+Nothing here knows a picture or a student; which row of which store belongs to a sample is settled in ``join``.
+"""
+
+# S samples, V views, D width of all teachers' vectors together, g side of a patch grid
+
+import hashlib
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from distill.alignment import Block, FeatureNorm, Statistics, measure
+from distill.join import Samples
+from distill.options.common import Norm
+from distill.sampler import Indices
+from featstore import FeatureStore
+from featstore.errors import ConfigError, shorten
+from featstore.manifest import FieldRecord
+from featstore.torch_data import as_tensor
+from featstore.views import View
+
+
+@dataclass(frozen=True)
+class StoredField:
+    """One field of one store, and where its rows and views are.
+
+    Attributes:
+        store: where.
+        field: which.
+        rows: (n,) row of every sample.
+        columns: (V,) on this store's view axis for every column of the first store's; -1 where it has none.
+        weight: of this teacher among all.
+    """
+
+    store: FeatureStore
+    field: str
+    rows: Indices
+    columns: Indices
+    weight: float = 1.0
+
+    @property
+    def record(self) -> FieldRecord:
+        """What the manifest says of the field."""
+        return self.store.manifest.fields[self.field]
+
+    def read(self, indices: Indices, columns: Indices) -> Tensor:
+        """Read views.
+
+        Args:
+            indices: (S,) in ``Samples``.
+            columns: (k,) on the first store's view axis, for all samples alike, or (S, k).
+
+        Returns:
+            (S, k, *shape) float32.
+        """
+        stored = self.store.gather(self.field, self.rows[indices], views=self.columns[columns])
+        # By torch: it has vector instructions for float16, where numpy takes eight times as long.
+        return as_tensor(stored).float()
+
+
+class Features:
+    """The stored vectors of every sample: one per view, as float32, those of several teachers side by side.
+
+    Args:
+        store: of the first teacher; its view axis is everybody's.
+        field: of the first teacher.
+        samples: the images that take part.
+        weight: of the first teacher among all.
+        others: further teachers.
+
+    Raises:
+        ConfigError: no such field, or one that is not a vector.
+    """
+
+    def __init__(
+        self,
+        store: FeatureStore,
+        field: str,
+        samples: Samples,
+        *,
+        weight: float = 1.0,
+        others: Sequence[StoredField] = (),
+    ) -> None:
+        check_vector(store, field, f"--field {field}")
+        self.store = store
+        self.field = field
+        columns = np.arange(len(store.manifest.views))
+        self.teachers = [StoredField(store, field, samples.rows, columns, weight), *others]
+        self.width = sum(teacher.record.shape[0] for teacher in self.teachers)
+        self.reference = reference_column(store)
+        """Column that stands for an image where one view must: the canonical one if it is stored, else the first."""
+        self._samples = samples
+        self._statistics: dict[tuple[bytes, tuple[int, ...]], Statistics] = {}
+
+    def take(self, indices: Indices, columns: Indices | None = None) -> Tensor:
+        """Read vectors.
+
+        Args:
+            indices: (S,) in ``Samples``.
+            columns: (S,) on the view axis; None takes the reference view.
+
+        Returns:
+            (S, D) float32.
+        """
+        chosen = np.full(len(indices), self.reference) if columns is None else columns
+        return self._read(indices, chosen[:, None])[:, 0]
+
+    def chunks(
+        self, indices: Indices, columns: Sequence[int], *, size: int = 4096
+    ) -> Iterator[Tensor]:
+        """All the given views of all the given samples, in parts of (n, D)."""
+        chosen = np.array(columns, dtype=np.int64)
+        for start in range(0, len(indices), size):
+            yield self._read(indices[start : start + size], chosen).reshape(-1, self.width)
+
+    def _read(self, indices: Indices, columns: Indices) -> Tensor:
+        parts = [teacher.read(indices, columns) for teacher in self.teachers]
+        return parts[0] if len(parts) == 1 else torch.cat(parts, dim=-1)
+
+    def norm(self, kind: Norm, indices: Indices, columns: Sequence[int]) -> FeatureNorm:
+        """Normalisation of what ``take`` returns, each teacher's block on its own, with its share of a squared error.
+
+        Args:
+            kind: what it does.
+            indices: of the training images, which give the statistics if it needs any.
+            columns: of the view axis that training picks from.
+        """
+        blocks = [Block(teacher.record.shape[0], teacher.weight) for teacher in self.teachers]
+        if kind != "standardize":
+            return FeatureNorm(kind, blocks=blocks)
+        # One pass over the training rows for all methods and seeds that train on the same ones.
+        key = hashlib.sha256(indices.tobytes()).digest(), tuple(columns)
+        if key not in self._statistics:
+            self._statistics[key] = measure(self.chunks(indices, columns))
+        return FeatureNorm(kind, self._statistics[key], blocks=blocks)
+
+
+class Grid:
+    """The stored patch grid of every sample, as float32.
+
+    Args:
+        store: where.
+        field: which; "" for the largest.
+        samples: the images that take part.
+        teacher: in the store, whose grids are looked at for the largest; "" for any.
+
+    Raises:
+        ConfigError: see ``find_grid``.
+    """
+
+    def __init__(
+        self, store: FeatureStore, field: str, samples: Samples, *, teacher: str = ""
+    ) -> None:
+        field = find_grid(store, field, teacher)
+        columns = np.arange(len(store.manifest.views))
+        self._stored = StoredField(store, field, samples.rows, columns)
+        self.store = store
+        self.field = field
+        self.side, _, self.width = self._stored.record.shape
+        self.reference = reference_column(store)
+
+    def take(self, indices: Indices, columns: Indices | None = None) -> Tensor:
+        """Read grids.
+
+        Args:
+            indices: (S,) in ``Samples``.
+            columns: (S,) on the view axis; None takes the reference view.
+
+        Returns:
+            (S, g, g, D) float32, top row first.
+        """
+        chosen = np.full(len(indices), self.reference) if columns is None else columns
+        return self._stored.read(indices, chosen[:, None])[:, 0]
+
+
+def reference_column(store: FeatureStore) -> int:
+    """Column of the canonical view if the store holds it, else the first."""
+    views = store.manifest.views.views
+    canonical = View(kind="canonical")
+    return views.index(canonical) if canonical in views else 0
+
+
+def _is_read(record: FieldRecord) -> bool:
+    """Whether every view of every row has numbers of one shape."""
+    plain = record.encoding.kind in ("plain", "int8") and record.dtype != "text"
+    return plain and record.per_view
+
+
+def _is_vector(record: FieldRecord) -> bool:
+    return _is_read(record) and len(record.shape) == 1
+
+
+def _is_grid(record: FieldRecord) -> bool:
+    return _is_read(record) and len(record.shape) == 3 and record.shape[0] == record.shape[1]
+
+
+def check_vector(store: FeatureStore, field: str, setting: str) -> None:
+    """Check that a field is one vector per view.
+
+    Args:
+        store: where.
+        field: which.
+        setting: that names it, for the message.
+
+    Raises:
+        ConfigError: it is not there, or not a vector; names those that are.
+    """
+    fields = store.manifest.fields
+    if field not in fields:
+        raise ConfigError(
+            f"{setting}: {store.path} has no such field; it has: {shorten(sorted(fields))}."
+        )
+    if not _is_vector(fields[field]):
+        record = fields[field]
+        vectors = [name for name, other in fields.items() if _is_vector(other)]
+        raise ConfigError(
+            f"{setting}: has shape {record.shape} {'per view' if record.per_view else 'per row'} "
+            f"({record.encoding.kind}) in {store.path}; these methods need one vector per view. "
+            f"Fields with one: {shorten(vectors) or 'none'}."
+        )
+
+
+def find_grid(store: FeatureStore, asked: str, teacher: str = "") -> str:
+    """Name of the field with patch grids.
+
+    Args:
+        store: where.
+        asked: its name, or "" for the largest grid of a teacher.
+        teacher: name in the store; "" for any.
+
+    Raises:
+        ConfigError: there is none, or what was asked for is none.
+    """
+    fields = store.manifest.fields
+    grids = {name: record for name, record in fields.items() if _is_grid(record)}
+    if asked in grids:
+        return asked
+    own = [name for name, record in grids.items() if teacher in ("", record.teacher)]
+    if own and not asked:
+        return max(own, key=lambda name: grids[name].shape)
+    if grids:
+        advice = f"It has {shorten(sorted(grids))}."
+    else:
+        advice = (
+            f"It has {shorten(sorted(fields))}. Extract a store with one (extract.py --store.fields "
+            "'[cls,grid7]'), or choose a method that needs none."
+        )
+    raise ConfigError(
+        f"--grid_field {asked or '(the largest)'}: {store.path} has no such patch grid (g x g x D). {advice}"
+    )

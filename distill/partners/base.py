@@ -1,0 +1,85 @@
+"""The one interface of all partners: losses on the student's own predictions that combine with any method.
+
+A partner sees what the student said of the labelled images, of the unlabelled ones, and of strongly changed copies of
+the unlabelled ones, all from the one forward pass that the method's loss uses too. It needs no teacher; some partners
+can be told to guess labels from the stored vectors.
+"""
+
+# L labelled images of a step, U unlabelled ones, K classes
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from typing import Any
+
+from torch import Tensor, nn
+
+from distill.config import DistillConfig
+from distill.data import Batch
+from distill.methods.base import Needs, Output, Part, Setup
+from distill.student import Student
+from featstore.errors import ConfigError
+
+
+class Partner(Part, ABC):
+    """Base of all partners: semi-supervised losses, and domain adaptation (labelled: source, unlabelled: target).
+
+    Raises:
+        ConfigError: there is no unlabelled image.
+    """
+
+    def __init__(self, setup: Setup) -> None:
+        super().__init__(setup)
+        if not len(setup.split.unlabelled):
+            raise ConfigError(
+                f"--partner {setup.config.partner}: there are no unlabelled images for it to work on. Give patterns, "
+                "--data.unlabelled '[train/*]'; images drawn as labelled are left out of them."
+            )
+        self.memory: dict[str, Tensor] = {}
+        """All that changes during training, by name: changed in place, equal in all processes, saved and restored."""
+
+    @classmethod
+    def needs(cls, config: DistillConfig) -> Needs:
+        """Unlabelled images, nothing of the store."""
+        return Needs(unlabelled=True, vector=False)
+
+    @classmethod
+    def strong_views(cls, config: DistillConfig) -> int:
+        """How many strongly changed copies of each unlabelled image a step shows."""
+        return 0
+
+    @abstractmethod
+    def loss(
+        self,
+        labelled: Output,
+        weak: Output,
+        strong: Sequence[Output],
+        batch: Batch,
+        student: Student,
+    ) -> dict[str, Tensor]:
+        """Weighted terms by name, added to the method's.
+
+        Args:
+            labelled: (L) rows.
+            weak: (U) rows, the unlabelled images in the view that the method sees.
+            strong: one per strong view, each with U rows in the same order.
+            batch: one piece of a step; its first L rows are the labelled ones.
+            student: the bare student, to be read only.
+        """
+
+    def uses_labels(self, epoch: int) -> bool:
+        """Whether the method's "ce" term counts in this epoch; source-free adaptation switches it off."""
+        return True
+
+    def frozen(self, epoch: int, student: Student) -> list[nn.Parameter]:
+        """Parameters of the student that must not change in this epoch."""
+        return []
+
+    def state(self) -> dict[str, Any]:
+        """See ``Part.state``."""
+        return dict(self.memory)
+
+    def load_state(self, state: dict[str, Any]) -> None:
+        """See ``Part.load_state``."""
+        assert state.keys() == self.memory.keys(), "the checkpoint is of other settings"
+        for name, tensor in self.memory.items():
+            tensor.copy_(state[name])
