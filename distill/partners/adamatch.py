@@ -1,0 +1,58 @@
+"""``adamatch``: guesses aligned to the labelled images' predictions, relative threshold (Berthelot et al. 2022).
+
+    p'   = p_u aligned by moving mean of p_l / moving mean of p_u
+    mask = max p' >= 0.95 mean max p_l
+    loss = weight mean_u mask CE(z_strong, argmax p')
+
+arXiv:2106.04732, in USB's semi-supervised form [C]: the random interpolation of logits between two batch norm passes is
+left out. Both moving means start at the first batch [I], are over all processes, and include the batch at hand.
+"""
+
+# L labelled images of a step, U unlabelled ones, K classes
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from distill.data import Batch
+from distill.losses.semisupervised import align, probabilities
+from distill.methods.base import Output, Setup
+from distill.partners.progress import Progress
+from distill.partners.selftraining import SelfTraining, follow
+from distill.student import Student
+
+
+class AdaMatch(SelfTraining):
+    """See the top of this file."""
+
+    def __init__(self, setup: Setup) -> None:
+        self.options = setup.config.adamatch
+        super().__init__(setup, weight=self.options.weight)
+        for name in ("labelled_K", "unlabelled_K"):
+            self.memory[name] = torch.zeros(self.num_classes, device=setup.device)
+        self.progress = Progress(setup)
+        self.memory["calls"] = self.progress.count
+
+    def loss(
+        self,
+        labelled: Output,
+        weak: Output,
+        strong: Sequence[Output],
+        batch: Batch,
+        student: Student,
+    ) -> dict[str, Tensor]:
+        """See ``Partner.loss``."""
+        known = self.setup.gather(probabilities(labelled.logits))
+        unlabelled = self.guess(weak, batch)
+        first = not self.progress.count
+        self.progress.advance()
+        found = {"labelled_K": known, "unlabelled_K": self.setup.gather(unlabelled)}
+        for name, value in found.items():
+            momentum = 0 if first else self.options.momentum
+            follow(self.memory[name], value.mean(0), momentum=momentum)
+        aligned = align(unlabelled, self.memory["labelled_K"], self.memory["unlabelled_K"])
+        threshold = self.options.threshold * known.amax(1).mean()
+        weight = (aligned.amax(1) >= threshold).float()
+        self.record(weight)
+        return self.terms(strong[0].logits, aligned.argmax(1), weight)

@@ -1,0 +1,54 @@
+"""``flexmatch``: FixMatch with a threshold per class (Zhang et al. 2021, arXiv:2110.08263).
+
+    beta_c = images whose last confident guess was c / largest such count, "none so far" being a count too
+    mask   = max p_u >= 0.95 beta_c / (2 - beta_c),  c = argmax p_u                           (USB [C])
+
+The count is kept per sample and over all processes; the mask of a batch uses the counts before that batch.
+"""
+
+# U unlabelled images of a step, K classes
+
+import torch
+from torch import Tensor
+
+from distill.config import DistillConfig
+from distill.data import Batch
+from distill.losses.semisupervised import flexmatch_threshold
+from distill.methods.base import Needs, Setup
+from distill.partners.places import Places, last_of_each
+from distill.partners.selftraining import TrustedGuess, label_needs
+
+NONE = -1
+"""Last confident guess of an image that had none so far."""
+
+
+class FlexMatch(TrustedGuess):
+    """See the top of this file."""
+
+    def __init__(self, setup: Setup) -> None:
+        self.options = setup.config.flexmatch
+        super().__init__(setup, weight=self.options.weight, labels_from=self.options.labels_from)
+        self.places = Places(setup.split.unlabelled, setup.device)
+        self.memory["guessed"] = torch.full((len(self.places),), NONE, device=setup.device)
+
+    @classmethod
+    def needs(cls, config: DistillConfig) -> Needs:
+        """See ``label_needs``."""
+        return label_needs(config.flexmatch.labels_from)
+
+    def trust(self, probability_UK: Tensor, batch: Batch) -> Tensor:
+        """1 from the threshold of the guessed class on."""
+        guessed = self.memory["guessed"]
+        counts = torch.bincount(guessed - NONE, minlength=self.num_classes + 1)
+        threshold_K = flexmatch_threshold(counts, self.options.threshold)
+        confidence, label = probability_UK.max(1)
+        mask = confidence >= threshold_K[label]
+        place = self.places(batch.indices[batch.num_labelled :])
+        self._remember(*(self.setup.gather(value) for value in (place, label, confidence)))
+        return mask.float()
+
+    def _remember(self, place: Tensor, label: Tensor, confidence: Tensor) -> None:
+        sure = confidence >= self.options.threshold
+        place, label = place[sure], label[sure]
+        last = last_of_each(place)
+        self.memory["guessed"][place[last]] = label[last]

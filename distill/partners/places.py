@@ -1,0 +1,36 @@
+"""Where samples stand in a part of the split, for what is remembered of every single image."""
+
+# N members of a part, n some of them
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from distill.sampler import Indices
+
+
+class Places:
+    """Where a sample stands in one part of the split, so that something can be remembered of each.
+
+    Args:
+        members: (N,) of the part, in ``Samples``.
+        device: where the places live.
+    """
+
+    def __init__(self, members: Indices, device: torch.device) -> None:
+        self.members: Indices = np.sort(members)
+        self._sorted = torch.from_numpy(self.members).to(device)
+
+    def __len__(self) -> int:
+        return len(self.members)
+
+    def __call__(self, indices: Tensor) -> Tensor:
+        """(n,) indices in ``Samples``, all members -> (n,) int64, 0 to N - 1, on the device."""
+        return torch.searchsorted(self._sorted, indices.to(self._sorted.device))
+
+
+def last_of_each(places: Tensor) -> Tensor:
+    """Positions at which each value is found for the last time: a small part may fill a batch more than once."""
+    values, which = places.unique(return_inverse=True)
+    positions = torch.arange(len(places), device=places.device)
+    return torch.zeros_like(values).scatter_reduce(0, which, positions, "amax")

@@ -1,0 +1,119 @@
+"""``sentry``: sharpen what strong views agree on, unlearn what they dispute (Prabhu et al. 2021, arXiv:2012.11460 [C]).
+
+    v       = 3 strong views; an image is agreed on if most of them predict what its plain view predicts
+    loss    = w_entropy (1/T) (sum over agreed of H(last agreeing view) - sum over disputed of H(last disputing view))
+              + w_frequency mean_t sum_c p_c log q_c,   q = frequencies of the last 256 predictions
+
+Adaptation begins after ``source_epochs`` epochs on the source alone. Where this differs from the authors' code:
+
+- They draw target images so that all pseudo-classes are equally frequent, by the student's predictions of the epoch.
+  Here the images are drawn as for every partner, and each carries the weight that gives the same expectation,
+  N / (classes found x images of its class), from predictions on all N target images at the start of each epoch. Rare
+  classes thus have the same influence, but more variance. The frequencies q are weighted alike.
+- They draw the source class by class. Here it is drawn as for every method.
+- Their head is l2-normalised without bias, with temperature 0.05. Here it stays a plain Linear: what is exported must
+  be a plain timm model.
+- The queue of predictions lives on from epoch to epoch.
+"""
+
+# T target images of a step, N all target images, Q length of the queue, K classes
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from distill.config import DistillConfig
+from distill.data import Batch
+from distill.losses.adaptation import committee_entropy, frequent_classes
+from distill.methods.base import Output, Setup
+from distill.partners.base import Partner
+from distill.partners.places import Places
+from distill.partners.progress import Progress, check_source_epochs
+from distill.student import Student
+
+NONE = -1
+"""An entry of the queue that is not filled yet."""
+
+
+def balancing_weights(labels_N: Tensor, num_classes: int) -> Tensor:
+    """Weights by which all classes that occur count the same: N / (classes found x images of its class).
+
+    Args:
+        labels_N: (N,) int64.
+        num_classes: K.
+
+    Returns:
+        (N,) float32; their mean is 1.
+    """
+    counts_K = torch.bincount(labels_N, minlength=num_classes)
+    found = (counts_K > 0).sum()
+    return len(labels_N) / (found * counts_K[labels_N]).float()
+
+
+class SENTRY(Partner):
+    """See the top of this file.
+
+    Raises:
+        ConfigError: no epoch is left for adaptation.
+    """
+
+    def __init__(self, setup: Setup) -> None:
+        super().__init__(setup)
+        self.options = setup.config.sentry
+        check_source_epochs("sentry", self.options.source_epochs, setup)
+        self.num_classes = setup.samples.num_classes
+        self.places = Places(setup.split.unlabelled, setup.device)
+        self.progress = Progress(setup)
+        queue, device = self.options.queue, setup.device
+        self.memory["calls"] = self.progress.count
+        self.memory["weight_N"] = torch.ones(len(self.places), device=device)
+        self.memory["queue_Q"] = torch.full((queue,), NONE, device=device)
+        self.memory["queue_weight_Q"] = torch.zeros(queue, device=device)
+
+    @classmethod
+    def strong_views(cls, config: DistillConfig) -> int:
+        """The committee."""
+        return config.sentry.committee
+
+    def begin_epoch(self, epoch: int, student: Student) -> dict[str, float]:
+        """Weigh the target images by what the student takes them for."""
+        if epoch < self.options.source_epochs:
+            return {}
+        _, logits = self.setup.predict(self.places.members)
+        weight = balancing_weights(logits.argmax(1), self.num_classes)
+        self.memory["weight_N"].copy_(weight)
+        return {"partner/largest_weight": float(weight.max())}
+
+    def loss(
+        self,
+        labelled: Output,
+        weak: Output,
+        strong: Sequence[Output],
+        batch: Batch,
+        student: Student,
+    ) -> dict[str, Tensor]:
+        """See ``Partner.loss``."""
+        epoch = self.progress.epoch
+        self.progress.advance()
+        if epoch < self.options.source_epochs:
+            return {}
+        weight = self.memory["weight_N"][self.places(batch.indices[batch.num_labelled :])]
+        frequency = self._frequencies(weak.logits.detach().argmax(1), weight)
+        entropy, _ = committee_entropy(weak.logits, [view.logits for view in strong], weight)
+        frequent = frequent_classes(weak.logits, frequency, weight)
+        return {
+            "entropy": self.options.w_entropy * entropy,
+            "frequency": self.options.w_frequency * frequent,
+        }
+
+    def _frequencies(self, label_T: Tensor, weight_T: Tensor) -> Tensor:
+        """Put the batch of all processes into the queue and return the share of each class in it: (K,)."""
+        for name, value in (("queue_Q", label_T), ("queue_weight_Q", weight_T)):
+            queue = self.memory[name]
+            queue.copy_(torch.cat([queue, self.setup.gather(value)])[-len(queue) :])
+        label, weight = self.memory["queue_Q"], self.memory["queue_weight_Q"]
+        classes = F.one_hot(label - NONE, self.num_classes + 1)[:, 1:].float()
+        share = weight @ classes
+        return share / share.sum()

@@ -1,0 +1,114 @@
+"""``simmatch``: classes and similarities to labelled images must agree (Zheng et al. 2022, arXiv:2203.06915).
+
+    e     = embedding of a view: Linear, ReLU, Linear on the feature, l2-normalised
+    p     = weak view's class probabilities, aligned to uniform by the mean of the last ``queue`` batches
+    s     = softmax(e_weak bank / 0.1), bank = embeddings of all labelled images
+    p'    = 0.9 p + 0.1 sum of s over each class
+    s'    = s weighed by p of each labelled image's class, normalised
+    loss  = weight mean_u [max p' >= 0.95] CE(z_strong, p') + w_instance mean_u CE(e_strong bank / 0.1, s')    (USB [C])
+
+As USB does for CIFAR, the student itself is the teacher, and the bank is a moving mean [C]; for ImageNet the authors
+take a moving average of the student instead, which is not offered. The first epoch fills the bank: until then p' is p
+and the instance term is zero [C].
+"""
+
+# L labelled images of a step, U unlabelled ones, N all labelled images, E width of the embedding, K classes
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from distill.data import Batch
+from distill.losses.semisupervised import aggregate, align, soft_label_ce, unfold
+from distill.methods.base import Output, Setup, Side
+from distill.partners.places import Places, last_of_each
+from distill.partners.progress import Progress
+from distill.partners.selftraining import SelfTraining
+from distill.student import Student
+
+SIDE = "simmatch"
+
+
+class Embedding(nn.Module):
+    """(B, student width) -> (B, E) float32 of length one."""
+
+    def __init__(self, from_width: int, to_width: int) -> None:
+        super().__init__()
+        self.layers = nn.Sequential(
+            nn.Linear(from_width, from_width), nn.ReLU(), nn.Linear(from_width, to_width)
+        )
+
+    def forward(self, feature_BC: Tensor) -> Tensor:
+        """See the class."""
+        return F.normalize(self.layers(feature_BC).float(), dim=1)
+
+
+class SimMatch(SelfTraining):
+    """See the top of this file."""
+
+    def __init__(self, setup: Setup) -> None:
+        self.options = setup.config.simmatch
+        super().__init__(setup, weight=self.options.weight)
+        device, width = setup.device, self.options.width
+        self.embedding = Embedding(setup.student_width, width)
+        self.places = Places(setup.split.labelled, device)
+        self.labels_N = setup.labels_of(self.places.members)
+        self.progress = Progress(setup)
+        # Zero is the one vector that a moving mean of any momentum leaves at once for the first embedding's direction.
+        self.memory["bank_NE"] = torch.zeros(len(self.places), width, device=device)
+        self.memory["queue"] = torch.zeros(self.options.queue, self.num_classes, device=device)
+        self.memory["calls"] = self.progress.count
+
+    def student_sides(self) -> dict[str, Side]:
+        """The embedding."""
+        return {SIDE: Side(self.embedding)}
+
+    def loss(
+        self,
+        labelled: Output,
+        weak: Output,
+        strong: Sequence[Output],
+        batch: Batch,
+        student: Student,
+    ) -> dict[str, Tensor]:
+        """See ``Partner.loss``."""
+        bank_NE = self.memory["bank_NE"].clone()
+        filled = self.progress.epoch > 0
+        probability = self._aligned(self.guess(weak, batch))
+        similarity = F.softmax(self._similarity(weak.projected[SIDE].detach(), bank_NE), dim=1)
+        instance = soft_label_ce(
+            self._similarity(strong[0].projected[SIDE], bank_NE),
+            unfold(similarity, probability, self.labels_N),
+            torch.ones_like(probability[:, 0]),
+        )
+        if filled:
+            near = aggregate(similarity, self.labels_N, self.num_classes)
+            probability = probability.lerp(near, 1 - self.options.smoothing)
+        mask = (probability.amax(1) >= self.options.threshold).float()
+        self.record(mask)
+        self._remember(labelled.projected[SIDE].detach(), batch)
+        self.progress.advance()
+        return {
+            "unlabelled": self.weight * soft_label_ce(strong[0].logits, probability, mask),
+            # Zero instead of absent: every parameter of a side must get a gradient at every step.
+            "instance": self.options.w_instance * filled * instance,
+        }
+
+    def _similarity(self, embedding_BE: Tensor, bank_NE: Tensor) -> Tensor:
+        return embedding_BE @ bank_NE.T / self.options.temperature
+
+    def _aligned(self, probability_UK: Tensor) -> Tensor:
+        queue = self.memory["queue"]
+        queue[int(self.progress.count) % len(queue)] = self.setup.gather(probability_UK).mean(0)
+        seen = queue[: int(self.progress.count) + 1]
+        return align(probability_UK, torch.full_like(seen[0], 1 / self.num_classes), seen.mean(0))
+
+    def _remember(self, embedding_LE: Tensor, batch: Batch) -> None:
+        place = self.setup.gather(self.places(batch.indices[: batch.num_labelled]))
+        embedding_LE = self.setup.gather(embedding_LE)
+        last = last_of_each(place)
+        bank_NE, place, embedding_LE = self.memory["bank_NE"], place[last], embedding_LE[last]
+        new = bank_NE[place].lerp(embedding_LE, 1 - self.options.bank_momentum)
+        bank_NE[place] = F.normalize(new, dim=1)
