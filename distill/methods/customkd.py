@@ -4,201 +4,258 @@
     stage 2   CE(D_L) + w_g MSE(P_s(f_s), f_t)
                       + w_s MSE(f_s, P_t(f_t)) on D_L and D_U     trained: student, P_s     frozen: P_t, f_t
 
-f_t is the stored feature, f_s the student's pre-logits, head its last Linear, P_t and P_s one Linear each. That the
+f_t is the stored feature, f_s the student's, head what follows it in the student, P_t and P_s one Linear each. That the
 teacher's feature is customised with the student's head and that both features are imitated is in the paper [P], as is
 the alternation every epoch [P]. MSE for both terms, and labelled data alone in stage 1, come from summaries [S]. The
-frozen head of stage 1, the frozen P_t of stage 2, P_t kept from cycle to cycle, and every weight, rate and size are
-our reading [I]. Stage 1 needs no image and no forward pass of the student.
+frozen head of stage 1, the frozen P_t of stage 2, P_t kept from cycle to cycle, and every weight, rate and size are our
+reading [I]; what could be read otherwise is an option. Stage 1 needs no image and no forward pass of the student.
 """
 
 # B batch, D teacher width, C student width, K classes
 
-from typing import Any, ClassVar
+from collections.abc import Callable
+from typing import Any
 
-import numpy as np
+import timm.optim
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from distill.alignment import FeatureNorm, check_width, projection
+from distill.alignment import check_width, projection
+from distill.config import DistillConfig
 from distill.data import Batch
-from distill.diagnostics import linear_cka, mean_norm, mean_variance, thin_out, top1
-from distill.losses import cross_entropy, feature_mse, kd_kl, layernorm_mse
-from distill.methods.base import Forward, Method, Setup
-from distill.methods.probe_kd import probe_layer
+from distill.diagnostics import thin_out
+from distill.losses import cross_entropy, feature_mse, layernorm_mse
+from distill.losses.logits import dist, dkd, kd_kl, logit_mse
+from distill.methods.base import Method, Needs, Output, Setup, Side
+from distill.methods.customkd_watch import Watch
+from distill.methods.probe_logits import classes_of, probe_layer, ramp, set_probe
+from distill.options.customkd import CustomKDConfig
+from distill.probe import fit_probe
 from distill.student import Student
+from featstore.errors import ConfigError
 
-WATCHED = 1024
-"""Most rows, of the training parts and of the test part, on which norms and variances are watched."""
-INFLATED = 2.0
-"""||P_t(f_t)|| / ||f_s|| above which the log warns: the student is pulled towards ever longer features."""
-COLLAPSED = 0.01
-"""Share of its first value below which the variance of P_t(f_t) makes the log warn: nothing is left to imitate."""
+ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
+    "none": lambda feature: feature,
+    "relu": F.relu,
+    "hardswish": F.hardswish,
+}
 
 
 class CustomKD(Method):
-    """Stage 1 in ``begin_epoch``, stage 2 in ``loss``; see the top of this file for what each trains."""
+    """Stage 1 in ``begin_epoch``, stage 2 in ``loss``; see the top of this file for what each trains.
 
-    uses_unlabelled: ClassVar[bool] = True
-    uses_features: ClassVar[bool] = True
+    A module that no term needs is not built: without the specific term there is no P_t and no stage 1, and the run is
+    that of ``fitnet``; without all three terms it is that of ``labels``.
+
+    Raises:
+        ConfigError: the first stage 1 would come after the last epoch, or timm has no such optimiser.
+    """
 
     def __init__(self, setup: Setup) -> None:
         super().__init__(setup)
-        self.options = setup.config.customkd
-        width = setup.features.width
-        # P_s first: with w_specific 0 the initial weights, and so the run, equal those of ``features``.
-        self.general = projection(setup.student_width, width)
-        self.custom = projection(width, setup.student_width).to(setup.device)
-        self.norm = FeatureNorm(self.options.norm, setup.statistics(self.options.norm)).to(
-            setup.device
-        )
-        self.optimiser = torch.optim.AdamW(
-            self.custom.parameters(),
-            lr=self.options.stage1_lr,
-            weight_decay=self.options.stage1_weight_decay,
-        )
-        self.probe = (
-            probe_layer(setup.probe, setup.device) if self.options.logits_from == "probe" else None
-        )
-        self.first_variance = 0.0
-        self.variance, self.custom_norm = 0.0, 0.0
-        self.student_norm = torch.zeros(2, dtype=torch.float64, device=setup.device)  # sum, count
-        self._warnings: dict[str, str] = {}
+        self.options = options = setup.config.customkd
+        width, own_width = setup.features.width, setup.student_width
+        shape = {"depth": options.depth, "hidden": options.hidden}
+        # P_s first: with w_specific 0 the initial weights, and so the run, equal those of ``fitnet``.
+        self.general = projection(own_width, width, **shape) if options.w_general else None
+        self.norm = setup.norm(options.norm)
+        if options.w_logits and options.logits_from == "probe":
+            self.probe = probe_layer(setup.probe, setup.device)
+        self.first = options.stage2_epochs if options.start == "stage2" else 0
+        self.epoch = 0
+        if not options.customises:
+            return
+        if self.first >= setup.epochs:
+            raise ConfigError(
+                f"--customkd.start stage2 with --customkd.stage2_epochs {options.stage2_epochs}: the first stage 1 "
+                f"would come after the last of {setup.epochs} epochs. Train longer, or make the cycle shorter."
+            )
+        self.custom = projection(width, own_width, **shape).to(setup.device)
+        self.teacher_side = nn.ModuleDict({"custom": self.custom})
+        if options.head != "student":
+            head = nn.Linear(own_width, setup.student.num_classes).to(setup.device)
+            self.teacher_side["head"] = head.requires_grad_(options.head == "random")
+        self.optimiser = _optimiser(self.teacher_side, options)
+        self.watch = Watch(setup, self.norm, scale_matters=options.match_norm == "none")
 
-    def student_sides(self) -> dict[str, nn.Module]:
+    @classmethod
+    def needs(cls, config: DistillConfig) -> Needs:
+        """Nothing but labelled images if all three terms are off."""
+        distils = config.customkd.distils
+        return Needs(unlabelled=distils, vector=distils)
+
+    def student_sides(self) -> dict[str, Side]:
         """P_s: student width -> teacher width. P_t is not here: the loop must never train it."""
-        return {"general": self.general}
+        return {} if self.general is None else {"general": Side(self.general)}
 
     def owned(self) -> list[nn.Module]:
-        """P_t."""
-        return [self.custom]
+        """P_t, and the teacher's own head if it has one."""
+        return [self.teacher_side] if self.options.customises else []
 
     def customise(self, feature_BD: Tensor) -> Tensor:
         """f~_t = P_t(norm(f_t)): (B, D) -> (B, C)."""
         check_width("stored feature", feature_BD, self.setup.features.width)
-        customised: Tensor = self.custom(self.norm(feature_BD))
-        return F.relu(customised) if self.options.match_activation == "relu" else customised
+        return ACTIVATIONS[self.options.match_activation](self.custom(self.norm(feature_BD)))
 
     def begin_epoch(self, epoch: int, student: Student) -> dict[str, float]:
-        """Stage 1: train P_t alone, through the student's detached head, at the start of every cycle."""
-        if epoch % self.options.stage2_epochs:
+        """Stage 1 at the start of a cycle, and what there is to see of the features then."""
+        options, self.epoch = self.options, epoch
+        cycle, inside = divmod(epoch - self.first, options.stage2_epochs)
+        if not options.customises or inside or cycle < 0:
             return {}
-        weight, bias = _detached_head(student)
-        total = torch.zeros(3, dtype=torch.float64, device=weight.device)  # loss, right, rows
-        for inner in range(self.options.stage1_epochs):
-            number = epoch // self.options.stage2_epochs * self.options.stage1_epochs + inner
+        numbers: dict[str, float] = {}
+        if options.stage1 == "cycle" or (options.stage1 == "once" and cycle == 0):
+            numbers = self._stage1(cycle, student)
+        look = options.watch_every > 0 and cycle % options.watch_every == 0
+        return numbers | self.watch.customised(
+            self.customise, self._head(student), with_student=look
+        )
+
+    def _stage1(self, cycle: int, student: Student) -> dict[str, float]:
+        """Train P_t alone (with ``--customkd.head random`` its head too) on labelled features."""
+        options = self.options
+        if options.head == "probe":
+            self._fit_head()
+        head = self._head(student)
+        total = torch.zeros(3, dtype=torch.float64, device=self.setup.device)  # loss, right, rows
+        for inner in range(options.stage1_epochs):
+            number = cycle * options.stage1_epochs + inner
             for feature, labels in self.setup.labelled_features(
-                number=number, batch=self.options.stage1_batch
+                number=number, batch=options.stage1_batch
             ):
-                logits = F.linear(self.customise(feature), weight, bias)
+                logits = head(self.customise(feature))
                 loss = cross_entropy(logits, labels)
                 self.optimiser.zero_grad()
                 loss.backward()
                 self.optimiser.step()
                 right = (logits.argmax(1) == labels).sum()
-                total += torch.stack(
-                    [loss.detach() * len(labels), right, torch.ones_like(right) * len(labels)]
-                )
-        loss_sum, right, rows = total.tolist()
-        return {
-            "stage1/loss": loss_sum / rows,
-            "stage1/train_top1": right / rows,
-            **self._watch(weight, bias),
-        }
+                rows = torch.ones_like(right) * len(labels)
+                total += torch.stack([loss.detach() * len(labels), right, rows])
+        loss_sum, right_sum, row_sum = total.tolist()
+        return {"stage1/loss": loss_sum / row_sum, "stage1/train_top1": right_sum / row_sum}
 
-    def loss(self, forward: Forward, batch: Batch, student: Student) -> dict[str, Tensor]:
+    def _head(self, student: Student) -> Callable[[Tensor], Tensor]:
+        """What P_t(f_t) is classified by; never changes the student."""
+        return student.frozen_head if self.options.head == "student" else self.teacher_side["head"]
+
+    def _fit_head(self) -> None:
+        """A linear probe on the student's present features of the labelled images takes the head's place."""
+        setup = self.setup
+        labelled = setup.split.labelled
+        chosen = labelled[
+            thin_out(len(labelled), setup.config.eval.probe_rows, seed=setup.seed).numpy()
+        ]
+        probe = fit_probe(
+            setup.predict(chosen)[0].numpy(),
+            setup.samples.labels[chosen],
+            num_classes=setup.student.num_classes,
+        )
+        head = self.teacher_side["head"]
+        assert isinstance(head, nn.Linear)
+        set_probe(head, probe)
+
+    def loss(self, output: Output, batch: Batch, student: Student) -> dict[str, Tensor]:
         """Stage 2: P_t and f_t give targets without gradient; student and P_s are trained."""
-        output = forward(batch.images)
-        assert batch.teacher is not None  # uses_features
+        options, labels = self.options, batch.labels
+        terms = {"ce": cross_entropy(output.logits, labels)}
+        if batch.teacher is None:  # needs: all weights are zero
+            return terms
+        if self.general is not None:
+            general = feature_mse(output.projected["general"], self.norm(batch.teacher))
+            terms["general"] = options.w_general * self._over(batch.teacher) * general
+        if options.w_logits and options.logits_from == "probe":
+            with torch.no_grad():
+                target = self.probe(batch.teacher)
+            terms["logits"] = self._logit_term(output.logits, target, labels)
+        if not options.customises:
+            return terms
+        self.watch.student(output.features)
+        ready = float(self.epoch >= self.first)  # before its first stage 1, P_t says nothing
         with torch.no_grad():
             customised = self.customise(batch.teacher)
-            norms = output.features.detach().double().norm(dim=1)
-            self.student_norm += torch.stack([norms.sum(), torch.ones_like(norms).sum()])
-        match = layernorm_mse if self.options.match_norm == "layernorm" else feature_mse
-        terms = {
-            "ce": cross_entropy(output.logits, batch.labels),
-            "general": self.options.w_general
-            * feature_mse(output.projected["general"], self.norm(batch.teacher)),
-            "specific": self.options.w_specific * match(output.features, customised),
-        }
-        if self.options.w_logits:
+        if options.w_specific:
+            match = layernorm_mse if options.match_norm == "layernorm" else feature_mse
+            specific = match(output.features, customised)
+            terms["specific"] = ready * options.w_specific * self._over(customised) * specific
+        if options.w_logits and options.logits_from == "custom":
             with torch.no_grad():
-                custom = F.linear(customised, *_detached_head(student))
-                target = custom if self.probe is None else self.probe(batch.teacher)
-            kl = kd_kl(output.logits, target, temperature=self.options.temperature)
-            terms["logits"] = self.options.w_logits * kl
+                target = self._head(student)(customised)
+            terms["logits"] = ready * self._logit_term(output.logits, target, labels)
         return terms
 
-    @torch.no_grad()
-    def _watch(self, weight: Tensor, bias: Tensor) -> dict[str, float]:
-        """Measure P_t after stage 1, on fixed rows: does it still carry knowledge, and at which scale."""
-        split, setup = self.setup.split, self.setup
-        training = np.union1d(split.labelled, split.unlabelled)
-        seen = training[thin_out(len(training), WATCHED, seed=0).numpy()]
-        held_out = split.test[thin_out(len(split.test), WATCHED, seed=0).numpy()]
-        feature = setup.features.take(seen).to(setup.device)
-        customised = self.customise(feature)
-        logits = F.linear(
-            self.customise(setup.features.take(held_out).to(setup.device)), weight, bias
-        )
-        self.custom_norm, self.variance = mean_norm(customised), mean_variance(customised)
-        self.first_variance = self.first_variance or self.variance
-        return {
-            "stage1/test_top1": top1(logits, setup.labels_of(held_out)),
-            "norm/f_t": mean_norm(self.norm(feature)),
-            "norm/P_t(f_t)": self.custom_norm,
-            "variance/P_t(f_t)": self.variance,
-            "cka/P_t(f_t),f_t": linear_cka(customised, feature),
-        }
+    def _over(self, target_BD: Tensor) -> float:
+        """What turns a mean over the width into the reduction that is asked for."""
+        return float(target_BD.shape[1]) if self.options.reduction == "sum" else 1.0
+
+    def _logit_term(self, student_BK: Tensor, target_BK: Tensor, labels_B: Tensor) -> Tensor:
+        options = self.options
+        if options.logits_loss == "mse":
+            value = logit_mse(student_BK, target_BK)
+        elif options.logits_loss == "dkd":
+            value = dkd(
+                student_BK,
+                target_BK,
+                classes_of(options.dkd_target, labels_B, target_BK),
+                alpha=options.dkd_alpha,
+                beta=options.dkd_beta,
+                temperature=options.temperature,
+            )
+        elif options.logits_loss == "dist":
+            value = dist(
+                student_BK,
+                target_BK,
+                beta=options.dist_beta,
+                gamma=options.dist_gamma,
+                temperature=options.temperature,
+            )
+        else:
+            value = kd_kl(student_BK, target_BK, temperature=options.temperature)
+        return options.w_logits * ramp(self.epoch, options.logits_warmup_epochs) * value
 
     def end_epoch(self, epoch: int) -> dict[str, float]:
-        """Mean length of the student's feature over the epoch, beside that of its target."""
-        total, count = self.student_norm.tolist()
-        self.student_norm.zero_()
-        length = total / max(count, 1)
-        ratio = self.custom_norm / length if length else 0.0
-        self._warnings = {}
-        if ratio > INFLATED and self.options.match_norm == "none":  # else scale does not matter
-            self._warnings["inflation"] = (
-                f"||P_t(f_t)|| is {ratio:.1f} times ||f_s||; if that does not pass within a few "
-                "epochs the target inflates. "
-                "Try --customkd.match_norm layernorm, or fewer --customkd.stage1_epochs."
-            )
-        if self.variance < COLLAPSED * self.first_variance:
-            self._warnings["collapse"] = (
-                f"the variance of P_t(f_t) fell from {self.first_variance:.3g} to "
-                f"{self.variance:.3g}; the target collapses. "
-                "Try a lower --customkd.stage1_weight_decay, or --customkd.norm standardize."
-            )
-        return {"norm/f_s": length, "norm/P_t(f_t)/f_s": ratio}
+        """See ``Watch.end_epoch``."""
+        return self.watch.end_epoch() if self.options.customises else {}
 
     def warnings(self) -> dict[str, str]:
-        """See ``Method.warnings``."""
-        return self._warnings
+        """See ``Part.warnings``."""
+        return self.watch.warnings if self.options.customises else {}
 
     def state(self) -> dict[str, Any]:
-        """P_t with its optimiser, and what is watched."""
+        """The epoch; P_t and its own head with their optimiser, and what is watched."""
+        if not self.options.customises:
+            return {"epoch": self.epoch}
         return {
-            "custom": self.custom.state_dict(),
+            "epoch": self.epoch,
+            "teacher_side": self.teacher_side.state_dict(),
             "optimiser": self.optimiser.state_dict(),
-            "student_norm": self.student_norm,
-            "watched": [self.first_variance, self.variance, self.custom_norm],
+            "watch": self.watch.state(),
         }
 
     def load_state(self, state: dict[str, Any]) -> None:
-        """See ``Method.load_state``."""
-        self.custom.load_state_dict(state["custom"])
-        self.optimiser.load_state_dict(state["optimiser"])
-        self.student_norm.copy_(state["student_norm"])
-        self.first_variance, self.variance, self.custom_norm = state["watched"]
+        """See ``Part.load_state``."""
+        self.epoch = state["epoch"]
+        if self.options.customises:
+            self.teacher_side.load_state_dict(state["teacher_side"])
+            self.optimiser.load_state_dict(state["optimiser"])
+            self.watch.load_state(state["watch"])
 
 
-def _detached_head(student: Student) -> tuple[Tensor, Tensor]:
-    """The student's last Linear as numbers: nothing that is computed with them can change the student."""
-    head = student.head
-    bias: Tensor | None = (
-        head.bias
-    )  # None for a Linear without one; torch's annotation forgets that
-    if bias is None:
-        return head.weight.detach(), torch.zeros(head.out_features, device=head.weight.device)
-    return head.weight.detach(), bias.detach()
+def _optimiser(trained: nn.Module, options: CustomKDConfig) -> torch.optim.Optimizer:
+    """timm's optimiser of stage 1.
+
+    Raises:
+        ConfigError: timm has no such optimiser.
+    """
+    try:
+        return timm.optim.create_optimizer_v2(
+            trained,
+            opt=options.stage1_opt,
+            lr=options.stage1_lr,
+            weight_decay=options.stage1_weight_decay,
+            momentum=0.9,
+        )
+    except (ValueError, AssertionError) as error:
+        raise ConfigError(
+            f"--customkd.stage1_opt {options.stage1_opt}: {error}. Names: adamw, sgd, lamb and others of timm."
+        ) from error

@@ -1,49 +1,23 @@
-"""``probe_kd``: the student's logits imitate those of a linear probe on the stored features.
+"""``kd``: the student's softened softmax imitates that of a linear probe on the stored features.
 
-Loss of Hinton et al. 2015 ("Distilling the knowledge in a neural network"); the teacher's logits come from a logistic
-regression on the stored features of the labelled images, so that no teacher is needed.
+Loss of Hinton et al. 2015 ("Distilling the knowledge in a neural network"), also called Soft Target.
 """
 
-from typing import ClassVar
+from torch import Tensor
 
-import torch
-from torch import Tensor, nn
-
-from distill.data import Batch
-from distill.losses import cross_entropy, kd_kl
-from distill.methods.base import Forward, Method, Setup
-from distill.probe import LinearProbe
-from distill.student import Student
+from distill.losses.logits import kd_kl
+from distill.methods.base import Setup
+from distill.methods.probe_logits import ProbeLogits
 
 
-def probe_layer(probe: LinearProbe, device: torch.device) -> nn.Linear:
-    """A fitted probe as a frozen Linear."""
-    layer = nn.utils.skip_init(nn.Linear, probe.weight_KD.shape[1], len(probe.bias_K))
-    with torch.no_grad():
-        layer.weight.copy_(torch.from_numpy(probe.weight_KD))
-        layer.bias.copy_(torch.from_numpy(probe.bias_K))
-    return layer.requires_grad_(False).to(device)
-
-
-class ProbeKD(Method):
-    """L = CE(D_L) + weight T^2 KL(probe(f_t) || z_s) over all images. Trained: student. Frozen: probe, stored f_t."""
-
-    uses_unlabelled: ClassVar[bool] = True
-    uses_features: ClassVar[bool] = True
+class KD(ProbeLogits):
+    """L = CE(D_L) + weight T^2 KL(probe(f_t) || z_s) over all images."""
 
     def __init__(self, setup: Setup) -> None:
         super().__init__(setup)
-        self.options = setup.config.probe_kd
-        self.probe = probe_layer(setup.probe, setup.device)
+        self.options = setup.config.kd
 
-    def loss(self, forward: Forward, batch: Batch, student: Student) -> dict[str, Tensor]:
-        """See ``Method.loss``."""
-        output = forward(batch.images)
-        assert batch.teacher is not None  # uses_features
-        with torch.no_grad():
-            target = self.probe(batch.teacher)
-        kl = kd_kl(output.logits, target, temperature=self.options.temperature)
-        return {
-            "ce": cross_entropy(output.logits, batch.labels),
-            "logits": self.options.weight * kl,
-        }
+    def compare(self, student_BK: Tensor, target_BK: Tensor, labels_B: Tensor) -> Tensor:
+        """See ``ProbeLogits.compare``."""
+        options = self.options
+        return options.weight * kd_kl(student_BK, target_BK, temperature=options.temperature)

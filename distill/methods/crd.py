@@ -1,0 +1,130 @@
+"""``crd``: contrastive representation distillation (Tian et al., ICLR 2020) on stored features.
+
+Both features are embedded by one Linear each and brought to length 1. An image's embedding of one side should be told,
+by noise-contrastive estimation, as belonging to its own embedding of the other side, from among those of other images,
+which two memory banks over the training images keep [C]. Negatives are no images of the anchor's class, as far as
+labels may be used: an unlabelled anchor, or an unlabelled image, may be of the same class without anybody knowing.
+
+The negatives of a step are drawn once for all its anchors, which are then left without their own row and class, in
+place of a draw for every anchor [I]: one matrix product instead of B * K rows gathered from the bank.
+"""
+
+# B batch, E width of the embeddings, n rows of a bank (training images), K negatives; side 0 the student, 1 the teacher
+
+import math
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from distill.data import Batch
+from distill.losses import IGNORE, cross_entropy
+from distill.losses.contrast import nce
+from distill.losses.features import unit
+from distill.methods.base import Method, Output, Setup, Side
+from distill.student import Student
+
+SIDES = ("student_embedding", "teacher_embedding")
+
+
+class CRD(Method):
+    """L = CE(D_L) + weight L_NCE over all images. Trained: student, both embeddings. Frozen: the stored f_t.
+
+    Every process draws negatives of its own, but the banks are equal on all: new rows are collected from all of them.
+    """
+
+    def __init__(self, setup: Setup) -> None:
+        super().__init__(setup)
+        self.options = setup.config.crd
+        self.norm = setup.norm(self.options.norm)
+        training = setup.training
+        may_be_used = np.isin(training, setup.split.labelled)
+        labels = np.where(may_be_used, setup.samples.labels[training], IGNORE)
+        self.training = torch.from_numpy(training).to(setup.device)
+        self.labels = torch.from_numpy(labels).to(setup.device)
+        bound = math.sqrt(3 / self.options.width)  # rows of length about 1 [C]
+        bank = torch.empty(2, len(training), self.options.width)
+        bank.uniform_(-bound, bound, generator=torch.Generator().manual_seed(setup.seed))
+        self.bank = bank.to(setup.device)
+        self.constants = torch.zeros(2, device=setup.device)
+        """Z of both banks: what makes exp(similarity / T) a probability. Estimated in the first step [C]."""
+        self.estimated = False
+
+    def student_sides(self) -> dict[str, Side]:
+        """Both embeddings."""
+        width = self.options.width
+        return {
+            SIDES[0]: Side(nn.Linear(self.setup.student_width, width)),
+            SIDES[1]: Side(nn.Linear(self.setup.features.width, width), "teacher"),
+        }
+
+    def inputs(self, batch: Batch) -> dict[str, Tensor]:
+        """The normalised stored feature."""
+        assert batch.teacher is not None  # needs
+        return {"teacher": self.norm(batch.teacher)}
+
+    def loss(self, output: Output, batch: Batch, student: Student) -> dict[str, Tensor]:
+        """See ``Method.loss``. Changes the banks."""
+        indices = batch.indices.to(self.training.device).contiguous()
+        own = torch.searchsorted(self.training, indices)
+        drawn = torch.randperm(len(self.training), device=own.device)[: self.options.negatives]
+        negative = self.negatives(own, drawn)
+        embeddings = [unit(output.projected[name]) for name in SIDES]
+        contrast = self.contrast(embeddings[0], 1, own, drawn, negative) + self.contrast(
+            embeddings[1], 0, own, drawn, negative
+        )
+        self.estimated = True
+        self.remember(own, torch.stack([item.detach() for item in embeddings], dim=1))
+        return {
+            "ce": cross_entropy(output.logits, batch.labels),
+            "contrast": self.options.weight * contrast,
+        }
+
+    def negatives(self, own_B: Tensor, drawn_K: Tensor) -> Tensor:
+        """(B, K) bool: which of the drawn rows are another image, and not known to be of the anchor's class."""
+        classes = self.labels[own_B][:, None]
+        alike = (classes != IGNORE) & (classes == self.labels[drawn_K])
+        return (own_B[:, None] != drawn_K) & ~alike
+
+    def contrast(
+        self, anchor_BE: Tensor, side: int, own_B: Tensor, drawn_K: Tensor, negative_BK: Tensor
+    ) -> Tensor:
+        """Loss of anchors of one side against the bank of the other."""
+        bank, temperature = self.bank[side], self.options.temperature
+        positive = ((anchor_BE * bank[own_B]).sum(1) / temperature).exp()
+        others = (anchor_BE @ bank[drawn_K].T / temperature).exp()
+        rows = len(self.training)
+        if not self.estimated:
+            counted = torch.cat([positive.detach()[:, None], others.detach() * negative_BK], dim=1)
+            mean = counted.sum() / (negative_BK.sum() + len(positive))
+            self.constants[side] = self.setup.gather(mean[None]).mean() * rows
+        constant = self.constants[side].clone()  # the other side's may yet be estimated in place
+        return nce(positive / constant, others / constant, negative_BK, rows=rows)
+
+    @torch.no_grad()
+    def remember(self, own_B: Tensor, embedding_B2E: Tensor) -> None:
+        """Move the rows of the batches of all processes towards their new embeddings.
+
+        An image may be in them more than once; its first embedding counts, which is the same one on every process.
+        """
+        own, embedding = self.setup.gather(own_B), self.setup.gather(embedding_B2E)
+        order = own.argsort(stable=True)
+        own = own[order]
+        first = torch.ones_like(own, dtype=torch.bool)
+        first[1:] = own[1:] != own[:-1]
+        own, embedding = own[first], embedding[order[first]]
+        kept = self.options.momentum
+        for side in range(2):
+            row = kept * self.bank[side, own] + (1 - kept) * embedding[:, side]
+            self.bank[side, own] = unit(row)
+
+    def state(self) -> dict[str, Any]:
+        """Both banks and their constants."""
+        return {"bank": self.bank, "constants": self.constants}
+
+    def load_state(self, state: dict[str, Any]) -> None:
+        """See ``Part.load_state``."""
+        self.bank.copy_(state["bank"])
+        self.constants.copy_(state["constants"])
+        self.estimated = bool((self.constants > 0).all())

@@ -1,0 +1,117 @@
+"""``norm``: N-to-one representations (NORM, Liu et al., ICLR 2023), on the pooled feature.
+
+    e = BN(W_1 f_s)                 (B, N * D)    imitates the stored feature N times: L = N MSE(e, repeat(f_t, N))
+    logits = head(f_s + BN(W_2 e))                no non-linearity anywhere between f_s and head
+
+The paper expands the student's last map with 1x1 convolutions; here the stored vector and f_s count as maps of one
+place. What is trained is linear, so after training it is merged into the student's last Linear, exactly, and the
+exported student is the plain model. Over a stored grid that would only hold for students whose last map is averaged
+and then classified: most edge models have further layers after pooling, so the pooled form alone is offered [I].
+"""
+
+# B batch, C student width, D teacher width, N copies, K classes
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor, nn
+
+from distill.data import Batch
+from distill.losses import cross_entropy
+from distill.losses.features import many_to_one_mse
+from distill.methods.base import ADAPTER, Method, Output, Setup, Side
+from distill.student import Student
+from featstore.errors import ConfigError
+
+
+class ManyToOne(nn.Module):
+    """Residual linear expansion of a feature, (B, C) -> (B, C); keeps the expanded one of its last pass."""
+
+    def __init__(self, width: int, expanded_width: int) -> None:
+        super().__init__()
+        self.expand = nn.Sequential(
+            nn.Linear(width, expanded_width, bias=False), nn.BatchNorm1d(expanded_width)
+        )
+        self.contract = nn.Sequential(
+            nn.Linear(expanded_width, width, bias=False), nn.BatchNorm1d(width)
+        )
+        self.expanded: Tensor | None = None
+
+    def forward(self, feature_BC: Tensor) -> Tensor:
+        """f + contract(expand(f))."""
+        self.expanded = self.expand(feature_BC)
+        return feature_BC + self.contract(self.expanded)
+
+
+class Expanded(nn.Module):
+    """The side that hands over what ``ManyToOne`` expanded in the same pass, so that nothing is computed twice."""
+
+    def __init__(self, of: ManyToOne) -> None:
+        super().__init__()
+        self._of = (of,)  # in a tuple: its parameters belong to the adapter alone
+
+    def forward(self, feature_BC: Tensor) -> Tensor:
+        """(B, N * D); whatever it is called with."""
+        expanded, self._of[0].expanded = self._of[0].expanded, None
+        assert expanded is not None, "the adapter runs before the sides"
+        return expanded
+
+
+class NORM(Method):
+    """L = CE(D_L) + weight N MSE(e, f_t) over all images. Trained: student, expansion, contraction. Frozen: f_t.
+
+    Raises:
+        ConfigError: the student's head is more than one Linear with a bias, so that nothing could be merged into it.
+    """
+
+    def __init__(self, setup: Setup) -> None:
+        super().__init__(setup)
+        self.options = setup.config.norm
+        self.norm = setup.norm(self.options.norm)
+        head = setup.student.head
+        if not isinstance(head, nn.Linear) or head.bias is None:
+            raise ConfigError(
+                f"--methods norm: the head of {setup.config.student.name} is {head}; expected one Linear with a bias, "
+                "into which the expansion is merged. Use --student.feature prelogits, another student, or "
+                "--methods fitnet."
+            )
+
+    def student_sides(self) -> dict[str, Side]:
+        """The residual expansion in front of the head."""
+        adapter = ManyToOne(
+            self.setup.student_width, self.options.copies * self.setup.features.width
+        )
+        return {ADAPTER: Side(adapter), "expanded": Side(Expanded(adapter))}
+
+    def loss(self, output: Output, batch: Batch, student: Student) -> dict[str, Tensor]:
+        """See ``Method.loss``."""
+        assert batch.teacher is not None  # needs
+        imitation = many_to_one_mse(output.projected["expanded"], self.norm(batch.teacher))
+        return {
+            "ce": cross_entropy(output.logits, batch.labels),
+            "many_to_one": self.options.weight * imitation,
+        }
+
+    @torch.no_grad()
+    def fold(self, student: Student, sides: Mapping[str, nn.Module]) -> None:
+        """head(f + contract(expand(f))) as one Linear, with the batch statistics of eval mode; see ``Method.fold``."""
+        adapter, head = sides[ADAPTER], student.head
+        assert isinstance(adapter, ManyToOne)
+        assert isinstance(head, nn.Linear)
+        first, first_shift = _merged(adapter.expand)
+        second, second_shift = _merged(adapter.contract)
+        weight = head.weight.double()
+        head.bias.add_(weight @ (second @ first_shift + second_shift))
+        head.weight.add_(weight @ second @ first)
+
+
+def _merged(part: nn.Module) -> tuple[Tensor, Tensor]:
+    """Linear and batch norm, as one matrix and one shift, in float64."""
+    linear, norm = part.children()
+    assert isinstance(linear, nn.Linear)
+    assert isinstance(norm, nn.BatchNorm1d)
+    assert norm.running_var is not None
+    assert norm.running_mean is not None
+    scale = norm.weight.double() / (norm.running_var.double() + norm.eps).sqrt()
+    matrix = scale[:, None] * linear.weight.double()
+    return matrix, norm.bias.double() - scale * norm.running_mean.double()

@@ -1,0 +1,79 @@
+"""What the methods on logits share: the teacher's logits are those of a linear probe on its stored features.
+
+The probe is a logistic regression on the stored features of the labelled images, fitted once per seed; no teacher is
+loaded, and the store need not hold logits.
+"""
+
+# B batch, D teacher width, K classes
+
+from abc import abstractmethod
+
+import torch
+from torch import Tensor, nn
+
+from distill.data import Batch
+from distill.losses import cross_entropy
+from distill.losses.logits import target_classes
+from distill.methods.base import Method, Output, Setup
+from distill.options.logits import Target
+from distill.probe import LinearProbe
+from distill.student import Student
+
+
+def probe_layer(probe: LinearProbe, device: torch.device) -> nn.Linear:
+    """A fitted probe as a frozen Linear."""
+    layer = nn.utils.skip_init(nn.Linear, probe.weight_KD.shape[1], len(probe.bias_K))
+    set_probe(layer, probe)
+    return layer.requires_grad_(False).to(device)
+
+
+@torch.no_grad()
+def set_probe(layer: nn.Linear, probe: LinearProbe) -> None:
+    """Write a fitted probe into a Linear of its shape."""
+    layer.weight.copy_(torch.from_numpy(probe.weight_KD))
+    layer.bias.copy_(torch.from_numpy(probe.bias_K))
+
+
+def classes_of(target: Target, labels_B: Tensor, logits_BK: Tensor) -> Tensor:
+    """(B,) int64: the class that a loss takes an image to be of; see ``options.logits.Target``."""
+    return labels_B if target == "labels" else target_classes(labels_B, logits_BK)
+
+
+def ramp(epoch: int, warmup_epochs: int) -> float:
+    """Share of its weight that a term has in an epoch, counted from 0: rises linearly to 1."""
+    return min((epoch + 1) / warmup_epochs, 1.0)
+
+
+class ProbeLogits(Method):
+    """L = CE(D_L) + a comparison of the student's logits with probe(f_t) over all images.
+
+    Trained: student. Frozen: probe, stored f_t.
+    """
+
+    def __init__(self, setup: Setup) -> None:
+        super().__init__(setup)
+        self.probe = probe_layer(setup.probe, setup.device)
+
+    @abstractmethod
+    def compare(self, student_BK: Tensor, target_BK: Tensor, labels_B: Tensor) -> Tensor:
+        """The weighted term.
+
+        Args:
+            student_BK: (B, K) logits of the student.
+            target_BK: (B, K) logits of the probe, without gradient.
+            labels_B: (B,) int64, ``IGNORE`` where there is no label.
+        """
+
+    @torch.no_grad()
+    def target(self, batch: Batch) -> Tensor:
+        """(B, K) logits of the probe on the raw stored features."""
+        assert batch.teacher is not None  # needs
+        logits: Tensor = self.probe(batch.teacher)
+        return logits
+
+    def loss(self, output: Output, batch: Batch, student: Student) -> dict[str, Tensor]:
+        """See ``Method.loss``."""
+        return {
+            "ce": cross_entropy(output.logits, batch.labels),
+            "logits": self.compare(output.logits, self.target(batch), batch.labels),
+        }

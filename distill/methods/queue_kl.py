@@ -1,0 +1,73 @@
+"""``queue_kl``: similarities to many stored features as pseudo-classes (the distillation of LightlyTrain, v1) [C].
+
+There the queue fills with the teacher's features of past batches; a store can give it whole, from the first step on:
+it is drawn anew in every epoch from all training images, by the seed.
+"""
+
+# B batch, C student width, D teacher width, Q rows of the queue
+
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from distill.data import Batch
+from distill.losses import cross_entropy
+from distill.losses.contrast import queue_kl
+from distill.methods.base import Method, Output, Setup, Side
+from distill.student import Student
+
+
+class QueueKL(Method):
+    """L = CE(D_L) + weight KL(softmax(f_t Q^T / T) || softmax(P_s(f_s) Q^T / T)) over all images, at length 1 each.
+
+    Trained: student, P_s. Frozen: the stored f_t and Q. The queue is the same on every process.
+    """
+
+    def __init__(self, setup: Setup) -> None:
+        super().__init__(setup)
+        self.options = setup.config.queue_kl
+        self.norm = setup.norm(self.options.norm)
+        self.epoch = -1
+        self.queue_QD = torch.zeros(0, setup.features.width, device=setup.device)
+
+    def student_sides(self) -> dict[str, Side]:
+        """P_s: student width -> teacher width, with weights from a truncated normal distribution of 0.02 [C]."""
+        linear = nn.Linear(self.setup.student_width, self.setup.features.width)
+        nn.init.trunc_normal_(linear.weight, std=0.02)
+        nn.init.zeros_(linear.bias)
+        return {"queue": Side(linear)}
+
+    def begin_epoch(self, epoch: int, student: Student) -> dict[str, float]:
+        """Draw the queue: the stored features of some training images, in the view that stands for each."""
+        self.epoch = epoch
+        training = self.setup.training
+        generator = np.random.default_rng([self.setup.seed, epoch])
+        size = min(self.options.size, len(training))
+        chosen = np.sort(generator.choice(training, size, replace=False))
+        self.queue_QD = self.norm(self.setup.features.take(chosen).to(self.setup.device))
+        return {}
+
+    def loss(self, output: Output, batch: Batch, student: Student) -> dict[str, Tensor]:
+        """See ``Method.loss``."""
+        assert batch.teacher is not None  # needs
+        kl = queue_kl(
+            output.projected["queue"],
+            self.norm(batch.teacher),
+            self.queue_QD,
+            temperature=self.options.temperature,
+        )
+        return {
+            "ce": cross_entropy(output.logits, batch.labels),
+            "queue": self.options.weight * kl,
+        }
+
+    def state(self) -> dict[str, Any]:
+        """The epoch, which decides the queue."""
+        return {"epoch": self.epoch}
+
+    def load_state(self, state: dict[str, Any]) -> None:
+        """See ``Part.load_state``. Draws the queue of that epoch again."""
+        if state["epoch"] >= 0:
+            self.begin_epoch(state["epoch"], self.setup.student)

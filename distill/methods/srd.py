@@ -1,0 +1,43 @@
+"""``srd``: semantic representational distillation: the student's feature must mean the same to the teacher's head.
+
+Yang et al. ("Knowledge distillation meets open-set semi-supervised learning", arXiv:2205.06701), made for unlabelled
+images that may be of other classes. The teacher's head is the linear probe on its stored features. The projection is
+one Linear on the pooled feature [I]; the paper's is a convolution with batch norm and ReLU on maps [C], behind which
+the signed features of a ViT could not be matched.
+"""
+
+from torch import Tensor, nn
+
+from distill.data import Batch
+from distill.losses import cross_entropy, feature_mse
+from distill.losses.logits import logit_mse
+from distill.methods.base import Method, Output, Setup, Side
+from distill.methods.probe_logits import probe_layer
+from distill.student import Student
+
+
+class SRD(Method):
+    """L = CE(D_L) + w_feature MSE(P_s(f_s), f_t) + w_logits MSE(probe(P_s(f_s)), probe(f_t)) over all images.
+
+    Trained: student, P_s. Frozen: probe, stored f_t. f_t is the raw stored feature, the one that the probe reads.
+    """
+
+    def __init__(self, setup: Setup) -> None:
+        super().__init__(setup)
+        self.options = setup.config.srd
+        self.probe = probe_layer(setup.probe, setup.device)
+
+    def student_sides(self) -> dict[str, Side]:
+        """P_s: student width -> teacher width."""
+        return {"general": Side(nn.Linear(self.setup.student_width, self.setup.features.width))}
+
+    def loss(self, output: Output, batch: Batch, student: Student) -> dict[str, Tensor]:
+        """See ``Method.loss``."""
+        assert batch.teacher is not None  # needs
+        projected = output.projected["general"].float()
+        logits = logit_mse(self.probe(projected), self.probe(batch.teacher))
+        return {
+            "ce": cross_entropy(output.logits, batch.labels),
+            "general": self.options.w_feature * feature_mse(projected, batch.teacher),
+            "logits": self.options.w_logits * logits,
+        }
