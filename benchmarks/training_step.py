@@ -129,7 +129,7 @@ class Enough(Exception):
 
 
 class Alternating:
-    """Stands for ``distill.data.Features``; every second batch comes from memory.
+    """Stands for ``distill.features.Features``; every second batch comes from memory.
 
     Args:
         task: of the run; its rows are read into memory once.
@@ -140,7 +140,7 @@ class Alternating:
         import numpy as np
         import torch
 
-        from distill.data import Features
+        from distill.features import Features
 
         self._field, self._store, self._rows = field, task.store, task.samples.rows
         self._grid = len(task.store.manifest.fields[field].shape) > 1
@@ -153,7 +153,7 @@ class Alternating:
         self.seconds = 0.0
 
     def take(self, indices: Any, columns: Any = None) -> Any:
-        """(S, D) float32, from the store or from memory; see ``distill.data.Features.take``."""
+        """(S, D) float32, from the store or from memory; see ``distill.features.Features.take``."""
         import numpy as np
 
         start = time.perf_counter()
@@ -168,6 +168,15 @@ class Alternating:
             found = found.mean(dim=(1, 2))
         self.seconds += time.perf_counter() - start
         return found
+
+    def norm(self, kind: Any, indices: Any, columns: Any) -> Any:
+        """Normalisation of what ``take`` returns; see ``distill.features.Features.norm``."""
+        import numpy as np
+
+        from distill.alignment import FeatureNorm, measure
+
+        views = [self.take(indices, np.full(len(indices), column)) for column in columns]
+        return FeatureNorm(kind, measure(views))
 
     def _take_grid(self, indices: Any, columns: Any) -> Any:
         """What ``Features.take`` does, for a field that is no vector."""

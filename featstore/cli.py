@@ -52,6 +52,10 @@ def _run(arguments: argparse.Namespace) -> int:
             from featstore.commands.verify import verify
 
             return verify(arguments)
+        case "requantise":
+            from featstore.commands.requantise import requantise
+
+            return requantise(arguments)
         case "list":
             from featstore.commands.stores import list_stores
 
@@ -76,7 +80,15 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="version", version=__version__)
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    for add in (_add_plan, _add_inspect, _add_verify, _add_list, _add_delete, _add_doctor):
+    for add in (
+        _add_plan,
+        _add_inspect,
+        _add_verify,
+        _add_requantise,
+        _add_list,
+        _add_delete,
+        _add_doctor,
+    ):
         add(commands)
     return parser
 
@@ -157,6 +169,33 @@ shard, column, rows and file. extract.py --repair makes damaged shards again.
     verify.add_argument("--seed", type=int, default=0, help="of the sample (default: 0)")
     verify.add_argument(
         "--workers", type=_positive, default=2, help="threads that read (default: 2)"
+    )
+
+
+def _add_requantise(commands: Commands) -> None:
+    text = """\
+Write a store again with its features in another type, without the teacher: the same rows, ids and views. What the type
+costs is measured and kept in the new manifest. A run that was stopped goes on with the same command.
+"""
+    command = _add(commands, "requantise", "a store's features in another type", text)
+    command.add_argument("store", type=Path, help="folder of the store")
+    command.add_argument("out", type=Path, help="folder of the new store")
+    command.add_argument(
+        "--dtype",
+        required=True,
+        choices=["int8", "bfloat16", "float16", "float32"],
+        help="type of the new store",
+    )
+    command.add_argument(
+        "--allow-widening",
+        action="store_true",
+        help="also to a type with more digits than there are",
+    )
+    command.add_argument(
+        "--rows",
+        type=_positive,
+        default=2048,
+        help="rows that scales and errors are measured on (default: 2048)",
     )
 
 

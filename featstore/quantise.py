@@ -42,21 +42,30 @@ class Channels:
 
 
 @dataclass(frozen=True)
-class Calibration:
+class RoundingError:
+    """What a narrower type costs, over the rows of a sample that are not zero.
+
+    Attributes:
+        relative_l2: mean of |x - x'| / |x|.
+        cosine_mean, cosine_worst: of x and x'.
+    """
+
+    relative_l2: float
+    cosine_mean: float
+    cosine_worst: float
+
+
+@dataclass(frozen=True)
+class Calibration(RoundingError):
     """Scales from a sample of rows, and the error on that sample.
 
     Attributes:
         channels: None with scheme "row".
         sample_rows: rows of the sample.
-        relative_l2: mean of |x - x'| / |x| over rows.
-        cosine_mean, cosine_worst: cosine of x and x' over rows.
     """
 
     channels: Channels | None
     sample_rows: int
-    relative_l2: float
-    cosine_mean: float
-    cosine_worst: float
 
 
 def calibrate(sample: Array, scheme: Scheme) -> Calibration:
@@ -79,20 +88,28 @@ def calibrate(sample: Array, scheme: Scheme) -> Calibration:
         # A channel that never moves: any scale gives it back.
         channels = Channels(np.where(spread > 0, spread, 1).astype(np.float32), offset)
     codes, scale = quantise(values, scheme, channels)
-    back = dequantise(codes, scale, channels)
-    exact: Array = values.astype(np.float64)
-    found: Array = back.astype(np.float64)
+    error = rounding_error(values, dequantise(codes, scale, channels))
+    return Calibration(**vars(error), channels=channels, sample_rows=len(sample))
+
+
+def rounding_error(values: Array, back: Array) -> RoundingError:
+    """Compare numbers to what is read back of them.
+
+    Args:
+        values: (..., C) finite.
+        back: the same shape; compared row by row of the last axis.
+    """
+    exact: Array = values.astype(np.float64).reshape(-1, values.shape[-1])
+    found: Array = back.astype(np.float64).reshape(exact.shape)
     length = np.linalg.norm(exact, axis=1)
     usable = length > 0
     if not usable.any():
-        return Calibration(channels, len(sample), 0.0, 1.0, 1.0)
+        return RoundingError(0.0, 1.0, 1.0)
     exact, found, length = exact[usable], found[usable], length[usable]
     error = np.linalg.norm(exact - found, axis=1) / length
     other = np.linalg.norm(found, axis=1)
     cosine = (exact * found).sum(axis=1) / (length * np.where(other > 0, other, 1))
-    return Calibration(
-        channels,
-        len(sample),
+    return RoundingError(
         float(error.mean()),
         float(min(1.0, cosine.mean())),
         float(min(1.0, cosine.min())),

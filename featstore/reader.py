@@ -12,7 +12,14 @@ import numpy.typing as npt
 from featstore.artefacts import read_artefact, read_channels
 from featstore.backends import make_backend
 from featstore.backends.base import Array, ColumnReader
-from featstore.errors import ConfigError, MissingSamples, ShardCorrupt, StoreIncomplete, shorten
+from featstore.errors import (
+    ConfigError,
+    MissingSamples,
+    ShardCorrupt,
+    StoreIncomplete,
+    ViewMismatch,
+    shorten,
+)
 from featstore.fields import Codes, Ragged, TopK
 from featstore.ledger import (
     InvalidRow,
@@ -30,6 +37,7 @@ from featstore.manifest import (
     read_manifest,
 )
 from featstore.quantise import Channels, dequantise
+from featstore.views import describe
 
 Rows = npt.NDArray[np.int64]
 
@@ -207,7 +215,14 @@ class FeatureStore:
         """
         return read_artefact(self.path, self.manifest, name)
 
-    def gather(self, field: str, rows: npt.ArrayLike, *, out: Array | None = None) -> Array:
+    def gather(
+        self,
+        field: str,
+        rows: npt.ArrayLike,
+        *,
+        views: npt.ArrayLike | None = None,
+        out: Array | None = None,
+    ) -> Array:
         """Read rows of one field.
 
         A block of rows is checked against the ledger when it is touched first; after that, its rows cost a copy.
@@ -215,6 +230,8 @@ class FeatureStore:
         Args:
             field: name of the field; not a top-k or ragged one.
             rows: (B,) row numbers, in any order, repeats allowed.
+            views: (k,) columns of the view axis to take of every row, or (B, k) of each row its own; then V is k below.
+                Where rows are memory-mapped (raw zarr), the other views are not touched.
             out: (B, V, *shape) array to write into, e.g. over pinned memory; made if not given.
 
         Returns:
@@ -222,13 +239,16 @@ class FeatureStore:
             come back as float32, text as objects, bfloat16 as ``ml_dtypes.bfloat16``.
 
         Raises:
-            ConfigError: the store has no such field, ``rows`` are not integers (a mask, for one), or ``out`` does not
-                fit.
+            ConfigError: the store has no such field or the field no views, ``rows`` or ``views`` are not integers (a
+                mask, for one), or ``out`` does not fit.
+            ViewMismatch: a view is outside the view axis.
             MissingSamples: a row is outside the store or invalid; the message names ids and reasons.
             ShardCorrupt: a block's bytes are not those that were written.
         """
         if field in self._plain:
-            return self._gather_column(self._plain[field], self._row_numbers(rows), out)
+            wanted = self._row_numbers(rows)
+            picked = None if views is None else self._view_numbers(field, views, len(wanted))
+            return self._gather_column(self._plain[field], wanted, out, picked)
         spec = self._field(field)
         encoding = spec.encoding
         if isinstance(encoding, TopKEncoding | RaggedEncoding):
@@ -237,12 +257,15 @@ class FeatureStore:
             )
         wanted = self._row_numbers(rows)
         if isinstance(encoding, Int8Encoding):
+            found = self.gather_codes(field, wanted, views=views)
             if out is not None:
-                name = f"fields/{field}/codes"
-                shape = (len(wanted), *self._backend.columns[name].shape)
-                self._check_out(name, out, shape, np.float32)
-            return dequantise(*self.gather_codes(field, wanted), out=out)
-        return self._gather_text(field, wanted)
+                self._check_out(f"fields/{field}/codes", out, found.codes.shape, np.float32)
+            return dequantise(*found, out=out)
+        texts = self._gather_text(field, wanted)
+        if views is None:
+            return texts
+        picked = self._view_numbers(field, views, len(wanted))
+        return texts[np.arange(len(wanted))[:, None], picked]
 
     def gather_topk(self, field: str, rows: npt.ArrayLike) -> TopK:
         """Read rows of a top-k field.
@@ -317,34 +340,42 @@ class FeatureStore:
             out[chosen] = texts[rows[chosen] - self.manifest.shard_range(shard).start]
         return out
 
-    def gather_codes(self, field: str, rows: npt.ArrayLike) -> Codes:
+    def gather_codes(
+        self, field: str, rows: npt.ArrayLike, *, views: npt.ArrayLike | None = None
+    ) -> Codes:
         """Read rows of an int8 field without turning them into numbers, e.g. to do that on a GPU.
 
         Args:
             field: name of the field.
             rows: (B,) row numbers, in any order, repeats allowed.
+            views: as for ``gather``.
 
         Raises:
-            ConfigError, MissingSamples, ShardCorrupt: as ``gather``.
+            ConfigError, ViewMismatch, MissingSamples, ShardCorrupt: as ``gather``.
         """
         encoding = self._field(field).encoding
         if not isinstance(encoding, Int8Encoding):
             raise ConfigError(f"{self.path}: field {field!r} is not int8; read it with gather.")
         wanted = self._row_numbers(rows)
-        codes = self._gather_column(f"fields/{field}/codes", wanted)
+        picked = None if views is None else self._view_numbers(field, views, len(wanted))
+        codes = self._gather_column(f"fields/{field}/codes", wanted, views=picked)
         scale = None
         if encoding.scheme != "channel":
-            scale = self._gather_column(f"fields/{field}/scale", wanted)
+            scale = self._gather_column(f"fields/{field}/scale", wanted, views=picked)
         return Codes(codes, scale, self._channels.get(field))
 
     @cached_property
     def _channels(self) -> dict[str, Channels]:
         return read_channels(self.path, self.manifest)
 
-    def _gather_column(self, name: str, rows: Rows, out: Array | None = None) -> Array:
+    def _gather_column(
+        self, name: str, rows: Rows, out: Array | None = None, views: Rows | None = None
+    ) -> Array:
         column = self._backend.columns[name]
         assert column.dtype is not None
         shape = (len(rows), *column.shape)
+        if views is not None:
+            shape = (*views.shape, *column.shape[1:])
         if out is None:
             out = np.empty(shape, dtype=column.dtype)
         else:
@@ -362,7 +393,10 @@ class FeatureStore:
                 reader.prepare(shard, self.entry(shard).objects, new[shards == shard])
         if not self._all_usable and self._unusable[rows].any():
             raise self._unusable_error(rows)
-        reader.take(rows, out)
+        if views is None:
+            reader.take(rows, out)
+        else:
+            reader.take_views(rows, views, out)
         return out
 
     def _check_out(
@@ -413,6 +447,28 @@ class FeatureStore:
                 f"{self.num_rows - 1}."
             )
         return wanted
+
+    def _view_numbers(self, field: str, views: npt.ArrayLike, num_rows: int) -> Rows:
+        """(num_rows, k) columns of the view axis, all of them inside it."""
+        if not self.manifest.fields[field].per_view:
+            raise ConfigError(
+                f"{self.path}: field {field!r} has one value per row, whatever the view; leave out views."
+            )
+        given = np.asarray(views)
+        fits = given.ndim == 1 or (given.ndim == 2 and len(given) == num_rows)
+        if not fits or (given.size and given.dtype.kind not in "iu"):
+            raise ConfigError(
+                f"{self.path}: views are {given.dtype} of shape {given.shape}; expected integers, (k,) for all rows "
+                f"alike or ({num_rows}, k) for each its own."
+            )
+        stored = self.manifest.views
+        if given.size and (given.min() < 0 or given.max() >= len(stored)):
+            raise ViewMismatch(
+                f"{self.path}: views {given.min()} to {given.max()} were asked for; it has 0 to {len(stored) - 1}: "
+                f"{describe(stored.views)}."
+            )
+        columns = given.astype(np.int64, copy=False)
+        return np.broadcast_to(columns, (num_rows, columns.shape[-1]))
 
     def _unusable_error(self, rows: Rows) -> MissingSamples:
         bad = rows[self._unusable[rows]]

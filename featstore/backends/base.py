@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from featstore.fields import columns_of
+from featstore.fields import Column, columns_of
 from featstore.ledger import ObjectRecord
 from featstore.manifest import Manifest
 
@@ -98,7 +98,13 @@ class Backend(ABC):
 
 
 class ColumnReader(ABC):
-    """Rows of one column, wherever they lie. Rows are ``prepare``d, which checks their bytes, before they are taken."""
+    """Rows of one column, wherever they lie. Rows are ``prepare``d, which checks their bytes, before they are taken.
+
+    Attributes:
+        column: which.
+    """
+
+    column: Column
 
     @abstractmethod
     def unprepared(self, rows: Rows) -> Rows:
@@ -129,3 +135,15 @@ class ColumnReader(ABC):
             rows: (n,).
             out: (n, *shape) of the column's dtype, contiguous.
         """
+
+    def take_views(self, rows: Rows, views: Rows, out: Array) -> None:
+        """Copy some views of rows that were prepared; here by way of all of them.
+
+        Args:
+            rows: (n,).
+            views: (n, k) on the first axis of an entry.
+            out: (n, k, *shape without its first axis) of the column's dtype, contiguous.
+        """
+        whole = np.empty((len(rows), *self.column.shape), dtype=out.dtype)
+        self.take(rows, whole)
+        out[...] = whole[np.arange(len(rows))[:, None], views]

@@ -410,6 +410,13 @@ class MappedColumn(BlockColumn):
         # "clip" writes straight into out; the range was checked, so nothing is clipped.
         self._rows.take(rows, axis=0, out=out, mode="clip")
 
+    def take_views(self, rows: Rows, views: Rows, out: Array) -> None:
+        """See ``ColumnReader.take_views``; no other view is touched."""
+        num_views, *shape = self.column.shape
+        at = (rows[:, None] * num_views + views).reshape(-1)
+        flat = out.reshape(-1, *shape)  # contiguous, so not a copy
+        self._rows.reshape(-1, *shape).take(at, axis=0, out=flat, mode="clip")
+
 
 class ShardColumn(BlockColumn):
     """One array per shard: payloads that are no whole pages."""

@@ -21,7 +21,14 @@ from hypothesis import strategies as st
 from featstore import FeatureStore
 from featstore.artefacts import describe, pack
 from featstore.backends import make_backend
-from featstore.errors import FeatstoreError, MissingSamples, ShardCorrupt, StoreIncomplete
+from featstore.errors import (
+    ConfigError,
+    FeatstoreError,
+    MissingSamples,
+    ShardCorrupt,
+    StoreIncomplete,
+    ViewMismatch,
+)
 from featstore.fields import Ragged, TopK, columns_of, empty_columns, put, put_ragged
 from featstore.ledger import read_entry
 from featstore.manifest import (
@@ -398,6 +405,63 @@ class BackendTests:
             out = np.full((len(ORDER), VIEWS, width), 9, dtype=np.float16)
             assert store.gather("cls", ORDER, out=out) is out
             np.testing.assert_array_equal(out, rows.values["cls"][ORDER])
+
+    def test_some_views_of_a_row(self, tmp_path: Path) -> None:
+        """``views`` picks columns of the view axis, for all rows alike or for each its own, as numpy indexes."""
+        rows = every_kind(views=3)
+        store = FeatureStore.open(self.write(tmp_path / "s", rows))
+        alike, own = [2, 0, 2, 1], np.array([[1], [0], [2], [2], [0]])
+        for name, record in rows.fields.items():
+            if record.encoding.kind in ("topk", "ragged"):
+                continue
+            if not record.per_view:
+                with pytest.raises(ConfigError, match="one value per row, whatever the view"):
+                    store.gather(name, ORDER, views=[0])
+                continue
+            whole = store.gather(name, ORDER)
+            found = store.gather(name, ORDER, views=alike)
+            np.testing.assert_array_equal(found, whole[:, alike], strict=True)
+            found = store.gather(name, ORDER, views=own)
+            expected = whole[np.arange(len(ORDER))[:, None], own]
+            np.testing.assert_array_equal(found, expected, strict=True)
+            assert store.gather(name, [], views=alike).shape == (0, 4, *record.shape)
+            assert store.gather(name, ORDER, views=[]).shape == (5, 0, *record.shape)
+        codes = store.gather_codes("int8-row", ORDER, views=alike)
+        assert codes.codes.shape[:2] == (5, 4)
+        out = np.zeros((5, 1, 6), np.float16)
+        assert store.gather("float161", ORDER, views=own, out=out) is out
+        np.testing.assert_array_equal(out, store.gather("float161", ORDER, views=own))
+
+    def test_some_views_of_rows_of_whole_pages(self, tmp_path: Path) -> None:
+        """As above where shards are mapped side by side; blocks are checked as ever."""
+        rows = vectors(rows=40, width=512, shard_rows=8)
+        path = self.write(tmp_path / "s", rows)
+        store = FeatureStore.open(path)
+        wanted = np.random.default_rng(0).integers(0, 40, 100)
+        own = np.random.default_rng(1).integers(0, VIEWS, (100, 1))
+        found = store.gather("cls", wanted, views=own)
+        np.testing.assert_array_equal(found[:, 0], rows.values["cls"][wanted, own[:, 0]])
+        target = path / self.object_of(path, 1, "cls")
+        data = bytearray(target.read_bytes())
+        data[len(data) // 2] ^= 1
+        target.write_bytes(data)
+        store = FeatureStore.open(path)
+        with pytest.raises(ShardCorrupt, match="crc32c"):
+            store.gather("cls", range(40), views=[0])
+
+    def test_views_that_are_none(self, path: Path) -> None:
+        """Outside the view axis, a mask, or one for each of other rows."""
+        store = FeatureStore.open(path)
+        outside: list[Any] = [[2], [-1], [[0], [5]]]
+        for views in outside:
+            with pytest.raises(ViewMismatch, match="it has 0 to 1: canonical; seeded 0"):
+                store.gather("cls", [3, 4], views=views)
+        wrong: list[Any] = [[True, False], [0.5], [[0], [1], [0]], 0, [[[0]]]]
+        for views in wrong:
+            with pytest.raises(ConfigError, match="expected integers"):
+                store.gather("cls", [3, 4], views=views)
+        with pytest.raises(ConfigError, match="needs a contiguous"):
+            store.gather("cls", [3], views=[0], out=np.zeros((1, 2, 6), np.float16))
 
     def test_many_rows_at_once(self, tmp_path: Path) -> None:
         """More rows than are copied in one go, of many shards, touched in batches that overlap."""

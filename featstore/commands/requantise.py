@@ -1,0 +1,55 @@
+"""``featstore requantise``."""
+
+import argparse
+import json
+import sys
+from typing import Any
+
+from tqdm import tqdm
+
+from featstore import requantise as library
+from featstore.requantise import Change
+
+
+def requantise(arguments: argparse.Namespace) -> int:
+    """Write a store in another type; returns the exit status."""
+    quiet = arguments.json or not sys.stderr.isatty()
+    with tqdm(total=1, unit=" shards", disable=quiet, file=sys.stderr, leave=False) as bar:
+
+        def progress(done: int, total: int) -> None:
+            bar.total = total
+            bar.update(done - bar.n)
+
+        made = library.requantise(
+            arguments.store,
+            arguments.out,
+            arguments.dtype,
+            allow_widening=arguments.allow_widening,
+            sample_rows=arguments.rows,
+            progress=progress,
+        )
+    if arguments.json:
+        changes = [as_json(change) for change in made.changes]
+        print(json.dumps({"path": str(arguments.out), "changes": changes}, indent=2))
+        return 0
+    for change in made.changes:
+        error = change.error
+        print(
+            f"field        {change.field}: {change.before} -> {change.after}, relative error {error.relative_l2:.1e}, "
+            f"cosine {error.cosine_mean:.6f} (worst {error.cosine_worst:.6f}) on {change.sample_rows:,} rows"
+        )
+    print(f"{arguments.out}: complete, {made.manifest.num_rows:,} rows")
+    return 0
+
+
+def as_json(change: Change) -> dict[str, Any]:
+    """A change as plain JSON values."""
+    return {
+        "field": change.field,
+        "before": change.before,
+        "after": change.after,
+        "relative_l2": change.error.relative_l2,
+        "cosine_mean": change.error.cosine_mean,
+        "cosine_worst": change.error.cosine_worst,
+        "sample_rows": change.sample_rows,
+    }
