@@ -1,30 +1,47 @@
-"""How good a student is: accuracy, calibration, its features, and its agreement with the teacher's probe."""
+"""How good a student is: accuracy, calibration, its features, its agreement with the teacher's probe, corruptions."""
 
-# N test images, L labelled images, C student width, K classes
+# N test images, S images shown, C student width, K classes
 
+from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from accelerate import Accelerator
 from accelerate.utils import gather_object
 from torch import Tensor
-from torch.nn import functional as F
 
-from distill.config import EvalConfig
-from distill.data import ViewRule, load
-from distill.diagnostics import linear_cka, mean_norm, thin_out, top1
+from distill.config import CorruptionName, EvalConfig
+from distill.corruptions import CORRUPTIONS, SEVERITIES, corrupt
+from distill.data import PictureCache, Pictures, ViewRule, load
+from distill.diagnostics import linear_cka, mean_norm, thin_out
 from distill.join import Samples, Split
-from distill.losses import kd_kl
-from distill.probe import LinearProbe, fit_probe
+from distill.metrics import accuracy, agreement, calibration, feature_quality
+from distill.predictions import Predictions, predictions
+from distill.probe import LinearProbe
 from distill.sampler import CANONICAL, Indices, Request
-from distill.student import Student
+from distill.student import Student, evaluating
 from distill.task import Task, few
 from featstore.errors import ConfigError, shorten
 
 MOST_FOR_CKA = 4096
 """Most test images in the alignment between student and teacher; its cost grows with their widths only."""
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """What is known of a student after it was measured.
+
+    Attributes:
+        result: JSON values; shares lie between 0 and 1.
+        predictions: its answers and the teacher's to every test image.
+        features: (N, C) float32 of the test images on the CPU.
+    """
+
+    result: dict[str, Any]
+    predictions: Predictions
+    features: Tensor
 
 
 @torch.no_grad()
@@ -37,6 +54,7 @@ def run_student(
     workers: int,
     accelerator: Accelerator,
     rule: ViewRule | None = None,
+    cache: PictureCache | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Show the student the canonical view of each image; every process takes its share.
 
@@ -48,24 +66,15 @@ def run_student(
     """
     rank, processes = accelerator.process_index, accelerator.num_processes
     mine = indices[rank::processes]
-    requests = [Request(int(index), CANONICAL, 0, False) for index in mine]
-    batches = [
-        requests[i : i + settings.batch_size] for i in range(0, len(requests), settings.batch_size)
-    ]
-    maker = task.maker(student, accelerator.device, with_features=False)
-    dataset = task.dataset(student, rule=rule)
-    training = student.training
-    student.eval()
-    parts = [
-        (features.float().cpu(), logits.float().cpu())
-        for pictures in load(dataset, batches, workers=workers)
-        for features, logits in [student(maker.normalise(pictures.pixels))]
-    ]
-    student.train(training)
-    features = torch.cat([part[0] for part in parts]) if parts else torch.zeros(0, student.width)
-    logits = (
-        torch.cat([part[1] for part in parts]) if parts else torch.zeros(0, student.num_classes)
-    )
+    maker = task.maker(student, accelerator.device)
+    features = torch.zeros(len(mine), student.width)
+    logits = torch.zeros(len(mine), student.num_classes)
+    done = 0
+    with evaluating(student):
+        for pictures in _share(task, student, mine, settings, workers, rule, cache):
+            seen = student(maker.normalise(pictures.pixels))
+            rows = slice(done, done := done + len(seen.logits))
+            features[rows], logits[rows] = seen.features.float().cpu(), seen.logits.float().cpu()
     if processes == 1:
         return features, logits
     shares = gather_object([(features.numpy(), logits.numpy())])
@@ -75,6 +84,87 @@ def run_student(
         out_features[other::processes] = torch.from_numpy(some_features)
         out_logits[other::processes] = torch.from_numpy(some_logits)
     return out_features, out_logits
+
+
+@torch.no_grad()
+def corruption_robustness(
+    task: Task,
+    student: Student,
+    indices: Indices,
+    *,
+    settings: EvalConfig,
+    workers: int,
+    accelerator: Accelerator,
+    rule: ViewRule | None = None,
+    cache: PictureCache | None = None,
+) -> dict[str, Any]:
+    """Accuracy on corrupted canonical views. Each image is decoded once, and corrupted by a seed of its own.
+
+    Args:
+        task: images with labels.
+        student: in any mode.
+        indices: (S,) labelled images in ``Samples``, on every process the same.
+        settings: names the corruptions.
+        workers: loading processes.
+        accelerator: device, and the processes that share the work.
+        rule: how pictures are cut; None takes the task's.
+        cache: of decoded pictures, if there is one.
+
+    Returns:
+        ``top1``: by corruption, the accuracy at severities 1 to 5; ``mean``: by corruption; ``mean_top1``: of all.
+    """
+    kinds = corruption_names(settings)
+    mine = indices[accelerator.process_index :: accelerator.num_processes]
+    maker = task.maker(student, accelerator.device)
+    right = np.zeros((len(kinds), len(SEVERITIES)), np.int64)
+    with evaluating(student):
+        for pictures in _share(task, student, mine, settings, workers, rule, cache):
+            samples = pictures.requests[:, 0].numpy()
+            labels = torch.from_numpy(task.samples.labels[samples])
+            ids = [task.samples.stored_ids[sample] for sample in samples]
+            images = pictures.pixels.numpy().transpose(0, 2, 3, 1)
+            for row, kind in enumerate(kinds):
+                for column, severity in enumerate(SEVERITIES):
+                    worse = np.stack(
+                        [
+                            corrupt(image, kind, severity, seed=sample_id)
+                            for image, sample_id in zip(images, ids, strict=True)
+                        ]
+                    )
+                    pixels = torch.from_numpy(worse.transpose(0, 3, 1, 2).copy())
+                    answer = student(maker.normalise(pixels)).logits.argmax(1).cpu()
+                    right[row, column] += int((answer == labels).sum())
+    total = np.sum(gather_object([right.tolist()]), axis=0) / len(indices)
+    return {
+        "top1": {kind: total[row].tolist() for row, kind in enumerate(kinds)},
+        "mean": {kind: float(total[row].mean()) for row, kind in enumerate(kinds)},
+        "mean_top1": float(total.mean()),
+    }
+
+
+def corruption_names(settings: EvalConfig) -> list[CorruptionName]:
+    """The corruptions that the settings name; ``all`` stands for every one."""
+    return [
+        kind
+        for kind in CORRUPTIONS
+        if kind in settings.corruptions or "all" in settings.corruptions
+    ]
+
+
+def _share(
+    task: Task,
+    student: Student,
+    mine: Indices,
+    settings: EvalConfig,
+    workers: int,
+    rule: ViewRule | None,
+    cache: PictureCache | None,
+) -> Iterator[Pictures]:
+    """Canonical views of this process's images, at the student's size."""
+    requests = [Request(int(index), CANONICAL, 0, False) for index in mine]
+    size = settings.batch_size
+    batches = [requests[i : i + size] for i in range(0, len(requests), size)]
+    return load(task.dataset(student, rule=rule, cache=cache), batches, workers=workers)
 
 
 def evaluate(
@@ -88,7 +178,8 @@ def evaluate(
     seed: int,
     probe: LinearProbe | None = None,
     rule: ViewRule | None = None,
-) -> dict[str, Any]:
+    cache: PictureCache | None = None,
+) -> Evaluation:
     """Measure a student on the test part.
 
     Args:
@@ -101,106 +192,57 @@ def evaluate(
         seed: thins out the labelled part where it is too large.
         probe: of the teacher's features; None leaves out the agreement.
         rule: how the student's pictures are cut; None takes the task's.
+        cache: of decoded pictures, if there is one.
 
     Returns:
-        JSON values; shares lie between 0 and 1.
+        The same on every process, and with any number of processes.
     """
+    shown: dict[str, Any] = {
+        "settings": settings,
+        "workers": workers,
+        "accelerator": accelerator,
+        "rule": rule,
+        "cache": cache,
+    }
     fit = few(part.labelled, settings.probe_rows, seed)
-    both = np.concatenate([part.test, fit])
-    features, logits = run_student(
-        task, student, both, settings=settings, workers=workers, accelerator=accelerator, rule=rule
-    )
+    all_features, all_logits = run_student(task, student, np.concatenate([part.test, fit]), **shown)
     count = len(part.test)
-    labels = torch.from_numpy(task.samples.labels[part.test])
-    fit_labels = torch.from_numpy(task.samples.labels[fit])
+    features, logits = all_features[:count], all_logits[:count]
+    samples = task.samples
+    labels = torch.from_numpy(samples.labels[part.test])
     result: dict[str, Any] = {
         "num_images": count,
-        **accuracy(logits[:count], labels, task.samples.class_names, bins=settings.bins),
+        **accuracy(logits, labels, samples.class_names),
+        **calibration(logits, labels, bins=settings.bins),
         **feature_quality(
-            features[count:],
-            fit_labels,
-            features[:count],
+            all_features[count:],
+            torch.from_numpy(samples.labels[fit]),
+            features,
             labels,
             k=settings.knn_k,
-            num_classes=task.samples.num_classes,
+            num_classes=samples.num_classes,
         ),
-        "feature_norm": mean_norm(features[:count]),
+        "feature_norm": mean_norm(features),
     }
+    teacher_logits = None
     if probe is not None and task.features is not None:
         teacher = task.features.take(part.test)
-        result["teacher"] = agreement(
-            logits[:count], torch.from_numpy(probe.logits(teacher.numpy())), labels
-        )
+        teacher_logits = probe.logits(teacher.numpy())
         rows = thin_out(count, MOST_FOR_CKA, seed=0)
-        result["teacher"]["cka"] = linear_cka(features[rows], teacher[rows]) if count > 1 else 0.0
-    return result
-
-
-def accuracy(
-    logits_NK: Tensor, labels_N: Tensor, class_names: tuple[str, ...], *, bins: int
-) -> dict[str, Any]:
-    """Top-1, top-5, per class, and expected calibration error.
-
-    Args:
-        logits_NK: (N, K).
-        labels_N: (N,) classes, all known.
-        class_names: K names; a class without a test image gets None.
-        bins: of the calibration error.
-    """
-    from torchmetrics.functional.classification import (
-        multiclass_accuracy,
-        multiclass_calibration_error,
+        result["teacher"] = {
+            **agreement(logits, torch.from_numpy(teacher_logits), labels),
+            "cka": linear_cka(features[rows], teacher[rows]) if count > 1 else 0.0,
+        }
+    if settings.corruptions:
+        result["corruptions"] = corruption_robustness(task, student, part.test, **shown)
+    answers = predictions(
+        [samples.ids[index] for index in part.test],
+        samples.class_names,
+        samples.labels[part.test],
+        logits.numpy(),
+        teacher_logits,
     )
-
-    classes = logits_NK.shape[1]
-    result: dict[str, Any] = {}
-    for k in (1, 5):
-        if k < classes:
-            value = multiclass_accuracy(logits_NK, labels_N, classes, average="micro", top_k=k)
-            result[f"top{k}"] = float(value)
-    result["calibration_error"] = float(
-        multiclass_calibration_error(logits_NK.softmax(1), labels_N, classes, n_bins=bins)
-    )
-    right = (logits_NK.argmax(1) == labels_N).double()
-    result["per_class"] = {
-        name: float(right[labels_N == number].mean()) if bool((labels_N == number).any()) else None
-        for number, name in enumerate(class_names)
-    }
-    return result
-
-
-def feature_quality(
-    fit_LC: Tensor,
-    fit_labels_L: Tensor,
-    test_NC: Tensor,
-    labels_N: Tensor,
-    *,
-    k: int,
-    num_classes: int,
-) -> dict[str, float]:
-    """k-NN (cosine, majority) and a linear probe on the student's own features, fitted on labelled images."""
-    from sklearn.neighbors import KNeighborsClassifier
-
-    unit_fit, unit_test = F.normalize(fit_LC, dim=1).numpy(), F.normalize(test_NC, dim=1).numpy()
-    neighbours = KNeighborsClassifier(n_neighbors=min(k, len(unit_fit))).fit(
-        unit_fit, fit_labels_L.numpy()
-    )
-    probe = fit_probe(fit_LC.numpy(), fit_labels_L.numpy(), num_classes=num_classes)
-    found: npt.NDArray[Any] = neighbours.predict(unit_test) == labels_N.numpy()
-    return {
-        "knn_top1": float(found.mean()),
-        "linear_probe_top1": top1(torch.from_numpy(probe.logits(test_NC.numpy())), labels_N),
-    }
-
-
-def agreement(student_NK: Tensor, teacher_NK: Tensor, labels_N: Tensor) -> dict[str, float]:
-    """How often both choose the same class, KL(teacher || student) in nats, and the teacher's own accuracy."""
-    same = (student_NK.argmax(1) == teacher_NK.argmax(1)).double().mean()
-    return {
-        "probe_top1": top1(teacher_NK, labels_N),
-        "agreement": float(same),
-        "kl": float(kd_kl(student_NK, teacher_NK, temperature=1.0)),
-    }
+    return Evaluation(result, answers, features)
 
 
 def check_classes(samples: Samples, label_names: list[str], model: str) -> None:

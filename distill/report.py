@@ -1,19 +1,34 @@
-"""One table over all runs, for people and as files."""
+"""Tables and pages over finished runs, for people and as files. Drawing is in ``pages``."""
 
 import csv
 import io
 import statistics
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from distill.runs import write_json
 from featstore.atomic import write_bytes
+
+if TYPE_CHECKING:
+    import torch
+
+    from distill.evaluate import Evaluation
+    from distill.pages.folder import Row
+    from distill.pages.keep import Customise
+    from distill.pages.parts import Page
+    from distill.sampler import Indices
+    from distill.task import Task
 
 COLUMNS = (
     "method", "seed", "top1", "teacher_probe_top1", "seconds", "steps", "num_labelled", "num_unlabelled", "num_test",
     "peak_memory_mb",
 )  # fmt: skip
 """Columns of results.csv."""
+
+PAGE = "report.html"
+
+Say = Callable[[str], None]
 
 
 def spread(values: list[float]) -> str:
@@ -48,12 +63,131 @@ def table(records: list[dict[str, Any]]) -> str:
     return "\n".join([lines[0], "-" * (sum(widths) + 2 * (len(widths) - 1)), *lines[1:]])
 
 
-def write(out: Path, records: list[dict[str, Any]]) -> list[Path]:
-    """Write results.json and results.csv; returns their paths."""
+def write(
+    out: Path, records: list[dict[str, Any]], *, page: bool = True, say: Say = print
+) -> list[Path]:
+    """Write results.json and results.csv of a command's runs, and the page that compares all runs in its folder.
+
+    Args:
+        out: the OUT folder.
+        records: one per run.
+        page: also draw; where that fails, ``say`` is told and the rest is written all the same.
+        say: told of failures.
+
+    Returns:
+        Paths of the files.
+    """
     write_json(out / "results.json", records)
     text = io.StringIO()
     writer = csv.DictWriter(text, COLUMNS, extrasaction="ignore", lineterminator="\n")
     writer.writeheader()
     writer.writerows(records)
     write_bytes(out / "results.csv", text.getvalue().encode())
-    return [out / "results.json", out / "results.csv"]
+    files = [out / "results.json", out / "results.csv"]
+    if page:
+        try:
+            files.append(draw_comparison(out))
+        except Exception as error:  # whatever it is, the runs are worth more than their picture
+            say(_undrawn(out, error, out))
+    return files
+
+
+def write_run(
+    folder: Path,
+    task: "Task",
+    test: "Indices",
+    measured: "Evaluation",
+    *,
+    customise: "Customise | None" = None,
+    device: "torch.device | str" = "cpu",
+    say: Say = print,
+) -> None:
+    """Keep what a run's page needs, and draw it. To be called by one process, after run.json was written.
+
+    Args:
+        folder: of the run.
+        task: images and stored features.
+        test: (N,) indices of the test images in ``Samples``.
+        measured: the student on them.
+        customise: of a method that adapts stored features (N, D) to the student, (N, C).
+        device: where that method computes.
+        say: told if the page cannot be drawn. A run is never lost to its picture.
+    """
+    try:
+        from distill.pages import keep
+
+        keep.write(folder, task, test, measured, customise, device)
+        draw_run(folder)
+    except Exception as error:
+        say(_undrawn(folder, error, folder.parent.parent))
+
+
+def draw_run(folder: Path) -> Path:
+    """Draw the page of one run from its folder, with its data as CSV and JSON below ``report/``.
+
+    Args:
+        folder: OUT/METHOD/seedK; a finished OUT/labels/seedK is what it is compared with.
+
+    Returns:
+        The page.
+
+    Raises:
+        ConfigError: the folder is not that of a finished run.
+    """
+    from distill.pages import run_page
+    from distill.pages.folder import BASELINE, read_run
+
+    beside = folder.parent.parent / BASELINE / folder.name
+    baseline = read_run(beside) if (beside / "run.json").is_file() else None
+    return _write_page(folder, *run_page.build(read_run(folder), baseline))
+
+
+def draw_comparison(out: Path) -> Path:
+    """Draw the page that compares all finished runs below a folder. Returns its path.
+
+    Raises:
+        ConfigError: there is none, or one cannot be read.
+    """
+    from distill.pages import compare_page
+    from distill.pages.folder import find_runs
+
+    return _write_page(out, *compare_page.build(find_runs(out), out))
+
+
+def rebuild(out: Path) -> list[Path]:
+    """Draw the pages of all finished runs below a folder, and the one that compares them. Only files are read.
+
+    Raises:
+        ConfigError: there is no run, or one cannot be read.
+    """
+    from distill.pages import run_page
+    from distill.pages.folder import find_baseline, find_runs
+
+    runs = find_runs(out)
+    pages = [
+        _write_page(run.folder, *run_page.build(run, find_baseline(run, runs))) for run in runs
+    ]
+    return [*pages, draw_comparison(out)]
+
+
+def _write_page(folder: Path, page: "Page", shown: "dict[str, list[Row]]") -> Path:
+    from distill.pages.folder import REPORT
+    from distill.pages.render import render
+    from distill.pages.tables import write_csv
+
+    for name, rows in shown.items():
+        write_csv(folder / REPORT / f"{name}.csv", rows)
+    summary = {tile.label: f"{tile.value} ({tile.note})" for tile in page.tiles}
+    write_json(
+        folder / REPORT / "report.json",
+        {"title": page.title, "finding": page.finding, "summary": summary, **shown},
+    )
+    write_bytes(folder / PAGE, render(page).encode())
+    return folder / PAGE
+
+
+def _undrawn(where: Path, error: Exception, out: Path) -> str:
+    return (
+        f"warning: the page of {where} could not be drawn ({type(error).__name__}: {error}). The results are written; "
+        f"try again with: python pipelines/report.py --out {out}"
+    )

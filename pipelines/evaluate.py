@@ -1,7 +1,8 @@
-"""Measure an exported student: accuracy, calibration, its features, and its agreement with the teacher.
+"""Measure an exported student: accuracy, calibration, its features, agreement with the teacher, corruptions.
 
     accelerate launch pipelines/evaluate.py --model outputs/digits/distill/customkd/seed0 --store outputs/digits/store
     accelerate launch pipelines/evaluate.py --config recipe.yaml              any model, any source
+    accelerate launch pipelines/evaluate.py --eval.corruptions '[all]'        also on corrupted pictures
 
 About 15 s on the embedded digits. Without --store the student is measured alone; no teacher is needed either way.
 """
@@ -58,7 +59,7 @@ def main(config: EvaluateConfig) -> dict[str, object]:
 
     # Nothing is trained but a k-NN and linear probes on fixed features.
     student.to(accelerator.device)
-    result = evaluate(
+    measured = evaluate(
         data,
         student,
         part,
@@ -69,14 +70,17 @@ def main(config: EvaluateConfig) -> dict[str, object]:
         probe=probe,
         rule=rule,
     )
+    result = measured.result
     out = Path(config.out or Path(config.model) / "reevaluation.json")
     if accelerator.is_main_process:
         write_json(out, result)
     for name, value in result.items():
         if isinstance(value, float):
-            say(f"{name:<20} {value:.4f}")
+            say(f"{name:<28} {value:.4f}")
     for name, value in dict(result.get("teacher", {})).items():
-        say(f"teacher {name:<12} {value:.4f}")
+        say(f"teacher {name:<20} {value:.4f}")
+    for name, value in dict(result.get("corruptions", {}).get("mean", {})).items():
+        say(f"corrupted {name:<18} {value:.4f}")
     say(f"\n{result['num_images']:,} test images; written to {out}")
     accelerator.end_training()
     return result

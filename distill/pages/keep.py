@@ -1,0 +1,182 @@
+"""What only the end of a run can know, kept for its page: thumbnails, feature maps, the teacher's cost."""
+
+# N test images, D teacher width, C student width, K classes
+
+import io
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from PIL import Image
+from scipy.special import logsumexp
+from torch import Tensor
+
+from distill.diagnostics import thin_out
+from distill.evaluate import Evaluation
+from distill.join import Samples
+from distill.pages.feature_map import embed
+from distill.pages.folder import EXTRACTION, FEATURE_MAP, HARDEST, REPORT, Row
+from distill.pages.tables import write_csv
+from distill.predictions import Predictions
+from distill.runs import write_json
+from distill.sampler import Indices
+from distill.task import Task
+from featstore import FeatureStore
+from featstore.atomic import write_bytes
+from featstore.decode import decode_image
+from featstore.errors import FeatstoreError
+
+Customise = Callable[[Tensor], Tensor]
+"""From stored features (N, D) to what the student imitates, (N, C)."""
+
+MOST_HARDEST = 24
+MOST_POINTS = 500
+THUMBNAIL_PX = 128
+CHUNK = 4096
+"""Rows at a time."""
+MOST_SHARDS = 10_000
+"""Of a store whose ledger is read for the teacher's time; each shard is one small file."""
+
+
+def write(
+    folder: Path,
+    task: Task,
+    test: Indices,
+    measured: Evaluation,
+    customise: Customise | None = None,
+    device: torch.device | str = "cpu",
+) -> None:
+    """Write all of it below ``folder/report``.
+
+    Args:
+        folder: of the run.
+        task: images and stored features.
+        test: (N,) indices of the test images in ``Samples``.
+        measured: the student on them.
+        customise: of a method that adapts the teacher's features to the student.
+        device: where that method computes.
+    """
+    write_hardest(folder, task.samples, test, measured.predictions)
+    places, features = features_of(task, test, measured, customise, device)
+    write_feature_map(folder, measured.predictions, places, features)
+    write_extraction(folder, task)
+
+
+def hardness(answers: Predictions) -> npt.NDArray[np.float64]:
+    """(N,) cross entropy of the student's answer to each image, in nats."""
+    losses = []
+    for start in range(
+        0, len(answers.labels), CHUNK
+    ):  # 50,000 images of 1,000 classes are 400 MB in float64
+        rows = slice(start, start + CHUNK)
+        logits = answers.student[rows].astype(np.float64)
+        right = np.take_along_axis(logits, answers.labels[rows, None], 1)[:, 0]
+        losses.append(logsumexp(logits, axis=1) - right)
+    return np.concatenate(losses)
+
+
+def write_hardest(folder: Path, samples: Samples, test: Indices, answers: Predictions) -> None:
+    """The images on which the student is most sure of a wrong answer: a table, and small JPEGs."""
+    loss = hardness(answers)
+    rows = []
+    for rank, place in enumerate(np.argsort(-loss, kind="stable")[:MOST_HARDEST], start=1):
+        name = f"images/{rank:02d}.jpg"
+        try:
+            data = samples.source.read(int(samples.positions[test[place]]))
+            write_bytes(folder / REPORT / name, thumbnail(data))
+        except (FeatstoreError, OSError):
+            name = ""
+        row: Row = {"rank": rank, "place": int(place), "loss": round(float(loss[place]), 4)}
+        rows.append({**row, "id": str(answers.ids[place]), "image": name})
+    write_csv(folder / REPORT / HARDEST, rows)
+
+
+def thumbnail(data: bytes) -> bytes:
+    """A JPEG of at most ``THUMBNAIL_PX`` a side; small pictures keep their size.
+
+    Raises:
+        DecodeError: the bytes are not a usable picture.
+    """
+    image = decode_image(data)
+    image.thumbnail((THUMBNAIL_PX, THUMBNAIL_PX), Image.Resampling.LANCZOS)
+    buffer = io.BytesIO()
+    image.save(buffer, "JPEG", quality=82)
+    return buffer.getvalue()
+
+
+@torch.no_grad()
+def features_of(
+    task: Task,
+    test: Indices,
+    measured: Evaluation,
+    customise: Customise | None,
+    device: torch.device | str,
+) -> tuple[list[int], dict[str, npt.NDArray[np.float32]]]:
+    """The teacher's, the customised and the student's features of at most ``MOST_POINTS`` test images.
+
+    Returns:
+        Places among the test images, and (n, width) features of them by name.
+    """
+    rows = thin_out(len(test), MOST_POINTS, seed=0)
+    features = {}
+    if task.features is not None:
+        teacher = task.features.take(test[rows.numpy()])
+        features["teacher"] = teacher.numpy()
+        if customise is not None:
+            features["customised"] = customise(teacher.to(device)).float().cpu().numpy()
+    features["student"] = measured.features[rows].numpy()
+    return rows.tolist(), features
+
+
+def write_feature_map(
+    folder: Path,
+    answers: Predictions,
+    places: list[int],
+    features: dict[str, npt.NDArray[np.float32]],
+) -> None:
+    """Points in the plane for every feature of the same images, with their classes and the student's answers."""
+    maps = embed(features)
+    table = [
+        {
+            "id": str(answers.ids[place]),
+            "class": str(answers.class_names[answers.labels[place]]),
+            "answer": str(answers.class_names[answers.student_class[place]]),
+        }
+        | {
+            f"{name}_{axis}": round(float(points[number, column]), 3)
+            for name, points in maps.items()
+            for column, axis in enumerate("xy")
+        }
+        for number, place in enumerate(places)
+    ]
+    write_csv(folder / REPORT / FEATURE_MAP, table)
+
+
+def write_extraction(folder: Path, task: Task) -> None:
+    """What the stored features cost once, for all runs over them."""
+    stores = [] if task.features is None else [part.store for part in task.features.teachers]
+    write_json(folder / REPORT / EXTRACTION, {"stores": [extraction(store) for store in stores]})
+
+
+def extraction(store: FeatureStore) -> dict[str, object]:
+    """Rows, views, bytes and seconds of a store; seconds and bytes are None where its ledger is too long to be read."""
+    seconds: Counter[str] = Counter()
+    size = 0
+    readable = len(store.shards) <= MOST_SHARDS
+    for shard in store.shards if readable else []:
+        entry = store.entry(shard)
+        seconds.update(entry.seconds)
+        size += sum(item.bytes for item in entry.objects.values())
+    return {
+        "fingerprint": store.fingerprint,
+        "teachers": [teacher.name for teacher in store.manifest.teachers.values()],
+        "rows": store.num_rows,
+        "views": len(store.manifest.views),
+        "bytes": size if readable else None,
+        "seconds": {name: round(value, 1) for name, value in sorted(seconds.items())}
+        if readable
+        else None,
+    }

@@ -1,0 +1,131 @@
+"""What is shown, as rows of plain values: the source of every figure, and the CSV and JSON beside a page."""
+
+import csv
+import io
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from distill.pages.folder import Row, Run
+from featstore.atomic import write_bytes
+
+NOT_SERIES = {"step", "epoch", "warning"}
+
+
+def write_csv(path: Path, rows: Sequence[Row]) -> None:
+    """Write rows of equal keys, with a header. No rows, no file."""
+    if not rows:
+        return
+    text = io.StringIO()
+    writer = csv.DictWriter(text, list(rows[0]), lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    write_bytes(path, text.getvalue().encode())
+
+
+def curves(run: Run) -> list[Row]:
+    """Every number of metrics.jsonl: step, epoch, name, value. What is no number is left out."""
+    return [
+        {"step": line["step"], "epoch": line["epoch"], "name": name, "value": value}
+        for line in run.metrics
+        for name, value in line.items()
+        if name not in NOT_SERIES and isinstance(value, int | float) and math.isfinite(float(value))
+    ]
+
+
+def warnings(run: Run) -> list[str]:
+    """What the loop warned of, each text once."""
+    return list(dict.fromkeys(line["warning"] for line in run.metrics if "warning" in line))
+
+
+def per_class(run: Run, baseline: Run | None) -> list[Row]:
+    """Accuracy of every class that has test images, beside the teacher's and a baseline's."""
+    answers = run.predictions
+    before = {} if baseline is None else baseline.evaluation["per_class"]
+    rows = []
+    for number, (name, value) in enumerate(run.evaluation["per_class"].items()):
+        if value is None:
+            continue
+        row: Row = {"class": name, "accuracy": value, "images": None, "teacher": None}
+        if answers is not None:
+            own = answers.labels == number
+            row["images"] = int(own.sum())
+            if answers.teacher_class is not None:
+                row["teacher"] = float((answers.teacher_class[own] == number).mean())
+        row["baseline"] = before.get(name)
+        row["gain"] = None if row["baseline"] is None else value - row["baseline"]
+        rows.append(row)
+    return rows
+
+
+def confusion(run: Run) -> list[Row]:
+    """Counts by true and predicted class, without pairs that never occur; most frequent mistakes first."""
+    rows = [
+        {"true": true, "predicted": predicted, "images": count}
+        for true, counts in run.evaluation.get("confusion", {}).items()
+        for predicted, count in counts.items()
+    ]
+    return sorted(rows, key=lambda row: (row["true"] == row["predicted"], -row["images"]))
+
+
+def corruptions(run: Run) -> list[Row]:
+    """Accuracy by corruption and severity."""
+    found = run.evaluation.get("corruptions", {}).get("top1", {})
+    return [
+        {"corruption": kind, "severity": number, "accuracy": value}
+        for kind, values in found.items()
+        for number, value in enumerate(values, start=1)
+    ]
+
+
+def hardest(run: Run) -> list[Row]:
+    """The kept rows with what the student and the teacher's probe answered, and how sure they were."""
+    answers = run.predictions
+    if answers is None:
+        return []
+    rows = []
+    for kept in run.hardest:
+        place = int(kept["place"])
+        row: Row = {key: kept[key] for key in ("rank", "place", "id", "image", "loss")}
+        row["class"] = str(answers.class_names[answers.labels[place]])
+        for who, logits, chosen in (
+            ("student", answers.student, answers.student_class),
+            ("teacher", answers.teacher, answers.teacher_class),
+        ):
+            if logits is not None and chosen is not None:
+                row[who] = str(answers.class_names[chosen[place]])
+                row[f"{who}_confidence"] = round(_confidence(logits[place].astype(float)), 4)
+        rows.append(row)
+    return rows
+
+
+def _confidence(logits: Any) -> float:
+    shifted = [math.exp(value - max(logits)) for value in logits]
+    return max(shifted) / sum(shifted)
+
+
+def cost(run: Run) -> Row:
+    """Time and memory of a run, and what the stored features had cost before it."""
+    seconds = [store["seconds"] for store in run.extraction.get("stores", [])]
+    known = bool(seconds) and all(item is not None for item in seconds)
+    record = run.record
+    return {
+        "training_seconds": record["seconds"],
+        "steps": record.get("steps"),
+        "processes": record.get("num_processes", 1),
+        "device": record.get("device", ""),
+        "peak_memory_mb": record.get("peak_memory_mb"),
+        "peak_device_memory_mb": record.get("peak_device_memory_mb") or None,
+        "extraction_seconds": round(sum(sum(item.values()) for item in seconds), 1)
+        if known
+        else None,
+        "teacher_seconds": round(sum(item.get("teacher", 0.0) for item in seconds), 1)
+        if known
+        else None,
+        "student_bytes": _size(run.folder / "student.safetensors"),
+    }
+
+
+def _size(path: Path) -> int | None:
+    return path.stat().st_size if path.exists() else None

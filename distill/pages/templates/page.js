@@ -1,0 +1,33 @@
+"use strict";
+(async () => {
+  const page = document.documentElement;
+  const packed = Uint8Array.from(atob(document.getElementById("library").textContent), (c) => c.charCodeAt(0));
+  const stream = new Blob([packed]).stream().pipeThrough(new DecompressionStream("gzip"));
+  const library = document.createElement("script");
+  library.textContent = await new Response(stream).text();
+  document.head.append(library);
+
+  const colour = (name) => getComputedStyle(page).getPropertyValue(name).trim();
+  const themed = (layout) => {
+    const axes = {};
+    for (const [name, axis] of Object.entries(layout)) {
+      if (/^[xy]axis/.test(name)) axes[name] = { gridcolor: colour("--rule"), linecolor: colour("--rule"), zerolinecolor: colour("--rule"), ...axis };
+    }
+    return {
+      ...layout, ...axes,
+      paper_bgcolor: "rgba(0,0,0,0)", plot_bgcolor: "rgba(0,0,0,0)",
+      font: { family: getComputedStyle(document.body).fontFamily, size: 12, color: colour("--soft") },
+      hoverlabel: { bgcolor: colour("--paper"), bordercolor: colour("--rule"), font: { color: colour("--ink") }, align: "left" },
+    };
+  };
+  // Cells are pale on light ground and dark on dark ground; plotly would guess the colour of the text on them.
+  const readable = (data) => data.map((trace) => trace.type === "heatmap" || trace.mode === "text" ? { ...trace, textfont: { color: colour("--ink") } } : trace);
+  const drawings = [...document.querySelectorAll(".drawing")].map((place) => [place, JSON.parse(place.nextElementSibling.textContent)]);
+  const draw = () => Promise.all(drawings.map(([place, spec]) =>
+    Plotly.react(place, readable(spec.data), themed(spec.layout), { displayModeBar: false, responsive: true, scrollZoom: false, doubleClick: false })));
+  await draw();
+  page.dataset.drawn = drawings.length;
+  matchMedia("(prefers-color-scheme: dark)").addEventListener("change", draw);
+})().catch((error) => {
+  document.querySelector("footer").append(`The plots could not be drawn (${error}); all numbers are in the files.`);
+});

@@ -1,0 +1,99 @@
+"""What a student and the teacher's probe said of every test image: ``predictions.npz`` in the folder of a run.
+
+Reports and paired tests read it in place of running anything again. It is a plain archive of numpy arrays, without
+pickled objects.
+"""
+
+# N test images, K classes
+
+import io
+import zipfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from featstore.atomic import write_bytes
+from featstore.errors import ConfigError
+
+NAME = "predictions.npz"
+
+LARGEST = float(np.finfo(np.float16).max)
+"""Logits are clipped to it: float16 knows nothing larger."""
+
+
+@dataclass(frozen=True)
+class Predictions:
+    """Answers to the test part, in its order.
+
+    Attributes:
+        ids: (N,) sample ids in the source.
+        class_names: (K,).
+        labels: (N,) int64 true classes.
+        student: (N, K) float16 logits.
+        student_class: (N,) int64, the largest logit as float32; ties of float16 do not change it.
+        teacher: (N, K) float16 logits of the teacher's linear probe; None without a store.
+        teacher_class: (N,) int64, or None.
+    """
+
+    ids: npt.NDArray[np.str_]
+    class_names: npt.NDArray[np.str_]
+    labels: npt.NDArray[np.int64]
+    student: npt.NDArray[np.float16]
+    student_class: npt.NDArray[np.int64]
+    teacher: npt.NDArray[np.float16] | None = None
+    teacher_class: npt.NDArray[np.int64] | None = None
+
+
+def predictions(
+    ids: list[str],
+    class_names: tuple[str, ...],
+    labels_N: npt.NDArray[np.int64],
+    student_NK: npt.NDArray[Any],
+    teacher_NK: npt.NDArray[Any] | None,
+) -> Predictions:
+    """Round float32 logits for storage."""
+    return Predictions(
+        ids=np.array(ids, dtype=np.str_),
+        class_names=np.array(class_names, dtype=np.str_),
+        labels=labels_N,
+        student=_rounded(student_NK),
+        student_class=student_NK.argmax(1),
+        teacher=None if teacher_NK is None else _rounded(teacher_NK),
+        teacher_class=None if teacher_NK is None else teacher_NK.argmax(1),
+    )
+
+
+def write(folder: Path, values: Predictions) -> Path:
+    """Write the file atomically; equal predictions give equal bytes."""
+    buffer = io.BytesIO()
+    arrays = {name: array for name, array in vars(values).items() if array is not None}
+    np.savez_compressed(buffer, **arrays)
+    write_bytes(folder / NAME, buffer.getvalue())
+    return folder / NAME
+
+
+def read(folder: Path) -> Predictions | None:
+    """Read the file of a run, without running any code in it; None if there is none.
+
+    Raises:
+        ConfigError: it is not such a file.
+    """
+    path = folder / NAME
+    try:
+        # From memory: numpy leaves a damaged file open.
+        with np.load(io.BytesIO(path.read_bytes()), allow_pickle=False) as arrays:
+            return Predictions(**dict(arrays))
+    except FileNotFoundError:
+        return None
+    except (OSError, EOFError, ValueError, TypeError, zipfile.BadZipFile) as error:
+        raise ConfigError(
+            f"{path}: not a file of predictions ({error}). Delete {folder} and run again, or measure the student again "
+            "with pipelines/evaluate.py."
+        ) from error
+
+
+def _rounded(logits_NK: npt.NDArray[Any]) -> npt.NDArray[np.float16]:
+    return np.clip(logits_NK, -LARGEST, LARGEST).astype(np.float16)
