@@ -4,11 +4,12 @@ import dataclasses
 import json
 import sys
 from collections.abc import Callable, Iterator, Sequence
+from functools import cache
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, get_type_hints
 
 import yaml
-from jsonargparse import auto_cli, set_parsing_settings
+from jsonargparse import ArgumentError, ArgumentParser, auto_cli, set_parsing_settings
 
 from featstore.errors import ConfigError, FeatstoreError, TooManyInvalid
 
@@ -41,6 +42,45 @@ def parse(
         arguments = ["--config", str(default_recipe), *arguments]
     arguments = list(_inline_recipes(_spell_out_switches(config_class, arguments)))
     return auto_cli(config_class, args=arguments, allow_abbrev=False, usage=USAGE)
+
+
+def builder(config_class: type[Config]) -> Callable[[dict[str, Any]], Config]:
+    """What makes a config of plain nested values, as a recipe holds them; for many configs in one command.
+
+    What it makes raises ConfigError: an unknown key, a value of the wrong type or out of range.
+    """
+    kinds = get_type_hints(config_class)
+    sections = {name for name, kind in kinds.items() if dataclasses.is_dataclass(kind)}
+
+    @cache
+    def parser_of(section: str) -> ArgumentParser:
+        # One for each section, because parsing takes time with the square of the number of settings.
+        parser = ArgumentParser(exit_on_error=False)
+        if section:
+            parser.add_class_arguments(kinds[section], section)
+        else:
+            parser.add_class_arguments(config_class, skip=sections)
+        return parser
+
+    @cache
+    def parse_part(section: str, text: str) -> dict[str, Any]:
+        # Most configs of one command differ in one section, and what is frozen can be shared.
+        return vars(
+            parser_of(section).instantiate(parser_of(section).parse_object(json.loads(text)))
+        )
+
+    def build(values: dict[str, Any]) -> Config:
+        parts = {name: {name: values[name]} for name in sections & values.keys()}
+        parts[""] = {name: value for name, value in values.items() if name not in sections}
+        made: dict[str, Any] = {}
+        try:
+            for name, part in parts.items():
+                made |= parse_part(name, json.dumps(part))
+        except ArgumentError as error:
+            raise ConfigError(" ".join(str(error).split())) from None
+        return config_class(**made)
+
+    return build
 
 
 def run_main(

@@ -1,0 +1,206 @@
+"""The command: checks all runs, makes them one or several at a time, shows how far it is, and compares them."""
+
+import contextlib
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from tqdm import tqdm
+
+from distill.experiments import table
+from distill.experiments.agenda import Agenda
+from distill.experiments.machine import devices, seats
+from distill.experiments.plan import Run
+from distill.experiments.pool import Event, Failure, OnEvent, Pool, Seat, work_here
+from distill.experiments.tune import Result
+from distill.report import draw_comparison
+from featstore.atomic import make_folder
+from featstore.errors import ConfigError, FeatstoreError
+from featstore.locks import LOCK_NAME, FileLock
+
+if TYPE_CHECKING:
+    from distill.experiments.work import Workshop
+
+Crew = Callable[[Sequence[Run], OnEvent], None]
+Say = Callable[[str], None]
+
+
+def make_workshop(seat: Seat) -> "Workshop":
+    """What works in a worker. Torch is imported here, after the worker's share of the machine is set."""
+    from distill.experiments.work import Workshop
+
+    return Workshop(seat)
+
+
+def conduct(agenda: Agenda, *, jobs: int, say: Say = tqdm.write) -> None:
+    """Do all that is left to do.
+
+    Args:
+        agenda: gets the results.
+        jobs: runs at a time; 0 chooses by GPUs, cores and memory.
+        say: prints a line.
+
+    Raises:
+        FeatstoreError: a run cannot start with its settings, its data or what lies in its folder; none was started.
+    """
+    tuning, finals = agenda.left(agenda.tuning()), agenda.left(agenda.finals())
+    undecided = len(agenda.experiment.seeds) * len(agenda.undecided())
+    if not tuning and not finals and not undecided:
+        return
+    workshop = make_workshop(Seat(0, 1))
+    steps = _check(workshop, [*tuning, *finals])
+    for note in workshop.notes:
+        say(f"note: {note}")
+    most = max(len(tuning), len(finals) + undecided)
+    places = seats(jobs, most, run_bytes=_largest(agenda.results), gpus=devices())
+    say(f"{len(places)} at a time, with {places[0].threads} cores each")
+    with _alone(agenda.out), _crew(places, workshop) as crew:
+        if undecided:
+            _phase("tuning", tuning, steps, crew, agenda, say)
+            for line in agenda.decide():
+                say(f"chosen  {line}")
+            finals = agenda.left(agenda.finals())
+            steps |= _check(workshop, finals)
+        _phase("runs", finals, steps, crew, agenda, say)
+
+
+@contextlib.contextmanager
+def _alone(out: Path) -> Iterator[None]:
+    """Keep a second start of the same experiment away: two would write the same folders."""
+    make_folder(out)
+    lock = FileLock(out / LOCK_NAME)
+    if not lock.acquire(shared=False, timeout_s=0):
+        raise ConfigError(
+            f"--out {out}: {lock.holders()} is running an experiment there. Wait for its end, or choose another --out."
+        )
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+@contextlib.contextmanager
+def _crew(places: Sequence[Seat], workshop: "Workshop") -> Iterator[Crew]:
+    """What makes runs: this very process, or several workers."""
+    if len(places) == 1:
+        workshop.seat = places[0]
+        yield lambda runs, on_event: work_here(workshop, runs, on_event)
+        return
+    with Pool(make_workshop, places) as pool:
+        yield pool.run
+
+
+def _check(workshop: "Workshop", runs: Sequence[Run]) -> dict[str, int]:
+    """Optimiser steps by the key of each run; raises for what cannot work."""
+    steps = {}
+    for run in runs:
+        try:
+            steps[run.key] = workshop.check(run)
+        except FeatstoreError as error:
+            raise type(error)(f"{run.label}: {error}") from error
+    return steps
+
+
+def _phase(
+    title: str,
+    runs: Sequence[Run],
+    steps: dict[str, int],
+    crew: Crew,
+    agenda: Agenda,
+    say: Say,
+) -> None:
+    if not runs:
+        return
+    with _Progress(title, runs, [steps[run.key] for run in runs], agenda.results, say) as progress:
+        crew(runs, progress)
+
+
+class _Progress:
+    """One bar over all runs of a phase in optimiser steps, and a line for each run that ends."""
+
+    def __init__(
+        self,
+        title: str,
+        runs: Sequence[Run],
+        steps: Sequence[int],
+        results: dict[str, Result],
+        say: Say,
+    ) -> None:
+        self._title, self._runs, self._steps = title, runs, steps
+        self._results, self._say = results, say
+        self._seen = [0] * len(runs)
+        self._ended = 0
+        self._bar = tqdm(total=sum(steps), unit="step", disable=None, leave=False)
+        self._show()
+
+    def __enter__(self) -> "_Progress":
+        return self
+
+    def __exit__(self, kind: object, error: object, trace: object) -> None:
+        self._bar.close()
+
+    def __call__(self, event: Event) -> None:
+        """Take in what happened to a run."""
+        run = self._runs[event.item]
+        if event.kind == "progress":
+            self._advance(event.item, int(event.value))
+        elif event.kind in ("done", "failed"):
+            self._results[run.key] = event.value
+            self._ended += 1
+            self._advance(event.item, self._steps[event.item])
+            self._say(f"[{self._ended}/{len(self._runs)}] {self._line(run, event)}")
+            self._show()
+
+    def _advance(self, item: int, steps: int) -> None:
+        self._bar.update(steps - self._seen[item])
+        self._seen[item] = steps
+
+    def _show(self) -> None:
+        self._bar.set_description(f"{self._title} {self._ended}/{len(self._runs)}")
+
+    def _line(self, run: Run, event: Event) -> str:
+        if isinstance(event.value, Failure):
+            first = event.value.message.splitlines()[0]
+            return f"{run.label}: FAILED, {event.value.kind}: {first} ({run.folder})"
+        part, record = run.config.eval.part, event.value
+        return f"{run.label}: {part} top-1 {100 * record['top1']:.1f} %, {record['seconds']:.1f} s"
+
+
+def _largest(results: dict[str, Result]) -> int:
+    """Most memory that a finished run took, in bytes; 0 if there is none."""
+    sizes = [item["peak_memory_mb"] for item in results.values() if not isinstance(item, Failure)]
+    return int(max(sizes, default=0) * 2**20)
+
+
+def report(agenda: Agenda, say: Say = tqdm.write) -> tuple[str, list[str], list[Path]]:
+    """Compare what is finished and write it down.
+
+    Args:
+        agenda: of the experiment.
+        say: told if the page cannot be drawn; the rest is written all the same.
+
+    Returns:
+        The table with its notes as text, a line for each run that failed, and the files written.
+    """
+    results, cost = agenda.outcome()
+    parts = {run.config.eval.part for result in results for run in result.runs.values()}
+    rows = table.cells(results, agenda.experiment.seeds, " or ".join(sorted(parts)) or "test")
+    said = table.notes(agenda.experiment, results, cost)
+    files = table.write(agenda.out, agenda.experiment, results, cost, rows, said)
+    if any(
+        run.config.report for result in results for run in result.runs.values() if result.records
+    ):
+        try:
+            files.append(draw_comparison(agenda.out))
+        except Exception as error:  # the table is worth more than its picture
+            say(
+                f"warning: the page could not be drawn ({type(error).__name__}: {error}); try again"
+            )
+            say(f"with: python pipelines/report.py --out {agenda.out}")
+    failures = [
+        f"{result.row.name} seed {seed}: {failure.kind}: {failure.message}"
+        + (f" ({result.runs[seed].folder})" if seed in result.runs else "")
+        for result in results
+        for seed, failure in result.failures.items()
+    ]
+    return "\n".join([table.plain(rows), "", *said]), failures, files

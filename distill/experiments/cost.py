@@ -1,0 +1,104 @@
+"""What an experiment cost: the teacher once, against a teacher that runs live in every run."""
+
+from collections import Counter
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+from distill.config import DistillConfig
+from distill.experiments.plan import Run
+from featstore import FeatureStore
+from featstore.ledger import read_complete
+
+COUNTED_SHARDS = 1000
+"""Most entries of a ledger that are read for the teacher's time; of a longer one every k-th counts k times."""
+
+
+@dataclass(frozen=True)
+class StoreCost:
+    """What one store cost, once.
+
+    Attributes:
+        path: of the store.
+        images: rows.
+        views: of each image.
+        bytes: of all shards.
+        seconds: of extraction by part (load, teacher, write), summed over its processes.
+    """
+
+    path: str
+    images: int
+    views: int
+    bytes: int
+    seconds: dict[str, float]
+
+    @property
+    def teacher_s(self) -> float:
+        """Seconds of the teacher for one view of one image."""
+        return self.seconds.get("teacher", 0.0) / max(1, self.images * self.views)
+
+
+@dataclass(frozen=True)
+class Cost:
+    """Extraction against what live teachers would have cost.
+
+    Attributes:
+        stores: that the runs read.
+        runs: finished ones, tuning included.
+        hours: of training these, summed.
+        teacher_images: how often a step of theirs used the stored features of an image.
+        live_hours: of the teacher in all runs together, had it run live in each; an estimate: the seconds of one image
+            in the ledger, times ``teacher_images``. None if no ledger holds seconds.
+    """
+
+    stores: list[StoreCost]
+    runs: int
+    hours: float
+    teacher_images: int
+    live_hours: float | None
+
+
+def cost_of(finished: Iterable[tuple[Run, dict[str, Any]]]) -> Cost:
+    """Sum up what stores and finished runs cost.
+
+    Raises:
+        StoreError: a store is gone.
+    """
+    pairs = list(finished)
+    paths = dict.fromkeys(path for run, _ in pairs for path in _stores_of(run.config))
+    stores = {path: store_cost(FeatureStore.open(path)) for path in paths}
+    used = [int(record.get("teacher_images", 0)) for _, record in pairs]
+    live_s = sum(
+        images * sum(stores[path].teacher_s for path in _stores_of(run.config))
+        for (run, _), images in zip(pairs, used, strict=True)
+    )
+    return Cost(
+        stores=list(stores.values()),
+        runs=len(pairs),
+        hours=sum(float(record["seconds"]) for _, record in pairs) / 3600,
+        teacher_images=sum(used),
+        live_hours=live_s / 3600 if any(store.teacher_s for store in stores.values()) else None,
+    )
+
+
+def store_cost(store: FeatureStore) -> StoreCost:
+    """What the ledger of one store says."""
+    step = -(-len(store.shards) // COUNTED_SHARDS)
+    entries = [store.entry(shard) for shard in store.shards[::step]]
+    seconds = Counter[str]()
+    for entry in entries:
+        seconds.update(entry.seconds)
+    scale = len(store.shards) / max(1, len(entries))
+    mark = read_complete(store.path, store.manifest.num_shards)
+    size = sum(item.bytes for entry in entries for item in entry.objects.values())
+    return StoreCost(
+        path=str(store.path),
+        images=store.num_rows,
+        views=len(store.manifest.views),
+        bytes=round(size * scale) if mark is None else mark.bytes,
+        seconds={name: value * scale for name, value in sorted(seconds.items())},
+    )
+
+
+def _stores_of(config: DistillConfig) -> list[str]:
+    return [config.store, *(teacher.store for teacher in config.teachers)]

@@ -1,0 +1,112 @@
+"""The rows of an experiment compared: accuracy by seed, and a paired test against the baseline's row."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from distill import predictions
+from distill.experiments.plan import Row, Run
+from distill.experiments.pool import Failure
+from distill.experiments.tune import Choice
+from distill.statistics import PairedTest, holm, mcnemar, paired_test
+
+
+@dataclass(frozen=True)
+class Images:
+    """Two runs of one seed compared image by image.
+
+    Attributes:
+        only: test images that only the row's student has right.
+        only_baseline: that only the baseline's has right.
+        p: exact test of McNemar.
+    """
+
+    only: int
+    only_baseline: int
+    p: float
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """A row against the baseline's.
+
+    Attributes:
+        baseline: name of that row.
+        seeds: that both rows have.
+        test: over these seeds, on accuracy between 0 and 1.
+        p_holm: corrected for all comparisons of the table.
+        images: by seed, where both runs left their predictions.
+    """
+
+    baseline: str
+    seeds: list[int]
+    test: PairedTest
+    p_holm: float | None = None
+    images: dict[int, Images] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class RowResult:
+    """One row of the table.
+
+    Attributes:
+        row: what was asked for.
+        runs: by seed.
+        records: of the finished runs by seed.
+        failures: by seed.
+        shared: seeds whose run belongs to another row as well.
+        choice: what tuning decided, if there was any.
+        comparison: against the baseline; None for the baseline itself, or without common seeds.
+    """
+
+    row: Row
+    runs: dict[int, Run]
+    records: dict[int, dict[str, Any]]
+    failures: dict[int, Failure]
+    shared: list[int]
+    choice: Choice | None = None
+    comparison: Comparison | None = None
+
+    def values(self, name: str) -> list[float]:
+        """One number of every finished run, in the order of the seeds."""
+        return [float(self.records[seed][name]) for seed in sorted(self.records)]
+
+
+def compare(results: Sequence[RowResult], baseline: Mapping[str, str]) -> list[RowResult]:
+    """Add to every row its comparison with the baseline's, corrected for their number (Holm).
+
+    Args:
+        results: all rows.
+        baseline: name of the row that each is compared to.
+    """
+    by_name = {result.row.name: result for result in results}
+    found = [_against(result, by_name.get(baseline.get(result.row.name, ""))) for result in results]
+    corrected = holm([item.test.p if item else None for item in found])
+    return [
+        replace(result, comparison=item and replace(item, p_holm=p))
+        for result, item, p in zip(results, found, corrected, strict=True)
+    ]
+
+
+def _against(result: RowResult, other: RowResult | None) -> Comparison | None:
+    if other is None:
+        return None
+    seeds = sorted(result.records.keys() & other.records.keys())
+    if not seeds or all(result.runs[seed] is other.runs[seed] for seed in seeds):
+        return None  # nothing to compare, or one and the same row under two names
+    test = paired_test(
+        [result.records[seed]["top1"] for seed in seeds],
+        [other.records[seed]["top1"] for seed in seeds],
+    )
+    images = {seed: _images(result.runs[seed], other.runs[seed]) for seed in seeds}
+    known = {seed: item for seed, item in images.items() if item is not None}
+    return Comparison(other.row.name, seeds, test, images=known)
+
+
+def _images(run: Run, other: Run) -> Images | None:
+    """The two students of one seed on the same images; None where they were not measured on the same ones."""
+    ours, theirs = predictions.read(run.folder), predictions.read(other.folder)
+    if ours is None or theirs is None or ours.ids.tolist() != theirs.ids.tolist():
+        return None
+    right, baseline_right = ours.student_class == ours.labels, theirs.student_class == theirs.labels
+    return Images(*mcnemar(right, baseline_right))

@@ -1,0 +1,267 @@
+"""From an experiment file to the runs that it asks for, every one of them checked before any of them starts."""
+
+import dataclasses
+import itertools
+import json
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any, Literal
+
+from distill import runs
+from distill.config import DistillConfig
+from distill.experiments.located import Node
+from distill.experiments.spec import TUNE, Experiment, Settings, nested
+from featstore import FeatureStore
+from featstore.errors import ConfigError, shorten
+
+Build = Callable[[dict[str, Any]], DistillConfig]
+"""Makes checked settings of plain nested values, as a recipe holds them; raises ConfigError."""
+
+State = Literal["finished", "started", "new"]
+
+
+@dataclass(frozen=True)
+class Row:
+    """One row of the table: a variant in one cell of the grid.
+
+    Attributes:
+        name: VARIANT, or VARIANT,axis=choice,...; also the name of its folder.
+        variant: name of the variant.
+        cell: name of the choice by axis.
+        settings: all of its settings, without those it searches over.
+        search: settings to try on top of them.
+        where: file and line.
+    """
+
+    name: str
+    variant: str
+    cell: dict[str, str]
+    settings: Settings
+    search: list[Settings]
+    where: str
+
+
+@dataclass(frozen=True)
+class Run:
+    """One student to train. Two rows that ask for the very same run share it.
+
+    Attributes:
+        config: with one method and one seed.
+        contract: all that decides its result, see ``runs.contract``.
+        label: for lines and messages: ROW seed K.
+    """
+
+    config: DistillConfig
+    contract: runs.Contract
+    label: str
+
+    @property
+    def method(self) -> str:
+        """Key of ``METHODS``."""
+        return self.config.methods[0]
+
+    @property
+    def seed(self) -> int:
+        """Of the run."""
+        return self.config.seeds[0]
+
+    @property
+    def folder(self) -> Path:
+        """OUT/ROW/METHOD[+PARTNER]/seedK."""
+        return runs.run_dir(self.config, self.method, self.seed)
+
+    @property
+    def key(self) -> str:
+        """Equal for runs with equal results."""
+        return runs.contract_hash(self.contract)
+
+    @property
+    def state(self) -> State:
+        """What lies in its folder."""
+        if (self.folder / "run.json").exists():
+            return "finished"
+        return "started" if (self.folder / runs.CHECKPOINT_NAME).exists() else "new"
+
+    def record(self) -> dict[str, Any] | None:
+        """The record of the finished run, or None.
+
+        Raises:
+            ConfigError: the folder holds a finished run with other settings.
+        """
+        return runs.read_finished(self.folder, self.contract)
+
+
+class Planner:
+    """Makes runs of rows and settings; opens every store once."""
+
+    def __init__(self, experiment: Experiment, build: Build) -> None:
+        self.experiment = experiment
+        self._build = build
+        self._configs: dict[str, DistillConfig] = {}
+        self._fingerprint = cache(lambda path: FeatureStore.open(path).fingerprint)
+
+    def run(self, row: Row, seed: int, tried: Settings | None = None, *, folder: str = "") -> Run:
+        """One run of a row.
+
+        Args:
+            row: which.
+            seed: of the run.
+            tried: settings on top of the row's.
+            folder: of the row below OUT; "" for its name.
+
+        Raises:
+            ConfigError: the settings are not those of one run; names file and line.
+            StoreError: a store is not there.
+        """
+        settings = {**row.settings, **(tried or {}), **self.experiment.flags}
+        config = dataclasses.replace(
+            self._configure(settings, row),
+            out=str(Path(self.experiment.out) / (folder or row.name)),
+            seeds=[seed],
+        )
+        stores = [config.store, *(teacher.store for teacher in config.teachers)]
+        fingerprints = [self._fingerprint(store) for store in stores]
+        contract = runs.contract(config, config.methods[0], seed, fingerprints)
+        return Run(config, contract, f"{folder or row.name} seed {seed}")
+
+    def _configure(self, settings: Settings, row: Row) -> DistillConfig:
+        key = json.dumps(nested(settings), sort_keys=True)
+        if key not in self._configs:
+            self._configs[key] = self._make(settings, row)
+        return self._configs[key]
+
+    def _make(self, settings: Settings, row: Row) -> DistillConfig:
+        try:
+            config = self._build(nested(settings))
+        except ConfigError as error:
+            raise ConfigError(f"{_blame(settings, row, str(error))}: {row.name}: {error}") from None
+        if len(config.methods) != 1:
+            where = settings["methods"].where if "methods" in settings else row.where
+            raise ConfigError(
+                f"{where}: {row.name}: methods: found {config.methods}, expected exactly one. Give every variant "
+                "its own: NAME: {methods: [METHOD]}."
+            )
+        return config
+
+    def tries(self, row: Row) -> list[list[Run]]:
+        """The tuning runs of a row: for every setting of its search one run per tuning seed.
+
+        Raises:
+            ConfigError: as ``run``; or nothing would be held out.
+        """
+        tune = self.experiment.tune
+        if tune is None or not row.search:
+            return []
+        held_out = {"eval.part": Node("validation", row.where)}
+        if tune.validation:
+            held_out["data.validation"] = Node(tune.validation, row.where)
+        found = [
+            [
+                self.run(row, seed, {**tried, **held_out}, folder=f"{TUNE}/{row.name}/{number}")
+                for seed in tune.seeds
+            ]
+            for number, tried in enumerate(row.search)
+        ]
+        if not found[0][0].config.data.validation:
+            raise ConfigError(
+                f"{self.experiment.path}: tune.validation: is missing. Settings are chosen on images that are held out "
+                "of training, never on the test part: give a number of images per class."
+            )
+        return found
+
+
+def rows_of(experiment: Experiment) -> list[Row]:
+    """Every variant in every cell of the grid."""
+    axes = [
+        [(axis.name, name, settings) for name, settings in axis.choices.items()]
+        for axis in experiment.grid
+    ]
+    found = []
+    for name, variant in experiment.variants.items():
+        for cell in itertools.product(*axes):
+            settings = {**experiment.recipe, **variant.settings}
+            for _, _, chosen in cell:
+                settings |= chosen
+            choices = {axis: choice for axis, choice, _ in cell}
+            label = ",".join([name, *(f"{axis}={choice}" for axis, choice in choices.items())])
+            found.append(Row(label, name, choices, settings, variant.search, variant.where))
+    return found
+
+
+def baseline_of(experiment: Experiment, rows: Sequence[Row]) -> dict[str, str]:
+    """Name of the row that each row is compared to: the baseline's row in the same cell, or the one row that is named.
+
+    Raises:
+        ConfigError: there is no such row.
+    """
+    name = experiment.baseline
+    if not name:
+        return {}
+    if name in experiment.variants:
+        cells = {json.dumps(row.cell): row.name for row in rows if row.variant == name}
+        pairs = {row.name: cells[json.dumps(row.cell)] for row in rows}
+    elif name in {row.name for row in rows}:
+        pairs = {row.name: name for row in rows}
+    else:
+        raise ConfigError(
+            f"{experiment.path}: baseline: found {name!r}, expected a variant "
+            f"({shorten(list(experiment.variants))}) or a row ({shorten([row.name for row in rows])})."
+        )
+    return {row: other for row, other in pairs.items() if row != other}
+
+
+def select(experiment: Experiment, rows: Sequence[Row], only: Sequence[str]) -> list[Row]:
+    """The rows of some variants, or some rows by their full names; all if none are named.
+
+    Raises:
+        ConfigError: a name is neither.
+    """
+    for name in only:
+        if not any(name in (row.variant, row.name) for row in rows):
+            raise ConfigError(
+                f"--only {name}: {experiment.path} has no such variant or row. Variants: "
+                f"{', '.join(experiment.variants)}; rows: {shorten([row.name for row in rows])}."
+            )
+    return [row for row in rows if not only or row.variant in only or row.name in only]
+
+
+def unique(wanted: Sequence[Run]) -> dict[str, Run]:
+    """One run for every contract, by its key: the finished one, else one with a checkpoint, else the first.
+
+    Raises:
+        ConfigError: a folder holds a finished run with other settings.
+    """
+    rank = {"finished": 0, "started": 1, "new": 2}
+    chosen: dict[str, Run] = {}
+    for run in wanted:
+        known = chosen.get(run.key)
+        if known is None or rank[run.state] < rank[known.state]:
+            chosen[run.key] = run
+    for run in chosen.values():
+        run.record()
+    return chosen
+
+
+def in_order(found: Sequence[Run]) -> list[Run]:
+    """Seed by seed, so that an experiment that is stopped early can be compared."""
+    return sorted(found, key=lambda run: run.seed)
+
+
+def describe(row: Row, experiment: Experiment) -> dict[str, Any]:
+    """What sets a row apart from the recipe, as plain values by dotted name."""
+    return {
+        name: node.plain()
+        for name, node in {**row.settings, **experiment.flags}.items()
+        if experiment.recipe.get(name) is not node
+    }
+
+
+def _blame(settings: Settings, row: Row, message: str) -> str:
+    """File and line of the setting that a message names; the row's where it names none."""
+    named = [
+        name for name in settings if re.search(rf"(?<![\w.]){re.escape(name)}(?![\w.]*\w)", message)
+    ]
+    return settings[max(named, key=len)].where if named else row.where

@@ -1,0 +1,370 @@
+"""The experiment file: which rows a table has, which seeds, and how settings are chosen. Checked strictly.
+
+A setting is spelled as on the command line (``customkd.w_logits``), or nested as in a recipe. Which values it may have
+is checked when the rows are made whole; here only that it exists.
+"""
+
+import dataclasses
+import difflib
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, get_type_hints
+
+from distill.config import DistillConfig
+from distill.experiments.located import Node, read_yaml
+from featstore.errors import ConfigError
+
+KEYS = ("recipe", "out", "seeds", "baseline", "variants", "grid", "tune")
+OWN = ("out", "seeds")
+"""Settings of a recipe that the experiment decides."""
+TUNE = "tune"
+"""Folder of the tuning runs; no variant can have this name."""
+TUNED = {"data.validation", "eval.part"}
+"""Settings that tuning decides."""
+
+Settings = dict[str, Node]
+"""By dotted name, e.g. "train.lr"."""
+
+NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]*")
+"""Names of rows are names of folders."""
+
+
+@dataclass(frozen=True)
+class Variant:
+    """A row before the grid is applied.
+
+    Attributes:
+        settings: that replace the recipe's.
+        search: settings to try on top of these; empty without tuning.
+        where: file and line.
+    """
+
+    settings: Settings
+    search: list[Settings]
+    where: str
+
+
+@dataclass(frozen=True)
+class Axis:
+    """One axis of the grid: settings by the name of each choice."""
+
+    name: str
+    choices: dict[str, Settings]
+
+
+@dataclass(frozen=True)
+class Tune:
+    """How settings are chosen.
+
+    Attributes:
+        budget: settings tried per row.
+        exact: every row tries this many; otherwise at most.
+        seeds: of the tries.
+        validation: images per class that are held out of training and decide; 0 takes the recipe's number.
+    """
+
+    budget: int
+    exact: bool
+    seeds: list[int]
+    validation: int
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """An experiment file.
+
+    Attributes:
+        path: of the file.
+        recipe: the base settings.
+        out: folder of the results.
+        seeds: one run per row and seed.
+        baseline: name of a variant or a row that the others are compared to; "" for none.
+        variants: by name.
+        grid: axes; every variant gets a row for each combination.
+        tune: None to take all settings as they are.
+        flags: settings from the command line, which replace all others.
+    """
+
+    path: Path
+    recipe: Settings
+    out: str
+    seeds: list[int]
+    baseline: str
+    variants: dict[str, Variant]
+    grid: list[Axis]
+    tune: Tune | None
+    flags: Settings
+
+
+def read_experiment(path: Path, flags: Mapping[str, Any] | None = None) -> Experiment:
+    """Read an experiment file and the recipe it names.
+
+    Args:
+        path: of the file.
+        flags: settings by dotted name that replace those of the recipe and of every row; ``out`` and ``seeds`` replace
+            the file's own.
+
+    Raises:
+        ConfigError: names file, line and key, what was found and what was expected.
+    """
+    top = read_yaml(path).mapping(path.name)
+    _check_keys(top, KEYS, "")
+    given = {key: Node(value, f"--{key}") for key, value in (flags or {}).items()}
+    top = {**top, **{key: given.pop(key) for key in OWN if key in given}}
+    for key in ("recipe", "out"):
+        if key not in top:
+            raise ConfigError(f"{path}: {key}: is missing.")
+    recipe = flatten(read_yaml(path.absolute().parent / _text(top["recipe"], "recipe")))
+    known = {**recipe, **settings_of(given)}
+    tune = _read_tune(top[TUNE]) if TUNE in top else None
+    variants = _read_variants(top.get("variants"), known, tune)
+    seeds = _seeds(top["seeds"], "seeds") if "seeds" in top else _seeds_of(recipe)
+    grid = _read_grid(top["grid"]) if "grid" in top else []
+    flags_left = settings_of(given)
+    if "variants" not in top:
+        flags_left.pop("methods", None)  # the rows are made of it
+    _check_flags(flags_left, variants, grid)
+    return Experiment(
+        path=path,
+        recipe={key: node for key, node in recipe.items() if key not in OWN},
+        out=_text(top["out"], "out"),
+        seeds=seeds,
+        baseline=_text(top["baseline"], "baseline") if "baseline" in top else "",
+        variants=variants,
+        grid=grid,
+        tune=tune,
+        flags=flags_left,
+    )
+
+
+def flatten(node: Node) -> Settings:
+    """Settings by dotted name, from nested ones, dotted ones, or both.
+
+    Raises:
+        ConfigError: there is no such setting, or one is given twice.
+    """
+    return settings_of(node.mapping("settings"))
+
+
+def settings_of(members: Mapping[str, Node]) -> Settings:
+    """As ``flatten``, for members of a mapping."""
+    found: Settings = {}
+    for name, node in _leaves(members, ""):
+        if name in found:
+            raise ConfigError(
+                f"{node.where}: {name}: is given a second time, first at {found[name].where}. Remove one."
+            )
+        found[name] = node
+    return found
+
+
+def nested(settings: Settings) -> dict[str, Any]:
+    """The inverse of ``flatten``, as plain values."""
+    top: dict[str, Any] = {}
+    for name, node in settings.items():
+        *sections, last = name.split(".")
+        inner = top
+        for section in sections:
+            inner = inner.setdefault(section, {})
+        inner[last] = node.plain()
+    return top
+
+
+def _leaves(members: Mapping[str, Node], prefix: str) -> Iterator[tuple[str, Node]]:
+    for key, node in members.items():
+        name = f"{prefix}{key}"
+        if name in LEAVES:
+            yield name, node
+        elif name in SECTIONS:
+            yield from _leaves(node.mapping(name), f"{name}.")
+        else:
+            raise ConfigError(f"{node.where}: {name}: there is no such setting.{_near(name)}")
+
+
+def _near(name: str) -> str:
+    close = difflib.get_close_matches(name, [*LEAVES, *SECTIONS], n=1, cutoff=0.7)
+    last = name.rpartition(".")[2]
+    close = close or [leaf for leaf in LEAVES if leaf.rpartition(".")[2] == last]
+    return f" Did you mean {close[0]}?" if close else " All settings: pipelines/distill.py --help"
+
+
+def _names(config_class: Any, prefix: str = "") -> Iterator[tuple[str, bool]]:
+    """Dotted names of all settings, and whether each is a section."""
+    kinds = get_type_hints(config_class)
+    for item in dataclasses.fields(config_class):
+        section = dataclasses.is_dataclass(kinds[item.name])
+        yield f"{prefix}{item.name}", section
+        if section:
+            yield from _names(kinds[item.name], f"{prefix}{item.name}.")
+
+
+LEAVES = frozenset(name for name, section in _names(DistillConfig) if not section)
+SECTIONS = frozenset(name for name, section in _names(DistillConfig) if section)
+
+
+def _check_keys(members: Mapping[str, Node], known: tuple[str, ...], prefix: str) -> None:
+    for key, node in members.items():
+        if key not in known:
+            close = difflib.get_close_matches(key, known, n=1)
+            hint = f" Did you mean {close[0]}?" if close else ""
+            raise ConfigError(
+                f"{node.where}: {prefix}{key}: unknown key, expected one of {', '.join(known)}.{hint}"
+            )
+
+
+def _text(node: Node, key: str) -> str:
+    if not isinstance(node.value, str) or not node.value:
+        raise node.wrong(key, "text")
+    return node.value
+
+
+def _seeds(node: Node, key: str) -> list[int]:
+    values = node.plain()
+    numbers = isinstance(values, list) and all(type(value) is int for value in values)
+    if not numbers or not values or min(values) < 0 or len(set(values)) < len(values):
+        raise node.wrong(key, "different numbers from 0 on, e.g. [0, 1, 2]")
+    return list(values)
+
+
+def _seeds_of(recipe: Settings) -> list[int]:
+    if "seeds" in recipe:
+        return _seeds(recipe["seeds"], "seeds")
+    return DistillConfig().seeds
+
+
+def _read_variants(node: Node | None, recipe: Settings, tune: Tune | None) -> dict[str, Variant]:
+    """The rows as they are written; without any, one for every method of the recipe."""
+    if node is None:
+        methods = recipe["methods"] if "methods" in recipe else Node(DistillConfig().methods, "")
+        listed = methods.plain()
+        if not isinstance(listed, list):
+            raise methods.wrong("methods", "a list of names")
+        named = {
+            str(name): Variant({"methods": Node([str(name)], methods.where)}, [], methods.where)
+            for name in listed
+        }
+    else:
+        named = {
+            name: _read_variant(name, member) for name, member in node.mapping("variants").items()
+        }
+    if not named:
+        assert node is not None
+        raise node.wrong("variants", "at least one")
+    for name, variant in named.items():
+        if not NAME.fullmatch(name) or name == TUNE:
+            raise ConfigError(
+                f"{variant.where}: variants.{name}: the name becomes that of a folder: letters, digits and . _ + - "
+                f'only, and not "{TUNE}".'
+            )
+        _check_search(name, variant, tune)
+    return named
+
+
+def _read_variant(name: str, node: Node) -> Variant:
+    members = {} if node.value is None else dict(node.mapping(f"variants.{name}"))
+    listed = members.pop("search", Node([], node.where))
+    if not isinstance(listed.value, list):
+        raise listed.wrong(f"variants.{name}.search", "a list of settings to try")
+    _refuse(members, OWN, f"variants.{name}", "the experiment decides it for all rows")
+    search = [flatten(item) for item in listed.value]
+    for tried in search:
+        _refuse(tried, (*OWN, *TUNED), f"variants.{name}.search", "it is not one to search over")
+    return Variant(settings_of(members), search, node.where)
+
+
+def _refuse(members: Mapping[str, Node], names: tuple[str, ...], where: str, because: str) -> None:
+    for name in names:
+        if name in members:
+            raise ConfigError(
+                f"{members[name].where}: {where}.{name}: cannot be set here; {because}."
+            )
+
+
+def _check_search(name: str, variant: Variant, tune: Tune | None) -> None:
+    count = len(variant.search)
+    if tune is None and count:
+        raise ConfigError(
+            f"{variant.where}: variants.{name}.search: found {count} settings to try, but no tune section that says "
+            "how: tune: {budget: " + str(count) + ", seeds: [0], validation: N}."
+        )
+    if tune is not None and (count > tune.budget or (tune.exact and count != tune.budget)):
+        raise ConfigError(
+            f"{variant.where}: variants.{name}.search: found {count} settings to try, expected "
+            f"{'' if tune.exact else 'at most '}{tune.budget} (tune.budget), the same for every row. "
+            'Give as many, or say "budget: at most N".'
+        )
+
+
+def _read_grid(node: Node) -> list[Axis]:
+    members = node.mapping("grid")
+    shorts = [key.rpartition(".")[2] for key in members]
+    axes = []
+    for (key, choices), short in zip(members.items(), shorts, strict=True):
+        _refuse({key: choices}, (*OWN, "methods"), "grid", "name rows under variants instead")
+        axes.append(_read_axis(key, choices, short if shorts.count(short) == 1 else key))
+    return axes
+
+
+def _read_axis(key: str, node: Node, label: str) -> Axis:
+    """Choices: a list of plain values, or named ones (name: value) where a value is no name for a folder."""
+    if isinstance(node.value, dict):
+        named = dict(node.value)
+    elif isinstance(node.value, list):
+        named = {_label(key, item): item for item in node.value}
+        if len(named) < len(node.value):
+            raise node.wrong(f"grid.{key}", "different values")
+    else:
+        raise node.wrong(f"grid.{key}", "a list of values, or names with values")
+    if not named:
+        raise node.wrong(f"grid.{key}", "at least one value")
+    for name, item in named.items():
+        if not NAME.fullmatch(name):
+            raise item.wrong(
+                f"grid.{key}",
+                "values that can be part of a folder's name (letters, digits and . _ + -)",
+                "Name the others: {name: value}.",
+            )
+    return Axis(label, {name: settings_of({key: item}) for name, item in named.items()})
+
+
+def _label(key: str, node: Node) -> str:
+    if isinstance(node.value, list | dict) or node.value is None:
+        raise node.wrong(f"grid.{key}", "a plain value", "Name others: {name: value}.")
+    return str(node.value).lower() if isinstance(node.value, bool) else str(node.value)
+
+
+def _read_tune(node: Node) -> Tune:
+    members = node.mapping(TUNE)
+    _check_keys(members, ("budget", "seeds", "validation"), f"{TUNE}.")
+    if "budget" not in members:
+        raise node.wrong(f"{TUNE}.budget", "the number of settings that every row tries")
+    budget = members["budget"]
+    text = re.fullmatch(r"(at most )?([1-9]\d*)", str(budget.value))
+    if text is None or isinstance(budget.value, float):
+        raise budget.wrong(f"{TUNE}.budget", 'a number, or "at most N"')
+    validation = members.get("validation", Node(0, ""))
+    if type(validation.value) is not int or validation.value < 0:
+        raise validation.wrong(f"{TUNE}.validation", "a number of images per class")
+    return Tune(
+        budget=int(text[2]),
+        exact=text[1] is None,
+        seeds=_seeds(members["seeds"], f"{TUNE}.seeds") if "seeds" in members else [0],
+        validation=validation.value,
+    )
+
+
+def _check_flags(flags: Settings, variants: dict[str, Variant], grid: list[Axis]) -> None:
+    """A flag holds for all rows; one that would make different rows equal is a mistake."""
+    of_rows = [
+        settings
+        for variant in variants.values()
+        for settings in (variant.settings, *variant.search)
+    ] + [settings for axis in grid for settings in axis.choices.values()]
+    for name, node in flags.items():
+        for settings in of_rows:
+            if name in settings:
+                raise ConfigError(
+                    f"{node.where}: holds for all rows, but {settings[name].where} sets it for one. Change the file."
+                )

@@ -1,0 +1,238 @@
+"""An experiment's results as text, Markdown, CSV and JSON."""
+
+import csv
+import dataclasses
+import io
+import statistics
+from collections.abc import Collection, Sequence
+from pathlib import Path
+from typing import Any
+
+from distill import runs
+from distill.experiments.cost import Cost
+from distill.experiments.outcome import Images, RowResult
+from distill.experiments.plan import describe
+from distill.experiments.spec import Experiment
+from distill.statistics import detectable, sign_test
+from featstore.atomic import write_bytes
+from featstore.measure import format_bytes
+
+COLUMNS = (
+    "row", "method", "seed", "state", "top1", "teacher_probe_top1", "seconds", "steps", "num_labelled",
+    "num_unlabelled", "num_test", "peak_memory_mb", "peak_device_memory_mb", "shared", "folder", "contract_sha256",
+    "error",
+)  # fmt: skip
+"""Columns of results.csv, one line per row and seed."""
+
+LEVEL = 0.05
+"""Below it the test over images counts."""
+WEAK_BELOW = 6
+"""With fewer pairs a sign test cannot reach 0.05, and the table says what its t test can see."""
+
+
+def cells(results: Sequence[RowResult], seeds: Sequence[int], part: str) -> list[tuple[str, ...]]:
+    """Header and rows of the table, as text. Accuracies are percent, differences percentage points."""
+    header = ("row", "runs", f"{part} top-1 %", "min..max", "difference [95 %]", "p", "p Holm", "better", "images",
+              "probe %", "s/run", "MB")  # fmt: skip
+    rows = [header, *(_row(result, len(seeds)) for result in results)]
+    if not any(result.comparison for result in results):
+        rows = [(*row[:4], *row[9:]) for row in rows]
+    return rows
+
+
+def _row(result: RowResult, wanted: int) -> tuple[str, ...]:
+    count = f"{len(result.records)}/{wanted}" if len(result.records) < wanted else f"{wanted}"
+    if not result.records:
+        return (result.row.name, count, *["-"] * 10)
+    top1 = result.values("top1")
+    memory = max(result.values("peak_device_memory_mb")) or max(result.values("peak_memory_mb"))
+    return (
+        result.row.name,
+        count,
+        spread(top1),
+        f"{100 * min(top1):.1f}..{100 * max(top1):.1f}",
+        *_comparison(result),
+        f"{100 * statistics.fmean(result.values('teacher_probe_top1')):.1f}",
+        f"{statistics.fmean(result.values('seconds')):.1f}",
+        f"{memory:,.0f}",
+    )
+
+
+def _comparison(result: RowResult) -> tuple[str, ...]:
+    found = result.comparison
+    if found is None:
+        return ("-",) * 5
+    test = found.test
+    interval = (
+        "" if test.low is None else f" [{100 * test.low:+.1f}, {100 * (test.high or 0):+.1f}]"
+    )
+    return (
+        f"{100 * test.mean:+.1f}{interval}",
+        "-" if test.p is None else f"{test.p:.3f}",
+        "-" if found.p_holm is None else f"{found.p_holm:.3f}",
+        f"{test.better}/{test.count}",
+        _images(found.images.values()),
+    )
+
+
+def _images(found: Collection[Images]) -> str:
+    """In how many seeds the test over images speaks for the row, and in how many against it."""
+    if not found:
+        return "-"
+    sure = [item.only - item.only_baseline for item in found if item.p < LEVEL]
+    return f"{sum(gain > 0 for gain in sure)} up {sum(gain < 0 for gain in sure)} down"
+
+
+def spread(values: Sequence[float]) -> str:
+    """Mean and sample standard deviation in percent; no deviation for a single value."""
+    mean = f"{100 * statistics.fmean(values):.1f}"
+    return f"{mean} +- {100 * statistics.stdev(values):.1f}" if len(values) > 1 else mean
+
+
+def plain(rows: Sequence[tuple[str, ...]]) -> str:
+    """For a terminal."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    lines = ["  ".join(map(str.ljust, row, widths)).rstrip() for row in rows]
+    return "\n".join([lines[0], "-" * (sum(widths) + 2 * (len(widths) - 1)), *lines[1:]])
+
+
+def markdown(rows: Sequence[tuple[str, ...]]) -> str:
+    """For a page."""
+    lines = [f"| {' | '.join(row)} |" for row in rows]
+    return "\n".join([lines[0], f"|{' --- |' * len(rows[0])}", *lines[1:]])
+
+
+def notes(experiment: Experiment, results: Sequence[RowResult], cost: Cost) -> list[str]:
+    """What a reader must know beside the numbers."""
+    found = []
+    tests = [result.comparison for result in results if result.comparison]
+    if tests:
+        found.append(
+            f"difference: percentage points to {experiment.baseline}, paired by seed, with the 95 % interval and the p "
+            "of a paired t test (- with one seed, or where all differences are equal); p Holm: corrected for all "
+            f"{sum(item.test.p is not None for item in tests)} tests; better: seeds in which the row is ahead; "
+            f"images: seeds in which its gains or losses over the test images are beyond chance (McNemar, p < {LEVEL})."
+        )
+        fewest = min(item.test.count for item in tests)
+        if fewest < WEAK_BELOW:
+            found.append(_weakness(fewest))
+    found += _shared(results)
+    for result in results:
+        if result.choice:
+            chosen = result.choice.tries[result.choice.chosen]
+            found.append(
+                f"{result.row.name}: {_settings(chosen.settings)} chosen among {len(result.choice.tries)} by "
+                f"{100 * chosen.mean:.1f} % on {result.choice.validation} validation images per class, seeds "
+                f"{', '.join(map(str, result.choice.seeds))}."
+            )
+    return found + cost_lines(cost)
+
+
+def _weakness(pairs: int) -> str:
+    """What so few pairs can show, in words."""
+    if pairs < 2:
+        return "one seed shows no spread: nothing can be tested. Give three seeds or more."
+    return (
+        f"{pairs} pairs are weak evidence: the t test reaches p < 0.05 only where the mean difference is above "
+        f"{detectable(pairs):.1f} times the standard deviation of the differences, and a sign test cannot go below "
+        f"p = {sign_test(pairs, 0):.2g}."
+    )
+
+
+def _shared(results: Sequence[RowResult]) -> list[str]:
+    """Which rows count the same run."""
+    rows_of: dict[str, list[str]] = {}
+    for result in results:
+        for seed in result.shared:
+            rows_of.setdefault(result.runs[seed].key, []).append(result.row.name)
+    groups = dict.fromkeys(", ".join(dict.fromkeys(names)) for names in rows_of.values())
+    return [f"the same settings, trained once for all of these rows: {names}." for names in groups]
+
+
+def _settings(settings: dict[str, Any]) -> str:
+    return ", ".join(f"{name} = {value}" for name, value in settings.items()) or "no change"
+
+
+def cost_lines(cost: Cost) -> list[str]:
+    """The extraction is paid once: what it cost, and what it would have cost in every run."""
+    found = []
+    for store in cost.stores:
+        spent = ", ".join(f"{name} {value:.0f} s" for name, value in store.seconds.items())
+        found.append(
+            f"teacher, paid once: {store.images:,} images x {store.views} views, "
+            f"{sum(store.seconds.values()):.0f} s ({spent or 'no times in the ledger'}), "
+            f"{format_bytes(store.bytes)} in {store.path}."
+        )
+    found.append(f"students trained from it: {cost.runs} runs, {_hours(cost.hours)} in all.")
+    if cost.live_hours is not None:
+        once = sum(store.seconds.get("teacher", 0.0) for store in cost.stores) / 3600
+        found.append(
+            f"with a live teacher in every run: {_hours(cost.live_hours)} of teacher more, against {_hours(once)} once "
+            f"(estimate: {cost.teacher_images:,} images shown x the ledger's seconds per image and view)."
+        )
+    return found
+
+
+def _hours(hours: float) -> str:
+    return f"{hours:.1f} h" if hours >= 1 else f"{60 * hours:.1f} min"
+
+
+def write(
+    out: Path,
+    experiment: Experiment,
+    results: Sequence[RowResult],
+    cost: Cost,
+    rows: Sequence[tuple[str, ...]],
+    said: Sequence[str],
+) -> list[Path]:
+    """Write results.json, results.csv and table.md; returns their paths."""
+    values = {
+        "experiment": str(experiment.path),
+        "seeds": experiment.seeds,
+        "baseline": experiment.baseline,
+        "rows": [_as_json(result, experiment) for result in results],
+        "cost": dataclasses.asdict(cost),
+        "notes": list(said),
+    }
+    runs.write_json(out / "results.json", values)
+    text = io.StringIO()
+    writer = csv.DictWriter(text, COLUMNS, extrasaction="ignore", lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(line for result in results for line in _lines(result))
+    write_bytes(out / "results.csv", text.getvalue().encode())
+    page = f"{markdown(rows)}\n\n" + "\n".join(f"- {line}" for line in said) + "\n"
+    write_bytes(out / "table.md", page.encode())
+    return [out / name for name in ("results.json", "results.csv", "table.md")]
+
+
+def _as_json(result: RowResult, experiment: Experiment) -> dict[str, Any]:
+    found = result.comparison
+    top1 = result.values("top1")
+    return {
+        "row": result.row.name,
+        "variant": result.row.variant,
+        "cell": result.row.cell,
+        "settings": describe(result.row, experiment),
+        "tuned": None if result.choice is None else dataclasses.asdict(result.choice),
+        "mean": statistics.fmean(top1) if top1 else None,
+        "std": statistics.stdev(top1) if len(top1) > 1 else None,
+        "comparison": None if found is None else dataclasses.asdict(found),
+        "runs": list(_lines(result)),
+    }
+
+
+def _lines(result: RowResult) -> list[dict[str, Any]]:
+    """One line per seed that was asked for."""
+    lines = []
+    for seed in sorted({*result.runs, *result.failures}):
+        line: dict[str, Any] = {"row": result.row.name, "seed": seed, "state": "missing"}
+        if seed in result.runs:
+            line["folder"] = str(result.runs[seed].folder)
+        if seed in result.records:
+            record = result.records[seed]
+            line |= {name: record[name] for name in COLUMNS if name in record}
+            line |= {"state": "finished", "shared": seed in result.shared}
+        elif seed in result.failures:
+            line |= {"state": "failed", "error": result.failures[seed].message}
+        lines.append(line)
+    return lines

@@ -1,0 +1,137 @@
+"""Choosing a row's settings: every try is trained and measured on a validation part, the best mean wins."""
+
+import dataclasses
+import json
+import statistics
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from distill import runs
+from distill.experiments.plan import Row, Run
+from distill.experiments.pool import Failure
+from distill.experiments.spec import TUNE, Settings
+from featstore.errors import ConfigError
+
+NAME = "tuned.json"
+DIVERGED = "TrainingDiverged"
+"""A try that ends like this has lost; any other failure leaves the choice open."""
+
+Result = dict[str, Any] | Failure
+"""A run's record, or why there is none."""
+
+
+@dataclass(frozen=True)
+class Try:
+    """One setting that was tried.
+
+    Attributes:
+        settings: by dotted name.
+        top1: accuracy on the validation part for every tuning seed; empty if one of its runs diverged.
+        keys: of its runs, which are those of other runs as soon as anything that matters changes.
+        error: why there is no accuracy.
+    """
+
+    settings: dict[str, Any]
+    top1: list[float]
+    keys: list[str]
+    error: str = ""
+
+    @property
+    def mean(self) -> float:
+        """Over the seeds; below every accuracy if it diverged."""
+        return statistics.fmean(self.top1) if self.top1 else -1.0
+
+
+@dataclass(frozen=True)
+class Choice:
+    """What was decided for one row.
+
+    Attributes:
+        chosen: number of the winning try; of equal ones the first.
+        tries: all of them.
+        validation: images per class that decided.
+        seeds: of the tries.
+    """
+
+    chosen: int
+    tries: list[Try]
+    validation: int
+    seeds: list[int]
+
+
+def choose(
+    row: Row, tries: Sequence[Sequence[Run]], results: Mapping[str, Result]
+) -> Choice | Failure:
+    """Compare the tries of a row.
+
+    Args:
+        row: with its search.
+        tries: the runs of each setting, one per seed.
+        results: of all of them, by their keys.
+
+    Returns:
+        The choice; a failure if a try failed for another reason than the settings, or if all diverged.
+    """
+    found = []
+    for settings, group in zip(row.search, tries, strict=True):
+        records: list[dict[str, Any]] = []
+        error = ""
+        for run in group:
+            result = results[run.key]
+            if not isinstance(result, Failure):
+                records.append(result)
+            elif result.kind == DIVERGED:
+                error = result.message
+            else:
+                return Failure(
+                    "NotTuned", f"settings are not chosen, because {run.label}: {result.message}"
+                )
+        top1 = [] if error else [record["top1"] for record in records]
+        found.append(Try(_plain(settings), top1, [run.key for run in group], error))
+    best = max(range(len(found)), key=lambda number: found[number].mean)
+    if not found[best].top1:
+        return Failure("NotTuned", f"all {len(found)} settings diverged; {found[best].error}")
+    config = tries[0][0].config
+    return Choice(best, found, config.data.validation, [run.seed for run in tries[0]])
+
+
+def read_choices(out: Path) -> dict[str, Choice]:
+    """What tuned.json says, by name of the row; empty if it is not there.
+
+    Raises:
+        ConfigError: it is not such a file.
+    """
+    path = out / NAME
+    try:
+        values = json.loads(path.read_bytes())
+        return {
+            name: Choice(**{**entry, "tries": [Try(**item) for item in entry["tries"]]})
+            for name, entry in values.items()
+        }
+    except FileNotFoundError:
+        return {}
+    except (ValueError, TypeError, KeyError, AttributeError) as error:
+        raise ConfigError(
+            f"{path}: not a record of chosen settings ({error}). Delete it; it is made again from the runs in "
+            f"{out / TUNE}."
+        ) from None
+
+
+def write_choices(out: Path, choices: Mapping[str, Choice]) -> None:
+    """Write tuned.json."""
+    runs.write_json(
+        out / NAME, {name: dataclasses.asdict(choice) for name, choice in choices.items()}
+    )
+
+
+def still_holds(choice: Choice | None, tries: Sequence[Sequence[Run]]) -> bool:
+    """Whether a choice was made between these very runs."""
+    return choice is not None and [item.keys for item in choice.tries] == [
+        [run.key for run in group] for group in tries
+    ]
+
+
+def _plain(settings: Settings) -> dict[str, Any]:
+    return {name: node.plain() for name, node in settings.items()}

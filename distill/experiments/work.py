@@ -1,0 +1,219 @@
+"""What a worker does: one run after another, with all that runs share read once and kept in memory."""
+
+import contextlib
+import dataclasses
+import hashlib
+import json
+import traceback
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate.state import AcceleratorState, GradientState
+
+from distill import checkpoint, task, train
+from distill.config import DistillConfig, StudentConfig
+from distill.experiments.plan import Run
+from distill.experiments.pool import Seat, Tell
+from distill.join import Split
+from distill.methods import METHODS
+from distill.methods.base import Needs
+from distill.options.augment import PhotometricConfig
+from distill.partners import PARTNERS
+from distill.probe import LinearProbe
+from distill.sampler import CANONICAL, make_plan
+from distill.student import build_student
+from distill.task import Task
+from featstore import FeatureStore
+from featstore.errors import FeatstoreError
+from featstore.sources import open_source
+
+OUTPUT_NAME = "output.txt"
+"""In a run's folder: what it printed."""
+
+COLOURS = tuple(item.name for item in dataclasses.fields(PhotometricConfig))
+"""Settings of the data that change pictures after they were decoded and cut."""
+LATER = ("labels_per_class", "label_seed", "validation", "strong", "cache_mb", *COLOURS)
+"""Settings of the data that decide neither which images are joined nor which views are in use."""
+
+
+class Workshop:
+    """Makes runs; keeps stores, joined images, decoded pictures and the teacher's probes for the next one.
+
+    Args:
+        seat: what the runs may use.
+    """
+
+    def __init__(self, seat: Seat) -> None:
+        self.seat = seat
+        self._stores: dict[str, FeatureStore] = {}
+        self._sources: dict[str, Any] = {}
+        self._tasks: dict[str, Task] = {}
+        self._splits: dict[str, Split] = {}
+        self._probes: dict[str, LinearProbe] = {}
+        self._sizes: dict[str, tuple[int, int]] = {}
+        self.notes: dict[str, None] = {}
+        """What a user should hear of data and students, in the order in which it was found by ``check``."""
+        torch.set_num_threads(seat.threads)
+
+    def __call__(self, run: Run, tell: Tell) -> dict[str, Any]:
+        """Train, export and measure one student. What it prints goes to a file in its folder.
+
+        Raises:
+            FeatstoreError: as ``train.run``.
+        """
+        with _printed_to(run.folder / OUTPUT_NAME):
+            try:
+                data = self.task(run.config)
+                config = self._with_workers(run.config, data)
+                _forget_last_run()
+                return train.run(
+                    config,
+                    data,
+                    self._probe(run.config, data),
+                    method=run.method,
+                    seed=run.seed,
+                    on_step=tell,
+                )
+            except FeatstoreError:
+                raise
+            except Exception:
+                traceback.print_exc()
+                raise
+
+    def check(self, run: Run) -> int:
+        """Everything that can be known to be wrong before a run starts. Returns its optimiser steps.
+
+        Raises:
+            FeatstoreError: the data, the student or the checkpoint in its folder do not fit the settings.
+        """
+        config = run.config
+        data = self.task(config)
+        part = self._split(config, data)
+        self._input_size(config.student, data.samples.num_classes, run.seed)
+        self.notes |= dict.fromkeys([*data.samples.notes, *part.notes])
+        needs = needs_of(config)
+        if needs.grid:
+            _ = data.grid
+        checkpoint.load(run.folder, run.contract)
+        plan = make_plan(
+            config.train,
+            num_labelled=len(part.labelled),
+            num_unlabelled=len(part.unlabelled),
+            use_unlabelled=needs.unlabelled,
+            processes=1,
+        )
+        return plan.steps_per_epoch * config.train.epochs
+
+    def task(self, config: DistillConfig) -> Task:
+        """The joined images of a run; joined once for all runs that differ in other settings only."""
+        values = dataclasses.asdict(config)
+        asked = {name: values[name] for name in ("source", "store", "field", "teachers")}
+        asked |= {name: values[name] for name in ("teacher_weight", "grid_field")}
+        asked |= {name: value for name, value in values["data"].items() if name not in LATER}
+        key = json.dumps(asked)
+        if key not in self._tasks:
+            self._tasks[key] = self._share_pictures(self._prepare(config))
+        found = self._tasks[key]
+        for other in self._tasks.values():
+            if other.caches is not found.caches:
+                other.caches.clear()  # memory holds the pictures of one set of images
+        return dataclasses.replace(found, data=config.data)
+
+    def _prepare(self, config: DistillConfig) -> Task:
+        source = json.dumps(dataclasses.asdict(config.source))
+        if source not in self._sources:
+            self._sources[source] = open_source(config.source)
+        if config.store not in self._stores:
+            self._stores[config.store] = FeatureStore.open(config.store)
+        return task.prepare(
+            self._sources[source],
+            self._stores[config.store],
+            config.data,
+            config.field,
+            weight=config.teacher_weight,
+            teachers=config.teachers,
+            grid_field=config.grid_field,
+        )
+
+    def _share_pictures(self, new: Task) -> Task:
+        """Give a task the decoded pictures of another one with the same images and regions."""
+        for known in self._tasks.values():
+            same = known.samples.source is new.samples.source
+            if same and known.rule == new.rule and known.samples.ids == new.samples.ids:
+                return dataclasses.replace(new, caches=known.caches)
+        return new
+
+    def _split(self, config: DistillConfig, data: Task) -> Split:
+        key = json.dumps(
+            [dataclasses.asdict(config.data), config.seeds, config.eval.part, id(data.samples)]
+        )
+        if key not in self._splits:
+            self._splits[key] = data.split(config.seeds[0], measured=config.eval.part)
+        return self._splits[key]
+
+    def _probe(self, config: DistillConfig, data: Task) -> LinearProbe:
+        """The teacher's probe on the labelled part, fitted once however many methods use it."""
+        part = self._split(config, data)
+        most, seed = config.eval.probe_rows, config.seeds[0]
+        members = hashlib.sha256(part.labelled.tobytes()).hexdigest()
+        key = json.dumps([members, most, seed, id(data.features)])
+        if key not in self._probes:
+            self._probes[key] = data.fit_probe(part, most=most, seed=seed)
+        return self._probes[key]
+
+    def _input_size(self, config: StudentConfig, classes: int, seed: int) -> tuple[int, int]:
+        """(H, W) of the student's input; building it once checks its name and its weights."""
+        values = dataclasses.asdict(config)
+        key = json.dumps([values, classes, seed if "{seed}" in config.weights else 0], default=str)
+        if key not in self._sizes:
+            student = build_student(config, classes, seed=seed)
+            self.notes |= dict.fromkeys(student.notes)
+            self._sizes[key] = student.input_size
+        return self._sizes[key]
+
+    def _with_workers(self, config: DistillConfig, data: Task) -> DistillConfig:
+        """Choose the loading processes: none where pictures come from memory, else no more than there are cores.
+
+        The number never changes a result. Pictures that are loaded in this process stay for the next run.
+        """
+        partner = PARTNERS.get(config.partner)
+        coloured = any(getattr(config.data, name) for name in COLOURS)
+        changed = coloured or (partner is not None and partner.strong_views(config) > 0)
+        height, width = self._input_size(config.student, data.samples.num_classes, config.seeds[0])
+        views = len({*data.columns, CANONICAL})
+        held = len(data.samples.ids) * views * height * width * 3
+        fits = held <= config.data.cache_mb * 2**20
+        most = 0 if fits and not changed else max(0, self.seat.threads - 1)
+        workers = min(config.train.workers, most)
+        return dataclasses.replace(config, train=dataclasses.replace(config.train, workers=workers))
+
+
+def needs_of(config: DistillConfig) -> Needs:
+    """What the run's method and its partner ask of the data."""
+    needs = METHODS[config.methods[0]].needs(config)
+    partner = PARTNERS.get(config.partner)
+    return needs if partner is None else needs | partner.needs(config)
+
+
+def _forget_last_run() -> None:
+    """Start the next run as if it were the first of its process."""
+    # accelerate keeps one state per process and refuses another precision until it is reset.
+    AcceleratorState._reset_state(reset_partial_state=True)
+    GradientState._reset_state()
+    if torch.cuda.is_available():
+        torch.cuda.reset_peak_memory_stats()
+    # Linux: the largest memory so far, which the run's record names, starts again from here.
+    with contextlib.suppress(OSError), Path("/proc/self/clear_refs").open("w") as file:
+        file.write("5")
+
+
+@contextlib.contextmanager
+def _printed_to(path: Path) -> Iterator[None]:
+    """Append what is printed in here to a file; progress bars see that it is no terminal and stay away."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("a") as file, contextlib.redirect_stdout(file), contextlib.redirect_stderr(file):
+        yield
+    if not path.stat().st_size:
+        path.unlink()
