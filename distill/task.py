@@ -14,7 +14,7 @@ from distill.diagnostics import thin_out, top1
 from distill.features import Features, Grid, StoredField, check_vector, reference_column
 from distill.join import Samples, Split, join, match_views, split
 from distill.probe import LinearProbe, fit_probe
-from distill.sampler import Indices, allowed_columns
+from distill.sampler import Indices, ViewPicker, allowed_columns
 from distill.student import Student
 from featstore import FeatureStore
 from featstore.errors import ConfigError
@@ -94,6 +94,10 @@ class Task:
         assert self.features is not None
         logits = torch.from_numpy(probe.logits(self.features.take(part.test).numpy()))
         return top1(logits, torch.from_numpy(self.samples.labels[part.test]))
+
+    def picker(self, seed: int) -> ViewPicker:
+        """Which of the views in use is shown in which pass of one run."""
+        return ViewPicker(self.columns, self.samples.stored_ids, seed=seed)
 
     def cache(self, megabytes: int) -> PictureCache:
         """Decoded views that all runs over this task share, as far as they load in one process."""

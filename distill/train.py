@@ -28,7 +28,7 @@ from distill.methods.base import Needs, Part, Side
 from distill.optim import Meter, make_optimiser, read_terms
 from distill.partners import PARTNERS, Partner
 from distill.probe import LinearProbe
-from distill.sampler import Indices, JointSampler, Plan, Stream, ViewPicker, make_plan
+from distill.sampler import Indices, JointSampler, Plan, Stream, make_plan
 from distill.student import Student, build_student
 from distill.task import Task
 from featstore.atomic import write_bytes
@@ -137,7 +137,7 @@ class Loop:
         self.name = runs.run_name(config, method)
         self.accelerator = accelerator
         self.part: Split = task.split(seed, measured=config.eval.part)
-        self.picker = ViewPicker(task.columns, task.samples.stored_ids, seed=seed)
+        self.picker = task.picker(seed)
         partner = PARTNERS.get(config.partner)
         self.needs: Needs = METHODS[method].needs(config)
         if partner is not None:
@@ -539,14 +539,16 @@ class Loop:
             runs.write_json(self.folder / "evaluation.json", result)
             predictions.write(self.folder, measured.predictions)
             runs.write_json(self.folder / "run.json", record)
-            if self.config.report:
+            # Runs that only choose settings are many, and nobody looks at them.
+            if self.config.report and self.config.eval.part == "test":
+                # A method that adapts the teacher's features owns the modules that do it.
+                adapts = bool(self.method.owned())
                 report.write_run(
                     self.folder,
                     self.task,
                     self.part.test,
                     measured,
-                    # A method that adapts the teacher's features owns the modules that do it.
-                    customise=getattr(self.method, "customise", None) if self.method.owned() else None,
+                    customise=getattr(self.method, "customise", None) if adapts else None,
                     device=self.accelerator.device,
                     say=self.accelerator.print,
                 )

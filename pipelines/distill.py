@@ -25,7 +25,7 @@ def main(config: DistillConfig) -> list[dict[str, object]]:
     Raises:
         FeatstoreError: something the user can mend; a run that was stopped goes on with the same command.
     """
-    from distill import report, runs, task, train
+    from distill import report, task, train
     from distill.export import snippet
     from distill.student import build_student
     from featstore import FeatureStore
@@ -36,7 +36,15 @@ def main(config: DistillConfig) -> list[dict[str, object]]:
 
     # Checked against each other before any training: store, field, views, images, labels.
     store = FeatureStore.open(config.store)
-    data = task.prepare(open_source(config.source), store, config.data, config.field)
+    data = task.prepare(
+        open_source(config.source),
+        store,
+        config.data,
+        config.field,
+        weight=config.teacher_weight,
+        teachers=config.teachers,
+        grid_field=config.grid_field,
+    )
     student = build_student(config.student, data.samples.num_classes)
     say(
         f"store     {store.path}, {store.num_rows:,} rows, field {config.field} by "
@@ -63,13 +71,15 @@ def main(config: DistillConfig) -> list[dict[str, object]]:
             # Trained: the student and projections. Frozen: the stored features. See distill/methods/.
             record = train.run(config, data, probes(seed), method=method, seed=seed)
             how = "finished before" if record.get("skipped") else f"{record['seconds']:.1f} s"
-            say(f"  {method:<10} test top-1 {100 * record['top1']:.1f} %   ({how})")
+            say(
+                f"  {record['method']:<10} {config.eval.part} top-1 {100 * record['top1']:.1f} %   ({how})"
+            )
             records.append(record)
 
     if accelerator.is_main_process:
-        files = report.write(Path(config.out), records)
+        files = report.write(Path(config.out), records, page=config.report, say=say)
         best = max(records, key=lambda record: record["top1"])
-        folder = runs.run_dir(config, best["method"], best["seed"])
+        folder = Path(config.out) / best["method"] / f"seed{best['seed']}"
         say(f"\n{report.table(records)}\n")
         say(
             "files: "

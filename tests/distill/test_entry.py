@@ -134,7 +134,7 @@ def test_two_processes_give_the_losses_of_one(
     which divides by small second moments at first. 1e-3 is a hundred times what was seen and far below any effect of
     a wrong share.
     """
-    config = make_config(methods=["customkd", "probe_kd"])
+    config = make_config(methods=["customkd", "kd"])
     main(config)
     two = dataclasses.replace(config, out=config.out + "-two")
     recipe = write_recipe(tmp_path / "r.yaml", two)
