@@ -541,14 +541,12 @@ class Loop:
             runs.write_json(self.folder / "run.json", record)
             # Runs that only choose settings are many, and nobody looks at them.
             if self.config.report and self.config.eval.part == "test":
-                # A method that adapts the teacher's features owns the modules that do it.
-                adapts = bool(self.method.owned())
                 report.write_run(
                     self.folder,
                     self.task,
                     self.part.test,
                     measured,
-                    customise=getattr(self.method, "customise", None) if adapts else None,
+                    customise=self.method.customiser(),
                     device=self.accelerator.device,
                     say=self.accelerator.print,
                 )

@@ -274,6 +274,10 @@ class Method(Part, ABC):
             The weighted terms of the loss by name; the loop minimises their sum. The cross entropy on labels is "ce".
         """
 
+    def customiser(self) -> Callable[[Tensor], Tensor] | None:
+        """What turns raw stored vectors (B, D) into those made for the student, (B, C); None if nothing does."""
+        return None
+
     def fold(self, student: Student, sides: Mapping[str, nn.Module]) -> None:
         """Change a copy of the student so that it alone predicts what student and sides did, with the same keys.
 

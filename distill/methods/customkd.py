@@ -98,6 +98,10 @@ class CustomKD(Method):
         check_width("stored feature", feature_BD, self.setup.features.width)
         return ACTIVATIONS[self.options.match_activation](self.custom(self.norm(feature_BD)))
 
+    def customiser(self) -> Callable[[Tensor], Tensor] | None:
+        """``customise``, unless no term of the loss needs P_t."""
+        return self.customise if self.options.customises else None
+
     def begin_epoch(self, epoch: int, student: Student) -> dict[str, float]:
         """Stage 1 at the start of a cycle, and what there is to see of the features then."""
         options, self.epoch = self.options, epoch
