@@ -1,46 +1,43 @@
 """Cached equals live: training from a store gives the losses of training with the teacher beside it.
 
-The live side is here, not in ``distill``, which never imports a teacher.
+The live side is in ``benchmarks``, not in ``distill``, which never imports a teacher.
 """
 
 import dataclasses
-import json
 from collections.abc import Callable, Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import timm
 import torch
 from safetensors.torch import save_file
-from torch import Tensor
 
+from benchmarks._live import (
+    TOLERANCE,
+    TOLERATED_STEPS,
+    LiveTask,
+    largest_difference,
+    live_task,
+    logged_losses,
+)
 from distill import task, train
 from distill.config import DistillConfig
 from distill.config import TeacherConfig as FurtherTeacher
-from distill.features import Features, Grid
-from distill.join import Indices, Samples
 from featstore import FeatureStore
 from featstore.config import ExtractConfig, SourceConfig, StoreConfig, TeacherConfig, ViewsConfig
-from featstore.decode import decode_image
 from featstore.sources import open_source
 from featstore.teachers import Teacher, build_teacher
-from featstore.views import cut, view_box
 from pipelines import extract
 from tests.conftest import TINY_ARGS
 from tests.distill.conftest import MakeConfig
 
 FIELDS = ["cls", "grid2"]
 
-TOLERANCE = {"float32": 1e-4, "float16": 1e-3, "bfloat16": 8e-3, "int8": 2e-2}
-"""Of every loss of every step, relative and absolute. float32: how images are batched changes the last bits. The others
-are four times the rounding in units of a channel's standard deviation, 2^-12, 2^-9 and 0.5 %: a squared error counts it
-twice, and six steps of training carry it on."""
-
 MakeStore = Callable[..., Path]
 MakeTeacher = Callable[[int], Teacher]
+Losses = dict[str, list[float]]
 
 
 def teacher_config(width: int, weights: Path) -> TeacherConfig:
@@ -112,83 +109,7 @@ def make_store(
     return make
 
 
-def seen(
-    teacher: Teacher, store: FeatureStore, samples: Samples, field: str, requests: Any
-) -> Tensor:
-    """What the teacher says of (sample, column) pairs, each computed from the image's bytes: (n, *shape)."""
-    rule = store.manifest.teacher_of(field).preprocessing
-    assert rule is not None
-    pictures = []
-    for index, column in requests:
-        view = store.manifest.views.views[column]
-        image = decode_image(samples.source.read(int(samples.positions[index])))
-        box = view_box(
-            view,
-            store.manifest.views,
-            sample_id=samples.ids[index],
-            width=image.width,
-            height=image.height,
-            size=rule.size,
-            crop_pct=rule.crop_pct,
-            crop_mode=rule.crop_mode,
-        )
-        picture = cut(
-            image, box, size=rule.size, interpolation=rule.interpolation, mirrored=view.mirrored
-        )
-        pictures.append(np.asarray(picture))
-    pixels = torch.from_numpy(np.stack(pictures)).permute(0, 3, 1, 2)
-    return teacher.features(pixels)[field].clone()
-
-
-class LiveFeatures(Features):
-    """The teachers themselves in place of the stores."""
-
-    def __init__(self, stored: Features, live: Sequence[Teacher]) -> None:
-        first, *others = stored.teachers
-        super().__init__(
-            first.store, first.field, stored._samples, weight=first.weight, others=others
-        )
-        self.live = live
-
-    def _read(self, indices: Indices, columns: Indices) -> Tensor:
-        grid = np.broadcast_to(columns, (len(indices), columns.shape[-1]))
-        pairs = [
-            (index, column) for index, row in zip(indices, grid, strict=True) for column in row
-        ]
-        parts = [
-            seen(live, stored.store, self._samples, stored.field, pairs)
-            for live, stored in zip(self.live, self.teachers, strict=True)
-        ]
-        return torch.cat(parts, dim=1).reshape(len(indices), grid.shape[1], -1)
-
-
-class LiveGrid(Grid):
-    """The same for patch grids."""
-
-    def __init__(self, stored: Grid, samples: Samples, live: Teacher) -> None:
-        super().__init__(stored.store, stored.field, samples)
-        self.samples, self.live = samples, live
-
-    def take(self, indices: Indices, columns: Indices | None = None) -> Tensor:
-        """See ``Grid.take``."""
-        chosen = np.full(len(indices), self.reference) if columns is None else columns
-        pairs = list(zip(indices, chosen, strict=True))
-        return seen(self.live, self.store, self.samples, self.field, pairs)
-
-
-class LiveTask(task.Task):
-    """A task that asks teachers."""
-
-    @property
-    def grid(self) -> Grid:
-        """See ``Task.grid``."""
-        assert isinstance(self.features, LiveFeatures)
-        return LiveGrid(super().grid, self.samples, self.features.live[0])
-
-
-def losses(
-    config: DistillConfig, method: str, live: Sequence[Teacher] = ()
-) -> dict[str, list[Any]]:
+def losses(config: DistillConfig, method: str, live: Sequence[Teacher] = ()) -> Losses:
     """Every logged loss term of a run, in order; with teachers, nothing is read from a store but its manifest."""
     data = task.prepare(
         open_source(config.source),
@@ -199,23 +120,17 @@ def losses(
         teachers=config.teachers,
     )
     if live:
-        assert data.features is not None
-        parts = {item.name: getattr(data, item.name) for item in dataclasses.fields(data)}
-        data = LiveTask(**{**parts, "features": LiveFeatures(data.features, live)})
+        data = live_task(data, live, kind=LiveTask)
     probe = data.fit_probe(data.split(0), most=1000, seed=0)
     train.run(config, data, probe, method=method, seed=0)
-    text = (Path(config.out) / method / "seed0" / "metrics.jsonl").read_text()
-    lines = [json.loads(line) for line in text.splitlines()]
-    names = {name for line in lines for name in line if name.startswith(("loss/", "stage1/loss"))}
-    return {name: [line[name] for line in lines if name in line] for name in sorted(names)}
+    return logged_losses(Path(config.out) / method / "seed0")
 
 
-def compare(cached: dict[str, list[Any]], live: dict[str, list[Any]], tolerance: float) -> None:
+def compare(cached: Losses, live: Losses, tolerance: float) -> None:
     """Term by term, step by step."""
     assert cached.keys() == live.keys()
-    assert len(cached["loss/ce"]) >= 6
-    for name, values in cached.items():
-        assert values == pytest.approx(live[name], rel=tolerance, abs=tolerance), name
+    assert len(cached["loss/ce"]) == TOLERATED_STEPS
+    assert largest_difference(cached, live) <= tolerance
 
 
 @pytest.mark.parametrize(
