@@ -83,10 +83,10 @@ RECIPES = Path(__file__).resolve().parents[1] / "pipelines" / "recipes" / "digit
 SETTINGS = (
     "--methods=[fitnet,customkd]",
     "--out=outputs/digits/views",
-    "--fitnet={norm: standardize, weight: 10}",
+    "--fitnet={norm: standardize, weight: 100}",
     # Without watching, which would look at test images in every epoch, and changes nothing that is learnt.
-    "--customkd={norm: standardize, match_norm: layernorm, stage1_epochs: 3, w_general: 10, w_logits: 1,"
-    " watch_every: 0}",
+    "--customkd={norm: standardize, match_norm: layernorm, stage1_epochs: 3, w_general: 100,"
+    " w_specific: 10, w_logits: 0.3, watch_every: 0}",
     "--train.log_every=1",
 )
 """What the recipe and the flags may overrule."""
