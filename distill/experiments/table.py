@@ -198,7 +198,7 @@ def write(
     text = io.StringIO()
     writer = csv.DictWriter(text, COLUMNS, extrasaction="ignore", lineterminator="\n")
     writer.writeheader()
-    writer.writerows(line for result in results for line in _lines(result))
+    writer.writerows(line for result in results for line in _lines(result, out))
     write_bytes(out / "results.csv", text.getvalue().encode())
     page = f"{markdown(rows)}\n\n" + "\n".join(f"- {line}" for line in said) + "\n"
     write_bytes(out / "table.md", page.encode())
@@ -217,17 +217,17 @@ def _as_json(result: RowResult, experiment: Experiment) -> dict[str, Any]:
         "mean": statistics.fmean(top1) if top1 else None,
         "std": statistics.stdev(top1) if len(top1) > 1 else None,
         "comparison": None if found is None else dataclasses.asdict(found),
-        "runs": list(_lines(result)),
+        "runs": _lines(result, Path(experiment.out)),
     }
 
 
-def _lines(result: RowResult) -> list[dict[str, Any]]:
-    """One line per seed that was asked for."""
+def _lines(result: RowResult, out: Path) -> list[dict[str, Any]]:
+    """One line per seed that was asked for; folders are told relative to ``out``."""
     lines = []
     for seed in sorted({*result.runs, *result.failures}):
         line: dict[str, Any] = {"row": result.row.name, "seed": seed, "state": "missing"}
         if seed in result.runs:
-            line["folder"] = str(result.runs[seed].folder)
+            line["folder"] = str(result.runs[seed].folder.relative_to(out))
         if seed in result.records:
             record = result.records[seed]
             line |= {name: record[name] for name in COLUMNS if name in record}

@@ -15,6 +15,7 @@ from distill.config import (
     TrainConfig,
 )
 from distill.options.customkd import CustomKDConfig
+from distill.options.features import FitNetConfig
 from featstore import FeatureStore
 from featstore.config import SourceConfig
 from featstore.sources import open_source
@@ -57,7 +58,11 @@ def make_config(images: Path, store: FeatureStore, tmp_path: Path) -> MakeConfig
         student=StudentConfig(name="test_convnext", image_size=32),
         methods=["customkd"],
         seeds=[0],
-        customkd=CustomKDConfig(stage1_batch=8),
+        # The plain form: weights of one, nothing normalised.
+        customkd=CustomKDConfig(
+            w_general=1, w_specific=1, w_logits=0, norm="none", match_norm="none", stage1_batch=8
+        ),
+        fitnet=FitNetConfig(weight=1, norm="none"),
         train=TrainConfig(
             epochs=2, warmup_epochs=0, labelled_batch=4, unlabelled_batch=8, workers=0, log_every=1
         ),
