@@ -60,9 +60,14 @@ def make_config(images: Path, store: FeatureStore, tmp_path: Path) -> MakeConfig
         seeds=[0],
         # The plain form: weights of one, nothing normalised.
         customkd=CustomKDConfig(
-            w_general=1, w_specific=1, w_logits=0, norm="none", match_norm="none", stage1_batch=8
+            w_general=1.0,
+            w_specific=1.0,
+            w_logits=0.0,
+            norm="none",
+            match_norm="none",
+            stage1_batch=8,
         ),
-        fitnet=FitNetConfig(weight=1, norm="none"),
+        fitnet=FitNetConfig(weight=1.0, norm="none"),
         train=TrainConfig(
             epochs=2, warmup_epochs=0, labelled_batch=4, unlabelled_batch=8, workers=0, log_every=1
         ),

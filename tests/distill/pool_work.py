@@ -89,6 +89,8 @@ def _stat(pid: int) -> list[str]:
 
 
 if __name__ == "__main__":
+    # A shell starts background jobs, and so a test run among them, with this signal ignored.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
         main(Path(sys.argv[1]))
     except KeyboardInterrupt:
