@@ -2,12 +2,8 @@
 
 from dataclasses import dataclass
 
+from distill.options.common import not_negative
 from featstore.config import require
-
-
-def _not_negative(option: str, values: dict[str, float]) -> None:
-    for name, value in values.items():
-        require(value >= 0, f"--{option}.{name} {value} must not be negative.")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -18,7 +14,7 @@ class DANConfig:
     """Weight of the term [C]."""
 
     def __post_init__(self) -> None:
-        _not_negative("dan", {"weight": self.weight})
+        not_negative("dan", self, "weight")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,7 +25,7 @@ class DeepCORALConfig:
     """Weight of the term [C]."""
 
     def __post_init__(self) -> None:
-        _not_negative("deepcoral", {"weight": self.weight})
+        not_negative("deepcoral", self, "weight")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,7 +41,7 @@ class DANNConfig:
     """Of the discriminator's two hidden layers [C]."""
 
     def __post_init__(self) -> None:
-        _not_negative("dann", {"weight": self.weight, "gamma": self.gamma})
+        not_negative("dann", self, "weight", "gamma")
         require(self.width > 0, f"--dann.width {self.width} must be positive.")
 
 
@@ -59,7 +55,7 @@ class DSANConfig:
     """The weight is scaled by 2 / (1 + exp(-gamma p)) - 1, p = 0 to 1 over training. 10: the authors; 1: DeepDA [C]."""
 
     def __post_init__(self) -> None:
-        _not_negative("dsan", {"weight": self.weight, "gamma": self.gamma})
+        not_negative("dsan", self, "weight", "gamma")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -78,14 +74,7 @@ class SENTRYConfig:
     """Latest predictions that the frequencies are taken from [C]."""
 
     def __post_init__(self) -> None:
-        _not_negative(
-            "sentry",
-            {
-                "source_epochs": self.source_epochs,
-                "w_entropy": self.w_entropy,
-                "w_frequency": self.w_frequency,
-            },
-        )
+        not_negative("sentry", self, "source_epochs", "w_entropy", "w_frequency")
         for name in ("committee", "queue"):
             value = getattr(self, name)
             require(value > 0, f"--sentry.{name} {value} must be positive.")
@@ -106,14 +95,7 @@ class SHOTConfig:
     """Weight of the cross entropy to the pseudo-labels of the epoch [C]."""
 
     def __post_init__(self) -> None:
-        _not_negative(
-            "shot",
-            {
-                "source_epochs": self.source_epochs,
-                "w_information": self.w_information,
-                "w_pseudo": self.w_pseudo,
-            },
-        )
+        not_negative("shot", self, "source_epochs", "w_information", "w_pseudo")
         require(
             0 <= self.label_smoothing < 1,
             f"--shot.label_smoothing {self.label_smoothing} must be at least 0 and below 1.",

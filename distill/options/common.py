@@ -28,3 +28,25 @@ def positive(part: str, options: Any, *names: str) -> None:
     for name in names:
         value = getattr(options, name)
         require(value > 0, f"--{part}.{name} {value} must be positive.")
+
+
+def share(part: str, options: Any, *names: str) -> None:
+    """Check options of one method or partner.
+
+    Raises:
+        ConfigError: names the first one outside 0 to 1.
+    """
+    for name in names:
+        value = getattr(options, name)
+        require(0 <= value <= 1, f"--{part}.{name} {value} must lie between 0 and 1.")
+
+
+def momentum(part: str, options: Any, *names: str) -> None:
+    """Check options of one method or partner.
+
+    Raises:
+        ConfigError: names the first one below 0, or not below 1.
+    """
+    for name in names:
+        value = getattr(options, name)
+        require(0 <= value < 1, f"--{part}.{name} {value} must be at least 0 and below 1.")

@@ -3,24 +3,11 @@
 from dataclasses import dataclass
 from typing import Literal
 
+from distill.options.common import momentum, not_negative, share
 from featstore.config import require
 
 LabelsFrom = Literal["student", "probe"]
 """Who guesses the label of an unlabelled image: the student on the weak view, or the linear probe on what is stored."""
-
-
-def _check_weights(option: str, values: dict[str, float]) -> None:
-    for name, value in values.items():
-        require(value >= 0, f"--{option}.{name} {value} must not be negative.")
-
-
-def _check_shares(option: str, values: dict[str, float]) -> None:
-    for name, value in values.items():
-        require(0 <= value <= 1, f"--{option}.{name} {value} must lie between 0 and 1.")
-
-
-def _check_momentum(option: str, value: float, name: str = "momentum") -> None:
-    require(0 <= value < 1, f"--{option}.{name} {value} must be at least 0 and below 1.")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,8 +24,8 @@ class PseudoLabelConfig:
     """student: the weak view's own argmax. probe: the linear probe on the stored feature [I]."""
 
     def __post_init__(self) -> None:
-        _check_weights("pseudo_label", {"weight": self.weight})
-        _check_shares("pseudo_label", {"threshold": self.threshold, "warmup": self.warmup})
+        not_negative("pseudo_label", self, "weight")
+        share("pseudo_label", self, "threshold", "warmup")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,8 +40,8 @@ class FixMatchConfig:
     """student: guess on the weak view. probe: the linear probe on the stored feature [I]."""
 
     def __post_init__(self) -> None:
-        _check_weights("fixmatch", {"weight": self.weight})
-        _check_shares("fixmatch", {"threshold": self.threshold})
+        not_negative("fixmatch", self, "weight")
+        share("fixmatch", self, "threshold")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,8 +56,8 @@ class FlexMatchConfig:
     """student: guess on the weak view. probe: the linear probe on the stored feature [I]."""
 
     def __post_init__(self) -> None:
-        _check_weights("flexmatch", {"weight": self.weight})
-        _check_shares("flexmatch", {"threshold": self.threshold})
+        not_negative("flexmatch", self, "weight")
+        share("flexmatch", self, "threshold")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -87,8 +74,8 @@ class FreeMatchConfig:
     """student: guess on the weak view. probe: the linear probe on the stored feature [I]."""
 
     def __post_init__(self) -> None:
-        _check_weights("freematch", {"weight": self.weight, "w_fairness": self.w_fairness})
-        _check_momentum("freematch", self.momentum)
+        not_negative("freematch", self, "weight", "w_fairness")
+        momentum("freematch", self, "momentum")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -105,8 +92,8 @@ class SoftMatchConfig:
     """student: guess on the weak view. probe: the linear probe on the stored feature [I]."""
 
     def __post_init__(self) -> None:
-        _check_weights("softmatch", {"weight": self.weight})
-        _check_momentum("softmatch", self.momentum)
+        not_negative("softmatch", self, "weight")
+        momentum("softmatch", self, "momentum")
         require(self.n_sigma > 0, f"--softmatch.n_sigma {self.n_sigma} must be positive.")
 
 
@@ -122,9 +109,9 @@ class AdaMatchConfig:
     """Of the moving means, per step [C]; 0.99 suits runs of a few hundred steps better [I]."""
 
     def __post_init__(self) -> None:
-        _check_weights("adamatch", {"weight": self.weight})
-        _check_shares("adamatch", {"threshold": self.threshold})
-        _check_momentum("adamatch", self.momentum)
+        not_negative("adamatch", self, "weight")
+        share("adamatch", self, "threshold")
+        momentum("adamatch", self, "momentum")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -152,9 +139,9 @@ class SimMatchConfig:
     """Of the embedding."""
 
     def __post_init__(self) -> None:
-        _check_weights("simmatch", {"weight": self.weight, "w_instance": self.w_instance})
-        _check_shares("simmatch", {"threshold": self.threshold, "smoothing": self.smoothing})
-        _check_momentum("simmatch", self.bank_momentum, "bank_momentum")
+        not_negative("simmatch", self, "weight", "w_instance")
+        share("simmatch", self, "threshold", "smoothing")
+        momentum("simmatch", self, "bank_momentum")
         for name in ("temperature", "queue", "width"):
             value = getattr(self, name)
             require(value > 0, f"--simmatch.{name} {value} must be positive.")
