@@ -18,6 +18,8 @@ the package stay plain ``AssertionError`` or ``TypeError``; they are not part of
        |- ViewMismatch        the stored views cannot answer what was asked of them
        |- StoreWriteError     the disk refused (full, read-only, broken)
        |- TooManyInvalid      more images were skipped than the set share allows
+       |- RemoteError         a place of a URL does not answer, refuses, or cannot do what is asked
+          |- RemoteNotFound   it answers that there is no such file
 """
 
 from collections.abc import Sequence
@@ -81,6 +83,14 @@ class StoreWriteError(StoreError):
 
 class TooManyInvalid(StoreError):
     """More images were skipped than the set share allows."""
+
+
+class RemoteError(StoreError):
+    """A place of a URL does not answer, refuses, or cannot do what is asked."""
+
+
+class RemoteNotFound(RemoteError):
+    """A place of a URL answers that there is no such file."""
 
 
 def shorten(items: Sequence[object], limit: int = 5) -> str:

@@ -1,2 +1,2 @@
-"""What the commands of ``featstore`` do once their arguments are parsed; one file for each, or for two that belong
-together. Each has a function that takes the arguments and returns the exit status."""
+"""The commands of ``featstore``, one file each: ``DESCRIPTION``, ``add_arguments`` and ``run``, which returns the exit
+status. Only the file of the command that was asked for is imported."""

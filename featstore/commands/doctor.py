@@ -3,11 +3,21 @@
 import argparse
 import dataclasses
 import json
+from pathlib import Path
 
 from featstore.doctor import examine
 
+DESCRIPTION = "Check what extraction needs of this machine: versions, processor, accelerator, memory, disk, hub."
 
-def doctor(arguments: argparse.Namespace) -> int:
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the arguments."""
+    parser.add_argument(
+        "--path", type=Path, default=Path(), help="where stores will lie (default: here)"
+    )
+
+
+def run(arguments: argparse.Namespace) -> int:
     """Look at the machine; returns the exit status."""
     found = []
     for check in examine(arguments.path):

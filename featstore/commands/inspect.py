@@ -3,6 +3,7 @@
 import argparse
 import json
 from collections import Counter
+from pathlib import Path
 from typing import Any
 
 from featstore.ledger import committed_shards, read_complete
@@ -23,7 +24,19 @@ COUNTED_SHARDS = 1000
 """Stores of fewer shards are counted without being asked: their ledger is read in a second or so."""
 
 
-def inspect(arguments: argparse.Namespace) -> int:
+DESCRIPTION = """\
+Say what a store holds: teachers, views, fields, counts, skipped images. Exit status 1 if shards are missing.
+Counts that have to be read from every shard are given for stores of fewer than 1,000 shards, or with --counts.
+"""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the arguments."""
+    parser.add_argument("store", type=Path, help="folder of the store")
+    parser.add_argument("--counts", action="store_true", help="count, however many shards")
+
+
+def run(arguments: argparse.Namespace) -> int:
     """Say what a store holds; returns the exit status."""
     manifest = read_manifest(arguments.store)
     shards = committed_shards(arguments.store, manifest.num_shards)

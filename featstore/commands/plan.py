@@ -6,9 +6,11 @@ import json
 import math
 import re
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from featstore.choices import measured_choices, sample_rows
+from featstore.commands.arguments import positive
 from featstore.errors import ConfigError
 from featstore.ids import check_name
 from featstore.manifest import FieldRecord
@@ -39,7 +41,43 @@ class Wanted:
         )
 
 
-def plan(arguments: argparse.Namespace) -> int:
+DESCRIPTION = """\
+How many bytes, files and hours, before anything is written. Two forms:
+
+  featstore plan STORE
+      measures each type and codec on rows that a store has
+  featstore plan --images 1281167 --field cls=1024 --field grid7=7x7x1024:float16
+      reckons from shapes; what codecs save is then what is typical
+"""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the arguments."""
+    parser.add_argument("store", nargs="?", type=Path, help="folder of a store to measure on")
+    parser.add_argument(
+        "--rows", type=positive, default=512, help="rows that are measured (default: 512)"
+    )
+    parser.add_argument("--images", type=positive, help="images of the store to be")
+    parser.add_argument(
+        "--field",
+        action="append",
+        default=[],
+        metavar="NAME=SHAPE[:DTYPE]",
+        help="a field of it, e.g. cls=1024 or grid7=7x7x1024:bfloat16; may be repeated",
+    )
+    parser.add_argument("--views", type=positive, default=1, help="views per image (default: 1)")
+    parser.add_argument(
+        "--shard-rows", type=positive, default=4096, help="most rows of a shard (default: 4096)"
+    )
+    parser.add_argument(
+        "--images-per-second", type=float, help="rate of the teacher, all processes together"
+    )
+    parser.add_argument(
+        "--path", type=Path, help="where it would go: measures the disk and looks for free space"
+    )
+
+
+def run(arguments: argparse.Namespace) -> int:
     """Reckon, on the rows of a store or from shapes; returns the exit status."""
     if (arguments.store is None) == (not arguments.field):
         raise ConfigError(

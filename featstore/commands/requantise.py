@@ -3,15 +3,45 @@
 import argparse
 import json
 import sys
+from pathlib import Path
 from typing import Any
 
 from tqdm import tqdm
 
 from featstore import requantise as library
+from featstore.commands.arguments import positive
 from featstore.requantise import Change
 
+DESCRIPTION = """\
+Write a store again with its features in another type, without the teacher: the same rows, ids and views. What the type
+costs is measured and kept in the new manifest. A run that was stopped goes on with the same command.
+"""
 
-def requantise(arguments: argparse.Namespace) -> int:
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the arguments."""
+    parser.add_argument("store", type=Path, help="folder of the store")
+    parser.add_argument("out", type=Path, help="folder of the new store")
+    parser.add_argument(
+        "--dtype",
+        required=True,
+        choices=["int8", "bfloat16", "float16", "float32"],
+        help="type of the new store",
+    )
+    parser.add_argument(
+        "--allow-widening",
+        action="store_true",
+        help="also to a type with more digits than there are",
+    )
+    parser.add_argument(
+        "--rows",
+        type=positive,
+        default=2048,
+        help="rows that scales and errors are measured on (default: 2048)",
+    )
+
+
+def run(arguments: argparse.Namespace) -> int:
     """Write a store in another type; returns the exit status."""
     quiet = arguments.json or not sys.stderr.isatty()
     with tqdm(total=1, unit=" shards", disable=quiet, file=sys.stderr, leave=False) as bar:

@@ -3,17 +3,39 @@
 import argparse
 import json
 import sys
+from pathlib import Path
 from typing import Any
 
 from tqdm import tqdm
 
 from featstore import verify as library
+from featstore.commands.arguments import positive
 from featstore.errors import shorten
 from featstore.measure import format_bytes
 from featstore.verify import Report
 
+DESCRIPTION = """\
+Check that every byte of a store is what was written, and that its parts agree. Nothing is changed. Damage is named by
+shard, column, rows and file. extract.py --repair makes damaged shards again.
+"""
 
-def verify(arguments: argparse.Namespace) -> int:
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the arguments."""
+    parser.add_argument("store", type=Path, help="folder of the store")
+    parser.add_argument(
+        "--sample",
+        type=positive,
+        metavar="N",
+        help="look at N random blocks only; takes the same time however large the store is",
+    )
+    parser.add_argument("--seed", type=int, default=0, help="of the sample (default: 0)")
+    parser.add_argument(
+        "--workers", type=positive, default=2, help="threads that read (default: 2)"
+    )
+
+
+def run(arguments: argparse.Namespace) -> int:
     """Check a store; returns the exit status."""
     quiet = arguments.json or not sys.stderr.isatty()
     unit = " blocks" if arguments.sample else " shards"

@@ -1,0 +1,1 @@
+"""Stores at other places: send, fetch, and read in place."""
