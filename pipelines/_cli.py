@@ -9,9 +9,17 @@ from pathlib import Path
 from typing import Any, TypeVar, get_type_hints
 
 import yaml
-from jsonargparse import ArgumentError, ArgumentParser, auto_cli, set_parsing_settings
 
 from featstore.errors import ConfigError, FeatstoreError, TooManyInvalid
+
+INSTALL = (
+    "Training and teachers need more than the store does: pip install 'featstore-distill[distill]'"
+)
+
+try:
+    from jsonargparse import ArgumentError, ArgumentParser, auto_cli, set_parsing_settings
+except ModuleNotFoundError as missing:
+    sys.exit(f"error: {missing}. {INSTALL}")
 
 Config = TypeVar("Config")
 
@@ -94,6 +102,18 @@ def run_main(
         sys.exit(EXIT_TOO_MANY_INVALID)
     except FeatstoreError as error:
         print(f"\nerror: {error}", file=sys.stderr)
+        sys.exit(EXIT_ERROR)
+    except ModuleNotFoundError as error:
+        if error.name not in (
+            "torch",
+            "torchvision",
+            "timm",
+            "open_clip",
+            "accelerate",
+            "torchmetrics",
+        ):
+            raise
+        print(f"\nerror: {error}. {INSTALL}", file=sys.stderr)
         sys.exit(EXIT_ERROR)
     except KeyboardInterrupt:
         print("\ninterrupted; the same command goes on from here", file=sys.stderr)
