@@ -188,6 +188,9 @@ class ExtractConfig:
     """Print the plan and stop."""
     repair: bool = False
     """Check every byte of the store first, and make damaged shards again."""
+    append: bool = False
+    """The source has more images than the finished store: run only those through the teacher, and put them behind its
+    rows. Every other image is read once, and compared with what the store was made of."""
 
     def __post_init__(self) -> None:
         require(self.batch_size > 0, f"--batch_size {self.batch_size} must be positive.")
@@ -199,4 +202,8 @@ class ExtractConfig:
         require(
             not (self.repair and self.dry_run),
             "--repair takes damaged shards back, --dry_run changes nothing; to look only: featstore verify STORE.",
+        )
+        require(
+            not (self.repair and self.append),
+            "--repair and --append are two runs: first make the store whole, then let it grow.",
         )

@@ -22,6 +22,7 @@ from accelerate.utils import broadcast_object_list
 from featstore import __version__
 from featstore.artefacts import describe, pack
 from featstore.backends.base import Array
+from featstore.composition import artefact_bytes
 from featstore.config import ExtractConfig
 from featstore.errors import FeatstoreError, TeacherError
 from featstore.extract import TEACHER, ViewDataset, refuse_non_finite, run_teacher
@@ -40,6 +41,7 @@ from featstore.manifest import (
 )
 from featstore.plan import shard_rows
 from featstore.quantise import calibrate
+from featstore.reader import FeatureStore
 from featstore.sources import Source, mirror_work
 from featstore.teachers import Precision, Teacher, best_precision
 from featstore.views import ViewSet, make_views
@@ -101,8 +103,16 @@ def agree(accelerator: Accelerator, make: Callable[[], Design]) -> Design:
     return outcome[0]
 
 
-def design_store(config: ExtractConfig, *, source: Source, teacher: Teacher) -> Design:
+def design_store(
+    config: ExtractConfig, *, source: Source, teacher: Teacher, like: FeatureStore | None = None
+) -> Design:
     """Settle the manifest, and measure the scales of quantised fields unless the store has them already.
+
+    Args:
+        config: the settings.
+        source: the images.
+        teacher: the frozen model.
+        like: a store whose scales are taken, because the rows shall come to stand behind its own.
 
     Raises:
         TeacherError: nothing in the calibration sample is usable.
@@ -124,10 +134,11 @@ def design_store(config: ExtractConfig, *, source: Source, teacher: Teacher) -> 
     files: dict[str, bytes] = {}
     records: dict[str, ArtefactRecord] = {}
     if config.store.dtype == "int8":
-        found = existing_manifest(config)
+        found = existing_manifest(config) if like is None else like.manifest
         if found is not None:
             fields = {name: _as_found(name, spec, found) for name, spec in fields.items()}
             records = dict(found.artefacts)
+            files = {} if like is None else artefact_bytes(like, list(records))
         else:
             fields, files = _quantise(config, fields, views, source=source, teacher=teacher)
             meaning = "scale and offset of each channel, float32"

@@ -1,13 +1,18 @@
 """Fill a store: any number of processes, of any number of jobs, take the shards that it lacks, one at a time."""
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 
+from featstore.backends import make_backend
 from featstore.backends.base import Backend
+from featstore.errors import ConfigError
 from featstore.leases import Claims, Leases
+from featstore.ledger import read_complete
 from featstore.locks import shared
-from featstore.writer import Shard, ShardWriter, finish
+from featstore.manifest import Manifest
+from featstore.writer import Shard, ShardWriter, finish, open_or_create, tidy
 
 SHORTEST_PAUSE_S = 0.02
 LONGEST_PAUSE_S = 1.0
@@ -16,6 +21,13 @@ LONGEST_PAUSE_S = 1.0
 MakeShards = Callable[[Claims, int], Iterator[Shard]]
 """Given the claims of this process and the first shard that it has claimed, makes that one and, as it likes, further
 ones that it claims itself. A shard that was committed by somebody else meanwhile may be given back instead."""
+
+Progress = Callable[[int, int], None]
+"""Called with the numbers of shards written here, and missing at the start."""
+
+
+def no_progress(done: int, total: int) -> None:
+    """Tell nobody."""
 
 
 @dataclass
@@ -85,3 +97,64 @@ def fill(
         filled.flush_s = time.perf_counter() - begin
         finish(store, manifest.num_shards)
     return filled
+
+
+def make_store(
+    out: Path,
+    manifest: Manifest,
+    artefacts: Mapping[str, bytes],
+    make_shard: Callable[[int], Shard],
+    *,
+    lease_s: float,
+    progress: Progress,
+) -> Manifest:
+    """Make a store of which every shard can be made by itself; go on with one that was begun.
+
+    Args:
+        out: its folder.
+        manifest: what it will say of itself.
+        artefacts: bytes of the files that the manifest lists, by name.
+        make_shard: makes the shard of a number.
+        lease_s: seconds without a sign of life after which another process counts as gone.
+        progress: see ``Progress``.
+
+    Returns:
+        The manifest on disk: the older one when the store was begun before.
+
+    Raises:
+        ManifestMismatch: ``out`` is a store of something else.
+        StoreNotFound: ``out`` holds something that is not a store.
+        StoreBusy, StoreWriteError: see ``fill``.
+    """
+    found = open_or_create(out, manifest, artefacts)
+    if read_complete(out, found.num_shards) is not None:
+        return found
+    done = total = 0
+
+    def make_shards(claims: Claims, first: int) -> Iterator[Shard]:
+        nonlocal done, total
+        shard: int | None = first
+        while shard is not None:
+            total = max(total, 1 + len(claims))
+            yield make_shard(shard)
+            done += 1
+            progress(done, max(total, done))
+            shard = claims.claim_next()
+
+    tidy(out)
+    fill(make_backend(out, found), make_shards, lease_s=lease_s)
+    tidy(out)
+    return found
+
+
+def check_apart(out: Path, *sources: Path) -> None:
+    """Refuse to write a store into one that it is made of.
+
+    Raises:
+        ConfigError: ``out`` is a source, or lies inside one.
+    """
+    for source in sources:
+        if out.resolve() == source.resolve() or source.resolve() in out.resolve().parents:
+            raise ConfigError(
+                f"{out}: a store cannot be written into itself. Choose another folder."
+            )

@@ -11,6 +11,7 @@ import json
 import math
 import uuid
 from functools import cached_property
+from itertools import pairwise
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -29,6 +30,7 @@ from pydantic import (
 from featstore.atomic import write_bytes
 from featstore.errors import ManifestMismatch, StoreError, StoreNotFound
 from featstore.ids import check_name, check_part
+from featstore.plainfiles import read_plain
 from featstore.seal import SealError, seal, unseal
 from featstore.views import CropMode, Interpolation, ViewSet
 
@@ -69,6 +71,15 @@ ITEM_BYTES = {
 SHA256 = r"[0-9a-f]{64}"
 MOST_BYTES = 2**50
 """No row and no object is larger than this: sizes from another team's manifest are multiplied, not believed."""
+MOST_ROWS = 2**36
+MOST_SHARDS = 2**22
+MOST_SHARD_ROWS = 2**24
+MOST_AXES = 16
+MOST_PARTS = 1000
+"""Limits of what a manifest may state, each far above what anybody stores: tables of rows and shards are made from
+these numbers before a single shard is looked at. Fields, teachers and artefacts are counted apart."""
+MOST_DEPTH = 16
+"""Of lists and objects inside each other in a teacher's ``model_args``."""
 
 
 class Record(BaseModel):
@@ -110,6 +121,12 @@ class TeacherRecord(Record):
     """Arithmetic of the forward pass."""
     preprocessing: PreprocessingRecord | None = None
     """None where the inputs are not images."""
+
+    @field_validator("model_args")
+    @classmethod
+    def _plain(cls, values: dict[str, Any]) -> dict[str, Any]:
+        _check_json(values, MOST_DEPTH)
+        return values
 
     @model_validator(mode="after")
     def _check(self) -> "TeacherRecord":
@@ -181,7 +198,7 @@ Encoding = Annotated[
 class FieldRecord(Record):
     """What is stored of every row: rows x views x ``shape``."""
 
-    shape: tuple[PositiveInt, ...]
+    shape: tuple[PositiveInt, ...] = Field(max_length=MOST_AXES)
     """Shape of one view of one row, e.g. (1024,) or (7, 7, 1024); of one item where rows are ragged."""
     dtype: NumberType | Literal["text"]
     """What is read back."""
@@ -239,7 +256,7 @@ class SourceRecord(Record):
 
     kind: str
     uri: str
-    num_samples: int = Field(gt=0)
+    num_samples: int = Field(gt=0, le=MOST_ROWS)
     ids_sha256: str
     """SHA-256 over the ids in row order, each followed by a zero byte."""
     has_labels: bool
@@ -249,7 +266,7 @@ class SourceRecord(Record):
 class WorkRecord(Record):
     """How the work is cut; batches never cross a shard, so any number of processes gives the same bytes."""
 
-    shard_rows: int = Field(gt=0)
+    shard_rows: int = Field(gt=0, le=MOST_SHARD_ROWS)
     """Rows of every shard but the last; of the largest one where ``shard_sizes`` says more."""
     batch_size: int = Field(gt=0)
     shard_sizes: tuple[PositiveInt, ...] = ()
@@ -273,6 +290,17 @@ class WorkRecord(Record):
         return self
 
 
+class VersionRecord(Record):
+    """What a store was before rows were appended: its first ``rows`` rows are that version."""
+
+    version: int = Field(gt=0)
+    """1, 2, ... from the oldest on."""
+    created: str
+    """When that version was made, ISO 8601."""
+    rows: int = Field(gt=0)
+    fingerprint: str = Field(pattern=SHA256)
+
+
 class Manifest(Record):
     """The whole of ``manifest.json``."""
 
@@ -282,12 +310,14 @@ class Manifest(Record):
     created: str
     created_by: dict[str, str]
     """Versions of this package and of the libraries that decide a feature's bits."""
-    teachers: dict[str, TeacherRecord]
+    teachers: dict[str, TeacherRecord] = Field(max_length=MOST_PARTS)
     views: ViewSet
-    fields: dict[str, FieldRecord] = Field(min_length=1)
-    artefacts: dict[str, ArtefactRecord] = Field(default_factory=dict)
+    fields: dict[str, FieldRecord] = Field(min_length=1, max_length=MOST_PARTS)
+    artefacts: dict[str, ArtefactRecord] = Field(default_factory=dict, max_length=MOST_PARTS)
     source: SourceRecord
     work: WorkRecord
+    history: tuple[VersionRecord, ...] = Field(default=(), max_length=MOST_PARTS)
+    """Earlier versions, the oldest first; not written where there is none."""
 
     @field_validator("teachers", "fields", "artefacts")
     @classmethod
@@ -309,17 +339,33 @@ class Manifest(Record):
                 raise ValueError(f"field {name}: no artefact {encoding.channels!r}")
             if field.row_bytes(len(self.views)) * self.work.shard_rows > MOST_BYTES:
                 raise ValueError(f"field {name}: a shard of it is beyond any machine")
+            if isinstance(encoding, RaggedEncoding) and (
+                encoding.most_items * (self.num_rows + self.work.shard_rows) >= 2**62
+            ):
+                raise ValueError(f"field {name}: positions of its items are beyond 64 bits")
             if self.container == "webdataset" and field.codec != "raw":
                 raise ValueError(f"field {name}: codec {field.codec} needs the zarr container")
         for name, artefact in self.artefacts.items():
             if artefact.teacher and artefact.teacher not in self.teachers:
                 raise ValueError(f"artefact {name}: no teacher {artefact.teacher!r}")
+        if self.num_shards > MOST_SHARDS:
+            raise ValueError(f"{self.num_shards:,} shards; at most {MOST_SHARDS:,} can be read")
         sizes = self.work.shard_sizes
         if sizes and (self.container != "webdataset" or sum(sizes) != self.num_rows):
             raise ValueError(
                 f"shard_sizes are for webdataset and must add up to {self.num_rows} rows"
             )
+        rows = [0, *(item.rows for item in self.history), self.num_rows]
+        if [item.version for item in self.history] != list(range(1, len(rows) - 1)) or any(
+            after <= before for before, after in pairwise(rows)
+        ):
+            raise ValueError("history must count versions from 1 on, each with more rows")
         return self
+
+    @property
+    def version(self) -> int:
+        """1, and one more for each time that rows were appended."""
+        return len(self.history) + 1
 
     @property
     def num_rows(self) -> int:
@@ -369,7 +415,7 @@ class Manifest(Record):
 
         The path of the source may move, and a licence may be stated later; both are left out.
         """
-        parts = self.model_dump(mode="json", exclude={"uuid", "created", "created_by"})
+        parts = self.model_dump(mode="json", exclude={"uuid", "created", "created_by", "history"})
         del parts["source"]["uri"]
         for teacher in parts["teachers"].values():
             del teacher["licence"]
@@ -418,7 +464,8 @@ def new_manifest(
 
 def write_manifest(store: Path, manifest: Manifest) -> None:
     """Write ``manifest.json`` atomically."""
-    write_bytes(store / MANIFEST_NAME, seal(manifest.model_dump(mode="json")))
+    unused = set() if manifest.history else {"history"}
+    write_bytes(store / MANIFEST_NAME, seal(manifest.model_dump(mode="json", exclude=unused)))
 
 
 def read_manifest(store: Path) -> Manifest:
@@ -434,7 +481,7 @@ def read_manifest(store: Path) -> Manifest:
             f"{store}: no such folder. Extract a store first: accelerate launch pipelines/extract.py"
         )
     try:
-        values = unseal(path.read_bytes())
+        values = unseal(read_plain(store, MANIFEST_NAME))
     except FileNotFoundError:
         raise StoreNotFound(
             f"{store}: no {MANIFEST_NAME}, so this is not a feature store. Expected the folder that "
@@ -479,9 +526,12 @@ def check_same_contract(store: Path, *, found: Manifest, expected: Manifest) -> 
     lines = "\n".join(
         f"  {key}: the store has {was!r}, now asked for {now!r}" for key, was, now in differing
     )
+    more = expected.num_rows - found.num_rows
+    grown = more > 0 and all(key.startswith(("source.", "work.shard_")) for key, *_ in differing)
     raise ManifestMismatch(
         f"{store / MANIFEST_NAME}: this store was made with other settings; rows of both cannot be mixed:\n{lines}\n"
         "Choose a new folder with --store.path, or run with the settings this store was made with."
+        + (f" To put the {more:,} further images behind its rows: --append true." * grown)
     )
 
 
@@ -496,3 +546,14 @@ def differences(found: Any, expected: Any, key: str = "") -> list[tuple[str, Any
             )
         ]
     return [] if found == expected else [(key, found, expected)]
+
+
+def _check_json(value: Any, depth: int) -> None:
+    """Refuse what JSON cannot hold, or what is nested so deeply that it could not be written again."""
+    if isinstance(value, dict | list):
+        if depth == 0:
+            raise ValueError(f"nested more than {MOST_DEPTH} levels deep")
+        for item in value.values() if isinstance(value, dict) else value:
+            _check_json(item, depth - 1)
+    elif isinstance(value, float) and not math.isfinite(value):
+        raise ValueError("a number that is not finite")

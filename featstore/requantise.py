@@ -7,8 +7,7 @@ nothing half-written can be read.
 # n rows of a sample, V views
 
 import math
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Literal
@@ -16,14 +15,13 @@ from typing import Literal
 import numpy as np
 
 from featstore import __version__
-from featstore.artefacts import artefact_path, describe, pack, read_channels
+from featstore.artefacts import describe, pack, read_channels
 from featstore.backends import Backend, make_backend
 from featstore.backends.base import Array, Rows
+from featstore.composition import artefact_bytes
 from featstore.errors import ConfigError
 from featstore.fields import empty_columns, numpy_dtype, put
-from featstore.fill import fill
-from featstore.leases import Claims
-from featstore.ledger import read_complete
+from featstore.fill import Progress, check_apart, make_store, no_progress
 from featstore.manifest import (
     ArtefactRecord,
     FieldRecord,
@@ -36,7 +34,7 @@ from featstore.manifest import (
 )
 from featstore.quantise import Channels, RoundingError, calibrate, dequantise, rounding_error
 from featstore.reader import FeatureStore
-from featstore.writer import Shard, open_or_create, tidy
+from featstore.writer import Shard
 
 StoredType = Literal["int8", "bfloat16", "float16", "float32"]
 
@@ -74,11 +72,13 @@ class Conversion:
         manifest: what it will say of itself.
         artefacts: bytes of the files that the manifest lists, by name.
         changes: of fields; the others are copied.
+        channels: scales of fields that become int8, by name.
     """
 
     manifest: Manifest
     artefacts: dict[str, bytes]
     changes: list[Change]
+    channels: dict[str, Channels] = field(default_factory=dict)
 
 
 def requantise(
@@ -89,7 +89,7 @@ def requantise(
     allow_widening: bool = False,
     sample_rows: int = 2048,
     lease_s: float = 60,
-    progress: Callable[[int, int], None] = lambda done, total: None,
+    progress: Progress = no_progress,
 ) -> Conversion:
     """Write a store again in another type; go on with one that was begun.
 
@@ -102,7 +102,7 @@ def requantise(
         allow_widening: also write more digits than there are, e.g. for a reader that knows one type only.
         sample_rows: valid rows, evenly spread, that int8 scales and errors are measured on.
         lease_s: seconds without a sign of life after which another process counts as gone.
-        progress: called with the numbers of shards written here and missing at the start.
+        progress: see ``Progress``.
 
     Raises:
         ConfigError: nothing would change, digits would be made up, or numbers do not fit the type.
@@ -110,17 +110,12 @@ def requantise(
         ManifestMismatch: ``out`` is a store of something else.
         StoreBusy, StoreWriteError: see ``featstore.fill``.
     """
-    if out.resolve() == source.resolve() or source.resolve() in out.resolve().parents:
-        raise ConfigError(f"{out}: a store cannot be written into itself. Choose another folder.")
+    check_apart(out, source)
     store = FeatureStore.open(source)
     plan = settle(store, dtype, allow_widening=allow_widening, sample_rows=sample_rows)
-    manifest = open_or_create(out, plan.manifest, plan.artefacts)
-    if read_complete(out, manifest.num_shards) is None:
-        tidy(out)
-        work = _Work(store, make_backend(store.path, store.manifest), manifest, out, plan.changes)
-        make = partial(_make_shards, work, progress)
-        fill(make_backend(out, manifest), make, lease_s=lease_s)
-        tidy(out)
+    work = _Work(store, make_backend(store.path, store.manifest), plan)
+    make = partial(_convert_shard, work)
+    make_store(out, plan.manifest, plan.artefacts, make, lease_s=lease_s, progress=progress)
     return plan
 
 
@@ -147,12 +142,14 @@ def settle(
             "digits that it does not have. Extract it again in that type, or say --allow-widening."
         )
     fields, files, changes = dict(old.fields), _artefacts_kept(store, set(chosen)), []
+    scales: dict[str, Channels] = {}
     rows = _sample(store, sample_rows)
     for name in chosen:
         values = store.gather(name, _fewer(rows, old.fields[name], len(old.views)))
         record, channels, error = _convert_record(name, old.fields[name], values, dtype)
         if channels is not None:
             files[f"{name}.channels"] = pack({"scale": channels.scale, "offset": channels.offset})
+            scales[name] = channels
         found = before[name]
         assert found is not None
         changes.append(Change(name, found, dtype, error, len(values)))
@@ -173,7 +170,7 @@ def settle(
         },
         container=old.container,
     )
-    return Conversion(manifest, files, changes)
+    return Conversion(manifest, files, changes, scales)
 
 
 def stored_type(record: FieldRecord) -> StoredType | None:
@@ -212,12 +209,7 @@ def _artefacts_kept(store: FeatureStore, converted: set[str]) -> dict[str, bytes
         for name, record in store.manifest.fields.items()
         if name in converted and isinstance(record.encoding, Int8Encoding)
     }
-    kept = {}
-    for name in store.manifest.artefacts:
-        if name not in gone:
-            store.artefact(name)  # its hash is compared
-            kept[name] = artefact_path(store.path, name).read_bytes()
-    return kept
+    return artefact_bytes(store, [name for name in store.manifest.artefacts if name not in gone])
 
 
 def _describe(old: Manifest, name: str, data: bytes) -> ArtefactRecord:
@@ -265,34 +257,17 @@ def to_float(values: Array, dtype: FloatType, name: str) -> Array:
     return out
 
 
-@dataclass(frozen=True)
 class _Work:
     """What the shards of a run share."""
 
-    store: FeatureStore
-    old: Backend
-    manifest: Manifest
-    out: Path
-    changes: list[Change]
+    def __init__(self, store: FeatureStore, old: Backend, plan: Conversion) -> None:
+        self.store, self.old, self.manifest = store, old, plan.manifest
+        self.changes = plan.changes
+        self.before = read_channels(store.path, store.manifest)
+        self.after = plan.channels
 
 
-def _make_shards(
-    work: _Work, progress: Callable[[int, int], None], claims: Claims, first: int
-) -> Iterator[Shard]:
-    before = read_channels(work.store.path, work.store.manifest)
-    after = read_channels(work.out, work.manifest)
-    shard: int | None = first
-    done, total = 0, 1 + len(claims)
-    while shard is not None:
-        yield _convert_shard(work, shard, before, after)
-        done += 1
-        progress(done, max(total, done))
-        shard = claims.claim_next()
-
-
-def _convert_shard(
-    work: _Work, number: int, before: dict[str, Channels], after: dict[str, Channels]
-) -> Shard:
+def _convert_shard(work: _Work, number: int) -> Shard:
     """One shard with all its columns; every byte of the old one is checked on the way."""
     entry = work.store.entry(number)
     start = entry.rows[0]
@@ -317,12 +292,12 @@ def _convert_shard(
         if isinstance(record.encoding, Int8Encoding):
             with_scale = record.encoding.scheme != "channel"
             scale = read(f"fields/{name}/scale") if with_scale else None
-            values = dequantise(read(f"fields/{name}/codes"), scale, before.get(name))
+            values = dequantise(read(f"fields/{name}/codes"), scale, work.before.get(name))
         else:
             values = read(f"fields/{name}")
         if dtype != "int8":
             values = to_float(values, dtype, name)
-        put(work.manifest, columns, name, slice(None), values, channels=after.get(name))
+        put(work.manifest, columns, name, slice(None), values, channels=work.after.get(name))
         for column in (f"fields/{name}", f"fields/{name}/codes", f"fields/{name}/scale"):
             if column in columns:
                 columns[column][bad] = 0

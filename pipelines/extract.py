@@ -4,6 +4,7 @@
     accelerate launch pipelines/extract.py --config recipe.yaml --dry_run      print the plan and stop
     accelerate launch pipelines/extract.py --config recipe.yaml                start, or go on where it stopped
     accelerate launch pipelines/extract.py --config recipe.yaml --repair       check, make damaged shards again
+    accelerate launch pipelines/extract.py --config recipe.yaml --append true  more images: add those that are new
 
 Several GPUs: accelerate launch --multi_gpu pipelines/extract.py ...
 """
@@ -14,8 +15,17 @@ from pathlib import Path
 # A script's own folder comes first on sys.path; the packages lie one level higher, also when nothing is installed.
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from typing import TYPE_CHECKING
+
 from featstore.config import ExtractConfig
 from pipelines._cli import run_main
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
+
+    from featstore.extract import Summary
+    from featstore.grow import Growth
+    from featstore.sources import Source
 
 DEFAULT_RECIPE = Path(__file__).parent / "recipes" / "digits" / "extract.yaml"
 
@@ -26,13 +36,11 @@ def main(config: ExtractConfig) -> None:
     Raises:
         FeatstoreError: something the user can mend; nothing half-made is left behind.
     """
-    from featstore import design, extract
+    from featstore import grow
     from featstore.errors import shorten
     from featstore.processes import start_accelerator
     from featstore.sources import open_source
-    from featstore.teachers import build_teacher
     from featstore.verify import repair
-    from featstore.views import describe
 
     accelerator = start_accelerator()
     say = accelerator.print
@@ -46,6 +54,52 @@ def main(config: ExtractConfig) -> None:
             shards = repair(store, workers=max(1, config.workers), say=say)
             say(f"repair    {len(shards)} damaged shards will be made again: {shorten(shards)}")
         accelerator.wait_for_everyone()
+    if not config.append:
+        source = grow.in_stored_order(source, Path(config.store.path))
+        summary = fill(config, source, accelerator)
+        if summary is not None:
+            summary.check(config.max_invalid_share)
+            images = f"--source.kind {config.source.kind} --source.path {config.source.path}"
+            recipe = "" if config.source.kind == "digits" else f" --config RECIPE.yaml {images}"
+            say(f"next: accelerate launch pipelines/distill.py{recipe} --store {summary.store}")
+        return
+    with grow.growing(config, source, accelerator) as growth:
+        if growth is None:
+            say(f"nothing new: {config.store.path} has all {len(source):,} images")
+            return
+        say(f"new       {len(growth.source):,} of {len(source):,} images")
+        summary = fill(growth.config, growth.source, accelerator, growth=growth)
+        if summary is None:
+            return
+        summary.check(config.max_invalid_share)
+        if accelerator.is_main_process:
+            done = growth.finish()
+            say(
+                f"{done.rows:,} rows added: {config.store.path} is version {done.manifest.version}, "
+                f"{done.manifest.num_rows:,} rows"
+            )
+        accelerator.wait_for_everyone()
+
+
+def fill(
+    config: ExtractConfig,
+    source: "Source",
+    accelerator: "Accelerator",
+    growth: "Growth | None" = None,
+) -> "Summary | None":
+    """Make a store of the images of a source, or go on with it; None if that was a dry run.
+
+    Args:
+        config: the settings.
+        source: the images.
+        accelerator: this process among the others.
+        growth: of the store that the rows are for, if they are for another one.
+    """
+    from featstore import design, extract
+    from featstore.teachers import build_teacher
+    from featstore.views import describe
+
+    say = accelerator.print
     # Frozen: eval mode, no gradients. Nothing is trained in phase one.
     teacher = build_teacher(
         config.teacher,
@@ -55,9 +109,14 @@ def main(config: ExtractConfig) -> None:
         device=accelerator.device,
     )
     made = design.agree(
-        accelerator, lambda: design.design_store(config, source=source, teacher=teacher)
+        accelerator,
+        lambda: design.design_store(
+            config, source=source, teacher=teacher, like=growth.store if growth else None
+        ),
     )
     manifest = made.manifest
+    if growth is not None and accelerator.is_main_process:
+        growth.check(manifest)
 
     if accelerator.is_main_process:
         plan = extract.plan_run(
@@ -74,7 +133,7 @@ def main(config: ExtractConfig) -> None:
         say("\n".join(plan.lines()))
     if config.dry_run:
         say("dry run: nothing was written")
-        return
+        return None
 
     summary = extract.run(
         config,
@@ -94,10 +153,7 @@ def main(config: ExtractConfig) -> None:
         say(f"  skipped {item.sample_id}: {item.reason}")
     if len(summary.invalid) > 20:
         say(f"  ... and {len(summary.invalid) - 20} more: featstore inspect {summary.store}")
-    summary.check(config.max_invalid_share)
-    images = f"--source.kind {config.source.kind} --source.path {config.source.path}"
-    recipe = "" if config.source.kind == "digits" else f" --config RECIPE.yaml {images}"
-    say(f"next: accelerate launch pipelines/distill.py{recipe} --store {summary.store}")
+    return summary
 
 
 if __name__ == "__main__":

@@ -2,14 +2,12 @@
 
 import argparse
 import json
-import sys
 from pathlib import Path
 from typing import Any
 
-from tqdm import tqdm
-
 from featstore import requantise as library
 from featstore.commands.arguments import positive
+from featstore.commands.progress import shard_bar
 from featstore.requantise import Change
 
 DESCRIPTION = """\
@@ -43,13 +41,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Write a store in another type; returns the exit status."""
-    quiet = arguments.json or not sys.stderr.isatty()
-    with tqdm(total=1, unit=" shards", disable=quiet, file=sys.stderr, leave=False) as bar:
-
-        def progress(done: int, total: int) -> None:
-            bar.total = total
-            bar.update(done - bar.n)
-
+    with shard_bar(arguments) as progress:
         made = library.requantise(
             arguments.store,
             arguments.out,

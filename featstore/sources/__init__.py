@@ -14,7 +14,7 @@ from featstore.sources.folder import FolderSource
 from featstore.sources.hf import HFSource
 from featstore.sources.tars import TarSource
 
-__all__ = ["NO_LABEL", "Source", "mirror_work", "open_source"]
+__all__ = ["NO_LABEL", "Source", "SourcePart", "mirror_work", "open_source"]
 
 KINDS: dict[str, Callable[[SourceConfig], Source]] = {
     "digits": lambda config: DigitsSource(),
@@ -46,7 +46,7 @@ def open_source(config: SourceConfig) -> Source:
             f"Ids look like: {shorten(_spread(source.sample_ids))}. "
             "A pattern must match the whole id; '*' also spans slashes."
         )
-    return source if len(rows) == len(source) else _Part(source, rows)
+    return source if len(rows) == len(source) else SourcePart(source, rows)
 
 
 def mirror_work(source: Source, *, batch_size: int) -> WorkRecord:
@@ -71,8 +71,13 @@ def mirror_work(source: Source, *, batch_size: int) -> WorkRecord:
     )
 
 
-class _Part(Source):
-    """Some rows of another source. Class indices keep their meaning: no class is renumbered."""
+class SourcePart(Source):
+    """Some rows of another source. Class indices keep their meaning: no class is renumbered.
+
+    Args:
+        whole: the other source.
+        rows: of it. Where those of a tar do not follow each other, there are no tars any more.
+    """
 
     def __init__(self, whole: Source, rows: Sequence[int]) -> None:
         self.kind = whole.kind
@@ -80,13 +85,16 @@ class _Part(Source):
         self.class_names = whole.class_names
         self.notes = list(whole.notes)
         self.sample_ids = [whole.sample_ids[row] for row in rows]
-        ends = np.cumsum([count for _, count in whole.tars])
-        counts = np.diff(np.searchsorted(rows, ends), prepend=0)
-        self.tars = [
-            (name, int(count)) for (name, _), count in zip(whole.tars, counts, strict=True) if count
-        ]
         self._whole = whole
         self._rows = np.asarray(rows, dtype=np.int64)
+        if whole.tars:
+            ends = np.cumsum([count for _, count in whole.tars])
+            of = np.searchsorted(ends, self._rows, side="right")
+            starts = np.flatnonzero(np.diff(of, prepend=-1))
+            if len(np.unique(of[starts])) == len(starts):
+                counts = np.diff(starts, append=len(of)).tolist()
+                names = [whole.tars[tar][0] for tar in of[starts].tolist()]
+                self.tars = list(zip(names, counts, strict=True))
         if whole.labels is not None and (whole.labels[self._rows] != NO_LABEL).any():
             self.labels = whole.labels[self._rows]
 

@@ -1,0 +1,54 @@
+"""``featstore append``."""
+
+import argparse
+import json
+from pathlib import Path
+
+from featstore.append import append
+from featstore.commands.progress import shard_bar
+
+DESCRIPTION = """\
+Put the rows of a store of new images behind those of a finished store that was made alike. Old rows keep number, bytes
+and values; the manifest notes the version before. Whoever reads the store meanwhile keeps the old version. A run that
+was stopped goes on with the same command. To extract new images straight into a store: extract.py --append true.
+"""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the arguments."""
+    parser.add_argument("store", type=Path, help="folder of the store that grows")
+    parser.add_argument("new", type=Path, help="folder of the store of new images; it stays")
+    parser.add_argument(
+        "--duplicates",
+        choices=["refuse", "skip", "keep"],
+        default="refuse",
+        help="images that the store has under another id (default: refuse)",
+    )
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Let a store grow; returns the exit status."""
+    with shard_bar(arguments) as progress:
+        made = append(
+            arguments.store, arguments.new, duplicates=arguments.duplicates, progress=progress
+        )
+    manifest = made.manifest
+    if arguments.json:
+        result = {
+            "path": str(arguments.store),
+            "version": manifest.version,
+            "rows": manifest.num_rows,
+            "added": made.rows,
+            "notes": made.notes,
+            "fingerprint": manifest.fingerprint,
+        }
+        print(json.dumps(result, indent=2))
+        return 0
+    for note in made.notes:
+        print(f"note         {note}")
+    print(
+        f"{arguments.store}: version {manifest.version}, {manifest.num_rows:,} rows, {made.rows:,} of them added"
+        if made.rows
+        else f"{arguments.store}: nothing to add; version {manifest.version}, {manifest.num_rows:,} rows"
+    )
+    return 0

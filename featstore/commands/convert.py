@@ -1,0 +1,62 @@
+"""``featstore convert``."""
+
+import argparse
+import json
+from pathlib import Path
+
+from featstore.commands.arguments import positive
+from featstore.commands.progress import shard_bar
+from featstore.convert import convert
+
+DESCRIPTION = """\
+Pack the rows of a store anew: in the other container, with another codec, in shards of another size. Every row stays as
+it is, bit by bit, and so does the fingerprint. A run that was stopped goes on with the same command.
+
+  featstore convert STORE OUT --container webdataset
+  featstore convert STORE OUT --codec bitshuffle
+"""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the arguments."""
+    parser.add_argument("store", type=Path, help="folder of the store")
+    parser.add_argument("out", type=Path, help="folder of the new store")
+    parser.add_argument(
+        "--container", choices=["zarr", "webdataset"], help="of the new store (default: as before)"
+    )
+    parser.add_argument(
+        "--codec",
+        choices=["raw", "zstd", "bitshuffle"],
+        help="of its fields; other than raw in zarr only (default: as before)",
+    )
+    parser.add_argument(
+        "--shard-rows", type=positive, help="rows of its shards (default: as before)"
+    )
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Pack a store anew; returns the exit status."""
+    with shard_bar(arguments) as progress:
+        manifest = convert(
+            arguments.store,
+            arguments.out,
+            container=arguments.container,
+            codec=arguments.codec,
+            shard_rows=arguments.shard_rows,
+            progress=progress,
+        )
+    if arguments.json:
+        result = {
+            "path": str(arguments.out),
+            "container": manifest.container,
+            "rows": manifest.num_rows,
+            "shards": manifest.num_shards,
+            "fingerprint": manifest.fingerprint,
+        }
+        print(json.dumps(result, indent=2))
+        return 0
+    print(
+        f"{arguments.out}: {manifest.num_rows:,} rows in {manifest.num_shards:,} {manifest.container} shards, "
+        f"fingerprint {manifest.fingerprint[:16]}, as before"
+    )
+    return 0

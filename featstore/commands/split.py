@@ -1,0 +1,69 @@
+"""``featstore split``."""
+
+import argparse
+import json
+from pathlib import Path
+
+from featstore.choose import split
+from featstore.commands.progress import shard_bar
+from featstore.errors import ConfigError
+
+DESCRIPTION = """\
+Write a store as several stores, e.g. one to train on and one to test on. Rows are shared out by the content of their
+images, so that equal images never part, whatever they are called and in which order they come. A run that was stopped
+goes on with the same command.
+
+  featstore split STORE TRAIN=0.8 TEST=0.2 --by-class
+"""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the arguments."""
+    parser.add_argument("store", type=Path, help="folder of the store")
+    parser.add_argument(
+        "out",
+        nargs="+",
+        type=_share,
+        metavar="OUT=SHARE",
+        help="folder of a part, and its share of the rows; shares add up to 1",
+    )
+    parser.add_argument("--seed", type=int, default=0, help="of the choice (default: 0)")
+    parser.add_argument(
+        "--by-class",
+        action="store_true",
+        help="share out each class exactly. Without it shares are met nearly, but an image stays in its part when the "
+        "store grows",
+    )
+
+
+def _share(text: str) -> tuple[Path, float]:
+    folder, _, share = text.rpartition("=")
+    if not folder:
+        raise ValueError(text)
+    return Path(folder), float(share)
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Write the parts of a store; returns the exit status."""
+    outs = dict(arguments.out)
+    if len(outs) < len(arguments.out):
+        raise ConfigError("one folder is named twice.")
+    with shard_bar(arguments) as progress:
+        made = split(
+            arguments.store,
+            outs,
+            seed=arguments.seed,
+            by_class=arguments.by_class,
+            progress=progress,
+        )
+    if arguments.json:
+        parts = [
+            {"path": str(out), "rows": manifest.num_rows, "fingerprint": manifest.fingerprint}
+            for out, manifest in zip(outs, made, strict=True)
+        ]
+        print(json.dumps({"parts": parts}, indent=2))
+        return 0
+    total = sum(manifest.num_rows for manifest in made)
+    for out, manifest in zip(outs, made, strict=True):
+        print(f"{out}: complete, {manifest.num_rows:,} rows ({manifest.num_rows / total:.1%})")
+    return 0

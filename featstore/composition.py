@@ -1,0 +1,254 @@
+"""Which rows and columns of old stores a new one is made of, and its shards made of them.
+
+A *composition* says, for every row of the new store, which row of which old store it is, and for every field, whose.
+Merge, subset, append and convert differ in nothing else. Memory holds a few shards, and 8 bytes a row where rows change
+places; every byte of the old stores is compared to their ledgers on the way.
+"""
+
+# n rows of a shard, N rows of the new store, V views
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from itertools import accumulate
+
+import numpy as np
+
+from featstore.artefacts import artefact_path
+from featstore.backends.base import Array, Rows
+from featstore.fields import Ragged, empty_columns, field_columns
+from featstore.manifest import Manifest, RaggedEncoding, WorkRecord
+from featstore.reader import FeatureStore
+from featstore.rowreader import RowReader, spans, starts_of
+from featstore.writer import Shard, text_column
+
+NO_ROW = -1
+"""Where none of an axis's stores has a row for a row of the new store."""
+
+STEP_ROWS = 65_536
+"""Rows that are looked at together where all of a store have to be."""
+
+
+@dataclass(frozen=True, eq=False)
+class Axis:
+    """Which old row each row of the new store is.
+
+    Attributes:
+        stores: where the rows are.
+        rows: (N,) row numbers, counted through all stores one after another; ``NO_ROW`` where there is none.
+        missing: why there is none, for the ledger.
+        prefixes: put before the sample ids of each store; none if empty.
+    """
+
+    stores: tuple[FeatureStore, ...]
+    rows: Rows | range
+    missing: str = ""
+    prefixes: tuple[str, ...] = ()
+
+    @cached_property
+    def starts(self) -> Rows:
+        """(stores + 1,) number of the first row of each store, and of the one after the last."""
+        counts = (store.num_rows for store in self.stores)
+        return np.array([*accumulate(counts, initial=0)], dtype=np.int64)
+
+    def at(self, span: range) -> Rows:
+        """Old rows of some rows of the new store."""
+        rows = self.rows[span.start : span.stop]
+        return np.arange(rows.start, rows.stop, rows.step) if isinstance(rows, range) else rows
+
+    def parts(self, span: range) -> Iterator[tuple[int, Rows, Rows]]:
+        """For each store that holds any of some new rows: its place, which of them, and its own row numbers."""
+        rows = self.at(span)
+        for i in range(len(self.stores)):
+            at = np.flatnonzero((rows >= self.starts[i]) & (rows < self.starts[i + 1]))
+            if at.size:
+                yield i, at, rows[at] - self.starts[i]
+
+
+def whole(store: FeatureStore) -> Axis:
+    """All rows of a store, in order."""
+    return Axis((store,), range(store.num_rows))
+
+
+@dataclass(frozen=True)
+class Composition:
+    """A store that is about to be made of others.
+
+    Attributes:
+        manifest: what it will say of itself.
+        artefacts: bytes of the files that the manifest lists, by name.
+        samples: whose ids, hashes and, unless given, labels the rows have.
+        fields: by name, where the values come from and what the field is called there; a row is valid if it is in all.
+        labels: (N,) int64 if they are not those of ``samples``.
+    """
+
+    manifest: Manifest
+    artefacts: dict[str, bytes]
+    samples: Axis
+    fields: Mapping[str, tuple[Axis, str]]
+    labels: Rows | None = None
+
+    @property
+    def axes(self) -> list[Axis]:
+        """All axes, each once."""
+        return list(dict.fromkeys([self.samples, *(axis for axis, _ in self.fields.values())]))
+
+
+class ShardMaker:
+    """Makes the shards of a composition, any of them in any order.
+
+    Args:
+        plan: the composition.
+    """
+
+    def __init__(self, plan: Composition) -> None:
+        self._plan = plan
+        self._readers = Readers()
+
+    def __call__(self, number: int) -> Shard:
+        """Make one shard, every byte that goes into it compared to a ledger.
+
+        Raises:
+            ShardCorrupt: an old store is damaged.
+        """
+        plan, span = self._plan, self._plan.manifest.shard_range(number)
+        columns = empty_columns(plan.manifest, number)
+        said: list[list[str]] = [[] for _ in span]
+        for axis in plan.axes:
+            self._add_reasons(axis, span, said)
+        reasons = ["; ".join(dict.fromkeys(several)) if several else None for several in said]
+        self._put_samples(span, columns)
+        bad = np.array([reason is not None for reason in reasons])
+        columns["valid"][:] = ~bad
+        for name in plan.manifest.fields:
+            self._put_field(name, number, columns, bad)
+        return Shard(number, columns, reasons, {})
+
+    def _add_reasons(self, axis: Axis, span: range, said: Sequence[list[str]]) -> None:
+        for i in np.flatnonzero(axis.at(span) == NO_ROW).tolist():
+            said[i].append(axis.missing)
+        for store, at, rows in axis.parts(span):
+            for i, reason in zip(
+                at.tolist(), self._readers[axis.stores[store]].reasons(rows), strict=True
+            ):
+                if reason is not None:
+                    said[i].append(reason)
+
+    def _put_samples(self, span: range, columns: dict[str, Array]) -> None:
+        samples = self._plan.samples
+        for store, at, rows in samples.parts(span):
+            reader = self._readers[samples.stores[store]]
+            columns["sample_id"][at] = _named(samples, store, reader.texts("sample_id", rows))
+            columns["content_sha256"][at] = reader.numbers("content_sha256", rows)
+            if "label" in columns and self._plan.labels is None:
+                columns["label"][at] = reader.numbers("label", rows)
+        if self._plan.labels is not None:
+            columns["label"][:] = self._plan.labels[span.start : span.stop]
+
+    def _put_field(self, name: str, number: int, columns: dict[str, Array], bad: Array) -> None:
+        manifest = self._plan.manifest
+        record, span = manifest.fields[name], manifest.shard_range(number)
+        axis, old = self._plan.fields[name]
+        if isinstance(record.encoding, RaggedEncoding):
+            self._put_ragged(name, number, columns, bad)
+            return
+        for column in field_columns(name, record, len(manifest.views)):
+            before = f"fields/{old}" + column.name.removeprefix(f"fields/{name}")
+            values = columns[column.name]
+            for store, at, rows in axis.parts(span):
+                reader = self._readers[axis.stores[store]]
+                read = reader.texts if column.dtype is None else reader.numbers
+                if len(at) == len(values):
+                    values = columns[column.name] = read(before, rows)  # no second copy
+                else:
+                    values[at] = read(before, rows)
+            if column.dtype is not None:
+                values[bad] = 0
+
+    def _put_ragged(self, name: str, number: int, columns: dict[str, Array], bad: Array) -> None:
+        manifest = self._plan.manifest
+        record, span = manifest.fields[name], manifest.shard_range(number)
+        assert isinstance(record.encoding, RaggedEncoding), name
+        axis, old = self._plan.fields[name]
+        num_views = len(manifest.views) if record.per_view else 1
+        lengths = np.zeros((len(span), num_views), dtype=np.int64)
+        found: list[tuple[Rows, Ragged]] = []
+        for store, at, rows in axis.parts(span):
+            good = ~bad[at]
+            found.append((at[good], self._readers[axis.stores[store]].ragged(old, rows[good])))
+            lengths[at[good]] = np.diff(found[-1][1].offsets).reshape(-1, num_views)
+        starts = starts_of(lengths)
+        empty = columns[f"fields/{name}/values"]
+        items = np.zeros((int(lengths.sum()), *empty.shape[1:]), dtype=empty.dtype)
+        for at, ragged in found:
+            items[spans(starts[at], lengths[at])] = ragged.values
+        first = number * manifest.work.shard_rows * record.encoding.most_items
+        ranges = np.stack([starts, starts + lengths], axis=-1) + first
+        columns[f"fields/{name}/values"] = items
+        column = columns[f"fields/{name}/ranges"]
+        column[:] = ranges.reshape(column.shape)
+
+
+class Readers:
+    """A reader of each store, made when it is needed first."""
+
+    def __init__(self) -> None:
+        self._of: dict[
+            int, RowReader
+        ] = {}  # they keep their stores alive, so that numbers stay theirs
+
+    def __getitem__(self, store: FeatureStore) -> RowReader:
+        """The reader of a store."""
+        if id(store) not in self._of:
+            self._of[id(store)] = RowReader(store)
+        return self._of[id(store)]
+
+
+def ids_of(axis: Axis, num_rows: int) -> Iterator[str]:
+    """Sample ids of an axis without missing rows, in the order of the new store; a part is in memory at a time."""
+    readers = Readers()
+    for start in range(0, num_rows, STEP_ROWS):
+        span = range(start, min(start + STEP_ROWS, num_rows))
+        ids = text_column([""] * len(span))
+        for store, at, rows in axis.parts(span):
+            ids[at] = _named(axis, store, readers[axis.stores[store]].texts("sample_id", rows))
+        yield from ids
+
+
+def _named(axis: Axis, store: int, ids: Array) -> Array:
+    return text_column([axis.prefixes[store] + name for name in ids]) if axis.prefixes else ids
+
+
+def cut_like(old: Manifest, rows: Rows | range) -> WorkRecord:
+    """How the work of a part of a store is cut: as before; shards that mirror tars stay as long as rows stay in order.
+
+    Args:
+        old: manifest of the store.
+        rows: (n,) rows of the part, in its order.
+    """
+    cut = WorkRecord(shard_rows=old.work.shard_rows, batch_size=old.work.batch_size)
+    taken = np.asarray(rows, dtype=np.int64)
+    if not old.work.shard_sizes or (np.diff(taken) <= 0).any():
+        return cut
+    counts = np.bincount(old.shards_of(taken), minlength=old.num_shards)
+    kept = np.flatnonzero(counts).tolist()
+    names = old.work.shard_names
+    return WorkRecord(
+        shard_rows=int(counts.max()),
+        batch_size=old.work.batch_size,
+        shard_sizes=tuple(counts[kept].tolist()),
+        shard_names=tuple(names[shard] for shard in kept) if names else (),
+    )
+
+
+def artefact_bytes(store: FeatureStore, names: Sequence[str]) -> dict[str, bytes]:
+    """Files of a store, their hashes compared.
+
+    Raises:
+        ShardCorrupt: one is missing, or not the one that was written.
+    """
+    found = {}
+    for name in names:
+        store.artefact(name)
+        found[name] = artefact_path(store.path, name).read_bytes()
+    return found

@@ -1,0 +1,107 @@
+"""A store in the other container, or with another codec or shards of another size: the same rows, bit by bit."""
+
+from pathlib import Path
+
+from featstore import __version__
+from featstore.compose import compose
+from featstore.composition import Composition, artefact_bytes, whole
+from featstore.errors import ConfigError
+from featstore.fill import Progress, no_progress
+from featstore.manifest import Codec, Container, Manifest, WorkRecord, new_manifest
+from featstore.plan import shard_rows as fitting_rows
+from featstore.reader import FeatureStore
+
+MOST_SHARD_MB = 256
+"""Of the widest column, where the size of shards has to be chosen anew."""
+
+
+def convert(
+    source: Path,
+    out: Path,
+    *,
+    container: Container | None = None,
+    codec: Codec | None = None,
+    shard_rows: int | None = None,
+    lease_s: float = 60,
+    progress: Progress = no_progress,
+) -> Manifest:
+    """Pack the rows of a store anew, or go on with a store that was begun. The fingerprint stays.
+
+    Args:
+        source: folder of a complete store.
+        out: folder of the new one.
+        container: of the new one; as before if not given.
+        codec: of all fields of numbers; as before if not given, raw in webdataset, which has no other.
+        shard_rows: of the new one; as before if not given, but that tars that mirror tars of images become shards of a
+            power of two.
+        lease_s: seconds without a sign of life after which another process counts as gone.
+        progress: see ``featstore.fill.Progress``.
+
+    Returns:
+        The manifest of the new store.
+
+    Raises:
+        ConfigError: nothing would change, the container has no such codec, or cannot hold a field.
+        StoreIncomplete, ShardCorrupt: the store is not whole.
+        ManifestMismatch, StoreNotFound, StoreBusy, StoreWriteError: see ``featstore.fill``.
+    """
+    store = FeatureStore.open(source)
+    plan = plan_convert(store, container=container, codec=codec, shard_rows=shard_rows)
+    return compose(plan, out, lease_s=lease_s, progress=progress)
+
+
+def plan_convert(
+    store: FeatureStore,
+    *,
+    container: Container | None,
+    codec: Codec | None,
+    shard_rows: int | None,
+) -> Composition:
+    """Settle what the new store will be; arguments and errors as for ``convert``."""
+    old = store.manifest
+    container = container or old.container
+    if container == "webdataset" and codec not in (None, "raw"):
+        raise ConfigError(
+            f"--codec {codec} needs --container zarr; tars are compressed from outside."
+        )
+    wanted = "raw" if container == "webdataset" else codec
+    fields = {
+        name: record
+        if record.dtype == "text" or wanted is None
+        else record.model_copy(update={"codec": wanted})
+        for name, record in old.fields.items()
+    }
+    manifest = new_manifest(
+        teachers=old.teachers,
+        views=old.views,
+        fields=fields,
+        artefacts=old.artefacts,
+        source=old.source,
+        work=_cut(old, container, shard_rows),
+        created_by={
+            **old.created_by,
+            "converted_by": f"featstore {__version__}",
+            "converted_from": f"{old.container}, uuid {old.uuid}",
+        },
+        container=container,
+    ).model_copy(update={"history": old.history})
+    assert manifest.fingerprint == old.fingerprint, (manifest.fingerprint, old.fingerprint)
+    if manifest.contract() == old.contract():
+        raise ConfigError(
+            f"{store.path}: is a {old.container} store with these codecs and shards already; to have it twice, copy it."
+        )
+    axis = whole(store)
+    files = artefact_bytes(store, list(old.artefacts))
+    return Composition(manifest, files, axis, {name: (axis, name) for name in fields})
+
+
+def _cut(old: Manifest, container: Container, shard_rows: int | None) -> WorkRecord:
+    if shard_rows is None and (container == old.container or not old.work.shard_sizes):
+        return old.work
+    rows = shard_rows or fitting_rows(
+        old.fields,
+        num_views=len(old.views),
+        most_rows=old.work.shard_rows,
+        most_mb=MOST_SHARD_MB,
+    )
+    return WorkRecord(shard_rows=rows, batch_size=old.work.batch_size)

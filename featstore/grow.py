@@ -1,0 +1,269 @@
+"""More images than a finished store has: which ones are new, and a store beside it for their features.
+
+The teacher sees only new images. They go into a store of their own, beside the one that grows and hidden, with the same
+scales of quantised fields; when it is complete, its rows are put behind the others (``featstore.append``). A run that
+was stopped goes on with the same command.
+"""
+
+# N rows of the store that grows
+
+import dataclasses
+import hashlib
+import shutil
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import google_crc32c
+import numpy as np
+from accelerate import Accelerator
+from accelerate.utils import broadcast_object_list
+from tqdm import tqdm
+
+from featstore.append import Appended, append_alone, check_tars
+from featstore.atomic import TEMPORARY_PREFIX
+from featstore.backends import make_backend
+from featstore.config import ExtractConfig
+from featstore.contracts import check_same_rows, renumbered
+from featstore.errors import (
+    FeatstoreError,
+    ManifestMismatch,
+    MissingSamples,
+    StoreError,
+    StoreNotFound,
+    shorten,
+)
+from featstore.extract import TEACHER
+from featstore.ids import content_sha256, ids_sha256
+from featstore.ledger import ObjectRecord
+from featstore.locks import exclusive
+from featstore.manifest import MANIFEST_NAME, Manifest, check_same_contract, read_manifest
+from featstore.reader import FeatureStore
+from featstore.sources import Source, SourcePart
+
+STEP_ROWS = 4096
+"""Images that wait in line to be compared."""
+
+
+@dataclass(frozen=True)
+class Growth:
+    """A store that is about to grow.
+
+    Attributes:
+        store: that grows.
+        config: settings of the run that makes the store beside it.
+        source: the new images.
+    """
+
+    store: FeatureStore
+    config: ExtractConfig
+    source: Source
+
+    @property
+    def beside(self) -> Path:
+        """Folder of the store of the new images."""
+        return Path(self.config.store.path)
+
+    def check(self, manifest: Manifest) -> None:
+        """Compare what the new rows will be with those of the store; forget what other settings have begun.
+
+        Args:
+            manifest: of the store of the new images.
+
+        Raises:
+            ManifestMismatch: the rows would be made otherwise than the store's.
+        ConfigError: they are of tars that the store cannot mirror.
+        """
+        check_same_rows(self.store, manifest, where="these settings")
+        check_tars(self.store, manifest.work, where=self.source.uri)
+        if (self.beside / MANIFEST_NAME).exists():
+            try:
+                found = read_manifest(self.beside)
+                check_same_contract(self.beside, found=found, expected=manifest)
+            except ManifestMismatch:  # another batch size, say
+                shutil.rmtree(self.beside)
+
+    def finish(self) -> Appended:
+        """Put the new rows behind those of the store; the store beside it is gone afterwards.
+
+        Raises:
+            StoreWriteError: see ``featstore.append``.
+        """
+        return append_alone(self.store.path, self.beside, duplicates="keep")
+
+
+@contextmanager
+def growing(
+    config: ExtractConfig, source: Source, accelerator: Accelerator
+) -> Iterator[Growth | None]:
+    """Hold a store for growing, once it is sure that nothing but new images came to its source.
+
+    Args:
+        config: of the run; ``store.path`` is the store that grows.
+        source: the images, old and new.
+        accelerator: this process among the others.
+
+    Yields:
+        What to do; None where no image is new.
+
+    Raises:
+        StoreNotFound, StoreIncomplete: there is no finished store.
+        MissingSamples: images of the store are gone from the source, or have another content.
+        StoreBusy: somebody writes to the store.
+    """
+    path = Path(config.store.path)
+    with ExitStack() as stack:
+        outcome: list[Any] = [None]
+        if accelerator.is_main_process:
+            try:
+                if not (path / MANIFEST_NAME).exists():
+                    raise StoreNotFound(
+                        f"{path}: no store there to which anything could be added. Leave out --append."
+                    )
+                stack.enter_context(exclusive(path))
+                outcome[0] = find_new(source, FeatureStore.open(path), workers=config.workers)
+            except FeatstoreError as error:
+                outcome[0] = error
+        broadcast_object_list(outcome)
+        if isinstance(outcome[0], FeatstoreError):
+            raise outcome[0]
+        rows = outcome[0]
+        yield _growth(config, source, FeatureStore.open(path), rows) if len(rows) else None
+
+
+def _growth(config: ExtractConfig, source: Source, store: FeatureStore, rows: list[int]) -> Growth:
+    part = SourcePart(source, rows)
+    old = store.manifest
+    # Found again by a later run, and cleared away like all that is unfinished.
+    both = f"{old.uuid} {old.created} {ids_sha256(part.sample_ids)}"
+    digest = hashlib.sha256(both.encode()).hexdigest()[:8]
+    path = store.path.resolve()
+    beside = path.parent / f"{TEMPORARY_PREFIX}{path.name}-new_{digest}"
+    precision = config.teacher.precision
+    if precision == "auto" and TEACHER in old.teachers:
+        precision = old.teachers[TEACHER].precision
+    changed = dataclasses.replace(
+        config,
+        store=dataclasses.replace(config.store, path=str(beside), container=old.container),
+        teacher=dataclasses.replace(config.teacher, precision=precision),
+    )
+    return Growth(store, changed, part)
+
+
+def find_new(source: Source, store: FeatureStore, *, workers: int) -> list[int]:
+    """Positions, in a source, of the images that a store lacks; all others are read, and their content compared.
+
+    Args:
+        source: the images.
+        store: that was opened.
+        workers: threads that read, at least one.
+
+    Raises:
+        MissingSamples: images of the store are gone from the source, or have another content; names them.
+    """
+    place = {sample_id: i for i, sample_id in enumerate(source.sample_ids)}
+    gone = [sample_id for sample_id in store.sample_ids if sample_id not in place]
+    if gone:
+        raise MissingSamples(
+            f"{source.uri}: {len(gone):,} of {store.num_rows:,} images of {store.path} are not there any more: "
+            f"{shorten(gone)}. Rows of a store stay; put the files back under their names, or take the rows of the "
+            "others into a new store first (featstore subset)."
+        )
+    known = [place[sample_id] for sample_id in store.sample_ids]
+
+    def differs(row: int) -> bool:
+        stored = store.content_sha256[row]
+        try:
+            return (
+                bool(stored.any()) and content_sha256(source.read(known[row])) != stored.tobytes()
+            )
+        except OSError:
+            return True
+
+    changed = []
+    with (
+        ThreadPoolExecutor(max(1, workers)) as pool,
+        tqdm(desc="compare", total=store.num_rows, unit=" images", leave=False) as bar,
+    ):
+        for start in range(0, store.num_rows, STEP_ROWS):
+            rows = range(start, min(start + STEP_ROWS, store.num_rows))
+            for row, wrong in zip(rows, pool.map(differs, rows), strict=True):
+                changed += [store.sample_ids[row]] if wrong else []
+                bar.update()
+    if changed:
+        raise MissingSamples(
+            f"{source.uri}: {len(changed):,} images are not what {store.path} was made of: {shorten(changed)}. Put the "
+            "old files back, or the new ones under other names."
+        )
+    mask = np.ones(len(source), dtype=np.bool_)
+    mask[known] = False
+    return [int(row) for row in np.flatnonzero(mask)]
+
+
+def in_stored_order(source: Source, path: Path) -> Source:
+    """A source in the order of the rows of a store that has the same images in another order, e.g. because it grew.
+
+    Classes are numbered as in the store too.
+
+    Args:
+        source: the images.
+        path: folder of the store, made or not, whole or not.
+
+    Returns:
+        The source as it is where there is no such store.
+    """
+    if not (path / MANIFEST_NAME).exists():
+        return source
+    try:
+        store = FeatureStore.open(path, allow_incomplete=True)
+        wanted = store.manifest.source
+        same_classes = source.class_names == wanted.class_names
+        if wanted.num_samples != len(source) or (
+            same_classes and ids_sha256(source.sample_ids) == wanted.ids_sha256
+        ):
+            return source
+        ids = list(_probable_ids(store))
+    except StoreError:  # whoever writes to it says what is wrong
+        return source
+    place = {sample_id: i for i, sample_id in enumerate(source.sample_ids)}
+    rows = [place.get(sample_id, -1) for sample_id in ids]
+    # What is left mostly fits in order, and the hash says whether it does.
+    rest = iter(sorted(set(range(len(source))).difference(rows)))
+    rows = [next(rest, -1) if row < 0 else row for row in rows]
+    if sorted(rows) != list(range(len(source))):
+        return source
+    part = SourcePart(source, rows)
+    if ids_sha256(part.sample_ids) != wanted.ids_sha256:
+        return source
+    if sorted(part.class_names) == sorted(wanted.class_names):
+        table = [wanted.class_names.index(name) for name in part.class_names]
+        part.class_names = wanted.class_names
+        if part.labels is not None:
+            part.labels = renumbered(part.labels, table)
+    return part
+
+
+def _probable_ids(store: FeatureStore) -> Iterator[str]:
+    """Id of every row, "" where nobody knows; of shards that were taken back, what their files say, unchecked."""
+    backend = make_backend(store.path, store.manifest)
+    for shard in range(store.manifest.num_shards):
+        try:
+            if shard in store.shards:
+                objects = dict(store.entry(shard).objects)
+            else:
+                names = backend.object_names(shard)
+                names = [name for name in names if name.startswith(("sample_id/", "shards/"))]
+                objects = {name: _as_it_is(store.path / name) for name in names}
+            yield from map(str, backend.read_shard(shard, "sample_id", objects))
+        except (StoreError, OSError):
+            yield from [""] * len(store.manifest.shard_range(shard))
+
+
+def _as_it_is(path: Path) -> ObjectRecord:
+    """A record that any file fits."""
+    data = path.read_bytes()
+    crc = google_crc32c.value(data)
+    return ObjectRecord(bytes=len(data), block_bytes=max(1, len(data)), crc32c=f"{crc:08x}")

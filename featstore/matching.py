@@ -1,0 +1,84 @@
+"""Which rows of several stores are of the same sample: by the content of its file, and by its id.
+
+Only numbers are compared, 40 bytes a row, so that nothing here grows with the length of ids; where two ids look alike
+by their hashes, the caller reads them.
+"""
+
+# N rows of all stores, one store after another
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from featstore.backends.base import Rows
+from featstore.composition import Axis, ids_of
+from featstore.reader import FeatureStore
+from featstore.views import ViewSet
+
+
+@dataclass(frozen=True)
+class Samples:
+    """What identifies each row of several stores; equal numbers mean the same.
+
+    Attributes:
+        axis: all rows, one store after another.
+        store: (N,) place of the row's store among the stores.
+        content: (N,) number of the row's content; -1 where it could not be read.
+        name: (N,) number of the row's sample id, after prefixes.
+    """
+
+    axis: Axis
+    store: npt.NDArray[np.int64]
+    content: npt.NDArray[np.int64]
+    name: npt.NDArray[np.int64]
+
+    def ids(self, rows: Rows) -> list[str]:
+        """Sample ids of some rows, for messages."""
+        part = Axis(self.axis.stores, rows, prefixes=self.axis.prefixes)
+        return [str(sample_id) for sample_id in ids_of(part, len(rows))]
+
+
+def samples_of(stores: Sequence[FeatureStore], prefixes: tuple[str, ...] = ()) -> Samples:
+    """Number contents and ids of all rows.
+
+    Args:
+        stores: that were opened.
+        prefixes: put before the ids of each store; none if empty.
+
+    Raises:
+        ShardCorrupt: ids or hashes are damaged.
+    """
+    count = sum(store.num_rows for store in stores)
+    axis = Axis(tuple(stores), range(count), prefixes=prefixes)
+    store = np.repeat(np.arange(len(stores)), [item.num_rows for item in stores])
+    hashes = np.concatenate([item.content_sha256 for item in stores])
+    content = _numbered(hashes)
+    content[~hashes.any(axis=1)] = -1
+    digests = bytearray()
+    for sample_id in ids_of(axis, count):
+        digests += hashlib.blake2b(sample_id.encode(), digest_size=16).digest()
+    name = _numbered(np.frombuffer(bytes(digests), dtype=np.uint8).reshape(count, 16))
+    return Samples(axis, store, content, name)
+
+
+def _numbered(keys: npt.NDArray[np.uint8]) -> npt.NDArray[np.int64]:
+    """(N,) equal numbers for equal rows of (N, bytes)."""
+    whole = np.ascontiguousarray(keys).view(f"V{keys.shape[1]}")[:, 0]
+    numbers: npt.NDArray[np.int64] = np.unique(whole, return_inverse=True)[1].reshape(-1)
+    return numbers.astype(np.int64)
+
+
+def first_of(groups: npt.NDArray[np.int64], values: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+    """(N,) the smallest value among the rows of each row's group."""
+    least = np.full(int(groups.max()) + 1, np.iinfo(np.int64).max)
+    np.minimum.at(least, groups, values)
+    found: npt.NDArray[np.int64] = least[groups]
+    return found
+
+
+def depend_on_names(views: ViewSet) -> bool:
+    """Whether crops were cut by sample id, so that the same image under another id has other features."""
+    return any(view.kind == "seeded" for view in views.views)

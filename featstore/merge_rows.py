@@ -1,0 +1,188 @@
+"""Rows of several stores in one: other images, the same teachers, views and fields."""
+
+# N rows of all stores, n rows of the new one
+
+from collections.abc import Sequence
+from typing import Literal
+
+import numpy as np
+import numpy.typing as npt
+
+from featstore.backends.base import Rows
+from featstore.composition import Axis, Composition, artefact_bytes, cut_like, ids_of
+from featstore.contracts import (
+    check_same_rows,
+    common_artefacts,
+    common_classes,
+    common_fields,
+    common_origin,
+    renumbered,
+)
+from featstore.errors import ConfigError, shorten
+from featstore.ids import ids_sha256
+from featstore.manifest import SourceRecord, WorkRecord, new_manifest
+from featstore.matching import Samples, depend_on_names, first_of, samples_of
+from featstore.reader import FeatureStore
+
+Duplicates = Literal["refuse", "skip", "keep"]
+"""What becomes of a row whose image a store before has: by content, or by id where one could not be read. refuse: no
+store is made. skip: the row is left out. keep: equal images under different ids are several rows, as in an extraction.
+"""
+
+
+def plan_rows(
+    stores: Sequence[FeatureStore],
+    *,
+    duplicates: Duplicates = "refuse",
+    names: Sequence[str] = (),
+) -> tuple[Composition, list[str]]:
+    """Settle what a store with the rows of several will be.
+
+    Args:
+        stores: that were opened; their rows come in this order.
+        duplicates: see ``Duplicates``.
+        names: of the stores; given, they are put before the sample ids, ``<name>/<id>``.
+
+    Returns:
+        The plan, and what a user should hear.
+
+    Raises:
+        ManifestMismatch: the stores were not made alike.
+        ConfigError: rows repeat, two images have one id, classes or artefacts do not fit together.
+        ShardCorrupt: ids or hashes of a store are damaged.
+    """
+    first = stores[0]
+    for other in stores[1:]:
+        check_same_rows(first, other.manifest, where=other.path)
+    if names and depend_on_names(first.manifest.views):
+        raise ConfigError(
+            f"{first.path}: its crops were cut by sample id, so ids must stay as they are; leave out --names."
+        )
+    samples = samples_of(stores, tuple(f"{name}/" for name in names))
+    rows, notes = without_duplicates(samples, duplicates)
+    classes, numbers = common_classes(stores)
+    axis = Axis(tuple(stores), rows, prefixes=samples.axis.prefixes)
+    sources = [store.manifest.source for store in stores]
+    labelled = [source.has_labels for source in sources]
+    fields = common_fields([store.manifest for store in stores])
+    artefacts, places = common_artefacts(stores)
+    manifest = new_manifest(
+        teachers=first.manifest.teachers,
+        views=first.manifest.views,
+        fields=fields,
+        artefacts=artefacts,
+        source=SourceRecord(
+            kind="merged",
+            uri=", ".join(dict.fromkeys(source.uri for source in sources)),
+            num_samples=len(rows),
+            ids_sha256=ids_sha256(ids_of(axis, len(rows))),
+            has_labels=any(labelled),
+            class_names=classes,
+        ),
+        work=joined_work(stores, axis),
+        created_by=common_origin(stores, "merged"),
+        container=first.manifest.container,
+    )
+    labels = None
+    if any(labelled) and (not all(labelled) or any(numbers)):
+        parts = [renumbered(s.labels, new) for s, new in zip(stores, numbers, strict=True)]
+        labels = np.concatenate(parts)[rows]
+    files = {name: artefact_bytes(places[name], [name])[name] for name in artefacts}
+    plan = Composition(manifest, files, axis, {name: (axis, name) for name in fields}, labels)
+    return plan, notes
+
+
+def without_duplicates(
+    samples: Samples, duplicates: Duplicates, *, all_known: bool = False
+) -> tuple[Rows, list[str]]:
+    """Rows whose images no store before has, and what to say of the others.
+
+    Args:
+        samples: rows of all stores.
+        duplicates: see ``Duplicates``.
+        all_known: to find all images of the later stores in the first one is no error; nothing is added then.
+
+    Raises:
+        ConfigError: rows repeat and shall not, or two images have one id.
+    """
+    stores = samples.axis.stores
+    repeated, clashing = repeats(samples)
+    if duplicates == "keep":
+        repeated &= first_of(samples.name, samples.store) < samples.store
+    where = shorten([store.path for store in stores])
+    if clashing.any():
+        which = np.flatnonzero(clashing)
+        raise ConfigError(
+            f"{where}: {_some(samples, which)} have the id of another image of a store before. Give the stores "
+            "different ids (merge --names puts a name before them), or leave those rows out."
+        )
+    rows = np.flatnonzero(~repeated)
+    counts = np.bincount(samples.store[repeated], minlength=len(stores))
+    if all_known and len(rows) == stores[0].num_rows:
+        return rows, [f"all images of {shorten([s.path for s in stores[1:]])} are in the store"]
+    if repeated.any() and duplicates != "skip":
+        raise ConfigError(
+            f"{where}: {_some(samples, np.flatnonzero(repeated))} are in a store before already. To leave them out: "
+            "--duplicates skip."
+        )
+    empty = [s.path for s, count in zip(stores, counts, strict=True) if count == s.num_rows]
+    if empty:
+        raise ConfigError(f"{shorten(empty)}: every image is in a store before; nothing to merge.")
+    return rows, [
+        f"{count:,} rows of {store.path} are left out, their images are in a store before"
+        for store, count in zip(stores, counts.tolist(), strict=True)
+        if count
+    ]
+
+
+def _some(samples: Samples, rows: Rows) -> str:
+    """How many rows, and the ids of the first, with the id of the same image in a store before if it is another."""
+    few = rows[:5]
+    others = samples.ids(first_same(samples, few))
+    pairs = [
+        name if name == other else f"{name} (there {other})"
+        for name, other in zip(samples.ids(few), others, strict=True)
+    ]
+    more = f" and {len(rows) - 5:,} more" if len(rows) > 5 else ""
+    return f"{len(rows):,} images ({', '.join(pairs)}{more})"
+
+
+def repeats(samples: Samples) -> tuple[npt.NDArray[np.bool_], npt.NDArray[np.bool_]]:
+    """(N,) rows whose image is in a store before; and (N,) rows that only have an id that is."""
+    unread = samples.content < 0
+    same_content = ~unread & (first_of(samples.content + 1, samples.store) < samples.store)
+    same_name = first_of(samples.name, samples.store) < samples.store
+    # Whoever could not read an image knows it by its id alone.
+    unread_before = np.isin(samples.name, samples.name[unread])
+    repeated = same_content | (same_name & unread_before)
+    return repeated, same_name & ~repeated
+
+
+def first_same(samples: Samples, rows: Rows) -> Rows:
+    """For some rows, the first row of all stores with the same content; with the same id where it was not read."""
+    places = np.arange(len(samples.content))
+    by_content = first_of(samples.content + 1, places)[rows]
+    by_name = first_of(samples.name, places)[rows]
+    return np.where((samples.content[rows] >= 0) & (by_content < rows), by_content, by_name)
+
+
+def joined_work(stores: Sequence[FeatureStore], axis: Axis) -> WorkRecord:
+    """How the work of rows of several stores is cut: as the first one's, or as their tars where all mirror tars."""
+    first = stores[0].manifest.work
+    plain = WorkRecord(shard_rows=first.shard_rows, batch_size=first.batch_size)
+    names = [name for store in stores for name in store.manifest.work.shard_names]
+    mirrored = all(store.manifest.work.shard_names for store in stores) and not axis.prefixes
+    if not mirrored or len(set(names)) < len(names):
+        return plain
+    rows = np.asarray(axis.rows, dtype=np.int64)
+    parts = [
+        cut_like(store.manifest, rows[(rows >= start) & (rows < stop)] - start)
+        for store, start, stop in zip(stores, axis.starts, axis.starts[1:], strict=False)
+    ]
+    sizes = tuple(size for part in parts for size in part.shard_sizes)
+    return WorkRecord(
+        shard_rows=max(sizes),
+        batch_size=first.batch_size,
+        shard_sizes=sizes,
+        shard_names=tuple(name for part in parts for name in part.shard_names),
+    )
