@@ -3,10 +3,12 @@
 import argparse
 import json
 from collections import Counter
-from pathlib import Path
 from typing import Any
 
-from featstore.ledger import committed_shards, read_complete
+from featstore.commands import duplicates
+from featstore.commands.arguments import store_address
+from featstore.errors import printable
+from featstore.ledger import read_complete
 from featstore.manifest import (
     FieldRecord,
     Int8Encoding,
@@ -14,7 +16,6 @@ from featstore.manifest import (
     RaggedEncoding,
     TeacherRecord,
     TopKEncoding,
-    read_manifest,
 )
 from featstore.measure import format_bytes
 from featstore.reader import FeatureStore
@@ -27,24 +28,31 @@ COUNTED_SHARDS = 1000
 DESCRIPTION = """\
 Say what a store holds: teachers, views, fields, counts, skipped images. Exit status 1 if shards are missing.
 Counts that have to be read from every shard are given for stores of fewer than 1,000 shards, or with --counts.
+With --duplicates, also which images it holds twice, and exit status 1 if any of the test part are in another part too.
 """
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the arguments."""
-    parser.add_argument("store", type=Path, help="folder of the store")
+    parser.add_argument("store", type=store_address, help="folder or URL of the store")
     parser.add_argument("--counts", action="store_true", help="count, however many shards")
+    duplicates.add_arguments(parser)
 
 
 def run(arguments: argparse.Namespace) -> int:
     """Say what a store holds; returns the exit status."""
-    manifest = read_manifest(arguments.store)
-    shards = committed_shards(arguments.store, manifest.num_shards)
-    store = FeatureStore(arguments.store, manifest, shards)
+    store = FeatureStore.open(arguments.store, allow_incomplete=True)
+    manifest = store.manifest
     counts = arguments.counts or manifest.num_shards < COUNTED_SHARDS
     summary = summarise(store, counts=counts)
-    print(json.dumps(summary, indent=2) if arguments.json else "\n".join(lines(manifest, summary)))
-    return 0 if store.complete else 1
+    text = [] if arguments.json else lines(manifest, summary)
+    leak = False
+    if duplicates.asked_for(arguments):
+        found = duplicates.look(store, arguments)
+        summary["duplicates"], leak = found, found["leak"]
+        text += [] if arguments.json else duplicates.lines(found)
+    print(json.dumps(summary, indent=2) if arguments.json else "\n".join(map(printable, text)))
+    return 0 if store.complete and not leak else 1
 
 
 def summarise(store: FeatureStore, *, counts: bool) -> dict[str, Any]:
@@ -57,18 +65,22 @@ def summarise(store: FeatureStore, *, counts: bool) -> dict[str, Any]:
     manifest = store.manifest
     mark = read_complete(store.path, manifest.num_shards)
     summary: dict[str, Any] = {
-        "path": str(store.path),
+        "path": store.address,
         "uuid": manifest.uuid,
         "fingerprint": manifest.fingerprint,
         "created": manifest.created,
         "created_by": manifest.created_by,
         "format_version": manifest.format_version,
+        "version": manifest.version,
+        "history": [item.model_dump(mode="json") for item in manifest.history],
         "container": manifest.container,
         "complete": store.complete,
         "shards": [len(store.shards), manifest.num_shards],
         "shard_rows": manifest.work.shard_rows,
         "rows": manifest.num_rows,
-        "rows_done": sum(len(manifest.shard_range(shard)) for shard in store.shards),
+        "rows_done": manifest.num_rows
+        if store.complete
+        else sum(len(manifest.shard_range(shard)) for shard in store.shards),
         "rows_valid": None if mark is None else manifest.num_rows - mark.invalid_rows,
         "rows_labelled": None,
         "classes": len(manifest.source.class_names),
@@ -89,7 +101,7 @@ def summarise(store: FeatureStore, *, counts: bool) -> dict[str, Any]:
 
 
 def _counts(store: FeatureStore) -> dict[str, Any]:
-    entries = [store.entry(shard) for shard in store.shards]
+    entries = store.entries()
     seconds = Counter[str]()
     for entry in entries:
         seconds.update(entry.seconds)
@@ -113,6 +125,11 @@ def lines(manifest: Manifest, summary: dict[str, Any]) -> list[str]:
         f"fingerprint  {summary['fingerprint']}",
         f"state        {state}; {done:,} of {total:,} shards, {size}",
     ]
+    if manifest.history:
+        earlier = [
+            f"{item.version} ({item.rows:,} rows, {item.created})" for item in manifest.history
+        ]
+        found.append(f"version      {manifest.version}; before: {', '.join(earlier)}")
     found += [
         f"teacher      {_teacher(name, item)}" for name, item in sorted(manifest.teachers.items())
     ]

@@ -1,0 +1,193 @@
+"""Images that a store holds more than once: the same bytes, or nearly the same features; and which parts share them.
+
+Bytes are compared by their stored SHA-256, features by ``featstore.neighbours``. Both say what is alike; which of the
+images should go is for their owner to decide.
+"""
+
+# N rows of the store, P pairs
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from itertools import combinations
+
+import numpy as np
+import numpy.typing as npt
+
+from featstore.errors import ConfigError, shorten
+from featstore.neighbours import (
+    THRESHOLD,
+    Pairs,
+    comparison_seconds,
+    default_field,
+    near_duplicates,
+    own_crops,
+)
+from featstore.reader import FeatureStore
+from featstore.sources.base import matches
+
+__all__ = [
+    "TEST",
+    "THRESHOLD",
+    "Overlap",
+    "Pairs",
+    "comparison_seconds",
+    "default_field",
+    "exact_duplicates",
+    "join_groups",
+    "near_duplicates",
+    "overlaps",
+    "own_crops",
+    "select_parts",
+]
+
+Rows = npt.NDArray[np.int64]
+
+TEST = "test"
+"""Name of the part that must share no image with another one."""
+
+
+@dataclass(frozen=True)
+class Overlap:
+    """Which images of one part are in another one too. An image is in one of the three lists at most.
+
+    Attributes:
+        part, other: names.
+        size: images of ``part``.
+        same: rows that both parts' patterns match.
+        exact: (k,) rows of ``part`` with the bytes of another row in ``other``.
+        near: (k,) rows of ``part`` that have a near duplicate in ``other``.
+    """
+
+    part: str
+    other: str
+    size: int
+    same: Rows
+    exact: Rows
+    near: Rows
+
+    @property
+    def leak(self) -> bool:
+        """Whether images to test on are elsewhere too; what other parts share is no harm."""
+        shared = len(self.same) + len(self.exact) + len(self.near)
+        return self.part == TEST and shared > 0
+
+
+def exact_duplicates(store: FeatureStore) -> list[Rows]:
+    """Find images whose files hold the same bytes.
+
+    Args:
+        store: may be incomplete; rows that are not valid are left out.
+
+    Returns:
+        Groups of two and more rows, ascending; groups in the order of their first row.
+
+    Raises:
+        ShardCorrupt: a shard is damaged.
+    """
+    rows = np.flatnonzero(store.valid)
+    words = np.ascontiguousarray(store.content_sha256[rows]).view(np.uint64)
+    order = np.lexsort(words.T)  # stable: equal hashes stay in the order of rows
+    rows, words = rows[order], words[order]
+    cuts = np.flatnonzero((words[1:] != words[:-1]).any(axis=1)) + 1
+    found = [group for group in np.split(rows, cuts) if len(group) > 1]
+    return sorted(found, key=lambda group: int(group[0]))
+
+
+def join_groups(exact: Sequence[Rows], near: Rows) -> list[Rows]:
+    """Put together all rows that duplicates connect, also through others.
+
+    Args:
+        exact: groups of ``exact_duplicates``.
+        near: (P, 2) ``Pairs.rows``.
+
+    Returns:
+        Groups of two and more rows, ascending; the largest first.
+    """
+    chains = [np.stack([group[:-1], group[1:]], axis=1) for group in exact]
+    links = np.concatenate([near.reshape(-1, 2), *chains])
+    if not len(links):
+        return []
+    rows, ends = np.unique(links, return_inverse=True)
+    ends = ends.reshape(-1, 2)
+    member = _components(len(rows), ends[:, 0], ends[:, 1])
+    order = np.argsort(member, kind="stable")
+    found = np.split(rows[order], np.flatnonzero(np.diff(member[order])) + 1)
+    return sorted(found, key=lambda group: (-len(group), int(group[0])))
+
+
+def select_parts(store: FeatureStore, patterns: Mapping[str, Sequence[str]]) -> dict[str, Rows]:
+    """The valid rows of each part.
+
+    Args:
+        store: whose sample ids are matched.
+        patterns: shell patterns by name of the part; ``*`` also spans slashes.
+
+    Raises:
+        ConfigError: a part's patterns match no valid row.
+    """
+    ids, valid = store.sample_ids, np.flatnonzero(store.valid).tolist()
+    parts = {}
+    for name, several in patterns.items():
+        found = [row for row in valid if matches(ids[row], several)]
+        if not found:
+            raise ConfigError(
+                f"{store.address}: part {name}: no image matches {', '.join(several)}. Ids look like "
+                f"{shorten(ids[:2])}."
+            )
+        parts[name] = np.array(found, np.int64)
+    return parts
+
+
+def overlaps(parts: Mapping[str, Rows], exact: Sequence[Rows], near: Rows) -> list[Overlap]:
+    """What parts share, for each two of them; the part called test stands first.
+
+    Args:
+        parts: rows by name, of ``select_parts``.
+        exact: groups of ``exact_duplicates``.
+        near: (P, 2) ``Pairs.rows``.
+    """
+    names = sorted(parts, key=lambda name: name != TEST)  # stable: the others keep their order
+    size = 1 + max(int(item.max(initial=-1)) for item in [*parts.values(), *exact, near])
+    group = np.full(size, -1)
+    for number, members in enumerate(exact):
+        group[members] = number
+    holds = {name: np.isin(np.arange(size), parts[name]) for name in names}
+    found = []
+    for part, other in combinations(names, 2):
+        here, there = holds[part], holds[other]
+        copies = np.bincount(group[there & (group >= 0)], minlength=len(exact))
+        in_exact = np.zeros(size, np.bool_)
+        grouped = np.flatnonzero(here & (group >= 0))
+        in_exact[grouped] = copies[group[grouped]] > 0
+        in_near = np.zeros(size, np.bool_)
+        for first, second in (near.T, near.T[::-1]):
+            in_near[first[here[first] & there[second]]] = True
+        same = here & there
+        in_exact &= ~same
+        in_near &= ~same & ~in_exact
+        found.append(
+            Overlap(
+                part,
+                other,
+                int(here.sum()),
+                np.flatnonzero(same),
+                np.flatnonzero(in_exact),
+                np.flatnonzero(in_near),
+            )
+        )
+    return found
+
+
+def _components(size: int, first: Rows, second: Rows) -> Rows:
+    """(size,) smallest node that links connect each node with: labels sink along links, and jump to their labels."""
+    label = np.arange(size)
+    while True:
+        low = np.minimum(label[first], label[second])
+        sunk = label.copy()
+        for ends in (first, second, label[first], label[second]):
+            np.minimum.at(sunk, ends, low)
+        while not np.array_equal(sunk, sunk[sunk]):
+            sunk = sunk[sunk]
+        if np.array_equal(sunk, label):
+            return label
+        label = sunk

@@ -1,0 +1,1 @@
+"""Formats of other tools: rows of a store as arrays, tables or data sets."""

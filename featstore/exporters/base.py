@@ -1,0 +1,74 @@
+"""What a format is given: columns, and rows of them in order."""
+
+# n rows of a batch, V views, T items
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+
+from featstore.backends.base import Array
+from featstore.fields import Ragged
+
+Kind = Literal["numbers", "text", "ragged"]
+
+Batch = Mapping[str, Array | Ragged]
+"""By column: numbers (n, *shape), text (n, *shape) objects, or ragged items with their offsets."""
+
+SAMPLE_ID, ROW, LABEL, VALID, CONTENT = "sample_id", "row", "label", "valid", "content_sha256"
+"""Columns that every export has (the label only where the source has labels)."""
+
+
+@dataclass(frozen=True)
+class Column:
+    """One column of an export.
+
+    Attributes:
+        name: unique in the export.
+        kind: numbers and text have one size in every row, ragged columns any number of items.
+        shape: of one row; of one item where rows are ragged.
+        dtype: numpy dtype; None for text.
+        lists: lists of items that a ragged row has: its views; 0 if it is one list itself.
+        field: the store's field that it holds; "" if it describes the sample.
+    """
+
+    name: str
+    kind: Kind
+    shape: tuple[int, ...] = ()
+    dtype: np.dtype[Any] | None = None
+    lists: int = 0
+    field: str = ""
+
+
+class Exporter(ABC):
+    """Writes the files of one export into a folder, in the order of rows; a stopped one goes on from a state."""
+
+    @abstractmethod
+    def begin(self, part: int) -> None:
+        """Begin the next part: the chosen rows of one shard, if there are any."""
+
+    @abstractmethod
+    def add(self, batch: Batch) -> None:
+        """Write some rows.
+
+        Raises:
+            StoreWriteError: the disk refused.
+        """
+
+    @abstractmethod
+    def end(self) -> None:
+        """End the part that was begun."""
+
+    @abstractmethod
+    def state(self) -> dict[str, int]:
+        """Put what was written on the disk, and say how to go on after the last part that was ended."""
+
+    @abstractmethod
+    def finish(self) -> None:
+        """Write what is known when all rows are in, and put it on the disk."""
+
+    @abstractmethod
+    def close(self) -> None:
+        """Let go of all files, also in the middle of a part."""

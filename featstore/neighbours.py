@@ -1,0 +1,353 @@
+"""Which rows of a store are most alike: the cosine of one field, every row with every other one.
+
+The comparison is exact and complete: blocks of rows are multiplied with each other, in the memory of a few blocks,
+however many rows there are. The mean feature is taken off first: what all images have in common says nothing about two
+of them, and with it gone one threshold means much the same for every field of a teacher.
+"""
+
+# n rows compared, D numbers of a row, P pairs
+
+import math
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from featstore.errors import ConfigError, shorten
+from featstore.manifest import FieldRecord
+from featstore.reader import FeatureStore
+
+Rows = npt.NDArray[np.int64]
+Floats = npt.NDArray[np.float32]
+
+THRESHOLD = 0.97
+"""Cosine from which two images count as near duplicates. On photographs a JPEG of lower quality, three quarters of the
+size or a little more light lies about there or above, other photographs of the same thing below (docs/sharing.md)."""
+
+MOST_PAIRS = 1_000_000
+"""Pairs that are listed at most; the most alike are kept, and all are counted."""
+
+BLOCK_ROWS = 4096
+"""Rows of a block; a product of two blocks is 64 MB."""
+
+BLOCK_BYTES = 2**26
+"""Most bytes of a block of features; wide fields get fewer rows."""
+
+CENTRE_ROWS = 4096
+"""Rows, evenly spread, that the mean feature is measured on."""
+
+ROUNDING = 1e-6
+"""Features that are equal may come out so much less alike than 1."""
+
+
+@dataclass(frozen=True)
+class Pairs:
+    """Near duplicates, and how alike every image is to its nearest other one.
+
+    Attributes:
+        field: whose cosine was taken.
+        threshold: cosine from which on pairs count.
+        rows: (P, 2) row numbers, the smaller first; the most alike pair first.
+        cosine: (P,) of each pair.
+        found: pairs that there are; more than P if there are more than ``MOST_PAIRS``.
+        compared: (n,) row numbers, ascending, of the images that were compared with others.
+        nearest: (n,) cosine of each with its nearest other; -1 if there is none.
+        nearest_row: (n,) the row of that other; -1 if there is none.
+    """
+
+    field: str
+    threshold: float
+    rows: Rows
+    cosine: Floats
+    found: int
+    compared: Rows
+    nearest: Floats
+    nearest_row: Rows
+
+
+def near_duplicates(
+    store: FeatureStore,
+    field: str,
+    threshold: float = THRESHOLD,
+    *,
+    rows: npt.ArrayLike | None = None,
+    others: npt.ArrayLike | None = None,
+    progress: Callable[[int, int], None] = lambda done, total: None,
+) -> Pairs:
+    """Find images whose features point the same way: every image with every other one, unless told otherwise.
+
+    Args:
+        store: may be incomplete; rows that are not valid are left out.
+        field: a field of floating point vectors or grids; of a grid, places are compared with the same places.
+        threshold: smallest cosine of a pair, in (-1, 1].
+        rows: (n,) rows that are compared; all if not given.
+        others: rows that they are compared with; all if not given.
+        progress: called with the numbers of products of two rows done and to do.
+
+    Returns:
+        Pairs of a row of ``rows`` and one of ``others``, each once, and the nearest other of each of ``rows``.
+
+    Raises:
+        ConfigError: the store has no such field, it is not one of floating point numbers, no row is valid, or rows are
+            outside the store.
+        ViewMismatch: the store holds no canonical view; seeded crops differ even between copies of a file.
+        ShardCorrupt: a shard is damaged.
+    """
+    if not -1 < threshold <= 1:
+        raise ConfigError(f"threshold {threshold:g}: a cosine above -1 and up to 1 is expected.")
+    valid = np.flatnonzero(store.valid)
+    left = valid if rows is None else _chosen(store, rows)
+    right = valid if others is None else _chosen(store, others)
+    if not len(left) or not len(right):
+        raise ConfigError(f"{store.address}: no valid rows to compare.")
+    features = _Features(store, field, valid)
+    search = _Search(features, left, right, threshold)
+    search.run(progress)
+    return search.pairs(field)
+
+
+def own_crops(store: FeatureStore, field: str, *, most: int = 512) -> Floats:
+    """How alike an image is to crops of itself: what a copy that somebody cropped may look like.
+
+    Args:
+        store: may be incomplete.
+        field: as for ``near_duplicates``.
+        most: images, evenly spread.
+
+    Returns:
+        (n * (V - 1),) cosines of the canonical view with each other view; empty if there is none.
+
+    Raises:
+        ConfigError, ViewMismatch, ShardCorrupt: see ``near_duplicates``.
+    """
+    valid = np.flatnonzero(store.valid)
+    features = _Features(store, field, valid)
+    rest = [view for view in range(len(store.manifest.views)) if [view] != features.views]
+    if features.views is None or not rest or not len(valid):
+        return np.empty(0, np.float32)
+    rows = valid[np.unique(np.linspace(0, len(valid) - 1, min(most, len(valid))).astype(np.int64))]
+    found = []
+    for block in _blocks(rows, features.block_rows):
+        canonical = features.units(block)
+        found += [
+            np.einsum("nd,nd->n", canonical, features.units(block, view=view)) for view in rest
+        ]
+    cosine: Floats = np.minimum(np.concatenate(found), 1)
+    return cosine
+
+
+def comparison_seconds(store: FeatureStore, field: str, rows: int, others: int) -> float:
+    """About how long it takes to compare so many rows with so many others, measured on a small product.
+
+    Raises:
+        ConfigError, ViewMismatch: see ``near_duplicates``.
+    """
+    width = math.prod(_record(store, field).shape)
+    size = min(2048, max(1, BLOCK_BYTES // (4 * width)))
+    block = np.full((size, width), 0.5, np.float32)
+    block @ block.T  # the first product starts the threads
+    start = time.perf_counter()
+    cosine = block @ block.T
+    cosine.max(axis=0)
+    cosine.max(axis=1)
+    return (time.perf_counter() - start) / size**2 * rows * others
+
+
+def default_field(store: FeatureStore) -> str:
+    """The field to compare by: ``cls`` if there is one, else the shortest vector that a teacher made.
+
+    Raises:
+        ConfigError: no field can be compared.
+    """
+    fields = store.manifest.fields
+    known = {
+        name: math.prod(spec.shape) for name, spec in fields.items() if _comparable(store, name)
+    }
+    if not known:
+        raise ConfigError(
+            f"{store.address}: no field holds floating point numbers to compare; it has: {shorten(sorted(fields))}."
+        )
+    return min(
+        known,
+        key=lambda name: (
+            name != "cls",
+            not fields[name].teacher,
+            len(fields[name].shape),
+            known[name],
+            name,
+        ),
+    )
+
+
+def _chosen(store: FeatureStore, rows: npt.ArrayLike) -> Rows:
+    """Valid ones among some rows, ascending, each once."""
+    wanted = np.unique(np.asarray(rows, dtype=np.int64))
+    inside: Rows = wanted[(wanted >= 0) & (wanted < store.num_rows)]
+    if len(inside) != len(wanted):
+        raise ConfigError(
+            f"{store.address}: rows {wanted[0]} to {wanted[-1]} were asked for; it has rows 0 to {store.num_rows - 1}."
+        )
+    return inside[store.valid[inside]]
+
+
+def _comparable(store: FeatureStore, field: str) -> bool:
+    spec = store.manifest.fields[field]
+    floating = spec.dtype in ("float16", "bfloat16", "float32")
+    return floating and spec.encoding.kind in ("plain", "int8") and bool(spec.shape)
+
+
+def _record(store: FeatureStore, field: str) -> FieldRecord:
+    fields = store.manifest.fields
+    if field not in fields or not _comparable(store, field):
+        known = [name for name in sorted(fields) if _comparable(store, name)]
+        raise ConfigError(
+            f"{store.address}: no field {field!r} of floating point vectors or grids; it has: {shorten(known)}."
+        )
+    return fields[field]
+
+
+class _Features:
+    """Unit vectors of rows, the mean feature taken off."""
+
+    def __init__(self, store: FeatureStore, field: str, valid: Rows) -> None:
+        spec = _record(store, field)
+        self.store, self.field = store, field
+        self.views: list[int] | None = None
+        if spec.per_view:
+            # Raises ViewMismatch, which says what is stored.
+            self.views = store.manifest.views.index(kind="canonical", mirrored=False)[:1]
+        self.width = math.prod(spec.shape)
+        self.block_rows = max(1, min(BLOCK_ROWS, BLOCK_BYTES // (4 * self.width)))
+        self.centre = self._mean(valid)
+
+    def _mean(self, valid: Rows) -> Floats:
+        """(D,) mean feature; zeros if all features are the same, as taking it off would leave nothing to compare."""
+        if not len(valid):
+            return np.zeros(self.width, np.float32)
+        places = np.linspace(0, len(valid) - 1, min(CENTRE_ROWS, len(valid))).astype(np.int64)
+        chosen = valid[np.unique(places)]
+        total, squares = np.zeros(self.width), 0.0
+        for rows in _blocks(chosen, self.block_rows):
+            values = self._read(rows)
+            total += values.sum(axis=0, dtype=np.float64)
+            squares += float(np.square(values, dtype=np.float64).sum())
+        mean = total / len(chosen)
+        spread = squares / len(chosen) - float(mean @ mean)
+        if spread * len(chosen) < ROUNDING * squares:
+            mean[:] = 0
+        return mean.astype(np.float32)
+
+    def _read(self, rows: Rows, view: int | None = None) -> Floats:
+        views = self.views if view is None else [view]
+        values = self.store.gather(self.field, rows, views=views)
+        return values.reshape(len(rows), self.width).astype(np.float32, copy=False)
+
+    def units(self, rows: Rows, view: int | None = None) -> Floats:
+        """(n, D): features of length 1 of the canonical view or another; zeros where a feature is the mean itself."""
+        values = self._read(rows, view)
+        values -= self.centre
+        length = np.sqrt(np.einsum("nd,nd->n", values, values))
+        values /= np.where(length > 0, length, 1)[:, None]
+        return values
+
+
+class _Search:
+    """One pass over all pairs of blocks. Where both sides are the same rows, each pair of blocks is taken once."""
+
+    def __init__(self, features: _Features, left: Rows, right: Rows, threshold: float) -> None:
+        self.features, self.left, self.right, self.threshold = features, left, right, threshold
+        self.symmetric = np.array_equal(left, right)
+        self.nearest = np.full(len(left), -1, np.float32)
+        self.nearest_row = np.full(len(left), -1, np.int64)
+        self.floor = np.float32(threshold - ROUNDING)
+        """Rises when there are too many pairs."""
+        self.found = 0
+        self.kept: list[tuple[Rows, Floats]] = []
+        self.num_kept = 0
+
+    def run(self, progress: Callable[[int, int], None]) -> None:
+        """Compare all blocks."""
+        size = self.features.block_rows
+        table = np.empty(size * size, np.float32)
+        starts = range(0, len(self.left), size)
+        done, total = 0, len(self.left) * len(self.right)
+        for i in starts:
+            rows = self.left[i : i + size]
+            units = self.features.units(rows)
+            for j in range(i if self.symmetric else 0, len(self.right), size):
+                others = self.right[j : j + size]
+                diagonal = self.symmetric and i == j
+                facing = units if diagonal else self.features.units(others)
+                cosine = table[: len(rows) * len(others)].reshape(len(rows), len(others))
+                np.matmul(units, facing.T, out=cosine)
+                self._compare(cosine, i, j, rows, others)
+                done += len(rows) * len(others) * (2 if self.symmetric and not diagonal else 1)
+                progress(done, total)
+
+    def _compare(self, cosine: Floats, i: int, j: int, rows: Rows, others: Rows) -> None:
+        _, at, facing = np.intersect1d(rows, others, assume_unique=True, return_indices=True)
+        cosine[at, facing] = -2  # a row is not its own duplicate
+        best = cosine.max(axis=1)
+        self._note_nearest(slice(i, i + len(rows)), best, cosine, others)
+        if self.symmetric and i != j:
+            self._note_nearest(slice(j, j + len(others)), cosine.max(axis=0), cosine.T, rows)
+        # A strip at a time, so that a threshold that is far too low does not fill the memory.
+        for strip in _blocks(np.flatnonzero(best >= self.threshold - ROUNDING), 256):
+            self._collect(cosine[strip], rows[strip], others)
+
+    def _note_nearest(self, span: slice, best: Floats, cosine: Floats, others: Rows) -> None:
+        known, row = self.nearest[span], self.nearest_row[span]
+        closer = np.flatnonzero(best > known)
+        known[closer] = np.minimum(best[closer], 1)
+        row[closer] = others[cosine[closer].argmax(axis=1)]
+
+    def _collect(self, cosine: Floats, rows: Rows, others: Rows) -> None:
+        first, second = np.nonzero(cosine >= self.threshold - ROUNDING)
+        values = np.minimum(cosine[first, second], 1)
+        pairs = np.stack([rows[first], others[second]], axis=1)
+        # A pair of two rows that are on both sides comes twice; it is taken the right way round.
+        once = (pairs[:, 0] < pairs[:, 1]) | ~_is_in(pairs[:, 1], self.left)
+        once |= ~_is_in(pairs[:, 0], self.right)
+        self.found += int(once.sum())
+        once &= values >= self.floor
+        self.kept.append((np.sort(pairs[once], axis=1), values[once]))
+        self.num_kept += int(once.sum())
+        if self.num_kept > 2 * MOST_PAIRS:
+            self._prune()
+
+    def _prune(self) -> None:
+        """Keep the most alike, in a fixed order."""
+        rows = np.concatenate([np.empty((0, 2), np.int64), *(rows for rows, _ in self.kept)])
+        cosine = np.concatenate([np.empty(0, np.float32), *(values for _, values in self.kept)])
+        order = np.lexsort((rows[:, 1], rows[:, 0], -cosine))[:MOST_PAIRS]
+        self.kept, self.num_kept = [(rows[order], cosine[order])], len(order)
+        if len(order) == MOST_PAIRS:
+            self.floor = max(self.floor, cosine[order[-1]])
+
+    def pairs(self, field: str) -> Pairs:
+        """The outcome."""
+        self._prune()
+        rows, cosine = self.kept[0]
+        return Pairs(
+            field,
+            self.threshold,
+            rows,
+            cosine,
+            self.found,
+            self.left,
+            self.nearest,
+            self.nearest_row,
+        )
+
+
+def _is_in(rows: Rows, several: Rows) -> npt.NDArray[np.bool_]:
+    """Whether rows are among some, which are sorted."""
+    places = np.minimum(np.searchsorted(several, rows), len(several) - 1)
+    return np.asarray(several[places] == rows)
+
+
+def _blocks(rows: Rows, size: int) -> Iterator[Rows]:
+    for start in range(0, len(rows), size):
+        yield rows[start : start + size]
