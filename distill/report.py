@@ -16,9 +16,9 @@ if TYPE_CHECKING:
     from distill.evaluate import Evaluation
     from distill.pages.folder import Row
     from distill.pages.keep import Customise
-    from distill.pages.parts import Page
     from distill.sampler import Indices
     from distill.task import Task
+    from featstore.pages.parts import Page
 
 COLUMNS = (
     "method", "seed", "top1", "teacher_probe_top1", "seconds", "steps", "num_labelled", "num_unlabelled", "num_test",
@@ -172,8 +172,8 @@ def rebuild(out: Path) -> list[Path]:
 
 def _write_page(folder: Path, page: "Page", shown: "dict[str, list[Row]]") -> Path:
     from distill.pages.folder import REPORT
-    from distill.pages.render import render
     from distill.pages.tables import write_csv
+    from featstore.pages.render import render
 
     for name, rows in shown.items():
         write_csv(folder / REPORT / f"{name}.csv", rows)

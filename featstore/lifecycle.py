@@ -16,11 +16,10 @@ from featstore.ledger import LEDGER_FOLDER, committed_shards, read_complete
 from featstore.locks import LOCK_NAME, PUBLISH_NAME, exclusive
 from featstore.manifest import MANIFEST_NAME, Manifest, read_manifest
 from featstore.metadata import metadata_files
+from featstore.verify import CARD_NAME, CARD_PAGE_NAME, SIGNATURE_NAME
 
 DELETED_PREFIX = ".deleted-"
 """Begin of the name of a folder that was a store until a moment ago."""
-
-CARD_NAME = "README.md"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -124,7 +123,8 @@ def check_deletable(store: Path, *, force: bool) -> None:
 
 def _foreign_names(store: Path, manifest: Manifest) -> list[str]:
     """Names at the top of the folder that no part of the format accounts for; no folder is walked."""
-    names = [MANIFEST_NAME, LEDGER_FOLDER, ARTEFACT_FOLDER, CARD_NAME, LOCK_NAME, PUBLISH_NAME]
+    names = [MANIFEST_NAME, LEDGER_FOLDER, ARTEFACT_FOLDER, LOCK_NAME, PUBLISH_NAME]
+    names += [CARD_NAME, CARD_PAGE_NAME, SIGNATURE_NAME]
     objects = make_backend(store, manifest).object_names(0)
     known = {name.split("/")[0] for name in [*names, *objects, *metadata_files(manifest)]}
     known.add(LEASE_FOLDER)
@@ -145,7 +145,7 @@ def delete_store(store: Path, *, force: bool = False) -> None:
     """
     check_deletable(store, force=force)
     store = store.resolve()
-    with exclusive(store):
+    with exclusive(store, links=True):
         try:
             aside = Path(
                 tempfile.mkdtemp(prefix=f"{DELETED_PREFIX}{store.name}-", dir=store.parent)

@@ -2,15 +2,13 @@
 
     folder.py        a run's folder, read back
     keep.py          what only the end of a run can know: thumbnails, feature maps, the teacher's cost
-    feature_map.py   features as points in the plane
     tables.py        what is shown, as rows of plain values
-    figures.py       the same as plotly figures; style.py: their manner
+    figures.py       the same as plotly figures
     run_page.py      the page of one run
     comparison.py    all runs of an OUT folder, as rows
     compare_page.py  the page of them
     text.py          numbers as text
-    parts.py         what a page is made of
-    render.py        page -> HTML; templates/ holds its template, style and script
 
-Nothing here trains or needs a GPU, and only ``keep`` looks at images and the store.
+What a page is made of, the manner of its figures and the way to HTML are in ``featstore.pages``. Nothing here trains or
+needs a GPU, and only ``keep`` looks at images and the store.
 """

@@ -9,9 +9,9 @@ from urllib.parse import quote
 from distill.pages import comparison, figures
 from distill.pages.comparison import MEASURES, Groups, mean
 from distill.pages.folder import BASELINE, REPORT, Row, Run, measured_part
-from distill.pages.parts import Block, Page, Section, Table, Text, Tile
 from distill.pages.run_page import MOST_CELLS
 from distill.pages.text import duration, percent, points, size, source_name
+from featstore.pages.parts import Block, Page, Section, Table, Text, Tile
 
 MOST_LINES = 10
 """Names in a figure with a line for each; the best ones."""

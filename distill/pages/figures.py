@@ -4,8 +4,8 @@ import statistics
 from collections.abc import Mapping, Sequence
 
 from distill.pages.folder import Row
-from distill.pages.parts import Plot
-from distill.pages.style import (
+from featstore.pages.parts import Plot
+from featstore.pages.style import (
     BLUE,
     GAINS,
     GREEN,

@@ -17,7 +17,6 @@ from torch import Tensor
 from distill.diagnostics import thin_out
 from distill.evaluate import Evaluation
 from distill.join import Samples
-from distill.pages.feature_map import embed
 from distill.pages.folder import EXTRACTION, FEATURE_MAP, HARDEST, REPORT, Row
 from distill.pages.tables import write_csv
 from distill.predictions import Predictions
@@ -28,6 +27,7 @@ from featstore import FeatureStore
 from featstore.atomic import write_bytes
 from featstore.decode import decode_image
 from featstore.errors import FeatstoreError
+from featstore.pages.feature_map import embed
 
 Customise = Callable[[Tensor], Tensor]
 """From stored features (N, D) to what the student imitates, (N, C)."""

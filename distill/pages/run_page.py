@@ -8,8 +8,8 @@ import yaml
 
 from distill.pages import figures, tables
 from distill.pages.folder import BASELINE, REPORT, Row, Run, measured_part
-from distill.pages.parts import Block, Gallery, Page, Picture, Plot, Section, Table, Text, Tile
 from distill.pages.text import duration, interval, number, percent, points, size, source_name
+from featstore.pages.parts import Block, Gallery, Page, Picture, Plot, Section, Table, Text, Tile
 
 MOST_CLASSES = 30
 """Classes that are shown one by one; of more, those with the largest gains and losses."""

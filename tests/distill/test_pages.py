@@ -12,12 +12,13 @@ import numpy as np
 import pytest
 
 from distill import report
-from distill.pages import comparison, style, tables, text
-from distill.pages.feature_map import embed
+from distill.pages import comparison, tables, text
 from distill.pages.folder import find_baseline, find_runs, read_run
-from distill.pages.parts import Page, Section, Table
-from distill.pages.render import render
 from featstore.errors import ConfigError
+from featstore.pages import style
+from featstore.pages.feature_map import embed
+from featstore.pages.parts import Page, Section, Table
+from featstore.pages.render import render
 from tests.distill import browser
 from tests.distill.finished import HOSTILE, HOSTILE_IMAGE, finished_run
 

@@ -1,6 +1,6 @@
 """From a page to one HTML file that opens anywhere, without a network.
 
-The plotting library lies in the file, compressed. A content security policy allows the page's own two scripts by their
+The plotting library lies in the file, compressed. A content security policy allows the page's own scripts by their
 hashes and no address at all: a name with markup in it could not run, and nothing could be fetched.
 """
 
@@ -13,28 +13,37 @@ from pathlib import Path
 import jinja2
 from plotly.offline import get_plotlyjs
 
-from distill.pages.parts import Page
+from featstore.pages.parts import Page
 
 TEMPLATES = Path(__file__).parent / "templates"
 
 
-def render(page: Page) -> str:
-    """The page as HTML. Equal pages give equal text."""
+def render(page: Page, *, more: Path | None = None) -> str:
+    """The page as HTML. Equal pages give equal text.
+
+    Args:
+        page: the page.
+        more: folder with templates of further kinds of blocks, ``<kind>.html``, and what they need in the style and
+            the script of the page, ``page.css`` and ``page.js``. That script runs first; after each drawing of the
+            plots the document gets the event ``drawn``.
+    """
+    folders = [TEMPLATES] if more is None else [TEMPLATES, more]
     environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(TEMPLATES),
+        loader=jinja2.FileSystemLoader(folders),
         autoescape=True,
         undefined=jinja2.StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    script = (TEMPLATES / "page.js").read_text()
+    # The last folder first: what it listens to must be listened to before the page draws.
+    scripts = [(folder / "page.js").read_text() for folder in reversed(folders)]
     packed, library_hash = _library()
     return environment.get_template("page.html").render(
         page=page,
-        style=(TEMPLATES / "style.css").read_text(),
-        script=script,
+        style="".join((folder / "page.css").read_text() for folder in folders),
+        scripts=scripts,
         library=packed,
-        script_hashes=[_hash(script), library_hash],
+        script_hashes=[*map(_hash, scripts), library_hash],
     )
 
 

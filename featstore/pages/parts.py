@@ -22,8 +22,14 @@ class Tile:
     note: str = ""
 
 
+class Block:
+    """What stands under a heading; ``templates/<kind>.html`` draws it. Each has ``title``, ``note`` and ``wide``."""
+
+    kind: ClassVar[str]
+
+
 @dataclass(frozen=True)
-class Plot:
+class Plot(Block):
     """One plotly figure.
 
     Attributes:
@@ -45,7 +51,7 @@ class Plot:
 
 
 @dataclass(frozen=True)
-class Table:
+class Table(Block):
     """Rows of text.
 
     Attributes:
@@ -86,7 +92,7 @@ class Picture:
 
 
 @dataclass(frozen=True)
-class Gallery:
+class Gallery(Block):
     """Images side by side."""
 
     title: str
@@ -97,16 +103,14 @@ class Gallery:
 
 
 @dataclass(frozen=True)
-class Text:
+class Text(Block):
     """Preformatted text that is folded away."""
 
     title: str
     text: str
+    note: ClassVar[str] = ""
     kind: ClassVar[str] = "text"
     wide: ClassVar[bool] = True
-
-
-Block = Plot | Table | Gallery | Text
 
 
 @dataclass(frozen=True)
@@ -137,6 +141,7 @@ class Page:
         tiles: the numbers that matter.
         sections: in order; those without blocks are left out.
         files: names of the plain files beside the page.
+        closing: last line.
     """
 
     title: str
@@ -145,3 +150,4 @@ class Page:
     tiles: Sequence[Tile]
     sections: Sequence[Section]
     files: Sequence[str] = field(default_factory=list)
+    closing: str = ""

@@ -23,11 +23,14 @@
   // Cells are pale on light ground and dark on dark ground; plotly would guess the colour of the text on them.
   const readable = (data) => data.map((trace) => trace.type === "heatmap" || trace.mode === "text" ? { ...trace, textfont: { color: colour("--ink") } } : trace);
   const drawings = [...document.querySelectorAll(".drawing")].map((place) => [place, JSON.parse(place.nextElementSibling.textContent)]);
-  const draw = () => Promise.all(drawings.map(([place, spec]) =>
-    Plotly.react(place, readable(spec.data), themed(spec.layout), { displayModeBar: false, responsive: true, scrollZoom: false, doubleClick: false })));
+  const draw = async () => {
+    await Promise.all(drawings.map(([place, spec]) =>
+      Plotly.react(place, readable(spec.data), themed(spec.layout), { displayModeBar: false, responsive: true, scrollZoom: false, doubleClick: false })));
+    document.dispatchEvent(new Event("drawn"));
+  };
   await draw();
   page.dataset.drawn = drawings.length;
   matchMedia("(prefers-color-scheme: dark)").addEventListener("change", draw);
 })().catch((error) => {
-  document.querySelector("footer").append(`The plots could not be drawn (${error}); all numbers are in the files.`);
+  document.querySelector("footer").append(`The plots could not be drawn (${error}).`);
 });

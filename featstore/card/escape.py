@@ -1,0 +1,52 @@
+"""Text from outside as Markdown and as BibTeX: what somebody wrote into an id or a licence stays text."""
+
+import html
+import re
+from collections.abc import Iterable, Sequence
+
+LONGEST = 200
+"""Characters of one text from outside; what is longer loses its middle."""
+
+
+def plain(text: str, most: int = LONGEST) -> str:
+    """One line of printable characters."""
+    clean = " ".join("".join(one if one.isprintable() else " " for one in text).split())
+    if len(clean) <= most:
+        return clean
+    return f"{clean[: most // 2 - 2]}...{clean[len(clean) - most // 2 + 2 :]}"
+
+
+def escape(text: str) -> str:
+    """Markdown that shows the text as it is: no markup, no HTML, no formula. Not for the begin of a line."""
+    shown = html.escape(plain(text), quote=False)
+    # An underscore inside of a word is no markup.
+    return re.sub(r"([\\`*\[\]|~$]|(?<![A-Za-z0-9])_|_(?![A-Za-z0-9]))", r"\\\1", shown)
+
+
+def code(text: str) -> str:
+    """Markdown that shows the text as code; safe in a table too."""
+    shown = plain(text).replace("|", "\\|")
+    longest = max((len(run) for run in re.findall("`+", shown)), default=0)
+    fence = "`" * (longest + 1)
+    pad = " " if shown.startswith("`") or shown.endswith("`") or not shown else ""
+    return f"{fence}{pad}{shown}{pad}{fence}"
+
+
+def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
+    """A table of cells that are Markdown; columns that hold numbers only are aligned to the right."""
+    cells = [list(row) for row in rows]
+    numbers = [
+        bool(cells) and all(re.fullmatch(r"[\d.,]+( [kMGT]?B| s| %)?|-", row[i]) for row in cells)
+        for i in range(len(head))
+    ]
+    lines = [head, ["---:" if right else "---" for right in numbers], *cells]
+    return [f"| {' | '.join(line)} |" for line in lines]
+
+
+def bibtex(text: str) -> str:
+    """A value of a BibTeX entry."""
+    marks = {
+        "\\": r"\textbackslash{}", "{": r"\{", "}": r"\}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}",
+        **{mark: f"\\{mark}" for mark in "&%$#_"},
+    }  # fmt: skip
+    return "".join(marks.get(one, one) for one in plain(text).replace("`", "'"))

@@ -1,0 +1,171 @@
+"""The samples as a map: where each lies, which are its neighbours, and how alike the nearest ones are."""
+
+# n samples, D numbers of a row, K neighbours
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import numpy as np
+import numpy.typing as npt
+
+from featstore.card.escape import plain
+from featstore.card.statistics import read_vectors
+from featstore.card.survey import Sample, class_name
+from featstore.manifest import Manifest
+from featstore.pages.feature_map import PCA_WIDTH, embed
+from featstore.pages.parts import Block
+from featstore.reader import FeatureStore
+
+Floats = npt.NDArray[np.float32]
+Rows = npt.NDArray[np.int64]
+
+NEIGHBOURS = 12
+"""K."""
+LONGEST_ID = 300
+"""Characters; what somebody wrote into a store may be longer than any page."""
+BLOCK_ROWS = 1024
+"""Rows of cosines that are in memory at a time."""
+MOST_BYTES = 512 * 2**20
+"""Of features in memory; of wide fields, fewer samples are mapped."""
+
+
+@dataclass(frozen=True)
+class Map:
+    """Samples in the plane and their neighbours among each other.
+
+    Attributes:
+        field: by whose features.
+        sample: the rows.
+        points: (n, 2).
+        neighbours: (n, K) places in the sample, nearest first.
+        cosines: (n, K) of each, after the mean feature was taken off.
+    """
+
+    field: str
+    sample: Sample
+    points: npt.NDArray[np.float64]
+    neighbours: Rows
+    cosines: Floats
+
+
+@dataclass(frozen=True)
+class Explorer(Block):
+    """A map to search, point at and click on.
+
+    Attributes:
+        title: heading.
+        spec: plotly's data and layout; of the traces, the last three are empty and show what was found, neighbours
+            and the chosen sample.
+        data: what the script needs besides, see ``explorer_data``.
+        alt: the map in a sentence.
+        note: how to read it.
+    """
+
+    title: str
+    spec: dict[str, Any]
+    data: dict[str, Any]
+    alt: str
+    note: str
+    kind: ClassVar[str] = "explorer"
+    wide: ClassVar[bool] = True
+
+
+def make_map(store: FeatureStore, field: str, sample: Sample) -> Map | None:
+    """Lay out some samples; None where fewer than two have finite features.
+
+    Principal components, then t-SNE; neighbours are by cosine in the field's own space, not in the plane.
+
+    Args:
+        store: complete.
+        field: a field of floating point numbers; grids are compared place by place.
+        sample: what is laid out, or a part of it where the field is wide.
+
+    Raises:
+        ShardCorrupt: a shard that is read is damaged.
+    """
+    spec = store.manifest.fields[field]
+    most = max(2, MOST_BYTES // (4 * int(np.prod(spec.shape)) * len(store.manifest.views)))
+    places = np.arange(len(sample.rows))
+    if len(places) > most:
+        places = np.sort(np.random.default_rng(0).choice(places, most, replace=False))
+    features = read_vectors(store, field, sample.rows[places]).reshape(len(places), -1)
+    finite = np.isfinite(features).all(axis=1)
+    if finite.sum() < 2:
+        return None
+    places, features = places[finite], features[finite]
+    chosen = Sample(
+        sample.rows[places],
+        [sample.ids[place] for place in places],
+        sample.labels[places],
+        sample.hashes[places],
+        sample.whole and len(places) == len(sample.rows),
+    )
+    # Half-precision numbers up to 65,504 and float32 ones far beyond: squares must not overflow.
+    largest = float(np.abs(features).max()) or 1.0
+    centred = features / np.float32(largest)
+    centred -= centred.mean(axis=0)
+    points = embed({field: _principal(centred)})[field]
+    neighbours, cosines = _nearest(centred)
+    return Map(field, chosen, points, neighbours, cosines)
+
+
+def _principal(centred: Floats) -> Floats:
+    """The first principal components, (n, at most PCA_WIDTH), from the smaller of the two Gram matrices."""
+    count, width = centred.shape
+    values: npt.NDArray[np.float64] = centred.astype(np.float64) if width <= count else np.empty(0)
+    if width <= count:
+        _, vectors = np.linalg.eigh(values.T @ values)
+        axes = vectors[:, ::-1][:, :PCA_WIDTH]
+        return _one_sign(values @ axes)
+    variances, vectors = np.linalg.eigh((centred @ centred.T).astype(np.float64))
+    scores = vectors[:, ::-1][:, :PCA_WIDTH] * np.sqrt(variances[::-1][:PCA_WIDTH].clip(min=0))
+    return _one_sign(scores)
+
+
+def _one_sign(scores: npt.NDArray[np.float64]) -> Floats:
+    """An axis may point either way; the largest score is made positive, so that every run draws the same map."""
+    largest = scores[np.abs(scores).argmax(axis=0), np.arange(scores.shape[1])]
+    return (scores * np.where(largest < 0, -1, 1)).astype(np.float32)
+
+
+def _nearest(centred: Floats) -> tuple[Rows, Floats]:
+    count = len(centred)
+    lengths = np.linalg.norm(centred, axis=1)
+    units = centred / np.where(lengths > 0, lengths, 1)[:, None]
+    k = min(NEIGHBOURS, count - 1)
+    neighbours = np.empty((count, k), dtype=np.int64)
+    cosines = np.empty((count, k), dtype=np.float32)
+    for start in range(0, count, BLOCK_ROWS):
+        block = units[start : start + BLOCK_ROWS] @ units.T
+        here = np.arange(len(block))
+        block[here, start + here] = -np.inf
+        best = np.argpartition(-block, k - 1, axis=1)[:, :k]
+        found = np.take_along_axis(block, best, axis=1)
+        order = np.lexsort((best, -found), axis=1)
+        neighbours[start : start + len(block)] = np.take_along_axis(best, order, axis=1)
+        cosines[start : start + len(block)] = np.take_along_axis(found, order, axis=1)
+    return neighbours, cosines.clip(-1, 1)
+
+
+def explorer_data(manifest: Manifest, found: Map, pictures: Sequence[str]) -> dict[str, Any]:
+    """What the script of the map works with: texts are plain, the page escapes them.
+
+    Args:
+        manifest: of the store.
+        found: the map.
+        pictures: a data URI for each sample, "" for none; empty if there are no pictures at all.
+    """
+    classes = sorted(set(found.sample.labels.tolist()) - {-1})
+    place = {label: number for number, label in enumerate(classes)}
+    return {
+        "ids": [plain(sample_id, LONGEST_ID) for sample_id in found.sample.ids],
+        "rows": found.sample.rows.tolist(),
+        "classes": [plain(class_name(manifest, label), LONGEST_ID) for label in classes],
+        "labels": [place.get(label, -1) for label in found.sample.labels.tolist()],
+        "neighbours": found.neighbours.tolist(),
+        "cosines": [
+            [round(value, 3) for value in row] for row in found.cosines.astype(float).tolist()
+        ],
+        "pictures": list(pictures),
+    }

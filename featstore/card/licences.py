@@ -1,0 +1,231 @@
+"""Licences in plain words, and what the publishers of well-known teachers say.
+
+Only what is certain is in these tables. A licence that is not in them is carried along as the text it is.
+"""
+
+from dataclasses import dataclass
+
+from featstore.manifest import TeacherRecord
+
+
+@dataclass(frozen=True)
+class Licence:
+    """A licence that the Hugging Face hub or this package knows by name.
+
+    Attributes:
+        name: in full.
+        url: its text.
+        terms: what it asks, in a few words.
+        on_hub: whether the hub knows the identifier; else a card says ``license: other`` and names it.
+    """
+
+    name: str
+    url: str
+    terms: str
+    on_hub: bool = True
+
+
+_CREDIT = "any use, with credit"
+_NO_TRADE = "no commercial use; credit"
+
+LICENCES = {
+    "apache-2.0": Licence(
+        "Apache License 2.0",
+        "https://www.apache.org/licenses/LICENSE-2.0",
+        "any use; keep the notices",
+    ),
+    "mit": Licence("MIT License", "https://opensource.org/license/mit", "any use; keep the notice"),
+    "bsd-2-clause": Licence(
+        "BSD 2-Clause License",
+        "https://opensource.org/license/bsd-2-clause",
+        "any use; keep the notice",
+    ),
+    "bsd-3-clause": Licence(
+        "BSD 3-Clause License",
+        "https://opensource.org/license/bsd-3-clause",
+        "any use; keep the notice",
+    ),
+    "cc0-1.0": Licence(
+        "Creative Commons Zero 1.0", "https://creativecommons.org/publicdomain/zero/1.0/", "any use"
+    ),
+    "cc-by-4.0": Licence(
+        "Creative Commons Attribution 4.0", "https://creativecommons.org/licenses/by/4.0/", _CREDIT
+    ),
+    "cc-by-sa-4.0": Licence(
+        "Creative Commons Attribution-ShareAlike 4.0",
+        "https://creativecommons.org/licenses/by-sa/4.0/",
+        f"{_CREDIT}; what is adapted from it under the same licence",
+    ),
+    "cc-by-nd-4.0": Licence(
+        "Creative Commons Attribution-NoDerivatives 4.0",
+        "https://creativecommons.org/licenses/by-nd/4.0/",
+        f"{_CREDIT}; nothing adapted may be shared",
+    ),
+    "cc-by-nc-4.0": Licence(
+        "Creative Commons Attribution-NonCommercial 4.0",
+        "https://creativecommons.org/licenses/by-nc/4.0/",
+        _NO_TRADE,
+    ),
+    "cc-by-nc-sa-4.0": Licence(
+        "Creative Commons Attribution-NonCommercial-ShareAlike 4.0",
+        "https://creativecommons.org/licenses/by-nc-sa/4.0/",
+        f"{_NO_TRADE}; what is adapted from it under the same licence",
+    ),
+    "cc-by-nc-nd-4.0": Licence(
+        "Creative Commons Attribution-NonCommercial-NoDerivatives 4.0",
+        "https://creativecommons.org/licenses/by-nc-nd/4.0/",
+        f"{_NO_TRADE}; nothing adapted may be shared",
+    ),
+    "odc-by": Licence(
+        "Open Data Commons Attribution License", "https://opendatacommons.org/licenses/by/", _CREDIT
+    ),
+    "pddl": Licence(
+        "Open Data Commons Public Domain Dedication and License",
+        "https://opendatacommons.org/licenses/pddl/",
+        "any use",
+    ),
+    "dinov3-license": Licence(
+        "DINOv3 License",
+        "https://ai.meta.com/resources/models-and-libraries/dinov3-license/",
+        "Meta's own terms; read them before you share anything made with the model",
+        on_hub=False,
+    ),
+}
+"""By identifier, lower case; those of the hub are in its list of licences."""
+
+
+@dataclass(frozen=True)
+class Family:
+    """Teachers of one publication.
+
+    Attributes:
+        name: of the family.
+        marks: a teacher belongs to it if its name or tag holds one of these.
+        citation: the publication as BibTeX.
+        licence: identifier of the licence that its publishers gave the weights; "" where that is not certain.
+        source: where they say so.
+    """
+
+    name: str
+    marks: tuple[str, ...]
+    citation: str
+    licence: str = ""
+    source: str = ""
+
+
+FAMILIES = (
+    Family(
+        "DINOv3",
+        ("dinov3",),
+        """\
+@misc{simeoni2025dinov3,
+  title = {{DINOv3}},
+  author = {Sim{\\'e}oni, Oriane and Vo, Huy V. and Seitzer, Maximilian and Baldassarre, Federico and others},
+  year = {2025},
+  eprint = {2508.10104},
+  archivePrefix = {arXiv}
+}""",
+        "dinov3-license",
+        "https://github.com/facebookresearch/dinov3",
+    ),
+    Family(
+        "DINOv2",
+        ("dinov2",),
+        """\
+@article{oquab2024dinov2,
+  title = {{DINOv2}: Learning Robust Visual Features without Supervision},
+  author = {Oquab, Maxime and Darcet, Timoth{\\'e}e and Moutakanni, Th{\\'e}o and Vo, Huy V. and others},
+  journal = {Transactions on Machine Learning Research},
+  year = {2024},
+  note = {arXiv:2304.07193}
+}""",
+        "apache-2.0",
+        "https://github.com/facebookresearch/dinov2",
+    ),
+    Family(
+        "SigLIP 2",
+        ("siglip2", "v2_webli"),
+        """\
+@misc{tschannen2025siglip2,
+  title = {{SigLIP 2}: Multilingual Vision-Language Encoders with Improved Semantic Understanding, Localization, and
+           Dense Features},
+  author = {Tschannen, Michael and Gritsenko, Alexey and Wang, Xiao and Naeem, Muhammad Ferjad and others},
+  year = {2025},
+  eprint = {2502.14786},
+  archivePrefix = {arXiv}
+}""",
+        "apache-2.0",
+        "https://github.com/google-research/big_vision",
+    ),
+    Family(
+        "SigLIP",
+        ("siglip",),
+        """\
+@inproceedings{zhai2023siglip,
+  title = {Sigmoid Loss for Language Image Pre-Training},
+  author = {Zhai, Xiaohua and Mustafa, Basil and Kolesnikov, Alexander and Beyer, Lucas},
+  booktitle = {IEEE/CVF International Conference on Computer Vision},
+  year = {2023},
+  note = {arXiv:2303.15343}
+}""",
+        "apache-2.0",
+        "https://github.com/google-research/big_vision",
+    ),
+    Family(
+        "AugReg",
+        ("augreg",),
+        """\
+@article{steiner2022augreg,
+  title = {How to train your {ViT}? Data, Augmentation, and Regularization in Vision Transformers},
+  author = {Steiner, Andreas and Kolesnikov, Alexander and Zhai, Xiaohua and Wightman, Ross and others},
+  journal = {Transactions on Machine Learning Research},
+  year = {2022},
+  note = {arXiv:2106.10270}
+}""",
+        "apache-2.0",
+        "https://github.com/google-research/vision_transformer",
+    ),
+    Family(
+        "OpenCLIP",
+        ("laion", "datacomp"),
+        """\
+@inproceedings{cherti2023openclip,
+  title = {Reproducible Scaling Laws for Contrastive Language-Image Learning},
+  author = {Cherti, Mehdi and Beaumont, Romain and Wightman, Ross and Wortsman, Mitchell and others},
+  booktitle = {IEEE/CVF Conference on Computer Vision and Pattern Recognition},
+  year = {2023},
+  note = {arXiv:2212.07143}
+}""",
+    ),
+    Family(
+        "CLIP",
+        ("openai",),
+        """\
+@inproceedings{radford2021clip,
+  title = {Learning Transferable Visual Models From Natural Language Supervision},
+  author = {Radford, Alec and Kim, Jong Wook and Hallacy, Chris and Ramesh, Aditya and others},
+  booktitle = {International Conference on Machine Learning},
+  year = {2021},
+  note = {arXiv:2103.00020}
+}""",
+        "mit",
+        "https://github.com/openai/CLIP",
+    ),
+)
+"""The first whose mark is found counts: a longer mark stands before the one it contains."""
+
+
+def family_of(teacher: TeacherRecord) -> Family | None:
+    """The family that a teacher's name and tag point to; None where they point to none.
+
+    A name is no proof: weights of one's own can be loaded under it.
+    """
+    if teacher.library not in ("timm", "open_clip"):
+        return None
+    text = f"{teacher.name} {teacher.tag}".lower()
+    return next((one for one in FAMILIES if any(mark in text for mark in one.marks)), None)
+
+
+def known(licence: str) -> Licence | None:
+    """The licence of an identifier, however it is written; None where it is not in the table."""
+    return LICENCES.get(licence.strip().lower().replace(" ", "-"))

@@ -1,0 +1,337 @@
+"""README.md: the card of a store, for people and for the Hugging Face hub.
+
+It depends on the store and on what its authors state, on nothing else: no clock, no path of this machine.
+"""
+
+import re
+
+from featstore.card.escape import bibtex, code, escape, plain, table
+from featstore.card.examples import examples
+from featstore.card.front import front_matter
+from featstore.card.licences import family_of, known
+from featstore.card.statement import (
+    NOTES_BEGIN,
+    NOTES_END,
+    Statement,
+    teacher_licence,
+)
+from featstore.card.survey import Survey, class_name, survey
+from featstore.card.text import encoding_text, shape_text, source_name, title_of
+from featstore.manifest import Manifest, TeacherRecord
+from featstore.measure import format_bytes
+from featstore.reader import FeatureStore
+
+MOST_SKIPS = 20
+"""Skipped images that are listed."""
+MOST_VIEWS = 12
+"""Views that are listed."""
+
+
+def write_card(store: FeatureStore, statement: Statement, notes: str = "") -> str:
+    """The card of a complete store. Equal stores and statements give equal text.
+
+    Args:
+        store: complete.
+        statement: of its authors.
+        notes: Markdown of theirs that is carried along.
+
+    Raises:
+        ShardCorrupt: a shard that is read is damaged.
+    """
+    counted = survey(store)
+    manifest = store.manifest
+    parts = [
+        front_matter(manifest, statement),
+        [f"# {escape(title_of(manifest, statement))}", "", *_what(counted, statement)],
+        [NOTES_BEGIN, notes or "", NOTES_END],
+        ["## Licence", "", *_licence(manifest, statement)],
+        ["## What is in it", "", *_content(counted)],
+        ["## How to read it", "", *examples(manifest)],
+        ["## How to check it", "", *_verification(manifest)],
+        ["## Skipped images", "", *_skips(counted)],
+        ["## Versions", "", *_versions(manifest)],
+        ["## Citation", "", *_citation(manifest, statement)],
+    ]
+    return "\n".join("\n".join(part) + "\n" for part in parts)
+
+
+def missing(manifest: Manifest, statement: Statement) -> list[str]:
+    """What a receiver will look for and nobody has stated, with the flag that states it."""
+    found = [
+        f"licence of teacher {name}: --teacher-licence {f'{name}=' if len(manifest.teachers) > 1 else ''}LICENCE"
+        for name in sorted(manifest.teachers)
+        if not teacher_licence(manifest, statement, name)
+    ]
+    if not statement.image_licence:
+        found.append("licence of the images: --image-licence LICENCE")
+    if not statement.authors:
+        found.append("authors: --author NAME")
+    return found
+
+
+def _what(counted: Survey, statement: Statement) -> list[str]:
+    manifest = counted.manifest
+    names = " and ".join(
+        code(f"{item.name} {item.tag}".strip()) for _, item in sorted(manifest.teachers.items())
+    )
+    views = len(manifest.views)
+    lines = [
+        f"Stored features of **{manifest.num_rows:,} images** ({escape(source_name(manifest.source))}), computed once "
+        f"by {f'the frozen {names}' if names else 'no teacher'}, {'one view' if views == 1 else f'{views} views'} of "
+        "each image. They take the place of the teacher when a small model is distilled from it. The images "
+        "themselves are not in here.",
+        "",
+    ]
+    if statement.authors:
+        lines += [f"By {escape(', '.join(statement.authors))}.", ""]
+    if statement.homepage:
+        lines += [f"Homepage: <{plain(statement.homepage)}>", ""]
+    facts = [
+        (
+            "images",
+            f"{manifest.num_rows:,}: {counted.valid_rows:,} with features, {counted.invalid_rows:,} skipped",
+        ),
+        (
+            "bytes",
+            f"{format_bytes(counted.bytes)}, {format_bytes(counted.bytes / manifest.num_rows)} per image",
+        ),
+        ("container", "Zarr v3" if manifest.container == "zarr" else "WebDataset tars"),
+        ("fingerprint", code(manifest.fingerprint)),
+        ("uuid", code(manifest.uuid)),
+        ("made", escape(manifest.created)),
+    ]
+    return [*lines, *table(("", ""), facts)]
+
+
+def _licence(manifest: Manifest, statement: Statement) -> list[str]:
+    rows = []
+    for name, teacher in sorted(manifest.teachers.items()):
+        text = teacher_licence(manifest, statement, name)
+        who = "the authors of the store" if statement.teacher_licences.get(name) else "the manifest"
+        rows.append((f"teacher {code(name)}", *_licence_cells(text, who)))
+        note = _family_note(teacher, text)
+        if note:
+            rows[-1] = (*rows[-1][:3], f"{rows[-1][3]} {note}".strip())
+    rows.append(("images", *_licence_cells(statement.image_licence, "the authors of the store")))
+    unknown = [row[0] for row in rows if row[1] == "**unknown**"]
+    lines = [
+        "Features are made from images by a model. What you may do with them is decided by the licence of the "
+        "teacher's weights **and** by that of the images: where they differ, the narrower one holds. Both are "
+        "carried along here as they were stated; nobody has checked them for you.",
+        "",
+        *table(("of", "licence", "stated by", "in short"), rows),
+    ]
+    if unknown:
+        lines += [
+            "",
+            f"**Unknown: {', '.join(unknown)}.** Unknown is not free: ask the authors before you pass on the features, "
+            "or a model that was trained on them.",
+        ]
+    return lines
+
+
+def _licence_cells(text: str, who: str) -> tuple[str, str, str]:
+    if not text:
+        return "**unknown**", "nobody", ""
+    entry = known(text)
+    if entry is None:
+        return escape(text), who, ""
+    return f"[{entry.name}]({entry.url})", who, entry.terms
+
+
+def _family_note(teacher: TeacherRecord, stated: str) -> str:
+    """What the publishers say of weights of this name, where that is known and not what is stated."""
+    family = family_of(teacher)
+    if family is None or not family.licence:
+        return ""
+    entry = known(family.licence)
+    assert entry is not None, family
+    if known(stated) is entry:
+        return ""
+    return (
+        f"({family.name} weights are published under {entry.name}, <{family.source}>; whether these are the published "
+        "weights, only the authors of the store know.)"
+    )
+
+
+def _content(counted: Survey) -> list[str]:
+    manifest = counted.manifest
+    rows = []
+    for name, size in counted.field_bytes.items():
+        spec = manifest.fields.get(name)
+        if spec is None:
+            rows.append((name, "", "", "", "", format_bytes(size)))
+            continue
+        by = code(spec.teacher) if spec.teacher else ""
+        per = f"{shape_text(spec)}{'' if spec.per_view else ', one for all views'}"
+        rows.append(
+            (
+                code(name),
+                escape(spec.meaning),
+                by,
+                per,
+                escape(encoding_text(spec)),
+                format_bytes(size),
+            )
+        )
+    lines = table(("field", "what it is", "teacher", "per view", "stored as", "bytes"), rows)
+    if manifest.container == "webdataset":
+        lines += [
+            "",
+            "Bytes of a field are those of its numbers; headers of tars, texts and ragged items count last.",
+        ]
+    lines += ["", "**Teachers**", ""]
+    for name, teacher in sorted(manifest.teachers.items()):
+        lines.append(f"- {code(name)}: {_teacher(teacher)}")
+        lines.append(f"  - SHA-256 of the weights as run: {code(teacher.weights_sha256)}")
+        rule = teacher.preprocessing
+        if rule is not None:
+            lines.append(
+                f"  - input {rule.size[0]} x {rule.size[1]} px, {rule.crop_mode} crop {rule.crop_pct:g}, "
+                f"{rule.interpolation}, mean {_numbers(rule.mean)}, std {_numbers(rule.std)}, decoded by "
+                f"{code(rule.decode)}"
+            )
+    if not manifest.teachers:
+        lines.append("- none")
+    lines += ["", f"**Views** (the second axis of a field; seed {manifest.views.seed})", ""]
+    views = [f"{number}. {view}" for number, view in enumerate(manifest.views.views)]
+    lines += [f"- {text.replace('. ', ': ', 1)}" for text in views[:MOST_VIEWS]]
+    if len(views) > MOST_VIEWS:
+        lines.append(f"- and {len(views) - MOST_VIEWS} more, all in `manifest.json`")
+    return [*lines, "", *_images(counted)]
+
+
+def _numbers(values: tuple[float, ...]) -> str:
+    return "(" + ", ".join(f"{value:g}" for value in values) + ")"
+
+
+def _teacher(teacher: TeacherRecord) -> str:
+    text = f"{code(f'{teacher.library} {teacher.name} {teacher.tag}'.strip())}, arithmetic {teacher.precision}"
+    if teacher.mode == "batch":
+        text += ", **normalised by batch**: a row depends on its neighbours"
+    return text
+
+
+def _images(counted: Survey) -> list[str]:
+    manifest = counted.manifest
+    source = manifest.source
+    lines = [
+        f"**Images**: {escape(source_name(source))} (source kind {code(source.kind)}), {source.num_samples:,} samples. "
+        "A row is found by its sample id and bound to its image by the SHA-256 of the image's bytes."
+    ]
+    if not source.has_labels:
+        return [*lines, "No labels."]
+    about = "" if counted.whole else "about "
+    lines.append(
+        f"{about}{counted.labelled_rows:,} of them have a label, of {len(counted.class_counts):,} classes:"
+    )
+    counts = list(counted.class_counts.items())
+    shown = counts if len(counts) <= 12 else counts[:6]
+    listed = [f"{code(class_name(manifest, key))} {value:,}" for key, value in shown]
+    if len(counts) > len(shown):
+        key, value = counts[-1]
+        listed.append(f"... the smallest {code(class_name(manifest, key))} {value:,}")
+    return [*lines, ", ".join(listed) + "."] if counts else lines
+
+
+def _verification(manifest: Manifest) -> list[str]:
+    return [
+        "```bash",
+        "featstore verify .                                   # every byte against the checksums in the ledger",
+        "featstore verify . --recompute 32 --source.path IMAGES  # run the teacher again on 32 of your own images",
+        "featstore verify . --public-key KEY.pub              # the authors' signature, if there is a model.sig",
+        "featstore inspect . --duplicates                     # images that are there twice",
+        "```",
+        "",
+        f"The fingerprint {code(manifest.fingerprint)} says what the rows are (teacher, weights, preprocessing, views, "
+        "images); `featstore inspect .` must print the same one. It does not protect against somebody who changes the "
+        "store and its checksums together: the signature does.",
+    ]
+
+
+def _skips(counted: Survey) -> list[str]:
+    if not counted.invalid_rows:
+        return ["None: every image has features."]
+    lines = [
+        f"{counted.invalid_rows:,} of {counted.manifest.num_rows:,} images have no usable features. Their rows are "
+        "marked as not valid, hold zeros, and are refused by the reader.",
+        "",
+    ]
+    reasons: dict[str, int] = {}
+    for item in counted.invalid:
+        reason = _kind_of(item.reason)
+        reasons[reason] = reasons.get(reason, 0) + 1
+    ordered = sorted(reasons.items(), key=lambda one: (-one[1], one[0]))
+    lines += table(
+        ("reason", "images"),
+        [(escape(reason), f"{count:,}") for reason, count in ordered[:MOST_SKIPS]],
+    )
+    shown = counted.invalid[:MOST_SKIPS]
+    lines += [
+        "",
+        *table(("image", "why"), [(code(item.sample_id), escape(item.reason)) for item in shown]),
+    ]
+    if counted.invalid_rows > len(shown):
+        lines += [
+            "",
+            f"{len(shown)} of {counted.invalid_rows:,}; all are in the ledger (`featstore inspect . --json`).",
+        ]
+    return lines
+
+
+def _kind_of(reason: str) -> str:
+    """A reason without what is special to one image: numbers, and what follows a colon or a bracket."""
+    return re.split(r"[:(]", plain(reason))[0].strip() or plain(reason)
+
+
+def _versions(manifest: Manifest) -> list[str]:
+    rows = [
+        (str(item.version), escape(item.created), f"{item.rows:,}", code(item.fingerprint))
+        for item in manifest.history
+    ]
+    before = manifest.history[-1].rows if manifest.history else 0
+    rows.append(
+        (
+            str(manifest.version), f"{escape(manifest.created)}{'' if before else ', made'}", f"{manifest.num_rows:,}",
+            code(manifest.fingerprint),
+        )
+    )  # fmt: skip
+    made = ", ".join(
+        f"{escape(name)} {escape(version)}" for name, version in sorted(manifest.created_by.items())
+    )
+    lines = table(("version", "date", "images", "fingerprint"), rows)
+    if manifest.history:
+        lines += ["", "Images were appended; rows of an earlier version are the same in this one."]
+    return [
+        *lines,
+        "",
+        f"Made with {made}." if made else "Nothing is said of the software that made it.",
+    ]
+
+
+def _citation(manifest: Manifest, statement: Statement) -> list[str]:
+    year = re.match(r"\d{4}", manifest.created)
+    entry = {
+        "title": "{" + bibtex(title_of(manifest, statement)) + "}",
+        "author": " and ".join(bibtex(name) for name in statement.authors),
+        "year": year[0] if year else "",
+        "howpublished": f"Feature store, version {manifest.version}, {manifest.num_rows:,} images",
+        "note": f"fingerprint {manifest.fingerprint}, uuid {bibtex(manifest.uuid)}",
+        "url": plain(statement.homepage).replace("{", "%7B").replace("}", "%7D"),
+    }
+    lines = ["The store:", "", "```bibtex", f"@misc{{featurestore-{manifest.fingerprint[:12]},"]
+    lines += [f"  {name} = {{{value}}}," for name, value in entry.items() if value]
+    lines += ["}", "```"]
+    families = {
+        family.name: family for item in manifest.teachers.values() if (family := family_of(item))
+    }
+    for name, family in sorted(families.items()):
+        lines += [
+            "",
+            f"The teacher ({name}, by its name):",
+            "",
+            "```bibtex",
+            *family.citation.split("\n"),
+            "```",
+        ]
+    return [*lines, "", "And the images' own publication, if there is one."]

@@ -1,0 +1,97 @@
+"""Small pictures of samples, from somebody's own copy of the images."""
+
+import base64
+import io
+from collections.abc import Callable
+from hashlib import sha256
+from pathlib import Path
+from typing import Any
+
+from featstore.card.survey import Sample
+from featstore.config import SourceConfig
+from featstore.decode import decode_image
+from featstore.errors import ConfigError, DecodeError
+from featstore.manifest import Manifest
+from featstore.sources import KINDS, open_source
+
+SIDE_PX = 72
+QUALITY = 70
+MOST_BYTES = 64 * 2**20
+"""A file that is larger gets no picture."""
+
+Read = Callable[[str], bytes]
+
+
+def thumbnails(
+    images: Path,
+    manifest: Manifest,
+    sample: Sample,
+    progress: Callable[[], None] = lambda: None,
+) -> list[str]:
+    """A data URI for each sample, "" where its image is not there, cannot be read or is another one.
+
+    Only a file whose SHA-256 is the stored one is shown. Ids come from the store, which may be another team's: nothing
+    outside of the folder is opened.
+
+    Args:
+        images: where the images of the store's source are.
+        manifest: of the store.
+        sample: whose pictures.
+        progress: called after each.
+
+    Raises:
+        ConfigError: no image of the sample is there.
+        SourceError: the images are not files, and cannot be listed.
+    """
+    read = (
+        _folder_reader(images)
+        if manifest.source.kind == "folder"
+        else _source_reader(images, manifest)
+    )
+    found = []
+    for sample_id, digest in zip(sample.ids, sample.hashes, strict=True):
+        found.append(_thumbnail(read, sample_id, digest.tobytes()))
+        progress()
+    if not any(found):
+        raise ConfigError(
+            f"{images}: none of {len(sample.ids):,} images of the store is there with the content that was extracted. "
+            f"Expected files such as {sample.ids[0]!r} below that folder."
+        )
+    return found
+
+
+def _folder_reader(images: Path) -> Read:
+    root = images.resolve()
+
+    def read(sample_id: str) -> bytes:
+        path = (root / sample_id).resolve()
+        if not path.is_relative_to(root) or not path.is_file() or path.stat().st_size > MOST_BYTES:
+            return b""
+        return path.read_bytes()
+
+    return read
+
+
+def _source_reader(images: Path, manifest: Manifest) -> Read:
+    kind: Any = manifest.source.kind
+    if kind not in KINDS:
+        raise ConfigError(
+            f"{images}: images of a source of kind {kind!r} cannot be read; expected one of {[*KINDS]}."
+        )
+    source = open_source(SourceConfig(kind=kind, path=str(images)))
+    rows = {sample_id: row for row, sample_id in enumerate(source.sample_ids)}
+    return lambda sample_id: source.read(rows[sample_id]) if sample_id in rows else b""
+
+
+def _thumbnail(read: Read, sample_id: str, digest: bytes) -> str:
+    try:
+        data = read(sample_id)
+        if sha256(data).digest() != digest:
+            return ""
+        picture = decode_image(data)
+    except (OSError, ValueError, DecodeError):  # ValueError: an id with a zero byte is no path
+        return ""
+    picture.thumbnail((SIDE_PX, SIDE_PX))
+    file = io.BytesIO()
+    picture.save(file, "JPEG", quality=QUALITY)
+    return "data:image/jpeg;base64," + base64.b64encode(file.getvalue()).decode()

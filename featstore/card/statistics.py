@@ -1,0 +1,150 @@
+"""Numbers that describe what a field holds, from a sample of its vectors."""
+
+# n rows, P vectors of the sample, C channels (last axis)
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from featstore.card.survey import Sample
+from featstore.manifest import FieldRecord, Manifest
+from featstore.reader import FeatureStore
+
+Floats = npt.NDArray[np.float64]
+
+MOST_BYTES = 512 * 2**20
+"""Of one field, at most so much is read: rows with all their views, because checksums are over whole rows."""
+MOST_VECTORS = 16_384
+"""Vectors that are looked into."""
+SPARE = 4
+"""A grid gives several vectors per row, much alike; so many times more rows are read than would do."""
+MOST_SIDE = 2048
+"""Longest side of the matrix whose eigenvalues are taken; of wider fields, fewer vectors are."""
+DEAD = 1e-6
+"""A channel counts as dead if its standard deviation is below this share of the median channel's."""
+
+
+@dataclass(frozen=True)
+class Statistics:
+    """One field, one view.
+
+    Attributes:
+        name: of the field.
+        vectors: P, how many were looked into.
+        width: C.
+        not_finite: vectors left out because they hold NaN or infinity.
+        norms: (P,) Euclidean length of each vector.
+        mean_cosine: mean cosine of two vectors, as they are; near 1 means that they all lie in one direction.
+        channel_mean, channel_std: (C,).
+        spectrum: (k,) singular values of the centred vectors over the largest, descending.
+        participation: (sum v)^2 / sum v^2, v the variances of the principal components.
+        entropy: exp of the entropy of v / sum v.
+        for_90: principal components that hold 90 % of the variance.
+    """
+
+    name: str
+    vectors: int
+    width: int
+    not_finite: int
+    norms: Floats
+    mean_cosine: float
+    channel_mean: Floats
+    channel_std: Floats
+    spectrum: Floats
+    participation: float
+    entropy: float
+    for_90: int
+
+    @property
+    def dead(self) -> npt.NDArray[np.int64]:
+        """Channels that do not move."""
+        return np.flatnonzero(self.channel_std <= DEAD * np.median(self.channel_std))
+
+
+def measurable(spec: FieldRecord) -> bool:
+    """Whether a field holds vectors of floating point numbers, one per row or per view."""
+    floating = spec.dtype in ("float16", "bfloat16", "float32")
+    return floating and spec.encoding.kind in ("plain", "int8") and bool(spec.shape)
+
+
+def canonical(manifest: Manifest) -> int:
+    """The view that is looked at: the canonical one, else the first."""
+    views = manifest.views.views
+    wanted = [at for at, view in enumerate(views) if view.kind == "canonical" and not view.mirrored]
+    return wanted[0] if wanted else 0
+
+
+def read_vectors(
+    store: FeatureStore, field: str, rows: npt.NDArray[np.int64]
+) -> npt.NDArray[np.float32]:
+    """One view of some rows of a field, (n, *shape) float32."""
+    views = [canonical(store.manifest)] if store.manifest.fields[field].per_view else None
+    values: npt.NDArray[Any] = store.gather(field, rows, views=views)
+    return values.reshape(len(rows), *store.manifest.fields[field].shape).astype(
+        np.float32, copy=False
+    )
+
+
+def measure(store: FeatureStore, field: str, sample: Sample) -> Statistics | None:
+    """Describe a field; None where there are not two vectors of finite numbers.
+
+    Args:
+        store: complete.
+        field: a ``measurable`` one.
+        sample: rows that vectors are taken from.
+
+    Raises:
+        ShardCorrupt: a shard that is read is damaged.
+    """
+    spec = store.manifest.fields[field]
+    width = spec.shape[-1]
+    generator = np.random.default_rng(0)
+    rows = sample.rows
+    read_bytes = 4 * math.prod(spec.shape) * len(store.manifest.views)
+    most_rows = max(
+        2, min(MOST_BYTES // read_bytes, SPARE * MOST_VECTORS * width // math.prod(spec.shape))
+    )
+    if len(rows) > most_rows:
+        rows = np.sort(generator.choice(rows, most_rows, replace=False))
+    vectors = read_vectors(store, field, rows).reshape(-1, width)
+    most = MOST_VECTORS if width <= MOST_SIDE else MOST_SIDE
+    if len(vectors) > most:
+        vectors = vectors[np.sort(generator.choice(len(vectors), most, replace=False))]
+    finite = np.isfinite(vectors).all(axis=1)
+    values = vectors[finite].astype(np.float64)
+    if len(values) < 2:
+        return None
+    norms = np.linalg.norm(values, axis=1)
+    units = values / np.where(norms > 0, norms, 1)[:, None]
+    count = len(values)
+    mean_cosine = (np.square(units.sum(0)).sum() - (norms > 0).sum()) / (count * (count - 1))
+    mean, std = values.mean(0), values.std(0)
+    variances = _variances(values - mean)
+    shares = variances / (variances.sum() or 1)
+    present = shares[shares > 0]
+    return Statistics(
+        name=field,
+        vectors=count,
+        width=width,
+        not_finite=len(vectors) - count,
+        norms=norms,
+        mean_cosine=float(mean_cosine),
+        channel_mean=mean,
+        channel_std=std,
+        spectrum=np.sqrt(variances / (variances[0] or 1)),
+        participation=float(1 / np.square(present).sum()) if len(present) else 0.0,
+        entropy=float(np.exp(-(present * np.log(present)).sum())) if len(present) else 0.0,
+        for_90=int(np.searchsorted(np.cumsum(shares), 0.9) + 1) if len(present) else 0,
+    )
+
+
+def _variances(centred: Floats) -> Floats:
+    """Of the principal components, descending."""
+    count, width = centred.shape
+    gram = centred.T @ centred if width <= count else centred @ centred.T
+    found: Floats = np.linalg.eigvalsh(gram)[::-1].clip(min=0) / count
+    # What is left of rounding is no variance.
+    return np.where(found > found[0] * 1e-12, found, 0)

@@ -1,0 +1,208 @@
+"""What a store holds, counted in bounded time: a store of a billion rows is surveyed as fast as one of a million.
+
+Of a store with more than ``MOST_SHARDS`` shards, so many are read, evenly spread; what follows from them is an
+estimate, and ``Survey.whole`` says so.
+"""
+
+from collections import Counter
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from featstore.backends import make_backend
+from featstore.fields import field_columns
+from featstore.ledger import InvalidRow, ShardRecord, read_complete
+from featstore.manifest import Manifest
+from featstore.plan import stored_bytes
+from featstore.reader import FeatureStore
+from featstore.rowreader import RowReader
+
+Rows = npt.NDArray[np.int64]
+
+MOST_SHARDS = 1000
+"""Shards whose ledger entry and labels are read."""
+SAMPLED_SHARDS = 256
+"""Shards that sampled rows come from."""
+SAMPLED_IDS = 2_000_000
+"""Ids that are read to have those of the sampled rows: ids of a shard are one compressed text."""
+MOST_INVALID = 10_000
+"""Skipped rows that are kept with their reasons."""
+
+OTHERS = "ids, hashes, labels"
+"""What is not of any field."""
+
+
+@dataclass(frozen=True)
+class Survey:
+    """What was counted.
+
+    Attributes:
+        manifest: of the store.
+        whole: every shard was read; else counts by class and field are estimates.
+        entries: of the shards that were read.
+        valid_rows: rows with features.
+        bytes: of all objects.
+        field_bytes: bytes by field, and of the rest, largest first.
+        class_counts: rows by class index, most frequent first; of valid and of skipped rows.
+        labelled_rows: rows with a label.
+        invalid: skipped rows, at most ``MOST_INVALID`` of them.
+    """
+
+    manifest: Manifest
+    whole: bool
+    entries: list[ShardRecord]
+    valid_rows: int
+    bytes: int
+    field_bytes: dict[str, int]
+    class_counts: dict[int, int]
+    labelled_rows: int
+    invalid: list[InvalidRow]
+
+    @property
+    def invalid_rows(self) -> int:
+        """Rows without features."""
+        return self.manifest.num_rows - self.valid_rows
+
+    @property
+    def seconds(self) -> dict[str, float]:
+        """Time by part, of the shards that were read."""
+        total = Counter[str]()
+        for entry in self.entries:
+            total.update(entry.seconds)
+        return dict(total)
+
+
+@dataclass(frozen=True)
+class Sample:
+    """Some valid rows, ascending.
+
+    Attributes:
+        rows: (n,) numbers.
+        ids: of each.
+        labels: (n,) class indices, -1 where unknown.
+        hashes: (n, 32) uint8, of each image's bytes.
+        whole: these are all valid rows of the store.
+    """
+
+    rows: Rows
+    ids: list[str]
+    labels: Rows
+    hashes: npt.NDArray[np.uint8]
+    whole: bool
+
+
+def survey(store: FeatureStore) -> Survey:
+    """Count what a complete store holds.
+
+    Raises:
+        ShardCorrupt: a shard that is read is damaged.
+    """
+    manifest = store.manifest
+    shards = _spread(manifest.num_shards, MOST_SHARDS)
+    entries = [store.entry(shard) for shard in shards]
+    whole = len(shards) == manifest.num_shards
+    # What every shard says, as if the ones that were not read were like the others.
+    share = manifest.num_rows / sum(entry.rows[1] - entry.rows[0] for entry in entries)
+    mark = read_complete(store.path, manifest.num_shards)
+    read_bytes = sum(item.bytes for entry in entries for item in entry.objects.values())
+    skipped = sum(len(entry.invalid) for entry in entries)
+    invalid_rows = mark.invalid_rows if mark else round(skipped * share)
+    counts = _class_counts(store, shards)
+    return Survey(
+        manifest=manifest,
+        whole=whole,
+        entries=entries,
+        valid_rows=manifest.num_rows - min(invalid_rows, manifest.num_rows),
+        bytes=mark.bytes if mark else round(read_bytes * share),
+        field_bytes=_field_bytes(manifest, entries, share),
+        class_counts={label: round(count * share) for label, count in counts.items()},
+        labelled_rows=round(sum(counts.values()) * share),
+        invalid=[item for entry in entries for item in entry.invalid][:MOST_INVALID],
+    )
+
+
+def _spread(count: int, most: int) -> list[int]:
+    """At most so many of the first ``count`` numbers, evenly spread."""
+    return (
+        list(range(count))
+        if count <= most
+        else np.linspace(0, count - 1, most, dtype=np.int64).tolist()
+    )
+
+
+def _class_counts(store: FeatureStore, shards: list[int]) -> dict[int, int]:
+    if not store.manifest.source.has_labels:
+        return {}
+    backend = make_backend(store.path, store.manifest)
+    counts = Counter[int]()
+    for shard in shards:
+        labels = backend.read_shard(shard, "label", store.entry(shard).objects)
+        found, numbers = np.unique(labels[labels >= 0], return_counts=True)
+        counts.update(dict(zip(found.tolist(), numbers.tolist(), strict=True)))
+    return dict(sorted(counts.items(), key=lambda item: (-item[1], item[0])))
+
+
+def _field_bytes(manifest: Manifest, entries: list[ShardRecord], share: float) -> dict[str, int]:
+    """Bytes by field; in tars, where fields lie mixed, those of the numbers, and of texts and items none."""
+    total = Counter[str]()
+    if manifest.container == "zarr":
+        for entry in entries:
+            for name, item in entry.objects.items():
+                parts = name.split("/")
+                total[parts[1] if parts[0] == "fields" else OTHERS] += item.bytes
+        found = {name: round(size * share) for name, size in total.items()}
+    else:
+        views = len(manifest.views)
+        found = {name: 0 for name in manifest.fields}
+        for name, spec in manifest.fields.items():
+            if all(column.capacity == 1 for column in field_columns(name, spec, views)):
+                found[name] = stored_bytes(name, spec, views) * manifest.num_rows
+        size = sum(item.bytes for entry in entries for item in entry.objects.values())
+        found[OTHERS] = max(0, round(size * share) - sum(found.values()))
+    return dict(sorted(found.items(), key=lambda item: (item[0] == OTHERS, -item[1], item[0])))
+
+
+def draw(store: FeatureStore, most: int, *, seed: int = 0) -> Sample:
+    """Draw valid rows at random: all of them where there are no more, else from shards all over the store.
+
+    Args:
+        store: complete.
+        most: rows.
+        seed: equal seeds draw equal rows.
+
+    Raises:
+        ShardCorrupt: a shard that is read is damaged.
+    """
+    manifest = store.manifest
+    whole = manifest.num_rows <= most
+    rows = (
+        np.arange(manifest.num_rows, dtype=np.int64) if whole else _draw_rows(manifest, most, seed)
+    )
+    reader = RowReader(store)
+    rows = rows[reader.numbers("valid", rows)]
+    labels = np.full(len(rows), -1, dtype=np.int64)
+    if manifest.source.has_labels:
+        labels = reader.numbers("label", rows)
+    ids = [str(name) for name in reader.texts("sample_id", rows)]
+    return Sample(rows, ids, labels, reader.numbers("content_sha256", rows), whole)
+
+
+def _draw_rows(manifest: Manifest, most: int, seed: int) -> Rows:
+    num_shards = min(SAMPLED_SHARDS, max(1, SAMPLED_IDS // manifest.work.shard_rows))
+    ranges = [manifest.shard_range(shard) for shard in _spread(manifest.num_shards, num_shards)]
+    starts = np.array([rows.start for rows in ranges], dtype=np.int64)
+    ends = np.cumsum([len(rows) for rows in ranges])
+    generator = np.random.default_rng(seed)
+    places = np.sort(generator.choice(int(ends[-1]), min(most, int(ends[-1])), replace=False))
+    at = np.searchsorted(ends, places, side="right")
+    found: Rows = starts[at] + places - np.concatenate([[0], ends[:-1]])[at]
+    return found
+
+
+def class_name(manifest: Manifest, label: int) -> str:
+    """Name of a class; its number where the manifest has no name for it, "" where the label is not known."""
+    names = manifest.source.class_names
+    if label < 0:
+        return ""
+    return names[label] if label < len(names) else f"class {label}"

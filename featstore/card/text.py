@@ -1,0 +1,53 @@
+"""Parts of a manifest in words, for the card and for the page."""
+
+from pathlib import PurePosixPath
+
+from featstore.card.escape import plain
+from featstore.card.statement import Statement
+from featstore.manifest import (
+    FieldRecord,
+    Int8Encoding,
+    Manifest,
+    RaggedEncoding,
+    SourceRecord,
+    TopKEncoding,
+)
+
+
+def title_of(manifest: Manifest, statement: Statement) -> str:
+    """What the authors call the store; else what was seen, and by whom."""
+    if statement.title:
+        return plain(statement.title)
+    teachers = " and ".join(plain(item.name) for _, item in sorted(manifest.teachers.items()))
+    name = source_name(manifest.source)
+    return f"{name}, features of {teachers}" if teachers else f"{name}, features"
+
+
+def source_name(source: SourceRecord) -> str:
+    """What the images are called: the last part of a path, because the rest of it is somebody's disk."""
+    if source.kind in ("folder", "tars", "hf"):
+        return plain(PurePosixPath(source.uri.split("{")[0].rstrip("/*-")).name, 80) or plain(
+            source.kind
+        )
+    return plain(source.uri or source.kind, 80)
+
+
+def shape_text(spec: FieldRecord) -> str:
+    """``7 x 7 x 1,024``; of one view of one row."""
+    return " x ".join(f"{size:,}" for size in spec.shape) or "one"
+
+
+def encoding_text(spec: FieldRecord) -> str:
+    """The type on disk, and what it costs where that was measured."""
+    encoding = spec.encoding
+    codec = "" if spec.codec == "raw" else f", {spec.codec}"
+    if isinstance(encoding, Int8Encoding):
+        return (
+            f"int8 by {encoding.scheme}{codec}; relative error {encoding.relative_l2:.2g}, worst cosine "
+            f"{encoding.cosine_worst:.4f}"
+        )
+    if isinstance(encoding, TopKEncoding):
+        return f"{spec.dtype}, largest of {encoding.num_classes:,}{codec}"
+    if isinstance(encoding, RaggedEncoding):
+        return f"{spec.dtype}, up to {encoding.most_items:,} items per image{codec}"
+    return f"{spec.dtype}{codec}"

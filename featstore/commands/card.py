@@ -1,0 +1,150 @@
+"""``featstore card``."""
+
+import argparse
+import json
+import sys
+from pathlib import Path
+
+from tqdm import tqdm
+
+from featstore.atomic import write_bytes
+from featstore.card.statement import Statement, read_card
+from featstore.commands.arguments import positive, store_folder
+from featstore.errors import ConfigError
+from featstore.manifest import Manifest
+from featstore.reader import FeatureStore
+from featstore.verify import CARD_NAME, CARD_PAGE_NAME, SIGNATURE_NAME
+
+DESCRIPTION = """\
+Describe a store. Without --html: a card in Markdown, README.md in the store, with the front matter that the Hugging
+Face hub reads. What is stated with flags (title, authors, licences) is kept in the card and need not be said again; so
+is what stands between its two lines of notes. With --html: one HTML page with statistics of the features, a map of the
+images to search, duplicates and times; it opens from disk without a network and needs the extra "card".
+Neither is part of the store's fingerprint, and nothing else in the store is touched.
+"""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the arguments."""
+    parser.add_argument("store", type=store_folder, help="folder of the store")
+    parser.add_argument(
+        "--out", type=Path, help=f"card to write or read (default: STORE/{CARD_NAME})"
+    )
+    parser.add_argument(
+        "--html", type=Path, nargs="?", const=Path(), metavar="FILE",
+        help=f"write the page instead (default: STORE/{CARD_PAGE_NAME})",
+    )  # fmt: skip
+    said = parser.add_argument_group(
+        "what only you can say (kept in the card; an empty text takes it back)"
+    )
+    said.add_argument("--title", help="name of the store")
+    said.add_argument("--author", action="append", default=[], help="may be repeated")
+    said.add_argument("--homepage", metavar="URL", help="where one reads more")
+    said.add_argument(
+        "--image-licence",
+        metavar="LICENCE",
+        help="of the images, e.g. cc-by-4.0 as the hub spells it, or any text",
+    )
+    said.add_argument(
+        "--teacher-licence", action="append", default=[], metavar="[NAME=]LICENCE",
+        help="of a teacher's weights, where the manifest does not say it; NAME where there are several",
+    )  # fmt: skip
+    page = parser.add_argument_group("the page")
+    page.add_argument(
+        "--field", default="", help="lay out and compare images by this field (default: cls)"
+    )
+    page.add_argument(
+        "--points",
+        type=positive,
+        default=4000,
+        help="most images of the map and the statistics (default: 4000)",
+    )
+    page.add_argument(
+        "--images", type=Path, metavar="FOLDER", help="show small pictures of the images there"
+    )
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Write the card or the page; returns the exit status."""
+    store = FeatureStore.open(arguments.store)
+    card = arguments.out or arguments.store / CARD_NAME
+    kept = read_card(card)
+    statement = kept.statement.changed(
+        title=arguments.title,
+        authors=arguments.author,
+        homepage=arguments.homepage,
+        image_licence=arguments.image_licence,
+        teacher_licences=_teacher_licences(arguments.teacher_licence, store.manifest),
+    )
+    if arguments.html is not None:
+        return _write_page(arguments, store, statement)
+    from featstore.card.markdown import missing, write_card
+
+    write_bytes(card, write_card(store, statement, kept.notes).encode())
+    unsaid = missing(store.manifest, statement)
+    if arguments.json:
+        print(json.dumps({"card": str(card), "not_stated": unsaid}, indent=2))
+        return 0
+    print(f"{card}: written{_signed(arguments.store, card)}")
+    for line in unsaid:
+        print(f"not stated   {line}")
+    return 0
+
+
+def _write_page(arguments: argparse.Namespace, store: FeatureStore, statement: Statement) -> int:
+    try:
+        from featstore.card.findings import look
+        from featstore.card.page import build, html
+    except ModuleNotFoundError as error:
+        raise ConfigError(
+            f"the page needs {error.name}, which is not installed: pip install 'featstore-distill[card]'"
+        ) from None
+    path = arguments.html if arguments.html != Path() else arguments.store / CARD_PAGE_NAME
+    quiet = arguments.json or not sys.stderr.isatty()
+    with tqdm(disable=quiet, file=sys.stderr, leave=False, bar_format="{desc} [{elapsed}]") as bar:
+        findings = look(
+            store,
+            field=arguments.field,
+            points=arguments.points,
+            images=arguments.images,
+            step=bar.set_description_str,
+        )
+        bar.set_description_str("page")
+        text = html(build(findings, statement)).encode()
+    write_bytes(path, text)
+    if arguments.json:
+        print(json.dumps({"page": str(path), "bytes": len(text), **findings.as_json()}, indent=2))
+    else:
+        print(
+            f"{path}: {len(text) / 1e6:.1f} MB, opens in a browser without a network{_signed(arguments.store, path)}"
+        )
+    return 0
+
+
+def _signed(store: Path, path: Path) -> str:
+    """What to do where a file that the signature covers has changed."""
+    inside = path.resolve().parent == store.resolve()
+    return (
+        "; sign the store again (featstore sign)"
+        if inside and (store / SIGNATURE_NAME).exists()
+        else ""
+    )
+
+
+def _teacher_licences(given: list[str], manifest: Manifest) -> dict[str, str]:
+    found = {}
+    for text in given:
+        name, equals, licence = text.partition("=")
+        if not equals:
+            if len(manifest.teachers) != 1:
+                raise ConfigError(
+                    f"--teacher-licence {text!r}: the store has {len(manifest.teachers)} teachers; say which one, "
+                    f"NAME=LICENCE, NAME one of {', '.join(sorted(manifest.teachers)) or 'none'}."
+                )
+            name, licence = next(iter(manifest.teachers)), text
+        if name not in manifest.teachers:
+            raise ConfigError(
+                f"--teacher-licence {text!r}: no teacher {name!r}; expected {', '.join(sorted(manifest.teachers))}."
+            )
+        found[name] = licence.strip()
+    return found
