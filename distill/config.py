@@ -205,7 +205,7 @@ class TeacherConfig:
     """A further teacher: one vector field of another feature store of the same images."""
 
     store: str = ""
-    """Folder of its feature store; rows are found by sample id, then by content."""
+    """Folder or URL of its feature store; rows are found by sample id, then by content."""
     field: str = "cls"
     """Field of that store; one vector per view."""
     weight: float = 1.0
@@ -222,7 +222,7 @@ class DistillConfig(MethodOptions, PartnerOptions):
     """Phase two: train students from a feature store and images; the teacher is not needed."""
 
     store: str = "outputs/store"
-    """Folder of the feature store."""
+    """Folder or URL (s3://, https://, ...) of the feature store; of a URL, what is read is kept in a cache."""
     field: str = "cls"
     """Field of the store that the student imitates; one vector per view."""
     teacher_weight: float = 1.0
@@ -273,9 +273,11 @@ class EvaluateConfig:
     model: str = "outputs/distill/customkd/seed0"
     """Folder that holds student.safetensors and config.json."""
     store: str = ""
-    """Feature store, for the agreement with the teacher; empty measures the student alone."""
+    """Folder or URL of a feature store, for the agreement with the teacher; empty measures the student alone."""
     field: str = "cls"
     """Field of the store."""
+    teachers: list[TeacherConfig] = dataclasses.field(default_factory=list)
+    """Further teachers, as distill.py was given them; the agreement is then with all of them side by side."""
     source: SourceConfig = dataclasses.field(default_factory=SourceConfig)
     data: DataConfig = dataclasses.field(default_factory=DataConfig)
     seed: int = 0

@@ -63,7 +63,7 @@ class ViewRule:
         record = store.manifest.teacher_of(field).preprocessing
         if record is None:
             raise ViewMismatch(
-                f'{store.path}: field "{field}" was not made from images, so there is nothing to train a student on.'
+                f'{store.address}: field "{field}" was not made from images, so there is nothing to train a student on.'
             )
         return cls(
             store.manifest.views,

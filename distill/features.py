@@ -212,14 +212,14 @@ def check_vector(store: FeatureStore, field: str, setting: str) -> None:
     fields = store.manifest.fields
     if field not in fields:
         raise ConfigError(
-            f"{setting}: {store.path} has no such field; it has: {shorten(sorted(fields))}."
+            f"{setting}: {store.address} has no such field; it has: {shorten(sorted(fields))}."
         )
     if not _is_vector(fields[field]):
         record = fields[field]
         vectors = [name for name, other in fields.items() if _is_vector(other)]
         raise ConfigError(
             f"{setting}: has shape {record.shape} {'per view' if record.per_view else 'per row'} "
-            f"({record.encoding.kind}) in {store.path}; these methods need one vector per view. "
+            f"({record.encoding.kind}) in {store.address}; these methods need one vector per view. "
             f"Fields with one: {shorten(vectors) or 'none'}."
         )
 
@@ -250,5 +250,5 @@ def find_grid(store: FeatureStore, asked: str, teacher: str = "") -> str:
             "'[cls,grid7]'), or choose a method that needs none."
         )
     raise ConfigError(
-        f"--grid_field {asked or '(the largest)'}: {store.path} has no such patch grid (g x g x D). {advice}"
+        f"--grid_field {asked or '(the largest)'}: {store.address} has no such patch grid (g x g x D). {advice}"
     )

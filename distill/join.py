@@ -160,7 +160,8 @@ def _check_same_bytes(
     changed = [store.sample_ids[row] for row in rows[usable & ~same]]
     if changed:
         raise MissingSamples(
-            f"{other.path}: {len(changed)} images have other bytes there than in {store.path}: {shorten(changed)}. "
+            f"{other.address}: {len(changed)} images have other bytes there than in {store.address}: "
+            f"{shorten(changed)}. "
             "Teachers that saw different pictures cannot be put side by side. Extract one of the stores again."
         )
 
@@ -190,7 +191,7 @@ def match_views(
     lacking = [view for view in read if view not in held]
     if lacking:
         raise ViewMismatch(
-            f"{other.path} lacks views of {store.path} that training reads: {describe(lacking)}. It holds "
+            f"{other.address} lacks views of {store.address} that training reads: {describe(lacking)}. It holds "
             f"{describe(second.views)}. Extract it with the same --views, or read fewer (--data.views, --data.seeded)."
         )
     if any(view.kind == "seeded" for view in read):
@@ -200,7 +201,7 @@ def match_views(
         )
         if ours != theirs:
             raise ViewMismatch(
-                f"the seeded views of {store.path} ({ours}) and {other.path} ({theirs}) are different crops; one "
+                f"the seeded views of {store.address} ({ours}) and {other.address} ({theirs}) are different crops; one "
                 "student cannot be shown both. Extract with the same --views, or use --data.views canonical."
             )
         renamed = [
@@ -210,7 +211,7 @@ def match_views(
         ]
         if renamed:
             raise ViewMismatch(
-                f"{other.path} knows {len(renamed)} images under another id than {store.path}: "
+                f"{other.address} knows {len(renamed)} images under another id than {store.address}: "
                 f"{shorten(renamed, 3)}. Seeded views depend on the id, so they are different crops; use "
                 "--data.views canonical, or extract both from one source."
             )
@@ -261,14 +262,14 @@ def find_rows(source: Source, positions: Indices, store: FeatureStore, notes: li
     missing = [ids[index] for index in np.flatnonzero(rows == NO_ROW)]
     if missing:
         raise MissingSamples(
-            f"{store.path}: {len(missing)} of {len(ids)} images are not in the store, neither by id nor by content: "
+            f"{store.address}: {len(missing)} of {len(ids)} images are not in the store, neither by id nor by content: "
             f"{shorten(missing)}. It holds {store.num_rows} samples such as "
             f"{shorten(store.sample_ids[:2])}. Extract them "
             "into a store, or narrow --data.labelled, --data.unlabelled and --data.test."
         )
     renamed = [f"{ids[index]} = {store.sample_ids[rows[index]]}" for index in unknown]
     notes.append(
-        f"{len(renamed)} images have another name than in {store.path} and were found by content: "
+        f"{len(renamed)} images have another name than in {store.address} and were found by content: "
         f"{shorten(renamed, 3)}"
     )
     return rows

@@ -191,7 +191,7 @@ def region_notes(rule: ViewRule, others: Sequence[StoredField]) -> list[str]:
         found = (theirs.size, theirs.crop_pct, theirs.crop_mode)
         if ours != found:
             notes.append(
-                f"{other.store.path}: its teacher cuts the canonical view as (size, crop_pct, crop_mode) {found}, "
+                f"{other.store.address}: its teacher cuts the canonical view as (size, crop_pct, crop_mode) {found}, "
                 f"the first store's as {ours}; the student is shown the first store's region"
             )
     return notes

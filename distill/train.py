@@ -147,7 +147,7 @@ class Loop:
         self.cache = task.cache(config.data.cache_mb)
         # The student comes first after seeding, so that all methods start from the same weights.
         set_seed(seed)
-        self.student: Student = build_student(config.student, task.samples.num_classes, seed=seed)
+        self.student: Student = self._build_student()
         setup = self._setup()
         self.method: Method = METHODS[method](setup)
         self.partner: Partner | None = None if partner is None else partner(setup)
@@ -167,6 +167,9 @@ class Loop:
         self.step = 0
         self.seconds = 0.0
         self.log = runs.MetricsLog(folder / "metrics.jsonl", keep=0, enabled=False)
+
+    def _build_student(self) -> Student:
+        return build_student(self.config.student, self.task.samples.num_classes, seed=self.seed)
 
     def _plan(self) -> Plan:
         return make_plan(

@@ -9,7 +9,6 @@ import ml_dtypes
 import numpy as np
 import numpy.typing as npt
 
-from featstore.backends import make_backend
 from featstore.backends.zarr import encoded_bytes
 from featstore.errors import ConfigError
 from featstore.fields import field_columns
@@ -50,11 +49,11 @@ def sample_rows(store: FeatureStore, count: int, *, seed: int = 0) -> Rows:
     if len(shards) > MOST_SHARDS:
         shards = generator.choice(shards, MOST_SHARDS, replace=False)
     usable: list[int] = []
-    for shard in np.sort(shards).tolist():
-        bad = {item.row for item in store.entry(shard).invalid}
-        usable += [row for row in store.manifest.shard_range(shard) if row not in bad]
+    for entry in store.entries(np.sort(shards).tolist()):
+        bad = {item.row for item in entry.invalid}
+        usable += [row for row in range(*entry.rows) if row not in bad]
     if not usable:
-        raise ConfigError(f"{store.path}: no valid row to measure on.")
+        raise ConfigError(f"{store.address}: no valid row to measure on.")
     chosen = generator.choice(usable, min(count, len(usable)), replace=False)
     return np.sort(chosen).astype(np.int64)
 
@@ -117,13 +116,12 @@ def _measure_columns(
 ) -> tuple[int, list[Choice]]:
     """The stored columns with each codec, over whole shards: items and texts are of any length."""
     manifest = store.manifest
-    backend = make_backend(store.path, manifest)
     shards = np.unique(manifest.shards_of(rows))[:2].tolist()
     count = sum(len(manifest.shard_range(shard)) for shard in shards)
     total = dict.fromkeys(CODECS, 0)
     for column in field_columns(name, spec, len(manifest.views)):
         for shard in shards:
-            values = backend.read_shard(shard, column.name, store.entry(shard).objects)
+            values = store.read_shard(shard, column.name)
             if column.dtype is None:
                 size = sum(4 + len(str(text).encode()) for text in values.reshape(-1))
                 sizes = dict.fromkeys(CODECS, size)

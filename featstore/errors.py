@@ -26,7 +26,11 @@ from collections.abc import Sequence
 
 
 class FeatstoreError(Exception):
-    """Base of all errors that this package raises on purpose."""
+    """Base of all errors that this package raises on purpose. Its text is fit for a terminal."""
+
+    def __str__(self) -> str:
+        """The message, in which what names from another team could do to a terminal is spelled out."""
+        return printable(super().__str__(), keep="\n")
 
 
 class ConfigError(FeatstoreError, ValueError):
@@ -93,8 +97,32 @@ class RemoteNotFound(RemoteError):
     """A place of a URL answers that there is no such file."""
 
 
+MOST_SHOWN = 1000
+"""Characters of one name or reason that a message shows."""
+
+
+def printable(text: str, *, keep: str = "") -> str:
+    """Text as one line that a terminal only shows: no escape sequences, no line breaks, no turns of direction.
+
+    Args:
+        text: may come from another team.
+        keep: characters that stay as they are, though they are not printable.
+    """
+    if text.isprintable():
+        return text
+    return "".join(
+        char if char.isprintable() or char in keep else char.encode("unicode_escape").decode()
+        for char in text
+    )
+
+
 def shorten(items: Sequence[object], limit: int = 5) -> str:
     """Join the first ``limit`` items for a message and say how many more there are."""
-    shown = ", ".join(str(item) for item in items[:limit])
+    shown = ", ".join(_shown(str(item)) for item in items[:limit])
     more = len(items) - limit
     return f"{shown} and {more} more" if more > 0 else shown
+
+
+def _shown(text: str) -> str:
+    text = printable(text)
+    return text if len(text) <= MOST_SHOWN else f"{text[:MOST_SHOWN]}... ({len(text):,} characters)"

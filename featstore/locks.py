@@ -4,6 +4,7 @@ No lock is ever stale, and no clock is asked. The file system has to know ``floc
 machines share do if they are mounted so that they share locks (NFS 4, Lustre with ``-o flock``, GPFS, CephFS).
 """
 
+import errno
 import fcntl
 import os
 import time
@@ -11,7 +12,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from featstore.errors import StoreBusy, StoreWriteError
+from featstore.errors import StoreBusy, StoreWriteError, shorten
 
 LOCK_NAME = ".lock"
 """Held shared by everyone who writes a store, and alone by whoever changes what is committed."""
@@ -94,8 +95,12 @@ class FileLock:
 
     def _try(self, shared: bool) -> bool:
         try:
-            handle = os.open(self.path, os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o644)
+            # A store may come from anybody: a link here would have us write to what it leads to.
+            how = os.O_CREAT | os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
+            handle = os.open(self.path, how, 0o644)
         except OSError as error:
+            if error.errno == errno.ELOOP:
+                raise StoreWriteError(f"{self.path}: a link; remove it, then try again.") from None
             raise StoreWriteError(
                 f"{self.path.parent}: cannot be written to: {error}. Make it writable, or choose another --store.path."
             ) from error
@@ -131,14 +136,39 @@ class FileLock:
             os.pwrite(self._handle, f"{this_process()}\n".encode(), os.fstat(self._handle).st_size)
 
 
+def refuse_links(store: Path) -> None:
+    """Refuse to write into a store whose folders or files are links: they could lead anywhere.
+
+    What lies deeper is looked at when it is written to (``featstore.atomic.Disk``).
+
+    Raises:
+        StoreWriteError: the top of the folder holds a link.
+    """
+    try:
+        links = sorted(entry.name for entry in os.scandir(store) if entry.is_symlink())
+    except OSError:
+        return  # what is wrong shows when it is written to
+    if links:
+        raise StoreWriteError(
+            f"{store}: nothing is written where links could lead out of the store: {shorten(links)}. If you trust what "
+            "they lead to, put plain folders and files in their place (cp -rL)."
+        )
+
+
 @contextmanager
-def exclusive(store: Path) -> Iterator[None]:
+def exclusive(store: Path, *, links: bool = False) -> Iterator[None]:
     """Hold a store alone: nobody else writes to it meanwhile.
+
+    Args:
+        store: its folder.
+        links: accept links in it; for somebody who writes nothing.
 
     Raises:
         StoreBusy: somebody writes to it; the message says who.
         StoreWriteError: the store cannot be written to.
     """
+    if not links:
+        refuse_links(store)
     lock = FileLock(store / LOCK_NAME)
     if not lock.acquire(shared=False, timeout_s=0):
         raise StoreBusy(
@@ -158,6 +188,7 @@ def shared(store: Path) -> Iterator[None]:
         StoreBusy: somebody holds it alone for longer than it takes to clear leftovers; the message says who.
         StoreWriteError: the store cannot be written to.
     """
+    refuse_links(store)
     lock = FileLock(store / LOCK_NAME)
     if not lock.acquire(shared=True, timeout_s=JOIN_TIMEOUT_S):
         raise StoreBusy(

@@ -2,13 +2,14 @@
 
 from collections import OrderedDict
 from collections.abc import Iterable, Sequence
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
 
+import featstore.memory as memory
 from featstore.artefacts import read_artefact, read_channels
 from featstore.backends import make_backend
 from featstore.backends.base import Array, ColumnReader
@@ -20,7 +21,7 @@ from featstore.errors import (
     ViewMismatch,
     shorten,
 )
-from featstore.fields import Codes, Ragged, TopK
+from featstore.fields import Codes, Ragged, TopK, field_columns
 from featstore.ledger import (
     InvalidRow,
     ShardRecord,
@@ -37,7 +38,13 @@ from featstore.manifest import (
     read_manifest,
 )
 from featstore.quantise import Channels, dequantise
+from featstore.remote.places import is_url
+from featstore.versions import as_opened
 from featstore.views import describe
+
+if TYPE_CHECKING:
+    from featstore.remote.cache import CacheConfig
+    from featstore.remote.mirror import Mirror
 
 Rows = npt.NDArray[np.int64]
 
@@ -54,23 +61,33 @@ class FeatureStore:
     """A store that was opened and checked. Read-only; safe to use after fork, and to send to another process.
 
     Attributes:
-        path: folder of the store.
+        path: folder of the store; of a store at a URL, the part of it that is in the cache.
+        address: the folder or URL, for messages.
         manifest: what the store says of itself.
         shards: numbers of the shards that can be read.
     """
 
-    def __init__(self, path: Path, manifest: Manifest, shards: Sequence[int]) -> None:
+    def __init__(
+        self,
+        path: Path,
+        manifest: Manifest,
+        shards: Sequence[int],
+        *,
+        mirror: "Mirror | None" = None,
+    ) -> None:
         self.path = path
+        self.address = str(path) if mirror is None else mirror.url
         self.manifest = manifest
         self.shards = shards
+        self._mirror = mirror
         self._backend = make_backend(path, manifest)
         self._entries: dict[int, ShardRecord] = {}
         self._columns: dict[str, ColumnReader] = {}
         self._held: OrderedDict[tuple[str, int], Array] = OrderedDict()
         self._present = shards if isinstance(shards, range) else frozenset(shards)
         # Filled as shards are touched; untouched pages of these take no memory.
-        self._unusable = np.zeros(manifest.num_rows, dtype=np.bool_)
-        self._touched = np.zeros(manifest.num_shards, dtype=np.bool_)
+        self._unusable = memory.zeros((manifest.num_rows,), np.bool_, where=path)
+        self._touched = memory.zeros((manifest.num_shards,), np.bool_, where=path)
         self._all_usable = True
         """As far as rows were touched."""
         # Looked up once: whatever gather does besides copying is done with cold caches.
@@ -80,21 +97,42 @@ class FeatureStore:
             for name, spec in manifest.fields.items()
             if spec.encoding.kind == "plain" and spec.dtype != "text"
         }
+        self._steady = None
+        if mirror is not None:
+            from featstore.remote.steady import Steady
+
+            self._steady = Steady(mirror, self._backend, self.entries, self._forget)
 
     @classmethod
-    def open(cls, path: str | Path, *, allow_incomplete: bool = False) -> "FeatureStore":
+    def open(
+        cls,
+        path: str | Path,
+        *,
+        allow_incomplete: bool = False,
+        cache: "CacheConfig | None" = None,
+    ) -> "FeatureStore":
         """Open a store and check what can be checked without reading its payload.
 
+        Of a store at a URL, what is needed is fetched when it is needed first, and kept in a cache that all processes
+        share; see docs/sharing.md, "Read in place".
+
         Args:
-            path: folder of the store.
+            path: folder of the store, or the URL of one.
             allow_incomplete: also open a store whose extraction is not finished; rows that are not there yet count
                 as invalid.
+            cache: where and how much to keep of a store at a URL; from the environment if not given.
 
         Raises:
             StoreNotFound: nothing there, or not a store.
             ManifestMismatch: another version of the format.
             StoreIncomplete: shards are missing.
+            RemoteError: the place of a URL does not answer.
         """
+        if is_url(str(path)):
+            from featstore.remote.versions import open_mirror
+
+            mirror = open_mirror(str(path), cache, allow_incomplete=allow_incomplete)
+            return cls(mirror.folder, mirror.manifest, mirror.shards, mirror=mirror)
         path = Path(path)
         manifest = read_manifest(path)
         shards = committed_shards(path, manifest.num_shards)
@@ -108,11 +146,13 @@ class FeatureStore:
 
     def __getstate__(self) -> dict[str, Any]:
         """Leave the memory maps behind; each process opens its own."""
-        return {"path": self.path, "manifest": self.manifest, "shards": self.shards}
+        names = ("path", "manifest", "shards", "_mirror")
+        return {name: getattr(self, name) for name in names}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         """Open again in another process."""
-        self.__init__(state["path"], state["manifest"], state["shards"])  # type: ignore[misc]
+        path, manifest, shards, mirror = state.values()
+        self.__init__(path, manifest, shards, mirror=mirror)  # type: ignore[misc]
 
     @property
     def num_rows(self) -> int:
@@ -123,6 +163,11 @@ class FeatureStore:
     def fingerprint(self) -> str:
         """See ``Manifest.fingerprint``."""
         return self.manifest.fingerprint
+
+    @property
+    def remote(self) -> bool:
+        """Whether it is read from a URL."""
+        return self._mirror is not None
 
     @property
     def complete(self) -> bool:
@@ -154,13 +199,38 @@ class FeatureStore:
 
     def _column(self, name: str, dtype: np.dtype[Any], missing: object) -> Array:
         shape = self._backend.columns[name].shape
-        values = np.full((self.num_rows, *shape), missing, dtype=dtype)
-        for shard in self.shards:
-            rows = self.manifest.shard_range(shard)
-            values[rows.start : rows.stop] = self._backend.read_shard(
-                shard, name, self.entry(shard).objects
-            )
+        values = memory.empty((self.num_rows, *shape), dtype, where=self.address)
+        if len(self.shards) < self.manifest.num_shards:
+            values[...] = missing
+        groups: Iterable[Sequence[int]] = [self.shards]
+        if self._steady is not None:
+            groups = self._steady.groups(name, self.shards)
+        for shards in groups:
+            for shard in shards:
+                rows = self.manifest.shard_range(shard)
+                values[rows.start : rows.stop] = self.read_shard(shard, name)
         return values
+
+    def read_shard(self, shard: int, column: str) -> Array:
+        """One column of one shard, e.g. ``fields/cls`` or ``sample_id``; valid or not.
+
+        Returns:
+            (rows of the shard, *shape), read-only; memory-mapped where the store is local and the container allows.
+
+        Raises:
+            ShardCorrupt: bytes are not those that were written.
+        """
+        if self._steady is None:
+            with as_opened(self.path, self.manifest):
+                return self._backend.read_shard(shard, column, self.entry(shard).objects)
+        return self._steady.read_shard(shard, column)
+
+    def entries(self, shards: Sequence[int] | None = None) -> list[ShardRecord]:
+        """The ledger's records of some shards; of all that can be read, if none are named. See ``entry``."""
+        wanted = self.shards if shards is None else shards
+        if self._mirror is not None:
+            self._mirror.bring_entries([item for item in wanted if item not in self._entries])
+        return [self.entry(shard) for shard in wanted]
 
     def entry(self, shard: int) -> ShardRecord:
         """The ledger's record of a shard.
@@ -169,19 +239,46 @@ class FeatureStore:
             ShardCorrupt: it is missing, does not follow the format, or speaks of other rows.
         """
         if shard not in self._entries:
-            entry = read_entry(self.path, shard)
-            rows = self.manifest.shard_range(shard)
-            if entry.rows != (rows.start, rows.stop):
-                raise ShardCorrupt(
-                    f"{entry_path(self.path, shard)}: rows {entry.rows[0]} to {entry.rows[1] - 1}, expected "
-                    f"{rows.start} to {rows.stop - 1}. Delete the file and run extract.py with the same settings."
-                )
-            self._entries[shard] = entry
+            with as_opened(self.path, self.manifest):
+                self._entries[shard] = self._read_entry(shard)
         return self._entries[shard]
+
+    def _read_entry(self, shard: int) -> ShardRecord:
+        mirror = self._mirror
+        entry = read_entry(self.path, shard) if mirror is None else mirror.entry(shard)
+        rows = self.manifest.shard_range(shard)
+        if entry.rows != (rows.start, rows.stop):
+            raise ShardCorrupt(
+                f"{entry_path(self.path, shard)}: rows {entry.rows[0]} to {entry.rows[1] - 1}, expected "
+                f"{rows.start} to {rows.stop - 1}. Delete the file and run extract.py with the same settings."
+            )
+        return entry
+
+    def fetch_ahead(self, fields: Iterable[str], rows: npt.ArrayLike) -> None:
+        """Begin to fetch what some rows will need, in another thread. Does nothing where the store is local.
+
+        Args:
+            fields: names of fields.
+            rows: (B,) row numbers, e.g. of the next batches.
+        """
+        if self._steady is not None:
+            views = len(self.manifest.views)
+            columns = [
+                column.name
+                for name in fields
+                for column in field_columns(name, self._field(name), views)
+            ]
+            shards = np.unique(self.manifest.shards_of(self._row_numbers(rows)))
+            self._steady.ahead(columns, shards)
+
+    def _forget(self, shard: int) -> None:
+        self._backend.forget(shard)
+        for reader in self._columns.values():
+            reader.forget(shard)
 
     def invalid_rows(self) -> list[InvalidRow]:
         """Every row without a usable feature, with the reason, in row order."""
-        return [item for shard in self.shards for item in self.entry(shard).invalid]
+        return [item for entry in self.entries() for item in entry.invalid]
 
     @cached_property
     def _row_of(self) -> dict[str, int]:
@@ -201,7 +298,7 @@ class FeatureStore:
         if (rows < 0).any():
             missing = [wanted[i] for i in np.flatnonzero(rows < 0)]
             raise MissingSamples(
-                f"{self.path}: {len(missing)} of {len(wanted)} samples are not in the store: {shorten(missing)}. "
+                f"{self.address}: {len(missing)} of {len(wanted)} samples are not in the store: {shorten(missing)}. "
                 f"It holds {self.num_rows} samples such as {shorten(self.sample_ids[:2])}."
             )
         return rows
@@ -213,6 +310,8 @@ class FeatureStore:
             ConfigError: the store has no such artefact.
             ShardCorrupt: it is not the file that was written.
         """
+        if self._mirror is not None:
+            return self._mirror.artefact(name)
         return read_artefact(self.path, self.manifest, name)
 
     def gather(
@@ -253,7 +352,7 @@ class FeatureStore:
         encoding = spec.encoding
         if isinstance(encoding, TopKEncoding | RaggedEncoding):
             raise ConfigError(
-                f"{self.path}: field {field!r} is {encoding.kind}; read it with gather_{encoding.kind}."
+                f"{self.address}: field {field!r} is {encoding.kind}; read it with gather_{encoding.kind}."
             )
         wanted = self._row_numbers(rows)
         if isinstance(encoding, Int8Encoding):
@@ -278,7 +377,7 @@ class FeatureStore:
             ConfigError, MissingSamples, ShardCorrupt: as ``gather``.
         """
         if not isinstance(self._field(field).encoding, TopKEncoding):
-            raise ConfigError(f"{self.path}: field {field!r} is not top-k; read it with gather.")
+            raise ConfigError(f"{self.address}: field {field!r} is not top-k; read it with gather.")
         wanted = self._row_numbers(rows)
         values = self._gather_column(f"fields/{field}/values", wanted)
         return TopK(values, self._gather_column(f"fields/{field}/indices", wanted))
@@ -294,7 +393,9 @@ class FeatureStore:
             ConfigError, MissingSamples, ShardCorrupt: as ``gather``.
         """
         if not isinstance(self._field(field).encoding, RaggedEncoding):
-            raise ConfigError(f"{self.path}: field {field!r} is not ragged; read it with gather.")
+            raise ConfigError(
+                f"{self.address}: field {field!r} is not ragged; read it with gather."
+            )
         wanted = self._row_numbers(rows)
         column = self._backend.columns[f"fields/{field}/values"]
         ranges = self._gather_column(f"fields/{field}/ranges", wanted).reshape(len(wanted), -1, 2)
@@ -308,7 +409,7 @@ class FeatureStore:
             for start, stop in spans:
                 if not 0 <= start - origin <= stop - origin <= len(items):
                     raise ShardCorrupt(
-                        f'{self.path}: row {row}, field "{field}": items {start} to {stop} of a shard that has '
+                        f'{self.address}: row {row}, field "{field}": items {start} to {stop} of a shard that has '
                         f"{len(items)} from {origin} on. The ledger's checksums agree: it was written so."
                     )
                 parts.append(items[start - origin : stop - origin])
@@ -323,7 +424,7 @@ class FeatureStore:
         if key in self._held:
             self._held.move_to_end(key)
             return self._held[key]
-        values = self._backend.read_shard(shard, name, self.entry(shard).objects)
+        values = self.read_shard(shard, name)
         self._held[key] = values
         while len(self._held) > 1 and sum(map(_memory, self._held.values())) > HELD_BYTES:
             self._held.popitem(last=False)
@@ -332,7 +433,8 @@ class FeatureStore:
     def _gather_text(self, field: str, rows: Rows) -> Array:
         name = f"fields/{field}"
         self._check_usable(rows)
-        out = np.empty((len(rows), *self._backend.columns[name].shape), dtype=object)
+        shape = self._backend.columns[name].shape
+        out = memory.empty((len(rows), *shape), object, where=self.address)
         shards = self.manifest.shards_of(rows)
         for shard in np.unique(shards).tolist():
             chosen = np.flatnonzero(shards == shard)
@@ -355,7 +457,7 @@ class FeatureStore:
         """
         encoding = self._field(field).encoding
         if not isinstance(encoding, Int8Encoding):
-            raise ConfigError(f"{self.path}: field {field!r} is not int8; read it with gather.")
+            raise ConfigError(f"{self.address}: field {field!r} is not int8; read it with gather.")
         wanted = self._row_numbers(rows)
         picked = None if views is None else self._view_numbers(field, views, len(wanted))
         codes = self._gather_column(f"fields/{field}/codes", wanted, views=picked)
@@ -366,10 +468,19 @@ class FeatureStore:
 
     @cached_property
     def _channels(self) -> dict[str, Channels]:
+        for field in self.manifest.fields.values():
+            if self._mirror is not None and isinstance(field.encoding, Int8Encoding):
+                self._mirror.bring_artefact(field.encoding.channels)
         return read_channels(self.path, self.manifest)
 
     def _gather_column(
-        self, name: str, rows: Rows, out: Array | None = None, views: Rows | None = None
+        self,
+        name: str,
+        rows: Rows,
+        out: Array | None = None,
+        views: Rows | None = None,
+        *,
+        steady: bool = False,
     ) -> Array:
         column = self._backend.columns[name]
         assert column.dtype is not None
@@ -377,10 +488,20 @@ class FeatureStore:
         if views is not None:
             shape = (*views.shape, *column.shape[1:])
         if out is None:
-            out = np.empty(shape, dtype=column.dtype)
+            try:
+                out = np.empty(shape, dtype=column.dtype)
+            except (MemoryError, ValueError):
+                raise memory.too_little(self.address, shape, column.dtype) from None
+            if out.nbytes > memory.LARGE_BYTES:  # looked at here: this is called with every batch
+                memory.check(shape, column.dtype, where=self.address)
         else:
             self._check_out(name, out, shape, column.dtype)
         if len(rows) == 0:
+            return out
+        if self._steady is not None and not steady:
+            work = partial(self._gather_column, name, rows, out, views, steady=True)
+            self._steady.run(work)
+            self._steady.note(name, rows)
             return out
         if name not in self._columns:
             self._columns[name] = self._backend.open_column(name)
@@ -389,8 +510,12 @@ class FeatureStore:
         if new.size:
             self._check_usable(new)
             shards = self.manifest.shards_of(new)
-            for shard in np.unique(shards).tolist():
-                reader.prepare(shard, self.entry(shard).objects, new[shards == shard])
+            if self._steady is not None:
+                # All that the rows need, so that nothing of it is evicted for the rest.
+                self._steady.bring(name, np.unique(self.manifest.shards_of(rows)))
+            with as_opened(self.path, self.manifest):
+                for shard in np.unique(shards).tolist():
+                    reader.prepare(shard, self.entry(shard).objects, new[shards == shard])
         if not self._all_usable and self._unusable[rows].any():
             raise self._unusable_error(rows)
         if views is None:
@@ -404,20 +529,24 @@ class FeatureStore:
     ) -> None:
         if out.shape != shape or out.dtype != dtype or not out.flags.c_contiguous:
             raise ConfigError(
-                f'{self.path}: out is {out.dtype} {out.shape}; column "{name}" needs a contiguous '
+                f'{self.address}: out is {out.dtype} {out.shape}; column "{name}" needs a contiguous '
                 f"{np.dtype(dtype)} array of shape {shape}."
             )
 
     def _check_usable(self, rows: Rows) -> None:
         """Note which rows of untouched shards are unusable, and refuse the unusable ones among ``rows``."""
         shards = self.manifest.shards_of(rows)
-        for shard in np.unique(shards[~self._touched[shards]]).tolist():
+        untouched = np.unique(shards[~self._touched[shards]]).tolist()
+        if self._steady is not None:
+            present = np.array([shard for shard in untouched if shard in self._present], np.int64)
+            self._steady.run(partial(self._steady.bring, "valid", present))
+        for shard in untouched:
             span = self.manifest.shard_range(shard)
             if shard not in self._present:
                 self._unusable[span.start : span.stop] = True
                 self._all_usable = False
             else:
-                valid = self._backend.read_shard(shard, "valid", self.entry(shard).objects)
+                valid = self.read_shard(shard, "valid")
                 # Pages that nobody has written to take no memory.
                 if not valid.all():
                     self._unusable[span.start : span.stop] = ~valid
@@ -429,7 +558,7 @@ class FeatureStore:
     def _field(self, name: str) -> FieldRecord:
         if name not in self.manifest.fields:
             raise ConfigError(
-                f"{self.path}: no field {name!r}; it has: {shorten(sorted(self.manifest.fields))}."
+                f"{self.address}: no field {name!r}; it has: {shorten(sorted(self.manifest.fields))}."
             )
         return self.manifest.fields[name]
 
@@ -443,7 +572,7 @@ class FeatureStore:
         unsigned = wanted.view(_UNSIGNED)
         if wanted.size and unsigned[unsigned.argmax()] >= self._num_rows:
             raise MissingSamples(
-                f"{self.path}: rows {wanted.min()} to {wanted.max()} were asked for; it has rows 0 to "
+                f"{self.address}: rows {wanted.min()} to {wanted.max()} were asked for; it has rows 0 to "
                 f"{self.num_rows - 1}."
             )
         return wanted
@@ -452,19 +581,19 @@ class FeatureStore:
         """(num_rows, k) columns of the view axis, all of them inside it."""
         if not self.manifest.fields[field].per_view:
             raise ConfigError(
-                f"{self.path}: field {field!r} has one value per row, whatever the view; leave out views."
+                f"{self.address}: field {field!r} has one value per row, whatever the view; leave out views."
             )
         given = np.asarray(views)
         fits = given.ndim == 1 or (given.ndim == 2 and len(given) == num_rows)
         if not fits or (given.size and given.dtype.kind not in "iu"):
             raise ConfigError(
-                f"{self.path}: views are {given.dtype} of shape {given.shape}; expected integers, (k,) for all rows "
+                f"{self.address}: views are {given.dtype} of shape {given.shape}; expected integers, (k,) for all rows "
                 f"alike or ({num_rows}, k) for each its own."
             )
         stored = self.manifest.views
         if given.size and (given.min() < 0 or given.max() >= len(stored)):
             raise ViewMismatch(
-                f"{self.path}: views {given.min()} to {given.max()} were asked for; it has 0 to {len(stored) - 1}: "
+                f"{self.address}: views {given.min()} to {given.max()} were asked for; it has 0 to {len(stored) - 1}: "
                 f"{describe(stored.views)}."
             )
         columns = given.astype(np.int64, copy=False)
@@ -479,7 +608,7 @@ class FeatureStore:
                 reasons |= {item.row: f"{item.sample_id} ({item.reason})" for item in invalid}
         named = [reasons.get(row, f"row {row} (not extracted yet)") for row in bad.tolist()]
         return MissingSamples(
-            f"{self.path}: {len(named)} of the rows asked for have no usable feature: {shorten(named)}. "
+            f"{self.address}: {len(named)} of the rows asked for have no usable feature: {shorten(named)}. "
             "Leave out the rows where `valid` is False."
         )
 

@@ -15,7 +15,6 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from featstore.backends import make_backend
 from featstore.errors import ConfigError, FeatstoreError, MissingSamples, SourceError, shorten
 from featstore.fields import Ragged, TopK
 from featstore.manifest import RaggedEncoding, TopKEncoding
@@ -80,7 +79,7 @@ class PairStream:
         """Open the store and find the tars; nothing is read yet.
 
         Args:
-            store: the store, or its path.
+            store: the store, or its path or URL.
             images: the image tars, as they were given to extract.py: a folder, a glob or a brace pattern.
             fields: names of the fields to read; all if not given.
             batch_size: samples of a batch; the stream gives single samples, as many as make whole batches.
@@ -106,8 +105,8 @@ class PairStream:
         names = manifest.work.shard_names
         if manifest.container != "webdataset" or not names:
             raise ConfigError(
-                f"{self.store.path}: its shards do not mirror image tars (container {manifest.container}), so there is "
-                "nothing to read in step. Extract from tars into container webdataset, or read rows with FeatureStore."
+                f"{self.store.address}: its shards do not mirror image tars (container {manifest.container}), so there "
+                "is nothing to read in step. Extract from tars into container webdataset, or read rows with FeatureStore."
             )
         if not (0 <= rank < num_ranks and 0 <= worker < num_workers and batch_size > 0):
             raise ConfigError(
@@ -117,7 +116,7 @@ class PairStream:
         unknown = sorted(set(fields or ()) - manifest.fields.keys())
         if unknown:
             raise ConfigError(
-                f"{self.store.path}: no fields {unknown}; it has: {shorten(sorted(manifest.fields))}."
+                f"{self.store.address}: no fields {unknown}; it has: {shorten(sorted(manifest.fields))}."
             )
         self.images = str(images)
         self.fields = tuple(manifest.fields if fields is None else fields)
@@ -129,17 +128,16 @@ class PairStream:
         self.missing = missing
         self.check_content = check_content
         self.epoch = self.position = self.skipped = 0
-        self._backend = make_backend(self.store.path, manifest)
         self._tars = _find_tars(self.store, self.images, names, strict=missing == "error")
         # Usable samples; an image that is not there is found out while reading.
         self._counts = np.zeros(manifest.num_shards, dtype=np.int64)
-        for shard in self._tars:
-            invalid = self.store.entry(shard).invalid
-            self._counts[shard] = len(manifest.shard_range(shard)) - len(invalid)
+        for entry in self.store.entries(list(self._tars)):
+            rows = manifest.shard_range(entry.shard)
+            self._counts[entry.shard] = len(rows) - len(entry.invalid)
         if self.batches_per_worker == 0 or self._counts.sum() < num_ranks * num_workers:
             raise ConfigError(
-                f"{self.store.path}: {self._counts.sum():,} usable samples are not one batch of {batch_size} for each "
-                f"of {num_ranks} x {num_workers} workers. Use fewer workers, smaller batches, or pad=True."
+                f"{self.store.address}: {self._counts.sum():,} usable samples are not one batch of {batch_size} for "
+                f"each of {num_ranks} x {num_workers} workers. Use fewer workers, smaller batches, or pad=True."
             )
 
     # ------------------------------------------------------------ how much
@@ -299,16 +297,16 @@ class PairStream:
                     number += 1
             if number == before:
                 raise SourceError(
-                    f"{self.images}: none of the samples of {self.store.path} is in these tars. Give the tars that "
+                    f"{self.images}: none of the samples of {self.store.address} is in these tars. Give the tars that "
                     "were extracted from."
                 )
         yield from self._pairs(group)
 
     def _samples(self, shard: int) -> Iterator[tuple[int, str, Callable[[], bytes]]]:
         """(row, id, function that reads the image) of the usable samples of an image tar, in its order."""
-        path, objects = self._tars[shard], self.store.entry(shard).objects
+        path = self._tars[shard]
         ids, valid, hashes = (
-            self._backend.read_shard(shard, column, objects)
+            self.store.read_shard(shard, column)
             for column in ("sample_id", "valid", "content_sha256")
         )
         prefix = self.store.manifest.work.shard_names[shard] + "/"
@@ -333,7 +331,7 @@ class PairStream:
         for local in np.flatnonzero(~seen).tolist():
             self._one_side(
                 SourceError(
-                    f"{path}: no image {ids[local].removeprefix(prefix)!r}, but {self.store.path} has its features. "
+                    f"{path}: no image {ids[local].removeprefix(prefix)!r}, but {self.store.address} has its features. "
                     'Use the tars that were extracted from, or missing="skip".'
                 )
             )
@@ -373,7 +371,7 @@ def stream_pairs(
     """One epoch of a ``PairStream``.
 
     Args:
-        store: the store, or its path.
+        store: the store, or its path or URL.
         images: the image tars.
         options: as ``PairStream`` takes them.
     """
@@ -406,12 +404,12 @@ def _find_tars(
     extra = sorted(found.keys() - set(names))
     if absent and (strict or len(absent) == len(names)):
         raise SourceError(
-            f"{images}: {len(absent)} of {len(names)} image tars of {store.path} are not there: {shorten(absent)}. "
+            f"{images}: {len(absent)} of {len(names)} image tars of {store.address} are not there: {shorten(absent)}. "
             'Give the pattern that was extracted from, or missing="skip".'
         )
     if extra and strict:
         raise MissingSamples(
-            f"{store.path}: {len(extra)} of {len(found)} image tars have no features: {shorten(extra)}. Narrow the "
+            f"{store.address}: {len(extra)} of {len(found)} image tars have no features: {shorten(extra)}. Narrow the "
             'pattern, extract them too, or use missing="skip".'
         )
     return {shard: found[name] for shard, name in enumerate(names) if name in found}
@@ -419,7 +417,7 @@ def _find_tars(
 
 def _no_features(store: FeatureStore, path: Path, key: str) -> MissingSamples:
     return MissingSamples(
-        f"{path}: image {key!r} has no features in {store.path}. Extract again if images were added, or use "
+        f"{path}: image {key!r} has no features in {store.address}. Extract again if images were added, or use "
         'missing="skip".'
     )
 

@@ -4,6 +4,7 @@ The one file of the store's core that imports torch.
 """
 
 from collections.abc import Iterator, Sequence
+from itertools import islice
 from typing import Any
 
 import ml_dtypes
@@ -34,6 +35,9 @@ TORCH_DTYPES = {
 
 BLOCK_BYTES = 4 * 2**20
 """What is read together when rows are shuffled in blocks."""
+
+AHEAD_BATCHES = 4
+"""So many batches ahead, the rows of a store at a URL are fetched while the caller works on a batch."""
 
 Batch = dict[str, Any]
 
@@ -156,7 +160,7 @@ class FeatureDataset(Dataset[Batch]):
         missing = [name for name in fields if name not in store.manifest.fields]
         if missing or not fields:
             raise ConfigError(
-                f"{store.path}: no field {', '.join(missing) or '(none given)'}; it has: "
+                f"{store.address}: no field {', '.join(missing) or '(none given)'}; it has: "
                 f"{', '.join(sorted(store.manifest.fields))}."
             )
         self.store = store
@@ -237,6 +241,7 @@ class FeatureLoader:
             shuffle=shuffle != "none",
             block_rows=dataset.block_rows() if blocks else 0,
         )
+        self.dataset = dataset
         self.sampler = BatchSampler(
             order, batch_size=batch_size, rank=rank, world_size=world_size, drop_last=drop_last
         )
@@ -257,8 +262,13 @@ class FeatureLoader:
     def __iter__(self) -> Iterator[Batch]:
         """The rest of the epoch; then the next one begins."""
         self._used = 0
+        # Worker processes read ahead by themselves.
+        alone = self.dataset.store.remote and not self._loader.num_workers
+        coming = islice(self.sampler, AHEAD_BATCHES, None) if alone else iter(())
         for batch in self._loader:
             self._used += 1
+            for indices in islice(coming, 1):
+                self.dataset.store.fetch_ahead(self.dataset.fields, self.dataset.rows[indices])
             yield batch
         self.set_epoch(self.sampler.order.epoch + 1)
 

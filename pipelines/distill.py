@@ -47,7 +47,7 @@ def main(config: DistillConfig) -> list[dict[str, object]]:
     )
     student = build_student(config.student, data.samples.num_classes)
     say(
-        f"store     {store.path}, {store.num_rows:,} rows, field {config.field} by "
+        f"store     {store.address}, {store.num_rows:,} rows, field {config.field} by "
         f"{store.manifest.teacher_of(config.field).name}"
     )
     say(

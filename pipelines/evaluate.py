@@ -28,7 +28,7 @@ def main(config: EvaluateConfig) -> dict[str, object]:
     from distill import task
     from distill.data import ViewRule
     from distill.evaluate import check_classes, evaluate
-    from distill.export import load_exported
+    from distill.export import load_exported, store_fingerprints
     from distill.runs import write_json
     from featstore import FeatureStore
     from featstore.processes import start_accelerator
@@ -43,10 +43,10 @@ def main(config: EvaluateConfig) -> dict[str, object]:
     probe = None
     if config.store:
         store = FeatureStore.open(config.store)
-        data = task.prepare(source, store, config.data, config.field)
-        if store.fingerprint != described.get("teacher", {}).get("store_fingerprint"):
+        data = task.prepare(source, store, config.data, config.field, teachers=config.teachers)
+        if data.fingerprints != store_fingerprints(described):
             say(
-                "note: this is not the store the student was trained from; the agreement is with this one's teacher"
+                "note: these are not the stores the student was trained from; the agreement is with their teachers"
             )
     else:
         data = task.prepare_without_store(source, config.data, rule)

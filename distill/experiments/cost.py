@@ -84,7 +84,7 @@ def cost_of(finished: Iterable[tuple[Run, dict[str, Any]]]) -> Cost:
 def store_cost(store: FeatureStore) -> StoreCost:
     """What the ledger of one store says."""
     step = -(-len(store.shards) // COUNTED_SHARDS)
-    entries = [store.entry(shard) for shard in store.shards[::step]]
+    entries = store.entries(store.shards[::step])
     seconds = Counter[str]()
     for entry in entries:
         seconds.update(entry.seconds)
@@ -92,7 +92,7 @@ def store_cost(store: FeatureStore) -> StoreCost:
     mark = read_complete(store.path, store.manifest.num_shards)
     size = sum(item.bytes for entry in entries for item in entry.objects.values())
     return StoreCost(
-        path=str(store.path),
+        path=store.address,
         images=store.num_rows,
         views=len(store.manifest.views),
         bytes=round(size * scale) if mark is None else mark.bytes,

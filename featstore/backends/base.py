@@ -63,6 +63,10 @@ class Backend(ABC):
         """Paths inside the store of the objects that a shard has."""
 
     @abstractmethod
+    def object_of(self, shard: int, column: str) -> str:
+        """Path inside the store of the object that holds a column of a shard."""
+
+    @abstractmethod
     def read_shard(self, shard: int, column: str, objects: Mapping[str, ObjectRecord]) -> Array:
         """Read one column of one shard, memory-mapped where the container allows.
 
@@ -96,6 +100,9 @@ class Backend(ABC):
             Name of the column (or of several), and the rows of the store.
         """
 
+    def forget(self, shard: int) -> None:  # noqa: B027  # not all containers remember something
+        """Drop what was read of a shard: its objects are gone from the disk, and may come again."""
+
 
 class ColumnReader(ABC):
     """Rows of one column, wherever they lie. Rows are ``prepare``d, which checks their bytes, before they are taken.
@@ -125,6 +132,13 @@ class ColumnReader(ABC):
 
         Raises:
             ShardCorrupt: an object is missing, has another size, or another checksum in one of those blocks.
+        """
+
+    @abstractmethod
+    def forget(self, shard: int) -> None:
+        """Let the rows of a shard count as not prepared: its objects are gone from the disk, and may come again.
+
+        What is mapped stays so: another thread may be reading it.
         """
 
     @abstractmethod

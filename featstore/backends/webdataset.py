@@ -8,12 +8,14 @@ This file is named after the format; the library of that name is not used.
 """
 
 import math
+import threading
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import numpy as np
 from numpy.lib.stride_tricks import sliding_window_view
 
+import featstore.memory as memory
 from featstore.backends.base import Array, Backend, ColumnReader, EncodedObject, Rows
 from featstore.backends.tarencode import TarEncoder, as_bytes
 from featstore.backends.tarlayout import FOLDER, TarLayout
@@ -57,8 +59,11 @@ class WebDatasetBackend(Backend):
         super().__init__(store, manifest)
         self.layout = TarLayout(manifest)
         self._shards: dict[int, TarShard] = {}
+        self._opening = threading.RLock()
         self._range: SideBySide | None = None
         self._used = 0
+        # Where the tar of a shard begins in the range.
+        self._bases: dict[int, int] = {}
         # Address of each row's sample, made once a tar turns up whose samples differ in size.
         self._samples: Rows | None = None
 
@@ -69,6 +74,14 @@ class WebDatasetBackend(Backend):
     def object_names(self, shard: int) -> list[str]:
         """See ``Backend.object_names``."""
         return [self.layout.object_name(shard)]
+
+    def object_of(self, shard: int, column: str) -> str:
+        """See ``Backend.object_of``; a tar holds all columns."""
+        return self.layout.object_name(shard)
+
+    def forget(self, shard: int) -> None:
+        """See ``Backend.forget``."""
+        self._shards.pop(shard, None)
 
     def encode(self, shard: int, columns: Mapping[str, Array]) -> Iterator[EncodedObject]:
         """See ``Backend.encode``.
@@ -122,34 +135,40 @@ class WebDatasetBackend(Backend):
             ShardCorrupt: the ledger does not list it, it has another size, or its index is not what it should be.
         """
         if shard not in self._shards:
-            name = self.layout.object_name(shard)
-            if name not in objects:
-                raise ShardCorrupt(f"{entry_path(self.store, shard)}: the entry lacks {name}.")
-            path, record, rows = self.store / name, objects[name], self.manifest.shard_range(shard)
-            what = f"shard {shard} (rows {rows.start}-{rows.stop - 1}), all columns"
-            check_size(path, record, lambda start, stop: what)
-            if record.bytes < len(END):
-                raise corrupt(path, what, f"{record.bytes:,} bytes are no tar")
-            mapped = self._map(path, record.bytes)
-            tar = TarShard(self.layout, shard, path, record, mapped)
-            self._shards[shard] = tar
-            self._note_samples(tar)
+            with self._opening:  # threads that check a store share this object
+                if shard not in self._shards:
+                    self._shards[shard] = self._open_shard(shard, objects)
         return self._shards[shard]
+
+    def _open_shard(self, shard: int, objects: Mapping[str, ObjectRecord]) -> TarShard:
+        name = self.layout.object_name(shard)
+        if name not in objects:
+            raise ShardCorrupt(f"{entry_path(self.store, shard)}: the entry lacks {name}.")
+        path, record, rows = self.store / name, objects[name], self.manifest.shard_range(shard)
+        what = f"shard {shard} (rows {rows.start}-{rows.stop - 1}), all columns"
+        check_size(self.store, name, record, lambda start, stop: what)
+        if record.bytes < len(END):
+            raise corrupt(path, what, f"{record.bytes:,} bytes are no tar")
+        mapped = self._map(shard, path, record.bytes)
+        tar = TarShard(self.layout, shard, path, record, mapped)
+        self._note_samples(tar)
+        return tar
 
     def _note_samples(self, tar: TarShard) -> None:
         new = [tar]
         if self._samples is None:
             if tar.stride is not None:
                 return
-            self._samples = np.zeros(self.manifest.num_rows, dtype=np.int64)
-            new = list(self._shards.values())
+            count = self.manifest.num_rows
+            self._samples = memory.zeros((count,), np.int64, where=self.store)
+            new += self._shards.values()
         for item in new:
             local = np.arange(len(item.rows))
             self._samples[item.rows.start : item.rows.stop] = item.base + item.begin(local)
 
-    def _map(self, path: Path, size: int) -> tuple[int, Bytes]:
+    def _map(self, shard: int, path: Path, size: int) -> tuple[int, Bytes]:
         everything = self.addresses()
-        base = self._used
+        base = self._bases.get(shard, self._used)
         if base + size > len(everything):
             raise StoreError(
                 f"{path}: no addresses left after {base:,} bytes of tars. Lift the limit (ulimit -v)."
@@ -162,7 +181,9 @@ class WebDatasetBackend(Backend):
                 f"{path}: cannot be mapped into memory ({error.strerror}). Linux allows a process 65,530 mappings; "
                 "raise vm.max_map_count, or use larger shards."
             ) from error
-        self._used += -(-size // PAGE_BYTES) * PAGE_BYTES
+        if shard not in self._bases:
+            self._bases[shard] = base
+            self._used += -(-size // PAGE_BYTES) * PAGE_BYTES
         return base, everything[base : base + size]
 
     def addresses(self) -> Bytes:
@@ -203,7 +224,7 @@ class _MemberColumn(ColumnReader):
     def __init__(self, backend: WebDatasetBackend, column: Column) -> None:
         self.backend, self.column = backend, column
         # Untouched pages of these take no memory.
-        self._ready = np.zeros(backend.manifest.num_rows, dtype=np.bool_)
+        self._ready = memory.zeros((backend.manifest.num_rows,), np.bool_, where=backend.store)
         # Row r of a shard lies at first + r * stride, or at place from the begin of its sample on.
         self._first = np.zeros(backend.manifest.num_shards, dtype=np.int64)
         self._stride = np.zeros(backend.manifest.num_shards, dtype=np.int64)
@@ -232,6 +253,11 @@ class _MemberColumn(ColumnReader):
             self._first[shard] = first - start * tar.stride
         ready[local] = True
         ready[tar.also_checked(self.column, ready)] = True
+
+    def forget(self, shard: int) -> None:
+        """See ``ColumnReader.forget``."""
+        rows = self.backend.manifest.shard_range(shard)
+        self._ready[rows.start : rows.stop] = False
 
     def take(self, rows: Rows, out: Array) -> None:
         """See ``ColumnReader.take``."""
@@ -267,6 +293,10 @@ class _IndexColumn(ColumnReader):
         """See ``ColumnReader.prepare``."""
         self._shards[shard] = self.backend.read_shard(shard, self.column.name, objects)
         self._ready[shard] = True
+
+    def forget(self, shard: int) -> None:
+        """See ``ColumnReader.forget``."""
+        self._ready[shard] = False
 
     def take(self, rows: Rows, out: Array) -> None:
         """See ``ColumnReader.take``."""

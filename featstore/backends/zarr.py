@@ -25,6 +25,7 @@ import zarr
 import zarr.codecs
 from numcodecs.vlen import VLenUTF8
 
+import featstore.memory as memory
 from featstore.backends.base import Array, Backend, ColumnReader, EncodedObject, Rows
 from featstore.check import Describe, check_blocks, check_size, corrupt
 from featstore.errors import ShardCorrupt, StoreError
@@ -106,6 +107,10 @@ class ZarrBackend(Backend):
         """See ``Backend.object_names``."""
         return [self.object_name(shard, column) for column in self.columns.values()]
 
+    def object_of(self, shard: int, column: str) -> str:
+        """See ``Backend.object_of``."""
+        return self.object_name(shard, self.columns[column])
+
     def encode(self, shard: int, columns: Mapping[str, Array]) -> Iterator[EncodedObject]:
         """See ``Backend.encode``."""
         check_columns(self.columns, columns)
@@ -174,7 +179,7 @@ class ZarrBackend(Backend):
         data: Any = np.memmap(path, dtype=np.uint8, mode="r") if record.bytes else b""
         rows = len(self.manifest.shard_range(shard))
         if spec.dtype is None:
-            return self._texts(bytes(data), shard, spec)[:rows]
+            return self._texts(data, shard, spec)[:rows]
         chunks = self.chunks_of(shard, spec, path, record) if spec.of_field else None
         if spec.of_field and spec.codec != "raw":
             assert chunks is not None
@@ -197,7 +202,7 @@ class ZarrBackend(Backend):
         if name not in objects:
             raise ShardCorrupt(f"{entry_path(self.store, shard)}: the entry lacks {name}.")
         record = objects[name]
-        check_size(path, record, describe)
+        check_size(self.store, name, record, describe)
         rows = len(self.manifest.shard_range(shard))
         least = rows * column.entry_bytes
         if column.capacity == 1 and column.codec == "raw" and record.bytes < max(1, least):
@@ -233,14 +238,14 @@ class ZarrBackend(Backend):
 
         return words
 
-    def _texts(self, data: bytes, shard: int, column: Column) -> Array:
+    def _texts(self, data: Any, shard: int, column: Column) -> Array:
         """Decode text; the checksum only says that the bytes are the writer's, not that the writer was honest."""
         count = self.manifest.work.shard_rows * math.prod(column.shape)
         try:
             # The codec believes this count and reserves memory for it; every text takes at least 4 bytes.
-            if data[:4] != struct.pack("<I", count) or len(data) < 4 + 4 * count:
+            if bytes(data[:4]) != struct.pack("<I", count) or len(data) < 4 + 4 * count:
                 raise ValueError(f"expected {count} texts")
-            texts: Array = VLenUTF8().decode(data)
+            texts: Array = VLenUTF8().decode(bytes(data))
         except (ValueError, struct.error) as error:
             path = self.store / self.object_name(shard, column)
             what = self.describe(shard, column)(0, len(data))
@@ -321,7 +326,7 @@ class _Chunks:
         column = self._column
         assert column.dtype is not None
         shape = (self.count, self.entries, *column.shape)
-        parts = np.empty(shape, dtype=column.dtype.newbyteorder("<"))
+        parts = memory.empty(shape, column.dtype.newbyteorder("<"), where=self._path)
         for chunk in range(self.count):
             self.decode(chunk, out=parts[chunk])
         values = parts.reshape(-1, *column.shape)
@@ -338,7 +343,8 @@ class BlockColumn(ColumnReader):
         rows = backend.manifest.work.shard_rows
         self.block_rows = backend.chunk_entries(column) if column.of_field else rows
         # Untouched pages of it take no memory.
-        self._ready = np.zeros(backend.manifest.num_shards * (rows // self.block_rows), dtype=bool)
+        count = backend.manifest.num_shards * (rows // self.block_rows)
+        self._ready = memory.zeros((count,), np.bool_, where=backend.store)
         self._left = -(-backend.manifest.num_rows // self.block_rows)
         self._objects: dict[int, tuple[Path, ObjectRecord]] = {}
 
@@ -364,6 +370,18 @@ class BlockColumn(ColumnReader):
         self.check(shard, path, record, local)
         self._left -= int(np.count_nonzero(~self._ready[blocks]))
         self._ready[blocks] = True
+
+    def forget(self, shard: int) -> None:
+        """See ``ColumnReader.forget``."""
+        ready = self._ready[self._blocks(shard)]
+        self._left += int(np.count_nonzero(ready))
+        ready[:] = False
+        self._objects.pop(shard, None)
+
+    def _blocks(self, shard: int) -> slice:
+        """The groups of rows of a shard."""
+        per_shard = self.backend.manifest.work.shard_rows // self.block_rows
+        return slice(shard * per_shard, (shard + 1) * per_shard)
 
     def attach(self, shard: int, path: Path, record: ObjectRecord) -> None:
         """Make a shard's object, whose size was compared, reachable."""
@@ -451,8 +469,10 @@ class ChunkedColumn(BlockColumn):
         size = max(1, self.block_rows * column.entry_bytes)
         places = min(len(self._ready), max(2, CACHE_BYTES // size))
         # Untouched pages of it take no memory.
-        self._decoded = np.empty((places, self.block_rows, *column.shape), dtype=self.dtype)
-        self._place_of = np.full(len(self._ready), -1, dtype=np.int64)
+        held = (places, self.block_rows, *column.shape)
+        self._decoded = memory.empty(held, self.dtype, where=backend.store)
+        self._place_of = memory.empty((len(self._ready),), np.int64, where=backend.store)
+        self._place_of[:] = -1
         self._chunk_at = np.full(places, -1, dtype=np.int64)
         self._used_at = np.zeros(places, dtype=np.int64)
         self._now = 0
@@ -460,6 +480,14 @@ class ChunkedColumn(BlockColumn):
     def attach(self, shard: int, path: Path, record: ObjectRecord) -> None:
         """See ``BlockColumn.attach``."""
         self._chunks[shard] = self.backend.chunks_of(shard, self.column, path, record)
+
+    def forget(self, shard: int) -> None:
+        """See ``ColumnReader.forget``; what was decoded may have been read while the object went."""
+        super().forget(shard)
+        self._chunks.pop(shard, None)
+        places = self._place_of[self._blocks(shard)]
+        self._chunk_at[places[places >= 0]] = -1
+        places[:] = -1
 
     def check(self, shard: int, path: Path, record: ObjectRecord, blocks: list[int]) -> None:
         """See ``BlockColumn.check``; the groups of rows are chunks."""
@@ -595,8 +623,8 @@ class _Bitshuffle:
         return bytes(self._codec.encode(data.view(self._item)))
 
     def decode(self, data: bytes, out: npt.NDArray[np.uint8]) -> Any:
-        # The header states the size that it unpacks to; the library would write past a shorter buffer.
-        if len(data) < 16 or struct.unpack("<I", data[4:8])[0] != len(out):
+        # The header states both sizes, and the library believes them: it would write and read past shorter buffers.
+        if len(data) < 16 or struct.unpack("<4xI4xI", data[:16]) != (len(out), len(data)):
             raise ValueError(f"not {len(out)} bytes of blosc")
         return self._codec.decode(data, out=out)
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from featstore.choices import measured_choices, sample_rows
-from featstore.commands.arguments import positive
+from featstore.commands.arguments import positive, store_address
 from featstore.errors import ConfigError
 from featstore.ids import check_name
 from featstore.manifest import FieldRecord
@@ -53,7 +53,9 @@ How many bytes, files and hours, before anything is written. Two forms:
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the arguments."""
-    parser.add_argument("store", nargs="?", type=Path, help="folder of a store to measure on")
+    parser.add_argument(
+        "store", nargs="?", type=store_address, help="folder or URL of a store to measure on"
+    )
     parser.add_argument(
         "--rows", type=positive, default=512, help="rows that are measured (default: 512)"
     )
@@ -108,7 +110,7 @@ def _of_store(arguments: argparse.Namespace) -> dict[str, Any]:
         count, choices = measured_choices(store, name, rows)
         fields[name] = {"measured_rows": count, "choices": _as_json(choices, store.num_rows)}
     return {
-        "path": str(store.path),
+        "path": store.address,
         "rows": store.num_rows,
         "views": len(store.manifest.views),
         "fields": fields,

@@ -2,6 +2,7 @@
 
 from typing import Any
 
+from featstore.errors import printable
 from featstore.lifecycle import Summary
 from featstore.measure import format_bytes
 
@@ -42,6 +43,8 @@ def table(found: list[Summary]) -> list[str]:
         )
     widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
     return [
-        "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
+        printable(
+            "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True))
+        ).rstrip()
         for row in rows
     ]

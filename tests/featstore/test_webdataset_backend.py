@@ -4,6 +4,7 @@ import io
 import json
 import subprocess
 import tarfile
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -22,8 +23,10 @@ from featstore.backends.tarlayout import LONGEST_KEY, key_of
 from featstore.errors import ConfigError, FeatstoreError, ShardCorrupt, StoreError
 from featstore.ledger import ObjectRecord, read_entry, write_entry
 from featstore.manifest import WorkRecord
+from featstore.mapping import SideBySide
 from featstore.sources import mirror_work
 from featstore.sources.tars import TarSource
+from featstore.verify import verify
 from tests.featstore.backend_tests import (
     NUM_ROWS,
     POINTS,
@@ -626,6 +629,21 @@ def test_json_is_not_parsed_by_us(mirrored: tuple[FeatureStore, Rows]) -> None:
     data = repacked(path, replacing(".json", lambda old: b"[" * len(old)))
     commit_bytes(store, 0, data)
     rows.check(FeatureStore.open(store.path), [0, 1, 2, 3])
+
+
+def test_threads_open_tars_side_by_side(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """verify looks at several shards at once: no tar is mapped over another one, however long a mapping takes."""
+    rows = vectors(rows=64)
+    path = rows.write(tmp_path / "s", "webdataset")
+    attach = SideBySide.attach
+
+    def slowly(*arguments: Any) -> None:
+        time.sleep(0.002)
+        attach(*arguments)
+
+    monkeypatch.setattr(SideBySide, "attach", slowly)
+    report = verify(path, workers=8)
+    assert [damage for damage in report.damages if damage.shard is not None] == []
 
 
 def test_names_from_the_manifest_stay_inside(tmp_path: Path) -> None:

@@ -1,0 +1,93 @@
+"""What the commands ``push`` and ``pull`` share: arguments, the bar, and the report."""
+
+import argparse
+import json
+import os
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict
+
+from tqdm import tqdm
+
+from featstore.commands.arguments import names, positive, row_range
+from featstore.measure import format_bytes, format_seconds
+from featstore.remote.part import Part
+from featstore.remote.report import Progress, Report
+
+
+def add_transfer_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare what both commands take besides store and URL."""
+    parser.add_argument(
+        "--fields", type=names, default=[], metavar="A,B", help="only these fields (default: all)"
+    )
+    parser.add_argument(
+        "--where",
+        action="append",
+        default=[],
+        metavar="PATTERN",
+        help="only rows whose sample id matches, e.g. 'train/*'; may be repeated, any of them is enough",
+    )
+    parser.add_argument(
+        "--rows", type=row_range, default=slice(None), metavar="A:B", help="only rows A to B - 1"
+    )
+    parser.add_argument(
+        "--jobs", type=positive, default=8, help="files that travel at once (default: 8)"
+    )
+    parser.add_argument(
+        "--option",
+        type=_option,
+        action="append",
+        default=[],
+        metavar="KEY=VALUE",
+        help="for the client, e.g. endpoint=https://minio.example.org or skip_signature=true; may be repeated",
+    )
+
+
+def part_of(arguments: argparse.Namespace) -> Part:
+    """What of the store is wanted."""
+    return Part(tuple(arguments.fields), tuple(arguments.where), arguments.rows)
+
+
+@contextmanager
+def byte_bar(arguments: argparse.Namespace) -> Iterator[Progress]:
+    """Show how many bytes have travelled, unless nobody looks or JSON was asked for."""
+    # The hub's client would draw a bar for each file; ours counts them all.
+    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    quiet = arguments.json or not sys.stderr.isatty()
+    with tqdm(
+        total=1, unit="B", unit_scale=True, disable=quiet, file=sys.stderr, leave=False
+    ) as bar:
+
+        def progress(done: int, total: int) -> None:
+            bar.total = total
+            bar.update(done - bar.n)
+
+        yield progress
+
+
+def print_report(arguments: argparse.Namespace, report: Report, where: str) -> None:
+    """Say what was done; ``where`` is the store that is there afterwards."""
+    if arguments.json:
+        print(json.dumps(asdict(report), indent=2))
+        return
+    rate = f", {format_bytes(report.bytes / report.seconds)}/s" if report.seconds > 0 else ""
+    print(
+        f"moved      {report.files:,} files, {format_bytes(report.bytes)} in {format_seconds(report.seconds)}{rate}"
+    )
+    if report.skipped_files:
+        print(
+            f"there      {report.skipped_files:,} files, {format_bytes(report.skipped_bytes)}, did not travel"
+        )
+    for text in report.damaged:
+        print(f"damaged    sent again: {text}")
+    for text in report.notes:
+        print(f"note       {text}")
+    print(f"{where}: complete, {report.rows:,} rows, fingerprint {report.fingerprint[:16]}")
+
+
+def _option(text: str) -> tuple[str, str]:
+    key, equals, value = text.partition("=")
+    if not key or not equals:
+        raise ValueError(text)
+    return key, value

@@ -1,0 +1,52 @@
+"""``featstore push``."""
+
+import argparse
+
+from featstore.commands.arguments import store_folder
+from featstore.commands.moving import add_transfer_arguments, byte_bar, part_of, print_report
+from featstore.remote.transfer import push
+
+DESCRIPTION = """\
+Publish a store: bring it to a folder or bucket, where readers find it only when it is whole. What is there already does
+not travel, what was sent is read back and compared. A run that was stopped goes on with the same command.
+
+  featstore push STORE s3://bucket/prefix                 AWS_* variables, or --option endpoint=... region=...
+  featstore push STORE gs://bucket/prefix
+  featstore push STORE sftp://user@host/data/store        keys as ssh has them
+  featstore push STORE hf://datasets/team/name            after `hf auth login`
+  featstore push STORE /mnt/share/store
+"""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the arguments."""
+    parser.add_argument("store", type=store_folder, help="folder of the store")
+    parser.add_argument("url", help="where it goes: a folder of its own")
+    add_transfer_arguments(parser)
+    parser.add_argument(
+        "--no-read-back",
+        action="store_true",
+        help="trust the transport instead of reading back what was sent; half the bytes",
+    )
+    parser.add_argument(
+        "--replace",
+        action="store_true",
+        help="also where another store, or another version, is; nobody can read either meanwhile",
+    )
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Push a store; returns the exit status."""
+    with byte_bar(arguments) as progress:
+        report = push(
+            arguments.store,
+            arguments.url,
+            part=part_of(arguments),
+            jobs=arguments.jobs,
+            read_back=not arguments.no_read_back,
+            replace=arguments.replace,
+            options=dict(arguments.option),
+            progress=progress,
+        )
+    print_report(arguments, report, report.url)
+    return 0

@@ -1,0 +1,237 @@
+"""What belongs to a store at a place: it follows from manifest and ledger, so that no listing is needed.
+
+Both may come from anybody. Names that an entry gives are compared with those that the container would give, and every
+read has a limit.
+"""
+
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TypeVar
+
+from pydantic import ValidationError
+
+from featstore.artefacts import FOLDER as ARTEFACT_FOLDER
+from featstore.atomic import TEMPORARY_PREFIX
+from featstore.backends import Backend
+from featstore.errors import (
+    FeatstoreError,
+    RemoteError,
+    RemoteNotFound,
+    ShardCorrupt,
+    StoreError,
+    StoreIncomplete,
+    StoreNotFound,
+    StoreWriteError,
+    shorten,
+)
+from featstore.ledger import (
+    COMPLETE_NAME,
+    LEDGER_FOLDER,
+    CompleteRecord,
+    ShardRecord,
+    read_complete,
+)
+from featstore.manifest import MANIFEST_NAME, Manifest, read_manifest
+from featstore.metadata import metadata_files
+from featstore.plainfiles import MOST_JSON_BYTES, read_plain
+from featstore.remote.base import Place, TooLong
+from featstore.seal import unseal
+from featstore.verify import CARD_NAME, CARD_PAGE_NAME, SIGNATURE_NAME
+
+MARK_NAME = f"{LEDGER_FOLDER}/{COMPLETE_NAME}"
+
+UNFINISHED_NAME = f"{TEMPORARY_PREFIX}{MANIFEST_NAME}"
+"""The manifest of a store that is on its way to a place: what lies there otherwise is part of it, and no store yet."""
+
+EXTRAS = {CARD_NAME: 16 * 2**20, CARD_PAGE_NAME: 2**30, SIGNATURE_NAME: 2**30}
+"""Files that people and tools put beside a store's own, and the most bytes that are fetched of each: the card in
+Markdown and as a page, and the signature. They travel with a whole store."""
+
+FOLDERS = (
+    LEDGER_FOLDER,
+    ARTEFACT_FOLDER,
+    "shards",
+    "fields",
+    "sample_id",
+    "content_sha256",
+    "valid",
+    "label",
+)
+"""Where the other files of a store are, in any container."""
+
+TRIES = 4
+"""How often something that arrives damaged is sent in all."""
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Contents:
+    """What a complete store says of itself.
+
+    Attributes:
+        manifest, mark: as read.
+        manifest_bytes, mark_bytes: the files.
+    """
+
+    manifest: Manifest
+    manifest_bytes: bytes
+    mark: CompleteRecord
+    mark_bytes: bytes
+
+    def small_names(self) -> list[str]:
+        """Files besides ledger and objects, without extras."""
+        return [*self.artefact_hashes(), *metadata_files(self.manifest)]
+
+    def artefact_hashes(self) -> dict[str, str]:
+        """SHA-256 of each artefact, by its path inside the store."""
+        found = self.manifest.artefacts.items()
+        return {artefact_name(name): record.sha256 for name, record in found}
+
+
+def artefact_name(name: str) -> str:
+    """Path of an artefact inside a store."""
+    return f"{ARTEFACT_FOLDER}/{name}.safetensors"
+
+
+def entry_name(shard: int) -> str:
+    """Path of a ledger entry inside a store."""
+    return f"{LEDGER_FOLDER}/{shard:08d}.json"
+
+
+def local_contents(store: Path) -> Contents:
+    """Read what a local store says of itself.
+
+    Raises:
+        StoreNotFound, ManifestMismatch, ShardCorrupt: it is no store, or not whole.
+        StoreIncomplete: it is not marked as complete.
+    """
+    manifest = read_manifest(store)
+    mark = read_complete(store, manifest.num_shards)
+    if mark is None:
+        raise StoreIncomplete(
+            f"{store}: not complete; a part that nobody can tell from the whole is not passed on. Run extract.py again "
+            "with the settings this store was made with, it goes on where it stopped; or featstore subset takes a part."
+        )
+    return Contents(manifest, read_plain(store, MANIFEST_NAME), mark, read_plain(store, MARK_NAME))
+
+
+def remote_contents(place: Place) -> Contents:
+    """Read what the store at a place says of itself.
+
+    Raises:
+        StoreNotFound, ManifestMismatch, ShardCorrupt: nothing there, or not a store that can be read.
+        StoreIncomplete: somebody is still pushing it, or has stopped.
+        RemoteError: the place does not answer.
+    """
+
+    def read() -> Contents | None:
+        try:
+            manifest_bytes = place.read(MANIFEST_NAME, most_bytes=MOST_JSON_BYTES)
+        except RemoteNotFound:
+            return None
+        with tempfile.TemporaryDirectory() as name, speaking_of(place.url, Path(name)):
+            folder = Path(name)
+            (folder / MANIFEST_NAME).write_bytes(manifest_bytes)
+            manifest = read_manifest(folder)
+            try:
+                mark_bytes = place.read(MARK_NAME, most_bytes=MOST_JSON_BYTES)
+            except RemoteNotFound:
+                raise StoreIncomplete(
+                    f"{place.url}: not complete; there is no {MARK_NAME}. Whoever published it must push it again, "
+                    "with featstore push."
+                ) from None
+            (folder / LEDGER_FOLDER).mkdir()
+            (folder / MARK_NAME).write_bytes(mark_bytes)
+            mark = read_complete(folder, manifest.num_shards)
+        assert mark is not None
+        return Contents(manifest, manifest_bytes, mark, mark_bytes)
+
+    found = until_sound(read)
+    if found is None:
+        raise _nothing_at(place)
+    return found
+
+
+def _nothing_at(place: Place) -> StoreError:
+    if place.size(UNFINISHED_NAME) is not None:
+        return StoreIncomplete(
+            f"{place.url}: a store is being pushed there, or somebody stopped doing so. Wait, or ask them to run the "
+            "same featstore push again; it goes on."
+        )
+    return StoreNotFound(
+        f"{place.url}: no {MANIFEST_NAME}, so this is not a feature store. Check the URL: it is that of the folder "
+        "that featstore push was given."
+    )
+
+
+def until_sound(
+    read: Callable[[], T], damaged: Callable[[str], None] = lambda text: None, advice: str = ""
+) -> T:
+    """Read something again that is not what it should be: it may have been damaged on the way.
+
+    Args:
+        read: raises a ``StoreError`` if it is damaged; of ``RemoteError``, only ``TooLong`` is damage.
+        damaged: told of each time that it was, and was read again.
+        advice: what to do when it is damaged every time.
+    """
+    for attempt in range(1, TRIES + 1):
+        try:
+            return read()
+        except (StoreIncomplete, StoreWriteError):
+            raise
+        except StoreError as error:
+            if isinstance(error, RemoteError) and not isinstance(error, TooLong):
+                raise
+            if attempt == TRIES:
+                text = f"{error.args[0]} It was so {TRIES} times. {advice}".rstrip()
+                raise type(error)(text) from None
+            damaged(error.args[0])
+    raise AssertionError("the last attempt returns or raises")
+
+
+def parse_entry(data: bytes, backend: Backend, shard: int, url: str) -> ShardRecord:
+    """A ledger entry, as far as it can be judged without its objects.
+
+    Args:
+        data: the file.
+        backend: of the store.
+        shard: whose entry it should be.
+        url: of the store, for messages.
+
+    Raises:
+        ShardCorrupt: it does not follow the format, or names what a shard of this store does not have.
+    """
+    where = f"{url}/{entry_name(shard)}"
+    try:
+        record = ShardRecord.model_validate(unseal(data))
+    except ValidationError as error:
+        first = error.errors()[0]
+        said = ".".join(str(part) for part in first["loc"])
+        raise ShardCorrupt(f"{where}: not a ledger entry ({said} {first['msg']}).") from None
+    except ValueError as error:
+        raise ShardCorrupt(f"{where}: not a ledger entry ({error}).") from None
+    rows = backend.manifest.shard_range(shard)
+    if (record.shard, *record.rows) != (shard, rows.start, rows.stop):
+        raise ShardCorrupt(
+            f"{where}: speaks of shard {record.shard}, rows {record.rows[0]} to {record.rows[1] - 1}; expected shard "
+            f"{shard}, rows {rows.start} to {rows.stop - 1}."
+        )
+    differing = sorted(record.objects.keys() ^ set(backend.object_names(shard)))
+    if differing:
+        raise ShardCorrupt(
+            f"{where}: does not list the objects of this shard; the difference is {shorten(differing)}."
+        )
+    return record
+
+
+@contextmanager
+def speaking_of(url: str, folder: Path) -> Iterator[None]:
+    """Let errors about a temporary copy speak of the place it was copied from."""
+    try:
+        yield
+    except FeatstoreError as error:
+        raise type(error)(error.args[0].replace(str(folder), url)) from None

@@ -1,0 +1,129 @@
+"""A part of a store, some fields or some rows, pushed or pulled: it is a store of its own.
+
+Pulling, the ids of the rows travel first where patterns choose among them, then the shards that hold such rows, of the
+zarr container only the objects of the fields that are wanted; a tar holds all fields of its rows. The part is then
+written from these, as ``featstore subset`` writes it.
+"""
+
+import hashlib
+import shutil
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+
+from featstore.backends.base import Rows
+from featstore.choose import choose
+from featstore.compose import compose, plan_subset
+from featstore.errors import ConfigError, StoreError, shorten
+from featstore.manifest import Manifest, read_manifest
+from featstore.reader import FeatureStore
+from featstore.remote.inventory import Contents
+
+NOTE = "part"
+"""Key of ``created_by`` under which a part says what it is of its store."""
+
+
+@dataclass(frozen=True)
+class Part:
+    """What of a store is wanted.
+
+    Attributes:
+        fields: names; all if empty.
+        where: shell patterns over sample ids, any of which is enough; all rows if empty.
+        rows: row numbers.
+    """
+
+    fields: tuple[str, ...] = ()
+    where: tuple[str, ...] = ()
+    rows: slice = field(default_factory=lambda: slice(None))
+
+    @property
+    def whole(self) -> bool:
+        """Whether it is everything."""
+        return not self.fields and not self.where and self.rows == slice(None)
+
+    def note(self, of: Contents) -> dict[str, str]:
+        """What the manifest of the part says: the same for the same part of the same store, and for no other."""
+        words = [f"fields {' '.join(self.fields)}"] if self.fields else []
+        words += [f"where {pattern!r}" for pattern in self.where]
+        if self.rows != slice(None):
+            first, last = ("" if at is None else at for at in (self.rows.start, self.rows.stop))
+            words.append(f"rows {first}:{last}")
+        digest = hashlib.sha256(of.manifest_bytes).hexdigest()
+        return {NOTE: f"{'; '.join(words)} of {of.manifest.uuid}, manifest {digest}"}
+
+    def is_in(self, manifest: Manifest, of: Contents) -> bool:
+        """Whether a store is this part."""
+        return manifest.created_by.get(NOTE) == self.note(of)[NOTE]
+
+    def check(self, of: Contents, url: str) -> None:
+        """Refuse what the store does not have.
+
+        Raises:
+            ConfigError: a field or all of the rows are not there.
+        """
+        fields = of.manifest.fields
+        unknown = sorted(set(self.fields) - fields.keys())
+        if unknown:
+            raise ConfigError(
+                f"{url}: no field {shorten(unknown)}; it has: {shorten(sorted(fields))}."
+            )
+        if not len(self.span(of.manifest)):
+            raise ConfigError(
+                f"{url}: none of its {of.manifest.num_rows:,} rows is in {self.rows.start}:{self.rows.stop}."
+            )
+
+    def span(self, manifest: Manifest) -> range:
+        """Row numbers, before patterns."""
+        return range(manifest.num_rows)[self.rows]
+
+    def shards(self, manifest: Manifest, rows: Rows | range) -> list[int]:
+        """Shards that hold some rows, ascending."""
+        found = manifest.shards_of(np.asarray(rows, dtype=np.int64))
+        return [int(shard) for shard in np.unique(found)]
+
+    def wants(self, name: str) -> bool:
+        """Whether an object is needed."""
+        first, *rest = name.split("/")
+        return first != "fields" or not self.fields or rest[0] in self.fields
+
+    def choose(self, store: FeatureStore) -> Rows | range:
+        """See ``featstore.choose.choose``."""
+        return choose(store, where=self.where, rows=self.rows)
+
+
+def write_part(
+    store: FeatureStore, part: Part, rows: Rows | range, of: Contents, out: Path
+) -> Manifest:
+    """Write a part as a store; what another choice left in the folder goes.
+
+    Args:
+        store: where the rows can be read.
+        part: which fields.
+        rows: of the store.
+        of: what the whole store says of itself.
+        out: a folder that nobody else knows of.
+    """
+    plan = plan_subset(
+        store,
+        rows=None if isinstance(rows, range) and rows == range(store.num_rows) else rows,
+        fields=part.fields or None,
+        note=part.note(of),
+    )
+    if out.exists() and not is_part(out, part, of):
+        shutil.rmtree(out)
+    return compose(plan, out)
+
+
+def is_part(store: Path, part: Part, of: Contents) -> bool:
+    """Whether a folder is this part of a store, or was begun as it."""
+    try:
+        return part.is_in(read_manifest(store), of)
+    except StoreError:
+        return False
+
+
+def names_rows(name: str) -> bool:
+    """Whether an object holds sample ids."""
+    return name.split("/")[0] in ("sample_id", "shards")

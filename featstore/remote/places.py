@@ -1,0 +1,55 @@
+"""From a URL to the place that it names."""
+
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from urllib.parse import unquote, urlsplit
+
+from featstore.errors import ConfigError
+from featstore.remote.base import Place, Retry
+from featstore.remote.filesystem import FilePlace
+from featstore.remote.hub import HubPlace
+from featstore.remote.local import LocalPlace
+from featstore.remote.objects import SCHEMES, ObjectPlace
+
+_URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+://")
+
+
+def is_url(text: str) -> bool:
+    """Whether a text is a URL and not the path of a folder."""
+    return _URL.match(text) is not None
+
+
+def open_place(
+    url: str,
+    *,
+    retry: Retry = Retry(),  # noqa: B008
+    options: Mapping[str, str] | None = None,
+) -> Place:
+    """The place below a URL; nothing is asked of the server yet.
+
+    Args:
+        url: folder of a store: a path, file://, s3://bucket/prefix, gs://bucket/prefix, http(s)://, sftp:// or
+            ssh://user@host/path, hf://datasets/org/name[@revision][/path], or another scheme that fsspec knows.
+        retry: how often a failed request is made again.
+        options: of the client, see ``ObjectPlace``, ``FilePlace`` and ``HubPlace``.
+
+    Raises:
+        ConfigError: no such scheme, options that it does not know, or a package is missing.
+    """
+    options = options or {}
+    if not is_url(url):
+        return LocalPlace(Path(url), retry=retry)
+    parts = urlsplit(url)
+    scheme = parts.scheme.lower()
+    if scheme == "file":
+        if parts.netloc not in ("", "localhost"):
+            raise ConfigError(
+                f"{url}: file:// names a folder of this machine, as in file:///data/store."
+            )
+        return LocalPlace(Path(unquote(parts.path)), url=url.rstrip("/"), retry=retry)
+    if scheme in SCHEMES:
+        return ObjectPlace(url, retry, options)
+    if scheme == "hf":
+        return HubPlace(url, retry, options)
+    return FilePlace(url, retry, options)

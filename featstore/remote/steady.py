@@ -1,0 +1,260 @@
+"""Read objects of a mirror that other processes may evict at any time.
+
+An evicted object that is still mapped reads as zeros (see ``featstore.remote.cache``). So work is done, and then it is
+looked at whether anything was evicted meanwhile; if so, what is gone is forgotten, and the work is done again. It costs
+a reader two looks at a number in shared memory. Processes that crowd each other out of a small cache take turns.
+"""
+
+import os
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import TypeVar
+
+import numpy as np
+import numpy.typing as npt
+
+from featstore.backends import Backend
+from featstore.backends.base import Array, Rows
+from featstore.errors import FeatstoreError, ShardCorrupt, StoreError
+from featstore.ledger import ObjectRecord, ShardRecord
+from featstore.remote.mirror import Mirror, Objects, speaking_of
+
+TRIES = 4
+"""How often work is done again because objects were evicted meanwhile, before nobody else may evict any."""
+
+GROUP = 256
+"""Most objects that are fetched side by side before any of them is read."""
+
+NOTE_S = 0.02
+"""Every so often it is remembered which objects a batch used,"""
+
+TOUCH_S = 10.0
+"""and every so often that is written down for all processes."""
+
+T = TypeVar("T")
+Identity = tuple[int, int]
+
+
+class _Evicted(Exception):
+    """An object went between its arrival and its use."""
+
+
+class Steady:
+    """Lets one process read a mirror while objects come and go.
+
+    Args:
+        mirror: that is read.
+        backend: over the mirror's folder.
+        entries: gives the ledger's records of some shards.
+        forget: called with the number of a shard when an object of it is gone: nothing of what was read of the shard
+            may be used any more.
+    """
+
+    def __init__(
+        self,
+        mirror: Mirror,
+        backend: Backend,
+        entries: Callable[[Sequence[int]], list[ShardRecord]],
+        forget: Callable[[int], None],
+    ) -> None:
+        self.mirror = mirror
+        self._cache = mirror.cache
+        self._backend, self._entries, self._forget = backend, entries, forget
+        self._known: dict[str, tuple[int, Identity]] = {}
+        self._latest: tuple[str, Sequence[int]] = "", ()
+        self._there: dict[str, npt.NDArray[np.bool_]] = {}
+        self._used: dict[str, npt.NDArray[np.bool_]] = {}
+        self._note_s = self._touch_s = 0.0
+        self._seen = self._cache.generation
+        self._begin()
+
+    def _begin(self) -> None:
+        # A child of a fork has neither the threads of its parent nor whoever would release its locks.
+        self._owner = os.getpid()
+        self._lock = threading.RLock()
+        self._ahead: threading.Thread | None = None
+
+    def run(self, work: Callable[[], T]) -> T:
+        """Do some work that reads objects, until none was evicted meanwhile.
+
+        Args:
+            work: may be done several times. It calls ``bring`` before it touches an object for the first time, and what
+                it returns shares no memory with the objects.
+
+        Raises:
+            ShardCorrupt: an object that has arrived whole does not hold what it should.
+        """
+        if self._owner != os.getpid():
+            self._begin()
+        with self._lock:
+            for number in range(2 * TRIES):
+                if number < TRIES:
+                    done, result = self._try(work, last=False)
+                else:
+                    # Nobody else evicts now, and this process spares what it needs itself.
+                    with self._cache.alone():
+                        done, result = self._try(work, last=number == 2 * TRIES - 1)
+                if done:
+                    return result
+        raise AssertionError("objects vanish from the cache although nobody may evict any")
+
+    def _try(self, work: Callable[[], T], *, last: bool) -> tuple[bool, T]:
+        """Whether nothing was evicted while some work was done, and what the work returned."""
+        seen = self._settle()
+        try:
+            result = work()
+        except (FeatstoreError, OSError, _Evicted) as error:
+            if last or (self._cache.generation == seen and not self._mend(error)):
+                with speaking_of(self.mirror.url, self.mirror.folder):
+                    raise
+            return False, None  # type: ignore[return-value]  # not used
+        return self._cache.generation == seen, result
+
+    def read_shard(self, shard: int, column: str) -> Array:
+        """See ``Backend.read_shard``; a copy."""
+
+        def work() -> Array:
+            self.bring(column, np.array([shard]))
+            (entry,) = self._entries([shard])
+            return self._backend.read_shard(shard, column, entry.objects).copy()
+
+        return self.run(work)
+
+    def groups(self, column: str, shards: Sequence[int]) -> Iterator[list[int]]:
+        """Shards to read one after another, in groups; a column of the shards of a group is fetched side by side."""
+        group: dict[str, tuple[int, ObjectRecord]] = {}
+        size = 0
+        for name, (shard, record) in self._objects(column, shards).items():
+            size += record.bytes
+            if group and (size > self._cache.most_bytes // 4 or len(group) == GROUP):
+                yield self._fetched(group)
+                group, size = {}, record.bytes
+            group[name] = shard, record
+        yield self._fetched(group)
+
+    def _fetched(self, objects: Objects) -> list[int]:
+        self.mirror.bring(objects)
+        return [shard for shard, _ in objects.values()]
+
+    def bring(self, column: str, shards: Rows) -> None:
+        """Fetch a column of some shards, all that are needed at a time, if it is not here.
+
+        Raises:
+            ConfigError, RemoteError, ShardCorrupt: see ``Mirror.bring``.
+        """
+        there = self._there_of(column)
+        self._latest = column, shards.tolist()
+        if there[shards].all():
+            return
+        objects = self._objects(*self._latest)
+        self.mirror.bring(objects)
+        for name, (shard, _) in objects.items():
+            path = self.mirror.folder / name
+            identity = _identity(path)
+            if identity is None:
+                raise _Evicted(name)
+            self._known.setdefault(name, (shard, identity))
+            self._cache.touch(path, identity[1])
+        there[shards] = True
+
+    def _there_of(self, column: str) -> npt.NDArray[np.bool_]:
+        """(number of shards,) whether a column of each was brought, and not evicted since, as far as is known."""
+        if column not in self._there:
+            self._there[column] = np.zeros(self.mirror.manifest.num_shards, dtype=np.bool_)
+        return self._there[column]
+
+    def ahead(self, columns: Sequence[str], shards: Rows) -> None:
+        """Fetch columns of shards that will be needed soon, in another thread, unless it is still busy.
+
+        Errors are left for whoever needs them.
+        """
+        missing = {column: shards[~self._there_of(column)[shards]].tolist() for column in columns}
+        if self._owner != os.getpid():
+            self._begin()
+        if not any(missing.values()) or (self._ahead is not None and self._ahead.is_alive()):
+            return
+
+        def work() -> None:
+            with suppress(FeatstoreError, OSError):
+                for column, numbers in missing.items():
+                    objects = self._objects(column, numbers)
+                    size = sum(record.bytes for _, record in objects.values())
+                    if (
+                        size <= self._cache.most_bytes // 4
+                    ):  # else it would push out what is read now
+                        self.mirror.bring(objects)
+
+        self._ahead = threading.Thread(target=work, name="featstore-ahead", daemon=True)
+        self._ahead.start()
+
+    def _objects(self, column: str, shards: Sequence[int]) -> Objects:
+        found: dict[str, tuple[int, ObjectRecord]] = {}
+        for entry in self._entries(shards):
+            name = self._backend.object_of(entry.shard, column)
+            if name in entry.objects:  # else the backend says so
+                found[name] = entry.shard, entry.objects[name]
+        return found
+
+    def note(self, column: str, rows: Rows) -> None:
+        """Remember that rows of a column were read, so that their objects are not evicted first."""
+        now = time.monotonic()
+        if now < self._note_s:  # a sample is enough, and a batch takes no longer than this would
+            return
+        self._note_s = now + NOTE_S
+        if column not in self._used:
+            self._used[column] = np.zeros(self.mirror.manifest.num_shards, dtype=np.bool_)
+        self._used[column][self.mirror.manifest.shards_of(rows)] = True
+        if now < self._touch_s:
+            return
+        self._touch_s = now + TOUCH_S
+        for name, used in self._used.items():
+            for shard in np.flatnonzero(used).tolist():
+                item = self._backend.object_of(shard, name)
+                if item in self._known:
+                    self._cache.touch(self.mirror.folder / item, self._known[item][1][1])
+            used[:] = False
+
+    def _settle(self) -> int:
+        """Forget what was evicted; returns the generation as of which everything that is known is there."""
+        seen = self._cache.generation
+        if seen != self._seen:
+            self._forget_gone()
+            self._seen = seen
+        return seen
+
+    def _forget_gone(self) -> bool:
+        gone = [
+            name
+            for name, (_, identity) in self._known.items()
+            if _identity(self.mirror.folder / name) != identity
+        ]
+        for shard in {self._known.pop(name)[0] for name in gone}:
+            self._forget(shard)
+            for there in self._there.values():
+                there[shard] = False
+        return bool(gone)
+
+    def _mend(self, error: Exception) -> bool:
+        """Whether another try may help: something was evicted, or the disk of the cache has damaged something."""
+        if isinstance(error, _Evicted):
+            return True
+        if not isinstance(error, OSError) and type(error) not in (StoreError, ShardCorrupt):
+            return False
+        if self._forget_gone():
+            return True
+        damaged = self.mirror.damaged(self._objects(*self._latest))
+        for path in damaged:
+            self._cache.discard(path)
+        return bool(damaged)
+
+
+def _identity(path: Path) -> Identity | None:
+    """Tells a file from another one of the same name; None where there is none."""
+    try:
+        found = path.stat()
+    except OSError:
+        return None
+    return found.st_ino, found.st_mtime_ns
