@@ -11,6 +11,7 @@ This file is named after the format; ``import zarr`` below is the library (impor
 import math
 import os
 import struct
+import threading
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -346,13 +347,14 @@ class BlockColumn(ColumnReader):
         count = backend.manifest.num_shards * (rows // self.block_rows)
         self._ready = memory.zeros((count,), np.bool_, where=backend.store)
         self._left = -(-backend.manifest.num_rows // self.block_rows)
+        self._counting = threading.Lock()
         self._objects: dict[int, tuple[Path, ObjectRecord]] = {}
 
     def unprepared(self, rows: Rows) -> Rows:
         """See ``ColumnReader.unprepared``."""
         if (
             not self._left
-        ):  # all were checked; a look at the rows takes a tenth of what copying them does
+        ):  # all were checked; a look at the rows would take a tenth of copying them
             return _NO_ROWS
         ready = self._ready[rows // self.block_rows]
         return _NO_ROWS if ready.all() else rows[~ready]
@@ -368,14 +370,18 @@ class BlockColumn(ColumnReader):
         per_shard = self.backend.manifest.work.shard_rows // self.block_rows
         local: list[int] = (blocks - shard * per_shard).tolist()
         self.check(shard, path, record, local)
-        self._left -= int(np.count_nonzero(~self._ready[blocks]))
-        self._ready[blocks] = True
+        with (
+            self._counting
+        ):  # counted twice, the number would reach zero before all groups were checked
+            self._left -= int(np.count_nonzero(~self._ready[blocks]))
+            self._ready[blocks] = True
 
     def forget(self, shard: int) -> None:
         """See ``ColumnReader.forget``."""
-        ready = self._ready[self._blocks(shard)]
-        self._left += int(np.count_nonzero(ready))
-        ready[:] = False
+        with self._counting:
+            ready = self._ready[self._blocks(shard)]
+            self._left += int(np.count_nonzero(ready))
+            ready[:] = False
         self._objects.pop(shard, None)
 
     def _blocks(self, shard: int) -> slice:
