@@ -4,6 +4,7 @@ They are written when the store is made and never change; the manifest holds the
 """
 
 import hashlib
+import os
 from collections.abc import Mapping, Sequence
 from itertools import pairwise
 from pathlib import Path
@@ -11,17 +12,20 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from safetensors import SafetensorError
-from safetensors.numpy import load, save
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save
 
 from featstore.atomic import write_bytes
 from featstore.errors import ConfigError, ShardCorrupt, shorten
 from featstore.manifest import ArtefactRecord, Int8Encoding, Manifest
+from featstore.plainfiles import open_plain, plain_size
 from featstore.quantise import Channels
 
 Array = npt.NDArray[Any]
 
 FOLDER = "artefacts"
+
+ADVICE = "Fetch the store again, or extract it again."
 
 
 def artefact_path(store: Path, name: str) -> Path:
@@ -66,22 +70,35 @@ def read_artefact(store: Path, manifest: Manifest, name: str) -> dict[str, Array
         raise ConfigError(
             f"{store}: no artefact {name!r}; it has: {shorten(sorted(manifest.artefacts)) or 'none'}."
         )
+    path = check_artefact(store, manifest, name)
+    try:
+        with safe_open(path, framework="numpy") as file:
+            return {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118  # not a dict
+    except (SafetensorError, ValueError, KeyError, TypeError, AttributeError, OSError) as error:
+        raise ShardCorrupt(f"{path}: not a safetensors file ({error}). {ADVICE}") from None
+
+
+def check_artefact(store: Path, manifest: Manifest, name: str) -> Path:
+    """Compare size and hash of an artefact with the manifest; in pieces, however large it is.
+
+    Returns:
+        Its path.
+
+    Raises:
+        ShardCorrupt: the file is missing, or not the one that was written.
+    """
     path, record = artefact_path(store, name), manifest.artefacts[name]
-    advice = "Fetch the store again, or extract it again."
     try:
-        size = path.stat().st_size
-        data = path.read_bytes() if size == record.bytes else b""
+        size = plain_size(store, path.relative_to(store).as_posix())
+        if size != record.bytes:
+            raise ShardCorrupt(f"{path}: {size:,} bytes, expected {record.bytes:,}. {ADVICE}")
+        with os.fdopen(open_plain(path), "rb") as file:
+            digest = hashlib.file_digest(file, "sha256").hexdigest()
     except OSError as error:
-        raise ShardCorrupt(f"{path}: cannot be read ({error.strerror}). {advice}") from None
-    if size != record.bytes:
-        raise ShardCorrupt(f"{path}: {size:,} bytes, expected {record.bytes:,}. {advice}")
-    digest = hashlib.sha256(data).hexdigest()
+        raise ShardCorrupt(f"{path}: cannot be read ({error.strerror}). {ADVICE}") from None
     if digest != record.sha256:
-        raise ShardCorrupt(f"{path}: sha256 {digest}, expected {record.sha256}. {advice}")
-    try:
-        return dict(load(data))
-    except (SafetensorError, ValueError, KeyError) as error:
-        raise ShardCorrupt(f"{path}: not a safetensors file ({error}). {advice}") from None
+        raise ShardCorrupt(f"{path}: sha256 {digest}, expected {record.sha256}. {ADVICE}")
+    return path
 
 
 def read_channels(store: Path, manifest: Manifest) -> dict[str, Channels]:

@@ -13,10 +13,14 @@ import google_crc32c
 
 from featstore.errors import ShardCorrupt
 from featstore.ledger import ObjectRecord
+from featstore.plainfiles import open_plain, plain_size
 
 ADVICE = (
     "Run extract.py --repair with the settings this store was made with; it makes that shard again."
 )
+
+PIECE_BYTES = 8 * 2**20
+"""Bytes that are in memory at a time."""
 
 Describe = Callable[[int, int], str]
 """What the bytes from .. to of a file hold, in words: shard, rows and column."""
@@ -27,16 +31,26 @@ def corrupt(path: Path, what: str, problem: str) -> ShardCorrupt:
     return ShardCorrupt(f"{path}: {what}: {problem}. {ADVICE}")
 
 
-def check_size(path: Path, record: ObjectRecord, describe: Describe) -> None:
+def check_size(store: Path, name: str, record: ObjectRecord, describe: Describe) -> None:
     """Compare the size of a file.
 
+    Args:
+        store: folder of the store.
+        name: path of the file below it.
+        record: what the ledger says of it.
+        describe: words for its bytes.
+
     Raises:
-        ShardCorrupt: it is missing, or longer or shorter.
+        ShardCorrupt: it is missing, longer or shorter, or no plain file inside the store.
     """
-    size = path.stat().st_size if path.is_file() else -1
-    if size != record.bytes:
-        found = "missing" if size < 0 else f"{size:,} bytes"
-        raise corrupt(path, describe(0, record.bytes), f"{found}, expected {record.bytes:,} bytes")
+    try:
+        size = plain_size(store, name)
+        found = f"{size:,} bytes" if size != record.bytes else ""
+    except OSError as error:
+        found = why_unreadable(error)
+    if found:
+        problem = f"{found}, expected {record.bytes:,} bytes"
+        raise corrupt(store / name, describe(0, record.bytes), problem)
 
 
 def check_blocks(
@@ -57,32 +71,41 @@ def damaged_blocks(
 ) -> Iterable[tuple[int, str]]:
     """Yield (block, what is wrong with it) for each block whose bytes differ or cannot be read."""
     try:
-        handle = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        handle = open_plain(path)
     except OSError as error:
-        yield from ((block, _problem(error)) for block in blocks)
+        yield from ((block, why_unreadable(error)) for block in blocks)
         return
     try:
         for block in blocks:
             span = record.block(block)
             try:
-                data = os.pread(handle, len(span), span.start)
+                size, crc = _checksum(handle, span)
             except OSError as error:
-                yield block, _problem(error)
+                yield block, why_unreadable(error)
                 continue
-            if len(data) < len(span):
-                yield (
-                    block,
-                    f"ends after {span.start + len(data):,} bytes, expected {record.bytes:,}",
-                )
+            if size < len(span):
+                yield block, f"ends after {span.start + size:,} bytes, expected {record.bytes:,}"
                 continue
-            crc = google_crc32c.value(data)
             if crc != record.crc(block):
                 yield block, f"crc32c {crc:08x}, expected {record.crc(block):08x}"
     finally:
         os.close(handle)
 
 
-def _problem(error: OSError) -> str:
-    if error.errno == errno.ENOENT:
+def _checksum(handle: int, span: range) -> tuple[int, int]:
+    """Bytes that are there of a span, and their CRC-32C; in pieces, as blocks are as large as their writer chose."""
+    size = crc = 0
+    for start in range(span.start, span.stop, PIECE_BYTES):
+        data = os.pread(handle, min(PIECE_BYTES, span.stop - start), start)
+        crc = google_crc32c.extend(crc, data)
+        size += len(data)
+        if not data:
+            break
+    return size, crc
+
+
+def why_unreadable(error: OSError) -> str:
+    """What the system says of a file, in words."""
+    if error.errno in (errno.ENOENT, errno.ENOTDIR, errno.EISDIR):
         return "missing"
     return f"cannot be read ({error.strerror or error})"

@@ -4,18 +4,30 @@ What a command takes and does is in ``featstore/commands``; its file is imported
 """
 
 import argparse
+import contextlib
 import importlib
 import sys
 from collections.abc import Sequence
+from typing import Any
 
 from featstore import __version__
-from featstore.errors import FeatstoreError
+from featstore.errors import FeatstoreError, printable
 
 COMMANDS = {
     "plan": "bytes of each type and codec, files, hours",
     "inspect": "what a store holds, and whether it is complete",
-    "verify": "find every damaged byte of a store",
+    "verify": "check a store: every byte, its signature, its features",
+    "sign": "vouch for a store with a key",
+    "push": "a store to a bucket, server, hub or folder",
+    "pull": "a store, or a part of one, from there",
+    "merge": "several stores in one: more rows, or more teachers",
+    "subset": "a part of a store: some fields, some rows",
+    "split": "a store shared out by content",
+    "append": "new images into a finished store",
+    "convert": "the same rows in another container, codec or shards",
     "requantise": "a store's features in another type",
+    "export": "features as npy arrays, Parquet files or a Hugging Face data set",
+    "card": "what a store is, as a card and as a page",
     "list": "the stores below a folder",
     "delete": "delete a store",
     "doctor": "what this machine can and cannot do",
@@ -25,8 +37,8 @@ COMMANDS = {
 EXIT_STATUS = """\
 exit status:
   0    all is well
-  1    found wanting: a store damaged, incomplete or unreadable, a disk too small for a plan, a machine that cannot
-       extract, a deletion not confirmed
+  1    found wanting: a store damaged, incomplete or unreadable, test images among those for training, a disk too small
+       for a plan, a machine that cannot extract, a deletion not confirmed
   2    an error: wrong arguments, nothing there, a manifest that cannot be read, a disk that refuses
   130  interrupted
 """
@@ -37,10 +49,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     words = list(sys.argv[1:] if argv is None else argv)
     try:
         arguments = _parser(asked=next(iter(words), "")).parse_args(words)
-        status: int = arguments.run(arguments)
+        with contextlib.redirect_stdout(PlainText(sys.stdout)):
+            status: int = arguments.run(arguments)
         return status
     except FeatstoreError as error:
         print(f"error: {error}", file=sys.stderr)
+        return 2
+    except MemoryError as error:
+        print(f"error: not enough memory ({error})", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
@@ -48,6 +64,25 @@ def main(argv: Sequence[str] | None = None) -> int:
     except BrokenPipeError:  # the reader of our output (head, less) has seen enough
         sys.stderr.close()
         return 0
+
+
+class PlainText:
+    """A text stream that spells out what could do more to a terminal than show: stores come from anybody.
+
+    Args:
+        stream: gets the text.
+    """
+
+    def __init__(self, stream: Any) -> None:
+        self._stream = stream
+
+    def write(self, text: str) -> int:
+        """Write text; line breaks and tabs stay."""
+        self._stream.write(printable(text, keep="\n\t"))
+        return len(text)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
 
 
 def _parser(asked: str) -> argparse.ArgumentParser:

@@ -3,6 +3,7 @@
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from functools import lru_cache
 from itertools import pairwise
 from pathlib import Path
 from typing import Literal
@@ -10,15 +11,18 @@ from typing import Literal
 import numpy as np
 
 from featstore.backends.base import Array, Backend
-from featstore.check import damaged_blocks
+from featstore.check import damaged_blocks, why_unreadable
 from featstore.errors import ShardCorrupt, StoreError, shorten
-from featstore.ledger import ObjectRecord, ShardRecord, entry_path, read_entry
+from featstore.ledger import LEDGER_FOLDER, ObjectRecord, ShardRecord, entry_path, read_entry
+from featstore.plainfiles import plain_size
 from featstore.rules import ShardRules
 
 Kind = Literal["shard", "metadata", "mark", "manifest", "artefact", "ledger"]
 
 MENDABLE = ("shard", "metadata", "mark")
 """What ``repair`` can do something about."""
+
+_DIGITS = re.compile(r"(?<=/)[0-9]{1,18}(?=[/.]|$)")
 
 _AGAIN = "fetch the store again, or extract it again into a new folder"
 
@@ -79,6 +83,8 @@ class ShardFindings:
         damages: what is wrong with it.
         entry: its ledger entry, if that is sound.
         ids: sample ids of its rows, if they are sound.
+        odd_ids: those that must not become file names or be shown as they are.
+        unbound: valid rows without a content hash.
         blocks, bytes: how many were compared with their checksums.
     """
 
@@ -86,6 +92,8 @@ class ShardFindings:
     damages: list[Damage] = field(default_factory=list)
     entry: ShardRecord | None = None
     ids: list[str] | None = None
+    odd_ids: list[str] = field(default_factory=list)
+    unbound: int = 0
     blocks: int = 0
     bytes: int = 0
 
@@ -151,11 +159,11 @@ def check_object(
     """
     path = backend.store / name
     try:
-        size = path.stat().st_size if path.is_file() else -1
-    except OSError:
-        size = -1
+        size = plain_size(backend.store, name)
+    except OSError as error:
+        return [_object_damage(backend, shard, name, 0, why_unreadable(error))]
     if size != record.bytes:
-        found = "missing" if size < 0 else f"{size:,} bytes, expected {record.bytes:,}"
+        found = f"{size:,} bytes, expected {record.bytes:,}"
         return [_object_damage(backend, shard, name, max(0, min(size, record.bytes - 1)), found)]
     wanted = range(record.num_blocks) if blocks is None else blocks
     return [
@@ -189,6 +197,7 @@ def _check_columns(backend: Backend, found: ShardFindings) -> None:
     damaged = {damage.column for damage in found.damages}
     anything = bool(found.damages)
     valid: Array | None = None
+    hashed: Array | None = None
     for name, column in backend.columns.items():
         if name in damaged:
             continue
@@ -203,13 +212,21 @@ def _check_columns(backend: Backend, found: ShardFindings) -> None:
             continue
         if name == "sample_id":
             found.ids = [str(sample_id) for sample_id in values]
+            found.odd_ids = [sample_id for sample_id in found.ids if not _is_tame(sample_id)]
         if name == "valid":
             valid = values
+        if name == "content_sha256":
+            hashed = np.asarray(values.any(axis=1))
         for broken in rules.check(column, values):
             span = range(rows.start + broken.rows.start, rows.start + broken.rows.stop)
+            problem = broken.text
+            if found.ids is not None and broken.examples:
+                problem += f", such as {shorten([found.ids[row] for row in broken.examples])}"
             found.damages.append(
-                Damage(kind="shard", problem=broken.text, shard=shard, column=name, rows=span)
+                Damage(kind="shard", problem=problem, shard=shard, column=name, rows=span)
             )
+    if valid is not None and hashed is not None:
+        found.unbound = int(np.count_nonzero(valid & ~hashed))
     if valid is not None and found.ids is not None:
         _compare_invalid(backend, found, valid)
 
@@ -233,6 +250,35 @@ def _compare_invalid(backend: Backend, found: ShardFindings, valid: Array) -> No
                 rows=range(numbers[0], numbers[-1] + 1),
             )
         )
+
+
+def of_a_shard(backend: Backend, name: str) -> bool:
+    """Whether a name is that of an object or entry of some shard; told from the name, as there may be millions."""
+    if backend.manifest.work.shard_names and name in _mirrored(backend):
+        return True
+    numbers = {int(digits) for digits in _DIGITS.findall(name)}
+    return any(
+        name == f"{LEDGER_FOLDER}/{number:08d}.json" or name in backend.object_names(number)
+        for number in numbers
+        if number < backend.manifest.num_shards
+    )
+
+
+@lru_cache(maxsize=1)
+def _mirrored(backend: Backend) -> frozenset[str]:
+    """Objects whose names were chosen by whoever packed the images."""
+    shards = range(backend.manifest.num_shards)
+    return frozenset(name for shard in shards for name in backend.object_names(shard))
+
+
+def _is_tame(sample_id: str) -> bool:
+    """Whether an id can be shown on a terminal, and would stay below a folder if somebody made it a file's name."""
+    return (
+        sample_id.isprintable()
+        and not sample_id.startswith(("/", "~"))
+        and "\\" not in sample_id
+        and ".." not in sample_id.split("/")
+    )
 
 
 def problem_of(error: Exception, path: Path | None = None) -> str:

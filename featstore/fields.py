@@ -15,6 +15,7 @@ import ml_dtypes
 import numpy as np
 import numpy.typing as npt
 
+import featstore.memory as memory
 from featstore.errors import ConfigError
 from featstore.manifest import (
     Codec,
@@ -155,10 +156,12 @@ def empty_columns(manifest: Manifest, shard: int) -> dict[str, Array]:
     columns: dict[str, Array] = {}
     for column in columns_of(manifest).values():
         if column.dtype is None:
-            columns[column.name] = np.full((rows, *column.shape), "", dtype=object)
+            columns[column.name] = memory.empty((rows, *column.shape), object, where="a shard")
+            columns[column.name][...] = ""
         else:
             entries = 0 if column.capacity > 1 else rows
-            columns[column.name] = np.zeros((entries, *column.shape), dtype=column.dtype)
+            shape = (entries, *column.shape)
+            columns[column.name] = memory.zeros(shape, column.dtype, where="a shard")
     return columns
 
 

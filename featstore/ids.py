@@ -2,20 +2,24 @@
 
 import hashlib
 import re
+import unicodedata
 from collections.abc import Iterable, Sequence
 
 from featstore.errors import SourceError, StoreError, shorten
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}")
 
+_TAKEN = ("zarr.json",)
+"""Names of files that a container puts beside those of fields."""
+
 
 def check_name(name: str) -> str:
     """Return ``name`` if it can safely be a file name inside a store.
 
     Raises:
-        StoreError: it holds a separator, a leading dot, or anything else that could point elsewhere.
+        StoreError: it holds a separator, a leading dot, or anything else that could point elsewhere; or is taken.
     """
-    if not _NAME.fullmatch(name):
+    if not _NAME.fullmatch(name) or name in _TAKEN:
         raise StoreError(
             f"{name!r} cannot name a field; expected a letter or digit, then up to 63 of letters, digits, '_.-'."
         )
@@ -28,7 +32,7 @@ def check_part(part: str) -> str:
     Raises:
         StoreError: it is empty, hidden, points elsewhere, or holds a separator or a control character.
     """
-    if not part or part.startswith(".") or any(char in "/\\" or char < " " for char in part):
+    if not part or part.startswith(".") or any(char in "/\\" or unicodedata.category(char) == "Cc" for char in part):
         raise StoreError(f"{part!r} cannot be part of a path inside a store.")
     return part
 

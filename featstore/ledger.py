@@ -6,18 +6,28 @@ shard is in, ``complete.json`` says so, and opening a store costs the same howev
 """
 
 import hashlib
+import os
+import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
+import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from featstore.atomic import sync_folder, write_bytes
 from featstore.errors import ManifestMismatch, ShardCorrupt, StoreError
 from featstore.manifest import MANIFEST_NAME, SHA256
+from featstore.plainfiles import check_real_folder, read_plain
 from featstore.seal import seal, unseal
 
 LEDGER_FOLDER = "ledger"
 COMPLETE_NAME = "complete.json"
+
+ENTRY = re.compile(r"[0-9]{8,18}\.json")
+"""Names of entries."""
+
+MOST_NUMBER = 2**62
+"""Rows and sizes are numbers of 64 bits."""
 
 
 class _Record(BaseModel):
@@ -27,8 +37,8 @@ class _Record(BaseModel):
 class ObjectRecord(_Record):
     """Size and checksums of one file of a shard."""
 
-    bytes: int = Field(ge=0)
-    block_bytes: int = Field(gt=0)
+    bytes: int = Field(ge=0, le=MOST_NUMBER)
+    block_bytes: int = Field(gt=0, le=MOST_NUMBER)
     """The file is checked in blocks of this many bytes; the last one is shorter."""
     crc32c: str = Field(pattern=r"([0-9a-f]{8})*")
     """CRC-32C of each block, eight hexadecimal digits each, one after another."""
@@ -57,7 +67,7 @@ class ObjectRecord(_Record):
 class InvalidRow(_Record):
     """A row without a usable feature, and why."""
 
-    row: int = Field(ge=0)
+    row: int = Field(ge=0, le=MOST_NUMBER)
     sample_id: str
     reason: str
 
@@ -116,7 +126,7 @@ def read_entry(store: Path, shard: int) -> ShardRecord:
     """
     path = entry_path(store, shard)
     try:
-        record = ShardRecord.model_validate(unseal(path.read_bytes()))
+        record = ShardRecord.model_validate(unseal(_read(store, path)))
     except FileNotFoundError:
         raise ShardCorrupt(
             f"{path}: missing, so shard {shard} does not exist. Run extract.py with the settings this store was made "
@@ -150,9 +160,14 @@ def committed_shards(store: Path, num_shards: int) -> Sequence[int]:
 def listed_shards(store: Path, num_shards: int) -> list[int]:
     """As ``committed_shards``, from the folder's listing alone."""
     folder = store / LEDGER_FOLDER
-    if not folder.is_dir():
+    try:
+        check_real_folder(folder)
+        names = os.listdir(folder)  # noqa: PTH208  # ten times as fast
+    except FileNotFoundError:
         return []
-    shards = sorted(int(path.stem) for path in folder.glob("[0-9]*.json") if path.stem.isdecimal())
+    except OSError as error:
+        raise StoreError(f"{folder}: cannot be listed ({error.strerror}).") from None
+    shards = sorted(int(name[:-5]) for name in names if ENTRY.fullmatch(name))
     if shards and shards[-1] >= num_shards:
         raise StoreError(
             f"{entry_path(store, shards[-1])}: shard {shards[-1]} lies beyond the {num_shards} shards of the manifest."
@@ -165,8 +180,9 @@ def pending_shards(store: Path, num_shards: int) -> list[int]:
     done = committed_shards(store, num_shards)
     if isinstance(done, range):
         return []
-    missing = set(range(num_shards)).difference(done)
-    return sorted(missing)
+    missing = np.ones(num_shards, dtype=np.bool_)
+    missing[list(done)] = False
+    return [int(shard) for shard in np.flatnonzero(missing)]
 
 
 def read_complete(store: Path, num_shards: int) -> CompleteRecord | None:
@@ -178,7 +194,7 @@ def read_complete(store: Path, num_shards: int) -> CompleteRecord | None:
     """
     path = complete_path(store)
     try:
-        record = CompleteRecord.model_validate(unseal(path.read_bytes()))
+        record = CompleteRecord.model_validate(unseal(_read(store, path)))
     except (FileNotFoundError, NotADirectoryError):
         return None
     except OSError as error:
@@ -193,7 +209,7 @@ def read_complete(store: Path, num_shards: int) -> CompleteRecord | None:
             f"{path}: speaks of {record.shards} shards, the manifest of {num_shards}. Delete it and run extract.py "
             "with the same settings."
         )
-    if record.manifest_sha256 not in ("", _sha256(store / MANIFEST_NAME)):
+    if record.manifest_sha256 not in ("", _sha256(store, MANIFEST_NAME)):
         raise ManifestMismatch(
             f"{path}: the store was completed with another {MANIFEST_NAME} than the one that is there now. Put the old "
             f"one back; or, if it was changed on purpose, delete {path.name} and run extract.py with the same settings."
@@ -207,14 +223,14 @@ def mark_complete(store: Path, entries: Iterable[ShardRecord]) -> CompleteRecord
     digest = hashlib.sha256()
     for entry in entries:
         shards += 1
-        digest.update(entry_path(store, entry.shard).read_bytes())
+        digest.update(_read(store, entry_path(store, entry.shard)))
         invalid += len(entry.invalid)
         size += sum(item.bytes for item in entry.objects.values())
     record = CompleteRecord(
         shards=shards,
         invalid_rows=invalid,
         bytes=size,
-        manifest_sha256=_sha256(store / MANIFEST_NAME),
+        manifest_sha256=_sha256(store, MANIFEST_NAME),
         entries_sha256=digest.hexdigest(),
     )
     write_bytes(complete_path(store), entry_bytes(record))
@@ -229,8 +245,12 @@ def remove_entries(store: Path, shards: Iterable[int]) -> None:
     sync_folder(store / LEDGER_FOLDER)
 
 
-def _sha256(path: Path) -> str:
-    return hashlib.sha256(path.read_bytes()).hexdigest()
+def _sha256(store: Path, name: str) -> str:
+    return hashlib.sha256(read_plain(store, name)).hexdigest()
+
+
+def _read(store: Path, path: Path) -> bytes:
+    return read_plain(store, path.relative_to(store).as_posix())
 
 
 def _first(error: ValueError) -> str:

@@ -51,9 +51,9 @@ def difference(found: bytes, expected: bytes) -> str:
         return ""
     try:
         ours, theirs = json.loads(expected), json.loads(found)
+        differing = differences(_plain(theirs), _plain(ours))
     except (ValueError, RecursionError) as error:
         return f"not readable as JSON ({error})"
-    differing = differences(_plain(theirs), _plain(ours))
     if differing:
         key, was, now = differing[0]
         return f"{key} is {was!r}, the manifest asks for {now!r}" + (

@@ -14,12 +14,16 @@ import numpy.typing as npt
 
 from featstore.fields import Column
 from featstore.manifest import FieldRecord, Manifest, RaggedEncoding, TopKEncoding
+from featstore.quantise import LARGEST
 
 Array = npt.NDArray[Any]
 Mask = npt.NDArray[np.bool_]
 
 STEP_BYTES = 8 * 2**20
 """Numbers are looked at in pieces of about this size, so that what is computed on the way stays small."""
+
+EXAMPLES = 5
+"""Rows of a problem whose ids are named."""
 
 _EXPONENT = {
     "float16": (np.uint16, 0x7C00),
@@ -36,10 +40,12 @@ class Problem:
     Attributes:
         rows: rows of the shard, counted from its first.
         text: what is wrong with them.
+        examples: some of them.
     """
 
     rows: range
     text: str
+    examples: tuple[int, ...] = ()
 
 
 class ShardRules:
@@ -56,6 +62,7 @@ class ShardRules:
         self._shard = shard
         self._valid: Mask | None = None
         self._items: dict[str, int] = {}
+        self._not_finite: dict[str, npt.NDArray[np.int64]] = {}
 
     def check(self, column: Column, values: Array) -> Iterator[Problem]:
         """Yield what is wrong with one column.
@@ -92,10 +99,14 @@ class ShardRules:
         yield from self._finite(column, values)
         if part == "scale":
             yield from _rows(_by_row(values < 0), "negative scales")
+            most = np.finfo(np.float32).max / LARGEST
+            yield from _rows(_by_row(values > most), "scales too large for any number")
         if isinstance(field.encoding, TopKEncoding):
             yield from _top_k(values, part, field.encoding.num_classes)
         if isinstance(field.encoding, RaggedEncoding) and part == "ranges":
             yield from self._ranges(field.encoding, values, self._items.get(field_name))
+            if field_name in self._not_finite:
+                yield from self._rows_of_items(field.encoding, values, self._not_finite[field_name])
 
     def _finite(self, column: Column, values: Array) -> Iterator[Problem]:
         assert column.dtype is not None
@@ -113,8 +124,9 @@ class ShardRules:
             return
         if column.capacity > 1:  # which rows the items belong to is in another column
             yield Problem(range(len(self._rows)), f"{bad.sum()} items that are not finite")
+            self._not_finite[column.name.removesuffix("/values")] = np.flatnonzero(bad)
         else:
-            yield from _rows(bad, "not finite")
+            yield from _rows(bad, "not finite (NaN or infinity)")
 
     def _ranges(
         self, encoding: RaggedEncoding, values: Array, items: int | None
@@ -132,6 +144,14 @@ class ShardRules:
         yield from _rows(counts > encoding.most_items, f"more than {encoding.most_items} items")
         if self._valid is not None:
             yield from _rows((counts != 0) & ~self._valid, "items, though the row is invalid")
+
+    def _rows_of_items(
+        self, encoding: RaggedEncoding, values: Array, items: npt.NDArray[np.int64]
+    ) -> Iterator[Problem]:
+        """Rows that have some of the items that are not finite."""
+        origin = self._shard * self._manifest.work.shard_rows * encoding.most_items
+        ends = np.searchsorted(items + origin, values.reshape(len(values), -1, 2))
+        yield from _rows(_by_row(ends[..., 1] > ends[..., 0]), "items that are not finite")
 
 
 def _top_k(values: Array, part: str, num_classes: int) -> Iterator[Problem]:
@@ -151,4 +171,5 @@ def _rows(bad: Mask, text: str) -> Iterator[Problem]:
     """One problem for all rows of a mask."""
     rows = np.flatnonzero(bad)
     if rows.size:
-        yield Problem(range(int(rows[0]), int(rows[-1]) + 1), f"{rows.size} rows: {text}")
+        span = range(int(rows[0]), int(rows[-1]) + 1)
+        yield Problem(span, f"{rows.size} rows: {text}", tuple(rows[:EXAMPLES].tolist()))

@@ -10,6 +10,7 @@ from featstore.backends.base import Backend
 from featstore.examine import Damage, ShardFindings
 from featstore.ledger import COMPLETE_NAME, LEDGER_FOLDER, CompleteRecord, entry_path, read_entry
 from featstore.manifest import MANIFEST_NAME
+from featstore.plainfiles import read_plain
 
 MOST_SUSPECTS = 1000
 """Rows whose ids are read again, because their hashes are alike."""
@@ -29,7 +30,9 @@ class Totals:
     def add(self, found: ShardFindings) -> None:
         """Count one shard in."""
         if found.entry is not None:
-            self._entries.update(entry_path(self._backend.store, found.shard).read_bytes())
+            store = self._backend.store
+            path = entry_path(store, found.shard).relative_to(store).as_posix()
+            self._entries.update(read_plain(store, path))
             self._invalid += len(found.entry.invalid)
             self._bytes += sum(item.bytes for item in found.entry.objects.values())
         if found.ids is not None:

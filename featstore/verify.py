@@ -9,14 +9,16 @@ import os
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
+import numpy.typing as npt
 
 from featstore.artefacts import FOLDER as ARTEFACT_FOLDER
-from featstore.artefacts import artefact_path, read_artefact
-from featstore.atomic import TEMPORARY_PREFIX, write_bytes
+from featstore.artefacts import artefact_path, check_artefact, read_artefact
+from featstore.atomic import TEMPORARY_PREFIX, refused, write_bytes
 from featstore.backends import Backend, make_backend
 from featstore.errors import ManifestMismatch, ShardCorrupt, StoreError, shorten
 from featstore.examine import (
@@ -26,11 +28,13 @@ from featstore.examine import (
     check_entry,
     check_object,
     examine_shard,
+    of_a_shard,
     problem_of,
 )
 from featstore.leases import LEASE_FOLDER
 from featstore.ledger import (
     COMPLETE_NAME,
+    ENTRY,
     LEDGER_FOLDER,
     CompleteRecord,
     complete_path,
@@ -43,9 +47,18 @@ from featstore.ledger import (
 from featstore.locks import LOCK_NAME, PUBLISH_NAME, exclusive
 from featstore.manifest import MANIFEST_NAME, Int8Encoding, Manifest, read_manifest
 from featstore.metadata import difference, metadata_files
+from featstore.plainfiles import check_real_folder, plain_size, read_plain
 from featstore.totals import Totals
 
 CARD_NAME = "README.md"
+CARD_PAGE_NAME = "card.html"
+SIGNATURE_NAME = "model.sig"
+EXTRAS = (CARD_NAME, CARD_PAGE_NAME, SIGNATURE_NAME)
+"""Files that a store may have beside what the format needs."""
+
+SHOWN_IDS = 5
+MOST_LOST = 1000
+"""Entries that are missing from a store that is marked as complete, and that are named one by one."""
 
 Progress = Callable[[int, int], None]
 """Called with (done, of how many): shards, or blocks of a sample."""
@@ -69,6 +82,7 @@ class Report:
         damages: everything that is not as it should be.
         foreign: files in the store that are not of it.
         leftovers: files that a killed run left behind; any run clears them away.
+        notes: what is no damage, and a reader should know.
     """
 
     path: Path
@@ -76,7 +90,7 @@ class Report:
     rows: int
     num_shards: int
     shards: int = 0
-    missing: list[int] = field(default_factory=list)
+    missing: Sequence[int] = ()
     marked: bool = False
     blocks: int = 0
     bytes: int = 0
@@ -84,6 +98,7 @@ class Report:
     damages: list[Damage] = field(default_factory=list)
     foreign: list[str] = field(default_factory=list)
     leftovers: list[str] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
 
     @property
     def sound(self) -> bool:
@@ -179,6 +194,9 @@ def repair(
             )
         files = metadata_files(manifest)
         for name in sorted({item.object for item in report.damages if item.kind == "metadata"}):
+            for folder in (path / parent for parent in Path(name).parents if parent.name):
+                with refused(folder, 0):
+                    check_real_folder(folder)
             write_bytes(path / name, files[name])
         shards = report.damaged_shards
         if shards:
@@ -193,7 +211,9 @@ def repair(
 def _check_metadata(store: Path, manifest: Manifest) -> Iterator[Damage]:
     for name, expected in metadata_files(manifest).items():
         try:
-            problem = difference((store / name).read_bytes(), expected)
+            # Another library may spell it twice as long, not more.
+            found = read_plain(store, name, most_bytes=2 * len(expected) + 2**16)
+            problem = difference(found, expected)
         except OSError as error:
             problem = f"cannot be read ({error.strerror})"
         if problem:
@@ -210,17 +230,22 @@ def _check_artefacts(store: Path, manifest: Manifest) -> Iterator[Damage]:
         path = artefact_path(store, name)
         problem = ""
         try:
+            if name not in channels:
+                check_artefact(store, manifest, name)
+                continue
             tensors = read_artefact(store, manifest, name)
         except ShardCorrupt as error:
             problem = problem_of(error, path)
         else:
             shapes = {key: tensors[key].shape for key in ("scale", "offset") if key in tensors}
-            if name in channels and shapes != dict.fromkeys(("scale", "offset"), (channels[name],)):
+            if shapes != dict.fromkeys(("scale", "offset"), (channels[name],)):
                 problem = (
                     f"holds {shapes}, expected a scale and an offset for {channels[name]} channels"
                 )
-            elif name in channels and not (
-                np.isfinite(tensors["offset"]).all() and (tensors["scale"] > 0).all()
+            elif not (
+                np.isfinite(tensors["offset"]).all()
+                and np.isfinite(tensors["scale"]).all()
+                and (tensors["scale"] > 0).all()
             ):
                 problem = "scales of channels must be positive, offsets finite"
         if problem:
@@ -244,14 +269,27 @@ def _read_mark(report: Report) -> CompleteRecord | None:
 def _list_shards(report: Report) -> list[int]:
     """Shards that have an entry; the names in the folder of the ledger are all that is read."""
     folder = report.path / LEDGER_FOLDER
-    names = sorted(os.listdir(folder)) if folder.is_dir() else []  # noqa: PTH208  # ten times as fast
-    numbers = [int(name[:-5]) for name in names if name.endswith(".json") and name[:-5].isdecimal()]
+    try:
+        check_real_folder(folder)
+        names = sorted(os.listdir(folder))  # noqa: PTH208  # ten times as fast
+    except OSError as error:
+        names = []
+        if folder.is_symlink() or not isinstance(error, FileNotFoundError):
+            problem = f"cannot be listed ({error.strerror})"
+            report.damages.append(Damage(kind="ledger", problem=problem, object=LEDGER_FOLDER))
+    numbers = [int(name[:-5]) for name in names if ENTRY.fullmatch(name)]
     for number in numbers:
         where = entry_path(report.path, number).relative_to(report.path).as_posix()
         if number >= report.num_shards:
             problem = f"lies beyond the {report.num_shards} shards of the manifest"
             report.damages.append(Damage(kind="ledger", problem=problem, object=where))
     return [number for number in numbers if number < report.num_shards]
+
+
+def _missing(num_shards: int, present: Sequence[int]) -> npt.NDArray[np.int64]:
+    there = np.zeros(num_shards, dtype=np.bool_)
+    there[np.asarray(present, dtype=np.int64)] = True
+    return np.flatnonzero(~there)
 
 
 def _look_at_all(
@@ -262,19 +300,39 @@ def _look_at_all(
     workers: int,
     progress: Progress | None,
 ) -> None:
-    missing = sorted(set(range(report.num_shards)).difference(present))
-    # Marked as complete, so its shards were there: what has no entry now has lost it.
-    shards = range(report.num_shards) if mark is not None else present
-    report.missing = [] if mark is not None else missing
+    missing = _missing(report.num_shards, present)
+    shards = present
+    if mark is None:
+        report.missing = missing.tolist()
+    elif len(missing):
+        # Marked as complete, so its shards were there: what has no entry now has lost it.
+        shards = sorted([*present, *missing[:MOST_LOST].tolist()])
+        if len(missing) > MOST_LOST:
+            problem = f"{len(missing) - MOST_LOST:,} more entries are missing"
+            report.damages.append(Damage(kind="ledger", problem=problem, object=LEDGER_FOLDER))
     totals = Totals(backend)
+    odd = unbound = 0
+    examples: list[str] = []
     for done, found in enumerate(_in_order(backend, shards, workers), start=1):
         totals.add(found)
         report.shards += 1
         report.blocks += found.blocks
         report.bytes += found.bytes
         report.damages += found.damages
+        odd += len(found.odd_ids)
+        examples += found.odd_ids[: SHOWN_IDS - len(examples)]
+        unbound += found.unbound
         if progress is not None:
             progress(done, len(shards))
+    if odd:
+        report.notes.append(
+            f"{odd:,} sample ids hold control characters or lead out of a folder: {shorten(examples)}. Do not make "
+            "them names of files, and do not print them as they are."
+        )
+    if unbound:
+        report.notes.append(
+            f"{unbound:,} valid rows have no content hash: nothing binds them to an image."
+        )
     report.damages += totals.repeated_ids()
     if not report.damaged_shards and not report.missing:
         # Sums over the sound shards alone would only say the same again.
@@ -309,7 +367,7 @@ def _look_at_sample(
 ) -> None:
     """Random blocks: a shard, one of its objects, one of its blocks, each with equal chances."""
     if not isinstance(present, range):
-        report.missing = sorted(set(range(report.num_shards)).difference(present))
+        report.missing = _missing(report.num_shards, present).tolist()
     if not present:
         return
     generator = np.random.default_rng(seed)
@@ -340,12 +398,9 @@ def _look_at_sample(
 def _list_files(report: Report, backend: Backend) -> None:
     """Files that no part of the format accounts for; they are named, and do no harm."""
     manifest, store = backend.manifest, report.path
-    known = {MANIFEST_NAME, CARD_NAME, LOCK_NAME, PUBLISH_NAME, f"{LEDGER_FOLDER}/{COMPLETE_NAME}"}
+    known = {MANIFEST_NAME, LOCK_NAME, PUBLISH_NAME, f"{LEDGER_FOLDER}/{COMPLETE_NAME}"}
     known.update(metadata_files(manifest))
     known.update(f"{ARTEFACT_FOLDER}/{name}.safetensors" for name in manifest.artefacts)
-    for shard in range(manifest.num_shards):
-        known.update(backend.object_names(shard))
-        known.add(f"{LEDGER_FOLDER}/{shard:08d}.json")
     named = {damage.object for damage in report.damages}
     root = str(store)
     for folder, folders, files in os.walk(root):
@@ -353,11 +408,17 @@ def _list_files(report: Report, backend: Backend) -> None:
         if base == LEASE_FOLDER:
             folders.clear()
             continue
-        for file in files:
+        links = [name for name in folders if os.path.islink(f"{folder}/{name}")]  # noqa: PTH114
+        for file in [*files, *links]:
             name = f"{base}/{file}" if base else file
             if file.startswith(TEMPORARY_PREFIX):
                 report.leftovers.append(name)
-            elif name not in known and name not in named:
+            elif name in EXTRAS:
+                with suppress(OSError):
+                    plain_size(store, name)
+                    continue
+                report.foreign.append(name)
+            elif name not in known and name not in named and not of_a_shard(backend, name):
                 report.foreign.append(name)
     report.foreign.sort()
     report.leftovers.sort()

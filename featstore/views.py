@@ -29,6 +29,10 @@ CropMode = Literal["center", "squash"]
 Interpolation = Literal["bicubic", "bilinear", "lanczos", "nearest"]
 
 
+MOST_VIEWS = 10_000
+"""Of one store; the largest that were published have 500."""
+
+
 class View(BaseModel):
     """One column of the view axis."""
 
@@ -54,7 +58,7 @@ class ViewSet(BaseModel):
     """Share of the image's area that a seeded crop covers, smallest and largest."""
     ratio: tuple[float, float] = (3 / 4, 4 / 3)
     """Width over height of a seeded crop, smallest and largest."""
-    views: tuple[View, ...] = (View(kind="canonical"),)
+    views: tuple[View, ...] = Field(default=(View(kind="canonical"),), max_length=MOST_VIEWS)
 
     @model_validator(mode="after")
     def _check(self) -> "ViewSet":

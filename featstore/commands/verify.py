@@ -3,48 +3,103 @@
 import argparse
 import json
 import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, cast
 
 from tqdm import tqdm
 
+from featstore import signing
 from featstore import verify as library
-from featstore.commands.arguments import positive
-from featstore.errors import shorten
+from featstore.commands.arguments import positive, store_folder
+from featstore.config import SourceConfig
+from featstore.errors import ConfigError, printable, shorten
+from featstore.manifest import read_manifest
 from featstore.measure import format_bytes
+from featstore.signing import Signed
 from featstore.verify import Report
 
+if TYPE_CHECKING:
+    from featstore.recompute import Recomputed
+
+SHOWN = 20
+
 DESCRIPTION = """\
-Check that every byte of a store is what was written, and that its parts agree. Nothing is changed. Damage is named by
-shard, column, rows and file. extract.py --repair makes damaged shards again.
+Check a store, one's own or another team's. Nothing is changed. Exit status 1 if anything is wrong.
+
+  featstore verify STORE
+      every byte against its checksum; names, types and sizes against the manifest; features finite, labels within
+      the classes, ids unique. Damage is named by shard, column, rows and file; extract.py --repair makes damaged
+      shards again.
+  featstore verify STORE --public-key KEY.pub
+      also the signature: whether the owner of that key signed exactly these files
+  featstore verify STORE --recompute 32 --source.path IMAGES --weights MODEL.safetensors
+      also the features: the teacher that the store names is run again on 32 random images of your copy (needs torch)
 """
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the arguments."""
-    parser.add_argument("store", type=Path, help="folder of the store")
+    parser.add_argument("store", type=store_folder, help="folder of the store")
     parser.add_argument(
         "--sample",
         type=positive,
         metavar="N",
         help="look at N random blocks only; takes the same time however large the store is",
     )
-    parser.add_argument("--seed", type=int, default=0, help="of the sample (default: 0)")
+    parser.add_argument(
+        "--seed", type=int, default=0, help="of --sample and --recompute (default: 0)"
+    )
     parser.add_argument(
         "--workers", type=positive, default=2, help="threads that read (default: 2)"
+    )
+    parser.add_argument(
+        "--public-key",
+        type=Path,
+        metavar="KEY.pub",
+        help="check the signature by this key, which its owner gave you by another way than the store",
+    )
+    parser.add_argument(
+        "--recompute",
+        type=positive,
+        metavar="N",
+        help="run the teacher again on the images of N random rows and compare",
+    )
+    parser.add_argument(
+        "--weights",
+        action="append",
+        default=[],
+        metavar="[TEACHER=]FILE",
+        help="of --recompute: local weights instead of the hub's; with several teachers one for each",
+    )
+    parser.add_argument(
+        "--source.path",
+        dest="source_path",
+        default="",
+        metavar="PATH",
+        help="of --recompute: your copy of the images, as extract.py would be given it",
+    )
+    parser.add_argument(
+        "--source.kind",
+        dest="source_kind",
+        choices=["folder", "tars", "hf", "digits"],
+        help="of --recompute (default: the kind that the store was made from)",
+    )
+    parser.add_argument(
+        "--source.image_column",
+        dest="image_column",
+        default="image",
+        metavar="NAME",
+        help="of --recompute, with --source.kind hf (default: image)",
     )
 
 
 def run(arguments: argparse.Namespace) -> int:
     """Check a store; returns the exit status."""
-    quiet = arguments.json or not sys.stderr.isatty()
     unit = " blocks" if arguments.sample else " shards"
-    with tqdm(total=1, unit=unit, disable=quiet, file=sys.stderr, leave=False) as bar:
-
-        def progress(done: int, total: int) -> None:
-            bar.total = total
-            bar.update(done - bar.n)
-
+    with _bar(arguments, unit) as progress:
         report = library.verify(
             arguments.store,
             sample=arguments.sample,
@@ -52,8 +107,75 @@ def run(arguments: argparse.Namespace) -> int:
             workers=arguments.workers,
             progress=progress,
         )
-    print(json.dumps(as_json(report), indent=2) if arguments.json else "\n".join(lines(report)))
-    return 0 if report.sound and report.complete else 1
+    signed = None
+    if arguments.public_key is not None:
+        signed = signing.check_signature(arguments.store, arguments.public_key)
+    recomputed = _recompute(arguments) if arguments.recompute else None
+    if arguments.json:
+        said = as_json(report)
+        said["signature"] = None if signed is None else {"sound": signed.sound, **asdict(signed)}
+        said["recomputed"] = None if recomputed is None else _recomputed_json(recomputed)
+        print(json.dumps(said, indent=2))
+    else:
+        found, verdict = lines(report), verdict_of(report)
+        if signed is not None:
+            found += signature_lines(signed)
+            verdict += "" if signed.sound else "; the signature does not hold"
+        if recomputed is not None:
+            found += recomputed_lines(recomputed)
+            verdict += "" if recomputed.sound else "; the features are not those of the teacher"
+        found.append(f"verdict    {verdict}")
+        print("\n".join(printable(line) for line in found))
+    sound = report.sound and report.complete
+    sound = sound and (signed is None or signed.sound)
+    return 0 if sound and (recomputed is None or recomputed.sound) else 1
+
+
+@contextmanager
+def _bar(arguments: argparse.Namespace, unit: str) -> Iterator[Callable[[int, int], None]]:
+    quiet = arguments.json or not sys.stderr.isatty()
+    with tqdm(total=1, unit=unit, disable=quiet, file=sys.stderr, leave=False) as bar:
+
+        def progress(done: int, total: int) -> None:
+            bar.total = total
+            bar.update(done - bar.n)
+
+        yield progress
+
+
+def _recompute(arguments: argparse.Namespace) -> "Recomputed":
+    kind = arguments.source_kind or read_manifest(arguments.store).source.kind
+    if kind not in ("folder", "tars", "hf", "digits"):
+        raise ConfigError(
+            f"{arguments.store}: made from a source of kind {kind!r}. Say what your copy of the images is: "
+            "--source.kind folder, tars, hf or digits."
+        )
+    source = SourceConfig(
+        kind=cast(Any, kind),
+        path=arguments.source_path,
+        labels_from="none",
+        image_column=arguments.image_column,
+    )
+    try:
+        from featstore.recompute import recompute
+    except ImportError as error:
+        raise ConfigError(
+            f"--recompute runs the teacher, for which a package is missing ({error}): "
+            "pip install 'featstore-distill[distill]'"
+        ) from None
+    weights = {}
+    for item in arguments.weights:
+        name, _, path = item.rpartition("=")
+        weights[name] = path
+    with _bar(arguments, " images") as progress:
+        return recompute(
+            arguments.store,
+            source=source,
+            rows=arguments.recompute,
+            seed=arguments.seed,
+            weights=weights,
+            progress=progress,
+        )
 
 
 def as_json(report: Report) -> dict[str, Any]:
@@ -65,7 +187,7 @@ def as_json(report: Report) -> dict[str, Any]:
         "complete": report.complete,
         "sampled": report.sampled,
         "shards": [report.shards, report.num_shards],
-        "missing_shards": report.missing,
+        "missing_shards": list(report.missing),
         "blocks": report.blocks,
         "bytes": report.bytes,
         "damaged_shards": report.damaged_shards,
@@ -83,11 +205,12 @@ def as_json(report: Report) -> dict[str, Any]:
         ],
         "foreign_files": report.foreign,
         "leftovers": report.leftovers,
+        "notes": report.notes,
     }
 
 
 def lines(report: Report) -> list[str]:
-    """A report for people."""
+    """A report for people, but for the verdict."""
     scope = "a sample of blocks" if report.sampled else "everything"
     found = [
         f"store      {report.path} ({report.rows:,} rows, {report.num_shards:,} shards)",
@@ -112,10 +235,12 @@ def lines(report: Report) -> list[str]:
             f"leftover   {len(report.leftovers):,} files of a killed run: {shorten(report.leftovers)}; the next run "
             "clears them away"
         )
-    return [*found, f"verdict    {_verdict(report)}"]
+    found += [f"note       {note}" for note in report.notes]
+    return found
 
 
-def _verdict(report: Report) -> str:
+def verdict_of(report: Report) -> str:
+    """What a report comes to, for people."""
     if not report.sound:
         shards = report.damaged_shards
         which = f" in {len(shards):,} shards: {shorten(shards, 20)}" if shards else ""
@@ -127,3 +252,73 @@ def _verdict(report: Report) -> str:
         f"the sample is sound, {state}; were {report.likely_share:.2%} of all blocks damaged, it would have shown with "
         "95 % probability"
     )
+
+
+def signature_lines(signed: Signed) -> list[str]:
+    """What a signature is worth, for people."""
+    if signed.sound:
+        return [
+            f"signature  GOOD: {signed.files:,} files, signed as {signed.name!r}, digest {signed.digest}",
+            f"key        sha256 {signed.key}",
+        ]
+    found = [f"signature  BAD: {signed.problem}"] if signed.problem else []
+    for what, names in (
+        ("not as signed", signed.changed),
+        ("signed, but missing", signed.missing),
+        ("not signed", signed.unsigned),
+    ):
+        if names:
+            found.append(f"signature  BAD: {len(names):,} files {what}: {shorten(names, SHOWN)}")
+    return [*found, f"key        sha256 {signed.key}"]
+
+
+def recomputed_lines(found: "Recomputed") -> list[str]:
+    """What came of running the teacher again, for people."""
+    rows = [
+        ("field", "rows", "max abs error", "relative L2", "worst cosine", "tolerance", "verdict")
+    ]
+    rows += [
+        (
+            item.field,
+            f"{item.rows:,}",
+            f"{item.max_abs:.2e}",
+            f"{item.relative_l2:.2e}",
+            f"{item.cosine:.7f}",
+            f"{item.tolerance:.2e}",
+            "equal" if item.sound else "DIFFERS",
+        )
+        for item in found.fields
+    ]
+    out = [
+        f"recompute  {found.rows:,} images; the source has {found.in_source:,} of {found.valid:,} valid rows"
+    ]
+    out += [f"           {line}" for line in _table(rows)]
+    for item in found.fields:
+        if item.problem:
+            out.append(f"DIFFERS    {item.field}: {item.problem}")
+        elif not item.sound:
+            out.append(f"DIFFERS    {item.field}: most in {printable(item.worst)}")
+    for what, names in (
+        ("another image than the one that was extracted", found.other_content),
+        ("cannot be used here", found.unusable),
+    ):
+        if names:
+            out.append(f"DIFFERS    {len(names):,} samples, {what}: {shorten(names, SHOWN)}")
+    out += [f"skipped    {name}: {reason}" for name, reason in sorted(found.skipped.items())]
+    return out
+
+
+def _table(rows: Sequence[Sequence[str]]) -> list[str]:
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    text = [
+        "  ".join(item.ljust(width) for item, width in zip(row, widths, strict=True)).rstrip()
+        for row in rows
+    ]
+    return [text[0], "-" * max(map(len, text)), *text[1:]]
+
+
+def _recomputed_json(found: "Recomputed") -> dict[str, Any]:
+    values = asdict(found)
+    del values["path"]
+    values["fields"] = [{"sound": item.sound, **asdict(item)} for item in found.fields]
+    return {"sound": found.sound, **values}

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from featstore import __version__, lifecycle, locks, reader
+from featstore import __version__, lifecycle, locks, plainfiles, reader
 from featstore.cli import COMMANDS, main
 from featstore.commands import inspect
 from featstore.commands import plan as plan_command
@@ -251,11 +251,11 @@ def test_list(whole: Path, part: Path, tmp_path: Path, capsys: pytest.CaptureFix
 def test_listing_looks_into_no_shard(whole: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Of a complete store two files are read, however many shards it has."""
     opened: list[str] = []
-    original = Path.read_bytes
+    original = plainfiles.open_plain
     monkeypatch.setattr(
-        Path,
-        "read_bytes",
-        lambda self: opened.append(self.name) or original(self),  # type: ignore[func-returns-value]
+        plainfiles,
+        "open_plain",
+        lambda path: opened.append(path.name) or original(path),  # type: ignore[func-returns-value]
     )
     assert lifecycle.summarise(whole).complete
     assert set(opened) == {"manifest.json", "complete.json"}

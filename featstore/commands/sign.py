@@ -1,0 +1,56 @@
+"""``featstore sign``."""
+
+import argparse
+import json
+from dataclasses import asdict
+from pathlib import Path
+
+from featstore import signing
+from featstore.errors import ConfigError
+from featstore.verify import SIGNATURE_NAME
+
+DESCRIPTION = f"""\
+Check every byte of a store and sign it, by the OpenSSF's model-signing; the signature is written into the store, as
+{SIGNATURE_NAME}. Write the card first (featstore card): it is signed too. A receiver checks with
+featstore verify STORE --public-key KEY.pub. No network is used. To make a pair of keys:
+  {signing.MAKE_KEYS}
+"""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the arguments."""
+    parser.add_argument("store", type=Path, help="folder of the store")
+    parser.add_argument(
+        "--private-key",
+        type=Path,
+        required=True,
+        metavar="KEY.pem",
+        help="elliptic curve key as PEM (P-256, P-384 or P-521)",
+    )
+    parser.add_argument(
+        "--passphrase-file",
+        type=Path,
+        metavar="FILE",
+        help="file whose first line is the passphrase of an encrypted key",
+    )
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Sign a store; returns the exit status."""
+    passphrase = None
+    if arguments.passphrase_file is not None:
+        try:
+            passphrase = arguments.passphrase_file.read_bytes().split(b"\n")[0].rstrip(b"\r")
+        except OSError as error:
+            raise ConfigError(f"{arguments.passphrase_file}: {error.strerror}.") from None
+    signed = signing.sign(arguments.store, arguments.private_key, passphrase=passphrase)
+    if arguments.json:
+        print(json.dumps(asdict(signed), indent=2))
+    else:
+        print(f"signed     {arguments.store}: {signed.files:,} files, digest {signed.digest}")
+        print(f"key        sha256 {signed.key} of the public key")
+        print(
+            "next       give the public key to receivers by another way than the store; they run: featstore verify "
+            f"{signed.name} --public-key KEY.pub"
+        )
+    return 0

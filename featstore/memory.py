@@ -1,0 +1,93 @@
+"""Memory for as many numbers as somebody else's manifest states: an error in words where this machine has less.
+
+A few hundred bytes of a store can state a row of a terabyte, and zeros compress to nothing. Linux hands out more memory
+than there is and ends the process when it is used, so large amounts are compared with what is free first.
+"""
+
+import math
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from featstore.errors import StoreError
+from featstore.measure import format_bytes
+
+Array = npt.NDArray[Any]
+
+LARGE_BYTES = 256 * 2**20
+"""Less is asked for without a look at what is free."""
+
+
+def empty(shape: tuple[int, ...], dtype: npt.DTypeLike, *, where: object) -> Array:
+    """An array that is about to be filled, its numbers not set.
+
+    Args:
+        shape: of the array.
+        dtype: of its numbers.
+        where: the store, for the message.
+
+    Raises:
+        StoreError: there is not so much memory.
+    """
+    check(shape, dtype, where=where)
+    try:
+        return np.empty(shape, dtype=dtype)
+    except (MemoryError, ValueError):  # ValueError: more than there are addresses
+        raise too_little(where, shape, dtype) from None
+
+
+def zeros(shape: tuple[int, ...], dtype: npt.DTypeLike, *, where: object) -> Array:
+    """An array of zeros of which little will be touched: what is not touched takes no memory.
+
+    Raises:
+        StoreError: there are not so many addresses.
+    """
+    try:
+        return np.zeros(shape, dtype=dtype)
+    except (MemoryError, ValueError):
+        raise too_little(where, shape, dtype) from None
+
+
+def check(shape: tuple[int, ...], dtype: npt.DTypeLike, *, where: object) -> None:
+    """Refuse an array that is larger than the memory that is free.
+
+    Raises:
+        StoreError: it is.
+    """
+    size = _bytes(shape, dtype)
+    if size > LARGE_BYTES and size > free_bytes():
+        raise too_little(where, shape, dtype)
+
+
+def free_bytes() -> int:
+    """Memory that this process can still have, bytes; more than there can be where the system does not say."""
+    free = _number("/proc/meminfo", "MemAvailable:") * 1024
+    limit = _number("/sys/fs/cgroup/memory.max")
+    if limit:
+        free = min(free, limit - _number("/sys/fs/cgroup/memory.current"))
+    return free or 2**62
+
+
+def _number(path: str, after: str = "") -> int:
+    """The first number of a file, or of what follows a word in it; 0 where there is none."""
+    try:
+        text = Path(path).read_text()
+        words = (text.partition(after)[2] if after else text).split()
+    except OSError:
+        return 0
+    return int(words[0]) if words and words[0].isdecimal() else 0
+
+
+def too_little(where: object, shape: tuple[int, ...], dtype: npt.DTypeLike) -> StoreError:
+    """Build the error for an array that there is no memory for."""
+    return StoreError(
+        f"{where}: what it states takes {format_bytes(_bytes(shape, dtype))} of memory at once, and this machine has "
+        f"{format_bytes(free_bytes())} free. Ask for fewer rows or use a larger machine; if nobody would store so "
+        "much, the manifest is wrong."
+    )
+
+
+def _bytes(shape: tuple[int, ...], dtype: npt.DTypeLike) -> int:
+    return math.prod(shape) * np.dtype(dtype).itemsize

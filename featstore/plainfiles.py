@@ -1,0 +1,111 @@
+"""Files inside a store, read as if somebody unfriendly had put them there.
+
+A store from another team is a folder of names that somebody else chose. A link in it could lead anywhere, a pipe would
+make a reader wait for ever, and a file may be larger than the memory of this machine. So whatever is read from a store
+is a regular file below its folder, and what is read at once has a limit.
+"""
+
+import errno
+import os
+import stat
+from functools import lru_cache
+from pathlib import Path
+
+MOST_JSON_BYTES = 64 * 2**20
+"""Longest JSON file that is parsed: ten times the manifest of a store that mirrors 100,000 tars of images."""
+
+
+def plain_size(store: Path, name: str) -> int:
+    """Bytes of a regular file inside a store.
+
+    Args:
+        store: folder of the store, which may be reached through links.
+        name: path below it, "/" between its parts.
+
+    Raises:
+        FileNotFoundError: there is none.
+        OSError: the file, or a folder on the way to it, is a link; or it is a folder, a pipe or a device.
+    """
+    folder, *rest = name.split("/")
+    at = f"{store}/{folder}"
+    for part in rest:
+        _check_folder(at)
+        at += f"/{part}"
+    found = os.lstat(at)
+    _check_regular(found.st_mode)
+    return found.st_size
+
+
+def read_plain(store: Path, name: str, *, most_bytes: int = MOST_JSON_BYTES) -> bytes:
+    """The bytes of a small file inside a store.
+
+    Raises:
+        FileNotFoundError: there is none.
+        OSError: see ``plain_size``; also where it is longer than ``most_bytes``.
+    """
+    size, data = plain_size(store, name), b""
+    if size <= most_bytes:
+        with os.fdopen(open_plain(store / name), "rb") as file:
+            data = file.read(size + 1)  # so many bytes are reserved, so not most_bytes
+    if max(size, len(data)) > most_bytes:
+        raise OSError(errno.EFBIG, f"longer than the {most_bytes:,} bytes that are read of it")
+    return data
+
+
+def open_plain(path: Path) -> int:
+    """Open a regular file for reading; never waits, as opening a pipe would.
+
+    Raises:
+        OSError: see ``plain_size``; folders on the way are not looked at.
+    """
+    try:
+        handle = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
+    except OSError as error:
+        if error.errno == errno.ELOOP:
+            raise _link() from None
+        raise
+    try:
+        _check_regular(os.fstat(handle).st_mode)
+    except OSError:
+        os.close(handle)
+        raise
+    return handle
+
+
+def check_real_folder(folder: Path) -> None:
+    """Refuse a folder that is a link, or something else; one that is not there is fine.
+
+    Raises:
+        OSError: it is.
+    """
+    try:
+        mode = folder.lstat().st_mode
+    except FileNotFoundError:
+        return
+    if stat.S_ISLNK(mode):
+        raise _link()
+    if not stat.S_ISDIR(mode):
+        raise NotADirectoryError(errno.ENOTDIR, "not a folder")
+
+
+@lru_cache(maxsize=4096)  # errors are not kept; shards share most of the folders that lead to them
+def _check_folder(folder: str) -> None:
+    mode = os.lstat(folder).st_mode
+    if stat.S_ISLNK(mode):
+        raise _link(f"{folder} is ")
+
+
+def _check_regular(mode: int) -> None:
+    if stat.S_ISLNK(mode):
+        raise _link()
+    if stat.S_ISDIR(mode):
+        raise IsADirectoryError(errno.EISDIR, "a folder")
+    if not stat.S_ISREG(mode):
+        raise OSError(errno.EINVAL, "a pipe, socket or device")
+
+
+def _link(where: str = "") -> OSError:
+    return OSError(
+        errno.ELOOP,
+        f"{where}a link, which could lead out of the store; copy the store with cp -rL if you trust what it leads to",
+    )

@@ -1,0 +1,403 @@
+"""Run the teacher again on some images of a store, and compare: are these features what the manifest says they are?
+
+Checksums say that bytes are those that their writer wrote. Here the writer is tested: the teacher that the manifest
+names is built anew, its weights are hashed, and images from the reader's own copy of the source go through it. Names
+and numbers in a manifest from another team choose nothing but the shape of a model: no file, no address, no code.
+"""
+
+# n rows, V views, ... the axes of a field, C classes
+
+import re
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from featstore.config import SourceConfig, TeacherConfig
+from featstore.errors import (
+    ConfigError,
+    ManifestMismatch,
+    MissingSamples,
+    TeacherError,
+    printable,
+    shorten,
+)
+from featstore.extract import ViewDataset, run_teacher
+from featstore.manifest import (
+    FieldRecord,
+    Int8Encoding,
+    TeacherRecord,
+    TopKEncoding,
+    differences,
+)
+from featstore.reader import FeatureStore
+from featstore.sources import Source, open_source
+from featstore.teachers import Teacher, build_teacher
+
+Array = npt.NDArray[Any]
+
+ARITHMETIC = {"fp32": 2e-3, "fp16": 1e-2, "bf16": 5e-2}
+"""Relative error (L2, of one row and view) that another machine, library or batch may cause, by the precision of the
+forward pass. fp32 leaves room for TF32 in convolutions, which is what GPUs compute them in unless told otherwise."""
+
+ROUNDING = {"float32": 2.0**-24, "float16": 2.0**-11, "bfloat16": 2.0**-9}
+"""Relative error of rounding to a stored type: half a unit in the last place."""
+
+INT8_SPREAD = 3.0
+"""An int8 field's manifest states the mean error; a single row may have so many times as much."""
+
+INT8_MOST = 0.2
+"""Eight bits never cost more; a manifest that states more would excuse anything."""
+
+BATCH_BYTES = 64 * 2**20
+"""Of decoded views that are in memory at a time."""
+
+MOST_SIDE = 4096
+"""Longest side of a teacher's input, pixels."""
+
+_FIELD = re.compile(
+    r"cls|mean|pooled|tokens|projected|logits|grid[1-9][0-9]{0,2}|logits_top[1-9][0-9]{0,4}"
+)
+_LOADING = re.compile(
+    r"pretrain|checkpoint|cache|path|file|dir|url|hub|device|jit|load", re.IGNORECASE
+)
+_WORD = re.compile(r"[A-Za-z0-9_-]{0,64}")
+_NAME = re.compile(r"[A-Za-z0-9_.-]{0,200}")
+
+
+@dataclass
+class Comparison:
+    """One field, as stored and as computed again.
+
+    Attributes:
+        field, teacher: names.
+        tolerance: largest relative L2 that counts as equal.
+        rows: that were compared.
+        max_abs: largest difference of two numbers.
+        relative_l2: largest |stored - computed| / |computed| of one view of one row.
+        cosine: smallest, of the same vectors.
+        worst: sample id of the row with the largest relative L2.
+        problem: what else is wrong; "" if nothing.
+    """
+
+    field: str
+    teacher: str
+    tolerance: float
+    rows: int = 0
+    max_abs: float = 0.0
+    relative_l2: float = 0.0
+    cosine: float = 1.0
+    worst: str = ""
+    problem: str = ""
+
+    @property
+    def sound(self) -> bool:
+        """Whether what is stored is what the teacher gives."""
+        return not self.problem and self.relative_l2 <= self.tolerance
+
+    def add(self, sample_id: str, stored: Array, computed: Array) -> None:
+        """Compare one row.
+
+        Args:
+            sample_id: of the row.
+            stored: (V, ...) finite.
+            computed: (V, ...).
+        """
+        if stored.shape != computed.shape:
+            self.problem = f"stored as {stored.shape} a row, the teacher gives {computed.shape}"
+            return
+        exact = computed.astype(np.float64).reshape(len(computed), -1)
+        found = stored.astype(np.float64).reshape(exact.shape)
+        if not np.isfinite(exact).all():
+            self.problem = f"{printable(sample_id)}: what the teacher gives is not finite"
+            return
+        difference = found - exact
+        length = np.maximum(np.linalg.norm(exact, axis=1), np.finfo(np.float32).tiny)
+        relative = float((np.linalg.norm(difference, axis=1) / length).max())
+        product = np.maximum(length * np.linalg.norm(found, axis=1), np.finfo(np.float32).tiny)
+        self.rows += 1
+        self.max_abs = max(self.max_abs, float(np.abs(difference).max()))
+        self.cosine = min(self.cosine, float(((exact * found).sum(axis=1) / product).min()))
+        if relative >= self.relative_l2:
+            self.relative_l2, self.worst = relative, sample_id
+
+
+@dataclass
+class Recomputed:
+    """What came of it.
+
+    Attributes:
+        path: folder of the store.
+        rows: images that went through the teacher.
+        in_source: valid rows of the store that the given source has, by id.
+        valid: valid rows of the store.
+        other_content: ids of sampled rows whose image is another one here than the one that was extracted.
+        unusable: sampled rows whose image cannot be used here, though the store says that it could, with the reason.
+        skipped: fields that cannot be computed again, with the reason.
+        fields: the comparisons.
+    """
+
+    path: Path
+    rows: int = 0
+    in_source: int = 0
+    valid: int = 0
+    other_content: list[str] = field(default_factory=list)
+    unusable: list[str] = field(default_factory=list)
+    skipped: dict[str, str] = field(default_factory=dict)
+    fields: list[Comparison] = field(default_factory=list)
+
+    @property
+    def sound(self) -> bool:
+        """Whether every image was the one that was extracted, and every field what its teacher gives."""
+        if self.other_content or self.unusable or not self.rows:
+            return False
+        return all(item.sound for item in self.fields)
+
+
+def recompute(
+    path: str | Path,
+    *,
+    source: SourceConfig,
+    rows: int,
+    seed: int = 0,
+    weights: Mapping[str, str] | None = None,
+    device: torch.device | None = None,
+    progress: Callable[[int, int], None] = lambda done, total: None,
+) -> Recomputed:
+    """Compare features of some random rows with those that their teachers give.
+
+    Args:
+        path: folder of the store.
+        source: the reader's own copy of the images; not what the manifest says of theirs.
+        rows: how many to draw, among the valid ones whose ids the source has.
+        seed: of the draw.
+        weights: files of weights by name of teacher, where the hub is not to be asked; "" is for the only teacher.
+        device: where teachers run; the first GPU, or the CPU, if not given.
+        progress: called with (images done, of how many).
+
+    Raises:
+        StoreError: the store cannot be read.
+        SourceError: the images cannot be listed.
+        ConfigError: weights for a teacher that the store has not.
+        TeacherError: no field has a teacher that can be built here; or one cannot.
+        ManifestMismatch: the teacher that can be built is not the one that the manifest describes.
+        MissingSamples: the source has none of the store's valid rows.
+    """
+    store = FeatureStore.open(path, allow_incomplete=True)
+    result = Recomputed(store.path)
+    fields = _fields_of_teachers(store, result.skipped)
+    files = _files_of_teachers(store, fields, weights or {})
+    images = open_source(source)
+    row_of = {sample_id: row for row, sample_id in enumerate(images.sample_ids)}
+    valid = np.flatnonzero(store.valid)
+    shared = [row for row in valid.tolist() if store.sample_ids[row] in row_of]
+    result.valid, result.in_source = len(valid), len(shared)
+    if not shared:
+        raise MissingSamples(
+            f"{store.path}: the source has none of its {len(valid):,} valid rows. Ids of the store, such as "
+            f"{shorten([store.sample_ids[row] for row in valid[:2].tolist()])}; ids of {images.uri}, such as "
+            f"{shorten(images.sample_ids[:2])}. Set --source.path to the folder that was extracted from."
+        )
+    drawn = np.random.default_rng(seed).choice(shared, size=min(rows, len(shared)), replace=False)
+    chosen: list[int] = np.sort(drawn).tolist()
+    device = device or torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    for number, name in enumerate(fields):
+        teacher = _build(
+            store, name, sorted(set(fields[name].values())), files.get(name, ""), device
+        )
+        found = {
+            item: Comparison(item, name, tolerance(store.manifest.fields[item], teacher.record))
+            for item in fields[name]
+        }
+        # What is wrong with images is the same for all teachers.
+        told = result if number == 0 else Recomputed(store.path)
+        done = number * len(chosen)
+        for batch in _batches(store, teacher, chosen):
+            sources = [row_of[store.sample_ids[row]] for row in batch]
+            usable, features = _features(store, images, teacher, batch, sources, told)
+            for item, called in fields[name].items():
+                if usable:
+                    _compare(store, found[item], usable, features[called])
+            done += len(batch)
+            progress(done, len(fields) * len(chosen))
+        result.fields += found.values()
+    result.fields.sort(key=lambda item: item.field)
+    return result
+
+
+def tolerance(spec: FieldRecord, teacher: TeacherRecord) -> float:
+    """Largest relative L2 of a row that is no sign of other features: arithmetic, and rounding to the stored type."""
+    arithmetic = ARITHMETIC[teacher.precision]
+    if isinstance(spec.encoding, Int8Encoding):
+        return arithmetic + min(INT8_SPREAD * spec.encoding.relative_l2, INT8_MOST)
+    return arithmetic + ROUNDING[spec.dtype]
+
+
+def _fields_of_teachers(store: FeatureStore, skipped: dict[str, str]) -> dict[str, dict[str, str]]:
+    """By teacher: its fields, and what the teacher calls each; reasons for the others go into ``skipped``."""
+    manifest = store.manifest
+    found: dict[str, dict[str, str]] = {}
+    for name, spec in sorted(manifest.fields.items()):
+        record = manifest.teachers.get(spec.teacher)
+        plain = name.removeprefix(spec.teacher).lstrip("._-") if spec.teacher else name
+        called = next((item for item in (name, plain) if _FIELD.fullmatch(item)), "")
+        if record is None:
+            skipped[name] = "no teacher made it"
+        elif record.library not in ("timm", "open_clip") or record.preprocessing is None:
+            skipped[name] = f"made by {printable(record.library)}, which cannot be built here"
+        elif record.mode == "batch":
+            skipped[name] = "its rows depend on the batches that they were in"
+        elif not called or not spec.per_view or spec.encoding.kind == "ragged":
+            skipped[name] = "not a field that teachers give under this name"
+        elif spec.dtype not in ROUNDING:
+            skipped[name] = f"stored as {spec.dtype}"
+        else:
+            found.setdefault(spec.teacher, {})[name] = called
+    if not found:
+        reasons = [f"{name}: {reason}" for name, reason in skipped.items()]
+        raise TeacherError(f"{store.path}: no field can be computed again: {shorten(reasons)}.")
+    return found
+
+
+def _files_of_teachers(
+    store: FeatureStore, fields: Mapping[str, object], given: Mapping[str, str]
+) -> dict[str, str]:
+    unknown = sorted(given.keys() - fields.keys() - {""})
+    if unknown or ("" in given and len(fields) > 1):
+        raise ConfigError(
+            f"--weights: {store.path} has the teachers {shorten(sorted(fields))}; write NAME=FILE for each of them."
+        )
+    return {name or next(iter(fields)): path for name, path in given.items()}
+
+
+def _build(
+    store: FeatureStore, name: str, fields: list[str], weights: str, device: torch.device
+) -> Teacher:
+    """Build the teacher that the manifest describes, and compare it with that description."""
+    record = store.manifest.teachers[name]
+    _check_harmless(store, name, record)
+    rule = record.preprocessing
+    assert rule is not None
+    config = TeacherConfig(
+        library=cast(Any, record.library),
+        name=record.name,
+        tag=record.tag,
+        weights=weights,
+        model_args=record.model_args,
+        image_size=rule.size[0] if rule.size[0] == rule.size[1] else 0,
+        crop_pct=rule.crop_pct,
+        mean=list(rule.mean),
+        std=list(rule.std),
+        interpolation=rule.interpolation,
+    )
+    try:
+        teacher = build_teacher(
+            config, fields=fields, dtype="float32", precision=record.precision, device=device
+        )
+    except TeacherError as error:
+        raise TeacherError(str(error).replace("--teacher.weights", "--weights")) from None
+    except (RuntimeError, AssertionError, ValueError, TypeError) as error:
+        why = f"{type(error).__name__}: {str(error)[:300]}"
+        raise TeacherError(
+            f"{store.path}: teacher {name!r} cannot be built as its manifest describes it ({why})."
+        ) from None
+    if teacher.record.weights_sha256 != record.weights_sha256:
+        raise ManifestMismatch(
+            f"{store.path}: teacher {name!r} ({record.name}): the weights here have sha256 "
+            f"{teacher.record.weights_sha256}, the manifest says {record.weights_sha256}. Pass the weights that the "
+            "store was made with (--weights FILE); if these are they, its features come from another model."
+        )
+    ours, theirs = (
+        item.model_copy(update={"licence": ""}).model_dump(mode="json")
+        for item in (teacher.record, record)
+    )
+    if differing := differences(theirs, ours):
+        lines = [f"{key} is {was!r}, the manifest says {said!r}" for key, said, was in differing]
+        raise ManifestMismatch(
+            f"{store.path}: teacher {name!r} cannot be built as it is described: {shorten(lines)}. Use the versions of "
+            f"{record.library} and featstore that the store was made with: {store.manifest.created_by}."
+        )
+    return teacher
+
+
+def _check_harmless(store: FeatureStore, name: str, record: TeacherRecord) -> None:
+    """Refuse what would have a library open files or addresses of the store's choice."""
+
+    def odd(value: Any, key: str = "") -> Iterator[str]:
+        if isinstance(value, dict):
+            for inner, item in value.items():
+                yield from odd(item, inner)
+        elif isinstance(value, list):
+            for item in value:
+                yield from odd(item, key)
+        elif _LOADING.search(key) or (isinstance(value, str) and not _WORD.fullmatch(value)):
+            yield f"{key}={value!r}"
+
+    rule = record.preprocessing
+    assert rule is not None
+    found = list(odd(record.model_args))
+    found += [text for text in (record.name, record.tag) if not _NAME.fullmatch(text)]
+    if max(rule.size) > MOST_SIDE:
+        found.append(f"inputs of {rule.size[0]} x {rule.size[1]} pixels")
+    if found:
+        raise TeacherError(
+            f"{store.path}: teacher {name!r} is not built from what its manifest says: {shorten(found)}. That could "
+            "load files or addresses of its author's choice, or fill the memory."
+        )
+
+
+def _batches(store: FeatureStore, teacher: Teacher, rows: list[int]) -> Iterator[list[int]]:
+    height, width = teacher.preprocessing.size
+    row_bytes = 3 * height * width * len(store.manifest.views)
+    step = max(1, min(store.manifest.work.batch_size, BATCH_BYTES // row_bytes))
+    for start in range(0, len(rows), step):
+        yield rows[start : start + step]
+
+
+def _features(
+    store: FeatureStore,
+    images: Source,
+    teacher: Teacher,
+    rows: list[int],
+    sources: list[int],
+    result: Recomputed,
+) -> tuple[list[int], dict[str, Array]]:
+    """Rows of a batch whose image is the one that was extracted, and what the teacher gives for them, (n, V, ...)."""
+    dataset = ViewDataset(images, store.manifest.views, teacher.preprocessing)
+    batch = dataset.__getitems__(sources)
+    usable = []
+    for i, row in enumerate(rows):
+        if (batch.hashes[i] != store.content_sha256[row]).any() and batch.hashes[i].any():
+            result.other_content.append(store.sample_ids[row])
+        elif batch.reasons[i] is not None:
+            result.unusable.append(f"{store.sample_ids[row]} ({batch.reasons[i]})")
+        else:
+            usable.append(i)
+    result.rows += len(usable)
+    features = run_teacher(teacher, batch.images[usable]) if usable else {}
+    computed = {name: values.float().numpy() for name, values in features.items()}
+    return [rows[i] for i in usable], computed
+
+
+def _compare(store: FeatureStore, comparison: Comparison, rows: list[int], computed: Array) -> None:
+    name, spec = comparison.field, store.manifest.fields[comparison.field]
+    if isinstance(spec.encoding, TopKEncoding):
+        found = store.gather_topk(name, rows)
+        if computed.shape[-1] != spec.encoding.num_classes:
+            comparison.problem = (
+                f"of {spec.encoding.num_classes:,} classes, the teacher has {computed.shape[-1]:,}"
+            )
+            return
+        # The classes that are stored, and those that should be: both must have these values.
+        kept = np.take_along_axis(computed, found.indices.astype(np.int64), axis=-1)
+        largest = -np.sort(-computed, axis=-1)[..., : found.values.shape[-1]]
+        stored = np.concatenate([found.values, found.values], axis=-1)
+        computed = np.concatenate([kept, largest], axis=-1)
+    else:
+        stored = store.gather(name, rows)
+    for i, row in enumerate(rows):
+        comparison.add(store.sample_ids[row], stored[i], computed[i])
