@@ -32,7 +32,11 @@ def check_part(part: str) -> str:
     Raises:
         StoreError: it is empty, hidden, points elsewhere, or holds a separator or a control character.
     """
-    if not part or part.startswith(".") or any(char in "/\\" or unicodedata.category(char) == "Cc" for char in part):
+    if (
+        not part
+        or part.startswith(".")
+        or any(char in "/\\" or unicodedata.category(char) == "Cc" for char in part)
+    ):
         raise StoreError(f"{part!r} cannot be part of a path inside a store.")
     return part
 

@@ -40,7 +40,9 @@ def unseal(data: bytes) -> Any:
     """
     try:
         values = json.loads(data, object_pairs_hook=_unique)
-        if rb"\ud" in data.lower():  # half a character, which nothing can write again, or a whole one
+        if (
+            rb"\ud" in data.lower()
+        ):  # half a character, which nothing can write again, or a whole one
             json.dumps(values, ensure_ascii=False).encode()
     except RecursionError:
         raise ValueError("nested too deeply") from None

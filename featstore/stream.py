@@ -105,8 +105,9 @@ class PairStream:
         names = manifest.work.shard_names
         if manifest.container != "webdataset" or not names:
             raise ConfigError(
-                f"{self.store.address}: its shards do not mirror image tars (container {manifest.container}), so there "
-                "is nothing to read in step. Extract from tars into container webdataset, or read rows with FeatureStore."
+                f"{self.store.address}: its shards do not mirror image tars (container {manifest.container}), so "
+                "there is nothing to read in step. Extract from tars into container webdataset, or read rows with "
+                "FeatureStore."
             )
         if not (0 <= rank < num_ranks and 0 <= worker < num_workers and batch_size > 0):
             raise ConfigError(

@@ -10,6 +10,8 @@ import pytest
 
 from tests.images import picture
 
+pytest_plugins = ["tests.servers.fixtures"]
+
 ROOT = Path(__file__).resolve().parents[1]
 
 TINY_ARGS = {"patch_size": 16, "embed_dim": 16, "depth": 1, "num_heads": 1, "num_classes": 0}
@@ -43,14 +45,18 @@ def image_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def teacher_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Random weights of the tiny ViT that ``TINY_ARGS`` describes, as safetensors."""
+    return save_teacher(tmp_path_factory.mktemp("teacher") / "tiny.safetensors", seed=0)
+
+
+def save_teacher(path: Path, *, seed: int) -> Path:
+    """Write random weights of the tiny ViT that ``TINY_ARGS`` describes, as safetensors."""
     import timm
     import torch
     from safetensors.torch import save_file
 
     with torch.random.fork_rng():
-        torch.manual_seed(0)
+        torch.manual_seed(seed)
         model = timm.create_model("vit_tiny_patch16_224", img_size=32, **TINY_ARGS)
-    path = tmp_path_factory.mktemp("teacher") / "tiny.safetensors"
     save_file(model.state_dict(), path)
     return path
 
