@@ -28,10 +28,18 @@ from featstore.measure import existing_parent, format_bytes, free_bytes, measure
 State = Literal["ok", "warn", "fail"]
 
 NEEDED = (
-    *("numpy", "zarr", "numcodecs", "pydantic", "safetensors", "google-crc32c", "ml_dtypes"),
-    *("torch", "torchvision", "timm", "open_clip_torch", "accelerate", "pillow", "jsonargparse"),
+    "numpy",
+    "zarr",
+    "numcodecs",
+    "pydantic",
+    "safetensors",
+    "google-crc32c",
+    "ml_dtypes",
+    "pillow",
 )
-"""Packages without which no store is made."""
+"""Packages without which no store is read."""
+FOR_TEACHERS = ("torch", "torchvision", "timm", "open_clip_torch", "accelerate", "jsonargparse")
+"""Packages without which no store is made, and no student trained."""
 OPTIONAL = ("webdataset", "datasets", "huggingface_hub", "onnx", "onnxruntime", "wandb", "mlflow")
 
 HUB_TIMEOUT_S = 4.0
@@ -97,13 +105,21 @@ def _python() -> Iterator[Check]:
 
 
 def _packages() -> Iterator[Check]:
-    found = {name: _version(name) for name in (*NEEDED, *OPTIONAL)}
+    found = {name: _version(name) for name in (*NEEDED, *FOR_TEACHERS, *OPTIONAL)}
     lacking = [name for name in NEEDED if not found[name]]
     listed = ", ".join(f"{name} {number}" for name, number in found.items() if number)
     yield Check("packages", "ok", listed)
     if lacking:
         yield Check(
             "packages", "fail", f"missing: {', '.join(lacking)}", "pip install featstore-distill"
+        )
+    without = [name for name in FOR_TEACHERS if not found[name]]
+    if without:
+        yield Check(
+            "packages",
+            "warn",
+            f"stores are read, checked and passed on; nothing is extracted or trained without {', '.join(without)}",
+            "pip install 'featstore-distill[distill]'",
         )
     absent = [name for name in OPTIONAL if not found[name]]
     if absent:

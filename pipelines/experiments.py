@@ -92,21 +92,28 @@ def parse(arguments: Sequence[str] | None = None) -> dict[str, Any]:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--config", dest="path", type=Path, required=True, metavar="FILE")
-    parser.add_argument("--jobs", type=_jobs, default=0, metavar="N|auto", help="runs at a time")
+    parser.add_argument(
+        "--jobs", type=number_of_jobs, default=0, metavar="N|auto", help="runs at a time"
+    )
     parser.add_argument("--only", nargs="+", default=[], metavar="NAME", help="variants or rows")
     parser.add_argument("--dry-run", "--dry_run", action="store_true", help="say what would be run")
     known, others = parser.parse_known_args(arguments)
-    return {**vars(known), "flags": _settings(others)}
+    return {**vars(known), "flags": settings(others)}
 
 
-def _jobs(text: str) -> int:
+def number_of_jobs(text: str) -> int:
+    """A number from 1 on; 0 for auto."""
     if text != "auto" and not (text.isdecimal() and int(text) > 0):
         raise argparse.ArgumentTypeError(f"{text!r}: expected auto, or a number from 1 on")
     return 0 if text == "auto" else int(text)
 
 
-def _settings(arguments: Sequence[str]) -> dict[str, Any]:
-    """``--train.lr 0.01`` and ``--train.lr=0.01``, as values by name."""
+def settings(arguments: Sequence[str]) -> dict[str, Any]:
+    """``--train.lr 0.01`` and ``--train.lr=0.01``, as values by name.
+
+    Raises:
+        ConfigError: a setting without a value.
+    """
     found: dict[str, Any] = {}
     left = [part for item in arguments for part in (item.split("=", 1) if "=" in item else [item])]
     for name, value in zip(left[::2], [*left[1::2], None], strict=False):

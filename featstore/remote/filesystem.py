@@ -42,18 +42,20 @@ class FilePlace(Place):
         self._owner = 0
         self._made: set[str] = set()
         self._lock = threading.Lock()
+        self._thread = threading.local()
         _import(self.scheme, self.url)
 
     def __getstate__(self) -> dict[str, object]:
         """See ``Place``; the connection stays here."""
         kept = super().__getstate__()
-        del kept["_lock"]
+        del kept["_lock"], kept["_thread"]
         return {**kept, "_system": None, "_made": set()}
 
     def __setstate__(self, state: dict[str, object]) -> None:
         """See ``Place``."""
         super().__setstate__(state)
         self._lock = threading.Lock()
+        self._thread = threading.local()
 
     def _connect(self) -> Any:
         """The file system; a forked child and a lost connection get a new one."""
@@ -62,6 +64,7 @@ class FilePlace(Place):
                 self._system, self._root = _open(self._url, self.scheme, self.retry, self._options)
                 self._owner = os.getpid()
                 self._made = set()
+            self._thread.system = self._system
             return self._system
 
     def _path(self, name: str) -> str:
@@ -131,9 +134,10 @@ class FilePlace(Place):
         return _Asking(self, f"{self.url}/{name}".rstrip("/"))
 
     def disconnect(self) -> None:
-        """Let the next attempt connect again."""
+        """Let the next attempt connect again, unless another thread has done so since this one got its connection."""
         with self._lock:
-            self._system = None
+            if self._system is getattr(self._thread, "system", None):
+                self._system = None
 
 
 class _Asking:

@@ -59,14 +59,17 @@ def test_it_needs_nothing_but_python() -> None:
 
 
 def test_missing_packages(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """One that is needed is a failure with the command that installs it; others are only mentioned."""
+    """One that every reader needs is a failure, one that a teacher needs a warning; others are only mentioned."""
     known = doctor._version
-    missing = {"timm", "wandb"}
+    missing = {"zarr", "timm", "wandb"}
     monkeypatch.setattr(doctor, "_version", lambda name: "" if name in missing else known(name))
     found = of("packages", tmp_path)
     (failure,) = [check for check in found if check.state == "fail"]
-    assert failure.found == "missing: timm"
+    assert failure.found == "missing: zarr"
     assert "pip install" in failure.advice
+    (warning,) = [check for check in found if check.state == "warn"]
+    assert warning.found.endswith("without timm")
+    assert "[distill]" in warning.advice
     assert any("wandb" in check.found for check in found if check.state == "ok")
 
 

@@ -1,4 +1,4 @@
-"""The result: a plain timm model. ``student.safetensors`` holds timm's own keys, ``config.json`` how to use it."""
+"""What a run leaves: a plain timm model. ``student.safetensors`` holds timm's keys, ``config.json`` how to use it."""
 
 import json
 from pathlib import Path
@@ -8,6 +8,7 @@ from safetensors.torch import save
 from torch import nn
 
 from distill.config import StudentConfig
+from distill.features import StoredField
 from distill.join import Samples
 from distill.runs import write_json
 from distill.student import Student, build_student
@@ -49,15 +50,36 @@ def describe(
             "region": task.rule.describe(),
         },
     }
-    if task.store is not None and task.features is not None:
-        teacher = task.store.manifest.teacher_of(task.features.field)
-        values["teacher"] = {
-            "name": teacher.name,
-            "tag": teacher.tag,
-            "weights_sha256": teacher.weights_sha256,
-            "store_fingerprint": task.store.fingerprint,
-        }
+    if task.features is not None:
+        values["teachers"] = [describe_teacher(stored) for stored in task.features.teachers]
+        # The first alone as well: it decides what the student is shown.
+        values["teacher"] = values["teachers"][0]
     return values
+
+
+def describe_teacher(stored: StoredField) -> dict[str, Any]:
+    """Who made the features that a student imitated, and which store holds them."""
+    teacher = stored.store.manifest.teacher_of(stored.field)
+    return {
+        "name": teacher.name,
+        "tag": teacher.tag,
+        "weights_sha256": teacher.weights_sha256,
+        "licence": teacher.licence,
+        "store_fingerprint": stored.store.fingerprint,
+        "field": stored.field,
+        "weight": stored.weight,
+    }
+
+
+def teachers_of(described: dict[str, Any]) -> list[dict[str, Any]]:
+    """The teachers in a config.json, the first one first; older files know that one alone."""
+    found = described.get("teachers") or [described.get("teacher")]
+    return [teacher for teacher in found if teacher]
+
+
+def store_fingerprints(described: dict[str, Any]) -> list[str]:
+    """Of the stores behind a config.json."""
+    return [str(teacher["store_fingerprint"]) for teacher in teachers_of(described)]
 
 
 def snippet(folder: Path, student: Student, config: StudentConfig) -> str:

@@ -1,0 +1,240 @@
+"""One finished run -> one export folder: every format, its accuracy and parity on the run's own test images, the rule
+of the preprocessing, and a card. The folder appears when it is whole.
+"""
+
+# N test images, K classes
+
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import timm
+import torch
+
+from distill.export import (
+    browser,
+    card,
+    executorch_model,
+    numbers,
+    onnx_model,
+    preprocessing,
+    program,
+    qat,
+    timm_folder,
+)
+from distill.export.config import ExportConfig, wants
+from distill.export.finished import open_data, read_run
+from distill.export.int8 import make_int8
+from distill.export.manifest import MANIFEST, describe
+from distill.export.parity import answers, torch_runner
+from distill.export.quiet import reason
+from distill.export.work import Say, Work
+from distill.runs import write_json
+from distill.student import Student
+from featstore.atomic import make_folder, refused, sync_tree
+from featstore.errors import ConfigError
+
+
+def export_run(config: ExportConfig, *, say: Say = print) -> dict[str, Any]:
+    """Take a finished run to the edge.
+
+    Args:
+        config: what to make, and where.
+        say: prints a line.
+
+    Returns:
+        What is also written to export.json.
+
+    Raises:
+        ConfigError: no finished run, a format that was named and cannot be made, an operator without a counterpart,
+            or images that cannot calibrate.
+        StoreWriteError: the disk refused. Nothing but a temporary folder is left, which the next start clears.
+    """
+    run = read_run(Path(config.model))
+    refuse_missing_runtimes(config)
+    out = Path(config.out or run.folder / "export")
+    refuse_other_folder(out)
+    web = browser.web_runtime(config.browser_runtime) if config.browser else None
+    data = open_data(run, store=config.store, images=config.images)
+    spec = preprocessing.input_spec(
+        run.student, baked=config.bake_normalisation, uint8=config.uint8_input
+    )
+    with staged(out) as folder:
+        work = Work(config, run, data, spec, folder, say)
+        work.notes += [*data.task.samples.notes, *data.part.notes]
+        say(f"run       {run.folder}: {run.record['method']}, seed {run.record['seed']}")
+        say(f"student   {run.described['architecture']}, {data.part.test.size:,} test images")
+        make_float(work)
+        logits = answers(work.pictures(data.part.test), work.runners)
+        if wants(config, "int8") and "int8" not in work.skipped:
+            make_int8(work, logits)
+        manifest = describe(work, logits)
+        write_preprocessing(work)
+        if config.latency.rounds:
+            say(f"\n{numbers.text(numbers.write_numbers(work))}\n")
+        if web is not None:
+            manifest["browser"] = make_page(work, web)
+        finish(work, manifest)
+    return manifest
+
+
+def refuse_missing_runtimes(config: ExportConfig) -> None:
+    """Refuse at once what was named and cannot be made.
+
+    Raises:
+        ConfigError: names the packages.
+    """
+    if {"onnx", "int8"} & set(config.formats):
+        onnx_model.require_installed()
+    if "executorch" in config.formats and not executorch_model.installed():
+        raise ConfigError(executorch_model.MISSING)
+
+
+def refuse_other_folder(out: Path) -> None:
+    """Refuse to replace a folder that is not an export.
+
+    Raises:
+        ConfigError: it holds something else.
+    """
+    if out.exists() and not (out / MANIFEST).is_file() and (not out.is_dir() or any(out.iterdir())):
+        raise ConfigError(
+            f"--out {out}: is there and is not an export ({MANIFEST} is missing), so it is not replaced. Choose "
+            "another --out."
+        )
+
+
+@contextmanager
+def staged(out: Path) -> Iterator[Path]:
+    """A temporary folder beside ``out`` that takes its place at the end; after an error ``out`` is as it was.
+
+    What an interrupted fine-tuning has left is kept for the next start; all else begins anew.
+    """
+    folder = out.with_name(f".partial-{out.name}")
+    with refused(out, 0):
+        make_folder(folder)
+        for item in folder.iterdir():
+            if item.name != qat.FOLDER:
+                shutil.rmtree(item) if item.is_dir() else item.unlink()
+        try:
+            yield folder
+        except BaseException:
+            if not (folder / qat.FOLDER).exists():
+                shutil.rmtree(folder, ignore_errors=True)
+            raise
+        sync_tree(folder)
+        old = out.with_name(f".partial-{out.name}.old")
+        shutil.rmtree(old, ignore_errors=True)
+        if out.exists():
+            out.rename(old)
+        folder.rename(out)
+        shutil.rmtree(old, ignore_errors=True)
+
+
+def make_float(work: Work) -> None:
+    """All formats in floating point, each loaded again from its file."""
+    run, config, folder = work.run, work.config, work.folder
+    work.runners["pytorch"] = torch_runner(run.student)
+    if wants(config, "safetensors"):
+        work.files["safetensors"] = timm_folder.write(
+            folder, run.student, run.rule, described=run.described
+        )
+        work.runners["safetensors"] = torch_runner(reload(folder, run.student))
+    module = preprocessing.graph_module(run.student, work.spec)
+    if wants(config, "onnx") or wants(config, "int8"):
+        missing = onnx_model.missing_packages()
+        if missing:
+            why = f"{', '.join(missing)} not installed: {onnx_model.MISSING}"
+            work.skip("onnx", why)
+            work.skip("int8", why)
+    traced = None
+    if wants(config, "program") or ("onnx" not in work.skipped and _wants_graph(config)):
+        traced = program.trace(module, work.spec)
+    if traced is not None and _wants_graph(config) and "onnx" not in work.skipped:
+        path = onnx_model.write(folder, traced, work.spec)
+        work.files["onnx"] = [path]
+        work.runners["onnx"] = onnx_model.runner(path, work.spec)
+    if wants(config, "program"):
+        assert traced is not None
+        path = program.write(folder, traced)
+        work.files["program"] = [path]
+        work.runners["program"] = program.runner(path, work.spec)
+    if wants(config, "executorch"):
+        if not executorch_model.installed():
+            work.skip("executorch", executorch_model.MISSING)
+        else:
+            path, left = executorch_model.write(folder, module, work.spec)
+            work.files["executorch"], work.extra["executorch"] = [path], left
+            work.runners["executorch"] = executorch_model.runner(path, work.spec)
+    for name, files in work.files.items():
+        work.say(f"made      {name}: {', '.join(path.name for path in files)}")
+
+
+def _wants_graph(config: ExportConfig) -> bool:
+    return wants(config, "onnx") or wants(config, "int8")
+
+
+class Reloaded:
+    """A model as timm loads it from the folder, where the student was."""
+
+    def __init__(self, model: torch.nn.Module, student: Student) -> None:
+        self.model, self.mean, self.std = model, student.mean, student.std
+
+
+def reload(folder: Path, student: Student) -> Any:
+    """What ``timm.create_model`` makes of the folder.
+
+    Raises:
+        ConfigError: it does not load it.
+    """
+    try:
+        model = timm.create_model(f"local-dir:{folder}", pretrained=True)
+    except Exception as error:  # timm raises many unrelated types
+        raise ConfigError(
+            f"timm {timm.__version__} does not load what was exported: {reason(error)}."
+        ) from error
+    return Reloaded(model.eval(), student)
+
+
+def write_preprocessing(work: Work) -> None:
+    """The rule and its test vectors, with the answer of every file."""
+    pixels = preprocessing.reference_pixels(work.spec, work.run.rule)
+    preprocessing.write(
+        work.folder,
+        work.spec,
+        work.run.rule,
+        label_names=work.run.label_names,
+        logits={name: runner(pixels)[0].tolist() for name, runner in work.runners.items()},
+    )
+
+
+def make_page(work: Work, web: browser.WebRuntime) -> dict[str, Any]:
+    """The page that runs the ONNX files, and what the manifest says of it.
+
+    Raises:
+        ConfigError: there is no ONNX file.
+    """
+    names = [name for name in browser.FILES if name in work.files and wants(work.config, name)]
+    if not names:
+        raise ConfigError(f"--browser true: there is no ONNX file to run. {onnx_model.MISSING}")
+    title = f"{work.run.described['architecture']}, distilled"
+    path = browser.write(work.folder, title=title, names=names, runtime=web)
+    work.say(f"made      browser: {browser.NAME}, {path.stat().st_size / 1e6:.1f} MB")
+    return {
+        "file": browser.NAME,
+        "bytes": path.stat().st_size,
+        "runtime": f"{browser.PACKAGE} {web.version}",
+    }
+
+
+def finish(work: Work, manifest: dict[str, Any]) -> None:
+    """Files that describe the others; of the fine-tuning, its record without its checkpoint."""
+    short = work.folder / qat.FOLDER
+    for path in sorted(short.rglob("*"), reverse=True):
+        if path.is_file() and path.name not in ("run.json", "metrics.jsonl", "config.yaml"):
+            path.unlink()
+    if work.config.formats and "onnx" not in work.config.formats:
+        (work.folder / onnx_model.NAME).unlink(missing_ok=True)
+    write_json(work.folder / MANIFEST, manifest)
+    card.write(work.folder, manifest, work.run, work.data)

@@ -1,0 +1,183 @@
+"""A finished run read back: its settings, its student, its images and, where it is at hand, its store."""
+
+import dataclasses
+import json
+import typing
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+import yaml
+
+from distill import task
+from distill.config import DistillConfig
+from distill.data import ViewRule
+from distill.evaluate import check_classes
+from distill.export.run_files import load_exported, store_fingerprints, teachers_of
+from distill.join import Split
+from distill.student import Student
+from distill.task import Task
+from featstore import FeatureStore
+from featstore.errors import ConfigError, StoreNotFound
+from featstore.sources import open_source
+
+Config = TypeVar("Config")
+
+
+@dataclass(frozen=True)
+class FinishedRun:
+    """What a run left behind.
+
+    Attributes:
+        folder: of the run.
+        config: that it was run with; ``methods`` and ``seeds`` hold its own one.
+        record: run.json.
+        evaluation: evaluation.json.
+        described: config.json.
+        student: the exported student, in eval mode.
+    """
+
+    folder: Path
+    config: DistillConfig
+    record: dict[str, Any]
+    evaluation: dict[str, Any]
+    described: dict[str, Any]
+    student: Student
+
+    @property
+    def rule(self) -> ViewRule:
+        """Which region of an image the student is shown."""
+        return ViewRule.from_description(self.described["input"]["region"])
+
+    @property
+    def label_names(self) -> list[str]:
+        """K names."""
+        return list(self.described["label_names"])
+
+    @property
+    def teachers(self) -> list[dict[str, Any]]:
+        """Who it was distilled from."""
+        return teachers_of(self.described)
+
+    @property
+    def fingerprints(self) -> list[str]:
+        """Of the teachers' stores."""
+        return store_fingerprints(self.described)
+
+
+@dataclass(frozen=True)
+class RunData:
+    """The images of a run, joined again.
+
+    Attributes:
+        task: with the store's features if the store is at hand.
+        part: the parts of the run.
+        missing: why there is no store; "" if there is one.
+    """
+
+    task: Task
+    part: Split
+    missing: str
+
+
+def read_run(folder: Path) -> FinishedRun:
+    """Read the folder of a finished run.
+
+    Raises:
+        ConfigError: it is no such folder, the run is not finished, or its files do not fit each other.
+    """
+    texts: dict[str, bytes] = {}
+    for name in ("config.yaml", "run.json", "evaluation.json"):
+        try:
+            texts[name] = (folder / name).read_bytes()
+        except OSError:
+            begun = name != "config.yaml"
+            raise ConfigError(
+                f"--model {folder}: "
+                + (
+                    f"the run is not finished, {name} is missing. Start distill.py again to go on with it."
+                    if begun
+                    else "is not the folder of a run, config.yaml is missing. Expected one that distill.py wrote, "
+                    "such as outputs/digits/distill/customkd/seed0."
+                )
+            ) from None
+    try:
+        settings = yaml.safe_load(texts["config.yaml"])
+        record, evaluation = (json.loads(texts[name]) for name in ("run.json", "evaluation.json"))
+        config = from_plain(DistillConfig, settings)
+    except (ValueError, TypeError, KeyError, yaml.YAMLError) as error:
+        raise ConfigError(f"--model {folder}: cannot be read ({error}).") from error
+    student, described = load_exported(folder)
+    student.eval()
+    return FinishedRun(folder, config, record, evaluation, described, student)
+
+
+def from_plain(kind: type[Config], values: dict[str, Any]) -> Config:
+    """Build a config of what ``dataclasses.asdict`` made of one.
+
+    Raises:
+        ConfigError: a value is out of range.
+        TypeError: a key is unknown.
+    """
+    kinds = typing.get_type_hints(kind)
+    return kind(**{key: _value(kinds.get(key), value) for key, value in values.items()})
+
+
+def _value(kind: Any, value: Any) -> Any:
+    if dataclasses.is_dataclass(kind) and isinstance(value, dict):
+        return from_plain(typing.cast(type[Any], kind), value)
+    inner = typing.get_args(kind)
+    if typing.get_origin(kind) is list and inner and dataclasses.is_dataclass(inner[0]):
+        return [_value(inner[0], item) for item in value]
+    return value
+
+
+def open_data(run: FinishedRun, *, store: str = "", images: str = "") -> RunData:
+    """Join the run's images again, and its store's rows where it can be found.
+
+    Args:
+        run: finished.
+        store: where its store is; "" looks where it was.
+        images: where its images are; "" looks where they were.
+
+    Raises:
+        ConfigError: ``store`` is not the store that the student was distilled from, or other classes.
+        SourceError: the images are not there.
+    """
+    config = run.config
+    source_config = dataclasses.replace(config.source, path=images) if images else config.source
+    source = open_source(source_config)
+    try:
+        opened = FeatureStore.open(store or config.store)
+        missing = _mismatch(opened, run)
+        if missing and store:
+            raise ConfigError(f"--store: {missing}")
+    except StoreNotFound as error:
+        if store:
+            raise
+        opened, missing = None, str(error)
+    if opened is not None and not missing:
+        data = task.prepare(
+            source,
+            opened,
+            config.data,
+            config.field,
+            weight=config.teacher_weight,
+            teachers=config.teachers,
+            grid_field=config.grid_field,
+        )
+    else:
+        data = task.prepare_without_store(source, config.data, run.rule)
+    check_classes(data.samples, run.label_names, str(run.folder))
+    return RunData(data, data.split(config.seeds[0]), missing)
+
+
+def _mismatch(store: FeatureStore, run: FinishedRun) -> str:
+    """Why a store is not the one that a student was distilled from; "" if it is."""
+    expected = run.fingerprints[0] if run.fingerprints else ""
+    if store.fingerprint == expected:
+        return ""
+    return (
+        f"{store.address} has the fingerprint {store.fingerprint[:16]}, the student was distilled from "
+        f"{expected[:16] or 'none'}. Give the run's own store with --store."
+    )

@@ -1,0 +1,108 @@
+"""Which images calibrate int8 and which are held out to choose its settings, and pictures batch by batch."""
+
+# B batch, H W student input, S images
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+import numpy.typing as npt
+
+from distill.data import ViewRule, load
+from distill.export.config import CalibrationConfig
+from distill.join import Samples, Split
+from distill.sampler import CANONICAL, Indices, Request
+from distill.student import Student
+from distill.task import Task
+from featstore.errors import ConfigError
+from featstore.sources.base import NO_LABEL
+
+Pixels = npt.NDArray[np.uint8]
+"""(B, 3, H, W) RGB."""
+
+BATCH = 64
+"""Pictures at a time."""
+
+
+@dataclass(frozen=True)
+class Draw:
+    """Images for int8, as indices into ``Samples``; no test image and no copy of one is among them.
+
+    Attributes:
+        calibration: that ranges are measured on.
+        held_out: that settings are compared on.
+        notes: what a user should hear.
+    """
+
+    calibration: Indices
+    held_out: Indices
+    notes: list[str] = field(default_factory=list)
+
+
+def draw(samples: Samples, part: Split, config: CalibrationConfig) -> Draw:
+    """Draw from the training images, equally many of every class where labels are known, by a seed alone.
+
+    Args:
+        samples: the joined images.
+        part: of the run; its labelled and unlabelled images are drawn from.
+        config: how many.
+
+    Raises:
+        ConfigError: there is no image, only one, or images of one class where the student knows several.
+    """
+    pool = np.union1d(part.labelled, part.unlabelled)
+    if len(pool) < 2:
+        raise ConfigError(
+            f"int8: {len(pool)} training images to calibrate on and to compare by, in {samples.source.uri}; expected "
+            f"--calibration.images {config.images} and some more. Give the run's images with --images, or leave "
+            "int8 out of --formats."
+        )
+    labels = samples.labels[pool]
+    classes = np.unique(labels[labels != NO_LABEL])
+    if len(classes) == 1 and samples.num_classes > 1 and NO_LABEL not in labels:
+        name = samples.class_names[int(classes[0])]
+        raise ConfigError(
+            f"int8: all {len(pool)} training images in {samples.source.uri} are of the class {name!r}, the student "
+            f"knows {samples.num_classes}. Ranges measured on one class do not hold for the others. Give images of "
+            "all classes with --images, or leave int8 out of --formats."
+        )
+    order = pool[_in_turn(labels, config.seed)]
+    # Too few for both: half and half.
+    calibrating = min(config.images, (len(pool) + 1) // 2)
+    notes = []
+    if calibrating < config.images:
+        notes.append(
+            f"--calibration.images {config.images}: only {len(pool):,} training images; {calibrating} calibrate, "
+            "the others choose"
+        )
+    held_out = order[calibrating : calibrating + config.held_out]
+    return Draw(np.sort(order[:calibrating]), np.sort(held_out), notes)
+
+
+def _in_turn(labels: npt.NDArray[np.int64], seed: int) -> Indices:
+    """An order that takes one of every class in turn, in each class as a seed shuffled it."""
+    rank = np.zeros(len(labels), np.int64)
+    shuffled = np.random.default_rng(seed).permutation(len(labels))
+    for label in np.unique(labels):
+        own = shuffled[labels[shuffled] == label]
+        rank[own] = np.arange(len(own))
+    # Within one round the classes come in a shuffled order too, so that a cut through a round favours none.
+    place = np.empty(len(labels), np.int64)
+    place[shuffled] = np.arange(len(labels))
+    found: Indices = np.lexsort((place, rank))
+    return found
+
+
+def pictures(
+    task: Task, student: Student, indices: Sequence[int] | Indices, *, rule: ViewRule, workers: int
+) -> Iterator[Pixels]:
+    """Canonical views at the student's size, in order.
+
+    Raises:
+        MissingSamples: the bytes of an image are not those that the teacher saw.
+        ConfigError: an image cannot be read or decoded.
+    """
+    requests = [Request(int(index), CANONICAL, 0, False) for index in indices]
+    batches = [requests[start : start + BATCH] for start in range(0, len(requests), BATCH)]
+    for batch in load(task.dataset(student, rule=rule), batches, workers=workers):
+        yield np.ascontiguousarray(batch.pixels.numpy())

@@ -1,0 +1,178 @@
+"""The int8 file: quantised after training, and where that loses too much, after a short fine-tuning as well."""
+
+# N test images, K classes
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from distill.export import card, images, onnx_model, preprocessing, program, qat, timm_folder
+from distill.export.images import Pixels
+from distill.export.parity import Logits, answers, compare, torch_runner
+from distill.export.quantise import quantise
+from distill.export.search import Trial, search
+from distill.export.work import Work
+from distill.optim import TrainingDiverged
+from featstore.errors import ConfigError
+
+
+def make_int8(work: Work, logits: dict[str, Logits]) -> None:
+    """Quantise; where too much is lost, fine-tune and quantise again; keep what held-out images prefer."""
+    config, data = work.config, work.data
+    drawn = images.draw(data.task.samples, data.part, config.calibration)
+    work.notes += drawn.notes
+    calibration, held_out = work.pixels(drawn.calibration), work.pixels(drawn.held_out)
+    path = work.folder / onnx_model.INT8
+    taken, trials = search(
+        work.folder / onnx_model.NAME,
+        path,
+        calibration=calibration,
+        held_out=held_out,
+        spec=work.spec,
+        config=config.calibration,
+        say=work.say,
+    )
+    first = answers(work.pictures(data.part.test), {"int8": onnx_model.runner(path, work.spec)})[
+        "int8"
+    ]
+    before = work.measured(logits["pytorch"])["top1"]
+    lost = 100 * (before - work.measured(first)["top1"])
+    work.say(f"int8      {taken.setting}: {card.points(lost)}")
+    record: dict[str, Any] = {
+        "calibration": {
+            "images": len(calibration),
+            "held_out": len(held_out),
+            "seed": config.calibration.seed,
+            "percentile": config.calibration.percentile,
+            "classes": len(np.unique(data.task.samples.labels[drawn.calibration])),
+        },
+        "post_training": {
+            **taken.describe(), **work.measured(first), "lost_points": lost,
+            **compare(first, logits["pytorch"]),
+        },
+        "tried": [trial.describe() for trial in trials],
+        "from": "post_training",
+    }  # fmt: skip
+    logits["int8"], work.files["int8"] = first, [path]
+    if config.qat == "always" or (config.qat == "auto" and lost > config.most_lost):
+        tuned = finetune_int8(work, taken, calibration, held_out, drawn, record)
+        if tuned is not None:
+            logits["int8"] = tuned
+    elif config.qat == "never" and lost > config.most_lost:
+        work.notes.append(
+            f"int8 loses {lost:.1f} points; --qat auto would fine-tune the student for it"
+        )
+    found = work.measured(logits["int8"])["top1"]
+    record["lost_points"] = 100 * (before - found)
+    # Fine-tuning trains on, so that the run's own float student no longer tells what int8 costs.
+    same = record["fine_tuned"]["float_top1"] if record["from"] == "fine_tuned" else before
+    record["lost_points_same_weights"] = 100 * (same - found)
+    if record["lost_points"] > config.most_lost:
+        work.notes.append(
+            f"int8 loses {record['lost_points']:.1f} points of test accuracy; {len(trials)} settings were tried, "
+            + ("and fine-tuning" if "fine_tuned" in record else "without fine-tuning")
+        )
+    work.extra["int8"] = record
+    work.runners["int8"] = onnx_model.runner(path, work.spec)
+
+
+def finetune_int8(
+    work: Work,
+    taken: Trial,
+    calibration: Pixels,
+    held_out: Pixels,
+    drawn: images.Draw,
+    record: dict[str, Any],
+) -> Logits | None:
+    """Fine-tune, quantise what comes out, and take it if it agrees with the teacher more often than the plain int8.
+
+    Returns:
+        (N, K) of the test images; None if the plain int8 file is kept.
+    """
+    config, data = work.config, work.data
+    if data.missing:
+        why = f"not fine-tuned: it needs the store that the student was distilled from ({data.missing})"
+        if config.qat == "always":
+            raise ConfigError(f"--qat always: {why}")
+        work.notes.append(why)
+        record["fine_tuned"] = {"skipped": why}
+        return None
+    work.say(
+        f"int8      fine-tuning: {config.finetune.epochs} epochs of {work.run.record['method']}"
+    )
+    try:
+        student, short = qat.finetune(
+            work.run,
+            data,
+            config.finetune,
+            setting=taken.setting,
+            out=work.folder / qat.FOLDER,
+            workers=config.workers,
+        )
+    except TrainingDiverged as error:
+        work.notes.append(f"fine-tuning diverged, the plain int8 file is kept: {error}")
+        record["fine_tuned"] = {"skipped": str(error)}
+        return None
+    plain, scratch = work.folder / onnx_model.INT8, work.folder / ".partial-tuned.onnx"
+    floating = work.folder / ".partial-tuned-float.onnx"
+    module = preprocessing.graph_module(student, work.spec)
+    floating.write_bytes(onnx_model.translate(program.trace(module, work.spec), work.spec))
+    # The steps that it was trained for.
+    quantise(
+        floating,
+        scratch,
+        taken.setting,
+        calibration,
+        work.spec,
+        percentile=config.calibration.percentile,
+    )
+    after = answers(
+        work.pictures(data.part.test),
+        {"int8": onnx_model.runner(scratch, work.spec), "float": torch_runner(student)},
+    )
+    shares = agreement_with_teacher(work, held_out, drawn, {"plain": plain, "tuned": scratch})
+    better = shares["tuned"] > shares["plain"]
+    record["fine_tuned"] = {
+        **taken.setting.describe(),
+        **work.measured(after["int8"]),
+        "float_top1": work.measured(after["float"])["top1"],
+        "epochs": config.finetune.epochs,
+        "seconds": short["seconds"],
+        "steps": short["steps"],
+        "held_out_agreement_with_teacher": shares,
+    }
+    work.say(
+        f"int8      fine-tuned: top-1 {100 * record['fine_tuned']['top1']:.1f} %, in float "
+        f"{100 * record['fine_tuned']['float_top1']:.1f} %; held-out agreement with the teacher "
+        f"{100 * shares['tuned']:.1f} %, before {100 * shares['plain']:.1f} %: "
+        + ("taken" if better else "not taken")
+    )
+    floating.unlink()
+    if not better:
+        scratch.unlink()
+        return None
+    scratch.replace(plain)
+    record["from"] = "fine_tuned"
+    # The float weights behind the int8 file, so that it can be quantised again for another runtime.
+    work.files["int8"] += timm_folder.write(
+        work.folder / "int8_float", student, work.run.rule, described=work.run.described
+    )
+    return after["int8"]
+
+
+def agreement_with_teacher(
+    work: Work, held_out: Pixels, drawn: images.Draw, files: dict[str, Path]
+) -> dict[str, float]:
+    """How often int8 files give the answer of the teacher's probe on held-out images: their labels are not used."""
+    task, part = work.data.task, work.data.part
+    assert task.features is not None
+    settings = work.run.config
+    probe = task.fit_probe(part, most=settings.eval.probe_rows, seed=settings.seeds[0])
+    teacher = probe.logits(task.features.take(drawn.held_out).numpy()).argmax(1)
+    batches = (
+        held_out[start : start + images.BATCH] for start in range(0, len(held_out), images.BATCH)
+    )
+    runners = {name: onnx_model.runner(path, work.spec) for name, path in files.items()}
+    found = answers(batches, runners)
+    return {name: float((logits.argmax(1) == teacher).mean()) for name, logits in found.items()}

@@ -1,0 +1,110 @@
+"""export.json: what was made of which run, with sizes, hashes, accuracy and parity of every file."""
+
+# K classes
+
+import hashlib
+import importlib.metadata
+import json
+from pathlib import Path
+from typing import Any
+
+from distill.export.config import ALL_FORMATS, wants
+from distill.export.parity import Logits, compare
+from distill.export.work import Work
+from featstore import __version__
+from featstore.errors import ConfigError
+
+MANIFEST = "export.json"
+FORMAT_VERSION = 1
+
+
+def describe(work: Work, logits: dict[str, Logits]) -> dict[str, Any]:
+    """What export.json says."""
+    run = work.run
+    formats = {
+        name: {
+            "files": [
+                {
+                    "name": str(path.relative_to(work.folder)),
+                    "bytes": path.stat().st_size,
+                    "sha256": hashlib.sha256(path.read_bytes()).hexdigest(),
+                }
+                for path in work.files[name]
+            ],
+            "parity": compare(logits[name], logits["pytorch"]),
+            **work.measured(logits[name]),
+            **work.extra.get(name, {}),
+        }
+        for name in ALL_FORMATS
+        if name in work.files and wants(work.config, name)
+    }
+    return {
+        "format_version": FORMAT_VERSION,
+        "run": {
+            "folder": run.folder.name,
+            "method": run.record["method"],
+            "seed": run.record["seed"],
+            "contract_sha256": run.record["contract_sha256"],
+        },
+        "student": {
+            "architecture": run.described["architecture"],
+            "num_classes": run.described["num_classes"],
+            "parameters": sum(item.numel() for item in run.student.model.parameters()),
+        },
+        "input": {
+            "size": list(work.spec.size),
+            "normalisation_in_graph": work.spec.baked,
+            "dtype": "uint8" if work.spec.uint8 else "float32",
+        },
+        "num_test_images": len(work.labels),
+        "pytorch": work.measured(logits["pytorch"]),
+        "formats": formats,
+        "skipped": work.skipped,
+        "notes": work.notes,
+        "versions": versions(),
+    }
+
+
+def versions() -> dict[str, str]:
+    """Of the packages that took part, as far as they are installed."""
+    found = {"featstore-distill": __version__}
+    for name in ("torch", "timm", "onnx", "onnxruntime", "onnxscript", "executorch"):
+        try:
+            found[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return found
+
+
+def table(manifest: dict[str, Any]) -> str:
+    """One line per format, for people."""
+    lines = [
+        f"{'format':<12} {'MB':>7} {'top-1 %':>8} {'agrees %':>9} {'max |logit difference|':>23}"
+    ]
+    lines.append("-" * len(lines[0]))
+    lines.append(
+        f"{'pytorch':<12} {'-':>7} {100 * manifest['pytorch']['top1']:>8.1f} {'-':>9} {'-':>23}"
+    )
+    for name, values in manifest["formats"].items():
+        size = values["files"][0]["bytes"] / 1e6
+        parity = values["parity"]
+        lines.append(
+            f"{name:<12} {size:>7.2f} {100 * values['top1']:>8.1f} {100 * parity['top1_agreement']:>9.2f} "
+            f"{parity['max_abs_difference']:>23.2g}"
+        )
+    return "\n".join(lines)
+
+
+def read_manifest(folder: Path) -> dict[str, Any]:
+    """export.json of an export folder.
+
+    Raises:
+        ConfigError: it is not one.
+    """
+    try:
+        values: dict[str, Any] = json.loads((folder / MANIFEST).read_bytes())
+    except (OSError, ValueError) as error:
+        raise ConfigError(
+            f"{folder}: is not an export, {MANIFEST} cannot be read ({error})."
+        ) from error
+    return values

@@ -1,0 +1,146 @@
+"""Which settings of int8: a few standard ones, compared on held-out images by how little the answers move. No label is
+used, and no test image.
+"""
+
+# S images, H W student input, K classes
+
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from distill.export import onnx_model
+from distill.export.config import CalibrationConfig
+from distill.export.images import BATCH, Pixels
+from distill.export.parity import Logits, answers, compare
+from distill.export.preprocessing import InputSpec
+from distill.export.quantise import Block, Method, Setting, Weights, has_squeeze_excite, quantise
+
+WORTH = 0.9
+"""A further setting is taken only if it lowers the divergence to this share of the best one's so far."""
+
+
+@dataclass(frozen=True)
+class Trial:
+    """One setting and what came of it.
+
+    Attributes:
+        setting: that was tried.
+        held_out: ``parity.compare`` with the float model on the held-out images, as this processor computes.
+        exact: likewise, as a processor does that never saturates.
+        bytes: of the file.
+        seconds: to calibrate and write it.
+    """
+
+    setting: Setting
+    held_out: dict[str, float]
+    exact: dict[str, float]
+    bytes: int
+    seconds: float
+
+    def describe(self) -> dict[str, Any]:
+        """As JSON values."""
+        return {
+            **self.setting.describe(),
+            "name": str(self.setting),
+            "held_out": self.held_out,
+            "held_out_exact": self.exact,
+            "bytes": self.bytes,
+            "seconds": round(self.seconds, 1),
+        }
+
+
+def search(
+    path: Path,
+    out: Path,
+    *,
+    calibration: Pixels,
+    held_out: Pixels,
+    spec: InputSpec,
+    config: CalibrationConfig,
+    say: Callable[[str], None],
+) -> tuple[Trial, list[Trial]]:
+    """Quantise by the setting that changes the answers least, and write that file.
+
+    The plainest one comes first; another is taken only where it is clearly better. Other types of weights than the one
+    that was asked for are tried and reported, and not taken.
+
+    Args:
+        path: of the float model.
+        out: of the int8 one.
+        calibration: (S, 3, H, W) uint8.
+        held_out: likewise, other images.
+        spec: of the input.
+        config: the type of weights, and the method, if it is not auto.
+        say: prints a line.
+
+    Returns:
+        The setting that was taken, and all that were tried.
+
+    Raises:
+        ConfigError: see ``quantise``.
+    """
+    reference = _run(path, held_out, spec)
+    trials: list[Trial] = []
+    scratch = out.with_name(f".partial-{out.name}")
+
+    def attempt(setting: Setting) -> Trial:
+        began = time.monotonic()
+        quantise(path, scratch, setting, calibration, spec, percentile=config.percentile)
+        seconds = time.monotonic() - began
+        here = compare(_run(scratch, held_out, spec), reference)
+        exact = compare(_run(scratch, held_out, spec, exact=True), reference)
+        trial = Trial(setting, here, exact, scratch.stat().st_size, seconds)
+        trials.append(trial)
+        say(
+            f"  int8 {setting}: agrees on {100 * trial.held_out['top1_agreement']:.1f} % of {len(held_out)} held-out "
+            f"images, KL {trial.held_out['kl']:.4f}"
+        )
+        return trial
+
+    try:
+        best: Trial | None = None
+        for setting in first_settings(config):
+            trial = attempt(setting)
+            if setting.weights == config.weights and (best is None or _better(trial, best)):
+                best = trial
+                scratch.replace(out)
+        assert best is not None
+        for block in blocks(path):
+            kept = (*best.setting.keep_float, block)
+            trial = attempt(Setting(best.setting.method, best.setting.weights, kept))
+            if _better(trial, best):
+                best = trial
+                scratch.replace(out)
+    finally:
+        scratch.unlink(missing_ok=True)
+    return best, trials
+
+
+def first_settings(config: CalibrationConfig) -> Iterator[Setting]:
+    """Without anything in float: the methods, then other weights."""
+    methods: list[Method] = (
+        ["minmax", "percentile", "entropy"] if config.method == "auto" else [config.method]
+    )
+    for method in methods:
+        yield Setting(method, config.weights)
+    kinds: tuple[Weights, ...] = ("int7", "uint8", "int8")
+    for weights in kinds:
+        if weights != config.weights:
+            yield Setting(methods[0], weights)
+
+
+def blocks(path: Path) -> list[Block]:
+    """What may stay in float, from the cheapest."""
+    found: list[Block] = ["classifier", "first"]
+    return [*found, "squeeze-excite"] if has_squeeze_excite(path) else found
+
+
+def _better(trial: Trial, best: Trial) -> bool:
+    return trial.exact["kl"] < WORTH * best.exact["kl"]
+
+
+def _run(path: Path, pixels: Pixels, spec: InputSpec, *, exact: bool = False) -> Logits:
+    batches = (pixels[start : start + BATCH] for start in range(0, len(pixels), BATCH))
+    return answers(batches, {"one": onnx_model.runner(path, spec, exact=exact)})["one"]

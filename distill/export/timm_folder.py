@@ -1,0 +1,67 @@
+"""A folder that timm loads: safetensors with plain timm keys, and config.json in the form of the Hugging Face hub.
+
+``timm.create_model("local-dir:FOLDER", pretrained=True)``; uploaded to the hub as it is, ``"hf-hub:NAME"`` does it.
+"""
+
+from pathlib import Path
+from typing import Any
+
+from safetensors.torch import save
+
+from distill.data import ViewRule
+from distill.export.run_files import plain_state, teachers_of
+from distill.runs import write_json
+from distill.student import Student
+from featstore.atomic import write_bytes
+
+WEIGHTS = "model.safetensors"
+CONFIG = "config.json"
+"""Both names are those that timm looks for."""
+
+
+def write(
+    folder: Path, student: Student, rule: ViewRule, *, described: dict[str, Any]
+) -> list[Path]:
+    """Write weights and config.
+
+    Args:
+        folder: of the export.
+        student: plain.
+        rule: which region of an image it is shown; timm's own transform cuts the same one up to a pixel.
+        described: config.json of the run.
+
+    Returns:
+        The files.
+    """
+    write_bytes(folder / WEIGHTS, save(plain_state(student.model), metadata={"format": "pt"}))
+    write_json(folder / CONFIG, hub_config(student, rule, described))
+    return [folder / WEIGHTS, folder / CONFIG]
+
+
+def hub_config(student: Student, rule: ViewRule, described: dict[str, Any]) -> dict[str, Any]:
+    """The values of config.json; keys as ``timm.models.push_to_hf_hub`` writes them."""
+    own: Any = student.model.pretrained_cfg
+    kept = {
+        key: own[key]
+        for key in ("first_conv", "classifier", "fixed_input_size", "pool_size")
+        if own.get(key)
+    }
+    return {
+        "architecture": described["architecture"],
+        "num_classes": described["num_classes"],
+        "num_features": int(getattr(student.model, "num_features", student.width)),
+        "label_names": described["label_names"],
+        "model_args": described["model_args"],
+        "pretrained_cfg": {
+            "custom_load": False,
+            "input_size": [3, *student.input_size],
+            "interpolation": rule.interpolation,
+            "crop_pct": rule.crop_pct,
+            "crop_mode": rule.crop_mode,
+            "mean": list(student.mean),
+            "std": list(student.std),
+            "num_classes": described["num_classes"],
+            **kept,
+        },
+        "distilled_from": teachers_of(described),
+    }  # fmt: skip

@@ -1,0 +1,210 @@
+"""The rows of an experiment as ONNX files, measured in turn in one process."""
+
+# B batch, H W student input, K classes
+
+import statistics
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from distill.config import StudentConfig
+from distill.data import ViewRule
+from distill.experiments.outcome import RowResult
+from distill.export import onnx_model, parity, preprocessing, program
+from distill.export.latency import Timing, count_macs, describe_machine, measure
+from distill.export.memory import weigh
+from distill.export.run_files import load_exported
+from distill.export.runtimes import Candidate
+from distill.pareto.front import front
+from featstore.errors import ConfigError
+
+FARTHEST = 1e-2
+"""Largest difference of a logit between PyTorch and ONNX that rounding may make."""
+
+Say = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class Student:
+    """One row, measured.
+
+    Attributes:
+        name: of the row.
+        architecture: timm's name.
+        start: what its weights began as.
+        top1: test accuracy by seed, 0 to 1.
+        probe_top1: of a linear probe on the teacher's features, mean over seeds.
+        train_s: mean over seeds.
+        parameters: weights and biases.
+        macs: multiply-adds of one image.
+        bytes: of the ONNX file, float32.
+        model_mb: memory of one picture on top of the runtime, MB; None where the system does not tell.
+        timings: ONNX Runtime in float32.
+    """
+
+    name: str
+    architecture: str
+    start: str
+    top1: dict[int, float]
+    probe_top1: float
+    train_s: float
+    parameters: int
+    macs: int
+    bytes: int
+    model_mb: float | None
+    timings: list[Timing]
+
+    @property
+    def mean(self) -> float:
+        """Of the accuracy over seeds."""
+        return statistics.fmean(self.top1.values())
+
+    @property
+    def deviation(self) -> float:
+        """Sample standard deviation over seeds; 0 for one seed."""
+        return statistics.stdev(self.top1.values()) if len(self.top1) > 1 else 0.0
+
+    @property
+    def latency(self) -> Timing:
+        """The first batch size on the first number of threads; what the front is drawn by."""
+        return self.timings[0]
+
+
+@dataclass(frozen=True)
+class Choice:
+    """All students of one experiment.
+
+    Attributes:
+        students: at least one; the most accurate first.
+        by_latency: whether each is on the front of accuracy and latency.
+        by_size: whether each is on the front of accuracy and file size.
+        machine: where latency was measured.
+        rounds: of the measurement.
+        unfinished: names of rows without a finished run.
+    """
+
+    students: list[Student]
+    by_latency: list[bool]
+    by_size: list[bool]
+    machine: dict[str, Any]
+    rounds: int
+    unfinished: list[str]
+
+
+def measure_students(
+    results: Sequence[RowResult],
+    out: Path,
+    *,
+    batches: Sequence[int] = (1, 8),
+    threads: Sequence[int] = (1, 2),
+    rounds: int = 20,
+    say: Say = print,
+) -> Choice:
+    """Export every row with a finished run to ONNX and measure them all in turn.
+
+    A row's seeds share its architecture, so that one of them is measured; accuracy is that of all.
+
+    Args:
+        results: of the experiment.
+        out: gets NAME.onnx of every row.
+        batches: images per call; the front is drawn by the first.
+        threads: of one call; likewise.
+        rounds: see ``latency.measure``.
+        say: prints a line.
+
+    Raises:
+        ConfigError: no row is finished, or one has no ONNX form.
+    """
+    done = [result for result in results if result.records]
+    if not done:
+        raise ConfigError("no student is finished, so there is none to measure.")
+    machine = describe_machine()
+    files: dict[str, Candidate] = {}
+    facts: dict[str, dict[str, int]] = {}
+    for result in done:
+        seed = min(result.records)
+        name = result.row.name
+        files[name], facts[name] = export(result.runs[seed].folder, out, name)
+    say(f"measuring {len(files)} students in turn, {rounds} rounds")
+    first = done[0].row.name  # ratios refer to the first row of the file
+    timings = measure(
+        [*files.values()], batches=batches, threads=threads, rounds=rounds, reference=first
+    )
+    machine["load_average_1min_after"] = describe_machine()["load_average_1min"]
+    students = []
+    for result in done:
+        name, config = result.row.name, next(iter(result.runs.values())).config.student
+        memory = weigh(files[name])
+        own = {seed: float(record["top1"]) for seed, record in sorted(result.records.items())}
+        students.append(
+            Student(
+                name=name,
+                architecture=config.name,
+                start=start_of(config),
+                top1=own,
+                probe_top1=statistics.fmean(result.values("teacher_probe_top1")),
+                train_s=statistics.fmean(result.values("seconds")),
+                bytes=files[name].path.stat().st_size,
+                model_mb=None if memory is None else memory.model_mb,
+                timings=[item for item in timings if item.name == name],
+                **facts[name],
+            )
+        )
+    students.sort(key=lambda item: (-item.mean, item.latency.median_ms))
+    means = [item.mean for item in students]
+    return Choice(
+        students,
+        front([item.latency.median_ms for item in students], means),
+        front([item.bytes for item in students], means),
+        machine,
+        min(item.rounds for item in timings),
+        [result.row.name for result in results if not result.records],
+    )
+
+
+def start_of(config: StudentConfig) -> str:
+    """What its weights began as, in words."""
+    if config.weights:
+        return "local weights"
+    return "timm's weights" if config.pretrained else "scratch"
+
+
+def export(folder: Path, out: Path, name: str) -> tuple[Candidate, dict[str, int]]:
+    """One run as an ONNX file that answers as PyTorch does.
+
+    Args:
+        folder: of a finished run.
+        out: gets the file.
+        name: of the file, without its suffix.
+
+    Returns:
+        The file, and the parameters and multiply-adds of the student.
+
+    Raises:
+        ConfigError: no ONNX form, or other answers than PyTorch's.
+    """
+    student, described = load_exported(folder)
+    model = student.model.eval()
+    spec = preprocessing.input_spec(student, baked=False, uint8=False)
+    path = out / f"{name}.onnx"
+    out.mkdir(parents=True, exist_ok=True)
+    content = onnx_model.translate(program.trace(model, spec), spec)
+    path.write_bytes(content)
+    onnx_model.check(path)
+    rule = ViewRule.from_description(described["input"]["region"])
+    pixels = preprocessing.reference_pixels(spec, rule)
+    far = float(
+        np.abs(onnx_model.runner(path, spec)(pixels) - parity.torch_runner(student)(pixels)).max()
+    )
+    if not far < FARTHEST:
+        raise ConfigError(
+            f"{path}: its logits are {far:.2g} away from PyTorch's; expected rounding, below {FARTHEST}."
+        )
+    facts = {
+        "parameters": sum(item.numel() for item in model.parameters()),
+        "macs": count_macs(model, student.input_size),
+    }
+    return Candidate(name, "ONNX Runtime", "fp32", path, student.input_size), facts

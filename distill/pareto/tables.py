@@ -1,0 +1,150 @@
+"""Measured students as text, Markdown, CSV and JSON."""
+
+import csv
+import dataclasses
+import io
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from distill import runs
+from distill.experiments.cost import Cost
+from distill.experiments.table import cost_lines
+from distill.export.latency import noise
+from distill.export.numbers import milliseconds
+from distill.pareto.measured import Choice, Student
+from featstore.atomic import write_bytes
+
+NAMES = ("students.json", "students.csv", "students.md")
+
+
+def cells(choice: Choice) -> list[tuple[str, ...]]:
+    """Header and rows, the most accurate student first."""
+    timings = choice.students[0].timings
+    heads = [
+        f"batch {item.batch}, {item.threads} thread{'s' if item.threads > 1 else ''}: ms median / p95"
+        for item in timings
+    ]
+    header = ("student", "front", "start", "seeds", "top-1 %", "parameters, M", "MACs, M", "ONNX MB", *heads,
+              "CPU ms", "memory MB", "train s")  # fmt: skip
+    rows = [
+        (
+            student.name,
+            on_front(latency, size),
+            student.start,
+            str(len(student.top1)),
+            accuracy(student),
+            f"{student.parameters / 1e6:.2f}",
+            f"{student.macs / 1e6:.1f}",
+            f"{student.bytes / 1e6:.2f}",
+            *(
+                f"{milliseconds(item.median_ms)} / {milliseconds(item.p95_ms)}"
+                for item in student.timings
+            ),
+            milliseconds(student.latency.cpu_ms),
+            "-" if student.model_mb is None else f"{student.model_mb:.0f}",
+            f"{student.train_s:.0f}",
+        )
+        for student, latency, size in zip(
+            choice.students, choice.by_latency, choice.by_size, strict=True
+        )
+    ]
+    return [header, *rows]
+
+
+def on_front(latency: bool, size: bool) -> str:
+    """On which fronts a student is, in words."""
+    return " and ".join(name for name, on in (("latency", latency), ("size", size)) if on) or "-"
+
+
+def accuracy(student: Student) -> str:
+    """Mean and sample standard deviation over seeds, percent."""
+    spread = f" +- {100 * student.deviation:.1f}" if len(student.top1) > 1 else ""
+    return f"{100 * student.mean:.1f}{spread}"
+
+
+def notes(choice: Choice, cost: Cost) -> list[str]:
+    """What belongs under the table: how it was measured, what it cost, what is missing."""
+    timings = [item for student in choice.students for item in student.timings]
+    times, ratios = noise(timings)
+    machine = choice.machine
+    found = [
+        f"latency: ONNX Runtime {machine['versions']['onnxruntime']}, float32, all students in turn in one process, "
+        f"{choice.rounds} rounds in shuffled order, at least {min(item.calls for item in timings)} calls each; on "
+        f"{machine['cpu']}, {machine['architecture']}, {machine['cores']} cores, load average "
+        f"{machine['load_average_1min']:.1f} before and {machine['load_average_1min_after']:.1f} after.",
+        f"noise: the middle 80 % of the rounds' medians span {100 * times:.0f} % of the time; ratios of two students "
+        f"within a round {100 * ratios:.0f} %. CPU ms is the processor's time of a call of the first kind.",
+        "front: no other student is at least as accurate (mean over seeds) and at most as slow, or as large. "
+        "Differences within the spread over seeds are no differences.",
+        *cost_lines(cost),
+    ]
+    if choice.unfinished:
+        found.append(f"without a finished run, left out: {', '.join(choice.unfinished)}.")
+    return found
+
+
+def finding(choice: Choice) -> str:
+    """What the front says, in two sentences."""
+    fast = sorted(
+        (item for item, on in zip(choice.students, choice.by_latency, strict=True) if on),
+        key=lambda item: item.latency.median_ms,
+    )
+    walk = ", ".join(
+        f"{item.name} ({accuracy(item)} %, {milliseconds(item.latency.median_ms)} ms)"
+        for item in fast
+    )
+    small = [item.name for item, on in zip(choice.students, choice.by_size, strict=True) if on]
+    return (
+        f"Of {len(choice.students)} students {len(fast)} are on the front of accuracy and latency: {walk}. On that of "
+        f"accuracy and size: {', '.join(reversed(small))}."
+    )
+
+
+def markdown(rows: Sequence[tuple[str, ...]]) -> str:
+    """A table of GitHub's dialect."""
+    lines = ["| " + " | ".join(cell.replace("|", "\\|") for cell in row) + " |" for row in rows]
+    return "\n".join([lines[0], "|" + " --- |" * len(rows[0]), *lines[1:]])
+
+
+def plain(rows: Sequence[tuple[str, ...]]) -> str:
+    """Columns for a terminal."""
+    widths = [max(len(row[place]) for row in rows) for place in range(len(rows[0]))]
+    lines = [
+        "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
+        for row in rows
+    ]
+    return "\n".join([lines[0], "-" * max(map(len, lines)), *lines[1:]])
+
+
+def write(out: Path, choice: Choice, cost: Cost) -> list[Path]:
+    """Write students.json, students.csv and students.md; returns their paths."""
+    listed = [
+        {
+            **dataclasses.asdict(student),
+            "mean": student.mean,
+            "deviation": student.deviation,
+            "on_latency_front": latency,
+            "on_size_front": size,
+        }
+        for student, latency, size in zip(
+            choice.students, choice.by_latency, choice.by_size, strict=True
+        )
+    ]
+    said = [finding(choice), *notes(choice, cost)]
+    values: dict[str, Any] = {
+        "format_version": 1,
+        "students": listed,
+        "machine": choice.machine,
+        "rounds": choice.rounds,
+        "cost": dataclasses.asdict(cost),
+        "notes": said,
+    }
+    runs.write_json(out / NAMES[0], values)
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerows(cells(choice))
+    write_bytes(out / NAMES[1], text.getvalue().encode())
+    page = f"{markdown(cells(choice))}\n\n" + "\n".join(f"- {line}" for line in said) + "\n"
+    write_bytes(out / NAMES[2], page.encode())
+    return [out / name for name in NAMES]
