@@ -1,5 +1,6 @@
 """Open a store, check it, and read rows by sample id."""
 
+import math
 from collections import OrderedDict
 from collections.abc import Iterable, Sequence
 from functools import cached_property, partial
@@ -398,7 +399,8 @@ class FeatureStore:
             )
         wanted = self._row_numbers(rows)
         column = self._backend.columns[f"fields/{field}/values"]
-        ranges = self._gather_column(f"fields/{field}/ranges", wanted).reshape(len(wanted), -1, 2)
+        found = self._gather_column(f"fields/{field}/ranges", wanted)
+        ranges = found.reshape(len(wanted), math.prod(found.shape[1:-1]), 2)  # views, or one
         parts = []
         shards = self.manifest.shards_of(wanted)
         for row, shard, spans in zip(

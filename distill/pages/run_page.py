@@ -76,9 +76,10 @@ def build(run: Run, baseline: Run | None) -> tuple[Page, dict[str, list[Row]]]:
 def _subtitle(run: Run) -> str:
     contract = run.record.get("contract", {})
     student = contract.get("student", {}).get("name", run.exported.get("architecture", "student"))
-    teacher = run.exported.get("teacher", {}).get("name")
+    teachers = run.exported.get("teachers") or [run.exported.get("teacher", {})]
+    named = " and ".join(item["name"] for item in teachers if item.get("name"))
     parts = [
-        f"Student {student}" + (f", teacher {teacher} by its stored features" if teacher else ""),
+        f"Student {student}" + (f", taught by the stored features of {named}" if named else ""),
         f"images: {source_name(run)}",
         ", ".join(
             f"{run.record[key]:,} {word}"

@@ -109,9 +109,7 @@ class FieldReader:
         record = self.store.manifest.fields[name]
         dtype, wanted = self._dtype(record), rows[valid]
         if isinstance(record.encoding, RaggedEncoding):
-            lists = Ragged(np.empty((0, *record.shape), dtype), np.zeros(1, np.int64))
-            if len(wanted):
-                lists = self.store.gather_ragged(name, wanted)
+            lists = self.store.gather_ragged(name, wanted)
             values = lists.values.astype(dtype, copy=False)
             return {name: self._lists(record, Ragged(values, lists.offsets), valid)}
         if isinstance(record.encoding, TopKEncoding):

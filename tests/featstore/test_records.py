@@ -237,6 +237,8 @@ def test_ragged_point_sets(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
             i = b * VIEWS + v
             part = found.values[found.offsets[i] : found.offsets[i + 1]]
             np.testing.assert_array_equal(part, rows[row][v], strict=True)
+    none = store.gather_ragged("points", [])
+    assert (none.values.shape, none.offsets.tolist()) == ((0, 3), [0])
     group: Any = zarr.open_group(store.path, mode="r")
     for row in range(ROWS):
         start, stop = group["fields/points/ranges"][row, 1]
