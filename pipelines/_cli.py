@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from functools import cache
@@ -118,6 +119,22 @@ def run_main(
     except KeyboardInterrupt:
         print("\ninterrupted; the same command goes on from here", file=sys.stderr)
         sys.exit(130)
+
+
+def run_alone(work: Callable[[], int]) -> int:
+    """Run a command that starts its own processes; our errors become one message and an exit status."""
+    try:
+        if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+            raise ConfigError(
+                "started in several processes: this command starts its own. Use plain python."
+            )
+        return work()
+    except FeatstoreError as error:
+        print(f"\nerror: {error}", file=sys.stderr)
+        return EXIT_ERROR
+    except KeyboardInterrupt:
+        print("\ninterrupted; the same command goes on from here", file=sys.stderr)
+        return 130
 
 
 def _spell_out_switches(config_class: type, arguments: Sequence[str]) -> Iterator[str]:

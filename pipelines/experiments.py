@@ -11,7 +11,6 @@ Exit status: 0 done, 1 some runs failed (the same command tries them again), 2 a
 """
 
 import argparse
-import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -23,8 +22,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import yaml
 
 from distill.config import DistillConfig
-from featstore.errors import ConfigError, FeatstoreError
-from pipelines._cli import EXIT_ERROR, builder
+from featstore.errors import ConfigError
+from pipelines._cli import builder, run_alone
 
 EXIT_FAILURES = 1
 """Exit status when some runs failed."""
@@ -125,18 +124,7 @@ def settings(arguments: Sequence[str]) -> dict[str, Any]:
 
 def run() -> int:
     """Parse the command line, run ``main``, and turn our errors into one message and an exit status."""
-    try:
-        if int(os.environ.get("WORLD_SIZE", "1")) > 1:
-            raise ConfigError(
-                "started in several processes: this command starts its own. Use plain python."
-            )
-        return main(**parse())
-    except FeatstoreError as error:
-        print(f"\nerror: {error}", file=sys.stderr)
-        return EXIT_ERROR
-    except KeyboardInterrupt:
-        print("\ninterrupted; the same command goes on from here", file=sys.stderr)
-        return 130
+    return run_alone(lambda: main(**parse()))
 
 
 if __name__ == "__main__":
