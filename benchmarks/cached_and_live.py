@@ -392,6 +392,8 @@ def main() -> None:
     chosen = options()
     if chosen.threads:
         os.environ["OMP_NUM_THREADS"] = str(chosen.threads)  # children read it when they start
+    if chosen.dir:
+        Path(chosen.dir).mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=chosen.dir) as text:
         make_images(Path(text) / "images", chosen.num_images)
         for teacher in chosen.teachers:
