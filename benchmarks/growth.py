@@ -26,7 +26,7 @@ import google_crc32c
 import numpy as np
 
 from featstore import FeatureStore
-from featstore.atomic import write_bytes
+from featstore.files.atomic import write_bytes
 from featstore.backends import make_backend
 from featstore.fields import empty_columns
 from featstore.ledger import LEDGER_FOLDER, ObjectRecord, ShardRecord, mark_complete, write_entry

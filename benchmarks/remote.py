@@ -39,7 +39,7 @@ from benchmarks._measure import (
 )
 from featstore import FeatureStore
 from featstore.ledger import mark_complete, read_entry
-from featstore.measure import format_bytes
+from featstore.files.disk import format_bytes
 from featstore.order import BatchSampler, Order
 from featstore.remote.cache import CacheConfig
 from featstore.remote.places import open_place

@@ -69,10 +69,10 @@ from distill.experiments.cost import StoreCost, store_cost
 from distill.experiments.table import spread
 from distill.methods import METHODS
 from featstore import FeatureStore
-from featstore.atomic import write_bytes
+from featstore.files.atomic import write_bytes
 from featstore.config import ExtractConfig, require
 from featstore.errors import FeatstoreError
-from featstore.measure import format_bytes
+from featstore.files.disk import format_bytes
 from featstore.plan import stored_bytes
 from featstore.sources import open_source
 from featstore.teachers import Teacher

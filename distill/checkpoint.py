@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 from distill.runs import CHECKPOINT_NAME, Contract, check_same_run
-from featstore.atomic import write_bytes
+from featstore.files.atomic import write_bytes
 from featstore.errors import ConfigError
 
 FORMAT = 1

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from featstore.atomic import write_bytes
+from featstore.files.atomic import write_bytes
 from featstore.errors import ConfigError
 
 NAME = "predictions.npz"

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from distill.runs import write_json
-from featstore.atomic import write_bytes
+from featstore.files.atomic import write_bytes
 
 if TYPE_CHECKING:
     import torch

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from distill.config import DistillConfig
-from featstore.atomic import write_bytes
+from featstore.files.atomic import write_bytes
 from featstore.errors import ConfigError
 from featstore.manifest import differences
 

@@ -31,7 +31,7 @@ from distill.probe import LinearProbe
 from distill.sampler import Indices, JointSampler, Plan, Stream, make_plan
 from distill.student import Student, build_student
 from distill.task import Task
-from featstore.atomic import write_bytes
+from featstore.files.atomic import write_bytes
 from featstore.errors import ConfigError
 from featstore.processes import start_accelerator
 

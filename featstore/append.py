@@ -18,7 +18,7 @@ from pathlib import Path
 
 import numpy as np
 
-from featstore.atomic import (
+from featstore.files.atomic import (
     TEMPORARY_PREFIX,
     Disk,
     exchange,
@@ -42,7 +42,7 @@ from featstore.errors import ConfigError, ManifestMismatch, StoreWriteError, sho
 from featstore.fill import Progress, check_apart, make_store, no_progress
 from featstore.ids import ids_sha256
 from featstore.ledger import LEDGER_FOLDER, entry_path
-from featstore.locks import exclusive
+from featstore.files.locks import exclusive
 from featstore.manifest import (
     Manifest,
     RaggedEncoding,

@@ -15,10 +15,10 @@ import numpy.typing as npt
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 
-from featstore.atomic import write_bytes
+from featstore.files.atomic import write_bytes
 from featstore.errors import ConfigError, ShardCorrupt, shorten
 from featstore.manifest import ArtefactRecord, Int8Encoding, Manifest
-from featstore.plainfiles import open_plain, plain_size
+from featstore.files.untrusted import open_plain, plain_size
 from featstore.quantise import Channels
 
 Array = npt.NDArray[Any]

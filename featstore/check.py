@@ -13,7 +13,7 @@ import google_crc32c
 
 from featstore.errors import ShardCorrupt
 from featstore.ledger import ObjectRecord
-from featstore.plainfiles import open_plain, plain_size
+from featstore.files.untrusted import open_plain, plain_size
 
 ADVICE = (
     "Run extract.py --repair with the settings this store was made with; it makes that shard again."

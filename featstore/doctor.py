@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Literal
 
 from featstore.errors import StoreWriteError
-from featstore.measure import existing_parent, format_bytes, free_bytes, measure_disk
+from featstore.files.disk import existing_parent, format_bytes, free_bytes, measure_disk
 
 State = Literal["ok", "warn", "fail"]
 

@@ -18,15 +18,15 @@ from pathlib import Path
 from typing import Any, Literal
 
 from featstore import __version__
-from featstore.atomic import TEMPORARY_PREFIX, make_folder, refused, sync_folder, write_bytes
+from featstore.files.atomic import TEMPORARY_PREFIX, make_folder, refused, sync_folder, write_bytes
 from featstore.errors import ConfigError, StoreWriteError
 from featstore.exporters.base import Column, Exporter
 from featstore.exporters.fieldreader import FieldReader
 from featstore.exporters.npy import NpyExporter, files_of
 from featstore.exporters.selection import Selection
 from featstore.fill import check_apart
-from featstore.locks import LOCK_NAME, exclusive
-from featstore.measure import format_bytes, free_bytes
+from featstore.files.locks import LOCK_NAME, exclusive
+from featstore.files.disk import format_bytes, free_bytes
 from featstore.reader import FeatureStore
 
 Format = Literal["npy", "parquet", "hf"]

@@ -50,7 +50,7 @@ from featstore.manifest import (
     PreprocessingRecord,
     check_same_contract,
 )
-from featstore.measure import measure_disk, measure_rate
+from featstore.files.disk import measure_disk, measure_rate
 from featstore.plan import Plan, Rates, make_plan
 from featstore.quantise import Channels
 from featstore.reader import FeatureStore

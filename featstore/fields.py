@@ -15,7 +15,7 @@ import ml_dtypes
 import numpy as np
 import numpy.typing as npt
 
-import featstore.memory as memory
+import featstore.files.machine as memory
 from featstore.errors import ConfigError
 from featstore.manifest import (
     Codec,

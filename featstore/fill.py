@@ -10,7 +10,7 @@ from featstore.backends.base import Backend
 from featstore.errors import ConfigError
 from featstore.leases import Claims, Leases
 from featstore.ledger import read_complete
-from featstore.locks import shared
+from featstore.files.locks import shared
 from featstore.manifest import Manifest
 from featstore.writer import Shard, ShardWriter, finish, open_or_create, tidy
 

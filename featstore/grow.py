@@ -24,7 +24,7 @@ from accelerate.utils import broadcast_object_list
 from tqdm import tqdm
 
 from featstore.append import Appended, append_alone, check_tars
-from featstore.atomic import TEMPORARY_PREFIX
+from featstore.files.atomic import TEMPORARY_PREFIX
 from featstore.backends import make_backend
 from featstore.config import ExtractConfig
 from featstore.contracts import check_same_rows, renumbered
@@ -39,7 +39,7 @@ from featstore.errors import (
 from featstore.extract import TEACHER
 from featstore.ids import content_sha256, ids_sha256
 from featstore.ledger import ObjectRecord
-from featstore.locks import exclusive
+from featstore.files.locks import exclusive
 from featstore.manifest import MANIFEST_NAME, Manifest, check_same_contract, read_manifest
 from featstore.reader import FeatureStore
 from featstore.sources import Source, SourcePart

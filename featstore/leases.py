@@ -22,9 +22,9 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from featstore.atomic import TEMPORARY_PREFIX, refused
+from featstore.files.atomic import TEMPORARY_PREFIX, refused
 from featstore.ledger import entry_path, pending_shards
-from featstore.locks import FileLock, close, keep_from_children
+from featstore.files.locks import FileLock, close, keep_from_children
 
 LEASE_FOLDER = "leases"
 

@@ -14,10 +14,10 @@ from pathlib import Path
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from featstore.atomic import sync_folder, write_bytes
+from featstore.files.atomic import sync_folder, write_bytes
 from featstore.errors import ManifestMismatch, ShardCorrupt, StoreError
 from featstore.manifest import MANIFEST_NAME, SHA256
-from featstore.plainfiles import check_real_folder, read_plain
+from featstore.files.untrusted import check_real_folder, read_plain
 from featstore.seal import seal, unseal
 
 LEDGER_FOLDER = "ledger"

@@ -27,10 +27,10 @@ from pydantic import (
     model_validator,
 )
 
-from featstore.atomic import write_bytes
+from featstore.files.atomic import write_bytes
 from featstore.errors import ManifestMismatch, StoreError, StoreNotFound
 from featstore.ids import check_name, check_part
-from featstore.plainfiles import read_plain
+from featstore.files.untrusted import read_plain
 from featstore.seal import SealError, seal, unseal
 from featstore.views import CropMode, Interpolation, ViewSet
 

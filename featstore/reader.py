@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-import featstore.memory as memory
+import featstore.files.machine as memory
 from featstore.artefacts import read_artefact, read_channels
 from featstore.backends import make_backend
 from featstore.backends.base import Array, ColumnReader

@@ -13,7 +13,7 @@ from collections.abc import Iterator
 import numpy as np
 import numpy.typing as npt
 
-import featstore.memory as memory
+import featstore.files.machine as memory
 from featstore.backends import ColumnReader, make_backend
 from featstore.backends.base import Array, Rows
 from featstore.errors import ShardCorrupt

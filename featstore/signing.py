@@ -18,13 +18,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from featstore.atomic import write_bytes
+from featstore.files.atomic import write_bytes
 from featstore.errors import ConfigError, StoreError, StoreIncomplete, shorten
 from featstore.leases import LEASE_FOLDER
-from featstore.locks import LOCK_NAME, PUBLISH_NAME, exclusive
+from featstore.files.locks import LOCK_NAME, PUBLISH_NAME, exclusive
 from featstore.manifest import Manifest, read_manifest
 from featstore.metadata import metadata_files
-from featstore.plainfiles import read_plain
+from featstore.files.untrusted import read_plain
 from featstore.verify import SIGNATURE_NAME, verify
 from featstore.writer import remove_leftovers
 

@@ -21,7 +21,7 @@ from featstore.manifest import RaggedEncoding, TopKEncoding
 from featstore.reader import FeatureStore
 from featstore.sources.tars import named_tars
 from featstore.sources.tarstream import TarImage, TarReader
-from featstore.tarblocks import BadTar
+from featstore.files.tar_headers import BadTar
 
 GROUP_SAMPLES = 64
 """Samples whose features are gathered at once."""

@@ -10,7 +10,7 @@ from featstore.backends.base import Backend
 from featstore.examine import Damage, ShardFindings
 from featstore.ledger import COMPLETE_NAME, LEDGER_FOLDER, CompleteRecord, entry_path, read_entry
 from featstore.manifest import MANIFEST_NAME
-from featstore.plainfiles import read_plain
+from featstore.files.untrusted import read_plain
 
 MOST_SUSPECTS = 1000
 """Rows whose ids are read again, because their hashes are alike."""

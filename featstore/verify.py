@@ -18,7 +18,7 @@ import numpy.typing as npt
 
 from featstore.artefacts import FOLDER as ARTEFACT_FOLDER
 from featstore.artefacts import artefact_path, check_artefact, read_artefact
-from featstore.atomic import TEMPORARY_PREFIX, refused, write_bytes
+from featstore.files.atomic import TEMPORARY_PREFIX, refused, write_bytes
 from featstore.backends import Backend, make_backend
 from featstore.errors import ManifestMismatch, ShardCorrupt, StoreError, shorten
 from featstore.examine import (
@@ -44,10 +44,10 @@ from featstore.ledger import (
     read_entry,
     remove_entries,
 )
-from featstore.locks import LOCK_NAME, PUBLISH_NAME, exclusive
+from featstore.files.locks import LOCK_NAME, PUBLISH_NAME, exclusive
 from featstore.manifest import MANIFEST_NAME, Int8Encoding, Manifest, read_manifest
 from featstore.metadata import difference, metadata_files
-from featstore.plainfiles import check_real_folder, plain_size, read_plain
+from featstore.files.untrusted import check_real_folder, plain_size, read_plain
 from featstore.totals import Totals
 
 CARD_NAME = "README.md"

@@ -18,7 +18,7 @@ from pathlib import Path
 import numpy as np
 
 from featstore.artefacts import write_artefacts
-from featstore.atomic import (
+from featstore.files.atomic import (
     TEMPORARY_PREFIX,
     Disk,
     Staged,
@@ -46,7 +46,7 @@ from featstore.ledger import (
     read_complete,
     read_entry,
 )
-from featstore.locks import exclusive, publishing
+from featstore.files.locks import exclusive, publishing
 from featstore.manifest import (
     MANIFEST_NAME,
     Manifest,

@@ -14,9 +14,9 @@ from distill.experiments.plan import Run
 from distill.experiments.pool import Event, Failure, OnEvent, Pool, Seat, work_here
 from distill.experiments.tune import Result
 from distill.report import draw_comparison
-from featstore.atomic import make_folder
+from featstore.files.atomic import make_folder
 from featstore.errors import ConfigError, FeatstoreError
-from featstore.locks import LOCK_NAME, FileLock
+from featstore.files.locks import LOCK_NAME, FileLock
 
 if TYPE_CHECKING:
     from distill.experiments.work import Workshop

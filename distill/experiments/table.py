@@ -14,8 +14,8 @@ from distill.experiments.outcome import Images, RowResult
 from distill.experiments.plan import describe
 from distill.experiments.spec import Experiment
 from distill.statistics import detectable, sign_test
-from featstore.atomic import write_bytes
-from featstore.measure import format_bytes
+from featstore.files.atomic import write_bytes
+from featstore.files.disk import format_bytes
 
 COLUMNS = (
     "row", "method", "seed", "state", "top1", "teacher_probe_top1", "seconds", "steps", "num_labelled",

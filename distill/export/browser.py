@@ -24,7 +24,7 @@ import jinja2
 from distill.export import onnx_model
 from distill.export.preprocessing import NAME as PREPROCESSING
 from distill.export.preprocessing import PICTURE
-from featstore.atomic import write_bytes
+from featstore.files.atomic import write_bytes
 from featstore.errors import ConfigError
 
 NAME = "browser/index.html"

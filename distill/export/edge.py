@@ -33,7 +33,7 @@ from distill.export.quiet import reason
 from distill.export.work import Say, Work
 from distill.runs import write_json
 from distill.student import Student
-from featstore.atomic import make_folder, refused, sync_tree
+from featstore.files.atomic import make_folder, refused, sync_tree
 from featstore.errors import ConfigError
 
 

@@ -13,7 +13,7 @@ from distill.export.images import Pixels
 from distill.export.parity import Logits, Runner
 from distill.export.preprocessing import InputSpec
 from distill.export.quiet import quiet, reason, silent_c
-from featstore.atomic import write_bytes
+from featstore.files.atomic import write_bytes
 from featstore.errors import ConfigError
 
 NAME = "model.pte"

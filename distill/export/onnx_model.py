@@ -14,7 +14,7 @@ from distill.export.parity import Logits, Runner
 from distill.export.preprocessing import InputSpec
 from distill.export.program import Program
 from distill.export.quiet import quiet, reason
-from featstore.atomic import write_bytes
+from featstore.files.atomic import write_bytes
 from featstore.errors import ConfigError
 
 NAME = "model.onnx"

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from distill.data import ViewRule
 from distill.export.images import Pixels
 from distill.student import Student
-from featstore.atomic import write_bytes
+from featstore.files.atomic import write_bytes
 from featstore.views import canonical_box, cut
 
 NAME = "preprocessing.json"

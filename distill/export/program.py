@@ -12,7 +12,7 @@ from torch import nn
 from distill.export.images import Pixels
 from distill.export.parity import Logits, Runner
 from distill.export.preprocessing import InputSpec
-from featstore.atomic import write_bytes
+from featstore.files.atomic import write_bytes
 from featstore.errors import ConfigError
 
 NAME = "model.pt2"

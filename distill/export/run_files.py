@@ -13,7 +13,7 @@ from distill.join import Samples
 from distill.runs import write_json
 from distill.student import Student, build_student
 from distill.task import Task
-from featstore.atomic import write_bytes
+from featstore.files.atomic import write_bytes
 from featstore.errors import ConfigError
 
 WEIGHTS = "student.safetensors"

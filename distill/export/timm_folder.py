@@ -12,7 +12,7 @@ from distill.data import ViewRule
 from distill.export.run_files import plain_state, teachers_of
 from distill.runs import write_json
 from distill.student import Student
-from featstore.atomic import write_bytes
+from featstore.files.atomic import write_bytes
 
 WEIGHTS = "model.safetensors"
 CONFIG = "config.json"

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from distill.pages.folder import Row, Run
-from featstore.atomic import write_bytes
+from featstore.files.atomic import write_bytes
 
 NOT_SERIES = {"step", "epoch", "warning"}
 

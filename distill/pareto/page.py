@@ -8,7 +8,7 @@ from distill.pages.text import duration, percent, size
 from distill.pareto import tables
 from distill.pareto.front import steps
 from distill.pareto.measured import Choice, Student
-from featstore.atomic import write_bytes
+from featstore.files.atomic import write_bytes
 from featstore.pages.parts import Page, Plot, Section, Table, Tile
 from featstore.pages.render import render
 from featstore.pages.style import BLUE, GREY, empty, label, spec

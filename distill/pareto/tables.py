@@ -13,7 +13,7 @@ from distill.experiments.table import cost_lines
 from distill.export.latency import noise
 from distill.export.numbers import milliseconds
 from distill.pareto.measured import Choice, Student
-from featstore.atomic import write_bytes
+from featstore.files.atomic import write_bytes
 
 NAMES = ("students.json", "students.csv", "students.md")
 

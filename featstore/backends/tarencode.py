@@ -14,7 +14,7 @@ import numpy.typing as npt
 from featstore.artefacts import pack_texts
 from featstore.backends.tarlayout import INDEX, STARTS, TarLayout, stored_dtype
 from featstore.fields import Column
-from featstore.tarblocks import END, Bytes, extension_blocks, headers, npy_header, padded
+from featstore.files.tar_headers import END, Bytes, extension_blocks, headers, npy_header, padded
 
 Array = npt.NDArray[Any]
 

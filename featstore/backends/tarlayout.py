@@ -16,7 +16,7 @@ import numpy.typing as npt
 from featstore.errors import ConfigError, StoreError
 from featstore.fields import Column, columns_of
 from featstore.manifest import Manifest, RaggedEncoding
-from featstore.tarblocks import MOST_MEMBER_BYTES
+from featstore.files.tar_headers import MOST_MEMBER_BYTES
 
 Array = npt.NDArray[Any]
 

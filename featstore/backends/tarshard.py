@@ -21,7 +21,7 @@ from featstore.check import Describe, check_blocks, corrupt
 from featstore.errors import StoreError
 from featstore.fields import Column
 from featstore.ledger import ObjectRecord
-from featstore.tarblocks import (
+from featstore.files.tar_headers import (
     BLOCK_BYTES,
     BadTar,
     Bytes,

@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 from numpy.lib.stride_tricks import sliding_window_view
 
-import featstore.memory as memory
+import featstore.files.machine as memory
 from featstore.backends.base import Array, Backend, ColumnReader, EncodedObject, Rows
 from featstore.backends.tarencode import TarEncoder, as_bytes
 from featstore.backends.tarlayout import FOLDER, TarLayout
@@ -26,7 +26,7 @@ from featstore.fields import Column, check_columns
 from featstore.ledger import ObjectRecord, entry_path, read_entry
 from featstore.manifest import Manifest
 from featstore.mapping import PAGE_BYTES, SideBySide
-from featstore.tarblocks import END, Bytes
+from featstore.files.tar_headers import END, Bytes
 
 CHECK_BYTES = 256 * 1024
 """Bytes of a tar that share a checksum."""

@@ -26,7 +26,7 @@ import zarr
 import zarr.codecs
 from numcodecs.vlen import VLenUTF8
 
-import featstore.memory as memory
+import featstore.files.machine as memory
 from featstore.backends.base import Array, Backend, ColumnReader, EncodedObject, Rows
 from featstore.check import Describe, check_blocks, check_size, corrupt
 from featstore.errors import ShardCorrupt, StoreError

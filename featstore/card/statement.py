@@ -12,7 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from featstore.card.licences import known
 from featstore.errors import ConfigError
 from featstore.manifest import Manifest
-from featstore.plainfiles import read_plain
+from featstore.files.untrusted import read_plain
 
 KEY = "featstore"
 """Of the front matter: what of it is ours, and the mark of a card that may be written again."""

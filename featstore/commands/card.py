@@ -7,7 +7,7 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from featstore.atomic import write_bytes
+from featstore.files.atomic import write_bytes
 from featstore.card.statement import Statement, read_card
 from featstore.commands.arguments import positive, store_folder
 from featstore.errors import ConfigError

@@ -26,7 +26,7 @@ from featstore.duplicates import (
     select_parts,
 )
 from featstore.errors import ConfigError, ViewMismatch, shorten
-from featstore.measure import format_seconds
+from featstore.files.disk import format_seconds
 from featstore.neighbours import ROUNDING, Floats, Rows
 from featstore.reader import FeatureStore
 

@@ -9,7 +9,7 @@ from tqdm import tqdm
 
 from featstore.commands.arguments import names, store_address
 from featstore.export import export
-from featstore.measure import format_bytes
+from featstore.files.disk import format_bytes
 
 DESCRIPTION = """\
 Write features for tools that know nothing of stores:

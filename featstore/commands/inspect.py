@@ -17,7 +17,7 @@ from featstore.manifest import (
     TeacherRecord,
     TopKEncoding,
 )
-from featstore.measure import format_bytes
+from featstore.files.disk import format_bytes
 from featstore.reader import FeatureStore
 
 SHOWN = 20

@@ -11,7 +11,7 @@ from dataclasses import asdict
 from tqdm import tqdm
 
 from featstore.commands.arguments import names, positive, row_range
-from featstore.measure import format_bytes, format_seconds
+from featstore.files.disk import format_bytes, format_seconds
 from featstore.remote.part import Part
 from featstore.remote.report import Progress, Report
 

@@ -4,7 +4,7 @@ from typing import Any
 
 from featstore.errors import printable
 from featstore.lifecycle import Summary
-from featstore.measure import format_bytes
+from featstore.files.disk import format_bytes
 
 
 def as_json(summary: Summary) -> dict[str, Any]:

@@ -17,7 +17,7 @@ from featstore.commands.arguments import positive, store_folder
 from featstore.config import SourceConfig
 from featstore.errors import ConfigError, printable, shorten
 from featstore.manifest import read_manifest
-from featstore.measure import format_bytes
+from featstore.files.disk import format_bytes
 from featstore.signing import Signed
 from featstore.verify import Report
 

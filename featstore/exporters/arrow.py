@@ -17,7 +17,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from featstore.atomic import make_folder, refused, write_bytes
+from featstore.files.atomic import make_folder, refused, write_bytes
 from featstore.backends.base import Array
 from featstore.exporters.base import CONTENT, LABEL, Batch, Column, Exporter
 from featstore.fields import Ragged

@@ -13,7 +13,7 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
-from featstore.atomic import make_folder, refused
+from featstore.files.atomic import make_folder, refused
 from featstore.backends.base import Array
 from featstore.errors import StoreError
 from featstore.exporters.base import SAMPLE_ID, Batch, Column, Exporter

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol, TypeVar
 
-from featstore.atomic import refused
+from featstore.files.atomic import refused
 from featstore.errors import RemoteError, RemoteNotFound
 
 PIECE_BYTES = 2 * 2**20

@@ -31,12 +31,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from featstore.artefacts import FOLDER as ARTEFACT_FOLDER
-from featstore.atomic import refused
+from featstore.files.atomic import refused
 from featstore.errors import ConfigError, StoreBusy, StoreWriteError
 from featstore.ledger import LEDGER_FOLDER
-from featstore.locks import FileLock
+from featstore.files.locks import FileLock
 from featstore.manifest import MANIFEST_NAME
-from featstore.measure import format_bytes, free_bytes
+from featstore.files.disk import format_bytes, free_bytes
 from featstore.remote.base import Retry
 
 MOST_BYTES = 100 * 10**9

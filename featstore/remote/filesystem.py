@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import unquote, urlsplit
 
-from featstore.atomic import TEMPORARY_PREFIX
+from featstore.files.atomic import TEMPORARY_PREFIX
 from featstore.errors import ConfigError, RemoteError, RemoteNotFound
 from featstore.remote.base import PIECE_BYTES, AccessRefused, Fault, Place, Retry
 from featstore.remote.objects import without_secrets

@@ -19,7 +19,7 @@ from io import BufferedRWPair
 from typing import Any
 
 from featstore.errors import ConfigError, RemoteError, RemoteNotFound
-from featstore.locks import close, keep_from_children
+from featstore.files.locks import close, keep_from_children
 from featstore.remote.base import AccessRefused, Fault
 
 ERRORS: dict[str, type[Exception]] = {

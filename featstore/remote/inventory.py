@@ -14,7 +14,7 @@ from typing import TypeVar
 from pydantic import ValidationError
 
 from featstore.artefacts import FOLDER as ARTEFACT_FOLDER
-from featstore.atomic import TEMPORARY_PREFIX
+from featstore.files.atomic import TEMPORARY_PREFIX
 from featstore.backends import Backend
 from featstore.errors import (
     FeatstoreError,
@@ -36,7 +36,7 @@ from featstore.ledger import (
 )
 from featstore.manifest import MANIFEST_NAME, Manifest, read_manifest
 from featstore.metadata import metadata_files
-from featstore.plainfiles import MOST_JSON_BYTES, read_plain
+from featstore.files.untrusted import MOST_JSON_BYTES, read_plain
 from featstore.remote.base import Place, TooLong
 from featstore.seal import unseal
 from featstore.verify import CARD_NAME, CARD_PAGE_NAME, SIGNATURE_NAME

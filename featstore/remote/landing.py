@@ -10,13 +10,13 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from featstore.atomic import TEMPORARY_PREFIX, make_folder, refused, sync_folder, write_bytes
+from featstore.files.atomic import TEMPORARY_PREFIX, make_folder, refused, sync_folder, write_bytes
 from featstore.errors import ManifestMismatch, StoreNotFound, StoreWriteError, shorten
 from featstore.lifecycle import DELETED_PREFIX, check_deletable
-from featstore.locks import LOCK_NAME, exclusive
+from featstore.files.locks import LOCK_NAME, exclusive
 from featstore.manifest import MANIFEST_NAME
-from featstore.measure import format_bytes, free_bytes
-from featstore.plainfiles import read_plain
+from featstore.files.disk import format_bytes, free_bytes
+from featstore.files.untrusted import read_plain
 from featstore.remote.inventory import MARK_NAME, UNFINISHED_NAME, Contents
 from featstore.remote.receive import entries_sha256
 

@@ -6,7 +6,7 @@ import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from featstore.atomic import (
+from featstore.files.atomic import (
     TEMPORARY_PREFIX,
     make_folder,
     refused,

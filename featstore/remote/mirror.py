@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from featstore.artefacts import artefact_path, read_artefact
-from featstore.atomic import TEMPORARY_PREFIX, WRITE_BYTES, refused
+from featstore.files.atomic import TEMPORARY_PREFIX, WRITE_BYTES, refused
 from featstore.backends import make_backend
 from featstore.check import ADVICE, damaged_blocks
 from featstore.errors import (
@@ -41,7 +41,7 @@ from featstore.ledger import (
     read_entry,
 )
 from featstore.manifest import Manifest
-from featstore.plainfiles import MOST_JSON_BYTES
+from featstore.files.untrusted import MOST_JSON_BYTES
 from featstore.remote.base import FileSink, Place, TooLong
 from featstore.remote.cache import Arrival, Cache, CacheConfig
 from featstore.remote.inventory import (

@@ -11,13 +11,13 @@ from contextlib import contextmanager, suppress
 from functools import partial
 from pathlib import Path
 
-from featstore.atomic import TEMPORARY_PREFIX, refused, write_bytes
+from featstore.files.atomic import TEMPORARY_PREFIX, refused, write_bytes
 from featstore.backends import make_backend
 from featstore.check import damaged_blocks
 from featstore.errors import RemoteNotFound, ShardCorrupt
 from featstore.ledger import ObjectRecord, ShardRecord
 from featstore.metadata import difference, metadata_files
-from featstore.plainfiles import (
+from featstore.files.untrusted import (
     MOST_JSON_BYTES,
     check_real_folder,
     open_plain,

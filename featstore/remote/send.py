@@ -12,7 +12,7 @@ from featstore.check import why_unreadable
 from featstore.errors import RemoteNotFound, ShardCorrupt, StoreError
 from featstore.examine import check_object, of_a_shard
 from featstore.ledger import ObjectRecord
-from featstore.plainfiles import open_plain, plain_size, read_plain
+from featstore.files.untrusted import open_plain, plain_size, read_plain
 from featstore.remote.arrival import BlockSums
 from featstore.remote.base import Place, Sink, TooLong
 from featstore.remote.crew import Countdown, Job

@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from itertools import chain
 from pathlib import Path
 
-from featstore.atomic import TEMPORARY_PREFIX, write_bytes
+from featstore.files.atomic import TEMPORARY_PREFIX, write_bytes
 from featstore.backends.base import Rows
 from featstore.errors import (
     ConfigError,
@@ -23,9 +23,9 @@ from featstore.errors import (
     shorten,
 )
 from featstore.ledger import complete_path
-from featstore.locks import exclusive
+from featstore.files.locks import exclusive
 from featstore.manifest import MANIFEST_NAME, Manifest, read_manifest
-from featstore.plainfiles import MOST_JSON_BYTES
+from featstore.files.untrusted import MOST_JSON_BYTES
 from featstore.reader import FeatureStore
 from featstore.remote.base import Place, Retry, TooLong
 from featstore.remote.crew import work_off

@@ -7,12 +7,12 @@ import tempfile
 from contextlib import suppress
 from pathlib import Path
 
-from featstore.atomic import TEMPORARY_PREFIX, refused
+from featstore.files.atomic import TEMPORARY_PREFIX, refused
 from featstore.backends import make_backend
 from featstore.errors import RemoteError, StoreIncomplete, StoreNotFound
 from featstore.ledger import LEDGER_FOLDER, complete_path, read_complete
 from featstore.manifest import MANIFEST_NAME, Manifest, read_manifest
-from featstore.plainfiles import MOST_JSON_BYTES, read_plain
+from featstore.files.untrusted import MOST_JSON_BYTES, read_plain
 from featstore.remote.base import Place
 from featstore.remote.cache import Cache, CacheConfig
 from featstore.remote.inventory import MARK_NAME, remote_contents

@@ -11,7 +11,7 @@ from typing import NamedTuple
 from featstore.errors import SourceError
 from featstore.sources.base import IMAGE_SUFFIXES, suffix_of
 from featstore.sources.tars import split_name
-from featstore.tarblocks import BadTar, members
+from featstore.files.tar_headers import BadTar, members
 
 READ_BYTES = 4 * 2**20
 """Tars are read in pieces of this size."""

@@ -16,7 +16,7 @@ from distill.pages import keep
 from distill.pages.folder import REPORT, Row
 from distill.pages.tables import write_csv
 from distill.runs import write_json
-from featstore.atomic import write_bytes
+from featstore.files.atomic import write_bytes
 
 HOSTILE = "<script>document.title='owned'</script>"
 """A name that runs if it is not escaped."""

@@ -25,7 +25,7 @@ from distill.experiments.work import Workshop
 from distill.predictions import read as read_predictions
 from featstore import FeatureStore
 from featstore.errors import ConfigError
-from featstore.locks import LOCK_NAME, FileLock
+from featstore.files.locks import LOCK_NAME, FileLock
 from pipelines._cli import builder
 from pipelines.experiments import main, parse
 from tests.distill.conftest import MakeConfig

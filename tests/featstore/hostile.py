@@ -32,7 +32,7 @@ from featstore.backends import make_backend
 from featstore.errors import FeatstoreError
 from featstore.fields import empty_columns
 from featstore.ledger import entry_path, mark_complete, read_entry, remove_entries
-from featstore.locks import shared
+from featstore.files.locks import shared
 from featstore.manifest import MANIFEST_NAME, Container, WorkRecord, read_manifest
 from featstore.seal import seal, unseal
 from featstore.verify import repair

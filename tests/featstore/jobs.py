@@ -9,7 +9,9 @@ from itertools import chain
 from pathlib import Path
 from typing import Any
 
-from featstore import FeatureStore, atomic, locks
+from featstore import FeatureStore
+from featstore.files import atomic
+from featstore.files import locks
 from featstore.backends import make_backend
 from featstore.fill import Filled, fill
 from featstore.leases import Claims

@@ -12,7 +12,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from featstore import FeatureStore, atomic
+from featstore import FeatureStore
+from featstore.files import atomic
 from featstore import append as module
 from featstore.append import append
 from featstore.cli import main
@@ -25,7 +26,7 @@ from featstore.errors import (
     StoreError,
     StoreWriteError,
 )
-from featstore.locks import shared
+from featstore.files.locks import shared
 from featstore.manifest import Container, Manifest
 from featstore.requantise import requantise
 from tests.featstore.backend_tests import Rows, vectors

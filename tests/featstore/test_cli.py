@@ -10,7 +10,9 @@ from typing import Any
 
 import pytest
 
-from featstore import __version__, lifecycle, locks, plainfiles, reader
+from featstore import __version__, lifecycle, reader
+from featstore.files import locks
+from featstore.files import untrusted as plainfiles
 from featstore.cli import COMMANDS, main
 from featstore.commands import inspect
 from featstore.commands import plan as plan_command

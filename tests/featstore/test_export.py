@@ -27,7 +27,7 @@ from featstore.errors import (
 from featstore.export import Format, export
 from featstore.fields import Ragged, TopK
 from featstore.ledger import remove_entries
-from featstore.locks import exclusive
+from featstore.files.locks import exclusive
 from featstore.manifest import Container
 from featstore.views import ViewSet, make_views
 from tests.featstore.backend_tests import (

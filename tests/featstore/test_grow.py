@@ -20,7 +20,7 @@ from featstore.errors import (
     StoreNotFound,
     TooManyInvalid,
 )
-from featstore.locks import shared
+from featstore.files.locks import shared
 from pipelines import extract as pipeline
 from tests.featstore.formula import FormulaTeacher, make_config
 from tests.featstore.parts import in_memory, sound

@@ -8,11 +8,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from featstore import extract, measure
+from featstore import extract
+from featstore.files import disk as measure
 from featstore.config import StoreConfig
 from featstore.errors import ManifestMismatch, StoreWriteError
 from featstore.manifest import FieldRecord
-from featstore.measure import measure_disk, measure_rate
+from featstore.files.disk import measure_disk, measure_rate
 from featstore.plan import Plan, Rates, make_plan, shard_rows, stored_bytes
 from featstore.sources import open_source
 from featstore.teachers import Teacher

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from featstore.tarblocks import (
+from featstore.files.tar_headers import (
     END,
     BadTar,
     Member,

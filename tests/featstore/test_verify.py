@@ -25,7 +25,7 @@ from featstore.ledger import (
     read_entry,
     remove_entries,
 )
-from featstore.locks import shared
+from featstore.files.locks import shared
 from featstore.manifest import read_manifest, write_manifest
 from featstore.metadata import difference, metadata_files
 from featstore.seal import seal, unseal

@@ -13,15 +13,17 @@ from typing import Any
 
 import pytest
 
-from featstore import FeatureStore, atomic, locks
-from featstore.atomic import write_bytes
+from featstore import FeatureStore
+from featstore.files import atomic
+from featstore.files import locks
+from featstore.files.atomic import write_bytes
 from featstore.backends import make_backend
 from featstore.config import StoreConfig
 from featstore.errors import StoreBusy, StoreNotFound, StoreWriteError
 from featstore.fields import empty_columns
 from featstore.fill import fill
 from featstore.leases import Claims
-from featstore.locks import exclusive, shared
+from featstore.files.locks import exclusive, shared
 from featstore.writer import Shard, open_or_create
 from tests.featstore.formula import FormulaTeacher, describe, make_config, run
 from tests.featstore.jobs import MANIFEST, check_committed, run_job

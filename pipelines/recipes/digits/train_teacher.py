@@ -34,7 +34,7 @@ from typing import TYPE_CHECKING, Any
 # The script may be started from anywhere: the repository root makes its packages importable.
 sys.path.insert(0, str(Path(__file__).resolve().parents[3]))
 
-from featstore.atomic import write_bytes
+from featstore.files.atomic import write_bytes
 from featstore.decode import decode_image
 
 if TYPE_CHECKING:

@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from featstore.errors import StoreError
-from featstore.measure import format_bytes
+from featstore.files.disk import format_bytes
 
 Array = npt.NDArray[Any]
 

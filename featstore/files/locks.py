@@ -139,7 +139,7 @@ class FileLock:
 def refuse_links(store: Path) -> None:
     """Refuse to write into a store whose folders or files are links: they could lead anywhere.
 
-    What lies deeper is looked at when it is written to (``featstore.atomic.Disk``).
+    What lies deeper is looked at when it is written to (``featstore.files.atomic.Disk``).
 
     Raises:
         StoreWriteError: the top of the folder holds a link.

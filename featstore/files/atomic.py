@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from featstore.errors import StoreWriteError
-from featstore.plainfiles import check_real_folder
+from featstore.files.untrusted import check_real_folder
 
 TEMPORARY_PREFIX = ".partial-"
 """Begin of the name of every file that is not yet true; leftovers of a kill can be deleted at any time."""

@@ -1,0 +1,1 @@
+"""Plain files and this machine: atomic writes, locks, untrusted files, memory and disk."""
