@@ -25,7 +25,7 @@ from distill.task import Task
 from featstore import FeatureStore
 from featstore.config import TeacherConfig, require
 from featstore.teachers import Teacher, build_teacher
-from featstore.views import View, ViewSet
+from featstore.format.views import View, ViewSet
 
 TOLERANCE = {"float32": 1e-4, "float16": 1e-3, "bfloat16": 8e-3, "int8": 2e-2}
 """Of every loss, relative and absolute, between stored features of a type and live ones. float32: how images are

@@ -24,11 +24,11 @@ import zarr
 
 from benchmarks._measure import Case, print_table, seconds_in_turn, speed_ratio
 from featstore import FeatureStore
-from featstore.artefacts import describe, pack
+from featstore.format.artefacts import describe, pack
 from featstore.backends import make_backend
 from featstore.backends.zarr import encoded_bytes
-from featstore.fields import empty_columns, put
-from featstore.manifest import (
+from featstore.format.fields import empty_columns, put
+from featstore.format.manifest import (
     Codec,
     FieldRecord,
     Int8Encoding,
@@ -37,9 +37,9 @@ from featstore.manifest import (
     new_manifest,
 )
 from featstore.order import Order
-from featstore.quantise import Calibration, calibrate
+from featstore.format.int8 import Calibration, calibrate
 from featstore.torch_data import numbers_of
-from featstore.views import ViewSet
+from featstore.format.views import ViewSet
 from featstore.writer import Shard, commit, open_or_create
 
 WIDTH = 1024

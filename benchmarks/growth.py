@@ -28,9 +28,9 @@ import numpy as np
 from featstore import FeatureStore
 from featstore.files.atomic import write_bytes
 from featstore.backends import make_backend
-from featstore.fields import empty_columns
-from featstore.ledger import LEDGER_FOLDER, ObjectRecord, ShardRecord, mark_complete, write_entry
-from featstore.manifest import (
+from featstore.format.fields import empty_columns
+from featstore.format.ledger import LEDGER_FOLDER, ObjectRecord, ShardRecord, mark_complete, write_entry
+from featstore.format.manifest import (
     FieldRecord,
     Manifest,
     SourceRecord,
@@ -39,7 +39,7 @@ from featstore.manifest import (
     write_manifest,
 )
 from featstore.verify import verify
-from featstore.views import ViewSet
+from featstore.format.views import ViewSet
 
 SHARD_ROWS = 131_072
 WIDTH = 2048

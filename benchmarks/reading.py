@@ -136,16 +136,16 @@ class Peer:
 def write_store(folder: Path, data: Data) -> None:
     """Make a feature store through featstore's own writer; the only place that knows its manifest."""
     from featstore.backends import make_backend
-    from featstore.ids import ids_sha256
-    from featstore.ledger import mark_complete, read_entry
-    from featstore.manifest import (
+    from featstore.format.ids import ids_sha256
+    from featstore.format.ledger import mark_complete, read_entry
+    from featstore.format.manifest import (
         FieldRecord,
         SourceRecord,
         TeacherRecord,
         WorkRecord,
         new_manifest,
     )
-    from featstore.views import ViewSet
+    from featstore.format.views import ViewSet
     from featstore.writer import Shard, commit, open_or_create, text_column
 
     names = [str(row) for row in range(data.rows)]

@@ -38,7 +38,7 @@ from benchmarks._measure import (
     speed_ratio,
 )
 from featstore import FeatureStore
-from featstore.ledger import mark_complete, read_entry
+from featstore.format.ledger import mark_complete, read_entry
 from featstore.files.disk import format_bytes
 from featstore.order import BatchSampler, Order
 from featstore.remote.cache import CacheConfig

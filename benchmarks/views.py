@@ -76,7 +76,7 @@ from featstore.files.disk import format_bytes
 from featstore.plan import stored_bytes
 from featstore.sources import open_source
 from featstore.teachers import Teacher
-from featstore.views import View, ViewSet
+from featstore.format.views import View, ViewSet
 from pipelines._cli import parse
 
 RECIPES = Path(__file__).resolve().parents[1] / "pipelines" / "recipes" / "digits"

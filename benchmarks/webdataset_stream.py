@@ -28,10 +28,10 @@ import webdataset
 from benchmarks._measure import Case, print_table, seconds_in_turn, speed_ratio
 from featstore import FeatureStore
 from featstore.backends import make_backend
-from featstore.fields import empty_columns, put
-from featstore.manifest import Container, FieldRecord, SourceRecord, WorkRecord, new_manifest
+from featstore.format.fields import empty_columns, put
+from featstore.format.manifest import Container, FieldRecord, SourceRecord, WorkRecord, new_manifest
 from featstore.stream import PairStream
-from featstore.views import ViewSet
+from featstore.format.views import ViewSet
 from featstore.writer import Shard, commit, open_or_create
 
 GOAL = 2.0

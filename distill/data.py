@@ -30,8 +30,8 @@ from featstore.errors import (
     ViewMismatch,
     shorten,
 )
-from featstore.ids import content_sha256
-from featstore.views import CropMode, Interpolation, View, ViewSet, cut, view_box
+from featstore.format.ids import content_sha256
+from featstore.format.views import CropMode, Interpolation, View, ViewSet, cut, view_box
 
 
 @dataclass(frozen=True)

@@ -19,9 +19,9 @@ from distill.options.common import Norm
 from distill.sampler import Indices
 from featstore import FeatureStore
 from featstore.errors import ConfigError, shorten
-from featstore.manifest import FieldRecord
+from featstore.format.manifest import FieldRecord
 from featstore.torch_data import as_tensor
-from featstore.views import View
+from featstore.format.views import View
 
 
 @dataclass(frozen=True)

@@ -17,9 +17,9 @@ import numpy.typing as npt
 from distill.config import DataConfig
 from featstore import FeatureStore
 from featstore.errors import ConfigError, MissingSamples, ViewMismatch, shorten
-from featstore.ids import content_sha256
+from featstore.format.ids import content_sha256
 from featstore.sources.base import NO_LABEL, Source, matches
-from featstore.views import describe
+from featstore.format.views import describe
 
 Indices = npt.NDArray[np.int64]
 

@@ -14,7 +14,7 @@ from typing import Any
 from distill.config import DistillConfig
 from featstore.files.atomic import write_bytes
 from featstore.errors import ConfigError
-from featstore.manifest import differences
+from featstore.format.manifest import differences
 
 FREE = {
     "data": {"cache_mb"},

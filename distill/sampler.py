@@ -15,7 +15,7 @@ import numpy.typing as npt
 
 from distill.config import DataConfig, TrainConfig
 from featstore.errors import ConfigError, ViewMismatch
-from featstore.views import ViewSet, describe
+from featstore.format.views import ViewSet, describe
 
 Indices = npt.NDArray[np.int64]
 

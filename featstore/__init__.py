@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from featstore.errors import FeatstoreError
 
 if TYPE_CHECKING:
-    from featstore.manifest import Manifest, read_manifest
+    from featstore.format.manifest import Manifest, read_manifest
     from featstore.reader import FeatureStore
 
 __all__ = ["FeatstoreError", "FeatureStore", "Manifest", "__version__", "read_manifest"]
@@ -25,7 +25,7 @@ def __getattr__(name: str) -> Any:
 
         return FeatureStore
     if name in ("Manifest", "read_manifest"):
-        from featstore import manifest
+        from featstore.format import manifest
 
         return getattr(manifest, name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

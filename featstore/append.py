@@ -40,10 +40,10 @@ from featstore.contracts import (
 )
 from featstore.errors import ConfigError, ManifestMismatch, StoreWriteError, shorten
 from featstore.fill import Progress, check_apart, make_store, no_progress
-from featstore.ids import ids_sha256
-from featstore.ledger import LEDGER_FOLDER, entry_path
+from featstore.format.ids import ids_sha256
+from featstore.format.ledger import LEDGER_FOLDER, entry_path
 from featstore.files.locks import exclusive
-from featstore.manifest import (
+from featstore.format.manifest import (
     Manifest,
     RaggedEncoding,
     SourceRecord,

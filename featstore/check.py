@@ -12,7 +12,7 @@ from pathlib import Path
 import google_crc32c
 
 from featstore.errors import ShardCorrupt
-from featstore.ledger import ObjectRecord
+from featstore.format.ledger import ObjectRecord
 from featstore.files.untrusted import open_plain, plain_size
 
 ADVICE = (

@@ -11,10 +11,10 @@ import numpy.typing as npt
 
 from featstore.backends.zarr import encoded_bytes
 from featstore.errors import ConfigError
-from featstore.fields import field_columns
-from featstore.manifest import FieldRecord, Int8Encoding, RaggedEncoding, TopKEncoding
+from featstore.format.fields import field_columns
+from featstore.format.manifest import FieldRecord, Int8Encoding, RaggedEncoding, TopKEncoding
 from featstore.plan import CODECS, Choice
-from featstore.quantise import Scheme, calibrate, quantise
+from featstore.format.int8 import Scheme, calibrate, quantise
 from featstore.reader import FeatureStore
 
 Array = npt.NDArray[Any]
@@ -31,7 +31,7 @@ HOLDS = {
 would look better on it than it is."""
 
 SCHEME: Scheme = "channel_row"
-"""Of int8: what keeps the nearest neighbours best (``featstore.quantise``)."""
+"""Of int8: what keeps the nearest neighbours best (``featstore.format.int8``)."""
 
 MOST_SAMPLE_BYTES = 64 * 2**20
 MOST_SHARDS = 16

@@ -15,7 +15,7 @@ from featstore.compose import subset
 from featstore.composition import Axis, ids_of, whole
 from featstore.errors import ConfigError, shorten
 from featstore.fill import Progress, no_progress
-from featstore.manifest import Manifest
+from featstore.format.manifest import Manifest
 from featstore.reader import FeatureStore
 
 

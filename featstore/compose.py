@@ -17,8 +17,8 @@ from featstore.backends.base import Rows
 from featstore.composition import Axis, Composition, ShardMaker, artefact_bytes, cut_like, ids_of
 from featstore.errors import ConfigError, MissingSamples, shorten
 from featstore.fill import Progress, check_apart, make_store, no_progress
-from featstore.ids import ids_sha256
-from featstore.manifest import ArtefactRecord, Int8Encoding, Manifest, new_manifest
+from featstore.format.ids import ids_sha256
+from featstore.format.manifest import ArtefactRecord, Int8Encoding, Manifest, new_manifest
 from featstore.reader import FeatureStore
 
 

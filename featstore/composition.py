@@ -14,10 +14,10 @@ from itertools import accumulate
 
 import numpy as np
 
-from featstore.artefacts import artefact_path
+from featstore.format.artefacts import artefact_path
 from featstore.backends.base import Array, Rows
-from featstore.fields import Ragged, empty_columns, field_columns
-from featstore.manifest import Manifest, RaggedEncoding, WorkRecord
+from featstore.format.fields import Ragged, empty_columns, field_columns
+from featstore.format.manifest import Manifest, RaggedEncoding, WorkRecord
 from featstore.reader import FeatureStore
 from featstore.rowreader import RowReader, spans, starts_of
 from featstore.writer import Shard, text_column

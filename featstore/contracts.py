@@ -13,7 +13,7 @@ import numpy as np
 from featstore import __version__
 from featstore.backends.base import Rows
 from featstore.errors import ConfigError, ManifestMismatch, shorten
-from featstore.manifest import (
+from featstore.format.manifest import (
     ArtefactRecord,
     FieldRecord,
     Int8Encoding,

@@ -7,7 +7,7 @@ from featstore.compose import compose
 from featstore.composition import Composition, artefact_bytes, whole
 from featstore.errors import ConfigError
 from featstore.fill import Progress, no_progress
-from featstore.manifest import Codec, Container, Manifest, WorkRecord, new_manifest
+from featstore.format.manifest import Codec, Container, Manifest, WorkRecord, new_manifest
 from featstore.plan import shard_rows as fitting_rows
 from featstore.reader import FeatureStore
 

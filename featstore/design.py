@@ -20,14 +20,14 @@ from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list
 
 from featstore import __version__
-from featstore.artefacts import describe, pack
+from featstore.format.artefacts import describe, pack
 from featstore.backends.base import Array
 from featstore.composition import artefact_bytes
 from featstore.config import ExtractConfig
 from featstore.errors import FeatstoreError, TeacherError
 from featstore.extract import TEACHER, ViewDataset, refuse_non_finite, run_teacher
-from featstore.ids import ids_sha256
-from featstore.manifest import (
+from featstore.format.ids import ids_sha256
+from featstore.format.manifest import (
     MANIFEST_NAME,
     ArtefactRecord,
     FieldRecord,
@@ -40,11 +40,11 @@ from featstore.manifest import (
     read_manifest,
 )
 from featstore.plan import shard_rows
-from featstore.quantise import calibrate
+from featstore.format.int8 import calibrate
 from featstore.reader import FeatureStore
 from featstore.sources import Source, mirror_work
 from featstore.teachers import Precision, Teacher, best_precision
-from featstore.views import ViewSet, make_views
+from featstore.format.views import ViewSet, make_views
 
 MOST_NUMBERS = 2**24
 """Numbers of a calibration sample; wide fields get fewer rows, so that it stays within some 100 MB."""

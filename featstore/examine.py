@@ -13,7 +13,7 @@ import numpy as np
 from featstore.backends.base import Array, Backend
 from featstore.check import damaged_blocks, why_unreadable
 from featstore.errors import ShardCorrupt, StoreError, shorten
-from featstore.ledger import LEDGER_FOLDER, ObjectRecord, ShardRecord, entry_path, read_entry
+from featstore.format.ledger import LEDGER_FOLDER, ObjectRecord, ShardRecord, entry_path, read_entry
 from featstore.files.untrusted import plain_size
 from featstore.rules import ShardRules
 

@@ -26,7 +26,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
-from featstore.artefacts import read_channels
+from featstore.format.artefacts import read_channels
 from featstore.backends import make_backend
 from featstore.backends.base import Array
 from featstore.config import ExtractConfig
@@ -39,12 +39,12 @@ from featstore.errors import (
     TooManyInvalid,
     shorten,
 )
-from featstore.fields import empty_columns, put
+from featstore.format.fields import empty_columns, put
 from featstore.fill import fill
-from featstore.ids import content_sha256
+from featstore.format.ids import content_sha256
 from featstore.leases import Claims
-from featstore.ledger import InvalidRow, committed_shards, read_complete
-from featstore.manifest import (
+from featstore.format.ledger import InvalidRow, committed_shards, read_complete
+from featstore.format.manifest import (
     MANIFEST_NAME,
     Manifest,
     PreprocessingRecord,
@@ -52,12 +52,12 @@ from featstore.manifest import (
 )
 from featstore.files.disk import measure_disk, measure_rate
 from featstore.plan import Plan, Rates, make_plan
-from featstore.quantise import Channels
+from featstore.format.int8 import Channels
 from featstore.reader import FeatureStore
 from featstore.sources import NO_LABEL, Source
 from featstore.teachers import Teacher
 from featstore.torch_data import TORCH_DTYPES, as_array
-from featstore.views import ViewSet, cut, view_box
+from featstore.format.views import ViewSet, cut, view_box
 from featstore.writer import (
     Shard,
     open_or_create,

@@ -9,9 +9,9 @@ from featstore.backends import make_backend
 from featstore.backends.base import Backend
 from featstore.errors import ConfigError
 from featstore.leases import Claims, Leases
-from featstore.ledger import read_complete
+from featstore.format.ledger import read_complete
 from featstore.files.locks import shared
-from featstore.manifest import Manifest
+from featstore.format.manifest import Manifest
 from featstore.writer import Shard, ShardWriter, finish, open_or_create, tidy
 
 SHORTEST_PAUSE_S = 0.02

@@ -37,10 +37,10 @@ from featstore.errors import (
     shorten,
 )
 from featstore.extract import TEACHER
-from featstore.ids import content_sha256, ids_sha256
-from featstore.ledger import ObjectRecord
+from featstore.format.ids import content_sha256, ids_sha256
+from featstore.format.ledger import ObjectRecord
 from featstore.files.locks import exclusive
-from featstore.manifest import MANIFEST_NAME, Manifest, check_same_contract, read_manifest
+from featstore.format.manifest import MANIFEST_NAME, Manifest, check_same_contract, read_manifest
 from featstore.reader import FeatureStore
 from featstore.sources import Source, SourcePart
 

@@ -16,7 +16,7 @@ import numpy.typing as npt
 from featstore.backends.base import Rows
 from featstore.composition import Axis, ids_of
 from featstore.reader import FeatureStore
-from featstore.views import ViewSet
+from featstore.format.views import ViewSet
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ from featstore.compose import compose
 from featstore.contracts import row_differences
 from featstore.errors import ConfigError, ManifestMismatch
 from featstore.fill import Progress, check_apart, no_progress
-from featstore.manifest import Manifest
+from featstore.format.manifest import Manifest
 from featstore.merge_rows import Duplicates, plan_rows
 from featstore.merge_teachers import Missing, plan_teachers
 from featstore.reader import FeatureStore

@@ -19,8 +19,8 @@ from featstore.contracts import (
     renumbered,
 )
 from featstore.errors import ConfigError, shorten
-from featstore.ids import ids_sha256
-from featstore.manifest import SourceRecord, WorkRecord, new_manifest
+from featstore.format.ids import ids_sha256
+from featstore.format.manifest import SourceRecord, WorkRecord, new_manifest
 from featstore.matching import Samples, depend_on_names, first_of, samples_of
 from featstore.reader import FeatureStore
 

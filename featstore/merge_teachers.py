@@ -19,8 +19,8 @@ from featstore.composition import (
 )
 from featstore.contracts import common_classes, common_origin, renumbered
 from featstore.errors import ConfigError, ManifestMismatch, shorten
-from featstore.ids import check_name, ids_sha256
-from featstore.manifest import (
+from featstore.format.ids import check_name, ids_sha256
+from featstore.format.manifest import (
     ArtefactRecord,
     FieldRecord,
     Int8Encoding,

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from featstore.backends import make_backend
-from featstore.manifest import Manifest, differences
+from featstore.format.manifest import Manifest, differences
 
 _OPTIONAL = ("attributes", "configuration", "dimension_names", "storage_transformers")
 """Keys that one version of a Zarr library writes without content, and another leaves out."""

@@ -16,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from featstore.errors import ConfigError, shorten
-from featstore.manifest import FieldRecord
+from featstore.format.manifest import FieldRecord
 from featstore.reader import FeatureStore
 
 Rows = npt.NDArray[np.int64]

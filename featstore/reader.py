@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 import featstore.files.machine as memory
-from featstore.artefacts import read_artefact, read_channels
+from featstore.format.artefacts import read_artefact, read_channels
 from featstore.backends import make_backend
 from featstore.backends.base import Array, ColumnReader
 from featstore.errors import (
@@ -22,15 +22,15 @@ from featstore.errors import (
     ViewMismatch,
     shorten,
 )
-from featstore.fields import Codes, Ragged, TopK, field_columns
-from featstore.ledger import (
+from featstore.format.fields import Codes, Ragged, TopK, field_columns
+from featstore.format.ledger import (
     InvalidRow,
     ShardRecord,
     committed_shards,
     entry_path,
     read_entry,
 )
-from featstore.manifest import (
+from featstore.format.manifest import (
     FieldRecord,
     Int8Encoding,
     Manifest,
@@ -38,10 +38,10 @@ from featstore.manifest import (
     TopKEncoding,
     read_manifest,
 )
-from featstore.quantise import Channels, dequantise
+from featstore.format.int8 import Channels, dequantise
 from featstore.remote.places import is_url
 from featstore.versions import as_opened
-from featstore.views import describe
+from featstore.format.views import describe
 
 if TYPE_CHECKING:
     from featstore.remote.cache import CacheConfig

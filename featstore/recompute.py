@@ -27,7 +27,7 @@ from featstore.errors import (
     shorten,
 )
 from featstore.extract import ViewDataset, run_teacher
-from featstore.manifest import (
+from featstore.format.manifest import (
     FieldRecord,
     Int8Encoding,
     TeacherRecord,

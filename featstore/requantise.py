@@ -15,14 +15,14 @@ from typing import Literal
 import numpy as np
 
 from featstore import __version__
-from featstore.artefacts import describe, pack, read_channels
+from featstore.format.artefacts import describe, pack, read_channels
 from featstore.backends import Backend, make_backend
 from featstore.backends.base import Array, Rows
 from featstore.composition import artefact_bytes
 from featstore.errors import ConfigError
-from featstore.fields import empty_columns, numpy_dtype, put
+from featstore.format.fields import empty_columns, numpy_dtype, put
 from featstore.fill import Progress, check_apart, make_store, no_progress
-from featstore.manifest import (
+from featstore.format.manifest import (
     ArtefactRecord,
     FieldRecord,
     FloatType,
@@ -32,7 +32,7 @@ from featstore.manifest import (
     RaggedEncoding,
     new_manifest,
 )
-from featstore.quantise import Channels, RoundingError, calibrate, dequantise, rounding_error
+from featstore.format.int8 import Channels, RoundingError, calibrate, dequantise, rounding_error
 from featstore.reader import FeatureStore
 from featstore.writer import Shard
 

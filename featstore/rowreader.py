@@ -17,7 +17,7 @@ import featstore.files.machine as memory
 from featstore.backends import ColumnReader, make_backend
 from featstore.backends.base import Array, Rows
 from featstore.errors import ShardCorrupt
-from featstore.fields import Ragged
+from featstore.format.fields import Ragged
 from featstore.reader import FeatureStore
 
 MOST_MAPPED = 16_384

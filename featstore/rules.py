@@ -12,9 +12,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from featstore.fields import Column
-from featstore.manifest import FieldRecord, Manifest, RaggedEncoding, TopKEncoding
-from featstore.quantise import LARGEST
+from featstore.format.fields import Column
+from featstore.format.manifest import FieldRecord, Manifest, RaggedEncoding, TopKEncoding
+from featstore.format.int8 import LARGEST
 
 Array = npt.NDArray[Any]
 Mask = npt.NDArray[np.bool_]

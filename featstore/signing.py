@@ -22,7 +22,7 @@ from featstore.files.atomic import write_bytes
 from featstore.errors import ConfigError, StoreError, StoreIncomplete, shorten
 from featstore.leases import LEASE_FOLDER
 from featstore.files.locks import LOCK_NAME, PUBLISH_NAME, exclusive
-from featstore.manifest import Manifest, read_manifest
+from featstore.format.manifest import Manifest, read_manifest
 from featstore.metadata import metadata_files
 from featstore.files.untrusted import read_plain
 from featstore.verify import SIGNATURE_NAME, verify

@@ -16,8 +16,8 @@ import numpy as np
 import numpy.typing as npt
 
 from featstore.errors import ConfigError, FeatstoreError, MissingSamples, SourceError, shorten
-from featstore.fields import Ragged, TopK
-from featstore.manifest import RaggedEncoding, TopKEncoding
+from featstore.format.fields import Ragged, TopK
+from featstore.format.manifest import RaggedEncoding, TopKEncoding
 from featstore.reader import FeatureStore
 from featstore.sources.tars import named_tars
 from featstore.sources.tarstream import TarImage, TarReader

@@ -19,14 +19,14 @@ from torch import Tensor, nn
 from featstore.config import TeacherConfig
 from featstore.decode import DECODE_RULE
 from featstore.errors import TeacherError, shorten
-from featstore.manifest import (
+from featstore.format.manifest import (
     FieldRecord,
     FloatType,
     PreprocessingRecord,
     TeacherRecord,
     TopKEncoding,
 )
-from featstore.views import CropMode, Interpolation
+from featstore.format.views import CropMode, Interpolation
 
 Precision = Literal["fp32", "bf16", "fp16"]
 

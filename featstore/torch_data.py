@@ -15,8 +15,8 @@ from torch.utils.data import DataLoader, Dataset, get_worker_info
 
 from featstore.backends.base import Array
 from featstore.errors import ConfigError
-from featstore.fields import Codes, Ragged, TopK
-from featstore.manifest import Int8Encoding, RaggedEncoding, TopKEncoding
+from featstore.format.fields import Codes, Ragged, TopK
+from featstore.format.manifest import Int8Encoding, RaggedEncoding, TopKEncoding
 from featstore.order import BatchSampler, Order, Rows
 from featstore.reader import FeatureStore
 

@@ -8,8 +8,8 @@ import numpy.typing as npt
 
 from featstore.backends.base import Backend
 from featstore.examine import Damage, ShardFindings
-from featstore.ledger import COMPLETE_NAME, LEDGER_FOLDER, CompleteRecord, entry_path, read_entry
-from featstore.manifest import MANIFEST_NAME
+from featstore.format.ledger import COMPLETE_NAME, LEDGER_FOLDER, CompleteRecord, entry_path, read_entry
+from featstore.format.manifest import MANIFEST_NAME
 from featstore.files.untrusted import read_plain
 
 MOST_SUSPECTS = 1000

@@ -16,8 +16,8 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from featstore.artefacts import FOLDER as ARTEFACT_FOLDER
-from featstore.artefacts import artefact_path, check_artefact, read_artefact
+from featstore.format.artefacts import FOLDER as ARTEFACT_FOLDER
+from featstore.format.artefacts import artefact_path, check_artefact, read_artefact
 from featstore.files.atomic import TEMPORARY_PREFIX, refused, write_bytes
 from featstore.backends import Backend, make_backend
 from featstore.errors import ManifestMismatch, ShardCorrupt, StoreError, shorten
@@ -32,7 +32,7 @@ from featstore.examine import (
     problem_of,
 )
 from featstore.leases import LEASE_FOLDER
-from featstore.ledger import (
+from featstore.format.ledger import (
     COMPLETE_NAME,
     ENTRY,
     LEDGER_FOLDER,
@@ -45,7 +45,7 @@ from featstore.ledger import (
     remove_entries,
 )
 from featstore.files.locks import LOCK_NAME, PUBLISH_NAME, exclusive
-from featstore.manifest import MANIFEST_NAME, Int8Encoding, Manifest, read_manifest
+from featstore.format.manifest import MANIFEST_NAME, Int8Encoding, Manifest, read_manifest
 from featstore.metadata import difference, metadata_files
 from featstore.files.untrusted import check_real_folder, plain_size, read_plain
 from featstore.totals import Totals

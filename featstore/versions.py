@@ -5,7 +5,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from featstore.errors import ShardCorrupt, StoreError
-from featstore.manifest import Manifest, read_manifest
+from featstore.format.manifest import Manifest, read_manifest
 
 
 @contextmanager

@@ -17,7 +17,7 @@ from pathlib import Path
 
 import numpy as np
 
-from featstore.artefacts import write_artefacts
+from featstore.format.artefacts import write_artefacts
 from featstore.files.atomic import (
     TEMPORARY_PREFIX,
     Disk,
@@ -35,7 +35,7 @@ from featstore.backends import Backend, make_backend
 from featstore.backends.base import Array
 from featstore.errors import StoreBusy, StoreNotFound, StoreWriteError, shorten
 from featstore.leases import LEASE_FOLDER
-from featstore.ledger import (
+from featstore.format.ledger import (
     LEDGER_FOLDER,
     InvalidRow,
     ObjectRecord,
@@ -47,7 +47,7 @@ from featstore.ledger import (
     read_entry,
 )
 from featstore.files.locks import exclusive, publishing
-from featstore.manifest import (
+from featstore.format.manifest import (
     MANIFEST_NAME,
     Manifest,
     check_same_contract,

@@ -97,7 +97,7 @@ def fill(
     """
     from featstore import design, extract
     from featstore.teachers import build_teacher
-    from featstore.views import describe
+    from featstore.format.views import describe
 
     say = accelerator.print
     # Frozen: eval mode, no gradients. Nothing is trained in phase one.

@@ -8,7 +8,7 @@ from typing import Any
 from distill.config import DistillConfig
 from distill.experiments.plan import Run
 from featstore import FeatureStore
-from featstore.ledger import read_complete
+from featstore.format.ledger import read_complete
 
 COUNTED_SHARDS = 1000
 """Most entries of a ledger that are read for the teacher's time; of a longer one every k-th counts k times."""

@@ -20,7 +20,7 @@ from distill.data import ViewRule
 from distill.export.images import Pixels
 from distill.student import Student
 from featstore.files.atomic import write_bytes
-from featstore.views import canonical_box, cut
+from featstore.format.views import canonical_box, cut
 
 NAME = "preprocessing.json"
 PICTURE = "reference/picture.png"

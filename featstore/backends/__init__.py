@@ -5,7 +5,7 @@ from pathlib import Path
 from featstore.backends.base import Backend, ColumnReader, EncodedObject
 from featstore.backends.webdataset import WebDatasetBackend
 from featstore.backends.zarr import ZarrBackend
-from featstore.manifest import Container, Manifest
+from featstore.format.manifest import Container, Manifest
 
 BACKENDS: dict[Container, type[Backend]] = {
     "zarr": ZarrBackend,

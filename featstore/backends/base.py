@@ -14,9 +14,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from featstore.fields import Column, columns_of
-from featstore.ledger import ObjectRecord
-from featstore.manifest import Manifest
+from featstore.format.fields import Column, columns_of
+from featstore.format.ledger import ObjectRecord
+from featstore.format.manifest import Manifest
 
 Array = npt.NDArray[Any]
 Rows = npt.NDArray[np.int64]

@@ -11,9 +11,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from featstore.artefacts import pack_texts
+from featstore.format.artefacts import pack_texts
 from featstore.backends.tarlayout import INDEX, STARTS, TarLayout, stored_dtype
-from featstore.fields import Column
+from featstore.format.fields import Column
 from featstore.files.tar_headers import END, Bytes, extension_blocks, headers, npy_header, padded
 
 Array = npt.NDArray[Any]

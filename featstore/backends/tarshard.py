@@ -19,8 +19,8 @@ from numpy.lib.stride_tricks import sliding_window_view
 from featstore.backends.tarlayout import INDEX, STARTS, TarLayout, stored_dtype
 from featstore.check import Describe, check_blocks, corrupt
 from featstore.errors import StoreError
-from featstore.fields import Column
-from featstore.ledger import ObjectRecord
+from featstore.format.fields import Column
+from featstore.format.ledger import ObjectRecord
 from featstore.files.tar_headers import (
     BLOCK_BYTES,
     BadTar,

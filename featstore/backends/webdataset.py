@@ -22,9 +22,9 @@ from featstore.backends.tarlayout import FOLDER, TarLayout
 from featstore.backends.tarshard import TarShard
 from featstore.check import check_size, corrupt
 from featstore.errors import ShardCorrupt, StoreError
-from featstore.fields import Column, check_columns
-from featstore.ledger import ObjectRecord, entry_path, read_entry
-from featstore.manifest import Manifest
+from featstore.format.fields import Column, check_columns
+from featstore.format.ledger import ObjectRecord, entry_path, read_entry
+from featstore.format.manifest import Manifest
 from featstore.mapping import PAGE_BYTES, SideBySide
 from featstore.files.tar_headers import END, Bytes
 

@@ -30,9 +30,9 @@ import featstore.files.machine as memory
 from featstore.backends.base import Array, Backend, ColumnReader, EncodedObject, Rows
 from featstore.check import Describe, check_blocks, check_size, corrupt
 from featstore.errors import ShardCorrupt, StoreError
-from featstore.fields import Column, check_columns
-from featstore.ledger import ObjectRecord, entry_path
-from featstore.manifest import Codec
+from featstore.format.fields import Column, check_columns
+from featstore.format.ledger import ObjectRecord, entry_path
+from featstore.format.manifest import Codec
 from featstore.mapping import PAGE_BYTES, SideBySide
 
 CHUNK_BYTES = 256 * 1024

@@ -2,7 +2,7 @@
 
 import json
 
-from featstore.manifest import Manifest
+from featstore.format.manifest import Manifest
 
 
 def examples(manifest: Manifest) -> list[str]:

@@ -12,7 +12,7 @@ import numpy.typing as npt
 from featstore.card.escape import plain
 from featstore.card.statistics import read_vectors
 from featstore.card.survey import Sample, class_name
-from featstore.manifest import Manifest
+from featstore.format.manifest import Manifest
 from featstore.pages.feature_map import PCA_WIDTH, embed
 from featstore.pages.parts import Block
 from featstore.reader import FeatureStore

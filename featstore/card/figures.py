@@ -9,7 +9,7 @@ import numpy.typing as npt
 from featstore.card.explore import Map
 from featstore.card.statistics import Statistics
 from featstore.card.survey import class_name
-from featstore.manifest import Manifest
+from featstore.format.manifest import Manifest
 from featstore.pages.parts import Plot
 from featstore.pages.style import (
     BLUE,

@@ -8,7 +8,7 @@ import yaml
 from featstore.card.escape import plain
 from featstore.card.statement import KEY, Statement, hub_licence, teacher_licence
 from featstore.card.text import title_of
-from featstore.manifest import Manifest
+from featstore.format.manifest import Manifest
 
 SIZES = ("n<1K", "1K<n<10K", "10K<n<100K", "100K<n<1M", "1M<n<10M", "10M<n<100M", "100M<n<1B", "1B<n<10B",
          "10B<n<100B", "100B<n<1T", "n>1T")  # fmt: skip

@@ -5,7 +5,7 @@ Only what is certain is in these tables. A licence that is not in them is carrie
 
 from dataclasses import dataclass
 
-from featstore.manifest import TeacherRecord
+from featstore.format.manifest import TeacherRecord
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,7 @@ from featstore.card.statement import (
 )
 from featstore.card.survey import Survey, class_name, survey
 from featstore.card.text import encoding_text, shape_text, source_name, title_of
-from featstore.manifest import Manifest, TeacherRecord
+from featstore.format.manifest import Manifest, TeacherRecord
 from featstore.files.disk import format_bytes
 from featstore.reader import FeatureStore
 

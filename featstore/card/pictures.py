@@ -11,7 +11,7 @@ from featstore.card.survey import Sample
 from featstore.config import SourceConfig
 from featstore.decode import decode_image
 from featstore.errors import ConfigError, DecodeError
-from featstore.manifest import Manifest
+from featstore.format.manifest import Manifest
 from featstore.sources import KINDS, open_source
 
 SIDE_PX = 72

@@ -11,7 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from featstore.card.licences import known
 from featstore.errors import ConfigError
-from featstore.manifest import Manifest
+from featstore.format.manifest import Manifest
 from featstore.files.untrusted import read_plain
 
 KEY = "featstore"

@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from featstore.card.survey import Sample
-from featstore.manifest import FieldRecord, Manifest
+from featstore.format.manifest import FieldRecord, Manifest
 from featstore.reader import FeatureStore
 
 Floats = npt.NDArray[np.float64]

@@ -11,9 +11,9 @@ import numpy as np
 import numpy.typing as npt
 
 from featstore.backends import make_backend
-from featstore.fields import field_columns
-from featstore.ledger import InvalidRow, ShardRecord, read_complete
-from featstore.manifest import Manifest
+from featstore.format.fields import field_columns
+from featstore.format.ledger import InvalidRow, ShardRecord, read_complete
+from featstore.format.manifest import Manifest
 from featstore.plan import stored_bytes
 from featstore.reader import FeatureStore
 from featstore.rowreader import RowReader

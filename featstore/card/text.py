@@ -4,7 +4,7 @@ from pathlib import PurePosixPath
 
 from featstore.card.escape import plain
 from featstore.card.statement import Statement
-from featstore.manifest import (
+from featstore.format.manifest import (
     FieldRecord,
     Int8Encoding,
     Manifest,

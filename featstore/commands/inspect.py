@@ -8,8 +8,8 @@ from typing import Any
 from featstore.commands import duplicates
 from featstore.commands.arguments import store_address
 from featstore.errors import printable
-from featstore.ledger import read_complete
-from featstore.manifest import (
+from featstore.format.ledger import read_complete
+from featstore.format.manifest import (
     FieldRecord,
     Int8Encoding,
     Manifest,

@@ -12,8 +12,8 @@ from typing import Any
 from featstore.choices import measured_choices, sample_rows
 from featstore.commands.arguments import positive, store_address
 from featstore.errors import ConfigError
-from featstore.ids import check_name
-from featstore.manifest import FieldRecord
+from featstore.format.ids import check_name
+from featstore.format.manifest import FieldRecord
 from featstore.files.disk import format_bytes, format_rate, format_seconds, free_bytes, measure_disk
 from featstore.plan import TYPICAL_RATIO, Choice, shard_rows, typical_choices
 from featstore.reader import FeatureStore

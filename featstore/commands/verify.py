@@ -16,7 +16,7 @@ from featstore import verify as library
 from featstore.commands.arguments import positive, store_folder
 from featstore.config import SourceConfig
 from featstore.errors import ConfigError, printable, shorten
-from featstore.manifest import read_manifest
+from featstore.format.manifest import read_manifest
 from featstore.files.disk import format_bytes
 from featstore.signing import Signed
 from featstore.verify import Report

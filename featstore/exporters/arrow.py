@@ -20,7 +20,7 @@ import pyarrow.parquet as pq
 from featstore.files.atomic import make_folder, refused, write_bytes
 from featstore.backends.base import Array
 from featstore.exporters.base import CONTENT, LABEL, Batch, Column, Exporter
-from featstore.fields import Ragged
+from featstore.format.fields import Ragged
 
 ARRAY_AXES = range(2, 6)
 """Arrays of so many axes have a type of their own in a data set (Array2D to Array5D), read far faster than lists."""

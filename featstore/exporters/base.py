@@ -10,7 +10,7 @@ from typing import Any, Literal
 import numpy as np
 
 from featstore.backends.base import Array
-from featstore.fields import Ragged
+from featstore.format.fields import Ragged
 
 Kind = Literal["numbers", "text", "ragged"]
 

@@ -12,8 +12,8 @@ import numpy.typing as npt
 from featstore.backends.base import Array, Rows
 from featstore.errors import ConfigError
 from featstore.exporters.base import CONTENT, LABEL, ROW, SAMPLE_ID, VALID, Batch, Column
-from featstore.fields import Ragged, numpy_dtype
-from featstore.manifest import FieldRecord, RaggedEncoding, TopKEncoding
+from featstore.format.fields import Ragged, numpy_dtype
+from featstore.format.manifest import FieldRecord, RaggedEncoding, TopKEncoding
 from featstore.reader import FeatureStore
 
 

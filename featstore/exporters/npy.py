@@ -17,7 +17,7 @@ from featstore.files.atomic import make_folder, refused
 from featstore.backends.base import Array
 from featstore.errors import StoreError
 from featstore.exporters.base import SAMPLE_ID, Batch, Column, Exporter
-from featstore.fields import Ragged
+from featstore.format.fields import Ragged
 
 IDS_NAME = "ids.txt"
 

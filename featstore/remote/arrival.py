@@ -4,7 +4,7 @@ import google_crc32c
 import numpy as np
 
 from featstore.backends import Backend
-from featstore.ledger import ObjectRecord
+from featstore.format.ledger import ObjectRecord
 from featstore.remote.base import Sink
 
 

@@ -13,7 +13,7 @@ from typing import TypeVar
 
 from pydantic import ValidationError
 
-from featstore.artefacts import FOLDER as ARTEFACT_FOLDER
+from featstore.format.artefacts import FOLDER as ARTEFACT_FOLDER
 from featstore.files.atomic import TEMPORARY_PREFIX
 from featstore.backends import Backend
 from featstore.errors import (
@@ -27,18 +27,18 @@ from featstore.errors import (
     StoreWriteError,
     shorten,
 )
-from featstore.ledger import (
+from featstore.format.ledger import (
     COMPLETE_NAME,
     LEDGER_FOLDER,
     CompleteRecord,
     ShardRecord,
     read_complete,
 )
-from featstore.manifest import MANIFEST_NAME, Manifest, read_manifest
+from featstore.format.manifest import MANIFEST_NAME, Manifest, read_manifest
 from featstore.metadata import metadata_files
 from featstore.files.untrusted import MOST_JSON_BYTES, read_plain
 from featstore.remote.base import Place, TooLong
-from featstore.seal import unseal
+from featstore.format.checksummed_json import unseal
 from featstore.verify import CARD_NAME, CARD_PAGE_NAME, SIGNATURE_NAME
 
 MARK_NAME = f"{LEDGER_FOLDER}/{COMPLETE_NAME}"

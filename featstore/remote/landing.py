@@ -14,7 +14,7 @@ from featstore.files.atomic import TEMPORARY_PREFIX, make_folder, refused, sync_
 from featstore.errors import ManifestMismatch, StoreNotFound, StoreWriteError, shorten
 from featstore.lifecycle import DELETED_PREFIX, check_deletable
 from featstore.files.locks import LOCK_NAME, exclusive
-from featstore.manifest import MANIFEST_NAME
+from featstore.format.manifest import MANIFEST_NAME
 from featstore.files.disk import format_bytes, free_bytes
 from featstore.files.untrusted import read_plain
 from featstore.remote.inventory import MARK_NAME, UNFINISHED_NAME, Contents

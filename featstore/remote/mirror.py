@@ -20,7 +20,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeVar
 
-from featstore.artefacts import artefact_path, read_artefact
+from featstore.format.artefacts import artefact_path, read_artefact
 from featstore.files.atomic import TEMPORARY_PREFIX, WRITE_BYTES, refused
 from featstore.backends import make_backend
 from featstore.check import ADVICE, damaged_blocks
@@ -32,7 +32,7 @@ from featstore.errors import (
     StoreBusy,
     StoreError,
 )
-from featstore.ledger import (
+from featstore.format.ledger import (
     LEDGER_FOLDER,
     ObjectRecord,
     ShardRecord,
@@ -40,7 +40,7 @@ from featstore.ledger import (
     read_complete,
     read_entry,
 )
-from featstore.manifest import Manifest
+from featstore.format.manifest import Manifest
 from featstore.files.untrusted import MOST_JSON_BYTES
 from featstore.remote.base import FileSink, Place, TooLong
 from featstore.remote.cache import Arrival, Cache, CacheConfig
@@ -152,7 +152,7 @@ class Mirror:
         self._compare_ledger()
 
     def entry(self, shard: int) -> ShardRecord:
-        """See ``featstore.ledger.read_entry``."""
+        """See ``featstore.format.ledger.read_entry``."""
         self.bring_entries([shard])
         with speaking_of(self.url, self.folder):
             try:
@@ -224,7 +224,7 @@ class Mirror:
         self._bring({name: record.bytes for name, (_, record) in objects.items()}, check)
 
     def artefact(self, name: str) -> dict[str, Any]:
-        """See ``featstore.artefacts.read_artefact``."""
+        """See ``featstore.format.artefacts.read_artefact``."""
         self.bring_artefact(name)
         with speaking_of(self.url, self.folder):
             try:

@@ -16,7 +16,7 @@ from featstore.backends.base import Rows
 from featstore.choose import choose
 from featstore.compose import compose, plan_subset
 from featstore.errors import ConfigError, StoreError, shorten
-from featstore.manifest import Manifest, read_manifest
+from featstore.format.manifest import Manifest, read_manifest
 from featstore.reader import FeatureStore
 from featstore.remote.inventory import Contents
 

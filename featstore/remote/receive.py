@@ -15,7 +15,7 @@ from featstore.files.atomic import TEMPORARY_PREFIX, refused, write_bytes
 from featstore.backends import make_backend
 from featstore.check import damaged_blocks
 from featstore.errors import RemoteNotFound, ShardCorrupt
-from featstore.ledger import ObjectRecord, ShardRecord
+from featstore.format.ledger import ObjectRecord, ShardRecord
 from featstore.metadata import difference, metadata_files
 from featstore.files.untrusted import (
     MOST_JSON_BYTES,

@@ -11,7 +11,7 @@ from featstore.backends import Backend, make_backend
 from featstore.check import why_unreadable
 from featstore.errors import RemoteNotFound, ShardCorrupt, StoreError
 from featstore.examine import check_object, of_a_shard
-from featstore.ledger import ObjectRecord
+from featstore.format.ledger import ObjectRecord
 from featstore.files.untrusted import open_plain, plain_size, read_plain
 from featstore.remote.arrival import BlockSums
 from featstore.remote.base import Place, Sink, TooLong

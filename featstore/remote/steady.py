@@ -19,7 +19,7 @@ import numpy.typing as npt
 from featstore.backends import Backend
 from featstore.backends.base import Array, Rows
 from featstore.errors import FeatstoreError, ShardCorrupt, StoreError
-from featstore.ledger import ObjectRecord, ShardRecord
+from featstore.format.ledger import ObjectRecord, ShardRecord
 from featstore.remote.mirror import Mirror, Objects, speaking_of
 
 TRIES = 4

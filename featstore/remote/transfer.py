@@ -22,9 +22,9 @@ from featstore.errors import (
     StoreError,
     shorten,
 )
-from featstore.ledger import complete_path
+from featstore.format.ledger import complete_path
 from featstore.files.locks import exclusive
-from featstore.manifest import MANIFEST_NAME, Manifest, read_manifest
+from featstore.format.manifest import MANIFEST_NAME, Manifest, read_manifest
 from featstore.files.untrusted import MOST_JSON_BYTES
 from featstore.reader import FeatureStore
 from featstore.remote.base import Place, Retry, TooLong

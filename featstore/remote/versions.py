@@ -10,8 +10,8 @@ from pathlib import Path
 from featstore.files.atomic import TEMPORARY_PREFIX, refused
 from featstore.backends import make_backend
 from featstore.errors import RemoteError, StoreIncomplete, StoreNotFound
-from featstore.ledger import LEDGER_FOLDER, complete_path, read_complete
-from featstore.manifest import MANIFEST_NAME, Manifest, read_manifest
+from featstore.format.ledger import LEDGER_FOLDER, complete_path, read_complete
+from featstore.format.manifest import MANIFEST_NAME, Manifest, read_manifest
 from featstore.files.untrusted import MOST_JSON_BYTES, read_plain
 from featstore.remote.base import Place
 from featstore.remote.cache import Cache, CacheConfig

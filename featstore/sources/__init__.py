@@ -6,8 +6,8 @@ import numpy as np
 
 from featstore.config import SourceConfig
 from featstore.errors import ConfigError, SourceError, shorten
-from featstore.ids import check_sample_ids
-from featstore.manifest import WorkRecord
+from featstore.format.ids import check_sample_ids
+from featstore.format.manifest import WorkRecord
 from featstore.sources.base import NO_LABEL, Source, matches
 from featstore.sources.digits import DigitsSource
 from featstore.sources.folder import FolderSource

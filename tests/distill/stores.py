@@ -11,8 +11,8 @@ from PIL import Image
 from featstore import FeatureStore
 from featstore.backends import ZarrBackend
 from featstore.decode import DECODE_RULE, decode_image
-from featstore.ids import content_sha256, ids_sha256
-from featstore.manifest import (
+from featstore.format.ids import content_sha256, ids_sha256
+from featstore.format.manifest import (
     FieldRecord,
     PreprocessingRecord,
     SourceRecord,
@@ -21,7 +21,7 @@ from featstore.manifest import (
     new_manifest,
 )
 from featstore.sources.base import Source
-from featstore.views import ViewSet, cut, make_views, view_box
+from featstore.format.views import ViewSet, cut, make_views, view_box
 from featstore.writer import Shard, commit, open_or_create, text_column
 
 SIZE = (8, 8)

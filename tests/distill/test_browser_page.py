@@ -20,7 +20,7 @@ from distill.export import onnx_model, parity, preprocessing, program
 from distill.student import Student, build_student
 from featstore.decode import decode_image
 from featstore.errors import ConfigError
-from featstore.views import Interpolation, ViewSet, canonical_box, cut
+from featstore.format.views import Interpolation, ViewSet, canonical_box, cut
 from tests.distill.browser import INSTALL, Browser, browser, missing
 
 HOSTILE = "</script><script>document.title='owned'</script>"

@@ -37,7 +37,7 @@ from featstore.config import SourceConfig
 from featstore.errors import ConfigError, StoreWriteError
 from featstore.sources import open_source
 from featstore.sources.base import NO_LABEL
-from featstore.views import ViewSet
+from featstore.format.views import ViewSet
 from tests.distill.conftest import MakeConfig
 from tests.distill.stores import write_store
 

@@ -19,7 +19,7 @@ from featstore.config import SourceConfig
 from featstore.errors import ConfigError, MissingSamples, ViewMismatch
 from featstore.sources import open_source
 from featstore.sources.base import Source
-from featstore.views import ViewSet, make_views
+from featstore.format.views import ViewSet, make_views
 from tests.distill.stores import SIZE, WIDTH, write_store
 
 DATA = DataConfig(labelled=["train/*"], unlabelled=["train/*"], test=["test/*"], labels_per_class=4)

@@ -11,7 +11,7 @@ from distill import task, train
 from distill.config import DistillConfig
 from distill.experiments.cost import store_cost
 from featstore import FeatureStore
-from featstore.ledger import mark_complete
+from featstore.format.ledger import mark_complete
 from featstore.sources import open_source
 from tests.distill.conftest import MakeConfig
 

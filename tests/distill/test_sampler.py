@@ -16,7 +16,7 @@ from distill.sampler import (
     random_bits,
 )
 from featstore.errors import ConfigError, ViewMismatch
-from featstore.views import ViewSet, make_views
+from featstore.format.views import ViewSet, make_views
 
 IDS = [f"id{number}" for number in range(50)]
 

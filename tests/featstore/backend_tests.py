@@ -19,7 +19,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from featstore import FeatureStore
-from featstore.artefacts import describe, pack
+from featstore.format.artefacts import describe, pack
 from featstore.backends import make_backend
 from featstore.errors import (
     ConfigError,
@@ -29,9 +29,9 @@ from featstore.errors import (
     StoreIncomplete,
     ViewMismatch,
 )
-from featstore.fields import Ragged, TopK, columns_of, empty_columns, put, put_ragged
-from featstore.ledger import read_entry
-from featstore.manifest import (
+from featstore.format.fields import Ragged, TopK, columns_of, empty_columns, put, put_ragged
+from featstore.format.ledger import read_entry
+from featstore.format.manifest import (
     Container,
     FieldRecord,
     Int8Encoding,
@@ -39,7 +39,7 @@ from featstore.manifest import (
     RaggedEncoding,
     TopKEncoding,
 )
-from featstore.quantise import Channels, Scheme, calibrate
+from featstore.format.int8 import Channels, Scheme, calibrate
 from featstore.writer import Shard, commit, open_or_create
 from tests.featstore.stores import TEACHER, field, make_manifest, names_of, snapshot
 

@@ -12,7 +12,7 @@ from featstore import extract
 from featstore.config import ExtractConfig, SourceConfig, StoreConfig, TeacherConfig, ViewsConfig
 from featstore.design import design_store, forward_dtype
 from featstore.extract import Summary
-from featstore.manifest import Manifest
+from featstore.format.manifest import Manifest
 from featstore.sources import open_source
 from featstore.teachers import Teacher
 from tests.featstore.stores import RULE, TEACHER, Dtype, field

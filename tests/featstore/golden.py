@@ -13,12 +13,12 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from featstore.artefacts import describe, pack, pack_texts
+from featstore.format.artefacts import describe, pack, pack_texts
 from featstore.backends import make_backend
-from featstore.fields import empty_columns, numpy_dtype, put, put_ragged
-from featstore.ids import ids_sha256
-from featstore.ledger import mark_complete, read_entry
-from featstore.manifest import (
+from featstore.format.fields import empty_columns, numpy_dtype, put, put_ragged
+from featstore.format.ids import ids_sha256
+from featstore.format.ledger import mark_complete, read_entry
+from featstore.format.manifest import (
     FORMAT_VERSION,
     Container,
     FieldRecord,
@@ -29,8 +29,8 @@ from featstore.manifest import (
     TopKEncoding,
     WorkRecord,
 )
-from featstore.quantise import Channels
-from featstore.views import ViewSet, make_views
+from featstore.format.int8 import Channels
+from featstore.format.views import ViewSet, make_views
 from featstore.writer import Shard, commit, open_or_create
 from tests.featstore.stores import TEACHER
 

@@ -15,7 +15,7 @@ from featstore.files import locks
 from featstore.backends import make_backend
 from featstore.fill import Filled, fill
 from featstore.leases import Claims
-from featstore.manifest import Manifest
+from featstore.format.manifest import Manifest
 from featstore.writer import Shard, open_or_create, tidy
 from tests.featstore.stores import Array, field, make_columns, make_manifest
 

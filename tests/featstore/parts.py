@@ -12,9 +12,9 @@ import numpy as np
 
 from featstore import FeatureStore
 from featstore.backends import make_backend
-from featstore.fields import columns_of
-from featstore.ids import ids_sha256
-from featstore.manifest import Container, Manifest, RaggedEncoding
+from featstore.format.fields import columns_of
+from featstore.format.ids import ids_sha256
+from featstore.format.manifest import Container, Manifest, RaggedEncoding
 from featstore.verify import verify
 from featstore.writer import finish
 from tests.featstore.backend_tests import POINTS, Array, Rows, heavy_tailed, points, spec, values_of

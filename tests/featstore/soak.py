@@ -16,8 +16,8 @@ from pathlib import Path
 from typing import Any
 
 from featstore.errors import StoreWriteError
-from featstore.ledger import read_complete
-from featstore.manifest import Manifest
+from featstore.format.ledger import read_complete
+from featstore.format.manifest import Manifest
 from featstore.writer import open_or_create
 from tests.featstore.jobs import (
     BROKEN,

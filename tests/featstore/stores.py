@@ -10,9 +10,9 @@ import numpy.typing as npt
 
 from featstore.backends import make_backend
 from featstore.decode import DECODE_RULE
-from featstore.ids import ids_sha256
-from featstore.ledger import mark_complete, pending_shards, read_entry
-from featstore.manifest import (
+from featstore.format.ids import ids_sha256
+from featstore.format.ledger import mark_complete, pending_shards, read_entry
+from featstore.format.manifest import (
     FieldRecord,
     Manifest,
     PreprocessingRecord,
@@ -21,7 +21,7 @@ from featstore.manifest import (
     WorkRecord,
     new_manifest,
 )
-from featstore.views import ViewSet, make_views
+from featstore.format.views import ViewSet, make_views
 from featstore.writer import Shard, commit, open_or_create, text_column
 
 Array = npt.NDArray[Any]

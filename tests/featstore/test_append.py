@@ -27,7 +27,7 @@ from featstore.errors import (
     StoreWriteError,
 )
 from featstore.files.locks import shared
-from featstore.manifest import Container, Manifest
+from featstore.format.manifest import Container, Manifest
 from featstore.requantise import requantise
 from tests.featstore.backend_tests import Rows, vectors
 from tests.featstore.jobs import Steps
@@ -113,7 +113,7 @@ def test_versions_count_up(tmp_path: Path) -> None:
 
 def named(rows: Rows, names: tuple[str, ...]) -> dict[str, Any]:
     """A record of the source with other names of classes."""
-    from featstore.ids import ids_sha256
+    from featstore.format.ids import ids_sha256
 
     source = rows.manifest("zarr").source.model_dump()
     return {**source, "class_names": names, "ids_sha256": ids_sha256(rows.ids)}

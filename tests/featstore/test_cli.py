@@ -17,7 +17,7 @@ from featstore.cli import COMMANDS, main
 from featstore.commands import inspect
 from featstore.commands import plan as plan_command
 from featstore.commands.inspect import SHOWN
-from featstore.ledger import entry_path, remove_entries
+from featstore.format.ledger import entry_path, remove_entries
 from tests.conftest import ROOT
 from tests.featstore import golden
 from tests.featstore.stores import make_columns, make_manifest, write_store

@@ -17,8 +17,8 @@ from featstore.cli import main
 from featstore.compose import subset
 from featstore.convert import convert
 from featstore.errors import ConfigError, MissingSamples, ShardCorrupt, StoreIncomplete
-from featstore.ledger import remove_entries
-from featstore.manifest import Container
+from featstore.format.ledger import remove_entries
+from featstore.format.manifest import Container
 from tests.featstore.backend_tests import any_rows, every_kind, points, spec, vectors
 from tests.featstore.parts import (
     check,

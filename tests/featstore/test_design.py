@@ -14,8 +14,8 @@ from featstore import FeatureStore
 from featstore.config import SourceConfig, StoreConfig
 from featstore.design import design_store, resolve_precision
 from featstore.errors import ConfigError, TeacherError
-from featstore.ledger import remove_entries
-from featstore.manifest import Int8Encoding
+from featstore.format.ledger import remove_entries
+from featstore.format.manifest import Int8Encoding
 from featstore.sources import open_source
 from tests.featstore.formula import FormulaTeacher, make_config, run
 from tests.featstore.stores import snapshot

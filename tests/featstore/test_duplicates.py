@@ -27,8 +27,8 @@ from featstore.duplicates import (
     select_parts,
 )
 from featstore.errors import ConfigError, ViewMismatch
-from featstore.manifest import Container
-from featstore.views import ViewSet, make_views
+from featstore.format.manifest import Container
+from featstore.format.views import ViewSet, make_views
 from tests.conftest import ROOT
 from tests.featstore.backend_tests import Rows, every_kind, int8_field, spec
 

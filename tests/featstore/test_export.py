@@ -25,11 +25,11 @@ from featstore.errors import (
     ViewMismatch,
 )
 from featstore.export import Format, export
-from featstore.fields import Ragged, TopK
-from featstore.ledger import remove_entries
+from featstore.format.fields import Ragged, TopK
+from featstore.format.ledger import remove_entries
 from featstore.files.locks import exclusive
-from featstore.manifest import Container
-from featstore.views import ViewSet, make_views
+from featstore.format.manifest import Container
+from featstore.format.views import ViewSet, make_views
 from tests.featstore.backend_tests import (
     NUM_ROWS,
     POINTS,

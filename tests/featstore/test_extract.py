@@ -23,12 +23,12 @@ from featstore.extract import (
     refuse_non_finite,
     run_teacher,
 )
-from featstore.ids import content_sha256
-from featstore.ledger import InvalidRow
-from featstore.manifest import PreprocessingRecord
+from featstore.format.ids import content_sha256
+from featstore.format.ledger import InvalidRow
+from featstore.format.manifest import PreprocessingRecord
 from featstore.sources import Source, open_source
 from featstore.teachers import Teacher, build_teacher
-from featstore.views import ViewSet
+from featstore.format.views import ViewSet
 from tests.conftest import TINY_ARGS
 from tests.featstore.formula import FormulaTeacher, make_config, run
 from tests.featstore.stores import RULE, snapshot
@@ -322,7 +322,7 @@ def test_cached_equals_live(
 
 
 def test_a_batch_is_decoded_as_the_contract_says(image_folder: Path) -> None:
-    """What the teacher gets is (B, V, 3, H, W) uint8, cut by featstore.views from the decoded picture."""
+    """What the teacher gets is (B, V, 3, H, W) uint8, cut by featstore.format.views from the decoded picture."""
     source = open_source(SourceConfig(kind="folder", path=str(image_folder)))
     rule = PreprocessingRecord.model_validate({**RULE.model_dump(), "size": (8, 6)})
     batch: Batch = ViewDataset(source, ViewSet(), rule).__getitems__([3, 0, 3])

@@ -14,7 +14,7 @@ import pytest
 
 from featstore import FeatureStore
 from featstore.errors import FeatstoreError
-from featstore.manifest import RaggedEncoding, TopKEncoding
+from featstore.format.manifest import RaggedEncoding, TopKEncoding
 from featstore.verify import verify
 from tests.featstore import golden
 

@@ -12,8 +12,8 @@ import pytest
 from safetensors.numpy import load_file
 
 from featstore import FeatureStore
-from featstore.artefacts import unpack_texts
-from featstore.manifest import Container
+from featstore.format.artefacts import unpack_texts
+from featstore.format.manifest import Container
 from tests.featstore import golden
 from tests.featstore.stores import snapshot
 

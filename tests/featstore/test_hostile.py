@@ -23,8 +23,8 @@ import pytest
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
 
-from featstore.artefacts import describe, pack
-from featstore.ids import ids_sha256
+from featstore.format.artefacts import describe, pack
+from featstore.format.ids import ids_sha256
 from tests.conftest import ROOT
 from tests.featstore import golden
 from tests.featstore.hostile import (

@@ -17,8 +17,8 @@ from featstore import leases, writer
 from featstore.backends import make_backend
 from featstore.fill import fill
 from featstore.leases import Claims, Leases, lease_path
-from featstore.ledger import committed_shards
-from featstore.manifest import Manifest
+from featstore.format.ledger import committed_shards
+from featstore.format.manifest import Manifest
 from featstore.writer import Shard, commit, open_or_create
 from tests.featstore.jobs import MANIFEST, note, run_job
 from tests.featstore.processes import fork, wait

@@ -12,7 +12,7 @@ from numcodecs.vlen import VLenUTF8
 
 from featstore import FeatureStore
 from featstore.errors import FeatstoreError, ShardCorrupt, StoreError, StoreIncomplete
-from featstore.ledger import (
+from featstore.format.ledger import (
     committed_shards,
     complete_path,
     entry_path,
@@ -21,7 +21,7 @@ from featstore.ledger import (
     read_entry,
     remove_entries,
 )
-from featstore.seal import seal, unseal
+from featstore.format.checksummed_json import seal, unseal
 from tests.featstore.stores import make_columns, make_manifest, write_store
 
 MANIFEST = make_manifest(num_rows=20, shard_rows=8)

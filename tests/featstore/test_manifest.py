@@ -8,9 +8,9 @@ import pytest
 
 from featstore import FeatureStore
 from featstore.errors import FeatstoreError, ManifestMismatch, StoreError, StoreNotFound
-from featstore.ids import check_name
-from featstore.ledger import complete_path
-from featstore.manifest import (
+from featstore.format.ids import check_name
+from featstore.format.ledger import complete_path
+from featstore.format.manifest import (
     FORMAT_VERSION,
     Manifest,
     check_same_contract,

@@ -12,14 +12,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from featstore import FeatureStore, writer
-from featstore.artefacts import describe, pack
+from featstore.format.artefacts import describe, pack
 from featstore.cli import main
 from featstore.compose import subset
 from featstore.errors import ConfigError, ManifestMismatch, StoreIncomplete
-from featstore.manifest import Container
+from featstore.format.manifest import Container
 from featstore.merge import merge
 from featstore.requantise import requantise
-from featstore.views import ViewSet, make_views
+from featstore.format.views import ViewSet, make_views
 from tests.featstore.backend_tests import Rows, heavy_tailed, spec
 from tests.featstore.parts import check, columns, in_memory, joined, made, sound, taken, write
 from tests.featstore.processes import die_at, fork, wait
@@ -155,7 +155,7 @@ def test_classes_are_matched_by_name(tmp_path: Path) -> None:
     source = more.manifest("zarr").source
     b = write(more, tmp_path / "b")
     renamed = made(6, seed=2)
-    from featstore.ids import ids_sha256
+    from featstore.format.ids import ids_sha256
 
     named = {
         **source.model_dump(),

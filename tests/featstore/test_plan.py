@@ -12,7 +12,7 @@ from featstore import extract
 from featstore.files import disk as measure
 from featstore.config import StoreConfig
 from featstore.errors import ManifestMismatch, StoreWriteError
-from featstore.manifest import FieldRecord
+from featstore.format.manifest import FieldRecord
 from featstore.files.disk import measure_disk, measure_rate
 from featstore.plan import Plan, Rates, make_plan, shard_rows, stored_bytes
 from featstore.sources import open_source

@@ -25,7 +25,7 @@ from featstore.errors import (
     MissingSamples,
     TeacherError,
 )
-from featstore.manifest import Int8Encoding, TopKEncoding
+from featstore.format.manifest import Int8Encoding, TopKEncoding
 from featstore.recompute import INT8_MOST, Comparison, recompute, tolerance
 from featstore.sources import open_source
 from featstore.teachers import build_teacher

@@ -13,11 +13,11 @@ import zarr
 from pydantic import ValidationError
 
 from featstore import FeatureStore, reader
-from featstore.artefacts import describe, pack, pack_texts, unpack_texts
+from featstore.format.artefacts import describe, pack, pack_texts, unpack_texts
 from featstore.backends import make_backend
 from featstore.errors import ConfigError, ManifestMismatch, MissingSamples, ShardCorrupt
-from featstore.fields import dense_logits, empty_columns, put, put_ragged
-from featstore.manifest import (
+from featstore.format.fields import dense_logits, empty_columns, put, put_ragged
+from featstore.format.manifest import (
     FieldRecord,
     Int8Encoding,
     Manifest,
@@ -25,7 +25,7 @@ from featstore.manifest import (
     TeacherRecord,
     TopKEncoding,
 )
-from featstore.quantise import Channels, Scheme, calibrate
+from featstore.format.int8 import Channels, Scheme, calibrate
 from featstore.torch_data import gather_tensors
 from featstore.writer import Shard, commit, open_or_create
 from tests.featstore.stores import TEACHER, make_manifest, names_of

@@ -28,8 +28,8 @@ from featstore.errors import (
     StoreIncomplete,
     StoreNotFound,
 )
-from featstore.ledger import entry_path, mark_complete, read_entry
-from featstore.manifest import Manifest
+from featstore.format.ledger import entry_path, mark_complete, read_entry
+from featstore.format.manifest import Manifest
 from featstore.remote import mirror, versions
 from featstore.remote.base import Retry
 from featstore.remote.cache import Cache, CacheConfig
@@ -440,7 +440,7 @@ def test_a_ledger_of_mixed_versions_is_refused(store: Path, far: type[Far], tmp_
 
 def mirror_entry(record: Any) -> bytes:
     """An entry's file."""
-    from featstore.ledger import entry_bytes
+    from featstore.format.ledger import entry_bytes
 
     return entry_bytes(record)
 

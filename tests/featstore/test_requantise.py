@@ -13,10 +13,10 @@ import pytest
 from featstore import FeatureStore, writer
 from featstore.cli import main
 from featstore.errors import ConfigError, ManifestMismatch, ShardCorrupt, StoreIncomplete
-from featstore.fields import numpy_dtype
-from featstore.ledger import read_complete, remove_entries
-from featstore.manifest import Container, FieldRecord, Int8Encoding
-from featstore.quantise import rounding_error
+from featstore.format.fields import numpy_dtype
+from featstore.format.ledger import read_complete, remove_entries
+from featstore.format.manifest import Container, FieldRecord, Int8Encoding
+from featstore.format.int8 import rounding_error
 from featstore.requantise import StoredType, requantise
 from featstore.verify import verify
 from tests.featstore.backend_tests import (

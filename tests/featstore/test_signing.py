@@ -21,10 +21,10 @@ from cryptography.hazmat.primitives.serialization import (
 
 from featstore.cli import main
 from featstore.errors import ConfigError, StoreError, StoreIncomplete
-from featstore.ledger import entry_path, mark_complete, read_entry, remove_entries
-from featstore.manifest import read_manifest
+from featstore.format.ledger import entry_path, mark_complete, read_entry, remove_entries
+from featstore.format.manifest import read_manifest
 from featstore.metadata import metadata_files
-from featstore.seal import seal, unseal
+from featstore.format.checksummed_json import seal, unseal
 from featstore.signing import SIGNATURE_NAME, check_signature, sign
 from featstore.verify import verify
 from tests.featstore import golden

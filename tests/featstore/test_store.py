@@ -16,8 +16,8 @@ from hypothesis import strategies as st
 from featstore import FeatureStore
 from featstore.backends.zarr import CHUNK_BYTES, chunk_rows
 from featstore.errors import ConfigError, MissingSamples
-from featstore.fields import columns_of
-from featstore.manifest import FieldRecord, Manifest
+from featstore.format.fields import columns_of
+from featstore.format.manifest import FieldRecord, Manifest
 from tests.featstore.stores import (
     CLASSES,
     field,

@@ -17,8 +17,8 @@ from hypothesis import strategies as st
 
 from featstore import FeatureStore
 from featstore.errors import ConfigError, MissingSamples, ShardCorrupt, SourceError
-from featstore.fields import Ragged, TopK
-from featstore.manifest import Manifest, TopKEncoding
+from featstore.format.fields import Ragged, TopK
+from featstore.format.manifest import Manifest, TopKEncoding
 from featstore.sources import mirror_work
 from featstore.sources.tars import TarSource
 from featstore.stream import PairStream, buffered_order, stream_pairs

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from featstore.config import TeacherConfig
 from featstore.errors import TeacherError
-from featstore.manifest import PreprocessingRecord, TeacherRecord
+from featstore.format.manifest import PreprocessingRecord, TeacherRecord
 from featstore.teachers import (
     OpenClipTower,
     Teacher,

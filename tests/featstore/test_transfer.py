@@ -28,7 +28,7 @@ from featstore.errors import (
     StoreNotFound,
     StoreWriteError,
 )
-from featstore.ledger import entry_bytes, mark_complete, read_entry
+from featstore.format.ledger import entry_bytes, mark_complete, read_entry
 from featstore.remote import landing, transfer
 from featstore.remote.base import Place, Retry
 from featstore.remote.inventory import EXTRAS

@@ -13,11 +13,11 @@ import pytest
 
 from featstore import FeatureStore, examine, teachers
 from featstore import verify as module
-from featstore.artefacts import artefact_path, describe, pack
+from featstore.format.artefacts import artefact_path, describe, pack
 from featstore.backends import make_backend
 from featstore.errors import ConfigError, StoreBusy, StoreError, StoreIncomplete
 from featstore.examine import Damage
-from featstore.ledger import (
+from featstore.format.ledger import (
     complete_path,
     entry_path,
     mark_complete,
@@ -26,9 +26,9 @@ from featstore.ledger import (
     remove_entries,
 )
 from featstore.files.locks import shared
-from featstore.manifest import read_manifest, write_manifest
+from featstore.format.manifest import read_manifest, write_manifest
 from featstore.metadata import difference, metadata_files
-from featstore.seal import seal, unseal
+from featstore.format.checksummed_json import seal, unseal
 from featstore.verify import Report, repair, verify
 from featstore.writer import Shard, commit
 from pipelines import extract as script

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from featstore.errors import ViewMismatch
-from featstore.views import (
+from featstore.format.views import (
     Box,
     CropMode,
     Interpolation,

@@ -21,8 +21,8 @@ from featstore import FeatureStore
 from featstore.backends import WebDatasetBackend, make_backend
 from featstore.backends.tarlayout import LONGEST_KEY, key_of
 from featstore.errors import ConfigError, FeatstoreError, ShardCorrupt, StoreError
-from featstore.ledger import ObjectRecord, read_entry, write_entry
-from featstore.manifest import WorkRecord
+from featstore.format.ledger import ObjectRecord, read_entry, write_entry
+from featstore.format.manifest import WorkRecord
 from featstore.mapping import SideBySide
 from featstore.sources import mirror_work
 from featstore.sources.tars import TarSource

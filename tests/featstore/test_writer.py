@@ -20,7 +20,7 @@ from featstore.files.atomic import write_bytes
 from featstore.backends import make_backend
 from featstore.config import StoreConfig
 from featstore.errors import StoreBusy, StoreNotFound, StoreWriteError
-from featstore.fields import empty_columns
+from featstore.format.fields import empty_columns
 from featstore.fill import fill
 from featstore.leases import Claims
 from featstore.files.locks import exclusive, shared

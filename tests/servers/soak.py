@@ -18,7 +18,7 @@ from pathlib import Path
 import numpy as np
 
 from featstore import FeatureStore
-from featstore.manifest import Manifest
+from featstore.format.manifest import Manifest
 from featstore.remote.cache import CacheConfig
 from featstore.remote.transfer import pull, push
 from tests.featstore.stores import field, make_columns, make_manifest, write_store

@@ -16,9 +16,9 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 from featstore.files.atomic import sync_folder, write_bytes
 from featstore.errors import ManifestMismatch, ShardCorrupt, StoreError
-from featstore.manifest import MANIFEST_NAME, SHA256
+from featstore.format.manifest import MANIFEST_NAME, SHA256
 from featstore.files.untrusted import check_real_folder, read_plain
-from featstore.seal import seal, unseal
+from featstore.format.checksummed_json import seal, unseal
 
 LEDGER_FOLDER = "ledger"
 COMPLETE_NAME = "complete.json"

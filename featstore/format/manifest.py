@@ -29,10 +29,10 @@ from pydantic import (
 
 from featstore.files.atomic import write_bytes
 from featstore.errors import ManifestMismatch, StoreError, StoreNotFound
-from featstore.ids import check_name, check_part
+from featstore.format.ids import check_name, check_part
 from featstore.files.untrusted import read_plain
-from featstore.seal import SealError, seal, unseal
-from featstore.views import CropMode, Interpolation, ViewSet
+from featstore.format.checksummed_json import SealError, seal, unseal
+from featstore.format.views import CropMode, Interpolation, ViewSet
 
 FORMAT_VERSION = 1
 """Version of the layout on disk (docs/format.md). Stores of every released version stay readable."""

@@ -73,7 +73,7 @@ def calibrate(sample: Array, scheme: Scheme) -> Calibration:
 
     Args:
         sample: (n, ..., C) finite floating point numbers, n >= 1.
-        scheme: see ``featstore.manifest.Int8Encoding``.
+        scheme: see ``featstore.format.manifest.Int8Encoding``.
     """
     values = sample.astype(np.float32).reshape(-1, sample.shape[-1])
     channels = None

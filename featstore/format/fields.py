@@ -17,7 +17,7 @@ import numpy.typing as npt
 
 import featstore.files.machine as memory
 from featstore.errors import ConfigError
-from featstore.manifest import (
+from featstore.format.manifest import (
     Codec,
     FieldRecord,
     Int8Encoding,
@@ -25,7 +25,7 @@ from featstore.manifest import (
     RaggedEncoding,
     TopKEncoding,
 )
-from featstore.quantise import Channels, quantise
+from featstore.format.int8 import Channels, quantise
 
 Array = npt.NDArray[Any]
 
@@ -80,7 +80,7 @@ class Ragged(NamedTuple):
 
 
 class Codes(NamedTuple):
-    """Rows of an int8 field as they are stored; ``featstore.quantise.dequantise`` makes numbers of them."""
+    """Rows of an int8 field as they are stored; ``featstore.format.int8.dequantise`` makes numbers of them."""
 
     codes: npt.NDArray[np.int8]
     """(B, V, *shape)."""

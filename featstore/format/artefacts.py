@@ -17,9 +17,9 @@ from safetensors.numpy import save
 
 from featstore.files.atomic import write_bytes
 from featstore.errors import ConfigError, ShardCorrupt, shorten
-from featstore.manifest import ArtefactRecord, Int8Encoding, Manifest
+from featstore.format.manifest import ArtefactRecord, Int8Encoding, Manifest
 from featstore.files.untrusted import open_plain, plain_size
-from featstore.quantise import Channels
+from featstore.format.int8 import Channels
 
 Array = npt.NDArray[Any]
 
