@@ -42,7 +42,7 @@ from featstore.format.ledger import mark_complete, read_entry
 from featstore.files.disk import format_bytes
 from featstore.order import BatchSampler, Order
 from featstore.remote.cache import CacheConfig
-from featstore.remote.places import open_place
+from featstore.places.open_place import open_place
 from tests.featstore.stores import field, make_manifest
 from tests.servers.s3 import S3, serve_s3
 from tests.servers.web import INSTALL, nginx, serve_folder

@@ -39,7 +39,7 @@ from featstore.format.manifest import (
     read_manifest,
 )
 from featstore.format.int8 import Channels, dequantise
-from featstore.remote.places import is_url
+from featstore.places.open_place import is_url
 from featstore.versions import as_opened
 from featstore.format.views import describe
 

@@ -3,7 +3,7 @@
 import argparse
 from pathlib import Path
 
-from featstore.remote.places import is_url
+from featstore.places.open_place import is_url
 
 
 def store_address(text: str) -> str | Path:

@@ -5,7 +5,7 @@ import numpy as np
 
 from featstore.backends import Backend
 from featstore.format.ledger import ObjectRecord
-from featstore.remote.base import Sink
+from featstore.places.base import Sink
 
 
 class BlockSums:

@@ -37,7 +37,7 @@ from featstore.format.ledger import LEDGER_FOLDER
 from featstore.files.locks import FileLock
 from featstore.format.manifest import MANIFEST_NAME
 from featstore.files.disk import format_bytes, free_bytes
-from featstore.remote.base import Retry
+from featstore.places.base import Retry
 
 MOST_BYTES = 100 * 10**9
 """Limit where none is set, or half of what the disk has for it, if that is less."""

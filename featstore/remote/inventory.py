@@ -37,7 +37,7 @@ from featstore.format.ledger import (
 from featstore.format.manifest import MANIFEST_NAME, Manifest, read_manifest
 from featstore.metadata import metadata_files
 from featstore.files.untrusted import MOST_JSON_BYTES, read_plain
-from featstore.remote.base import Place, TooLong
+from featstore.places.base import Place, TooLong
 from featstore.format.checksummed_json import unseal
 from featstore.verify import CARD_NAME, CARD_PAGE_NAME, SIGNATURE_NAME
 

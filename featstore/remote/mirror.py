@@ -42,7 +42,7 @@ from featstore.format.ledger import (
 )
 from featstore.format.manifest import Manifest
 from featstore.files.untrusted import MOST_JSON_BYTES
-from featstore.remote.base import FileSink, Place, TooLong
+from featstore.places.base import FileSink, Place, TooLong
 from featstore.remote.cache import Arrival, Cache, CacheConfig
 from featstore.remote.inventory import (
     MARK_NAME,
@@ -51,7 +51,7 @@ from featstore.remote.inventory import (
     parse_entry,
     until_sound,
 )
-from featstore.remote.places import open_place
+from featstore.places.open_place import open_place
 
 FETCHES = 3
 """How often an object is fetched that arrives damaged."""

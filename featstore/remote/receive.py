@@ -25,7 +25,7 @@ from featstore.files.untrusted import (
     read_plain,
 )
 from featstore.remote.arrival import BlockSums
-from featstore.remote.base import AccessRefused, FileSink, Place, TooLong
+from featstore.places.base import AccessRefused, FileSink, Place, TooLong
 from featstore.remote.crew import Countdown, Job
 from featstore.remote.inventory import (
     EXTRAS,

@@ -14,7 +14,7 @@ from featstore.examine import check_object, of_a_shard
 from featstore.format.ledger import ObjectRecord
 from featstore.files.untrusted import open_plain, plain_size, read_plain
 from featstore.remote.arrival import BlockSums
-from featstore.remote.base import Place, Sink, TooLong
+from featstore.places.base import Place, Sink, TooLong
 from featstore.remote.crew import Countdown, Job
 from featstore.remote.inventory import (
     EXTRAS,

@@ -27,7 +27,7 @@ from featstore.files.locks import exclusive
 from featstore.format.manifest import MANIFEST_NAME, Manifest, read_manifest
 from featstore.files.untrusted import MOST_JSON_BYTES
 from featstore.reader import FeatureStore
-from featstore.remote.base import Place, Retry, TooLong
+from featstore.places.base import Place, Retry, TooLong
 from featstore.remote.crew import work_off
 from featstore.remote.inventory import (
     MARK_NAME,
@@ -49,7 +49,7 @@ from featstore.remote.landing import (
     unfinished,
 )
 from featstore.remote.part import NOTE, Part, is_part, names_rows, write_part
-from featstore.remote.places import open_place
+from featstore.places.open_place import open_place
 from featstore.remote.receive import Receiver
 from featstore.remote.report import Meter, Progress, Report, no_progress
 from featstore.remote.send import Sender
@@ -71,7 +71,7 @@ def push(
 
     Args:
         store: folder of a complete store.
-        url: see ``featstore.remote.places.open_place``.
+        url: see ``featstore.places.open_place.open_place``.
         part: which fields and rows; it is written beside the store first, and removed when it was pushed.
         jobs: files that travel at once.
         read_back: read what was sent and compare it with the ledger; else the transport is trusted.
@@ -180,7 +180,7 @@ def pull(
     """Bring a store from a place; go on with what was begun, and mend a copy that is damaged.
 
     Args:
-        url: see ``featstore.remote.places.open_place``.
+        url: see ``featstore.places.open_place.open_place``.
         store: folder that it becomes.
         part: which fields and rows; the result is a store of its own.
         jobs: files that travel at once.

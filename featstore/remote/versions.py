@@ -13,11 +13,11 @@ from featstore.errors import RemoteError, StoreIncomplete, StoreNotFound
 from featstore.format.ledger import LEDGER_FOLDER, complete_path, read_complete
 from featstore.format.manifest import MANIFEST_NAME, Manifest, read_manifest
 from featstore.files.untrusted import MOST_JSON_BYTES, read_plain
-from featstore.remote.base import Place
+from featstore.places.base import Place
 from featstore.remote.cache import Cache, CacheConfig
 from featstore.remote.inventory import MARK_NAME, remote_contents
 from featstore.remote.mirror import Mirror, speaking_of
-from featstore.remote.places import open_place
+from featstore.places.open_place import open_place
 
 _URL, _LATEST = "url", "latest"
 """Files beside the folders of the versions of a store: its URL, and which of them was opened last."""

@@ -15,7 +15,7 @@ import pytest
 from featstore import FeatureStore
 from featstore.cli import main
 from featstore.errors import FeatstoreError, RemoteError, ShardCorrupt
-from featstore.remote.base import Retry
+from featstore.places.base import Retry
 from featstore.remote.cache import CacheConfig
 from featstore.remote.transfer import pull, push
 from tests.featstore.stores import field, make_columns, make_manifest, write_store

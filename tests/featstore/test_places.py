@@ -13,9 +13,9 @@ from typing import Any
 import pytest
 
 from featstore.errors import ConfigError, RemoteError, RemoteNotFound
-from featstore.remote.base import PIECE_BYTES, AccessRefused, Fault, Place, Retry
-from featstore.remote.objects import WHOLE_BYTES, ObjectPlace
-from featstore.remote.places import is_url, open_place
+from featstore.places.base import PIECE_BYTES, AccessRefused, Fault, Place, Retry
+from featstore.places.buckets import WHOLE_BYTES, ObjectPlace
+from featstore.places.open_place import is_url, open_place
 from tests.featstore.processes import fork, wait
 from tests.servers.fixtures import OwnBucket
 from tests.servers.hub import serve_hub

@@ -30,10 +30,10 @@ from featstore.errors import (
 )
 from featstore.format.ledger import entry_path, mark_complete, read_entry
 from featstore.format.manifest import Manifest
-from featstore.remote import mirror, versions
-from featstore.remote.base import Retry
+from featstore.places import mirror, versions
+from featstore.places.base import Retry
 from featstore.remote.cache import Cache, CacheConfig
-from featstore.remote.local import LocalPlace
+from featstore.places.local import LocalPlace
 from featstore.stream import PairStream
 from tests.featstore import golden, test_stream
 from tests.featstore.processes import die_at, fork, wait

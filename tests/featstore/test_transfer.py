@@ -29,11 +29,11 @@ from featstore.errors import (
     StoreWriteError,
 )
 from featstore.format.ledger import entry_bytes, mark_complete, read_entry
-from featstore.remote import landing, transfer
-from featstore.remote.base import Place, Retry
+from featstore.places import landing, transfer
+from featstore.places.base import Place, Retry
 from featstore.remote.inventory import EXTRAS
 from featstore.remote.landing import unfinished
-from featstore.remote.local import LocalPlace
+from featstore.places.local import LocalPlace
 from featstore.remote.part import Part
 from featstore.remote.report import Report
 from featstore.remote.transfer import pull, push

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from featstore.remote.base import Retry
+from featstore.places.base import Retry
 from featstore.remote.report import Report
 from featstore.verify import verify
 from tests.featstore.stores import snapshot

@@ -20,7 +20,7 @@ from typing import Any
 
 from featstore.errors import ConfigError, RemoteError, RemoteNotFound
 from featstore.files.locks import close, keep_from_children
-from featstore.remote.base import AccessRefused, Fault
+from featstore.places.base import AccessRefused, Fault
 
 ERRORS: dict[str, type[Exception]] = {
     kind.__name__: kind for kind in (Fault, RemoteNotFound, AccessRefused, RemoteError, ConfigError)

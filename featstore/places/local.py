@@ -14,7 +14,7 @@ from featstore.files.atomic import (
     write_bytes,
 )
 from featstore.errors import RemoteNotFound
-from featstore.remote.base import PIECE_BYTES, AccessRefused, Fault, Place, Retry, file_pieces
+from featstore.places.base import PIECE_BYTES, AccessRefused, Fault, Place, Retry, file_pieces
 
 
 class LocalPlace(Place):

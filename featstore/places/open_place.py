@@ -6,11 +6,11 @@ from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
 from featstore.errors import ConfigError
-from featstore.remote.base import Place, Retry
-from featstore.remote.filesystem import FilePlace
-from featstore.remote.hub import HubPlace
-from featstore.remote.local import LocalPlace
-from featstore.remote.objects import SCHEMES, ObjectPlace
+from featstore.places.base import Place, Retry
+from featstore.places.fsspec import FilePlace
+from featstore.places.hub import HubPlace
+from featstore.places.local import LocalPlace
+from featstore.places.buckets import SCHEMES, ObjectPlace
 
 _URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+://")
 

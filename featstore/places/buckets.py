@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit, urlunsplit
 
 from featstore.errors import ConfigError, RemoteError, RemoteNotFound
-from featstore.remote.base import PIECE_BYTES, AccessRefused, Fault, Place, Retry, file_pieces
-from featstore.remote.helper import Answer, Helper, run
+from featstore.places.base import PIECE_BYTES, AccessRefused, Fault, Place, Retry, file_pieces
+from featstore.places.after_fork import Answer, Helper, run
 
 if TYPE_CHECKING:
     from obstore.store import ObjectStore
@@ -191,13 +191,13 @@ def helper() -> Helper:
     """The helper of this process, started when it is needed first."""
     with _state.lock:
         if _state.helper is None or _state.helper.ended():
-            _state.helper = Helper("featstore.remote.objects:help_others")
+            _state.helper = Helper("featstore.places.buckets:help_others")
             atexit.register(_state.helper.close)
         return _state.helper
 
 
 def help_others() -> None:
-    """What a helper does, see ``featstore.remote.helper``."""
+    """What a helper does, see ``featstore.places.after_fork``."""
     places: dict[str, ObjectPlace] = {}
 
     def serve(request: Answer, data: bytes, say: Callable[[Answer, bytes], None]) -> Any:

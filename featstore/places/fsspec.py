@@ -11,8 +11,8 @@ from urllib.parse import unquote, urlsplit
 
 from featstore.files.atomic import TEMPORARY_PREFIX
 from featstore.errors import ConfigError, RemoteError, RemoteNotFound
-from featstore.remote.base import PIECE_BYTES, AccessRefused, Fault, Place, Retry
-from featstore.remote.objects import without_secrets
+from featstore.places.base import PIECE_BYTES, AccessRefused, Fault, Place, Retry
+from featstore.places.buckets import without_secrets
 
 SSH = ("sftp", "ssh")
 

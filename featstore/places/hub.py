@@ -14,7 +14,7 @@ from typing import Any
 from urllib.parse import unquote
 
 from featstore.errors import ConfigError, RemoteError, RemoteNotFound
-from featstore.remote.base import PIECE_BYTES, AccessRefused, Fault, Place, Retry
+from featstore.places.base import PIECE_BYTES, AccessRefused, Fault, Place, Retry
 
 COMMIT_FILES = 1000
 """Files of one commit; the hub refuses much larger ones."""
