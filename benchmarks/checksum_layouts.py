@@ -44,7 +44,7 @@ from benchmarks._measure import (
     seconds_in_turn,
     speed_ratio,
 )
-from featstore.mapping import PAGE_BYTES, SideBySide
+from featstore.containers.address_range import PAGE_BYTES, SideBySide
 
 Array = np.ndarray[Any, Any]
 Gather = Callable[[Array, Array], object]

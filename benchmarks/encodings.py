@@ -25,8 +25,8 @@ import zarr
 from benchmarks._measure import Case, print_table, seconds_in_turn, speed_ratio
 from featstore import FeatureStore
 from featstore.format.artefacts import describe, pack
-from featstore.backends import make_backend
-from featstore.backends.zarr import encoded_bytes
+from featstore.containers import make_backend
+from featstore.containers.zarr import encoded_bytes
 from featstore.format.fields import empty_columns, put
 from featstore.format.manifest import (
     Codec,

@@ -27,7 +27,7 @@ import numpy as np
 
 from featstore import FeatureStore
 from featstore.files.atomic import write_bytes
-from featstore.backends import make_backend
+from featstore.containers import make_backend
 from featstore.format.fields import empty_columns
 from featstore.format.ledger import LEDGER_FOLDER, ObjectRecord, ShardRecord, mark_complete, write_entry
 from featstore.format.manifest import (

@@ -135,7 +135,7 @@ class Peer:
 
 def write_store(folder: Path, data: Data) -> None:
     """Make a feature store through featstore's own writer; the only place that knows its manifest."""
-    from featstore.backends import make_backend
+    from featstore.containers import make_backend
     from featstore.format.ids import ids_sha256
     from featstore.format.ledger import mark_complete, read_entry
     from featstore.format.manifest import (

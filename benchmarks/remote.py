@@ -53,7 +53,7 @@ SLICES = 20
 
 def write(folder: Path, rows: int) -> FeatureStore:
     """A store of random vectors."""
-    from featstore.backends import make_backend
+    from featstore.containers import make_backend
     from featstore.writer import Shard, commit, open_or_create, text_column
 
     manifest = make_manifest(

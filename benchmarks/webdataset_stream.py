@@ -27,7 +27,7 @@ import webdataset
 
 from benchmarks._measure import Case, print_table, seconds_in_turn, speed_ratio
 from featstore import FeatureStore
-from featstore.backends import make_backend
+from featstore.containers import make_backend
 from featstore.format.fields import empty_columns, put
 from featstore.format.manifest import Container, FieldRecord, SourceRecord, WorkRecord, new_manifest
 from featstore.stream import PairStream

@@ -24,7 +24,7 @@ import numpy as np
 import numpy.typing as npt
 
 from benchmarks._measure import Spread, print_table, speed_ratio
-from featstore.backends import make_backend
+from featstore.containers import make_backend
 from featstore.format.fields import empty_columns
 from featstore.fill import fill
 from featstore.leases import Claims

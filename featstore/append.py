@@ -27,8 +27,8 @@ from featstore.files.atomic import (
     sync_folders,
     write_bytes,
 )
-from featstore.backends import make_backend
-from featstore.backends.base import Rows
+from featstore.containers import make_backend
+from featstore.containers.base import Rows
 from featstore.composition import Axis, Composition, ShardMaker, artefact_bytes, ids_of
 from featstore.contracts import (
     check_same_rows,

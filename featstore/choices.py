@@ -9,7 +9,7 @@ import ml_dtypes
 import numpy as np
 import numpy.typing as npt
 
-from featstore.backends.zarr import encoded_bytes
+from featstore.containers.zarr import encoded_bytes
 from featstore.errors import ConfigError
 from featstore.format.fields import field_columns
 from featstore.format.manifest import FieldRecord, Int8Encoding, RaggedEncoding, TopKEncoding

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from featstore.backends.base import Rows
+from featstore.containers.base import Rows
 from featstore.compose import subset
 from featstore.composition import Axis, ids_of, whole
 from featstore.errors import ConfigError, shorten

@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from featstore import __version__
-from featstore.backends.base import Rows
+from featstore.containers.base import Rows
 from featstore.composition import Axis, Composition, ShardMaker, artefact_bytes, cut_like, ids_of
 from featstore.errors import ConfigError, MissingSamples, shorten
 from featstore.fill import Progress, check_apart, make_store, no_progress

@@ -15,7 +15,7 @@ from itertools import accumulate
 import numpy as np
 
 from featstore.format.artefacts import artefact_path
-from featstore.backends.base import Array, Rows
+from featstore.containers.base import Array, Rows
 from featstore.format.fields import Ragged, empty_columns, field_columns
 from featstore.format.manifest import Manifest, RaggedEncoding, WorkRecord
 from featstore.reader import FeatureStore

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from featstore import __version__
-from featstore.backends.base import Rows
+from featstore.containers.base import Rows
 from featstore.errors import ConfigError, ManifestMismatch, shorten
 from featstore.format.manifest import (
     ArtefactRecord,

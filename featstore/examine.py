@@ -10,8 +10,8 @@ from typing import Literal
 
 import numpy as np
 
-from featstore.backends.base import Array, Backend
-from featstore.check import damaged_blocks, why_unreadable
+from featstore.containers.base import Array, Backend
+from featstore.containers.block_checksums import damaged_blocks, why_unreadable
 from featstore.errors import ShardCorrupt, StoreError, shorten
 from featstore.format.ledger import LEDGER_FOLDER, ObjectRecord, ShardRecord, entry_path, read_entry
 from featstore.files.untrusted import plain_size

@@ -27,8 +27,8 @@ from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
 from featstore.format.artefacts import read_channels
-from featstore.backends import make_backend
-from featstore.backends.base import Array
+from featstore.containers import make_backend
+from featstore.containers.base import Array
 from featstore.config import ExtractConfig
 from featstore.decode import decode_image
 from featstore.errors import (

@@ -5,8 +5,8 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from featstore.backends import make_backend
-from featstore.backends.base import Backend
+from featstore.containers import make_backend
+from featstore.containers.base import Backend
 from featstore.errors import ConfigError
 from featstore.leases import Claims, Leases
 from featstore.format.ledger import read_complete

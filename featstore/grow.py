@@ -25,7 +25,7 @@ from tqdm import tqdm
 
 from featstore.append import Appended, append_alone, check_tars
 from featstore.files.atomic import TEMPORARY_PREFIX
-from featstore.backends import make_backend
+from featstore.containers import make_backend
 from featstore.config import ExtractConfig
 from featstore.contracts import check_same_rows, renumbered
 from featstore.errors import (

@@ -9,13 +9,13 @@ from pathlib import Path
 
 from featstore.format.artefacts import FOLDER as ARTEFACT_FOLDER
 from featstore.files.atomic import TEMPORARY_PREFIX, sync_folder
-from featstore.backends import make_backend
+from featstore.containers import make_backend
 from featstore.errors import StoreError, StoreNotFound, StoreWriteError, shorten
 from featstore.leases import LEASE_FOLDER
 from featstore.format.ledger import LEDGER_FOLDER, committed_shards, read_complete
 from featstore.files.locks import LOCK_NAME, PUBLISH_NAME, exclusive
 from featstore.format.manifest import MANIFEST_NAME, Manifest, read_manifest
-from featstore.metadata import metadata_files
+from featstore.containers.metadata import metadata_files
 from featstore.verify import CARD_NAME, CARD_PAGE_NAME, SIGNATURE_NAME
 
 DELETED_PREFIX = ".deleted-"

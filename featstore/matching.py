@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from featstore.backends.base import Rows
+from featstore.containers.base import Rows
 from featstore.composition import Axis, ids_of
 from featstore.reader import FeatureStore
 from featstore.format.views import ViewSet

@@ -8,7 +8,7 @@ from typing import Literal
 import numpy as np
 import numpy.typing as npt
 
-from featstore.backends.base import Rows
+from featstore.containers.base import Rows
 from featstore.composition import (
     NO_ROW,
     Axis,

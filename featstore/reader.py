@@ -12,8 +12,8 @@ import numpy.typing as npt
 
 import featstore.files.machine as memory
 from featstore.format.artefacts import read_artefact, read_channels
-from featstore.backends import make_backend
-from featstore.backends.base import Array, ColumnReader
+from featstore.containers import make_backend
+from featstore.containers.base import Array, ColumnReader
 from featstore.errors import (
     ConfigError,
     MissingSamples,

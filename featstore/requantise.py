@@ -16,8 +16,8 @@ import numpy as np
 
 from featstore import __version__
 from featstore.format.artefacts import describe, pack, read_channels
-from featstore.backends import Backend, make_backend
-from featstore.backends.base import Array, Rows
+from featstore.containers import Backend, make_backend
+from featstore.containers.base import Array, Rows
 from featstore.composition import artefact_bytes
 from featstore.errors import ConfigError
 from featstore.format.fields import empty_columns, numpy_dtype, put

@@ -14,8 +14,8 @@ import numpy as np
 import numpy.typing as npt
 
 import featstore.files.machine as memory
-from featstore.backends import ColumnReader, make_backend
-from featstore.backends.base import Array, Rows
+from featstore.containers import ColumnReader, make_backend
+from featstore.containers.base import Array, Rows
 from featstore.errors import ShardCorrupt
 from featstore.format.fields import Ragged
 from featstore.reader import FeatureStore

@@ -23,7 +23,7 @@ from featstore.errors import ConfigError, StoreError, StoreIncomplete, shorten
 from featstore.leases import LEASE_FOLDER
 from featstore.files.locks import LOCK_NAME, PUBLISH_NAME, exclusive
 from featstore.format.manifest import Manifest, read_manifest
-from featstore.metadata import metadata_files
+from featstore.containers.metadata import metadata_files
 from featstore.files.untrusted import read_plain
 from featstore.verify import SIGNATURE_NAME, verify
 from featstore.writer import remove_leftovers

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, get_worker_info
 
-from featstore.backends.base import Array
+from featstore.containers.base import Array
 from featstore.errors import ConfigError
 from featstore.format.fields import Codes, Ragged, TopK
 from featstore.format.manifest import Int8Encoding, RaggedEncoding, TopKEncoding

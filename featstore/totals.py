@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 import numpy.typing as npt
 
-from featstore.backends.base import Backend
+from featstore.containers.base import Backend
 from featstore.examine import Damage, ShardFindings
 from featstore.format.ledger import COMPLETE_NAME, LEDGER_FOLDER, CompleteRecord, entry_path, read_entry
 from featstore.format.manifest import MANIFEST_NAME

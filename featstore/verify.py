@@ -19,7 +19,7 @@ import numpy.typing as npt
 from featstore.format.artefacts import FOLDER as ARTEFACT_FOLDER
 from featstore.format.artefacts import artefact_path, check_artefact, read_artefact
 from featstore.files.atomic import TEMPORARY_PREFIX, refused, write_bytes
-from featstore.backends import Backend, make_backend
+from featstore.containers import Backend, make_backend
 from featstore.errors import ManifestMismatch, ShardCorrupt, StoreError, shorten
 from featstore.examine import (
     MENDABLE,
@@ -46,7 +46,7 @@ from featstore.format.ledger import (
 )
 from featstore.files.locks import LOCK_NAME, PUBLISH_NAME, exclusive
 from featstore.format.manifest import MANIFEST_NAME, Int8Encoding, Manifest, read_manifest
-from featstore.metadata import difference, metadata_files
+from featstore.containers.metadata import difference, metadata_files
 from featstore.files.untrusted import check_real_folder, plain_size, read_plain
 from featstore.totals import Totals
 

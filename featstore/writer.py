@@ -31,8 +31,8 @@ from featstore.files.atomic import (
     sync_folders,
     sync_tree,
 )
-from featstore.backends import Backend, make_backend
-from featstore.backends.base import Array
+from featstore.containers import Backend, make_backend
+from featstore.containers.base import Array
 from featstore.errors import StoreBusy, StoreNotFound, StoreWriteError, shorten
 from featstore.leases import LEASE_FOLDER
 from featstore.format.ledger import (

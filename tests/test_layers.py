@@ -54,7 +54,7 @@ def own_imports(name: str) -> set[str]:
 
 def test_there_is_something_to_check() -> None:
     """The walk has found the packages, their parts and an import between two of them."""
-    assert {"featstore.extract", "featstore.backends.zarr", "pipelines.extract"} <= MODULES.keys()
+    assert {"featstore.extract", "featstore.containers.zarr", "pipelines.extract"} <= MODULES.keys()
     assert "featstore.teachers" in own_imports("featstore.extract")
     assert "featstore.extract" in own_imports("pipelines.extract")
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from featstore.backends import make_backend
+from featstore.containers import make_backend
 from featstore.format.fields import field_columns
 from featstore.format.ledger import InvalidRow, ShardRecord, read_complete
 from featstore.format.manifest import Manifest

@@ -18,7 +18,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from featstore.files.atomic import make_folder, refused, write_bytes
-from featstore.backends.base import Array
+from featstore.containers.base import Array
 from featstore.exporters.base import CONTENT, LABEL, Batch, Column, Exporter
 from featstore.format.fields import Ragged
 

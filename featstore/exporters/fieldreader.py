@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from featstore.backends.base import Array, Rows
+from featstore.containers.base import Array, Rows
 from featstore.errors import ConfigError
 from featstore.exporters.base import CONTENT, LABEL, ROW, SAMPLE_ID, VALID, Batch, Column
 from featstore.format.fields import Ragged, numpy_dtype

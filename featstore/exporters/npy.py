@@ -14,7 +14,7 @@ from typing import Any, BinaryIO
 import numpy as np
 
 from featstore.files.atomic import make_folder, refused
-from featstore.backends.base import Array
+from featstore.containers.base import Array
 from featstore.errors import StoreError
 from featstore.exporters.base import SAMPLE_ID, Batch, Column, Exporter
 from featstore.format.fields import Ragged

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from featstore.backends.base import Rows
+from featstore.containers.base import Rows
 from featstore.errors import ConfigError, shorten
 from featstore.exporters.base import SAMPLE_ID, VALID
 from featstore.reader import FeatureStore

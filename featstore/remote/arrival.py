@@ -3,7 +3,7 @@
 import google_crc32c
 import numpy as np
 
-from featstore.backends import Backend
+from featstore.containers import Backend
 from featstore.format.ledger import ObjectRecord
 from featstore.places.base import Sink
 

@@ -15,7 +15,7 @@ from pydantic import ValidationError
 
 from featstore.format.artefacts import FOLDER as ARTEFACT_FOLDER
 from featstore.files.atomic import TEMPORARY_PREFIX
-from featstore.backends import Backend
+from featstore.containers import Backend
 from featstore.errors import (
     FeatstoreError,
     RemoteError,
@@ -35,7 +35,7 @@ from featstore.format.ledger import (
     read_complete,
 )
 from featstore.format.manifest import MANIFEST_NAME, Manifest, read_manifest
-from featstore.metadata import metadata_files
+from featstore.containers.metadata import metadata_files
 from featstore.files.untrusted import MOST_JSON_BYTES, read_plain
 from featstore.places.base import Place, TooLong
 from featstore.format.checksummed_json import unseal

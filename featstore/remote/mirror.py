@@ -22,8 +22,8 @@ from typing import Any, TypeVar
 
 from featstore.format.artefacts import artefact_path, read_artefact
 from featstore.files.atomic import TEMPORARY_PREFIX, WRITE_BYTES, refused
-from featstore.backends import make_backend
-from featstore.check import ADVICE, damaged_blocks
+from featstore.containers import make_backend
+from featstore.containers.block_checksums import ADVICE, damaged_blocks
 from featstore.errors import (
     FeatstoreError,
     RemoteError,

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
-from featstore.backends.base import Rows
+from featstore.containers.base import Rows
 from featstore.choose import choose
 from featstore.compose import compose, plan_subset
 from featstore.errors import ConfigError, StoreError, shorten

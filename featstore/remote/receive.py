@@ -12,11 +12,11 @@ from functools import partial
 from pathlib import Path
 
 from featstore.files.atomic import TEMPORARY_PREFIX, refused, write_bytes
-from featstore.backends import make_backend
-from featstore.check import damaged_blocks
+from featstore.containers import make_backend
+from featstore.containers.block_checksums import damaged_blocks
 from featstore.errors import RemoteNotFound, ShardCorrupt
 from featstore.format.ledger import ObjectRecord, ShardRecord
-from featstore.metadata import difference, metadata_files
+from featstore.containers.metadata import difference, metadata_files
 from featstore.files.untrusted import (
     MOST_JSON_BYTES,
     check_real_folder,

@@ -7,8 +7,8 @@ from functools import partial
 from pathlib import Path
 from typing import Protocol
 
-from featstore.backends import Backend, make_backend
-from featstore.check import why_unreadable
+from featstore.containers import Backend, make_backend
+from featstore.containers.block_checksums import why_unreadable
 from featstore.errors import RemoteNotFound, ShardCorrupt, StoreError
 from featstore.examine import check_object, of_a_shard
 from featstore.format.ledger import ObjectRecord

@@ -16,8 +16,8 @@ from typing import TypeVar
 import numpy as np
 import numpy.typing as npt
 
-from featstore.backends import Backend
-from featstore.backends.base import Array, Rows
+from featstore.containers import Backend
+from featstore.containers.base import Array, Rows
 from featstore.errors import FeatstoreError, ShardCorrupt, StoreError
 from featstore.format.ledger import ObjectRecord, ShardRecord
 from featstore.remote.mirror import Mirror, Objects, speaking_of

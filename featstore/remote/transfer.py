@@ -12,7 +12,7 @@ from itertools import chain
 from pathlib import Path
 
 from featstore.files.atomic import TEMPORARY_PREFIX, write_bytes
-from featstore.backends.base import Rows
+from featstore.containers.base import Rows
 from featstore.errors import (
     ConfigError,
     ManifestMismatch,

@@ -8,7 +8,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from featstore.files.atomic import TEMPORARY_PREFIX, refused
-from featstore.backends import make_backend
+from featstore.containers import make_backend
 from featstore.errors import RemoteError, StoreIncomplete, StoreNotFound
 from featstore.format.ledger import LEDGER_FOLDER, complete_path, read_complete
 from featstore.format.manifest import MANIFEST_NAME, Manifest, read_manifest

@@ -9,7 +9,7 @@ import numpy.typing as npt
 from PIL import Image
 
 from featstore import FeatureStore
-from featstore.backends import ZarrBackend
+from featstore.containers import ZarrBackend
 from featstore.decode import DECODE_RULE, decode_image
 from featstore.format.ids import content_sha256, ids_sha256
 from featstore.format.manifest import (

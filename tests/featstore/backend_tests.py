@@ -20,7 +20,7 @@ from hypothesis import strategies as st
 
 from featstore import FeatureStore
 from featstore.format.artefacts import describe, pack
-from featstore.backends import make_backend
+from featstore.containers import make_backend
 from featstore.errors import (
     ConfigError,
     FeatstoreError,

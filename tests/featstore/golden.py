@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from featstore.format.artefacts import describe, pack, pack_texts
-from featstore.backends import make_backend
+from featstore.containers import make_backend
 from featstore.format.fields import empty_columns, numpy_dtype, put, put_ragged
 from featstore.format.ids import ids_sha256
 from featstore.format.ledger import mark_complete, read_entry

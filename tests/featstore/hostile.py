@@ -28,7 +28,7 @@ import google_crc32c
 import numpy as np
 
 from featstore import cli
-from featstore.backends import make_backend
+from featstore.containers import make_backend
 from featstore.errors import FeatstoreError
 from featstore.format.fields import empty_columns
 from featstore.format.ledger import entry_path, mark_complete, read_entry, remove_entries

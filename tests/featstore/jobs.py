@@ -12,7 +12,7 @@ from typing import Any
 from featstore import FeatureStore
 from featstore.files import atomic
 from featstore.files import locks
-from featstore.backends import make_backend
+from featstore.containers import make_backend
 from featstore.fill import Filled, fill
 from featstore.leases import Claims
 from featstore.format.manifest import Manifest

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from featstore import FeatureStore
-from featstore.backends import make_backend
+from featstore.containers import make_backend
 from featstore.format.fields import columns_of
 from featstore.format.ids import ids_sha256
 from featstore.format.manifest import Container, Manifest, RaggedEncoding

@@ -8,7 +8,7 @@ from typing import Any, Literal
 import numpy as np
 import numpy.typing as npt
 
-from featstore.backends import make_backend
+from featstore.containers import make_backend
 from featstore.decode import DECODE_RULE
 from featstore.format.ids import ids_sha256
 from featstore.format.ledger import mark_complete, pending_shards, read_entry

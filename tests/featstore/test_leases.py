@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from featstore import leases, writer
-from featstore.backends import make_backend
+from featstore.containers import make_backend
 from featstore.fill import fill
 from featstore.leases import Claims, Leases, lease_path
 from featstore.format.ledger import committed_shards

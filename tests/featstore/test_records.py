@@ -14,7 +14,7 @@ from pydantic import ValidationError
 
 from featstore import FeatureStore, reader
 from featstore.format.artefacts import describe, pack, pack_texts, unpack_texts
-from featstore.backends import make_backend
+from featstore.containers import make_backend
 from featstore.errors import ConfigError, ManifestMismatch, MissingSamples, ShardCorrupt
 from featstore.format.fields import dense_logits, empty_columns, put, put_ragged
 from featstore.format.manifest import (

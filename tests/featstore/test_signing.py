@@ -23,7 +23,7 @@ from featstore.cli import main
 from featstore.errors import ConfigError, StoreError, StoreIncomplete
 from featstore.format.ledger import entry_path, mark_complete, read_entry, remove_entries
 from featstore.format.manifest import read_manifest
-from featstore.metadata import metadata_files
+from featstore.containers.metadata import metadata_files
 from featstore.format.checksummed_json import seal, unseal
 from featstore.signing import SIGNATURE_NAME, check_signature, sign
 from featstore.verify import verify

@@ -14,7 +14,7 @@ import pytest
 from featstore import FeatureStore, examine, teachers
 from featstore import verify as module
 from featstore.format.artefacts import artefact_path, describe, pack
-from featstore.backends import make_backend
+from featstore.containers import make_backend
 from featstore.errors import ConfigError, StoreBusy, StoreError, StoreIncomplete
 from featstore.examine import Damage
 from featstore.format.ledger import (
@@ -27,7 +27,7 @@ from featstore.format.ledger import (
 )
 from featstore.files.locks import shared
 from featstore.format.manifest import read_manifest, write_manifest
-from featstore.metadata import difference, metadata_files
+from featstore.containers.metadata import difference, metadata_files
 from featstore.format.checksummed_json import seal, unseal
 from featstore.verify import Report, repair, verify
 from featstore.writer import Shard, commit

@@ -18,12 +18,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from featstore import FeatureStore
-from featstore.backends import WebDatasetBackend, make_backend
-from featstore.backends.tarlayout import LONGEST_KEY, key_of
+from featstore.containers import WebDatasetBackend, make_backend
+from featstore.containers.tar_layout import LONGEST_KEY, key_of
 from featstore.errors import ConfigError, FeatstoreError, ShardCorrupt, StoreError
 from featstore.format.ledger import ObjectRecord, read_entry, write_entry
 from featstore.format.manifest import WorkRecord
-from featstore.mapping import SideBySide
+from featstore.containers.address_range import SideBySide
 from featstore.sources import mirror_work
 from featstore.sources.tars import TarSource
 from featstore.verify import verify

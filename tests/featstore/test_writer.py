@@ -17,7 +17,7 @@ from featstore import FeatureStore
 from featstore.files import atomic
 from featstore.files import locks
 from featstore.files.atomic import write_bytes
-from featstore.backends import make_backend
+from featstore.containers import make_backend
 from featstore.config import StoreConfig
 from featstore.errors import StoreBusy, StoreNotFound, StoreWriteError
 from featstore.format.fields import empty_columns

@@ -2,9 +2,9 @@
 
 from pathlib import Path
 
-from featstore.backends.base import Backend, ColumnReader, EncodedObject
-from featstore.backends.webdataset import WebDatasetBackend
-from featstore.backends.zarr import ZarrBackend
+from featstore.containers.base import Backend, ColumnReader, EncodedObject
+from featstore.containers.webdataset import WebDatasetBackend
+from featstore.containers.zarr import ZarrBackend
 from featstore.format.manifest import Container, Manifest
 
 BACKENDS: dict[Container, type[Backend]] = {

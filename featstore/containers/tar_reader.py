@@ -16,8 +16,8 @@ import numpy as np
 import numpy.typing as npt
 from numpy.lib.stride_tricks import sliding_window_view
 
-from featstore.backends.tarlayout import INDEX, STARTS, TarLayout, stored_dtype
-from featstore.check import Describe, check_blocks, corrupt
+from featstore.containers.tar_layout import INDEX, STARTS, TarLayout, stored_dtype
+from featstore.containers.block_checksums import Describe, check_blocks, corrupt
 from featstore.errors import StoreError
 from featstore.format.fields import Column
 from featstore.format.ledger import ObjectRecord

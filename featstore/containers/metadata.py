@@ -10,7 +10,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from featstore.backends import make_backend
+from featstore.containers import make_backend
 from featstore.format.manifest import Manifest, differences
 
 _OPTIONAL = ("attributes", "configuration", "dimension_names", "storage_transformers")
