@@ -22,7 +22,7 @@ from distill.join import Samples
 from distill.losses import IGNORE
 from distill.sampler import CANONICAL, Request
 from featstore import FeatureStore
-from featstore.decode import decode_image
+from featstore.sources.decode import decode_image
 from featstore.errors import (
     ConfigError,
     DecodeError,

@@ -30,7 +30,7 @@ from featstore.format.artefacts import read_channels
 from featstore.containers import make_backend
 from featstore.containers.base import Array
 from featstore.config import ExtractConfig
-from featstore.decode import decode_image
+from featstore.sources.decode import decode_image
 from featstore.errors import (
     DecodeError,
     FeatstoreError,

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from featstore.config import TeacherConfig
-from featstore.decode import DECODE_RULE
+from featstore.sources.decode import DECODE_RULE
 from featstore.errors import TeacherError, shorten
 from featstore.format.manifest import (
     FieldRecord,

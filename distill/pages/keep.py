@@ -25,7 +25,7 @@ from distill.sampler import Indices
 from distill.task import Task
 from featstore import FeatureStore
 from featstore.files.atomic import write_bytes
-from featstore.decode import decode_image
+from featstore.sources.decode import decode_image
 from featstore.errors import FeatstoreError
 from featstore.pages.feature_map import embed
 

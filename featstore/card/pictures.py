@@ -9,7 +9,7 @@ from typing import Any
 
 from featstore.card.survey import Sample
 from featstore.config import SourceConfig
-from featstore.decode import decode_image
+from featstore.sources.decode import decode_image
 from featstore.errors import ConfigError, DecodeError
 from featstore.format.manifest import Manifest
 from featstore.sources import KINDS, open_source

@@ -99,7 +99,7 @@ class PreprocessingRecord(Record):
     mean: tuple[float, float, float]
     std: tuple[float, float, float]
     decode: str
-    """Name of the decoding rules, ``featstore.decode.DECODE_RULE``."""
+    """Name of the decoding rules, ``featstore.sources.decode.DECODE_RULE``."""
 
 
 class TeacherRecord(Record):

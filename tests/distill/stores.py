@@ -10,7 +10,7 @@ from PIL import Image
 
 from featstore import FeatureStore
 from featstore.containers import ZarrBackend
-from featstore.decode import DECODE_RULE, decode_image
+from featstore.sources.decode import DECODE_RULE, decode_image
 from featstore.format.ids import content_sha256, ids_sha256
 from featstore.format.manifest import (
     FieldRecord,

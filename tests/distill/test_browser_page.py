@@ -18,7 +18,7 @@ from distill.data import ViewRule
 from distill.export import browser as page
 from distill.export import onnx_model, parity, preprocessing, program
 from distill.student import Student, build_student
-from featstore.decode import decode_image
+from featstore.sources.decode import decode_image
 from featstore.errors import ConfigError
 from featstore.format.views import Interpolation, ViewSet, canonical_box, cut
 from tests.distill.browser import INSTALL, Browser, browser, missing

@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from featstore.containers import make_backend
-from featstore.decode import DECODE_RULE
+from featstore.sources.decode import DECODE_RULE
 from featstore.format.ids import ids_sha256
 from featstore.format.ledger import mark_complete, pending_shards, read_entry
 from featstore.format.manifest import (

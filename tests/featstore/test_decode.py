@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from featstore.decode import decode_image
+from featstore.sources.decode import decode_image
 from featstore.errors import DecodeError
 from tests.images import ORIENTATION, chunk, encode, gradient, png, png16
 
@@ -271,7 +271,7 @@ def test_giant_costs_no_memory_outside_python() -> None:
     """Pillow's own allocations are not traced: the peak of a whole process stays small."""
     code = (
         "import resource, sys\n"
-        "from featstore.decode import decode_image\n"
+        "from featstore.sources.decode import decode_image\n"
         "from featstore.errors import DecodeError\n"
         "from tests.images import png\n"
         "data = png(50_000, 50_000, depth=8, colour=2, rows=bytes(1000))\n"

@@ -18,7 +18,7 @@ import numpy as np
 import pytest
 
 from featstore.config import SourceConfig
-from featstore.decode import decode_image
+from featstore.sources.decode import decode_image
 from featstore.errors import SourceError
 from featstore.sources import NO_LABEL, Source, open_source
 from featstore.sources import tars as tars_module

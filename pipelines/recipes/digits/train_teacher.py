@@ -35,7 +35,7 @@ from typing import TYPE_CHECKING, Any
 sys.path.insert(0, str(Path(__file__).resolve().parents[3]))
 
 from featstore.files.atomic import write_bytes
-from featstore.decode import decode_image
+from featstore.sources.decode import decode_image
 
 if TYPE_CHECKING:
     import torch
