@@ -40,7 +40,7 @@ from featstore.order import Order
 from featstore.format.int8 import Calibration, calibrate
 from featstore.torch_data import numbers_of
 from featstore.format.views import ViewSet
-from featstore.writer import Shard, commit, open_or_create
+from featstore.writing.commit import Shard, commit, open_or_create
 
 WIDTH = 1024
 BATCH = 256

@@ -32,7 +32,7 @@ from featstore.format.fields import empty_columns, put
 from featstore.format.manifest import Container, FieldRecord, SourceRecord, WorkRecord, new_manifest
 from featstore.stream import PairStream
 from featstore.format.views import ViewSet
-from featstore.writer import Shard, commit, open_or_create
+from featstore.writing.commit import Shard, commit, open_or_create
 
 GOAL = 2.0
 BATCH = 256

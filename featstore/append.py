@@ -39,7 +39,7 @@ from featstore.contracts import (
     renumbered,
 )
 from featstore.errors import ConfigError, ManifestMismatch, StoreWriteError, shorten
-from featstore.fill import Progress, check_apart, make_store, no_progress
+from featstore.writing.fill import Progress, check_apart, make_store, no_progress
 from featstore.format.ids import ids_sha256
 from featstore.format.ledger import LEDGER_FOLDER, entry_path
 from featstore.files.locks import exclusive
@@ -53,7 +53,7 @@ from featstore.format.manifest import (
 from featstore.matching import samples_of
 from featstore.merge_rows import Duplicates, without_duplicates
 from featstore.reader import FeatureStore
-from featstore.writer import open_or_create, remove_leftovers
+from featstore.writing.commit import open_or_create, remove_leftovers
 
 CARRIED = ("README.md", "card.html")
 """Files beside a store's own that go over into the new version. A signature does not: it is of the old one."""
@@ -89,7 +89,7 @@ def append(
         new: folder of a complete store of other images, made alike (same teachers, views and fields).
         duplicates: see ``featstore.merge_rows.Duplicates``. If the store has all images, nothing is done.
         lease_s: seconds without a sign of life after which another process counts as gone.
-        progress: see ``featstore.fill.Progress``; of the shards that are written.
+        progress: see ``featstore.writing.fill.Progress``; of the shards that are written.
 
     Raises:
         ManifestMismatch: the stores were not made alike.

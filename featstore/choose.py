@@ -14,7 +14,7 @@ from featstore.containers.base import Rows
 from featstore.compose import subset
 from featstore.composition import Axis, ids_of, whole
 from featstore.errors import ConfigError, shorten
-from featstore.fill import Progress, no_progress
+from featstore.writing.fill import Progress, no_progress
 from featstore.format.manifest import Manifest
 from featstore.reader import FeatureStore
 
@@ -104,7 +104,7 @@ def split(
         seed: of the choice.
         by_class: see ``assign``.
         lease_s: seconds without a sign of life after which another process counts as gone.
-        progress: see ``featstore.fill.Progress``; for each part from the beginning.
+        progress: see ``featstore.writing.fill.Progress``; for each part from the beginning.
 
     Returns:
         Manifest of each part.
@@ -112,7 +112,7 @@ def split(
     Raises:
         ConfigError: shares do not add up to 1, or a part would be empty.
         StoreIncomplete, ShardCorrupt: the store is not whole.
-        ManifestMismatch, StoreNotFound, StoreBusy, StoreWriteError: see ``featstore.fill``.
+        ManifestMismatch, StoreNotFound, StoreBusy, StoreWriteError: see ``featstore.writing.fill``.
     """
     store = FeatureStore.open(source)
     shares = list(outs.values())

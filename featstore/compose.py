@@ -16,7 +16,7 @@ from featstore import __version__
 from featstore.containers.base import Rows
 from featstore.composition import Axis, Composition, ShardMaker, artefact_bytes, cut_like, ids_of
 from featstore.errors import ConfigError, MissingSamples, shorten
-from featstore.fill import Progress, check_apart, make_store, no_progress
+from featstore.writing.fill import Progress, check_apart, make_store, no_progress
 from featstore.format.ids import ids_sha256
 from featstore.format.manifest import ArtefactRecord, Int8Encoding, Manifest, new_manifest
 from featstore.reader import FeatureStore
@@ -35,7 +35,7 @@ def compose(
         plan: what it is made of.
         out: its folder.
         lease_s: seconds without a sign of life after which another process counts as gone.
-        progress: see ``featstore.fill.Progress``.
+        progress: see ``featstore.writing.fill.Progress``.
 
     Returns:
         The manifest on disk.
@@ -43,7 +43,7 @@ def compose(
     Raises:
         ConfigError: ``out`` is one of the old stores, or lies inside one.
         ShardCorrupt: an old store is damaged.
-        ManifestMismatch, StoreNotFound, StoreBusy, StoreWriteError: see ``featstore.fill``.
+        ManifestMismatch, StoreNotFound, StoreBusy, StoreWriteError: see ``featstore.writing.fill``.
     """
     check_apart(out, *(store.path for axis in plan.axes for store in axis.stores))
     make = ShardMaker(plan)
@@ -73,7 +73,7 @@ def subset(
         fields: names; all if not given.
         note: what ``created_by`` shall say of the choice, besides version and fingerprint of the store.
         lease_s: seconds without a sign of life after which another process counts as gone.
-        progress: see ``featstore.fill.Progress``.
+        progress: see ``featstore.writing.fill.Progress``.
 
     Returns:
         The manifest of the new store.
@@ -82,7 +82,7 @@ def subset(
         ConfigError: no row, a row twice, a field that is not there, or ``out`` lies in the store.
         MissingSamples: a row is outside the store.
         StoreIncomplete, ShardCorrupt: the store is not whole.
-        ManifestMismatch, StoreNotFound, StoreBusy, StoreWriteError: see ``featstore.fill``.
+        ManifestMismatch, StoreNotFound, StoreBusy, StoreWriteError: see ``featstore.writing.fill``.
     """
     store = FeatureStore.open(source)
     return compose(

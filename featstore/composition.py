@@ -20,7 +20,7 @@ from featstore.format.fields import Ragged, empty_columns, field_columns
 from featstore.format.manifest import Manifest, RaggedEncoding, WorkRecord
 from featstore.reader import FeatureStore
 from featstore.rowreader import RowReader, spans, starts_of
-from featstore.writer import Shard, text_column
+from featstore.writing.commit import Shard, text_column
 
 NO_ROW = -1
 """Where none of an axis's stores has a row for a row of the new store."""

@@ -6,7 +6,7 @@ from featstore import __version__
 from featstore.compose import compose
 from featstore.composition import Composition, artefact_bytes, whole
 from featstore.errors import ConfigError
-from featstore.fill import Progress, no_progress
+from featstore.writing.fill import Progress, no_progress
 from featstore.format.manifest import Codec, Container, Manifest, WorkRecord, new_manifest
 from featstore.plan import shard_rows as fitting_rows
 from featstore.reader import FeatureStore
@@ -35,7 +35,7 @@ def convert(
         shard_rows: of the new one; as before if not given, but that tars that mirror tars of images become shards of a
             power of two.
         lease_s: seconds without a sign of life after which another process counts as gone.
-        progress: see ``featstore.fill.Progress``.
+        progress: see ``featstore.writing.fill.Progress``.
 
     Returns:
         The manifest of the new store.
@@ -43,7 +43,7 @@ def convert(
     Raises:
         ConfigError: nothing would change, the container has no such codec, or cannot hold a field.
         StoreIncomplete, ShardCorrupt: the store is not whole.
-        ManifestMismatch, StoreNotFound, StoreBusy, StoreWriteError: see ``featstore.fill``.
+        ManifestMismatch, StoreNotFound, StoreBusy, StoreWriteError: see ``featstore.writing.fill``.
     """
     store = FeatureStore.open(source)
     plan = plan_convert(store, container=container, codec=codec, shard_rows=shard_rows)

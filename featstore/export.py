@@ -24,7 +24,7 @@ from featstore.exporters.base import Column, Exporter
 from featstore.exporters.fieldreader import FieldReader
 from featstore.exporters.npy import NpyExporter, files_of
 from featstore.exporters.selection import Selection
-from featstore.fill import check_apart
+from featstore.writing.fill import check_apart
 from featstore.files.locks import LOCK_NAME, exclusive
 from featstore.files.disk import format_bytes, free_bytes
 from featstore.reader import FeatureStore

@@ -40,9 +40,9 @@ from featstore.errors import (
     shorten,
 )
 from featstore.format.fields import empty_columns, put
-from featstore.fill import fill
+from featstore.writing.fill import fill
 from featstore.format.ids import content_sha256
-from featstore.leases import Claims
+from featstore.writing.leases import Claims
 from featstore.format.ledger import InvalidRow, committed_shards, read_complete
 from featstore.format.manifest import (
     MANIFEST_NAME,
@@ -58,7 +58,7 @@ from featstore.sources import NO_LABEL, Source
 from featstore.teachers import Teacher
 from featstore.torch_data import TORCH_DTYPES, as_array
 from featstore.format.views import ViewSet, cut, view_box
-from featstore.writer import (
+from featstore.writing.commit import (
     Shard,
     open_or_create,
     tidy,

@@ -11,7 +11,7 @@ from featstore.format.artefacts import FOLDER as ARTEFACT_FOLDER
 from featstore.files.atomic import TEMPORARY_PREFIX, sync_folder
 from featstore.containers import make_backend
 from featstore.errors import StoreError, StoreNotFound, StoreWriteError, shorten
-from featstore.leases import LEASE_FOLDER
+from featstore.writing.leases import LEASE_FOLDER
 from featstore.format.ledger import LEDGER_FOLDER, committed_shards, read_complete
 from featstore.files.locks import LOCK_NAME, PUBLISH_NAME, exclusive
 from featstore.format.manifest import MANIFEST_NAME, Manifest, read_manifest

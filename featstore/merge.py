@@ -8,7 +8,7 @@ from typing import Literal
 from featstore.compose import compose
 from featstore.contracts import row_differences
 from featstore.errors import ConfigError, ManifestMismatch
-from featstore.fill import Progress, check_apart, no_progress
+from featstore.writing.fill import Progress, check_apart, no_progress
 from featstore.format.manifest import Manifest
 from featstore.merge_rows import Duplicates, plan_rows
 from featstore.merge_teachers import Missing, plan_teachers
@@ -54,12 +54,12 @@ def merge(
         missing: teachers only, see ``featstore.merge_teachers.plan_teachers``.
         names: one for each store; put before sample ids (rows), or before names of fields (teachers).
         lease_s: seconds without a sign of life after which another process counts as gone.
-        progress: see ``featstore.fill.Progress``.
+        progress: see ``featstore.writing.fill.Progress``.
 
     Raises:
         ConfigError, ManifestMismatch: they do not fit together; the message says what to do.
         StoreIncomplete, ShardCorrupt: a store is not whole.
-        StoreNotFound, StoreBusy, StoreWriteError: see ``featstore.fill``.
+        StoreNotFound, StoreBusy, StoreWriteError: see ``featstore.writing.fill``.
     """
     if len(sources) < 2:
         raise ConfigError("merge needs two stores or more.")

@@ -21,7 +21,7 @@ from featstore.containers.base import Array, Rows
 from featstore.composition import artefact_bytes
 from featstore.errors import ConfigError
 from featstore.format.fields import empty_columns, numpy_dtype, put
-from featstore.fill import Progress, check_apart, make_store, no_progress
+from featstore.writing.fill import Progress, check_apart, make_store, no_progress
 from featstore.format.manifest import (
     ArtefactRecord,
     FieldRecord,
@@ -34,7 +34,7 @@ from featstore.format.manifest import (
 )
 from featstore.format.int8 import Channels, RoundingError, calibrate, dequantise, rounding_error
 from featstore.reader import FeatureStore
-from featstore.writer import Shard
+from featstore.writing.commit import Shard
 
 StoredType = Literal["int8", "bfloat16", "float16", "float32"]
 
@@ -108,7 +108,7 @@ def requantise(
         ConfigError: nothing would change, digits would be made up, or numbers do not fit the type.
         StoreIncomplete, ShardCorrupt: the old store is not whole.
         ManifestMismatch: ``out`` is a store of something else.
-        StoreBusy, StoreWriteError: see ``featstore.fill``.
+        StoreBusy, StoreWriteError: see ``featstore.writing.fill``.
     """
     check_apart(out, source)
     store = FeatureStore.open(source)

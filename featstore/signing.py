@@ -20,13 +20,13 @@ from typing import Any
 
 from featstore.files.atomic import write_bytes
 from featstore.errors import ConfigError, StoreError, StoreIncomplete, shorten
-from featstore.leases import LEASE_FOLDER
+from featstore.writing.leases import LEASE_FOLDER
 from featstore.files.locks import LOCK_NAME, PUBLISH_NAME, exclusive
 from featstore.format.manifest import Manifest, read_manifest
 from featstore.containers.metadata import metadata_files
 from featstore.files.untrusted import read_plain
 from featstore.verify import SIGNATURE_NAME, verify
-from featstore.writer import remove_leftovers
+from featstore.writing.commit import remove_leftovers
 
 GIT_NAMES = (".git", ".gitattributes", ".github", ".gitignore")
 LOCAL_NAMES = (SIGNATURE_NAME, LOCK_NAME, PUBLISH_NAME, LEASE_FOLDER, ".cache")

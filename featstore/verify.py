@@ -31,7 +31,7 @@ from featstore.examine import (
     of_a_shard,
     problem_of,
 )
-from featstore.leases import LEASE_FOLDER
+from featstore.writing.leases import LEASE_FOLDER
 from featstore.format.ledger import (
     COMPLETE_NAME,
     ENTRY,

@@ -7,7 +7,7 @@ from contextlib import contextmanager
 
 from tqdm import tqdm
 
-from featstore.fill import Progress
+from featstore.writing.fill import Progress
 
 
 @contextmanager

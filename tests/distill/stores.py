@@ -22,7 +22,7 @@ from featstore.format.manifest import (
 )
 from featstore.sources.base import Source
 from featstore.format.views import ViewSet, cut, make_views, view_box
-from featstore.writer import Shard, commit, open_or_create, text_column
+from featstore.writing.commit import Shard, commit, open_or_create, text_column
 
 SIZE = (8, 8)
 WIDTH = 24

@@ -40,7 +40,7 @@ from featstore.format.manifest import (
     TopKEncoding,
 )
 from featstore.format.int8 import Channels, Scheme, calibrate
-from featstore.writer import Shard, commit, open_or_create
+from featstore.writing.commit import Shard, commit, open_or_create
 from tests.featstore.stores import TEACHER, field, make_manifest, names_of, snapshot
 
 Array = npt.NDArray[Any]

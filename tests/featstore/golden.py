@@ -31,7 +31,7 @@ from featstore.format.manifest import (
 )
 from featstore.format.int8 import Channels
 from featstore.format.views import ViewSet, make_views
-from featstore.writer import Shard, commit, open_or_create
+from featstore.writing.commit import Shard, commit, open_or_create
 from tests.featstore.stores import TEACHER
 
 Array = npt.NDArray[Any]

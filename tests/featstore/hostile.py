@@ -36,7 +36,7 @@ from featstore.files.locks import shared
 from featstore.format.manifest import MANIFEST_NAME, Container, WorkRecord, read_manifest
 from featstore.format.checksummed_json import seal, unseal
 from featstore.verify import repair
-from featstore.writer import Shard, commit, open_or_create, remove_leftovers
+from featstore.writing.commit import Shard, commit, open_or_create, remove_leftovers
 from tests.featstore import golden
 
 SECRET = b"the canary's secret"

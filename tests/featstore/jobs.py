@@ -1,4 +1,4 @@
-"""Jobs that fill a store of random rows through ``featstore.fill``, without images or torch: some milliseconds each."""
+"""Jobs that fill a store of random rows through ``featstore.writing.fill``, without images or torch: some milliseconds each."""
 
 import errno
 import os
@@ -13,10 +13,10 @@ from featstore import FeatureStore
 from featstore.files import atomic
 from featstore.files import locks
 from featstore.containers import make_backend
-from featstore.fill import Filled, fill
-from featstore.leases import Claims
+from featstore.writing.fill import Filled, fill
+from featstore.writing.leases import Claims
 from featstore.format.manifest import Manifest
-from featstore.writer import Shard, open_or_create, tidy
+from featstore.writing.commit import Shard, open_or_create, tidy
 from tests.featstore.stores import Array, field, make_columns, make_manifest
 
 MANIFEST = make_manifest(num_rows=19, shard_rows=2, views=1, fields={"cls": field(3)}, labels=False)

@@ -18,7 +18,7 @@ from typing import Any
 from featstore.errors import StoreWriteError
 from featstore.format.ledger import read_complete
 from featstore.format.manifest import Manifest
-from featstore.writer import open_or_create
+from featstore.writing.commit import open_or_create
 from tests.featstore.jobs import (
     BROKEN,
     FULL,

@@ -22,7 +22,7 @@ from featstore.format.manifest import (
     new_manifest,
 )
 from featstore.format.views import ViewSet, make_views
-from featstore.writer import Shard, commit, open_or_create, text_column
+from featstore.writing.commit import Shard, commit, open_or_create, text_column
 
 Array = npt.NDArray[Any]
 Dtype = Literal["float16", "bfloat16", "float32"]

@@ -29,7 +29,7 @@ from featstore.card.survey import draw, survey
 from featstore.cli import main
 from featstore.errors import ConfigError
 from featstore.reader import FeatureStore
-from featstore.writer import text_column
+from featstore.writing.commit import text_column
 from tests.conftest import ROOT
 from tests.distill import browser
 from tests.featstore import golden

@@ -9,7 +9,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from featstore import FeatureStore, writer
+from featstore import FeatureStore
+from featstore.writing import commit as writer
 from featstore import append as append_module
 from featstore.config import ExtractConfig, SourceConfig, StoreConfig
 from featstore.errors import (

@@ -17,7 +17,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from featstore import FeatureStore, writer
+from featstore import FeatureStore
+from featstore.writing import commit as writer
 from tests.conftest import ROOT
 from tests.featstore.formula import FormulaTeacher, make_config, run
 from tests.featstore.jobs import run_job

@@ -11,7 +11,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from featstore import FeatureStore, writer
+from featstore import FeatureStore
+from featstore.writing import commit as writer
 from featstore.format.artefacts import describe, pack
 from featstore.cli import main
 from featstore.compose import subset

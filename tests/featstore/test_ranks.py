@@ -11,7 +11,8 @@ from typing import Any
 import pytest
 import torch
 
-from featstore import FeatureStore, extract, writer
+from featstore import FeatureStore, extract
+from featstore.writing import commit as writer
 from featstore.config import ExtractConfig
 from featstore.design import design_store
 from featstore.errors import StoreError, StoreNotFound

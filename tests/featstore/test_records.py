@@ -27,7 +27,7 @@ from featstore.format.manifest import (
 )
 from featstore.format.int8 import Channels, Scheme, calibrate
 from featstore.torch_data import gather_tensors
-from featstore.writer import Shard, commit, open_or_create
+from featstore.writing.commit import Shard, commit, open_or_create
 from tests.featstore.stores import TEACHER, make_manifest, names_of
 
 Array = npt.NDArray[Any]

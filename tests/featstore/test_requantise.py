@@ -10,7 +10,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from featstore import FeatureStore, writer
+from featstore import FeatureStore
+from featstore.writing import commit as writer
 from featstore.cli import main
 from featstore.errors import ConfigError, ManifestMismatch, ShardCorrupt, StoreIncomplete
 from featstore.format.fields import numpy_dtype

@@ -30,7 +30,7 @@ from featstore.format.manifest import read_manifest, write_manifest
 from featstore.containers.metadata import difference, metadata_files
 from featstore.format.checksummed_json import seal, unseal
 from featstore.verify import Report, repair, verify
-from featstore.writer import Shard, commit
+from featstore.writing.commit import Shard, commit
 from pipelines import extract as script
 from tests.featstore import formula, golden
 from tests.featstore.stores import make_columns, make_manifest, snapshot, write_store

@@ -21,10 +21,10 @@ from featstore.containers import make_backend
 from featstore.config import StoreConfig
 from featstore.errors import StoreBusy, StoreNotFound, StoreWriteError
 from featstore.format.fields import empty_columns
-from featstore.fill import fill
-from featstore.leases import Claims
+from featstore.writing.fill import fill
+from featstore.writing.leases import Claims
 from featstore.files.locks import exclusive, shared
-from featstore.writer import Shard, open_or_create
+from featstore.writing.commit import Shard, open_or_create
 from tests.featstore.formula import FormulaTeacher, describe, make_config, run
 from tests.featstore.jobs import MANIFEST, check_committed, run_job
 from tests.featstore.processes import fork, wait

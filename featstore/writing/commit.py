@@ -34,7 +34,7 @@ from featstore.files.atomic import (
 from featstore.containers import Backend, make_backend
 from featstore.containers.base import Array
 from featstore.errors import StoreBusy, StoreNotFound, StoreWriteError, shorten
-from featstore.leases import LEASE_FOLDER
+from featstore.writing.leases import LEASE_FOLDER
 from featstore.format.ledger import (
     LEDGER_FOLDER,
     InvalidRow,

@@ -1,0 +1,1 @@
+"""Commit shards and share the missing ones among processes."""
