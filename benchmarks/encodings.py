@@ -36,9 +36,9 @@ from featstore.format.manifest import (
     WorkRecord,
     new_manifest,
 )
-from featstore.order import Order
+from featstore.reading.shuffling import Order
 from featstore.format.int8 import Calibration, calibrate
-from featstore.torch_data import numbers_of
+from featstore.reading.torch_data import numbers_of
 from featstore.format.views import ViewSet
 from featstore.writing.commit import Shard, commit, open_or_create
 

@@ -40,7 +40,7 @@ from benchmarks._measure import (
 from featstore import FeatureStore
 from featstore.format.ledger import mark_complete, read_entry
 from featstore.files.disk import format_bytes
-from featstore.order import BatchSampler, Order
+from featstore.reading.shuffling import BatchSampler, Order
 from featstore.remote.cache import CacheConfig
 from featstore.places.open_place import open_place
 from tests.featstore.stores import field, make_manifest

@@ -182,7 +182,7 @@ class Alternating:
         """What ``Features.take`` does, for a field that is no vector."""
         import numpy as np
 
-        from featstore.torch_data import gather_tensors
+        from featstore.reading.torch_data import gather_tensors
 
         stored = gather_tensors(self._store, [self._field], self._rows[indices])[self._field]
         if stored.shape[1] == 1:

@@ -20,7 +20,7 @@ from distill.sampler import Indices
 from featstore import FeatureStore
 from featstore.errors import ConfigError, shorten
 from featstore.format.manifest import FieldRecord
-from featstore.torch_data import as_tensor
+from featstore.reading.torch_data import as_tensor
 from featstore.format.views import View
 
 

@@ -11,7 +11,7 @@ from featstore.errors import FeatstoreError
 
 if TYPE_CHECKING:
     from featstore.format.manifest import Manifest, read_manifest
-    from featstore.reader import FeatureStore
+    from featstore.reading.store import FeatureStore
 
 __all__ = ["FeatstoreError", "FeatureStore", "Manifest", "__version__", "read_manifest"]
 
@@ -21,7 +21,7 @@ __version__ = "0.1.0"
 def __getattr__(name: str) -> Any:
     """Import what a public name stands for when it is used first (PEP 562)."""
     if name == "FeatureStore":
-        from featstore.reader import FeatureStore
+        from featstore.reading.store import FeatureStore
 
         return FeatureStore
     if name in ("Manifest", "read_manifest"):

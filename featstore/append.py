@@ -52,7 +52,7 @@ from featstore.format.manifest import (
 )
 from featstore.matching import samples_of
 from featstore.merge_rows import Duplicates, without_duplicates
-from featstore.reader import FeatureStore
+from featstore.reading.store import FeatureStore
 from featstore.writing.commit import open_or_create, remove_leftovers
 
 CARRIED = ("README.md", "card.html")

@@ -15,7 +15,7 @@ from featstore.format.fields import field_columns
 from featstore.format.manifest import FieldRecord, Int8Encoding, RaggedEncoding, TopKEncoding
 from featstore.plan import CODECS, Choice
 from featstore.format.int8 import Scheme, calibrate, quantise
-from featstore.reader import FeatureStore
+from featstore.reading.store import FeatureStore
 
 Array = npt.NDArray[Any]
 Rows = npt.NDArray[np.int64]

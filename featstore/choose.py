@@ -16,7 +16,7 @@ from featstore.composition import Axis, ids_of, whole
 from featstore.errors import ConfigError, shorten
 from featstore.writing.fill import Progress, no_progress
 from featstore.format.manifest import Manifest
-from featstore.reader import FeatureStore
+from featstore.reading.store import FeatureStore
 
 
 def choose(

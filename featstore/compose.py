@@ -19,7 +19,7 @@ from featstore.errors import ConfigError, MissingSamples, shorten
 from featstore.writing.fill import Progress, check_apart, make_store, no_progress
 from featstore.format.ids import ids_sha256
 from featstore.format.manifest import ArtefactRecord, Int8Encoding, Manifest, new_manifest
-from featstore.reader import FeatureStore
+from featstore.reading.store import FeatureStore
 
 
 def compose(

@@ -18,8 +18,8 @@ from featstore.format.artefacts import artefact_path
 from featstore.containers.base import Array, Rows
 from featstore.format.fields import Ragged, empty_columns, field_columns
 from featstore.format.manifest import Manifest, RaggedEncoding, WorkRecord
-from featstore.reader import FeatureStore
-from featstore.rowreader import RowReader, spans, starts_of
+from featstore.reading.store import FeatureStore
+from featstore.reading.stored_rows import RowReader, spans, starts_of
 from featstore.writing.commit import Shard, text_column
 
 NO_ROW = -1

@@ -21,7 +21,7 @@ from featstore.format.manifest import (
     RaggedEncoding,
     differences,
 )
-from featstore.reader import FeatureStore
+from featstore.reading.store import FeatureStore
 
 _MEASURED = ("sample_rows", "relative_l2", "cosine_mean", "cosine_worst")
 

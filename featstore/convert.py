@@ -9,7 +9,7 @@ from featstore.errors import ConfigError
 from featstore.writing.fill import Progress, no_progress
 from featstore.format.manifest import Codec, Container, Manifest, WorkRecord, new_manifest
 from featstore.plan import shard_rows as fitting_rows
-from featstore.reader import FeatureStore
+from featstore.reading.store import FeatureStore
 
 MOST_SHARD_MB = 256
 """Of the widest column, where the size of shards has to be chosen anew."""

@@ -41,7 +41,7 @@ from featstore.format.manifest import (
 )
 from featstore.plan import shard_rows
 from featstore.format.int8 import calibrate
-from featstore.reader import FeatureStore
+from featstore.reading.store import FeatureStore
 from featstore.sources import Source, mirror_work
 from featstore.teachers import Precision, Teacher, best_precision
 from featstore.format.views import ViewSet, make_views

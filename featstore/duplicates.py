@@ -22,7 +22,7 @@ from featstore.neighbours import (
     near_duplicates,
     own_crops,
 )
-from featstore.reader import FeatureStore
+from featstore.reading.store import FeatureStore
 from featstore.sources.base import matches
 
 __all__ = [

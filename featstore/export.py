@@ -27,7 +27,7 @@ from featstore.exporters.selection import Selection
 from featstore.writing.fill import check_apart
 from featstore.files.locks import LOCK_NAME, exclusive
 from featstore.files.disk import format_bytes, free_bytes
-from featstore.reader import FeatureStore
+from featstore.reading.store import FeatureStore
 
 Format = Literal["npy", "parquet", "hf"]
 

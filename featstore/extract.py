@@ -53,10 +53,10 @@ from featstore.format.manifest import (
 from featstore.files.disk import measure_disk, measure_rate
 from featstore.plan import Plan, Rates, make_plan
 from featstore.format.int8 import Channels
-from featstore.reader import FeatureStore
+from featstore.reading.store import FeatureStore
 from featstore.sources import NO_LABEL, Source
 from featstore.teachers import Teacher
-from featstore.torch_data import TORCH_DTYPES, as_array
+from featstore.reading.torch_data import TORCH_DTYPES, as_array
 from featstore.format.views import ViewSet, cut, view_box
 from featstore.writing.commit import (
     Shard,

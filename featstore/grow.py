@@ -41,7 +41,7 @@ from featstore.format.ids import content_sha256, ids_sha256
 from featstore.format.ledger import ObjectRecord
 from featstore.files.locks import exclusive
 from featstore.format.manifest import MANIFEST_NAME, Manifest, check_same_contract, read_manifest
-from featstore.reader import FeatureStore
+from featstore.reading.store import FeatureStore
 from featstore.sources import Source, SourcePart
 
 STEP_ROWS = 4096

@@ -15,7 +15,7 @@ import numpy.typing as npt
 
 from featstore.containers.base import Rows
 from featstore.composition import Axis, ids_of
-from featstore.reader import FeatureStore
+from featstore.reading.store import FeatureStore
 from featstore.format.views import ViewSet
 
 

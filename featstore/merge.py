@@ -12,7 +12,7 @@ from featstore.writing.fill import Progress, check_apart, no_progress
 from featstore.format.manifest import Manifest
 from featstore.merge_rows import Duplicates, plan_rows
 from featstore.merge_teachers import Missing, plan_teachers
-from featstore.reader import FeatureStore
+from featstore.reading.store import FeatureStore
 
 Kind = Literal["rows", "teachers"]
 

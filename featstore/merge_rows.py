@@ -22,7 +22,7 @@ from featstore.errors import ConfigError, shorten
 from featstore.format.ids import ids_sha256
 from featstore.format.manifest import SourceRecord, WorkRecord, new_manifest
 from featstore.matching import Samples, depend_on_names, first_of, samples_of
-from featstore.reader import FeatureStore
+from featstore.reading.store import FeatureStore
 
 Duplicates = Literal["refuse", "skip", "keep"]
 """What becomes of a row whose image a store before has: by content, or by id where one could not be read. refuse: no

@@ -32,7 +32,7 @@ from featstore.format.manifest import (
     new_manifest,
 )
 from featstore.matching import Samples, depend_on_names, samples_of
-from featstore.reader import FeatureStore
+from featstore.reading.store import FeatureStore
 
 Missing = Literal["refuse", "drop", "invalid"]
 

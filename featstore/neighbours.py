@@ -17,7 +17,7 @@ import numpy.typing as npt
 
 from featstore.errors import ConfigError, shorten
 from featstore.format.manifest import FieldRecord
-from featstore.reader import FeatureStore
+from featstore.reading.store import FeatureStore
 
 Rows = npt.NDArray[np.int64]
 Floats = npt.NDArray[np.float32]

@@ -34,7 +34,7 @@ from featstore.format.manifest import (
     TopKEncoding,
     differences,
 )
-from featstore.reader import FeatureStore
+from featstore.reading.store import FeatureStore
 from featstore.sources import Source, open_source
 from featstore.teachers import Teacher, build_teacher
 

@@ -33,7 +33,7 @@ from featstore.format.manifest import (
     new_manifest,
 )
 from featstore.format.int8 import Channels, RoundingError, calibrate, dequantise, rounding_error
-from featstore.reader import FeatureStore
+from featstore.reading.store import FeatureStore
 from featstore.writing.commit import Shard
 
 StoredType = Literal["int8", "bfloat16", "float16", "float32"]

@@ -15,7 +15,7 @@ from featstore.card.survey import Sample, class_name
 from featstore.format.manifest import Manifest
 from featstore.pages.feature_map import PCA_WIDTH, embed
 from featstore.pages.parts import Block
-from featstore.reader import FeatureStore
+from featstore.reading.store import FeatureStore
 
 Floats = npt.NDArray[np.float32]
 Rows = npt.NDArray[np.int64]

@@ -14,7 +14,7 @@ from featstore.card.statistics import Statistics, measurable, measure
 from featstore.card.survey import Sample, Survey, draw, survey
 from featstore.duplicates import THRESHOLD, Pairs, default_field, exact_duplicates, near_duplicates
 from featstore.errors import ConfigError, ViewMismatch
-from featstore.reader import FeatureStore
+from featstore.reading.store import FeatureStore
 
 MOST_PRODUCTS = 4 * 10**11
 """Products that a comparison of all images may take, some ten seconds: 20,000 rows of 1,000 numbers. Of a larger store,

@@ -19,7 +19,7 @@ from featstore.card.survey import Survey, class_name, survey
 from featstore.card.text import encoding_text, shape_text, source_name, title_of
 from featstore.format.manifest import Manifest, TeacherRecord
 from featstore.files.disk import format_bytes
-from featstore.reader import FeatureStore
+from featstore.reading.store import FeatureStore
 
 MOST_SKIPS = 20
 """Skipped images that are listed."""

@@ -11,7 +11,7 @@ import numpy.typing as npt
 
 from featstore.card.survey import Sample
 from featstore.format.manifest import FieldRecord, Manifest
-from featstore.reader import FeatureStore
+from featstore.reading.store import FeatureStore
 
 Floats = npt.NDArray[np.float64]
 

@@ -15,8 +15,8 @@ from featstore.format.fields import field_columns
 from featstore.format.ledger import InvalidRow, ShardRecord, read_complete
 from featstore.format.manifest import Manifest
 from featstore.plan import stored_bytes
-from featstore.reader import FeatureStore
-from featstore.rowreader import RowReader
+from featstore.reading.store import FeatureStore
+from featstore.reading.stored_rows import RowReader
 
 Rows = npt.NDArray[np.int64]
 

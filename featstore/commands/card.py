@@ -12,7 +12,7 @@ from featstore.card.statement import Statement, read_card
 from featstore.commands.arguments import positive, store_folder
 from featstore.errors import ConfigError
 from featstore.format.manifest import Manifest
-from featstore.reader import FeatureStore
+from featstore.reading.store import FeatureStore
 from featstore.verify import CARD_NAME, CARD_PAGE_NAME, SIGNATURE_NAME
 
 DESCRIPTION = """\

@@ -28,7 +28,7 @@ from featstore.duplicates import (
 from featstore.errors import ConfigError, ViewMismatch, shorten
 from featstore.files.disk import format_seconds
 from featstore.neighbours import ROUNDING, Floats, Rows
-from featstore.reader import FeatureStore
+from featstore.reading.store import FeatureStore
 
 SHOWN = 20
 """Pairs and groups that are written out for people."""

@@ -18,7 +18,7 @@ from featstore.format.manifest import (
     TopKEncoding,
 )
 from featstore.files.disk import format_bytes
-from featstore.reader import FeatureStore
+from featstore.reading.store import FeatureStore
 
 SHOWN = 20
 COUNTED_SHARDS = 1000

@@ -16,7 +16,7 @@ from featstore.format.ids import check_name
 from featstore.format.manifest import FieldRecord
 from featstore.files.disk import format_bytes, format_rate, format_seconds, free_bytes, measure_disk
 from featstore.plan import TYPICAL_RATIO, Choice, shard_rows, typical_choices
-from featstore.reader import FeatureStore
+from featstore.reading.store import FeatureStore
 
 DEFAULT_DTYPE = "float16"
 SHARD_MB = 256

@@ -9,7 +9,7 @@ from featstore.commands.arguments import names, positive, row_range
 from featstore.commands.progress import shard_bar
 from featstore.compose import subset
 from featstore.errors import shorten
-from featstore.reader import FeatureStore
+from featstore.reading.store import FeatureStore
 
 DESCRIPTION = """\
 Write a part of a store as a new store: some fields, some rows, or both. Values, ids, labels and the reasons of unusable

@@ -14,7 +14,7 @@ from featstore.errors import ConfigError
 from featstore.exporters.base import CONTENT, LABEL, ROW, SAMPLE_ID, VALID, Batch, Column
 from featstore.format.fields import Ragged, numpy_dtype
 from featstore.format.manifest import FieldRecord, RaggedEncoding, TopKEncoding
-from featstore.reader import FeatureStore
+from featstore.reading.store import FeatureStore
 
 
 class FieldReader:

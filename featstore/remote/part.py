@@ -17,7 +17,7 @@ from featstore.choose import choose
 from featstore.compose import compose, plan_subset
 from featstore.errors import ConfigError, StoreError, shorten
 from featstore.format.manifest import Manifest, read_manifest
-from featstore.reader import FeatureStore
+from featstore.reading.store import FeatureStore
 from featstore.remote.inventory import Contents
 
 NOTE = "part"

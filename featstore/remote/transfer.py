@@ -26,7 +26,7 @@ from featstore.format.ledger import complete_path
 from featstore.files.locks import exclusive
 from featstore.format.manifest import MANIFEST_NAME, Manifest, read_manifest
 from featstore.files.untrusted import MOST_JSON_BYTES
-from featstore.reader import FeatureStore
+from featstore.reading.store import FeatureStore
 from featstore.places.base import Place, Retry, TooLong
 from featstore.remote.crew import work_off
 from featstore.remote.inventory import (

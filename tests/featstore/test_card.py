@@ -28,7 +28,7 @@ from featstore.card.statistics import measure
 from featstore.card.survey import draw, survey
 from featstore.cli import main
 from featstore.errors import ConfigError
-from featstore.reader import FeatureStore
+from featstore.reading.store import FeatureStore
 from featstore.writing.commit import text_column
 from tests.conftest import ROOT
 from tests.distill import browser

@@ -10,7 +10,8 @@ from typing import Any
 
 import pytest
 
-from featstore import __version__, lifecycle, reader
+from featstore import __version__, lifecycle
+from featstore.reading import store as reader
 from featstore.files import locks
 from featstore.files import untrusted as plainfiles
 from featstore.cli import COMMANDS, main

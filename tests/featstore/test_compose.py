@@ -11,7 +11,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from featstore import FeatureStore, rowreader
+from featstore import FeatureStore
+from featstore.reading import stored_rows as rowreader
 from featstore.writing import commit as writer
 from featstore.choose import assign, choose, content_keys, split
 from featstore.cli import main

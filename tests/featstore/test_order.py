@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from featstore.errors import ConfigError
-from featstore.order import BatchSampler, Order, Permutation
+from featstore.reading.shuffling import BatchSampler, Order, Permutation
 
 
 @settings(max_examples=60, deadline=None)

@@ -12,7 +12,8 @@ import tensorstore
 import zarr
 from pydantic import ValidationError
 
-from featstore import FeatureStore, reader
+from featstore import FeatureStore
+from featstore.reading import store as reader
 from featstore.format.artefacts import describe, pack, pack_texts, unpack_texts
 from featstore.containers import make_backend
 from featstore.errors import ConfigError, ManifestMismatch, MissingSamples, ShardCorrupt
@@ -26,7 +27,7 @@ from featstore.format.manifest import (
     TopKEncoding,
 )
 from featstore.format.int8 import Channels, Scheme, calibrate
-from featstore.torch_data import gather_tensors
+from featstore.reading.torch_data import gather_tensors
 from featstore.writing.commit import Shard, commit, open_or_create
 from tests.featstore.stores import TEACHER, make_manifest, names_of
 

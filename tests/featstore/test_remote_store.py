@@ -34,7 +34,7 @@ from featstore.places import mirror, versions
 from featstore.places.base import Retry
 from featstore.remote.cache import Cache, CacheConfig
 from featstore.places.local import LocalPlace
-from featstore.stream import PairStream
+from featstore.reading.paired_tars import PairStream
 from tests.featstore import golden, test_stream
 from tests.featstore.processes import die_at, fork, wait
 from tests.featstore.stores import field, make_columns, make_manifest, write_store
@@ -503,7 +503,7 @@ def test_incomplete_stores(
 
 def test_a_loader_fetches_ahead(store: Path, far: type[Far], tmp_path: Path) -> None:
     """While a batch is worked on, the objects of coming ones arrive; rows and order are those of a local store."""
-    from featstore.torch_data import FeatureDataset, FeatureLoader
+    from featstore.reading.torch_data import FeatureDataset, FeatureLoader
 
     def loader(opened: FeatureStore, **options: Any) -> Any:
         return FeatureLoader(FeatureDataset(opened, ["cls"]), batch_size=SHARD, **options)

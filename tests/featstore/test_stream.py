@@ -21,7 +21,7 @@ from featstore.format.fields import Ragged, TopK
 from featstore.format.manifest import Manifest, TopKEncoding
 from featstore.sources import mirror_work
 from featstore.sources.tars import TarSource
-from featstore.stream import PairStream, buffered_order, stream_pairs
+from featstore.reading.paired_tars import PairStream, buffered_order, stream_pairs
 from tests.featstore.backend_tests import POINTS, Rows, points, spec, values_of, vectors
 
 

@@ -9,7 +9,7 @@ import torch
 
 from featstore import FeatureStore
 from featstore.errors import ConfigError, ShardCorrupt
-from featstore.torch_data import (
+from featstore.reading.torch_data import (
     FeatureDataset,
     FeatureLoader,
     as_array,

@@ -17,8 +17,8 @@ from featstore.containers.base import Array
 from featstore.errors import ConfigError
 from featstore.format.fields import Codes, Ragged, TopK
 from featstore.format.manifest import Int8Encoding, RaggedEncoding, TopKEncoding
-from featstore.order import BatchSampler, Order, Rows
-from featstore.reader import FeatureStore
+from featstore.reading.shuffling import BatchSampler, Order, Rows
+from featstore.reading.store import FeatureStore
 
 TORCH_DTYPES = {
     "float16": torch.float16,

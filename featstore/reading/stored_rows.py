@@ -18,7 +18,7 @@ from featstore.containers import ColumnReader, make_backend
 from featstore.containers.base import Array, Rows
 from featstore.errors import ShardCorrupt
 from featstore.format.fields import Ragged
-from featstore.reader import FeatureStore
+from featstore.reading.store import FeatureStore
 
 MOST_MAPPED = 16_384
 """Objects that are mapped at a time: Linux allows a process 65,530 mappings, and two stores may be in work."""

@@ -18,7 +18,7 @@ import numpy.typing as npt
 from featstore.errors import ConfigError, FeatstoreError, MissingSamples, SourceError, shorten
 from featstore.format.fields import Ragged, TopK
 from featstore.format.manifest import RaggedEncoding, TopKEncoding
-from featstore.reader import FeatureStore
+from featstore.reading.store import FeatureStore
 from featstore.sources.tars import named_tars
 from featstore.sources.tarstream import TarImage, TarReader
 from featstore.files.tar_headers import BadTar
