@@ -41,7 +41,7 @@ from featstore import FeatureStore
 from featstore.format.ledger import mark_complete, read_entry
 from featstore.files.disk import format_bytes
 from featstore.reading.shuffling import BatchSampler, Order
-from featstore.remote.cache import CacheConfig
+from featstore.reading.cached.cache import CacheConfig
 from featstore.places.open_place import open_place
 from tests.featstore.stores import field, make_manifest
 from tests.servers.s3 import S3, serve_s3

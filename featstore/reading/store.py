@@ -44,8 +44,8 @@ from featstore.versions import as_opened
 from featstore.format.views import describe
 
 if TYPE_CHECKING:
-    from featstore.remote.cache import CacheConfig
-    from featstore.remote.mirror import Mirror
+    from featstore.reading.cached.cache import CacheConfig
+    from featstore.reading.cached.mirror import Mirror
 
 Rows = npt.NDArray[np.int64]
 
@@ -100,7 +100,7 @@ class FeatureStore:
         }
         self._steady = None
         if mirror is not None:
-            from featstore.remote.steady import Steady
+            from featstore.reading.cached.columns import Steady
 
             self._steady = Steady(mirror, self._backend, self.entries, self._forget)
 
@@ -130,7 +130,7 @@ class FeatureStore:
             RemoteError: the place of a URL does not answer.
         """
         if is_url(str(path)):
-            from featstore.remote.versions import open_mirror
+            from featstore.reading.cached.open_url import open_mirror
 
             mirror = open_mirror(str(path), cache, allow_incomplete=allow_incomplete)
             return cls(mirror.folder, mirror.manifest, mirror.shards, mirror=mirror)

@@ -17,7 +17,7 @@ from featstore.files.locks import LOCK_NAME, exclusive
 from featstore.format.manifest import MANIFEST_NAME
 from featstore.files.disk import format_bytes, free_bytes
 from featstore.files.untrusted import read_plain
-from featstore.remote.inventory import MARK_NAME, UNFINISHED_NAME, Contents
+from featstore.reading.cached.published_store import MARK_NAME, UNFINISHED_NAME, Contents
 from featstore.remote.receive import entries_sha256
 
 UNFINISHED_MARK = f"{TEMPORARY_PREFIX}complete.json"

@@ -18,7 +18,7 @@ from featstore.compose import compose, plan_subset
 from featstore.errors import ConfigError, StoreError, shorten
 from featstore.format.manifest import Manifest, read_manifest
 from featstore.reading.store import FeatureStore
-from featstore.remote.inventory import Contents
+from featstore.reading.cached.published_store import Contents
 
 NOTE = "part"
 """Key of ``created_by`` under which a part says what it is of its store."""

@@ -27,7 +27,7 @@ from featstore.files.untrusted import (
 from featstore.remote.arrival import BlockSums
 from featstore.places.base import AccessRefused, FileSink, Place, TooLong
 from featstore.remote.crew import Countdown, Job
-from featstore.remote.inventory import (
+from featstore.reading.cached.published_store import (
     EXTRAS,
     MARK_NAME,
     Contents,

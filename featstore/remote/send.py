@@ -16,7 +16,7 @@ from featstore.files.untrusted import open_plain, plain_size, read_plain
 from featstore.remote.arrival import BlockSums
 from featstore.places.base import Place, Sink, TooLong
 from featstore.remote.crew import Countdown, Job
-from featstore.remote.inventory import (
+from featstore.reading.cached.published_store import (
     EXTRAS,
     FOLDERS,
     MARK_NAME,

@@ -29,7 +29,7 @@ from featstore.files.untrusted import MOST_JSON_BYTES
 from featstore.reading.store import FeatureStore
 from featstore.places.base import Place, Retry, TooLong
 from featstore.remote.crew import work_off
-from featstore.remote.inventory import (
+from featstore.reading.cached.published_store import (
     MARK_NAME,
     TRIES,
     UNFINISHED_NAME,

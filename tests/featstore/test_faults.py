@@ -16,7 +16,7 @@ from featstore import FeatureStore
 from featstore.cli import main
 from featstore.errors import FeatstoreError, RemoteError, ShardCorrupt
 from featstore.places.base import Retry
-from featstore.remote.cache import CacheConfig
+from featstore.reading.cached.cache import CacheConfig
 from featstore.remote.transfer import pull, push
 from tests.featstore.stores import field, make_columns, make_manifest, write_store
 from tests.featstore.travel import KINDS, QUICK, check_named, check_same, files_of

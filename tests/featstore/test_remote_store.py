@@ -32,7 +32,7 @@ from featstore.format.ledger import entry_path, mark_complete, read_entry
 from featstore.format.manifest import Manifest
 from featstore.places import mirror, versions
 from featstore.places.base import Retry
-from featstore.remote.cache import Cache, CacheConfig
+from featstore.reading.cached.cache import Cache, CacheConfig
 from featstore.places.local import LocalPlace
 from featstore.reading.paired_tars import PairStream
 from tests.featstore import golden, test_stream

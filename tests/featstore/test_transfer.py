@@ -31,7 +31,7 @@ from featstore.errors import (
 from featstore.format.ledger import entry_bytes, mark_complete, read_entry
 from featstore.places import landing, transfer
 from featstore.places.base import Place, Retry
-from featstore.remote.inventory import EXTRAS
+from featstore.reading.cached.published_store import EXTRAS
 from featstore.remote.landing import unfinished
 from featstore.places.local import LocalPlace
 from featstore.remote.part import Part

@@ -19,7 +19,7 @@ import numpy as np
 
 from featstore import FeatureStore
 from featstore.format.manifest import Manifest
-from featstore.remote.cache import CacheConfig
+from featstore.reading.cached.cache import CacheConfig
 from featstore.remote.transfer import pull, push
 from tests.featstore.stores import field, make_columns, make_manifest, write_store
 from tests.featstore.travel import KINDS, QUICK, check_named, check_same, files_of

@@ -14,9 +14,9 @@ from featstore.format.ledger import LEDGER_FOLDER, complete_path, read_complete
 from featstore.format.manifest import MANIFEST_NAME, Manifest, read_manifest
 from featstore.files.untrusted import MOST_JSON_BYTES, read_plain
 from featstore.places.base import Place
-from featstore.remote.cache import Cache, CacheConfig
-from featstore.remote.inventory import MARK_NAME, remote_contents
-from featstore.remote.mirror import Mirror, speaking_of
+from featstore.reading.cached.cache import Cache, CacheConfig
+from featstore.reading.cached.published_store import MARK_NAME, remote_contents
+from featstore.reading.cached.mirror import Mirror, speaking_of
 from featstore.places.open_place import open_place
 
 _URL, _LATEST = "url", "latest"

@@ -43,8 +43,8 @@ from featstore.format.ledger import (
 from featstore.format.manifest import Manifest
 from featstore.files.untrusted import MOST_JSON_BYTES
 from featstore.places.base import FileSink, Place, TooLong
-from featstore.remote.cache import Arrival, Cache, CacheConfig
-from featstore.remote.inventory import (
+from featstore.reading.cached.cache import Arrival, Cache, CacheConfig
+from featstore.reading.cached.published_store import (
     MARK_NAME,
     TRIES,
     entry_name,
@@ -88,7 +88,7 @@ class Mirror:
         shards: Sequence[int],
         version: Mapping[str, str],
     ) -> None:
-        """See ``featstore.remote.versions``.
+        """See ``featstore.reading.cached.open_url``.
 
         Args:
             asked: the URL as it was given.

@@ -1,6 +1,6 @@
 """Read objects of a mirror that other processes may evict at any time.
 
-An evicted object that is still mapped reads as zeros (see ``featstore.remote.cache``). So work is done, and then it is
+An evicted object that is still mapped reads as zeros (see ``featstore.reading.cached.cache``). So work is done, and then it is
 looked at whether anything was evicted meanwhile; if so, what is gone is forgotten, and the work is done again. It costs
 a reader two looks at a number in shared memory. Processes that crowd each other out of a small cache take turns.
 """
@@ -20,7 +20,7 @@ from featstore.containers import Backend
 from featstore.containers.base import Array, Rows
 from featstore.errors import FeatstoreError, ShardCorrupt, StoreError
 from featstore.format.ledger import ObjectRecord, ShardRecord
-from featstore.remote.mirror import Mirror, Objects, speaking_of
+from featstore.reading.cached.mirror import Mirror, Objects, speaking_of
 
 TRIES = 4
 """How often work is done again because objects were evicted meanwhile, before nobody else may evict any."""

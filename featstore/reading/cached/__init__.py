@@ -1,0 +1,1 @@
+"""Stores at a URL, read through a local cache."""
