@@ -38,7 +38,7 @@ from featstore.format.manifest import (
     new_manifest,
     write_manifest,
 )
-from featstore.verify import verify
+from featstore.maintenance.verify import verify
 from featstore.format.views import ViewSet
 
 SHARD_ROWS = 131_072

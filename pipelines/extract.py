@@ -40,7 +40,7 @@ def main(config: ExtractConfig) -> None:
     from featstore.errors import shorten
     from featstore.processes import start_accelerator
     from featstore.sources import open_source
-    from featstore.verify import repair
+    from featstore.maintenance.verify import repair
 
     accelerator = start_accelerator()
     say = accelerator.print

@@ -13,7 +13,7 @@ from featstore.commands.arguments import positive, store_folder
 from featstore.errors import ConfigError
 from featstore.format.manifest import Manifest
 from featstore.reading.store import FeatureStore
-from featstore.verify import CARD_NAME, CARD_PAGE_NAME, SIGNATURE_NAME
+from featstore.maintenance.verify import CARD_NAME, CARD_PAGE_NAME, SIGNATURE_NAME
 
 DESCRIPTION = """\
 Describe a store. Without --html: a card in Markdown, README.md in the store, with the front matter that the Hugging

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from featstore.commands.stores import as_json, table
 from featstore.errors import ConfigError
-from featstore.lifecycle import Summary, check_deletable, delete_store, summarise
+from featstore.maintenance.list_and_delete import Summary, check_deletable, delete_store, summarise
 
 DESCRIPTION = (
     "Delete a store, after a question. Deletes nothing that is not a store, and none that is being "

@@ -5,7 +5,7 @@ import json
 from pathlib import Path
 
 from featstore.commands.stores import as_json, table
-from featstore.lifecycle import find_stores
+from featstore.maintenance.list_and_delete import find_stores
 
 DESCRIPTION = (
     "Find the stores below some folders. Looks into no shard. Exit status 1 if one cannot be read."

@@ -3,7 +3,7 @@
 from typing import Any
 
 from featstore.errors import printable
-from featstore.lifecycle import Summary
+from featstore.maintenance.list_and_delete import Summary
 from featstore.files.disk import format_bytes
 
 

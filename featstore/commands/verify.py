@@ -11,15 +11,15 @@ from typing import TYPE_CHECKING, Any, cast
 
 from tqdm import tqdm
 
-from featstore import signing
-from featstore import verify as library
+from featstore.maintenance import signing
+from featstore.maintenance import verify as library
 from featstore.commands.arguments import positive, store_folder
 from featstore.config import SourceConfig
 from featstore.errors import ConfigError, printable, shorten
 from featstore.format.manifest import read_manifest
 from featstore.files.disk import format_bytes
-from featstore.signing import Signed
-from featstore.verify import Report
+from featstore.maintenance.signing import Signed
+from featstore.maintenance.verify import Report
 
 if TYPE_CHECKING:
     from featstore.recompute import Recomputed

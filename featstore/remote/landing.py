@@ -12,7 +12,7 @@ from pathlib import Path
 
 from featstore.files.atomic import TEMPORARY_PREFIX, make_folder, refused, sync_folder, write_bytes
 from featstore.errors import ManifestMismatch, StoreNotFound, StoreWriteError, shorten
-from featstore.lifecycle import DELETED_PREFIX, check_deletable
+from featstore.maintenance.list_and_delete import DELETED_PREFIX, check_deletable
 from featstore.files.locks import LOCK_NAME, exclusive
 from featstore.format.manifest import MANIFEST_NAME
 from featstore.files.disk import format_bytes, free_bytes
@@ -33,7 +33,7 @@ def manifest_at(store: Path, *, replace: bool) -> bytes | None:
 
     Raises:
         StoreNotFound: something else is there.
-        StoreError: see ``featstore.lifecycle.check_deletable``.
+        StoreError: see ``featstore.maintenance.list_and_delete.check_deletable``.
     """
     if not store.exists() or (store.is_dir() and not any(store.iterdir())):
         return None

@@ -10,7 +10,7 @@ from typing import Protocol
 from featstore.containers import Backend, make_backend
 from featstore.containers.block_checksums import why_unreadable
 from featstore.errors import RemoteNotFound, ShardCorrupt, StoreError
-from featstore.examine import check_object, of_a_shard
+from featstore.maintenance.verify_shard import check_object, of_a_shard
 from featstore.format.ledger import ObjectRecord
 from featstore.files.untrusted import open_plain, plain_size, read_plain
 from featstore.remote.arrival import BlockSums

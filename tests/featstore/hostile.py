@@ -35,7 +35,7 @@ from featstore.format.ledger import entry_path, mark_complete, read_entry, remov
 from featstore.files.locks import shared
 from featstore.format.manifest import MANIFEST_NAME, Container, WorkRecord, read_manifest
 from featstore.format.checksummed_json import seal, unseal
-from featstore.verify import repair
+from featstore.maintenance.verify import repair
 from featstore.writing.commit import Shard, commit, open_or_create, remove_leftovers
 from tests.featstore import golden
 

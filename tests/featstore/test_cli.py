@@ -10,7 +10,8 @@ from typing import Any
 
 import pytest
 
-from featstore import __version__, lifecycle
+from featstore import __version__
+from featstore.maintenance import list_and_delete as lifecycle
 from featstore.reading import store as reader
 from featstore.files import locks
 from featstore.files import untrusted as plainfiles

@@ -15,7 +15,7 @@ import pytest
 from featstore import FeatureStore
 from featstore.errors import FeatstoreError
 from featstore.format.manifest import RaggedEncoding, TopKEncoding
-from featstore.verify import verify
+from featstore.maintenance.verify import verify
 from tests.featstore import golden
 
 FLIPS = int(os.environ.get("FEATSTORE_FLIPS", "1000"))

@@ -19,7 +19,7 @@ from featstore.format.ledger import read_complete, remove_entries
 from featstore.format.manifest import Container, FieldRecord, Int8Encoding
 from featstore.format.int8 import rounding_error
 from featstore.requantise import StoredType, requantise
-from featstore.verify import verify
+from featstore.maintenance.verify import verify
 from tests.featstore.backend_tests import (
     NUM_ROWS,
     VIEWS,

@@ -25,8 +25,8 @@ from featstore.format.ledger import entry_path, mark_complete, read_entry, remov
 from featstore.format.manifest import read_manifest
 from featstore.containers.metadata import metadata_files
 from featstore.format.checksummed_json import seal, unseal
-from featstore.signing import SIGNATURE_NAME, check_signature, sign
-from featstore.verify import verify
+from featstore.maintenance.signing import SIGNATURE_NAME, check_signature, sign
+from featstore.maintenance.verify import verify
 from tests.featstore import golden
 
 

@@ -37,7 +37,7 @@ from featstore.places.local import LocalPlace
 from featstore.remote.part import Part
 from featstore.remote.report import Report
 from featstore.remote.transfer import pull, push
-from featstore.verify import verify
+from featstore.maintenance.verify import verify
 from tests.featstore.golden import FOLDER as GOLDEN
 from tests.featstore.processes import die_at, fork, wait
 from tests.featstore.stores import field, make_columns, make_manifest, write_store

@@ -11,12 +11,13 @@ from typing import Any
 import numpy as np
 import pytest
 
-from featstore import FeatureStore, examine, teachers
-from featstore import verify as module
+from featstore import FeatureStore, teachers
+from featstore.maintenance import verify_shard as examine
+from featstore.maintenance import verify as module
 from featstore.format.artefacts import artefact_path, describe, pack
 from featstore.containers import make_backend
 from featstore.errors import ConfigError, StoreBusy, StoreError, StoreIncomplete
-from featstore.examine import Damage
+from featstore.maintenance.verify_shard import Damage
 from featstore.format.ledger import (
     complete_path,
     entry_path,
@@ -29,7 +30,7 @@ from featstore.files.locks import shared
 from featstore.format.manifest import read_manifest, write_manifest
 from featstore.containers.metadata import difference, metadata_files
 from featstore.format.checksummed_json import seal, unseal
-from featstore.verify import Report, repair, verify
+from featstore.maintenance.verify import Report, repair, verify
 from featstore.writing.commit import Shard, commit
 from pipelines import extract as script
 from tests.featstore import formula, golden

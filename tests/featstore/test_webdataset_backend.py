@@ -26,7 +26,7 @@ from featstore.format.manifest import WorkRecord
 from featstore.containers.address_range import SideBySide
 from featstore.sources import mirror_work
 from featstore.sources.tars import TarSource
-from featstore.verify import verify
+from featstore.maintenance.verify import verify
 from tests.featstore.backend_tests import (
     NUM_ROWS,
     POINTS,

@@ -4,7 +4,7 @@ from pathlib import Path
 
 from featstore.places.base import Retry
 from featstore.remote.report import Report
-from featstore.verify import verify
+from featstore.maintenance.verify import verify
 from tests.featstore.stores import snapshot
 from tests.servers import faults
 from tests.servers.faults import Fault

@@ -39,7 +39,7 @@ from featstore.containers.metadata import metadata_files
 from featstore.files.untrusted import MOST_JSON_BYTES, read_plain
 from featstore.places.base import Place, TooLong
 from featstore.format.checksummed_json import unseal
-from featstore.verify import CARD_NAME, CARD_PAGE_NAME, SIGNATURE_NAME
+from featstore.maintenance.verify import CARD_NAME, CARD_PAGE_NAME, SIGNATURE_NAME
 
 MARK_NAME = f"{LEDGER_FOLDER}/{COMPLETE_NAME}"
 

@@ -16,7 +16,7 @@ from featstore.format.ledger import LEDGER_FOLDER, committed_shards, read_comple
 from featstore.files.locks import LOCK_NAME, PUBLISH_NAME, exclusive
 from featstore.format.manifest import MANIFEST_NAME, Manifest, read_manifest
 from featstore.containers.metadata import metadata_files
-from featstore.verify import CARD_NAME, CARD_PAGE_NAME, SIGNATURE_NAME
+from featstore.maintenance.verify import CARD_NAME, CARD_PAGE_NAME, SIGNATURE_NAME
 
 DELETED_PREFIX = ".deleted-"
 """Begin of the name of a folder that was a store until a moment ago."""

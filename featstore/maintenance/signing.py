@@ -25,7 +25,7 @@ from featstore.files.locks import LOCK_NAME, PUBLISH_NAME, exclusive
 from featstore.format.manifest import Manifest, read_manifest
 from featstore.containers.metadata import metadata_files
 from featstore.files.untrusted import read_plain
-from featstore.verify import SIGNATURE_NAME, verify
+from featstore.maintenance.verify import SIGNATURE_NAME, verify
 from featstore.writing.commit import remove_leftovers
 
 GIT_NAMES = (".git", ".gitattributes", ".github", ".gitignore")

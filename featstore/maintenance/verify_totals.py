@@ -7,7 +7,7 @@ import numpy as np
 import numpy.typing as npt
 
 from featstore.containers.base import Backend
-from featstore.examine import Damage, ShardFindings
+from featstore.maintenance.verify_shard import Damage, ShardFindings
 from featstore.format.ledger import COMPLETE_NAME, LEDGER_FOLDER, CompleteRecord, entry_path, read_entry
 from featstore.format.manifest import MANIFEST_NAME
 from featstore.files.untrusted import read_plain

@@ -21,7 +21,7 @@ from featstore.format.artefacts import artefact_path, check_artefact, read_artef
 from featstore.files.atomic import TEMPORARY_PREFIX, refused, write_bytes
 from featstore.containers import Backend, make_backend
 from featstore.errors import ManifestMismatch, ShardCorrupt, StoreError, shorten
-from featstore.examine import (
+from featstore.maintenance.verify_shard import (
     MENDABLE,
     Damage,
     ShardFindings,
@@ -48,7 +48,7 @@ from featstore.files.locks import LOCK_NAME, PUBLISH_NAME, exclusive
 from featstore.format.manifest import MANIFEST_NAME, Int8Encoding, Manifest, read_manifest
 from featstore.containers.metadata import difference, metadata_files
 from featstore.files.untrusted import check_real_folder, plain_size, read_plain
-from featstore.totals import Totals
+from featstore.maintenance.verify_totals import Totals
 
 CARD_NAME = "README.md"
 CARD_PAGE_NAME = "card.html"

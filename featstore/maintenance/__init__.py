@@ -1,0 +1,1 @@
+"""Verify, repair, sign, list and delete stores."""
