@@ -73,7 +73,7 @@ from featstore.files.atomic import write_bytes
 from featstore.config import ExtractConfig, require
 from featstore.errors import FeatstoreError
 from featstore.files.disk import format_bytes
-from featstore.plan import stored_bytes
+from featstore.planning.costs import stored_bytes
 from featstore.sources import open_source
 from featstore.teachers import Teacher
 from featstore.format.views import View, ViewSet

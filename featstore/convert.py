@@ -8,7 +8,7 @@ from featstore.composition import Composition, artefact_bytes, whole
 from featstore.errors import ConfigError
 from featstore.writing.fill import Progress, no_progress
 from featstore.format.manifest import Codec, Container, Manifest, WorkRecord, new_manifest
-from featstore.plan import shard_rows as fitting_rows
+from featstore.planning.costs import shard_rows as fitting_rows
 from featstore.reading.store import FeatureStore
 
 MOST_SHARD_MB = 256

@@ -39,7 +39,7 @@ from featstore.format.manifest import (
     new_manifest,
     read_manifest,
 )
-from featstore.plan import shard_rows
+from featstore.planning.costs import shard_rows
 from featstore.format.int8 import calibrate
 from featstore.reading.store import FeatureStore
 from featstore.sources import Source, mirror_work

@@ -51,7 +51,7 @@ from featstore.format.manifest import (
     check_same_contract,
 )
 from featstore.files.disk import measure_disk, measure_rate
-from featstore.plan import Plan, Rates, make_plan
+from featstore.planning.costs import Plan, Rates, make_plan
 from featstore.format.int8 import Channels
 from featstore.reading.store import FeatureStore
 from featstore.sources import NO_LABEL, Source

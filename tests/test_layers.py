@@ -126,7 +126,7 @@ def test_featstore_is_light() -> None:
     loaded = loaded_after(
         "import featstore, featstore.cli, featstore.config, distill.config, pipelines._cli\n"
         "assert featstore.FeatureStore and featstore.read_manifest\n"
-        "import featstore.maintenance.verify, featstore.commands.inspect, featstore.commands.plan, featstore.doctor\n"
+        "import featstore.maintenance.verify, featstore.commands.inspect, featstore.commands.plan, featstore.planning.doctor\n"
         "from pipelines import extract, distill\n"
         "from featstore.config import ExtractConfig\n"
         "assert pipelines._cli.parse(ExtractConfig, default_recipe=extract.DEFAULT_RECIPE, argv=[]).workers"

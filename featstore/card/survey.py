@@ -14,7 +14,7 @@ from featstore.containers import make_backend
 from featstore.format.fields import field_columns
 from featstore.format.ledger import InvalidRow, ShardRecord, read_complete
 from featstore.format.manifest import Manifest
-from featstore.plan import stored_bytes
+from featstore.planning.costs import stored_bytes
 from featstore.reading.store import FeatureStore
 from featstore.reading.stored_rows import RowReader
 

@@ -5,7 +5,7 @@ import dataclasses
 import json
 from pathlib import Path
 
-from featstore.doctor import examine
+from featstore.planning.doctor import examine
 
 DESCRIPTION = "Check what extraction needs of this machine: versions, processor, accelerator, memory, disk, hub."
 

@@ -11,9 +11,9 @@ from typing import Any
 
 import pytest
 
-from featstore import doctor
+from featstore.planning import doctor
 from featstore.cli import main
-from featstore.doctor import Check
+from featstore.planning.doctor import Check
 from featstore.errors import StoreWriteError
 from tests.conftest import ROOT
 
@@ -51,7 +51,7 @@ def test_a_machine_that_can_extract(tmp_path: Path, capsys: pytest.CaptureFixtur
 def test_it_needs_nothing_but_python() -> None:
     """What is missing is said, not stumbled over: the doctor itself imports no library."""
     code = (
-        "import sys, featstore.doctor\n"
+        "import sys, featstore.planning.doctor\n"
         "print(sorted({'numpy', 'zarr', 'pydantic', 'torch', 'tqdm'} & sys.modules.keys()))"
     )
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)

@@ -14,7 +14,7 @@ from featstore.config import StoreConfig
 from featstore.errors import ManifestMismatch, StoreWriteError
 from featstore.format.manifest import FieldRecord
 from featstore.files.disk import measure_disk, measure_rate
-from featstore.plan import Plan, Rates, make_plan, shard_rows, stored_bytes
+from featstore.planning.costs import Plan, Rates, make_plan, shard_rows, stored_bytes
 from featstore.sources import open_source
 from featstore.teachers import Teacher
 from tests.featstore import golden

@@ -1,0 +1,1 @@
+"""Cost before a run: bytes, files, hours; what this machine can do."""
