@@ -11,7 +11,7 @@ import numpy as np
 from tqdm import tqdm
 
 from featstore.commands.arguments import positive
-from featstore.duplicates import (
+from featstore.duplicates.groups import (
     TEST,
     THRESHOLD,
     Overlap,
@@ -27,7 +27,7 @@ from featstore.duplicates import (
 )
 from featstore.errors import ConfigError, ViewMismatch, shorten
 from featstore.files.disk import format_seconds
-from featstore.neighbours import ROUNDING, Floats, Rows
+from featstore.duplicates.near import ROUNDING, Floats, Rows
 from featstore.reading.store import FeatureStore
 
 SHOWN = 20

@@ -13,9 +13,10 @@ import pytest
 from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
-from featstore import FeatureStore, neighbours
+from featstore import FeatureStore
+from featstore.duplicates.groups import near as neighbours
 from featstore.cli import main
-from featstore.duplicates import (
+from featstore.duplicates.groups import (
     TEST,
     Pairs,
     default_field,

@@ -1,6 +1,6 @@
 """Images that a store holds more than once: the same bytes, or nearly the same features; and which parts share them.
 
-Bytes are compared by their stored SHA-256, features by ``featstore.neighbours``. Both say what is alike; which of the
+Bytes are compared by their stored SHA-256, features by ``featstore.duplicates.near``. Both say what is alike; which of the
 images should go is for their owner to decide.
 """
 
@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from featstore.errors import ConfigError, shorten
-from featstore.neighbours import (
+from featstore.duplicates.near import (
     THRESHOLD,
     Pairs,
     comparison_seconds,

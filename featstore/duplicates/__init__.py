@@ -1,0 +1,1 @@
+"""The same image twice; test images among those for training."""
