@@ -22,7 +22,7 @@ from accelerate.utils import broadcast_object_list
 from featstore import __version__
 from featstore.format.artefacts import describe, pack
 from featstore.containers.base import Array
-from featstore.composition import artefact_bytes
+from featstore.derive.composition import artefact_bytes
 from featstore.config import ExtractConfig
 from featstore.errors import FeatstoreError, TeacherError
 from featstore.extract import TEACHER, ViewDataset, refuse_non_finite, run_teacher

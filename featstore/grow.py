@@ -1,7 +1,7 @@
 """More images than a finished store has: which ones are new, and a store beside it for their features.
 
 The teacher sees only new images. They go into a store of their own, beside the one that grows and hidden, with the same
-scales of quantised fields; when it is complete, its rows are put behind the others (``featstore.append``). A run that
+scales of quantised fields; when it is complete, its rows are put behind the others (``featstore.derive.append``). A run that
 was stopped goes on with the same command.
 """
 
@@ -23,11 +23,11 @@ from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list
 from tqdm import tqdm
 
-from featstore.append import Appended, append_alone, check_tars
+from featstore.derive.append import Appended, append_alone, check_tars
 from featstore.files.atomic import TEMPORARY_PREFIX
 from featstore.containers import make_backend
 from featstore.config import ExtractConfig
-from featstore.contracts import check_same_rows, renumbered
+from featstore.derive.compatibility import check_same_rows, renumbered
 from featstore.errors import (
     FeatstoreError,
     ManifestMismatch,
@@ -90,7 +90,7 @@ class Growth:
         """Put the new rows behind those of the store; the store beside it is gone afterwards.
 
         Raises:
-            StoreWriteError: see ``featstore.append``.
+            StoreWriteError: see ``featstore.derive.append``.
         """
         return append_alone(self.store.path, self.beside, duplicates="keep")
 

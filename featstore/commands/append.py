@@ -4,7 +4,7 @@ import argparse
 import json
 from pathlib import Path
 
-from featstore.append import append
+from featstore.derive.append import append
 from featstore.commands.progress import shard_bar
 
 DESCRIPTION = """\

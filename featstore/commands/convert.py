@@ -6,7 +6,7 @@ from pathlib import Path
 
 from featstore.commands.arguments import positive
 from featstore.commands.progress import shard_bar
-from featstore.convert import convert
+from featstore.derive.convert import convert
 
 DESCRIPTION = """\
 Pack the rows of a store anew: in the other container, with another codec, in shards of another size. Every row stays as

@@ -7,7 +7,7 @@ from pathlib import Path
 from featstore.commands.arguments import names
 from featstore.commands.progress import shard_bar
 from featstore.errors import ConfigError
-from featstore.merge import Merged, merge
+from featstore.derive.merge import Merged, merge
 
 DESCRIPTION = """\
 Write several stores as one. What that means follows from them, or from --as:

@@ -5,10 +5,10 @@ import json
 from pathlib import Path
 from typing import Any
 
-from featstore import requantise as library
+from featstore.derive import requantise as library
 from featstore.commands.arguments import positive
 from featstore.commands.progress import shard_bar
-from featstore.requantise import Change
+from featstore.derive.requantise import Change
 
 DESCRIPTION = """\
 Write a store again with its features in another type, without the teacher: the same rows, ids and views. What the type

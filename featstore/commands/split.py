@@ -4,7 +4,7 @@ import argparse
 import json
 from pathlib import Path
 
-from featstore.choose import split
+from featstore.derive.split import split
 from featstore.commands.progress import shard_bar
 from featstore.errors import ConfigError
 

@@ -4,10 +4,10 @@ import argparse
 import json
 from pathlib import Path
 
-from featstore.choose import choose
+from featstore.derive.split import choose
 from featstore.commands.arguments import names, positive, row_range
 from featstore.commands.progress import shard_bar
-from featstore.compose import subset
+from featstore.derive.subset import subset
 from featstore.errors import shorten
 from featstore.reading.store import FeatureStore
 

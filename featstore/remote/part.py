@@ -13,8 +13,8 @@ from pathlib import Path
 import numpy as np
 
 from featstore.containers.base import Rows
-from featstore.choose import choose
-from featstore.compose import compose, plan_subset
+from featstore.derive.split import choose
+from featstore.derive.subset import compose, plan_subset
 from featstore.errors import ConfigError, StoreError, shorten
 from featstore.format.manifest import Manifest, read_manifest
 from featstore.reading.store import FeatureStore
@@ -89,7 +89,7 @@ class Part:
         return first != "fields" or not self.fields or rest[0] in self.fields
 
     def choose(self, store: FeatureStore) -> Rows | range:
-        """See ``featstore.choose.choose``."""
+        """See ``featstore.derive.split.choose``."""
         return choose(store, where=self.where, rows=self.rows)
 
 

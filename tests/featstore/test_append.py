@@ -14,10 +14,10 @@ import pytest
 
 from featstore import FeatureStore
 from featstore.files import atomic
-from featstore import append as module
-from featstore.append import append
+from featstore.derive import append as module
+from featstore.derive.append import append
 from featstore.cli import main
-from featstore.compose import subset
+from featstore.derive.subset import subset
 from featstore.errors import (
     ConfigError,
     ManifestMismatch,
@@ -28,7 +28,7 @@ from featstore.errors import (
 )
 from featstore.files.locks import shared
 from featstore.format.manifest import Container, Manifest
-from featstore.requantise import requantise
+from featstore.derive.requantise import requantise
 from tests.featstore.backend_tests import Rows, vectors
 from tests.featstore.jobs import Steps
 from tests.featstore.parts import check, in_memory, joined, made, manifest_of, sound, taken, write

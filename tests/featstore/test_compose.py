@@ -14,10 +14,10 @@ from hypothesis import strategies as st
 from featstore import FeatureStore
 from featstore.reading import stored_rows as rowreader
 from featstore.writing import commit as writer
-from featstore.choose import assign, choose, content_keys, split
+from featstore.derive.split import assign, choose, content_keys, split
 from featstore.cli import main
-from featstore.compose import subset
-from featstore.convert import convert
+from featstore.derive.subset import subset
+from featstore.derive.convert import convert
 from featstore.errors import ConfigError, MissingSamples, ShardCorrupt, StoreIncomplete
 from featstore.format.ledger import remove_entries
 from featstore.format.manifest import Container

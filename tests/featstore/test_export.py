@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from featstore import FeatureStore
-from featstore import export as library
+from featstore.derive import export as library
 from featstore.cli import main
 from featstore.errors import (
     ConfigError,
@@ -24,7 +24,7 @@ from featstore.errors import (
     StoreWriteError,
     ViewMismatch,
 )
-from featstore.export import Format, export
+from featstore.derive.export import Format, export
 from featstore.format.fields import Ragged, TopK
 from featstore.format.ledger import remove_entries
 from featstore.files.locks import exclusive

@@ -11,7 +11,7 @@ import pytest
 
 from featstore import FeatureStore
 from featstore.writing import commit as writer
-from featstore import append as append_module
+from featstore.derive import append as append_module
 from featstore.config import ExtractConfig, SourceConfig, StoreConfig
 from featstore.errors import (
     ConfigError,

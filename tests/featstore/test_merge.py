@@ -15,11 +15,11 @@ from featstore import FeatureStore
 from featstore.writing import commit as writer
 from featstore.format.artefacts import describe, pack
 from featstore.cli import main
-from featstore.compose import subset
+from featstore.derive.subset import subset
 from featstore.errors import ConfigError, ManifestMismatch, StoreIncomplete
 from featstore.format.manifest import Container
-from featstore.merge import merge
-from featstore.requantise import requantise
+from featstore.derive.merge import merge
+from featstore.derive.requantise import requantise
 from featstore.format.views import ViewSet, make_views
 from tests.featstore.backend_tests import Rows, heavy_tailed, spec
 from tests.featstore.parts import check, columns, in_memory, joined, made, sound, taken, write

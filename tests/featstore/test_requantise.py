@@ -18,7 +18,7 @@ from featstore.format.fields import numpy_dtype
 from featstore.format.ledger import read_complete, remove_entries
 from featstore.format.manifest import Container, FieldRecord, Int8Encoding
 from featstore.format.int8 import rounding_error
-from featstore.requantise import StoredType, requantise
+from featstore.derive.requantise import StoredType, requantise
 from featstore.maintenance.verify import verify
 from tests.featstore.backend_tests import (
     NUM_ROWS,
@@ -239,7 +239,7 @@ def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None
 
 def test_a_record_that_is_copied_stays_what_it_is() -> None:
     """Fields of nobody, and of eight bits already, are none to convert."""
-    from featstore.requantise import stored_type
+    from featstore.derive.requantise import stored_type
 
     record, _ = int8_field(heavy_tailed(4, 2, 6), "row", "")
     assert stored_type(record) is None

@@ -15,7 +15,7 @@ import pytest
 
 from featstore import FeatureStore
 from featstore.cli import main
-from featstore.compose import subset
+from featstore.derive.subset import subset
 from featstore.errors import (
     ConfigError,
     FeatstoreError,

@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from featstore.containers.base import Rows
-from featstore.composition import (
+from featstore.derive.composition import (
     NO_ROW,
     Axis,
     Composition,
@@ -17,7 +17,7 @@ from featstore.composition import (
     cut_like,
     ids_of,
 )
-from featstore.contracts import common_classes, common_origin, renumbered
+from featstore.derive.compatibility import common_classes, common_origin, renumbered
 from featstore.errors import ConfigError, ManifestMismatch, shorten
 from featstore.format.ids import check_name, ids_sha256
 from featstore.format.manifest import (
@@ -31,7 +31,7 @@ from featstore.format.manifest import (
     differences,
     new_manifest,
 )
-from featstore.matching import Samples, depend_on_names, samples_of
+from featstore.derive.matching import Samples, depend_on_names, samples_of
 from featstore.reading.store import FeatureStore
 
 Missing = Literal["refuse", "drop", "invalid"]

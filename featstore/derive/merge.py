@@ -5,13 +5,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
-from featstore.compose import compose
-from featstore.contracts import row_differences
+from featstore.derive.subset import compose
+from featstore.derive.compatibility import row_differences
 from featstore.errors import ConfigError, ManifestMismatch
 from featstore.writing.fill import Progress, check_apart, no_progress
 from featstore.format.manifest import Manifest
-from featstore.merge_rows import Duplicates, plan_rows
-from featstore.merge_teachers import Missing, plan_teachers
+from featstore.derive.merge_rows import Duplicates, plan_rows
+from featstore.derive.merge_teachers import Missing, plan_teachers
 from featstore.reading.store import FeatureStore
 
 Kind = Literal["rows", "teachers"]
@@ -50,8 +50,8 @@ def merge(
         out: folder of the new store.
         kind: rows: one store's rows behind another's. teachers: fields side by side, images matched by content. If not
             given, rows where the stores were made alike (same teachers, views and fields), else teachers.
-        duplicates: rows only, see ``featstore.merge_rows.Duplicates``.
-        missing: teachers only, see ``featstore.merge_teachers.plan_teachers``.
+        duplicates: rows only, see ``featstore.derive.merge_rows.Duplicates``.
+        missing: teachers only, see ``featstore.derive.merge_teachers.plan_teachers``.
         names: one for each store; put before sample ids (rows), or before names of fields (teachers).
         lease_s: seconds without a sign of life after which another process counts as gone.
         progress: see ``featstore.writing.fill.Progress``.

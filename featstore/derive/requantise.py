@@ -18,7 +18,7 @@ from featstore import __version__
 from featstore.format.artefacts import describe, pack, read_channels
 from featstore.containers import Backend, make_backend
 from featstore.containers.base import Array, Rows
-from featstore.composition import artefact_bytes
+from featstore.derive.composition import artefact_bytes
 from featstore.errors import ConfigError
 from featstore.format.fields import empty_columns, numpy_dtype, put
 from featstore.writing.fill import Progress, check_apart, make_store, no_progress

@@ -14,7 +14,7 @@ import numpy.typing as npt
 
 from featstore import __version__
 from featstore.containers.base import Rows
-from featstore.composition import Axis, Composition, ShardMaker, artefact_bytes, cut_like, ids_of
+from featstore.derive.composition import Axis, Composition, ShardMaker, artefact_bytes, cut_like, ids_of
 from featstore.errors import ConfigError, MissingSamples, shorten
 from featstore.writing.fill import Progress, check_apart, make_store, no_progress
 from featstore.format.ids import ids_sha256
@@ -69,7 +69,7 @@ def subset(
         source: folder of a complete store.
         out: folder of the new one.
         rows: (n,) row numbers in the order of the new store, none twice, e.g. from
-            ``featstore.choose``. All if not given.
+            ``featstore.derive.split``. All if not given.
         fields: names; all if not given.
         note: what ``created_by`` shall say of the choice, besides version and fingerprint of the store.
         lease_s: seconds without a sign of life after which another process counts as gone.

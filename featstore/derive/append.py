@@ -29,8 +29,8 @@ from featstore.files.atomic import (
 )
 from featstore.containers import make_backend
 from featstore.containers.base import Rows
-from featstore.composition import Axis, Composition, ShardMaker, artefact_bytes, ids_of
-from featstore.contracts import (
+from featstore.derive.composition import Axis, Composition, ShardMaker, artefact_bytes, ids_of
+from featstore.derive.compatibility import (
     check_same_rows,
     common_artefacts,
     common_classes,
@@ -50,8 +50,8 @@ from featstore.format.manifest import (
     VersionRecord,
     WorkRecord,
 )
-from featstore.matching import samples_of
-from featstore.merge_rows import Duplicates, without_duplicates
+from featstore.derive.matching import samples_of
+from featstore.derive.merge_rows import Duplicates, without_duplicates
 from featstore.reading.store import FeatureStore
 from featstore.writing.commit import open_or_create, remove_leftovers
 
@@ -87,7 +87,7 @@ def append(
     Args:
         store: folder of the store that grows.
         new: folder of a complete store of other images, made alike (same teachers, views and fields).
-        duplicates: see ``featstore.merge_rows.Duplicates``. If the store has all images, nothing is done.
+        duplicates: see ``featstore.derive.merge_rows.Duplicates``. If the store has all images, nothing is done.
         lease_s: seconds without a sign of life after which another process counts as gone.
         progress: see ``featstore.writing.fill.Progress``; of the shards that are written.
 

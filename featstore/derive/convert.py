@@ -3,8 +3,8 @@
 from pathlib import Path
 
 from featstore import __version__
-from featstore.compose import compose
-from featstore.composition import Composition, artefact_bytes, whole
+from featstore.derive.subset import compose
+from featstore.derive.composition import Composition, artefact_bytes, whole
 from featstore.errors import ConfigError
 from featstore.writing.fill import Progress, no_progress
 from featstore.format.manifest import Codec, Container, Manifest, WorkRecord, new_manifest

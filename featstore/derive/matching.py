@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from featstore.containers.base import Rows
-from featstore.composition import Axis, ids_of
+from featstore.derive.composition import Axis, ids_of
 from featstore.reading.store import FeatureStore
 from featstore.format.views import ViewSet
 

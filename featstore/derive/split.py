@@ -11,8 +11,8 @@ import numpy as np
 import numpy.typing as npt
 
 from featstore.containers.base import Rows
-from featstore.compose import subset
-from featstore.composition import Axis, ids_of, whole
+from featstore.derive.subset import subset
+from featstore.derive.composition import Axis, ids_of, whole
 from featstore.errors import ConfigError, shorten
 from featstore.writing.fill import Progress, no_progress
 from featstore.format.manifest import Manifest

@@ -1,0 +1,1 @@
+"""New stores from old ones: merge, subset, split, append, convert, requantise, export."""
