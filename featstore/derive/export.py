@@ -20,10 +20,10 @@ from typing import Any, Literal
 from featstore import __version__
 from featstore.files.atomic import TEMPORARY_PREFIX, make_folder, refused, sync_folder, write_bytes
 from featstore.errors import ConfigError, StoreWriteError
-from featstore.exporters.base import Column, Exporter
-from featstore.exporters.fieldreader import FieldReader
-from featstore.exporters.npy import NpyExporter, files_of
-from featstore.exporters.selection import Selection
+from featstore.derive.exporters.base import Column, Exporter
+from featstore.derive.exporters.fieldreader import FieldReader
+from featstore.derive.exporters.npy import NpyExporter, files_of
+from featstore.derive.exporters.selection import Selection
 from featstore.writing.fill import check_apart
 from featstore.files.locks import LOCK_NAME, exclusive
 from featstore.files.disk import format_bytes, free_bytes
@@ -296,7 +296,7 @@ def _exporter(
     if form == "npy":
         return NpyExporter(folder, reader.columns, state)
     # pyarrow is an extra.
-    from featstore.exporters.arrow import ArrowExporter
+    from featstore.derive.exporters.arrow import ArrowExporter
 
     return ArrowExporter(
         folder,

@@ -11,7 +11,7 @@ import numpy.typing as npt
 
 from featstore.containers.base import Array, Rows
 from featstore.errors import ConfigError
-from featstore.exporters.base import CONTENT, LABEL, ROW, SAMPLE_ID, VALID, Batch, Column
+from featstore.derive.exporters.base import CONTENT, LABEL, ROW, SAMPLE_ID, VALID, Batch, Column
 from featstore.format.fields import Ragged, numpy_dtype
 from featstore.format.manifest import FieldRecord, RaggedEncoding, TopKEncoding
 from featstore.reading.store import FeatureStore

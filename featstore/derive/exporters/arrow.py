@@ -19,7 +19,7 @@ import pyarrow.parquet as pq
 
 from featstore.files.atomic import make_folder, refused, write_bytes
 from featstore.containers.base import Array
-from featstore.exporters.base import CONTENT, LABEL, Batch, Column, Exporter
+from featstore.derive.exporters.base import CONTENT, LABEL, Batch, Column, Exporter
 from featstore.format.fields import Ragged
 
 ARRAY_AXES = range(2, 6)

@@ -6,7 +6,7 @@ import numpy as np
 
 from featstore.containers.base import Rows
 from featstore.errors import ConfigError, shorten
-from featstore.exporters.base import SAMPLE_ID, VALID
+from featstore.derive.exporters.base import SAMPLE_ID, VALID
 from featstore.reading.store import FeatureStore
 from featstore.sources.base import matches
 

@@ -16,7 +16,7 @@ import numpy as np
 from featstore.files.atomic import make_folder, refused
 from featstore.containers.base import Array
 from featstore.errors import StoreError
-from featstore.exporters.base import SAMPLE_ID, Batch, Column, Exporter
+from featstore.derive.exporters.base import SAMPLE_ID, Batch, Column, Exporter
 from featstore.format.fields import Ragged
 
 IDS_NAME = "ids.txt"
