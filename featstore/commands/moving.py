@@ -12,8 +12,8 @@ from tqdm import tqdm
 
 from featstore.commands.arguments import names, positive, row_range
 from featstore.files.disk import format_bytes, format_seconds
-from featstore.remote.part import Part
-from featstore.remote.report import Progress, Report
+from featstore.sharing.part import Part
+from featstore.sharing.progress import Progress, Report
 
 
 def add_transfer_arguments(parser: argparse.ArgumentParser) -> None:

@@ -4,7 +4,7 @@ import argparse
 
 from featstore.commands.arguments import store_folder
 from featstore.commands.moving import add_transfer_arguments, byte_bar, part_of, print_report
-from featstore.remote.transfer import pull
+from featstore.sharing.push import pull
 
 DESCRIPTION = """\
 Download a store, or a part of one. Every byte is compared with the store's ledger before it gets its name, and the

@@ -4,7 +4,7 @@ import argparse
 
 from featstore.commands.arguments import store_folder
 from featstore.commands.moving import add_transfer_arguments, byte_bar, part_of, print_report
-from featstore.remote.transfer import push
+from featstore.sharing.push import push
 
 DESCRIPTION = """\
 Publish a store: bring it to a folder or bucket, where readers find it only when it is whole. What is there already does

@@ -32,11 +32,11 @@ from featstore.format.ledger import entry_bytes, mark_complete, read_entry
 from featstore.places import landing, transfer
 from featstore.places.base import Place, Retry
 from featstore.reading.cached.published_store import EXTRAS
-from featstore.remote.landing import unfinished
+from featstore.sharing.partial_folder import unfinished
 from featstore.places.local import LocalPlace
-from featstore.remote.part import Part
-from featstore.remote.report import Report
-from featstore.remote.transfer import pull, push
+from featstore.sharing.part import Part
+from featstore.sharing.progress import Report
+from featstore.sharing.push import pull, push
 from featstore.maintenance.verify import verify
 from tests.featstore.golden import FOLDER as GOLDEN
 from tests.featstore.processes import die_at, fork, wait

@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from featstore.places.base import Retry
-from featstore.remote.report import Report
+from featstore.sharing.progress import Report
 from featstore.maintenance.verify import verify
 from tests.featstore.stores import snapshot
 from tests.servers import faults

@@ -28,7 +28,7 @@ from featstore.format.manifest import MANIFEST_NAME, Manifest, read_manifest
 from featstore.files.untrusted import MOST_JSON_BYTES
 from featstore.reading.store import FeatureStore
 from featstore.places.base import Place, Retry, TooLong
-from featstore.remote.crew import work_off
+from featstore.sharing.worker_threads import work_off
 from featstore.reading.cached.published_store import (
     MARK_NAME,
     TRIES,
@@ -38,7 +38,7 @@ from featstore.reading.cached.published_store import (
     remote_contents,
     speaking_of,
 )
-from featstore.remote.landing import (
+from featstore.sharing.partial_folder import (
     another_store,
     check_room,
     give_name,
@@ -48,11 +48,11 @@ from featstore.remote.landing import (
     trust_entries,
     unfinished,
 )
-from featstore.remote.part import NOTE, Part, is_part, names_rows, write_part
+from featstore.sharing.part import NOTE, Part, is_part, names_rows, write_part
 from featstore.places.open_place import open_place
-from featstore.remote.receive import Receiver
-from featstore.remote.report import Meter, Progress, Report, no_progress
-from featstore.remote.send import Sender
+from featstore.sharing.receiver import Receiver
+from featstore.sharing.progress import Meter, Progress, Report, no_progress
+from featstore.sharing.sender import Sender
 
 
 def push(

@@ -13,9 +13,9 @@ from featstore.errors import RemoteNotFound, ShardCorrupt, StoreError
 from featstore.maintenance.verify_shard import check_object, of_a_shard
 from featstore.format.ledger import ObjectRecord
 from featstore.files.untrusted import open_plain, plain_size, read_plain
-from featstore.remote.arrival import BlockSums
+from featstore.sharing.stream_checksums import BlockSums
 from featstore.places.base import Place, Sink, TooLong
-from featstore.remote.crew import Countdown, Job
+from featstore.sharing.worker_threads import Countdown, Job
 from featstore.reading.cached.published_store import (
     EXTRAS,
     FOLDERS,
@@ -26,7 +26,7 @@ from featstore.reading.cached.published_store import (
     parse_entry,
     until_sound,
 )
-from featstore.remote.report import Meter
+from featstore.sharing.progress import Meter
 
 ADVICE = (
     "Something on the way to this place, or the place itself, damages what is sent. Nothing there is a store yet; the "

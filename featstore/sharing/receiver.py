@@ -24,9 +24,9 @@ from featstore.files.untrusted import (
     plain_size,
     read_plain,
 )
-from featstore.remote.arrival import BlockSums
+from featstore.sharing.stream_checksums import BlockSums
 from featstore.places.base import AccessRefused, FileSink, Place, TooLong
-from featstore.remote.crew import Countdown, Job
+from featstore.sharing.worker_threads import Countdown, Job
 from featstore.reading.cached.published_store import (
     EXTRAS,
     MARK_NAME,
@@ -36,7 +36,7 @@ from featstore.reading.cached.published_store import (
     parse_entry,
     until_sound,
 )
-from featstore.remote.report import Meter
+from featstore.sharing.progress import Meter
 
 ARRIVING = "-arriving"
 """End of the name of a file that is on its way."""

@@ -18,7 +18,7 @@ from featstore.format.manifest import MANIFEST_NAME
 from featstore.files.disk import format_bytes, free_bytes
 from featstore.files.untrusted import read_plain
 from featstore.reading.cached.published_store import MARK_NAME, UNFINISHED_NAME, Contents
-from featstore.remote.receive import entries_sha256
+from featstore.sharing.receiver import entries_sha256
 
 UNFINISHED_MARK = f"{TEMPORARY_PREFIX}complete.json"
 """The mark of the store whose files are in a folder so far, when their entries are known to be its."""

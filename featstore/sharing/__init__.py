@@ -1,0 +1,1 @@
+"""Push stores to a destination and pull them from one."""
