@@ -23,8 +23,8 @@ from distill.options.common import Norm
 from distill.sampler import Indices, Request, ViewPicker, make_plan
 from distill.task import Task
 from featstore import FeatureStore
-from featstore.config import TeacherConfig, require
-from featstore.teachers import Teacher, build_teacher
+from featstore.extraction.config import TeacherConfig, require
+from featstore.extraction.teachers import Teacher, build_teacher
 from featstore.format.views import View, ViewSet
 
 TOLERANCE = {"float32": 1e-4, "float16": 1e-3, "bfloat16": 8e-3, "int8": 2e-2}

@@ -116,8 +116,8 @@ def settle(chosen: argparse.Namespace) -> Any:
 
 def build_live(place: Place, device: Any) -> Any:
     """The teacher, as phase one builds it, and its settings."""
-    from featstore.config import TeacherConfig
-    from featstore.teachers import build_teacher
+    from featstore.extraction.config import TeacherConfig
+    from featstore.extraction.teachers import build_teacher
 
     config = TeacherConfig(
         name=place.teacher, weights=str(place.weights), precision=place.chosen.precision
@@ -133,10 +133,10 @@ def extract(place: Place, answers: Connection) -> None:
     import timm
     from safetensors.torch import save_file
 
-    from featstore import design
-    from featstore import extract as phase_one
-    from featstore.config import ExtractConfig, SourceConfig, StoreConfig, ViewsConfig
-    from featstore.processes import start_accelerator
+    from featstore.extraction import new_manifest as design
+    from featstore.extraction import shards as phase_one
+    from featstore.extraction.config import ExtractConfig, SourceConfig, StoreConfig, ViewsConfig
+    from featstore.extraction.accelerator import start_accelerator
     from featstore.sources import open_source
 
     device = settle(place.chosen)
@@ -229,7 +229,7 @@ def side(place: Place, connection: Connection, live: bool) -> None:
     from distill import task, train
     from distill.config import DataConfig, DistillConfig, StudentConfig, TrainConfig
     from featstore import FeatureStore
-    from featstore.config import SourceConfig
+    from featstore.extraction.config import SourceConfig
     from featstore.sources import open_source
 
     chosen = place.chosen

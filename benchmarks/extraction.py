@@ -7,7 +7,7 @@
         --batch-size 64 --num-small 8192 --num-large 512 --workers 4 8 16          on a GPU
 
 The parts: the same files read and decoded by Pillow and preprocessed as timm's own evaluation transform does it, then
-timm's model alone, same batches, same precision, no store. The extraction: ``featstore.extract.run`` into a fresh
+timm's model alone, same batches, same precision, no store. The extraction: ``featstore.extraction.shards.run`` into a fresh
 store each time, with 1, 2 and 4 loading processes (0 decodes in line).
 
 **CPU per image**, of all threads and loading processes; on a CPU only. A busy machine changes its pace within seconds,
@@ -122,8 +122,8 @@ class Bench:
         from accelerate import Accelerator
         from safetensors.torch import save_file
 
-        from featstore.config import TeacherConfig
-        from featstore.teachers import AUTOCAST, build_teacher
+        from featstore.extraction.config import TeacherConfig
+        from featstore.extraction.teachers import AUTOCAST, build_teacher
 
         torch.set_num_threads(chosen.threads)
         torch.manual_seed(0)
@@ -197,8 +197,9 @@ class Bench:
 
     def extract(self, source: Any, teacher: Any, workers: int, batch_size: int) -> Run:
         """One extraction into a fresh store."""
-        from featstore import design, extract
-        from featstore.config import ExtractConfig, SourceConfig, StoreConfig
+        from featstore.extraction import new_manifest as design
+        from featstore.extraction import shards as extract
+        from featstore.extraction.config import ExtractConfig, SourceConfig, StoreConfig
 
         store = self.folder / "store"
         config = ExtractConfig(

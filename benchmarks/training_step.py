@@ -83,8 +83,9 @@ def make_store(chosen: argparse.Namespace, folder: Path) -> None:
     from accelerate import Accelerator
     from safetensors.torch import save_file
 
-    from featstore import design, extract
-    from featstore.config import (
+    from featstore.extraction import new_manifest as design
+    from featstore.extraction import shards as extract
+    from featstore.extraction.config import (
         ExtractConfig,
         SourceConfig,
         StoreConfig,
@@ -92,7 +93,7 @@ def make_store(chosen: argparse.Namespace, folder: Path) -> None:
         ViewsConfig,
     )
     from featstore.sources import open_source
-    from featstore.teachers import build_teacher
+    from featstore.extraction.teachers import build_teacher
 
     name, weights = "vit_tiny_patch16_224", folder / "teacher.safetensors"
     save_file(timm.create_model(name, num_classes=0, **TEACHER).state_dict(), weights)
@@ -239,7 +240,7 @@ def measure(
     from distill import task, train
     from distill.config import DataConfig, DistillConfig, StudentConfig, TrainConfig
     from featstore import FeatureStore
-    from featstore.config import SourceConfig
+    from featstore.extraction.config import SourceConfig
     from featstore.sources import open_source
 
     config = DistillConfig(

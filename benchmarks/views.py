@@ -70,12 +70,12 @@ from distill.experiments.table import spread
 from distill.methods import METHODS
 from featstore import FeatureStore
 from featstore.files.atomic import write_bytes
-from featstore.config import ExtractConfig, require
+from featstore.extraction.config import ExtractConfig, require
 from featstore.errors import FeatstoreError
 from featstore.files.disk import format_bytes
 from featstore.planning.costs import stored_bytes
 from featstore.sources import open_source
-from featstore.teachers import Teacher
+from featstore.extraction.teachers import Teacher
 from featstore.format.views import View, ViewSet
 from pipelines._cli import parse
 

@@ -24,7 +24,7 @@ FREE = {
 }
 """Settings that do not change a result, or where files merely lie; they may differ between two starts of one run."""
 
-TEACHER_MODULES = ("featstore.teachers", "featstore.extract", "open_clip")
+TEACHER_MODULES = ("featstore.extraction.teachers", "featstore.extraction.shards", "open_clip")
 """What must not be imported in phase two; the run record says whether it was."""
 
 CHECKPOINT_NAME = "checkpoint.pt"

@@ -33,7 +33,7 @@ from distill.student import Student, build_student
 from distill.task import Task
 from featstore.files.atomic import write_bytes
 from featstore.errors import ConfigError
-from featstore.processes import start_accelerator
+from featstore.extraction.accelerator import start_accelerator
 
 StepHook = Callable[[int], None]
 """Called with the number of finished optimiser steps, after a checkpoint that is due."""

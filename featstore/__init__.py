@@ -1,8 +1,8 @@
 """Write, read, check and share stores of vision foundation model features.
 
 Importing this package pulls in nothing; the first use of a name below pulls in numpy, zarr and pydantic. A team that
-wants rows of numbers needs no torch, and the ``featstore`` command answers at once. ``featstore.extract`` and
-``featstore.teachers`` are the parts that run a teacher.
+wants rows of numbers needs no torch, and the ``featstore`` command answers at once. ``featstore.extraction.shards`` and
+``featstore.extraction.teachers`` are the parts that run a teacher.
 """
 
 from typing import TYPE_CHECKING, Any

@@ -31,7 +31,7 @@ def main(config: EvaluateConfig) -> dict[str, object]:
     from distill.export import load_exported, store_fingerprints
     from distill.runs import write_json
     from featstore import FeatureStore
-    from featstore.processes import start_accelerator
+    from featstore.extraction.accelerator import start_accelerator
     from featstore.sources import open_source
 
     accelerator = start_accelerator()

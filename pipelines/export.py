@@ -28,7 +28,7 @@ def main(config: ExportConfig) -> dict[str, object]:
     """
     from distill.export.edge import export_run
     from distill.export.manifest import table
-    from featstore.processes import start_accelerator
+    from featstore.extraction.accelerator import start_accelerator
 
     accelerator = start_accelerator()
     if accelerator.num_processes > 1:

@@ -17,14 +17,14 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from typing import TYPE_CHECKING
 
-from featstore.config import ExtractConfig
+from featstore.extraction.config import ExtractConfig
 from pipelines._cli import run_main
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
 
-    from featstore.extract import Summary
-    from featstore.grow import Growth
+    from featstore.extraction.shards import Summary
+    from featstore.extraction.new_images import Growth
     from featstore.sources import Source
 
 DEFAULT_RECIPE = Path(__file__).parent / "recipes" / "digits" / "extract.yaml"
@@ -36,9 +36,9 @@ def main(config: ExtractConfig) -> None:
     Raises:
         FeatstoreError: something the user can mend; nothing half-made is left behind.
     """
-    from featstore import grow
+    from featstore.extraction import new_images as grow
     from featstore.errors import shorten
-    from featstore.processes import start_accelerator
+    from featstore.extraction.accelerator import start_accelerator
     from featstore.sources import open_source
     from featstore.maintenance.verify import repair
 
@@ -95,8 +95,9 @@ def fill(
         accelerator: this process among the others.
         growth: of the store that the rows are for, if they are for another one.
     """
-    from featstore import design, extract
-    from featstore.teachers import build_teacher
+    from featstore.extraction import new_manifest as design
+    from featstore.extraction import shards as extract
+    from featstore.extraction.teachers import build_teacher
     from featstore.format.views import describe
 
     say = accelerator.print

@@ -10,7 +10,7 @@ import yaml
 
 from distill.config import DistillConfig
 from featstore import FeatureStore
-from featstore.config import ExtractConfig, SourceConfig, StoreConfig, TeacherConfig, ViewsConfig
+from featstore.extraction.config import ExtractConfig, SourceConfig, StoreConfig, TeacherConfig, ViewsConfig
 from featstore.errors import ConfigError
 from pipelines import extract
 from pipelines._cli import EXIT_ERROR, EXIT_TOO_MANY_INVALID, parse, run_main

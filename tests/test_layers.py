@@ -54,9 +54,9 @@ def own_imports(name: str) -> set[str]:
 
 def test_there_is_something_to_check() -> None:
     """The walk has found the packages, their parts and an import between two of them."""
-    assert {"featstore.extract", "featstore.containers.zarr", "pipelines.extract"} <= MODULES.keys()
-    assert "featstore.teachers" in own_imports("featstore.extract")
-    assert "featstore.extract" in own_imports("pipelines.extract")
+    assert {"featstore.extraction.shards", "featstore.containers.zarr", "pipelines.extract"} <= MODULES.keys()
+    assert "featstore.extraction.teachers" in own_imports("featstore.extraction.shards")
+    assert "featstore.extraction.shards" in own_imports("pipelines.extract")
 
 
 @pytest.mark.parametrize("layer", LAYERS)
@@ -96,8 +96,8 @@ def test_imports_run_in_no_circle() -> None:
 
 
 def test_phase_two_names_no_teacher_code() -> None:
-    """Promise 1, by the text: nothing in distill imports featstore.teachers, featstore.extract or open_clip."""
-    forbidden = ("featstore.teachers", "featstore.extract", "open_clip")
+    """Promise 1, by the text: nothing in distill imports featstore.extraction.teachers, featstore.extraction.shards or open_clip."""
+    forbidden = ("featstore.extraction.teachers", "featstore.extraction.shards", "open_clip")
     wrong = [
         f"{name} imports {item}"
         for name, path in MODULES.items()
@@ -124,11 +124,11 @@ def test_featstore_is_light() -> None:
     So that a wrong flag fails at once, and that a team that wants rows of numbers needs no torch.
     """
     loaded = loaded_after(
-        "import featstore, featstore.cli, featstore.config, distill.config, pipelines._cli\n"
+        "import featstore, featstore.cli, featstore.extraction.config, distill.config, pipelines._cli\n"
         "assert featstore.FeatureStore and featstore.read_manifest\n"
         "import featstore.maintenance.verify, featstore.commands.inspect, featstore.commands.plan, featstore.planning.doctor\n"
         "from pipelines import extract, distill\n"
-        "from featstore.config import ExtractConfig\n"
+        "from featstore.extraction.config import ExtractConfig\n"
         "assert pipelines._cli.parse(ExtractConfig, default_recipe=extract.DEFAULT_RECIPE, argv=[]).workers"
     )
     heavy = {"torch", "webdataset", "timm", "open_clip", "PIL", "sklearn", "accelerate", "datasets"}
@@ -138,9 +138,9 @@ def test_featstore_is_light() -> None:
 
 @pytest.mark.slow
 def test_phase_two_loads_no_teacher() -> None:
-    """Promise 1: with the whole of distill imported, neither featstore.teachers nor open_clip is in memory."""
+    """Promise 1: with the whole of distill imported, neither featstore.extraction.teachers nor open_clip is in memory."""
     names = [name for name in MODULES if name.split(".")[0] == "distill"]
     assert len(names) > 10
     loaded = loaded_after("\n".join(f"import {name}" for name in names))
     assert "torch" in loaded
-    assert loaded & {"featstore.teachers", "featstore.extract", "open_clip"} == set()
+    assert loaded & {"featstore.extraction.teachers", "featstore.extraction.shards", "open_clip"} == set()

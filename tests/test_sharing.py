@@ -17,7 +17,7 @@ from distill.config import DataConfig, DistillConfig, EvalConfig, StudentConfig,
 from distill.config import TeacherConfig as FurtherTeacher
 from featstore import FeatureStore
 from featstore.cli import main
-from featstore.config import ExtractConfig, SourceConfig, StoreConfig, TeacherConfig
+from featstore.extraction.config import ExtractConfig, SourceConfig, StoreConfig, TeacherConfig
 from featstore.format.ids import content_sha256
 from pipelines import distill, extract
 from tests.conftest import ROOT, TINY_ARGS, save_teacher

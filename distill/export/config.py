@@ -3,7 +3,7 @@
 from dataclasses import dataclass, field
 from typing import Literal
 
-from featstore.config import require
+from featstore.extraction.config import require
 
 Format = Literal["safetensors", "onnx", "int8", "program", "executorch"]
 

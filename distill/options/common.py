@@ -2,7 +2,7 @@
 
 from typing import Any, Literal
 
-from featstore.config import require
+from featstore.extraction.config import require
 
 Norm = Literal["none", "standardize", "layernorm", "l2"]
 """Normalisation of the stored feature before it is compared."""

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from featstore.card.survey import Sample
-from featstore.config import SourceConfig
+from featstore.extraction.config import SourceConfig
 from featstore.sources.decode import decode_image
 from featstore.errors import ConfigError, DecodeError
 from featstore.format.manifest import Manifest

@@ -14,7 +14,7 @@ from tqdm import tqdm
 from featstore.maintenance import signing
 from featstore.maintenance import verify as library
 from featstore.commands.arguments import positive, store_folder
-from featstore.config import SourceConfig
+from featstore.extraction.config import SourceConfig
 from featstore.errors import ConfigError, printable, shorten
 from featstore.format.manifest import read_manifest
 from featstore.files.disk import format_bytes
@@ -22,7 +22,7 @@ from featstore.maintenance.signing import Signed
 from featstore.maintenance.verify import Report
 
 if TYPE_CHECKING:
-    from featstore.recompute import Recomputed
+    from featstore.extraction.recompute import Recomputed
 
 SHOWN = 20
 
@@ -157,7 +157,7 @@ def _recompute(arguments: argparse.Namespace) -> "Recomputed":
         image_column=arguments.image_column,
     )
     try:
-        from featstore.recompute import recompute
+        from featstore.extraction.recompute import recompute
     except ImportError as error:
         raise ConfigError(
             f"--recompute runs the teacher, for which a package is missing ({error}): "

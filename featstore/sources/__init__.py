@@ -4,7 +4,7 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from featstore.config import SourceConfig
+from featstore.extraction.config import SourceConfig
 from featstore.errors import ConfigError, SourceError, shorten
 from featstore.format.ids import check_sample_ids
 from featstore.format.manifest import WorkRecord

@@ -17,7 +17,7 @@ from distill.config import (
 from distill.options.customkd import CustomKDConfig
 from distill.options.features import FitNetConfig
 from featstore import FeatureStore
-from featstore.config import SourceConfig
+from featstore.extraction.config import SourceConfig
 from featstore.sources import open_source
 from tests.distill.stores import draw_images, write_store
 

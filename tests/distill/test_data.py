@@ -15,7 +15,7 @@ from distill.join import Samples, join, split
 from distill.losses import IGNORE
 from distill.sampler import CANONICAL, Request
 from featstore import FeatureStore
-from featstore.config import SourceConfig
+from featstore.extraction.config import SourceConfig
 from featstore.errors import ConfigError, MissingSamples
 from featstore.sources import open_source
 from featstore.sources.base import Source

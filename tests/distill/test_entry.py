@@ -114,7 +114,7 @@ def test_importing_distill_stays_light() -> None:
     assert launch(sys.executable, "-c", light).returncode == 0
     heavy = (
         "import sys, distill.train, distill.report\n"
-        "assert not {'featstore.teachers', 'featstore.extract', 'open_clip'} & set(sys.modules)"
+        "assert not {'featstore.extraction.teachers', 'featstore.extraction.shards', 'open_clip'} & set(sys.modules)"
     )
     assert launch(sys.executable, "-c", heavy).returncode == 0
 

@@ -19,7 +19,7 @@ from distill.metrics import accuracy, agreement, calibration, feature_quality
 from distill.student import build_student
 from featstore import FeatureStore
 from featstore.errors import ConfigError
-from featstore.processes import start_accelerator
+from featstore.extraction.accelerator import start_accelerator
 from featstore.sources import open_source
 from pipelines.distill import main
 from pipelines.evaluate import main as evaluate_main

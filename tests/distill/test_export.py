@@ -33,7 +33,7 @@ from distill.export.preprocessing import InputSpec, Normalised
 from distill.join import Samples, Split
 from distill.student import build_student
 from featstore import FeatureStore
-from featstore.config import SourceConfig
+from featstore.extraction.config import SourceConfig
 from featstore.errors import ConfigError, StoreWriteError
 from featstore.sources import open_source
 from featstore.sources.base import NO_LABEL

@@ -19,7 +19,7 @@ from distill.export import onnx_model, preprocessing, program
 from distill.export.config import ExportConfig
 from distill.export.edge import export_run
 from distill.export.preprocessing import InputSpec
-from featstore.config import ExtractConfig
+from featstore.extraction.config import ExtractConfig
 from featstore.errors import ConfigError, FeatstoreError
 from pipelines import distill, export, extract
 from pipelines._cli import parse

@@ -15,7 +15,7 @@ from distill.features import Features, Grid, StoredField, find_grid
 from distill.join import Samples, join, match_views
 from distill.sampler import Request, allowed_columns
 from featstore import FeatureStore
-from featstore.config import SourceConfig
+from featstore.extraction.config import SourceConfig
 from featstore.errors import ConfigError, MissingSamples, ViewMismatch
 from featstore.sources import open_source
 from featstore.sources.base import Source

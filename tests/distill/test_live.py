@@ -26,9 +26,9 @@ from distill import task, train
 from distill.config import DistillConfig
 from distill.config import TeacherConfig as FurtherTeacher
 from featstore import FeatureStore
-from featstore.config import ExtractConfig, SourceConfig, StoreConfig, TeacherConfig, ViewsConfig
+from featstore.extraction.config import ExtractConfig, SourceConfig, StoreConfig, TeacherConfig, ViewsConfig
 from featstore.sources import open_source
-from featstore.teachers import Teacher, build_teacher
+from featstore.extraction.teachers import Teacher, build_teacher
 from pipelines import extract
 from tests.conftest import TINY_ARGS
 from tests.distill.conftest import MakeConfig

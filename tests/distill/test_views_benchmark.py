@@ -15,7 +15,7 @@ from distill import task
 from distill.config import DataConfig
 from distill.sampler import JointSampler, Plan, Stream
 from featstore import FeatureStore
-from featstore.config import ExtractConfig, SourceConfig
+from featstore.extraction.config import ExtractConfig, SourceConfig
 from featstore.errors import ConfigError
 from featstore.sources import open_source
 from pipelines import extract

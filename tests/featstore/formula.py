@@ -1,4 +1,4 @@
-"""A teacher that is a formula: everything that ``featstore.extract`` asks of a teacher, in microseconds."""
+"""A teacher that is a formula: everything that ``featstore.extraction.shards`` asks of a teacher, in microseconds."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -8,13 +8,13 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor
 
-from featstore import extract
-from featstore.config import ExtractConfig, SourceConfig, StoreConfig, TeacherConfig, ViewsConfig
-from featstore.design import design_store, forward_dtype
-from featstore.extract import Summary
+from featstore.extraction import shards as extract
+from featstore.extraction.config import ExtractConfig, SourceConfig, StoreConfig, TeacherConfig, ViewsConfig
+from featstore.extraction.new_manifest import design_store, forward_dtype
+from featstore.extraction.shards import Summary
 from featstore.format.manifest import Manifest
 from featstore.sources import open_source
-from featstore.teachers import Teacher
+from featstore.extraction.teachers import Teacher
 from tests.featstore.stores import RULE, TEACHER, Dtype, field
 
 WIDTH = 6

@@ -48,7 +48,7 @@ def run_job(
     log: Path | None = None,
     columns: dict[str, Array] | None = None,
 ) -> Filled:
-    """Make the store if it is not there, and work until it is complete, as ``featstore.extract.run`` does.
+    """Make the store if it is not there, and work until it is complete, as ``featstore.extraction.shards.run`` does.
 
     Args:
         path: of the store.

@@ -11,8 +11,8 @@ import pytest
 import torch
 
 from featstore import FeatureStore
-from featstore.config import SourceConfig, StoreConfig
-from featstore.design import design_store, resolve_precision
+from featstore.extraction.config import SourceConfig, StoreConfig
+from featstore.extraction.new_manifest import design_store, resolve_precision
 from featstore.errors import ConfigError, TeacherError
 from featstore.format.ledger import remove_entries
 from featstore.format.manifest import Int8Encoding

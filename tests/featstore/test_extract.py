@@ -12,10 +12,10 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from featstore import FeatureStore
-from featstore.config import ExtractConfig, SourceConfig, StoreConfig, TeacherConfig, ViewsConfig
-from featstore.design import forward_dtype, resolve_precision
+from featstore.extraction.config import ExtractConfig, SourceConfig, StoreConfig, TeacherConfig, ViewsConfig
+from featstore.extraction.new_manifest import forward_dtype, resolve_precision
 from featstore.errors import ManifestMismatch, MissingSamples, TooManyInvalid
-from featstore.extract import (
+from featstore.extraction.shards import (
     Batch,
     Summary,
     ViewDataset,
@@ -27,7 +27,7 @@ from featstore.format.ids import content_sha256
 from featstore.format.ledger import InvalidRow
 from featstore.format.manifest import PreprocessingRecord
 from featstore.sources import Source, open_source
-from featstore.teachers import Teacher, build_teacher
+from featstore.extraction.teachers import Teacher, build_teacher
 from featstore.format.views import ViewSet
 from tests.conftest import TINY_ARGS
 from tests.featstore.formula import FormulaTeacher, make_config, run

@@ -12,7 +12,7 @@ import pytest
 from featstore import FeatureStore
 from featstore.writing import commit as writer
 from featstore.derive import append as append_module
-from featstore.config import ExtractConfig, SourceConfig, StoreConfig
+from featstore.extraction.config import ExtractConfig, SourceConfig, StoreConfig
 from featstore.errors import (
     ConfigError,
     ManifestMismatch,
@@ -45,8 +45,8 @@ def seen(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     def build(config: object, *, dtype: Any, **rest: object) -> FormulaTeacher:
         return FormulaTeacher(dtype, lambda images, cls: batches.append(len(images)))
 
-    monkeypatch.setattr("featstore.teachers.build_teacher", build)
-    monkeypatch.setattr("featstore.extract.measure", lambda *_, **__: None)
+    monkeypatch.setattr("featstore.extraction.teachers.build_teacher", build)
+    monkeypatch.setattr("featstore.extraction.shards.measure", lambda *_, **__: None)
     return batches
 
 

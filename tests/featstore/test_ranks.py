@@ -11,10 +11,11 @@ from typing import Any
 import pytest
 import torch
 
-from featstore import FeatureStore, extract
+from featstore import FeatureStore
+from featstore.extraction import shards as extract
 from featstore.writing import commit as writer
-from featstore.config import ExtractConfig
-from featstore.design import design_store
+from featstore.extraction.config import ExtractConfig
+from featstore.extraction.new_manifest import design_store
 from featstore.errors import StoreError, StoreNotFound
 from featstore.sources import open_source
 from pipelines import extract as script

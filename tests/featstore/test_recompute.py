@@ -14,10 +14,11 @@ import torch
 from accelerate import Accelerator
 from safetensors.torch import load_file, save_file
 
-from featstore import FeatureStore, extract
+from featstore import FeatureStore
+from featstore.extraction import shards as extract
 from featstore.cli import main
-from featstore.config import ExtractConfig, SourceConfig, StoreConfig, TeacherConfig, ViewsConfig
-from featstore.design import design_store, forward_dtype
+from featstore.extraction.config import ExtractConfig, SourceConfig, StoreConfig, TeacherConfig, ViewsConfig
+from featstore.extraction.new_manifest import design_store, forward_dtype
 from featstore.errors import (
     ConfigError,
     FeatstoreError,
@@ -26,9 +27,9 @@ from featstore.errors import (
     TeacherError,
 )
 from featstore.format.manifest import Int8Encoding, TopKEncoding
-from featstore.recompute import INT8_MOST, Comparison, recompute, tolerance
+from featstore.extraction.recompute import INT8_MOST, Comparison, recompute, tolerance
 from featstore.sources import open_source
-from featstore.teachers import build_teacher
+from featstore.extraction.teachers import build_teacher
 from tests.conftest import TINY_ARGS
 from tests.featstore.hostile import edit_manifest, rewrite
 from tests.images import picture
@@ -408,7 +409,7 @@ def test_the_command_without_what_it_needs(
     """No torch, no source of its own kind, no path: a sentence that says what to do."""
     assert main(command[:4]) == 2
     assert "--source.path is missing" in capsys.readouterr().err
-    monkeypatch.setitem(sys.modules, "featstore.recompute", None)
+    monkeypatch.setitem(sys.modules, "featstore.extraction.recompute", None)
     assert main(command) == 2
     assert "pip install 'featstore-distill[distill]'" in capsys.readouterr().err
     edit_manifest(store, lambda values: values["source"].update(kind="merged"))

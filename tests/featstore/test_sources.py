@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from featstore.config import SourceConfig
+from featstore.extraction.config import SourceConfig
 from featstore.sources.decode import decode_image
 from featstore.errors import SourceError
 from featstore.sources import NO_LABEL, Source, open_source

@@ -16,10 +16,10 @@ from open_clip.transformer import VisionTransformer
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from featstore.config import TeacherConfig
+from featstore.extraction.config import TeacherConfig
 from featstore.errors import TeacherError
 from featstore.format.manifest import PreprocessingRecord, TeacherRecord
-from featstore.teachers import (
+from featstore.extraction.teachers import (
     OpenClipTower,
     Teacher,
     TimmTower,
@@ -528,7 +528,7 @@ def test_real_photos_through_real_weights(tmp_path: Path) -> None:
     from timm.data import create_transform, resolve_model_data_config
 
     from featstore import FeatureStore
-    from featstore.config import ExtractConfig, SourceConfig, StoreConfig
+    from featstore.extraction.config import ExtractConfig, SourceConfig, StoreConfig
     from tests.featstore.formula import run
 
     with np.load(SHARED / "images/caltech101_160.npz", allow_pickle=False) as archive:

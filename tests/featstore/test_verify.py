@@ -11,7 +11,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from featstore import FeatureStore, teachers
+from featstore import FeatureStore
+from featstore.extraction import teachers
 from featstore.maintenance import verify_shard as examine
 from featstore.maintenance import verify as module
 from featstore.format.artefacts import artefact_path, describe, pack

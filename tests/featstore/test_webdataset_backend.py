@@ -272,7 +272,7 @@ def test_ids_must_be_of_the_mirrored_tar(tmp_path: Path) -> None:
 
 def test_work_is_cut_as_the_images_are(tmp_path: Path) -> None:
     """``mirror_work`` gives the names and sizes of a source's tars, also of a part of it; others are refused."""
-    from featstore.config import SourceConfig
+    from featstore.extraction.config import SourceConfig
     from featstore.sources import open_source
 
     for name, keys in (("b/x", "012"), ("b/y", "34"), ("a", "5")):

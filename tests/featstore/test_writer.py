@@ -18,7 +18,7 @@ from featstore.files import atomic
 from featstore.files import locks
 from featstore.files.atomic import write_bytes
 from featstore.containers import make_backend
-from featstore.config import StoreConfig
+from featstore.extraction.config import StoreConfig
 from featstore.errors import StoreBusy, StoreNotFound, StoreWriteError
 from featstore.format.fields import empty_columns
 from featstore.writing.fill import fill

@@ -26,7 +26,7 @@ from tqdm import tqdm
 from featstore.derive.append import Appended, append_alone, check_tars
 from featstore.files.atomic import TEMPORARY_PREFIX
 from featstore.containers import make_backend
-from featstore.config import ExtractConfig
+from featstore.extraction.config import ExtractConfig
 from featstore.derive.compatibility import check_same_rows, renumbered
 from featstore.errors import (
     FeatstoreError,
@@ -36,7 +36,7 @@ from featstore.errors import (
     StoreNotFound,
     shorten,
 )
-from featstore.extract import TEACHER
+from featstore.extraction.shards import TEACHER
 from featstore.format.ids import content_sha256, ids_sha256
 from featstore.format.ledger import ObjectRecord
 from featstore.files.locks import exclusive

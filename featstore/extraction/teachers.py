@@ -16,7 +16,7 @@ from typing import Any, Literal, cast
 import torch
 from torch import Tensor, nn
 
-from featstore.config import TeacherConfig
+from featstore.extraction.config import TeacherConfig
 from featstore.sources.decode import DECODE_RULE
 from featstore.errors import TeacherError, shorten
 from featstore.format.manifest import (

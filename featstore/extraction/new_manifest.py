@@ -23,9 +23,9 @@ from featstore import __version__
 from featstore.format.artefacts import describe, pack
 from featstore.containers.base import Array
 from featstore.derive.composition import artefact_bytes
-from featstore.config import ExtractConfig
+from featstore.extraction.config import ExtractConfig
 from featstore.errors import FeatstoreError, TeacherError
-from featstore.extract import TEACHER, ViewDataset, refuse_non_finite, run_teacher
+from featstore.extraction.shards import TEACHER, ViewDataset, refuse_non_finite, run_teacher
 from featstore.format.ids import ids_sha256
 from featstore.format.manifest import (
     MANIFEST_NAME,
@@ -43,7 +43,7 @@ from featstore.planning.costs import shard_rows
 from featstore.format.int8 import calibrate
 from featstore.reading.store import FeatureStore
 from featstore.sources import Source, mirror_work
-from featstore.teachers import Precision, Teacher, best_precision
+from featstore.extraction.teachers import Precision, Teacher, best_precision
 from featstore.format.views import ViewSet, make_views
 
 MOST_NUMBERS = 2**24

@@ -29,7 +29,7 @@ from tqdm import tqdm
 from featstore.format.artefacts import read_channels
 from featstore.containers import make_backend
 from featstore.containers.base import Array
-from featstore.config import ExtractConfig
+from featstore.extraction.config import ExtractConfig
 from featstore.sources.decode import decode_image
 from featstore.errors import (
     DecodeError,
@@ -55,7 +55,7 @@ from featstore.planning.costs import Plan, Rates, make_plan
 from featstore.format.int8 import Channels
 from featstore.reading.store import FeatureStore
 from featstore.sources import NO_LABEL, Source
-from featstore.teachers import Teacher
+from featstore.extraction.teachers import Teacher
 from featstore.reading.torch_data import TORCH_DTYPES, as_array
 from featstore.format.views import ViewSet, cut, view_box
 from featstore.writing.commit import (
@@ -299,7 +299,7 @@ def run(
 
     Args:
         config: the settings.
-        manifest: of the store, made or not, from ``featstore.design``.
+        manifest: of the store, made or not, from ``featstore.extraction.new_manifest``.
         source: the images.
         teacher: the frozen model.
         accelerator: this process among the others.

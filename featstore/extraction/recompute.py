@@ -17,7 +17,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from featstore.config import SourceConfig, TeacherConfig
+from featstore.extraction.config import SourceConfig, TeacherConfig
 from featstore.errors import (
     ConfigError,
     ManifestMismatch,
@@ -26,7 +26,7 @@ from featstore.errors import (
     printable,
     shorten,
 )
-from featstore.extract import ViewDataset, run_teacher
+from featstore.extraction.shards import ViewDataset, run_teacher
 from featstore.format.manifest import (
     FieldRecord,
     Int8Encoding,
@@ -36,7 +36,7 @@ from featstore.format.manifest import (
 )
 from featstore.reading.store import FeatureStore
 from featstore.sources import Source, open_source
-from featstore.teachers import Teacher, build_teacher
+from featstore.extraction.teachers import Teacher, build_teacher
 
 Array = npt.NDArray[Any]
 

@@ -1,0 +1,1 @@
+"""Images and a frozen teacher -> a store. The only part that needs torch."""
