@@ -98,7 +98,7 @@ def run(commands: Sequence[Sequence[str]], extras: Sequence[str]) -> int:
             del sys.modules[name]
     absent = [name for name in ("torch", "timm", "accelerate", "scipy") if find_spec(name) is None]
     assert len(absent) == 4, absent
-    from featstore.cli import main
+    from featstore.cli.main import main
 
     for command in commands:
         print(f"$ featstore {' '.join(command)}", flush=True)

@@ -124,9 +124,9 @@ def test_featstore_is_light() -> None:
     So that a wrong flag fails at once, and that a team that wants rows of numbers needs no torch.
     """
     loaded = loaded_after(
-        "import featstore, featstore.cli, featstore.extraction.config, distill.config, pipelines._cli\n"
+        "import featstore, featstore.cli.main, featstore.extraction.config, distill.config, pipelines._cli\n"
         "assert featstore.FeatureStore and featstore.read_manifest\n"
-        "import featstore.maintenance.verify, featstore.commands.inspect, featstore.commands.plan, featstore.planning.doctor\n"
+        "import featstore.maintenance.verify, featstore.cli.inspect, featstore.cli.plan, featstore.planning.doctor\n"
         "from pipelines import extract, distill\n"
         "from featstore.extraction.config import ExtractConfig\n"
         "assert pipelines._cli.parse(ExtractConfig, default_recipe=extract.DEFAULT_RECIPE, argv=[]).workers"

@@ -16,7 +16,7 @@ import torch
 from distill.config import DataConfig, DistillConfig, EvalConfig, StudentConfig, TrainConfig
 from distill.config import TeacherConfig as FurtherTeacher
 from featstore import FeatureStore
-from featstore.cli import main
+from featstore.cli.main import main
 from featstore.extraction.config import ExtractConfig, SourceConfig, StoreConfig, TeacherConfig
 from featstore.format.ids import content_sha256
 from pipelines import distill, extract

@@ -27,7 +27,7 @@ from typing import Any
 import google_crc32c
 import numpy as np
 
-from featstore import cli
+from featstore.cli.main import main as cli
 from featstore.containers import make_backend
 from featstore.errors import FeatstoreError
 from featstore.format.fields import empty_columns
@@ -409,7 +409,7 @@ def attempt(operations: dict[str, Callable[[], str]]) -> Iterator[tuple[str, str
 
 
 def run_command(name: str, argv: tuple[str, ...], paths: dict[str, Path]) -> str:
-    """Run a command as ``featstore.cli.main`` does; its arguments are parsed once for all stores."""
+    """Run a command as ``featstore.cli.main.main`` does; its arguments are parsed once for all stores."""
     if (name, argv) not in _parsed:
         places = [] if name == "card" else ["x"] * len(paths)
         words = [name, *argv, *(["x", "--out", "x"] if name == "card" else places)]

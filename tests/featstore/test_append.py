@@ -16,7 +16,7 @@ from featstore import FeatureStore
 from featstore.files import atomic
 from featstore.derive import append as module
 from featstore.derive.append import append
-from featstore.cli import main
+from featstore.cli.main import main
 from featstore.derive.subset import subset
 from featstore.errors import (
     ConfigError,

@@ -26,7 +26,7 @@ from featstore.card.pictures import thumbnails
 from featstore.card.statement import NOTES_BEGIN, Statement, hub_licence, read_card
 from featstore.card.statistics import measure
 from featstore.card.survey import draw, survey
-from featstore.cli import main
+from featstore.cli.main import main
 from featstore.errors import ConfigError
 from featstore.reading.store import FeatureStore
 from featstore.writing.commit import text_column

@@ -15,10 +15,10 @@ from featstore.maintenance import list_and_delete as lifecycle
 from featstore.reading import store as reader
 from featstore.files import locks
 from featstore.files import untrusted as plainfiles
-from featstore.cli import COMMANDS, main
-from featstore.commands import inspect
-from featstore.commands import plan as plan_command
-from featstore.commands.inspect import SHOWN
+from featstore.cli.main import COMMANDS, main
+from featstore.cli.main import inspect
+from featstore.cli.main import plan as plan_command
+from featstore.cli.inspect import SHOWN
 from featstore.format.ledger import entry_path, remove_entries
 from tests.conftest import ROOT
 from tests.featstore import golden
@@ -182,7 +182,7 @@ def test_help_needs_no_library(arguments: list[str], heavy: str) -> None:
     """Help answers before anything heavy is imported, which is what takes the time; that of a command before torch."""
     code = (
         "import sys\n"
-        "from featstore.cli import main\n"
+        "from featstore.cli.main import main\n"
         "try: main(sys.argv[1:])\n"
         "except SystemExit: pass\n"
         f"print(sorted(set({heavy!r}.split()) & sys.modules.keys()))"

@@ -15,7 +15,7 @@ from featstore import FeatureStore
 from featstore.reading import stored_rows as rowreader
 from featstore.writing import commit as writer
 from featstore.derive.split import assign, choose, content_keys, split
-from featstore.cli import main
+from featstore.cli.main import main
 from featstore.derive.subset import subset
 from featstore.derive.convert import convert
 from featstore.errors import ConfigError, MissingSamples, ShardCorrupt, StoreIncomplete

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from featstore.planning import doctor
-from featstore.cli import main
+from featstore.cli.main import main
 from featstore.planning.doctor import Check
 from featstore.errors import StoreWriteError
 from tests.conftest import ROOT

@@ -15,7 +15,7 @@ from scipy.sparse.csgraph import connected_components
 
 from featstore import FeatureStore
 from featstore.duplicates.groups import near as neighbours
-from featstore.cli import main
+from featstore.cli.main import main
 from featstore.duplicates.groups import (
     TEST,
     Pairs,
@@ -335,7 +335,7 @@ def test_parts_of_the_command(
 def test_recipes_of_the_repository_have_parts() -> None:
     """Their data sections are understood as distill.py understands them."""
     from distill.config import DataConfig
-    from featstore.commands.duplicates import _recipe_patterns
+    from featstore.cli.duplicates import _recipe_patterns
 
     paths = sorted((ROOT / "pipelines/recipes").rglob("distill.yaml"))
     assert len(paths) > 3

@@ -15,7 +15,7 @@ import pytest
 
 from featstore import FeatureStore
 from featstore.derive import export as library
-from featstore.cli import main
+from featstore.cli.main import main
 from featstore.errors import (
     ConfigError,
     StoreBusy,

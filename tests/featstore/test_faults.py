@@ -13,7 +13,7 @@ import numpy.typing as npt
 import pytest
 
 from featstore import FeatureStore
-from featstore.cli import main
+from featstore.cli.main import main
 from featstore.errors import FeatstoreError, RemoteError, ShardCorrupt
 from featstore.places.base import Retry
 from featstore.reading.cached.cache import CacheConfig

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from featstore import FeatureStore
 from featstore.writing import commit as writer
 from featstore.format.artefacts import describe, pack
-from featstore.cli import main
+from featstore.cli.main import main
 from featstore.derive.subset import subset
 from featstore.errors import ConfigError, ManifestMismatch, StoreIncomplete
 from featstore.format.manifest import Container

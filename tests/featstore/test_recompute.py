@@ -16,7 +16,7 @@ from safetensors.torch import load_file, save_file
 
 from featstore import FeatureStore
 from featstore.extraction import shards as extract
-from featstore.cli import main
+from featstore.cli.main import main
 from featstore.extraction.config import ExtractConfig, SourceConfig, StoreConfig, TeacherConfig, ViewsConfig
 from featstore.extraction.new_manifest import design_store, forward_dtype
 from featstore.errors import (

@@ -18,8 +18,8 @@ import numpy as np
 import pytest
 
 from featstore import FeatureStore
-from featstore.cli import main
-from featstore.commands import inspect
+from featstore.cli.main import main
+from featstore.cli.main import inspect
 from featstore.errors import (
     ConfigError,
     MissingSamples,

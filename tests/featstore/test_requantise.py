@@ -12,7 +12,7 @@ import pytest
 
 from featstore import FeatureStore
 from featstore.writing import commit as writer
-from featstore.cli import main
+from featstore.cli.main import main
 from featstore.errors import ConfigError, ManifestMismatch, ShardCorrupt, StoreIncomplete
 from featstore.format.fields import numpy_dtype
 from featstore.format.ledger import read_complete, remove_entries
@@ -230,7 +230,7 @@ def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None
     assert main(["requantise", str(out), str(tmp_path / "x"), "--dtype", "float32"]) == 2
     assert "--allow-widening" in capsys.readouterr().err
     code = (
-        "import sys; from featstore.cli import main; "
+        "import sys; from featstore.cli.main import main; "
         f"main(['requantise', {str(path)!r}, {str(tmp_path / 'y')!r}, '--dtype', 'int8']); "
         "assert 'torch' not in sys.modules"
     )

@@ -19,7 +19,7 @@ from cryptography.hazmat.primitives.serialization import (
     PublicFormat,
 )
 
-from featstore.cli import main
+from featstore.cli.main import main
 from featstore.errors import ConfigError, StoreError, StoreIncomplete
 from featstore.format.ledger import entry_path, mark_complete, read_entry, remove_entries
 from featstore.format.manifest import read_manifest

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 from featstore import FeatureStore
-from featstore.cli import main
+from featstore.cli.main import main
 from featstore.derive.subset import subset
 from featstore.errors import (
     ConfigError,

@@ -5,7 +5,7 @@ import json
 import sys
 from pathlib import Path
 
-from featstore.commands.stores import as_json, table
+from featstore.cli.store_table import as_json, table
 from featstore.errors import ConfigError
 from featstore.maintenance.list_and_delete import Summary, check_deletable, delete_store, summarise
 

@@ -5,8 +5,8 @@ import json
 from collections import Counter
 from typing import Any
 
-from featstore.commands import duplicates
-from featstore.commands.arguments import store_address
+from featstore.cli.main import duplicates
+from featstore.cli.arguments import store_address
 from featstore.errors import printable
 from featstore.format.ledger import read_complete
 from featstore.format.manifest import (

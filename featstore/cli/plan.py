@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from featstore.planning.types_and_codecs import measured_choices, sample_rows
-from featstore.commands.arguments import positive, store_address
+from featstore.cli.arguments import positive, store_address
 from featstore.errors import ConfigError
 from featstore.format.ids import check_name
 from featstore.format.manifest import FieldRecord

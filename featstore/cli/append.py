@@ -5,7 +5,7 @@ import json
 from pathlib import Path
 
 from featstore.derive.append import append
-from featstore.commands.progress import shard_bar
+from featstore.cli.progress_bar import shard_bar
 
 DESCRIPTION = """\
 Put the rows of a store of new images behind those of a finished store that was made alike. Old rows keep number, bytes

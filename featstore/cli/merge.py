@@ -4,8 +4,8 @@ import argparse
 import json
 from pathlib import Path
 
-from featstore.commands.arguments import names
-from featstore.commands.progress import shard_bar
+from featstore.cli.arguments import names
+from featstore.cli.progress_bar import shard_bar
 from featstore.errors import ConfigError
 from featstore.derive.merge import Merged, merge
 

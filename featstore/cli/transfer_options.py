@@ -10,7 +10,7 @@ from dataclasses import asdict
 
 from tqdm import tqdm
 
-from featstore.commands.arguments import names, positive, row_range
+from featstore.cli.arguments import names, positive, row_range
 from featstore.files.disk import format_bytes, format_seconds
 from featstore.sharing.part import Part
 from featstore.sharing.progress import Progress, Report

@@ -5,7 +5,7 @@ import json
 from pathlib import Path
 
 from featstore.derive.split import split
-from featstore.commands.progress import shard_bar
+from featstore.cli.progress_bar import shard_bar
 from featstore.errors import ConfigError
 
 DESCRIPTION = """\

@@ -13,7 +13,7 @@ from tqdm import tqdm
 
 from featstore.maintenance import signing
 from featstore.maintenance import verify as library
-from featstore.commands.arguments import positive, store_folder
+from featstore.cli.arguments import positive, store_folder
 from featstore.extraction.config import SourceConfig
 from featstore.errors import ConfigError, printable, shorten
 from featstore.format.manifest import read_manifest

@@ -4,7 +4,7 @@ import argparse
 import json
 from pathlib import Path
 
-from featstore.commands.stores import as_json, table
+from featstore.cli.store_table import as_json, table
 from featstore.maintenance.list_and_delete import find_stores
 
 DESCRIPTION = (

@@ -2,8 +2,8 @@
 
 import argparse
 
-from featstore.commands.arguments import store_folder
-from featstore.commands.moving import add_transfer_arguments, byte_bar, part_of, print_report
+from featstore.cli.arguments import store_folder
+from featstore.cli.transfer_options import add_transfer_arguments, byte_bar, part_of, print_report
 from featstore.sharing.push import pull
 
 DESCRIPTION = """\

@@ -105,7 +105,7 @@ def _parser(asked: str) -> argparse.ArgumentParser:
             allow_abbrev=False,
         )
         if name == asked:
-            module = importlib.import_module(f"featstore.commands.{name.replace('-', '_')}")
+            module = importlib.import_module(f"featstore.cli.{name.replace('-', '_')}")
             command.description = module.DESCRIPTION
             command.add_argument(
                 "--json", action="store_true", help="print one JSON value, for scripts"

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
-from featstore.commands.arguments import positive
+from featstore.cli.arguments import positive
 from featstore.duplicates.groups import (
     TEST,
     THRESHOLD,

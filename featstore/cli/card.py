@@ -9,7 +9,7 @@ from tqdm import tqdm
 
 from featstore.files.atomic import write_bytes
 from featstore.card.statement import Statement, read_card
-from featstore.commands.arguments import positive, store_folder
+from featstore.cli.arguments import positive, store_folder
 from featstore.errors import ConfigError
 from featstore.format.manifest import Manifest
 from featstore.reading.store import FeatureStore

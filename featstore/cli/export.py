@@ -7,7 +7,7 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from featstore.commands.arguments import names, store_address
+from featstore.cli.arguments import names, store_address
 from featstore.derive.export import export
 from featstore.files.disk import format_bytes
 

@@ -6,8 +6,8 @@ from pathlib import Path
 from typing import Any
 
 from featstore.derive import requantise as library
-from featstore.commands.arguments import positive
-from featstore.commands.progress import shard_bar
+from featstore.cli.arguments import positive
+from featstore.cli.progress_bar import shard_bar
 from featstore.derive.requantise import Change
 
 DESCRIPTION = """\

@@ -4,8 +4,8 @@ import argparse
 import json
 from pathlib import Path
 
-from featstore.commands.arguments import positive
-from featstore.commands.progress import shard_bar
+from featstore.cli.arguments import positive
+from featstore.cli.progress_bar import shard_bar
 from featstore.derive.convert import convert
 
 DESCRIPTION = """\
