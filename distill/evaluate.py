@@ -15,11 +15,11 @@ from torch import Tensor
 from distill.config import CorruptionName, EvalConfig
 from distill.corruptions import CORRUPTIONS, SEVERITIES, corrupt
 from distill.data import PictureCache, Pictures, ViewRule, load
-from distill.diagnostics import linear_cka, mean_norm, thin_out
+from distill.measures.feature_similarity import linear_cka, mean_norm, thin_out
 from distill.join import Samples, Split
-from distill.metrics import accuracy, agreement, calibration, feature_quality
+from distill.measures.metrics import accuracy, agreement, calibration, feature_quality
 from distill.predictions import Predictions, predictions
-from distill.probe import LinearProbe
+from distill.measures.linear_probe import LinearProbe
 from distill.sampler import CANONICAL, Indices, Request
 from distill.student import Student, evaluating
 from distill.task import Task, few

@@ -10,10 +10,10 @@ import torch
 
 from distill.config import DataConfig, EvalConfig, TeacherConfig
 from distill.data import BatchMaker, Changes, PictureCache, ViewDataset, ViewRule
-from distill.diagnostics import thin_out, top1
+from distill.measures.feature_similarity import thin_out, top1
 from distill.features import Features, Grid, StoredField, check_vector, reference_column
 from distill.join import Samples, Split, join, match_views, split
-from distill.probe import LinearProbe, fit_probe
+from distill.measures.linear_probe import LinearProbe, fit_probe
 from distill.sampler import Indices, ViewPicker, allowed_columns
 from distill.student import Student
 from featstore import FeatureStore

@@ -19,7 +19,7 @@ from tqdm import tqdm
 from distill import checkpoint, predictions, report, runs
 from distill.config import DistillConfig
 from distill.data import Batch, BatchMaker, Changes, Pictures, load
-from distill.diagnostics import top1
+from distill.measures.feature_similarity import top1
 from distill.evaluate import evaluate, run_student
 from distill.export import export
 from distill.join import Split
@@ -27,7 +27,7 @@ from distill.methods import METHODS, Method, Output, Setup, Trainee
 from distill.methods.base import Needs, Part, Side
 from distill.optim import Meter, make_optimiser, read_terms
 from distill.partners import PARTNERS, Partner
-from distill.probe import LinearProbe
+from distill.measures.linear_probe import LinearProbe
 from distill.sampler import Indices, JointSampler, Plan, Stream, make_plan
 from distill.student import Student, build_student
 from distill.task import Task

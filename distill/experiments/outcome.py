@@ -8,7 +8,7 @@ from distill import predictions
 from distill.experiments.plan import Row, Run
 from distill.experiments.pool import Failure
 from distill.experiments.tune import Choice
-from distill.statistics import PairedTest, holm, mcnemar, paired_test
+from distill.measures.paired_tests import PairedTest, holm, mcnemar, paired_test
 
 
 @dataclass(frozen=True)

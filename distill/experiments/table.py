@@ -13,7 +13,7 @@ from distill.experiments.cost import Cost
 from distill.experiments.outcome import Images, RowResult
 from distill.experiments.plan import describe
 from distill.experiments.spec import Experiment
-from distill.statistics import detectable, sign_test
+from distill.measures.paired_tests import detectable, sign_test
 from featstore.files.atomic import write_bytes
 from featstore.files.disk import format_bytes
 

@@ -21,7 +21,7 @@ from distill.methods import METHODS
 from distill.methods.base import Needs
 from distill.options.augment import PhotometricConfig
 from distill.partners import PARTNERS
-from distill.probe import LinearProbe
+from distill.measures.linear_probe import LinearProbe
 from distill.sampler import CANONICAL, make_plan
 from distill.student import build_student
 from distill.task import Task

@@ -22,7 +22,7 @@ from distill.data import Batch
 from distill.features import Features, Grid
 from distill.join import Samples, Split
 from distill.options.common import Norm
-from distill.probe import LinearProbe
+from distill.measures.linear_probe import LinearProbe
 from distill.sampler import Indices, ViewPicker
 from distill.student import Student
 

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from distill.alignment import FeatureNorm
-from distill.diagnostics import linear_cka, mean_norm, mean_variance, thin_out, top1
+from distill.measures.feature_similarity import linear_cka, mean_norm, mean_variance, thin_out, top1
 from distill.methods.base import Setup
 from distill.sampler import Indices
 

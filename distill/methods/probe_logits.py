@@ -16,7 +16,7 @@ from distill.losses import cross_entropy
 from distill.losses.logits import target_classes
 from distill.methods.base import Method, Output, Setup
 from distill.options.logits import Target
-from distill.probe import LinearProbe
+from distill.measures.linear_probe import LinearProbe
 from distill.student import Student
 
 

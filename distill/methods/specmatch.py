@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from distill.data import Batch
-from distill.diagnostics import thin_out
+from distill.measures.feature_similarity import thin_out
 from distill.losses import cross_entropy
 from distill.losses.features import spectral_match
 from distill.methods.base import Method, Output, Setup, Side

@@ -9,7 +9,7 @@ import numpy as np
 
 from distill.pages import tables
 from distill.pages.folder import BASELINE, Row, Run, conditions, find_baseline
-from distill.statistics import holm, mcnemar, paired_test
+from distill.measures.paired_tests import holm, mcnemar, paired_test
 
 COMPETITOR = "kd"
 """The baseline that uses the same stored features in the plainest way: logits of a linear probe."""

@@ -14,7 +14,7 @@ from PIL import Image
 from scipy.special import logsumexp
 from torch import Tensor
 
-from distill.diagnostics import thin_out
+from distill.measures.feature_similarity import thin_out
 from distill.evaluate import Evaluation
 from distill.join import Samples
 from distill.pages.folder import EXTRACTION, FEATURE_MAP, HARDEST, REPORT, Row

@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 
 from distill import predictions
-from distill.metrics import accuracy, agreement, calibration
+from distill.measures.metrics import accuracy, agreement, calibration
 from distill.pages import keep
 from distill.pages.folder import REPORT, Row
 from distill.pages.tables import write_csv

@@ -15,7 +15,7 @@ from distill.join import Split
 from distill.losses import IGNORE
 from distill.methods.base import Output, Setup, Trainee
 from distill.partners import PARTNERS
-from distill.probe import LinearProbe
+from distill.measures.linear_probe import LinearProbe
 from distill.student import Student, StudentOutput
 
 CLASSES, WIDTH, PIXELS, STORED = 3, 4, 6, 5

@@ -15,7 +15,7 @@ from sklearn.neighbors import KNeighborsClassifier
 from distill import predictions, task
 from distill.config import EvalConfig, EvaluateConfig
 from distill.evaluate import Evaluation, corruption_names, evaluate
-from distill.metrics import accuracy, agreement, calibration, feature_quality
+from distill.measures.metrics import accuracy, agreement, calibration, feature_quality
 from distill.student import build_student
 from featstore import FeatureStore
 from featstore.errors import ConfigError

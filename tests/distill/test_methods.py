@@ -14,7 +14,7 @@ from distill.config import DistillConfig
 from distill.losses.logits import dist, dkd, kd_kl, logit_mse, target_classes
 from distill.methods.base import Needs
 from distill.methods.customkd import CustomKD
-from distill.probe import fit_probe
+from distill.measures.linear_probe import fit_probe
 from featstore import FeatureStore
 from featstore.errors import ConfigError
 from featstore.sources import open_source

@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 
-from distill.statistics import detectable, holm, mcnemar, paired_test, sign_test
+from distill.measures.paired_tests import detectable, holm, mcnemar, paired_test, sign_test
 
 
 def test_paired_t_of_three_pairs() -> None:

@@ -20,7 +20,7 @@ from distill import task, train
 from distill.config import DistillConfig
 from distill.methods.labels import Labels
 from distill.optim import TrainingDiverged, make_optimiser
-from distill.probe import LinearProbe
+from distill.measures.linear_probe import LinearProbe
 from featstore import FeatureStore
 from featstore.errors import ConfigError, ViewMismatch
 from featstore.sources import open_source

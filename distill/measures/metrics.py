@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from distill.diagnostics import top1
-from distill.probe import fit_probe
+from distill.measures.feature_similarity import top1
+from distill.measures.linear_probe import fit_probe
 
 
 def accuracy(logits_NK: Tensor, labels_N: Tensor, class_names: tuple[str, ...]) -> dict[str, Any]:

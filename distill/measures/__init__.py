@@ -1,0 +1,1 @@
+"""Numbers from arrays: accuracy, calibration, feature similarity, paired tests, linear probe."""
