@@ -21,7 +21,7 @@ from distill.measures.metrics import accuracy, agreement, calibration, feature_q
 from distill.predictions import Predictions, predictions
 from distill.measures.linear_probe import LinearProbe
 from distill.sampler import CANONICAL, Indices, Request
-from distill.student import Student, evaluating
+from distill.student.model import Student, evaluating
 from distill.task import Task, few
 from featstore.errors import ConfigError, shorten
 

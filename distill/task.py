@@ -15,7 +15,7 @@ from distill.features import Features, Grid, StoredField, check_vector, referenc
 from distill.join import Samples, Split, join, match_views, split
 from distill.measures.linear_probe import LinearProbe, fit_probe
 from distill.sampler import Indices, ViewPicker, allowed_columns
-from distill.student import Student
+from distill.student.model import Student
 from featstore import FeatureStore
 from featstore.errors import ConfigError
 from featstore.sources.base import Source

@@ -29,7 +29,7 @@ from distill.optim import Meter, make_optimiser, read_terms
 from distill.partners import PARTNERS, Partner
 from distill.measures.linear_probe import LinearProbe
 from distill.sampler import Indices, JointSampler, Plan, Stream, make_plan
-from distill.student import Student, build_student
+from distill.student.model import Student, build_student
 from distill.task import Task
 from featstore.files.atomic import write_bytes
 from featstore.errors import ConfigError

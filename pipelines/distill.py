@@ -27,7 +27,7 @@ def main(config: DistillConfig) -> list[dict[str, object]]:
     """
     from distill import report, task, train
     from distill.export import snippet
-    from distill.student import build_student
+    from distill.student.model import build_student
     from featstore import FeatureStore
     from featstore.sources import open_source
 

@@ -23,7 +23,7 @@ from distill.options.augment import PhotometricConfig
 from distill.partners import PARTNERS
 from distill.measures.linear_probe import LinearProbe
 from distill.sampler import CANONICAL, make_plan
-from distill.student import build_student
+from distill.student.model import build_student
 from distill.task import Task
 from featstore import FeatureStore
 from featstore.errors import FeatstoreError

@@ -32,7 +32,7 @@ from distill.export.parity import answers, torch_runner
 from distill.export.quiet import reason
 from distill.export.work import Say, Work
 from distill.runs import write_json
-from distill.student import Student
+from distill.student.model import Student
 from featstore.files.atomic import make_folder, refused, sync_tree
 from featstore.errors import ConfigError
 

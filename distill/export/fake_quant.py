@@ -13,7 +13,7 @@ from timm.layers.activations import HardSigmoid, HardSwish, Swish
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
-from distill.student import Student
+from distill.student.model import Student
 
 MOMENTUM = 0.05
 """Weight of a batch in the moving range of its values."""

@@ -15,7 +15,7 @@ from distill.data import ViewRule
 from distill.evaluate import check_classes
 from distill.export.run_files import load_exported, store_fingerprints, teachers_of
 from distill.join import Split
-from distill.student import Student
+from distill.student.model import Student
 from distill.task import Task
 from featstore import FeatureStore
 from featstore.errors import ConfigError, StoreNotFound

@@ -12,7 +12,7 @@ from distill.data import ViewRule, load
 from distill.export.config import CalibrationConfig
 from distill.join import Samples, Split
 from distill.sampler import CANONICAL, Indices, Request
-from distill.student import Student
+from distill.student.model import Student
 from distill.task import Task
 from featstore.errors import ConfigError
 from featstore.sources.base import NO_LABEL

@@ -11,7 +11,7 @@ import torch
 from scipy.special import log_softmax
 
 from distill.export.images import Pixels
-from distill.student import Student
+from distill.student.model import Student
 
 Logits = npt.NDArray[np.float32]
 Runner = Callable[[Pixels], Logits]

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from distill.data import ViewRule
 from distill.export.images import Pixels
-from distill.student import Student
+from distill.student.model import Student
 from featstore.files.atomic import write_bytes
 from featstore.format.views import canonical_box, cut
 

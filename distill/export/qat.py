@@ -13,7 +13,7 @@ from distill.export.fake_quant import attach, plain_weights
 from distill.export.finished import FinishedRun, RunData
 from distill.export.quantise import Setting
 from distill.export.run_files import WEIGHTS
-from distill.student import Student, build_student
+from distill.student.model import Student, build_student
 from distill.train import Loop, make_accelerator
 
 FOLDER = "qat"

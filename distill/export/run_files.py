@@ -11,7 +11,7 @@ from distill.config import StudentConfig
 from distill.features import StoredField
 from distill.join import Samples
 from distill.runs import write_json
-from distill.student import Student, build_student
+from distill.student.model import Student, build_student
 from distill.task import Task
 from featstore.files.atomic import write_bytes
 from featstore.errors import ConfigError

@@ -11,7 +11,7 @@ from safetensors.torch import save
 from distill.data import ViewRule
 from distill.export.run_files import plain_state, teachers_of
 from distill.runs import write_json
-from distill.student import Student
+from distill.student.model import Student
 from featstore.files.atomic import write_bytes
 
 WEIGHTS = "model.safetensors"

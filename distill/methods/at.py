@@ -11,7 +11,7 @@ from distill.data import Batch
 from distill.losses import cross_entropy
 from distill.losses.features import attention_transfer
 from distill.methods.base import Method, Needs, Output, Setup
-from distill.student import Student
+from distill.student.model import Student
 from featstore.errors import ConfigError
 
 

@@ -24,7 +24,7 @@ from distill.join import Samples, Split
 from distill.options.common import Norm
 from distill.measures.linear_probe import LinearProbe
 from distill.sampler import Indices, ViewPicker
-from distill.student import Student
+from distill.student.model import Student
 
 Tap = Literal["feature", "map", "stages"]
 """What of the student a side module is applied to: its pre-logits, its last feature map, or the maps of all stages."""

@@ -23,7 +23,7 @@ from distill.losses import IGNORE, cross_entropy
 from distill.losses.contrast import nce
 from distill.losses.features import unit
 from distill.methods.base import Method, Output, Setup, Side
-from distill.student import Student
+from distill.student.model import Student
 
 SIDES = ("student_embedding", "teacher_embedding")
 

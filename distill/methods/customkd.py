@@ -32,7 +32,7 @@ from distill.methods.customkd_watch import Watch
 from distill.methods.probe_logits import classes_of, probe_layer, ramp, set_probe
 from distill.options.customkd import CustomKDConfig
 from distill.measures.linear_probe import fit_probe
-from distill.student import Student
+from distill.student.model import Student
 from featstore.errors import ConfigError
 
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {

@@ -11,7 +11,7 @@ from torch import Tensor
 from distill.losses.logits import dkd
 from distill.methods.base import Setup
 from distill.methods.probe_logits import ProbeLogits, classes_of, ramp
-from distill.student import Student
+from distill.student.model import Student
 
 
 class DKD(ProbeLogits):

@@ -15,7 +15,7 @@ from distill.data import Batch
 from distill.losses import cross_entropy
 from distill.losses.features import feature_mse, map_mse, resize_map
 from distill.methods.base import Method, Needs, Output, Setup, Side
-from distill.student import Student
+from distill.student.model import Student
 
 
 class FitNet(Method):

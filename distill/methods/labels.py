@@ -6,7 +6,7 @@ from distill.config import DistillConfig
 from distill.data import Batch
 from distill.losses import cross_entropy
 from distill.methods.base import Method, Needs, Output
-from distill.student import Student
+from distill.student.model import Student
 
 
 class Labels(Method):

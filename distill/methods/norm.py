@@ -20,7 +20,7 @@ from distill.data import Batch
 from distill.losses import cross_entropy
 from distill.losses.features import many_to_one_mse
 from distill.methods.base import ADAPTER, Method, Output, Setup, Side
-from distill.student import Student
+from distill.student.model import Student
 from featstore.errors import ConfigError
 
 

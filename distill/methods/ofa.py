@@ -16,7 +16,7 @@ from distill.data import Batch
 from distill.losses.logits import ofa
 from distill.methods.base import Output, Setup, Side
 from distill.methods.probe_logits import ProbeLogits, classes_of
-from distill.student import Student
+from distill.student.model import Student
 from featstore.errors import ConfigError
 
 

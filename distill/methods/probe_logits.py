@@ -17,7 +17,7 @@ from distill.losses.logits import target_classes
 from distill.methods.base import Method, Output, Setup
 from distill.options.logits import Target
 from distill.measures.linear_probe import LinearProbe
-from distill.student import Student
+from distill.student.model import Student
 
 
 def probe_layer(probe: LinearProbe, device: torch.device) -> nn.Linear:

@@ -16,7 +16,7 @@ from distill.data import Batch
 from distill.losses import cross_entropy
 from distill.losses.contrast import queue_kl
 from distill.methods.base import Method, Output, Setup, Side
-from distill.student import Student
+from distill.student.model import Student
 
 
 class QueueKL(Method):

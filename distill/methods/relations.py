@@ -20,7 +20,7 @@ from distill.losses import cross_entropy
 from distill.losses.relations import cc, cc_crd, pkt, rkd_angle, rkd_distance, sp
 from distill.methods.base import Method, Output, Setup, Side
 from distill.options.common import Norm
-from distill.student import Student
+from distill.student.model import Student
 
 
 class Relational(Method):

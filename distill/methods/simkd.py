@@ -17,7 +17,7 @@ from distill.data import Batch
 from distill.losses import cross_entropy, feature_mse
 from distill.methods.base import Method, Output, Setup, Side
 from distill.methods.probe_logits import probe_layer
-from distill.student import Student
+from distill.student.model import Student
 from featstore.errors import ConfigError
 
 

@@ -17,7 +17,7 @@ from distill.measures.feature_similarity import thin_out
 from distill.losses import cross_entropy
 from distill.losses.features import spectral_match
 from distill.methods.base import Method, Output, Setup, Side
-from distill.student import Student
+from distill.student.model import Student
 
 MEASURED = 65_536
 """Most training images that the basis is computed from."""

@@ -13,7 +13,7 @@ from distill.losses import cross_entropy, feature_mse
 from distill.losses.logits import logit_mse
 from distill.methods.base import Method, Output, Setup, Side
 from distill.methods.probe_logits import probe_layer
-from distill.student import Student
+from distill.student.model import Student
 
 
 class SRD(Method):

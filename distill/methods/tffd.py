@@ -19,7 +19,7 @@ from distill.data import Batch
 from distill.losses import cross_entropy
 from distill.losses.features import between_stages, within_stage
 from distill.methods.base import Method, Needs, Output, Side
-from distill.student import Student
+from distill.student.model import Student
 
 
 class TfFD(Method):

@@ -20,7 +20,7 @@ from distill.losses.semisupervised import align, probabilities
 from distill.methods.base import Output, Setup
 from distill.partners.progress import Progress
 from distill.partners.selftraining import SelfTraining, follow
-from distill.student import Student
+from distill.student.model import Student
 
 
 class AdaMatch(SelfTraining):

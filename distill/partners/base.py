@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from distill.config import DistillConfig
 from distill.data import Batch
 from distill.methods.base import Needs, Output, Part, Setup
-from distill.student import Student
+from distill.student.model import Student
 from featstore.errors import ConfigError
 
 

@@ -14,7 +14,7 @@ from distill.data import Batch
 from distill.losses.adaptation import mk_mmd
 from distill.methods.base import Output
 from distill.partners.base import Partner
-from distill.student import Student
+from distill.student.model import Student
 
 
 class DAN(Partner):

@@ -19,7 +19,7 @@ from distill.losses.adaptation import domain_bce, ramp, reverse_gradient
 from distill.methods.base import Output, Setup, Side
 from distill.partners.base import Partner
 from distill.partners.progress import Progress
-from distill.student import Student
+from distill.student.model import Student
 
 SIDE = "dann"
 

@@ -13,7 +13,7 @@ from distill.data import Batch
 from distill.losses.adaptation import coral
 from distill.methods.base import Output
 from distill.partners.base import Partner
-from distill.student import Student
+from distill.student.model import Student
 
 
 class DeepCORAL(Partner):

@@ -17,7 +17,7 @@ from distill.losses.semisupervised import probabilities
 from distill.methods.base import Output, Setup
 from distill.partners.base import Partner
 from distill.partners.progress import Progress
-from distill.student import Student
+from distill.student.model import Student
 
 
 class DSAN(Partner):

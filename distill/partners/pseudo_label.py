@@ -14,7 +14,7 @@ from distill.data import Batch
 from distill.methods.base import Needs, Output, Setup
 from distill.partners.progress import Progress
 from distill.partners.selftraining import TrustedGuess, label_needs
-from distill.student import Student
+from distill.student.model import Student
 
 
 class PseudoLabel(TrustedGuess):

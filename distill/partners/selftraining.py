@@ -15,7 +15,7 @@ from distill.methods.base import Needs, Output, Setup
 from distill.methods.probe_logits import probe_layer
 from distill.options.semisupervised import LabelsFrom
 from distill.partners.base import Partner
-from distill.student import Student
+from distill.student.model import Student
 
 
 def label_needs(labels_from: LabelsFrom) -> Needs:

@@ -31,7 +31,7 @@ from distill.methods.base import Output, Setup
 from distill.partners.base import Partner
 from distill.partners.places import Places
 from distill.partners.progress import Progress, check_source_epochs
-from distill.student import Student
+from distill.student.model import Student
 
 NONE = -1
 """An entry of the queue that is not filled yet."""

@@ -26,7 +26,7 @@ from distill.methods.base import Output, Setup, Side
 from distill.partners.places import Places, last_of_each
 from distill.partners.progress import Progress
 from distill.partners.selftraining import SelfTraining
-from distill.student import Student
+from distill.student.model import Student
 
 SIDE = "simmatch"
 

@@ -11,7 +11,7 @@ from distill.data import Batch
 from distill.losses import IGNORE
 from distill.methods import METHODS, Method, Output, Setup, Trainee
 from distill.sampler import Indices, ViewPicker
-from distill.student import Student, build_student, evaluating
+from distill.student.model import Student, build_student, evaluating
 from featstore import FeatureStore
 from featstore.sources import open_source
 

@@ -16,7 +16,7 @@ from distill.losses import IGNORE
 from distill.methods.base import Output, Setup, Trainee
 from distill.partners import PARTNERS
 from distill.measures.linear_probe import LinearProbe
-from distill.student import Student, StudentOutput
+from distill.student.model import Student, StudentOutput
 
 CLASSES, WIDTH, PIXELS, STORED = 3, 4, 6, 5
 LABELLED, UNLABELLED = np.arange(0, 6), np.array([11, 7, 9, 6, 8, 10])

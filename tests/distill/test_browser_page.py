@@ -17,7 +17,7 @@ from distill.config import StudentConfig
 from distill.data import ViewRule
 from distill.export import browser as page
 from distill.export import onnx_model, parity, preprocessing, program
-from distill.student import Student, build_student
+from distill.student.model import Student, build_student
 from featstore.sources.decode import decode_image
 from featstore.errors import ConfigError
 from featstore.format.views import Interpolation, ViewSet, canonical_box, cut

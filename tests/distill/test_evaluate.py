@@ -16,7 +16,7 @@ from distill import predictions, task
 from distill.config import EvalConfig, EvaluateConfig
 from distill.evaluate import Evaluation, corruption_names, evaluate
 from distill.measures.metrics import accuracy, agreement, calibration, feature_quality
-from distill.student import build_student
+from distill.student.model import build_student
 from featstore import FeatureStore
 from featstore.errors import ConfigError
 from featstore.extraction.accelerator import start_accelerator

@@ -31,7 +31,7 @@ from distill.export.edge import refuse_other_folder, staged
 from distill.export.parity import answers, compare, torch_runner
 from distill.export.preprocessing import InputSpec, Normalised
 from distill.join import Samples, Split
-from distill.student import build_student
+from distill.student.model import build_student
 from featstore import FeatureStore
 from featstore.extraction.config import SourceConfig
 from featstore.errors import ConfigError, StoreWriteError

@@ -23,7 +23,7 @@ from distill.export.run_files import WEIGHTS, plain_state
 from distill.export.runtimes import Candidate, Feed, open_model
 from distill.export.work import Work
 from distill.runs import write_json
-from distill.student import Student, build_student
+from distill.student.model import Student, build_student
 from featstore.errors import ConfigError
 
 

@@ -20,7 +20,7 @@ from distill.methods.fitnet import MapProjection
 from distill.methods.norm import NORM, ManyToOne
 from distill.methods.queue_kl import QueueKL
 from distill.methods.specmatch import SpecMatch
-from distill.student import evaluating
+from distill.student.model import evaluating
 from featstore.errors import ConfigError
 from tests.distill.bench import Bench, make_setup
 from tests.distill.conftest import MakeConfig

@@ -15,7 +15,7 @@ from distill.losses import IGNORE
 from distill.methods import METHODS, Output
 from distill.methods.ofa import Exits
 from distill.methods.simkd import SimKD
-from distill.student import evaluating
+from distill.student.model import evaluating
 from featstore.errors import ConfigError
 from tests.distill.bench import Bench, predict, same, snapshot
 from tests.distill.conftest import MakeConfig

@@ -16,7 +16,7 @@ from distill.config import DistillConfig
 from distill.options import PartnerOptions
 from distill.partners import PARTNERS
 from distill.partners.places import Places, last_of_each
-from distill.student import Student
+from distill.student.model import Student
 from featstore.errors import ConfigError
 from tests.distill.partner_bench import (
     LABELLED,

@@ -10,7 +10,7 @@ from distill.losses import adaptation as losses
 from distill.partners.dann import DANN
 from distill.partners.sentry import SENTRY, balancing_weights
 from distill.partners.shot import SHOT, cosine_pseudo_labels
-from distill.student import Student
+from distill.student.model import Student
 from featstore.errors import ConfigError
 from tests.distill.partner_bench import CLASSES, LABELLED, LABELS, PICTURES, UNLABELLED, Bench
 

@@ -16,7 +16,7 @@ from distill.methods import METHODS, Method, Output
 from distill.methods.base import ADAPTER, Needs, Side
 from distill.partners import PARTNERS, Partner
 from distill.sampler import JointSampler, Plan, Stream, ViewPicker
-from distill.student import Student
+from distill.student.model import Student
 from featstore.errors import ConfigError
 from tests.distill.conftest import MakeConfig
 from tests.distill.test_train import folder, metrics, prepared, start

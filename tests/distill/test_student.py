@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import save_file
 
 from distill.config import FeatureTap, StudentConfig
-from distill.student import build_student
+from distill.student.model import build_student
 from featstore.errors import ConfigError
 
 SWIN = {
@@ -335,6 +335,6 @@ def test_an_unreachable_hub_points_to_local_weights(monkeypatch: pytest.MonkeyPa
     def unreachable(*args: object, **kwargs: object) -> None:
         raise OSError("We couldn't connect to the hub")
 
-    monkeypatch.setattr("distill.student.timm.create_model", unreachable)
+    monkeypatch.setattr("distill.student.model.timm.create_model", unreachable)
     with pytest.raises(ConfigError, match=r"mobilenetv3_small_050: .*--student.weights PATH"):
         build_student(StudentConfig(pretrained=True), 5)

@@ -10,8 +10,8 @@ from torch import nn
 from torch.nn import functional as F
 
 from distill.config import StudentConfig
-from distill.student import build_student
-from distill.wideresnet import Activation, Block, WideResNet
+from distill.student.model import build_student
+from distill.student.wideresnet import Activation, Block, WideResNet
 from featstore.errors import ConfigError
 
 

@@ -13,9 +13,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-import distill.wideresnet  # noqa: F401  timm.create_model knows it from then on
+import distill.student.wideresnet  # noqa: F401  timm.create_model knows it from then on
 from distill.config import FeatureTap, StudentConfig
-from distill.weights import load_weights
+from distill.student.start_weights import load_weights
 from featstore.errors import ConfigError
 
 SPLIT_TOLERANCE = 1e-4

@@ -1,0 +1,1 @@
+"""The student: a model split into feature and head, and its starting weights."""
