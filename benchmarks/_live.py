@@ -14,14 +14,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from distill.alignment import FeatureNorm
+from distill.data.feature_norm import FeatureNorm
 from distill.config import DistillConfig
-from distill.data import PictureCache, ViewDataset, ViewRule, load
-from distill.features import Features, Grid
-from distill.join import Samples, Split
+from distill.data.pictures import PictureCache, ViewDataset, ViewRule, load
+from distill.data.stored_features import Features, Grid
+from distill.data.samples import Samples, Split
 from distill.options.common import Norm
-from distill.sampler import Indices, Request, ViewPicker, make_plan
-from distill.task import Task
+from distill.data.schedule import Indices, Request, ViewPicker, make_plan
+from distill.data.task import Task
 from featstore import FeatureStore
 from featstore.extraction.config import TeacherConfig, require
 from featstore.extraction.teachers import Teacher, build_teacher

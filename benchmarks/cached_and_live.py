@@ -164,13 +164,13 @@ def extract(place: Place, answers: Connection) -> None:
 
 
 def live_features(place: Place, stored: Any, device: Any) -> Any:
-    """Stands for ``distill.features.Features``: the teacher computes what the store would be asked for."""
+    """Stands for ``distill.data.stored_features.Features``: the teacher computes what the store would be asked for."""
     import numpy as np
     import torch
 
-    from distill.data import ViewDataset, ViewRule
-    from distill.features import Features
-    from distill.sampler import Request
+    from distill.data.pictures import ViewDataset, ViewRule
+    from distill.data.stored_features import Features
+    from distill.data.schedule import Request
 
     samples, store = stored._samples, stored.store
     rule = ViewRule.of_store(store, FIELD)
@@ -226,7 +226,8 @@ def peak_memory() -> tuple[float, float]:
 
 def side(place: Place, connection: Connection, live: bool) -> None:
     """Train until told to stop; answers every order with the seconds of its steps and the peak memory."""
-    from distill import task, train
+    from distill import train
+    from distill.data.pictures import task
     from distill.config import DataConfig, DistillConfig, StudentConfig, TrainConfig
     from featstore import FeatureStore
     from featstore.extraction.config import SourceConfig

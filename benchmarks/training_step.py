@@ -130,7 +130,7 @@ class Enough(Exception):
 
 
 class Alternating:
-    """Stands for ``distill.features.Features``; every second batch comes from memory.
+    """Stands for ``distill.data.stored_features.Features``; every second batch comes from memory.
 
     Args:
         task: of the run; its rows are read into memory once.
@@ -141,7 +141,7 @@ class Alternating:
         import numpy as np
         import torch
 
-        from distill.features import Features
+        from distill.data.stored_features import Features
 
         self._field, self._store, self._rows = field, task.store, task.samples.rows
         self._grid = len(task.store.manifest.fields[field].shape) > 1
@@ -154,7 +154,7 @@ class Alternating:
         self.seconds = 0.0
 
     def take(self, indices: Any, columns: Any = None) -> Any:
-        """(S, D) float32, from the store or from memory; see ``distill.features.Features.take``."""
+        """(S, D) float32, from the store or from memory; see ``distill.data.stored_features.Features.take``."""
         import numpy as np
 
         start = time.perf_counter()
@@ -171,10 +171,10 @@ class Alternating:
         return found
 
     def norm(self, kind: Any, indices: Any, columns: Any) -> Any:
-        """Normalisation of what ``take`` returns; see ``distill.features.Features.norm``."""
+        """Normalisation of what ``take`` returns; see ``distill.data.stored_features.Features.norm``."""
         import numpy as np
 
-        from distill.alignment import FeatureNorm, measure
+        from distill.data.feature_norm import FeatureNorm, measure
 
         views = [self.take(indices, np.full(len(indices), column)) for column in columns]
         return FeatureNorm(kind, measure(views))
@@ -237,7 +237,8 @@ def measure(
     chosen: argparse.Namespace, folder: Path, field: str, *, workers: int, cache_mb: int
 ) -> Watch:
     """Train for a while; returns the steps of both sides."""
-    from distill import task, train
+    from distill import train
+    from distill.data.pictures import task
     from distill.config import DataConfig, DistillConfig, StudentConfig, TrainConfig
     from featstore import FeatureStore
     from featstore.extraction.config import SourceConfig

@@ -63,7 +63,8 @@ from benchmarks._live import (
     steps_per_epoch,
 )
 from benchmarks._measure import print_table
-from distill import runs, task, train
+from distill import runs, train
+from distill.data.pictures import task
 from distill.config import DataConfig, DistillConfig
 from distill.experiments.cost import StoreCost, store_cost
 from distill.experiments.table import spread

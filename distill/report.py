@@ -16,8 +16,8 @@ if TYPE_CHECKING:
     from distill.evaluate import Evaluation
     from distill.pages.folder import Row
     from distill.pages.keep import Customise
-    from distill.sampler import Indices
-    from distill.task import Task
+    from distill.data.schedule import Indices
+    from distill.data.task import Task
     from featstore.pages.parts import Page
 
 COLUMNS = (

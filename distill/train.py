@@ -18,19 +18,19 @@ from tqdm import tqdm
 
 from distill import checkpoint, predictions, report, runs
 from distill.config import DistillConfig
-from distill.data import Batch, BatchMaker, Changes, Pictures, load
+from distill.data.pictures import Batch, BatchMaker, Changes, Pictures, load
 from distill.measures.feature_similarity import top1
 from distill.evaluate import evaluate, run_student
 from distill.export import export
-from distill.join import Split
+from distill.data.samples import Split
 from distill.methods import METHODS, Method, Output, Setup, Trainee
 from distill.methods.base import Needs, Part, Side
 from distill.optim import Meter, make_optimiser, read_terms
 from distill.partners import PARTNERS, Partner
 from distill.measures.linear_probe import LinearProbe
-from distill.sampler import Indices, JointSampler, Plan, Stream, make_plan
+from distill.data.schedule import Indices, JointSampler, Plan, Stream, make_plan
 from distill.student.model import Student, build_student
-from distill.task import Task
+from distill.data.task import Task
 from featstore.files.atomic import write_bytes
 from featstore.errors import ConfigError
 from featstore.extraction.accelerator import start_accelerator

@@ -25,8 +25,8 @@ def main(config: EvaluateConfig) -> dict[str, object]:
     Raises:
         FeatstoreError: something the user can mend.
     """
-    from distill import task
-    from distill.data import ViewRule
+    from distill.data.pictures import task
+    from distill.data.pictures import ViewRule
     from distill.evaluate import check_classes, evaluate
     from distill.export import load_exported, store_fingerprints
     from distill.runs import write_json

@@ -9,14 +9,14 @@ from typing import Any, TypeVar
 
 import yaml
 
-from distill import task
+from distill.data.pictures import task
 from distill.config import DistillConfig
-from distill.data import ViewRule
+from distill.data.pictures import ViewRule
 from distill.evaluate import check_classes
 from distill.export.run_files import load_exported, store_fingerprints, teachers_of
-from distill.join import Split
+from distill.data.samples import Split
 from distill.student.model import Student
-from distill.task import Task
+from distill.data.task import Task
 from featstore import FeatureStore
 from featstore.errors import ConfigError, StoreNotFound
 from featstore.sources import open_source

@@ -8,12 +8,12 @@ from dataclasses import dataclass, field
 import numpy as np
 import numpy.typing as npt
 
-from distill.data import ViewRule, load
+from distill.data.pictures import ViewRule, load
 from distill.export.config import CalibrationConfig
-from distill.join import Samples, Split
-from distill.sampler import CANONICAL, Indices, Request
+from distill.data.samples import Samples, Split
+from distill.data.schedule import CANONICAL, Indices, Request
 from distill.student.model import Student
-from distill.task import Task
+from distill.data.task import Task
 from featstore.errors import ConfigError
 from featstore.sources.base import NO_LABEL
 

@@ -16,7 +16,7 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from distill.data import ViewRule
+from distill.data.pictures import ViewRule
 from distill.export.images import Pixels
 from distill.student.model import Student
 from featstore.files.atomic import write_bytes

@@ -8,11 +8,11 @@ from safetensors.torch import save
 from torch import nn
 
 from distill.config import StudentConfig
-from distill.features import StoredField
-from distill.join import Samples
+from distill.data.stored_features import StoredField
+from distill.data.samples import Samples
 from distill.runs import write_json
 from distill.student.model import Student, build_student
-from distill.task import Task
+from distill.data.task import Task
 from featstore.files.atomic import write_bytes
 from featstore.errors import ConfigError
 

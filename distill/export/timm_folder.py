@@ -8,7 +8,7 @@ from typing import Any
 
 from safetensors.torch import save
 
-from distill.data import ViewRule
+from distill.data.pictures import ViewRule
 from distill.export.run_files import plain_state, teachers_of
 from distill.runs import write_json
 from distill.student.model import Student

@@ -16,7 +16,7 @@ from distill.export.finished import FinishedRun, RunData
 from distill.export.images import Pixels
 from distill.export.parity import Logits, Runner, accuracy
 from distill.export.preprocessing import InputSpec
-from distill.sampler import Indices
+from distill.data.schedule import Indices
 
 Say = Callable[[str], None]
 

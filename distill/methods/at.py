@@ -7,7 +7,7 @@ into the background (DINOv2 without registers [M]) are energy too: prefer a teac
 from torch import Tensor
 
 from distill.config import DistillConfig
-from distill.data import Batch
+from distill.data.pictures import Batch
 from distill.losses import cross_entropy
 from distill.losses.features import attention_transfer
 from distill.methods.base import Method, Needs, Output, Setup

@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from distill.data import Batch
+from distill.data.pictures import Batch
 from distill.losses import IGNORE, cross_entropy
 from distill.losses.contrast import nce
 from distill.losses.features import unit

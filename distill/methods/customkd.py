@@ -21,9 +21,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from distill.alignment import check_width, projection
+from distill.data.feature_norm import check_width, projection
 from distill.config import DistillConfig
-from distill.data import Batch
+from distill.data.pictures import Batch
 from distill.measures.feature_similarity import thin_out
 from distill.losses import cross_entropy, feature_mse, layernorm_mse
 from distill.losses.logits import dist, dkd, kd_kl, logit_mse

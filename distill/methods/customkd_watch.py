@@ -11,10 +11,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from distill.alignment import FeatureNorm
+from distill.data.feature_norm import FeatureNorm
 from distill.measures.feature_similarity import linear_cka, mean_norm, mean_variance, thin_out, top1
 from distill.methods.base import Setup
-from distill.sampler import Indices
+from distill.data.schedule import Indices
 
 WATCHED = 1024
 """Most training rows, and most test rows, that are looked at."""

@@ -9,9 +9,9 @@ stored features are signed [I].
 
 from torch import Tensor, nn
 
-from distill.alignment import projection
+from distill.data.feature_norm import projection
 from distill.config import DistillConfig
-from distill.data import Batch
+from distill.data.pictures import Batch
 from distill.losses import cross_entropy
 from distill.losses.features import feature_mse, map_mse, resize_map
 from distill.methods.base import Method, Needs, Output, Setup, Side

@@ -3,7 +3,7 @@
 from torch import Tensor
 
 from distill.config import DistillConfig
-from distill.data import Batch
+from distill.data.pictures import Batch
 from distill.losses import cross_entropy
 from distill.methods.base import Method, Needs, Output
 from distill.student.model import Student

@@ -12,7 +12,7 @@ from itertools import pairwise
 
 from torch import Tensor, nn
 
-from distill.data import Batch
+from distill.data.pictures import Batch
 from distill.losses.logits import ofa
 from distill.methods.base import Output, Setup, Side
 from distill.methods.probe_logits import ProbeLogits, classes_of

@@ -11,7 +11,7 @@ from abc import abstractmethod
 import torch
 from torch import Tensor, nn
 
-from distill.data import Batch
+from distill.data.pictures import Batch
 from distill.losses import cross_entropy
 from distill.losses.logits import target_classes
 from distill.methods.base import Method, Output, Setup

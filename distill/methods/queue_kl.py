@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from distill.data import Batch
+from distill.data.pictures import Batch
 from distill.losses import cross_entropy
 from distill.losses.contrast import queue_kl
 from distill.methods.base import Method, Output, Setup, Side

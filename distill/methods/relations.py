@@ -15,7 +15,7 @@ from abc import abstractmethod
 import torch
 from torch import Tensor, nn
 
-from distill.data import Batch
+from distill.data.pictures import Batch
 from distill.losses import cross_entropy
 from distill.losses.relations import cc, cc_crd, pkt, rkd_angle, rkd_distance, sp
 from distill.methods.base import Method, Output, Setup, Side

@@ -13,7 +13,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
-from distill.data import Batch
+from distill.data.pictures import Batch
 from distill.losses import cross_entropy, feature_mse
 from distill.methods.base import Method, Output, Setup, Side
 from distill.methods.probe_logits import probe_layer

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from distill.data import Batch
+from distill.data.pictures import Batch
 from distill.measures.feature_similarity import thin_out
 from distill.losses import cross_entropy
 from distill.losses.features import spectral_match

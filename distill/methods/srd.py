@@ -8,7 +8,7 @@ the signed features of a ViT could not be matched.
 
 from torch import Tensor, nn
 
-from distill.data import Batch
+from distill.data.pictures import Batch
 from distill.losses import cross_entropy, feature_mse
 from distill.losses.logits import logit_mse
 from distill.methods.base import Method, Output, Setup, Side

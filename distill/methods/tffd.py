@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from distill.config import DistillConfig
-from distill.data import Batch
+from distill.data.pictures import Batch
 from distill.losses import cross_entropy
 from distill.losses.features import between_stages, within_stage
 from distill.methods.base import Method, Needs, Output, Side

@@ -16,13 +16,13 @@ from torch import Tensor
 
 from distill.measures.feature_similarity import thin_out
 from distill.evaluate import Evaluation
-from distill.join import Samples
+from distill.data.samples import Samples
 from distill.pages.folder import EXTRACTION, FEATURE_MAP, HARDEST, REPORT, Row
 from distill.pages.tables import write_csv
 from distill.predictions import Predictions
 from distill.runs import write_json
-from distill.sampler import Indices
-from distill.task import Task
+from distill.data.schedule import Indices
+from distill.data.task import Task
 from featstore import FeatureStore
 from featstore.files.atomic import write_bytes
 from featstore.sources.decode import decode_image

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from distill.config import StudentConfig
-from distill.data import ViewRule
+from distill.data.pictures import ViewRule
 from distill.experiments.outcome import RowResult
 from distill.export import onnx_model, parity, preprocessing, program
 from distill.export.latency import Timing, count_macs, describe_machine, measure

@@ -15,7 +15,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from distill.data import Batch
+from distill.data.pictures import Batch
 from distill.losses.semisupervised import align, probabilities
 from distill.methods.base import Output, Setup
 from distill.partners.progress import Progress

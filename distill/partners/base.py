@@ -14,7 +14,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from distill.config import DistillConfig
-from distill.data import Batch
+from distill.data.pictures import Batch
 from distill.methods.base import Needs, Output, Part, Setup
 from distill.student.model import Student
 from featstore.errors import ConfigError

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 
 from torch import Tensor
 
-from distill.data import Batch
+from distill.data.pictures import Batch
 from distill.losses.adaptation import mk_mmd
 from distill.methods.base import Output
 from distill.partners.base import Partner

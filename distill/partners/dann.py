@@ -14,7 +14,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from distill.data import Batch
+from distill.data.pictures import Batch
 from distill.losses.adaptation import domain_bce, ramp, reverse_gradient
 from distill.methods.base import Output, Setup, Side
 from distill.partners.base import Partner

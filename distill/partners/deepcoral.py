@@ -9,7 +9,7 @@ from collections.abc import Sequence
 
 from torch import Tensor
 
-from distill.data import Batch
+from distill.data.pictures import Batch
 from distill.losses.adaptation import coral
 from distill.methods.base import Output
 from distill.partners.base import Partner

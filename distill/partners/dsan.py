@@ -11,7 +11,7 @@ from collections.abc import Sequence
 
 from torch import Tensor
 
-from distill.data import Batch
+from distill.data.pictures import Batch
 from distill.losses.adaptation import lmmd, ramp
 from distill.losses.semisupervised import probabilities
 from distill.methods.base import Output, Setup

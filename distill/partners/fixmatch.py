@@ -8,7 +8,7 @@ p_u is softmax of the weak view's logits, without gradient, and not sharpened (U
 from torch import Tensor
 
 from distill.config import DistillConfig
-from distill.data import Batch
+from distill.data.pictures import Batch
 from distill.methods.base import Needs, Setup
 from distill.partners.selftraining import TrustedGuess, label_needs
 

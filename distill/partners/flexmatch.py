@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from distill.config import DistillConfig
-from distill.data import Batch
+from distill.data.pictures import Batch
 from distill.losses.semisupervised import flexmatch_threshold
 from distill.methods.base import Needs, Setup
 from distill.partners.places import Places, last_of_each

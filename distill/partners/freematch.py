@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from distill.config import DistillConfig
-from distill.data import Batch
+from distill.data.pictures import Batch
 from distill.losses.semisupervised import freematch_fairness, freematch_threshold
 from distill.methods.base import Needs, Setup
 from distill.partners.selftraining import TrustedGuess, follow, label_needs

@@ -6,7 +6,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from distill.sampler import Indices
+from distill.data.schedule import Indices
 
 
 class Places:

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from torch import Tensor
 
 from distill.config import DistillConfig
-from distill.data import Batch
+from distill.data.pictures import Batch
 from distill.methods.base import Needs, Output, Setup
 from distill.partners.progress import Progress
 from distill.partners.selftraining import TrustedGuess, label_needs

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from distill.config import DistillConfig
-from distill.data import Batch
+from distill.data.pictures import Batch
 from distill.losses import semisupervised as losses
 from distill.methods.base import Needs, Output, Setup
 from distill.methods.probe_logits import probe_layer

@@ -25,7 +25,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from distill.config import DistillConfig
-from distill.data import Batch
+from distill.data.pictures import Batch
 from distill.losses.adaptation import committee_entropy, frequent_classes
 from distill.methods.base import Output, Setup
 from distill.partners.base import Partner

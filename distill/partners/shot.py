@@ -24,7 +24,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from distill.data import Batch
+from distill.data.pictures import Batch
 from distill.losses.adaptation import information_maximisation
 from distill.losses.semisupervised import pseudo_label_ce
 from distill.methods.base import Output, Setup

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from distill.data import Batch
+from distill.data.pictures import Batch
 from distill.losses.semisupervised import aggregate, align, soft_label_ce, unfold
 from distill.methods.base import Output, Setup, Side
 from distill.partners.places import Places, last_of_each

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from distill.config import DistillConfig
-from distill.data import Batch
+from distill.data.pictures import Batch
 from distill.losses.semisupervised import align, softmatch_weight
 from distill.methods.base import Needs, Setup
 from distill.partners.progress import Progress

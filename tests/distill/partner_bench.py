@@ -10,8 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from distill.config import DistillConfig, TrainConfig
-from distill.data import Batch
-from distill.join import Split
+from distill.data.pictures import Batch
+from distill.data.samples import Split
 from distill.losses import IGNORE
 from distill.methods.base import Output, Setup, Trainee
 from distill.partners import PARTNERS

@@ -5,7 +5,7 @@ import pytest
 import torch
 from sklearn.linear_model import LogisticRegression
 
-from distill.alignment import FeatureNorm, check_width, measure
+from distill.data.feature_norm import FeatureNorm, check_width, measure
 from distill.measures.feature_similarity import linear_cka, mean_norm, mean_variance, thin_out, top1
 from distill.measures.linear_probe import fit_probe
 from featstore.errors import ConfigError

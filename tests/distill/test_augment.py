@@ -10,7 +10,7 @@ import torch
 from PIL import Image, ImageEnhance
 from torch.utils.data import DataLoader, Dataset
 
-from distill.augment import GRAY, OPERATIONS, _operations, photometric, strongly, weakly
+from distill.data.augment import GRAY, OPERATIONS, _operations, photometric, strongly, weakly
 from distill.options.augment import AugmentConfig, PhotometricConfig
 from featstore.errors import ConfigError
 
@@ -116,7 +116,7 @@ def test_jitter_by_hand() -> None:
 @pytest.mark.parametrize("name", OPERATIONS)
 def test_every_operation_changes_something(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Each by itself, on a picture that does not use the whole range of values."""
-    monkeypatch.setattr("distill.augment.OPERATIONS", (name,))
+    monkeypatch.setattr("distill.data.augment.OPERATIONS", (name,))
     pixels = (PICTURE // 2 + 40).astype(np.uint8)
     _operations.cache_clear()
     config = replace(OFF, ops=1)

@@ -14,7 +14,7 @@ import torch
 from PIL import ExifTags, Image
 
 from distill.config import StudentConfig
-from distill.data import ViewRule
+from distill.data.pictures import ViewRule
 from distill.export import browser as page
 from distill.export import onnx_model, parity, preprocessing, program
 from distill.student.model import Student, build_student

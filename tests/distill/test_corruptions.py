@@ -6,9 +6,9 @@ from typing import get_args
 import numpy as np
 import pytest
 
-from distill import corruptions
+from distill.data.pictures import corruptions
 from distill.config import CorruptionName
-from distill.corruptions import CORRUPTIONS, SEVERITIES, corrupt
+from distill.data.corruptions import CORRUPTIONS, SEVERITIES, corrupt
 
 RNG = np.random.default_rng(0)
 

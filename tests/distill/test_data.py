@@ -9,11 +9,11 @@ import torch
 from PIL import Image
 
 from distill.config import DataConfig
-from distill.data import BatchMaker, Changes, PictureCache, ViewDataset, ViewRule, load
-from distill.features import Features
-from distill.join import Samples, join, split
+from distill.data.pictures import BatchMaker, Changes, PictureCache, ViewDataset, ViewRule, load
+from distill.data.stored_features import Features
+from distill.data.samples import Samples, join, split
 from distill.losses import IGNORE
-from distill.sampler import CANONICAL, Request
+from distill.data.schedule import CANONICAL, Request
 from featstore import FeatureStore
 from featstore.extraction.config import SourceConfig
 from featstore.errors import ConfigError, MissingSamples

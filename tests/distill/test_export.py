@@ -13,9 +13,9 @@ import torch
 from PIL import Image
 from torch import nn
 
-from distill import task
+from distill.data.pictures import task
 from distill.config import DistillConfig, StudentConfig, TeacherConfig
-from distill.data import ViewRule
+from distill.data.pictures import ViewRule
 from distill.export import (
     describe,
     fake_quant,
@@ -30,7 +30,7 @@ from distill.export.config import CalibrationConfig, ExportConfig, FinetuneConfi
 from distill.export.edge import refuse_other_folder, staged
 from distill.export.parity import answers, compare, torch_runner
 from distill.export.preprocessing import InputSpec, Normalised
-from distill.join import Samples, Split
+from distill.data.samples import Samples, Split
 from distill.student.model import build_student
 from featstore import FeatureStore
 from featstore.extraction.config import SourceConfig

@@ -8,12 +8,12 @@ import pytest
 import torch
 from PIL import Image
 
-from distill.alignment import Block, FeatureNorm, measure, shares
+from distill.data.feature_norm import Block, FeatureNorm, measure, shares
 from distill.config import DataConfig, TeacherConfig
-from distill.data import BatchMaker, Changes, ViewDataset, ViewRule, load
-from distill.features import Features, Grid, StoredField, find_grid
-from distill.join import Samples, join, match_views
-from distill.sampler import Request, allowed_columns
+from distill.data.pictures import BatchMaker, Changes, ViewDataset, ViewRule, load
+from distill.data.stored_features import Features, Grid, StoredField, find_grid
+from distill.data.samples import Samples, join, match_views
+from distill.data.schedule import Request, allowed_columns
 from featstore import FeatureStore
 from featstore.extraction.config import SourceConfig
 from featstore.errors import ConfigError, MissingSamples, ViewMismatch

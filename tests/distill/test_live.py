@@ -22,7 +22,8 @@ from benchmarks._live import (
     live_task,
     logged_losses,
 )
-from distill import task, train
+from distill import train
+from distill.data.pictures import task
 from distill.config import DistillConfig
 from distill.config import TeacherConfig as FurtherTeacher
 from featstore import FeatureStore

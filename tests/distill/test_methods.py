@@ -9,7 +9,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from distill import task, train
+from distill import train
+from distill.data.pictures import task
 from distill.config import DistillConfig
 from distill.losses.logits import dist, dkd, kd_kl, logit_mse, target_classes
 from distill.methods.base import Needs

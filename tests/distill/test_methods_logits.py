@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from distill.data import Batch
+from distill.data.pictures import Batch
 from distill.losses import IGNORE
 from distill.methods import METHODS, Output
 from distill.methods.ofa import Exits

@@ -10,12 +10,12 @@ from torch import Tensor, nn
 
 from distill import train
 from distill.config import DataConfig, DistillConfig
-from distill.data import Batch
+from distill.data.pictures import Batch
 from distill.losses import cross_entropy
 from distill.methods import METHODS, Method, Output
 from distill.methods.base import ADAPTER, Needs, Side
 from distill.partners import PARTNERS, Partner
-from distill.sampler import JointSampler, Plan, Stream, ViewPicker
+from distill.data.schedule import JointSampler, Plan, Stream, ViewPicker
 from distill.student.model import Student
 from featstore.errors import ConfigError
 from tests.distill.conftest import MakeConfig

@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from distill import task, train
+from distill import train
+from distill.data.pictures import task
 from distill.config import DistillConfig
 from distill.experiments.cost import store_cost
 from featstore import FeatureStore

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from distill.config import DataConfig, TrainConfig
-from distill.sampler import (
+from distill.data.schedule import (
     JointSampler,
     Request,
     Stream,

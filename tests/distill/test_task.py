@@ -7,7 +7,7 @@ import pytest
 
 from distill import runs
 from distill.config import TeacherConfig
-from distill.task import Task, prepare
+from distill.data.task import Task, prepare
 from featstore import FeatureStore
 from featstore.errors import ConfigError, StoreNotFound, ViewMismatch
 from featstore.sources import open_source

@@ -16,7 +16,8 @@ import torch
 import yaml
 from safetensors.torch import load_file
 
-from distill import task, train
+from distill import train
+from distill.data.pictures import task
 from distill.config import DistillConfig
 from distill.methods.labels import Labels
 from distill.optim import TrainingDiverged, make_optimiser
@@ -103,7 +104,8 @@ KILLED = """
 import os, signal, sys
 sys.path.insert(0, {root!r})
 from pathlib import Path
-from distill import task, train
+from distill import train
+from distill.data.pictures import task
 from featstore import FeatureStore
 from featstore.sources import open_source
 from jsonargparse import auto_cli

@@ -11,9 +11,9 @@ import yaml
 
 from benchmarks import views
 from benchmarks._live import FreshPicker, LiveInTraining, fresh_rule, live_task, same_teacher
-from distill import task
+from distill.data.pictures import task
 from distill.config import DataConfig
-from distill.sampler import JointSampler, Plan, Stream
+from distill.data.schedule import JointSampler, Plan, Stream
 from featstore import FeatureStore
 from featstore.extraction.config import ExtractConfig, SourceConfig
 from featstore.errors import ConfigError

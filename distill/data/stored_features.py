@@ -13,10 +13,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from distill.alignment import Block, FeatureNorm, Statistics, measure
-from distill.join import Samples
+from distill.data.feature_norm import Block, FeatureNorm, Statistics, measure
+from distill.data.samples import Samples
 from distill.options.common import Norm
-from distill.sampler import Indices
+from distill.data.schedule import Indices
 from featstore import FeatureStore
 from featstore.errors import ConfigError, shorten
 from featstore.format.manifest import FieldRecord

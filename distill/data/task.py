@@ -9,12 +9,12 @@ from typing import Any, Literal
 import torch
 
 from distill.config import DataConfig, EvalConfig, TeacherConfig
-from distill.data import BatchMaker, Changes, PictureCache, ViewDataset, ViewRule
+from distill.data.pictures import BatchMaker, Changes, PictureCache, ViewDataset, ViewRule
 from distill.measures.feature_similarity import thin_out, top1
-from distill.features import Features, Grid, StoredField, check_vector, reference_column
-from distill.join import Samples, Split, join, match_views, split
+from distill.data.stored_features import Features, Grid, StoredField, check_vector, reference_column
+from distill.data.samples import Samples, Split, join, match_views, split
 from distill.measures.linear_probe import LinearProbe, fit_probe
-from distill.sampler import Indices, ViewPicker, allowed_columns
+from distill.data.schedule import Indices, ViewPicker, allowed_columns
 from distill.student.model import Student
 from featstore import FeatureStore
 from featstore.errors import ConfigError

@@ -15,12 +15,12 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from distill.augment import photometric, strongly
+from distill.data.augment import photometric, strongly
 from distill.config import DataConfig
-from distill.features import Features, Grid
-from distill.join import Samples
+from distill.data.stored_features import Features, Grid
+from distill.data.samples import Samples
 from distill.losses import IGNORE
-from distill.sampler import CANONICAL, Request
+from distill.data.schedule import CANONICAL, Request
 from featstore import FeatureStore
 from featstore.sources.decode import decode_image
 from featstore.errors import (

@@ -18,7 +18,7 @@ from PIL import Image
 from scipy.signal import fftconvolve
 
 from distill.config import CorruptionName
-from distill.sampler import random_bits
+from distill.data.schedule import random_bits
 
 Pixels = npt.NDArray[np.uint8]
 Floats = npt.NDArray[np.float64]

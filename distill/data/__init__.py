@@ -1,0 +1,1 @@
+"""Which image meets which stored row and view; pictures and batches."""
