@@ -13,7 +13,7 @@ from featstore.files.atomic import write_bytes
 if TYPE_CHECKING:
     import torch
 
-    from distill.evaluate import Evaluation
+    from distill.evaluation.evaluate import Evaluation
     from distill.pages.folder import Row
     from distill.pages.keep import Customise
     from distill.data.schedule import Indices

@@ -16,11 +16,12 @@ from accelerate.utils import ProjectConfiguration, broadcast, gather_object, set
 from torch import Tensor
 from tqdm import tqdm
 
-from distill import checkpoint, predictions, report, runs
+from distill import checkpoint, report, runs
+from distill.evaluation import predictions
 from distill.config import DistillConfig
 from distill.data.pictures import Batch, BatchMaker, Changes, Pictures, load
 from distill.measures.feature_similarity import top1
-from distill.evaluate import evaluate, run_student
+from distill.evaluation.evaluate import evaluate, run_student
 from distill.export import export
 from distill.data.samples import Split
 from distill.methods import METHODS, Method, Output, Setup, Trainee

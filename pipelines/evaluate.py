@@ -27,7 +27,7 @@ def main(config: EvaluateConfig) -> dict[str, object]:
     """
     from distill.data.pictures import task
     from distill.data.pictures import ViewRule
-    from distill.evaluate import check_classes, evaluate
+    from distill.evaluation.evaluate import check_classes, evaluate
     from distill.export import load_exported, store_fingerprints
     from distill.runs import write_json
     from featstore import FeatureStore

@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from distill import predictions
+from distill.evaluation import predictions
 from distill.experiments.plan import Row, Run
 from distill.experiments.pool import Failure
 from distill.experiments.tune import Choice

@@ -12,7 +12,7 @@ import yaml
 from distill.data.pictures import task
 from distill.config import DistillConfig
 from distill.data.pictures import ViewRule
-from distill.evaluate import check_classes
+from distill.evaluation.evaluate import check_classes
 from distill.export.run_files import load_exported, store_fingerprints, teachers_of
 from distill.data.samples import Split
 from distill.student.model import Student

@@ -10,8 +10,8 @@ from typing import Any
 
 import yaml
 
-from distill import predictions
-from distill.predictions import Predictions
+from distill.evaluation import predictions
+from distill.evaluation.predictions import Predictions
 from featstore.errors import ConfigError
 
 REPORT = "report"

@@ -15,11 +15,11 @@ from scipy.special import logsumexp
 from torch import Tensor
 
 from distill.measures.feature_similarity import thin_out
-from distill.evaluate import Evaluation
+from distill.evaluation.evaluate import Evaluation
 from distill.data.samples import Samples
 from distill.pages.folder import EXTRACTION, FEATURE_MAP, HARDEST, REPORT, Row
 from distill.pages.tables import write_csv
-from distill.predictions import Predictions
+from distill.evaluation.predictions import Predictions
 from distill.runs import write_json
 from distill.data.schedule import Indices
 from distill.data.task import Task

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from distill import predictions
+from distill.evaluation import predictions
 from distill.measures.metrics import accuracy, agreement, calibration
 from distill.pages import keep
 from distill.pages.folder import REPORT, Row

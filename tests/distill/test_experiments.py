@@ -22,7 +22,7 @@ from distill.experiments.pool import Failure, Tell
 from distill.experiments.spec import read_experiment
 from distill.experiments.tune import DIVERGED, choose
 from distill.experiments.work import Workshop
-from distill.predictions import read as read_predictions
+from distill.evaluation.predictions import read as read_predictions
 from featstore import FeatureStore
 from featstore.errors import ConfigError
 from featstore.files.locks import LOCK_NAME, FileLock

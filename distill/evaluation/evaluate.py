@@ -18,7 +18,7 @@ from distill.data.pictures import PictureCache, Pictures, ViewRule, load
 from distill.measures.feature_similarity import linear_cka, mean_norm, thin_out
 from distill.data.samples import Samples, Split
 from distill.measures.metrics import accuracy, agreement, calibration, feature_quality
-from distill.predictions import Predictions, predictions
+from distill.evaluation.predictions import Predictions, predictions
 from distill.measures.linear_probe import LinearProbe
 from distill.data.schedule import CANONICAL, Indices, Request
 from distill.student.model import Student, evaluating

@@ -1,0 +1,1 @@
+"""Measure a student on images."""
