@@ -226,7 +226,7 @@ def peak_memory() -> tuple[float, float]:
 
 def side(place: Place, connection: Connection, live: bool) -> None:
     """Train until told to stop; answers every order with the seconds of its steps and the peak memory."""
-    from distill import train
+    from distill.training import loop as train
     from distill.data.pictures import task
     from distill.config import DataConfig, DistillConfig, StudentConfig, TrainConfig
     from featstore import FeatureStore

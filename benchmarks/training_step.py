@@ -237,7 +237,7 @@ def measure(
     chosen: argparse.Namespace, folder: Path, field: str, *, workers: int, cache_mb: int
 ) -> Watch:
     """Train for a while; returns the steps of both sides."""
-    from distill import train
+    from distill.training import loop as train
     from distill.data.pictures import task
     from distill.config import DataConfig, DistillConfig, StudentConfig, TrainConfig
     from featstore import FeatureStore

@@ -63,7 +63,8 @@ from benchmarks._live import (
     steps_per_epoch,
 )
 from benchmarks._measure import print_table
-from distill import runs, train
+from distill.training import run_folder as runs
+from distill.training import loop as train
 from distill.data.pictures import task
 from distill.config import DataConfig, DistillConfig
 from distill.experiments.cost import StoreCost, store_cost

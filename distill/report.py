@@ -7,7 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from distill.runs import write_json
+from distill.training.run_folder import write_json
 from featstore.files.atomic import write_bytes
 
 if TYPE_CHECKING:

@@ -29,7 +29,7 @@ def main(config: EvaluateConfig) -> dict[str, object]:
     from distill.data.pictures import ViewRule
     from distill.evaluation.evaluate import check_classes, evaluate
     from distill.export import load_exported, store_fingerprints
-    from distill.runs import write_json
+    from distill.training.run_folder import write_json
     from featstore import FeatureStore
     from featstore.extraction.accelerator import start_accelerator
     from featstore.sources import open_source

@@ -10,7 +10,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any, Literal
 
-from distill import runs
+from distill.training import run_folder as runs
 from distill.config import DistillConfig
 from distill.experiments.located import Node
 from distill.experiments.spec import TUNE, Experiment, Settings, nested

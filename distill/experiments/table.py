@@ -8,7 +8,7 @@ from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any
 
-from distill import runs
+from distill.training import run_folder as runs
 from distill.experiments.cost import Cost
 from distill.experiments.outcome import Images, RowResult
 from distill.experiments.plan import describe

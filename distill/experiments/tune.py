@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from distill import runs
+from distill.training import run_folder as runs
 from distill.experiments.plan import Row, Run
 from distill.experiments.pool import Failure
 from distill.experiments.spec import TUNE, Settings

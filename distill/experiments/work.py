@@ -12,7 +12,8 @@ from typing import Any
 import torch
 from accelerate.state import AcceleratorState, GradientState
 
-from distill import checkpoint, train
+from distill.training import checkpoint
+from distill.training import loop as train
 from distill.data.pictures import task
 from distill.config import DistillConfig, StudentConfig
 from distill.experiments.plan import Run

@@ -20,7 +20,7 @@ Importing the package is light, so that a wrong flag fails at once.
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from distill.export.run_files import (
+    from distill.training.saved_student import (
         CONFIG,
         WEIGHTS,
         describe,
@@ -46,7 +46,7 @@ __all__ = [
 def __getattr__(name: str) -> Any:
     """Import what a public name stands for when it is used first (PEP 562)."""
     if name in __all__:
-        from distill.export import run_files
+        from distill.training import saved_student as run_files
 
         return getattr(run_files, name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

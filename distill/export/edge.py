@@ -31,7 +31,7 @@ from distill.export.manifest import MANIFEST, describe
 from distill.export.parity import answers, torch_runner
 from distill.export.quiet import reason
 from distill.export.work import Say, Work
-from distill.runs import write_json
+from distill.training.run_folder import write_json
 from distill.student.model import Student
 from featstore.files.atomic import make_folder, refused, sync_tree
 from featstore.errors import ConfigError

@@ -13,7 +13,7 @@ from distill.data.pictures import task
 from distill.config import DistillConfig
 from distill.data.pictures import ViewRule
 from distill.evaluation.evaluate import check_classes
-from distill.export.run_files import load_exported, store_fingerprints, teachers_of
+from distill.training.saved_student import load_exported, store_fingerprints, teachers_of
 from distill.data.samples import Split
 from distill.student.model import Student
 from distill.data.task import Task

@@ -13,7 +13,7 @@ from distill.export.parity import Logits, answers, compare, torch_runner
 from distill.export.quantise import quantise
 from distill.export.search import Trial, search
 from distill.export.work import Work
-from distill.optim import TrainingDiverged
+from distill.training.optim import TrainingDiverged
 from featstore.errors import ConfigError
 
 

@@ -8,10 +8,10 @@ from distill.export import executorch_model, onnx_model
 from distill.export.config import Format, LatencyConfig, wants
 from distill.export.latency import Timing, count_macs, describe_machine, measure, noise
 from distill.export.memory import weigh
-from distill.export.run_files import WEIGHTS
+from distill.training.saved_student import WEIGHTS
 from distill.export.runtimes import Candidate, Dtype, Precision, Runtime
 from distill.export.work import Work
-from distill.runs import write_json
+from distill.training.run_folder import write_json
 
 LATENCY = "latency.json"
 PYTORCH = "PyTorch"

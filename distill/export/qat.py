@@ -6,15 +6,16 @@ import dataclasses
 from pathlib import Path
 from typing import Any
 
-from distill import checkpoint, runs
+from distill.training import checkpoint
+from distill.training import run_folder as runs
 from distill.config import DistillConfig
 from distill.export.config import FinetuneConfig
 from distill.export.fake_quant import attach, plain_weights
 from distill.export.finished import FinishedRun, RunData
 from distill.export.quantise import Setting
-from distill.export.run_files import WEIGHTS
+from distill.training.saved_student import WEIGHTS
 from distill.student.model import Student, build_student
-from distill.train import Loop, make_accelerator
+from distill.training.loop import Loop, make_accelerator
 
 FOLDER = "qat"
 

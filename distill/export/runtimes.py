@@ -60,7 +60,7 @@ Feed = Callable[[Array], Call]
 def load_runtime(runtime: Runtime) -> None:
     """Import what a runtime needs, without a model."""
     names = {
-        "PyTorch": "distill.export.run_files",
+        "PyTorch": "distill.training.saved_student",
         "ONNX Runtime": "onnxruntime",
         "ExecuTorch": "executorch.runtime",
     }
@@ -81,7 +81,7 @@ def open_model(candidate: Candidate, threads: int) -> Feed:
 def _pytorch(path: Path, threads: int) -> Feed:
     import torch
 
-    from distill.export.run_files import load_exported
+    from distill.training.saved_student import load_exported
 
     model = load_exported(path)[0].model.eval()
 

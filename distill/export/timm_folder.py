@@ -9,8 +9,8 @@ from typing import Any
 from safetensors.torch import save
 
 from distill.data.pictures import ViewRule
-from distill.export.run_files import plain_state, teachers_of
-from distill.runs import write_json
+from distill.training.saved_student import plain_state, teachers_of
+from distill.training.run_folder import write_json
 from distill.student.model import Student
 from featstore.files.atomic import write_bytes
 

@@ -20,7 +20,7 @@ from distill.data.samples import Samples
 from distill.pages.folder import EXTRACTION, FEATURE_MAP, HARDEST, REPORT, Row
 from distill.pages.tables import write_csv
 from distill.evaluation.predictions import Predictions
-from distill.runs import write_json
+from distill.training.run_folder import write_json
 from distill.data.schedule import Indices
 from distill.data.task import Task
 from featstore import FeatureStore

@@ -16,7 +16,7 @@ from distill.experiments.outcome import RowResult
 from distill.export import onnx_model, parity, preprocessing, program
 from distill.export.latency import Timing, count_macs, describe_machine, measure
 from distill.export.memory import weigh
-from distill.export.run_files import load_exported
+from distill.training.saved_student import load_exported
 from distill.export.runtimes import Candidate
 from distill.pareto.front import front
 from featstore.errors import ConfigError

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from distill import runs
+from distill.training import run_folder as runs
 from distill.experiments.cost import Cost
 from distill.experiments.table import cost_lines
 from distill.export.latency import noise

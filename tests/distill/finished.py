@@ -15,7 +15,7 @@ from distill.measures.metrics import accuracy, agreement, calibration
 from distill.pages import keep
 from distill.pages.folder import REPORT, Row
 from distill.pages.tables import write_csv
-from distill.runs import write_json
+from distill.training.run_folder import write_json
 from featstore.files.atomic import write_bytes
 
 HOSTILE = "<script>document.title='owned'</script>"

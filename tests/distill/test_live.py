@@ -22,7 +22,7 @@ from benchmarks._live import (
     live_task,
     logged_losses,
 )
-from distill import train
+from distill.training import loop as train
 from distill.data.pictures import task
 from distill.config import DistillConfig
 from distill.config import TeacherConfig as FurtherTeacher

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from distill import train
+from distill.training import loop as train
 from distill.data.pictures import task
 from distill.config import DistillConfig
 from distill.losses.logits import dist, dkd, kd_kl, logit_mse, target_classes

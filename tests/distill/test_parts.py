@@ -8,7 +8,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from distill import train
+from distill.training import loop as train
 from distill.config import DataConfig, DistillConfig
 from distill.data.pictures import Batch
 from distill.losses import cross_entropy

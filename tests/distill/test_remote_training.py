@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from distill import train
+from distill.training import loop as train
 from distill.data.pictures import task
 from distill.config import DistillConfig
 from distill.experiments.cost import store_cost

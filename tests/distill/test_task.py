@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from distill import runs
+from distill.training import run_folder as runs
 from distill.config import TeacherConfig
 from distill.data.task import Task, prepare
 from featstore import FeatureStore

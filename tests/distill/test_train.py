@@ -16,11 +16,11 @@ import torch
 import yaml
 from safetensors.torch import load_file
 
-from distill import train
+from distill.training import loop as train
 from distill.data.pictures import task
 from distill.config import DistillConfig
 from distill.methods.labels import Labels
-from distill.optim import TrainingDiverged, make_optimiser
+from distill.training.optim import TrainingDiverged, make_optimiser
 from distill.measures.linear_probe import LinearProbe
 from featstore import FeatureStore
 from featstore.errors import ConfigError, ViewMismatch
@@ -104,7 +104,7 @@ KILLED = """
 import os, signal, sys
 sys.path.insert(0, {root!r})
 from pathlib import Path
-from distill import train
+from distill.training import loop as train
 from distill.data.pictures import task
 from featstore import FeatureStore
 from featstore.sources import open_source

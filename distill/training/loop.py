@@ -16,7 +16,9 @@ from accelerate.utils import ProjectConfiguration, broadcast, gather_object, set
 from torch import Tensor
 from tqdm import tqdm
 
-from distill import checkpoint, report, runs
+from distill import report
+from distill.training import checkpoint
+from distill.training import run_folder as runs
 from distill.evaluation import predictions
 from distill.config import DistillConfig
 from distill.data.pictures import Batch, BatchMaker, Changes, Pictures, load
@@ -26,7 +28,7 @@ from distill.export import export
 from distill.data.samples import Split
 from distill.methods import METHODS, Method, Output, Setup, Trainee
 from distill.methods.base import Needs, Part, Side
-from distill.optim import Meter, make_optimiser, read_terms
+from distill.training.optim import Meter, make_optimiser, read_terms
 from distill.partners import PARTNERS, Partner
 from distill.measures.linear_probe import LinearProbe
 from distill.data.schedule import Indices, JointSampler, Plan, Stream, make_plan

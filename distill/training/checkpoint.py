@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from distill.runs import CHECKPOINT_NAME, Contract, check_same_run
+from distill.training.run_folder import CHECKPOINT_NAME, Contract, check_same_run
 from featstore.files.atomic import write_bytes
 from featstore.errors import ConfigError
 

@@ -10,7 +10,7 @@ from torch import nn
 from distill.config import StudentConfig
 from distill.data.stored_features import StoredField
 from distill.data.samples import Samples
-from distill.runs import write_json
+from distill.training.run_folder import write_json
 from distill.student.model import Student, build_student
 from distill.data.task import Task
 from featstore.files.atomic import write_bytes
