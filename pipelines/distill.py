@@ -25,7 +25,7 @@ def main(config: DistillConfig) -> list[dict[str, object]]:
     Raises:
         FeatstoreError: something the user can mend; a run that was stopped goes on with the same command.
     """
-    from distill import report
+    from distill.reports import report
     from distill.training import loop as train
     from distill.data.pictures import task
     from distill.export import snippet

@@ -25,7 +25,7 @@ def main(config: ReportConfig) -> list[Path]:
     Raises:
         FeatstoreError: something the user can mend.
     """
-    from distill import report
+    from distill.reports import report
 
     # Nothing is trained and nothing is measured: all numbers come from the runs' own files.
     pages = report.rebuild(Path(config.out))

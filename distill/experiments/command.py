@@ -13,7 +13,7 @@ from distill.experiments.machine import devices, seats
 from distill.experiments.plan import Run
 from distill.experiments.pool import Event, Failure, OnEvent, Pool, Seat, work_here
 from distill.experiments.tune import Result
-from distill.report import draw_comparison
+from distill.reports.report import draw_comparison
 from featstore.files.atomic import make_folder
 from featstore.errors import ConfigError, FeatstoreError
 from featstore.files.locks import LOCK_NAME, FileLock

@@ -4,7 +4,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from distill.experiments.cost import Cost
-from distill.pages.text import duration, percent, size
+from distill.reports.text import duration, percent, size
 from distill.pareto import tables
 from distill.pareto.front import steps
 from distill.pareto.measured import Choice, Student

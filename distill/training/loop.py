@@ -16,7 +16,7 @@ from accelerate.utils import ProjectConfiguration, broadcast, gather_object, set
 from torch import Tensor
 from tqdm import tqdm
 
-from distill import report
+from distill.reports import report
 from distill.training import checkpoint
 from distill.training import run_folder as runs
 from distill.evaluation import predictions

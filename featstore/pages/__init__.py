@@ -5,5 +5,5 @@
     feature_map.py   features as points in the plane
     render.py        page -> HTML; templates/ holds its template, style and script
 
-Needs the extra ``card``. ``featstore.card`` draws stores with it, ``distill.pages`` finished runs.
+Needs the extra ``card``. ``featstore.card`` draws stores with it, ``distill.reports`` finished runs.
 """

@@ -12,9 +12,9 @@ from PIL import Image
 
 from distill.evaluation import predictions
 from distill.measures.metrics import accuracy, agreement, calibration
-from distill.pages import keep
-from distill.pages.folder import REPORT, Row
-from distill.pages.tables import write_csv
+from distill.reports import page_data as keep
+from distill.reports.run_files import REPORT, Row
+from distill.reports.tables import write_csv
 from distill.training.run_folder import write_json
 from featstore.files.atomic import write_bytes
 

@@ -113,7 +113,7 @@ def test_importing_distill_stays_light() -> None:
     light = "import sys, distill, distill.config; assert not {'torch', 'timm', 'accelerate'} & set(sys.modules)"
     assert launch(sys.executable, "-c", light).returncode == 0
     heavy = (
-        "import sys, distill.training.loop, distill.report\n"
+        "import sys, distill.training.loop, distill.reports.report\n"
         "assert not {'featstore.extraction.teachers', 'featstore.extraction.shards', 'open_clip'} & set(sys.modules)"
     )
     assert launch(sys.executable, "-c", heavy).returncode == 0

@@ -11,9 +11,11 @@ import markupsafe
 import numpy as np
 import pytest
 
-from distill import report
-from distill.pages import comparison, tables, text
-from distill.pages.folder import find_baseline, find_runs, read_run
+from distill.reports import report
+from distill.reports import comparison
+from distill.reports import tables
+from distill.reports import text
+from distill.reports.run_files import find_baseline, find_runs, read_run
 from featstore.errors import ConfigError
 from featstore.pages import style
 from featstore.pages.feature_map import embed

@@ -7,9 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from distill import report
+from distill.reports import report
 from distill.config import ReportConfig
-from distill.pages import keep, run_page
+from distill.reports import page_data as keep
+from distill.reports import run_page
 from featstore.errors import ConfigError
 from pipelines.distill import main as distill_main
 from pipelines.report import DEFAULT_RECIPE

@@ -7,8 +7,8 @@ from typing import Any
 
 import numpy as np
 
-from distill.pages import tables
-from distill.pages.folder import BASELINE, Row, Run, conditions, find_baseline
+from distill.reports import tables
+from distill.reports.run_files import BASELINE, Row, Run, conditions, find_baseline
 from distill.measures.paired_tests import holm, mcnemar, paired_test
 
 COMPETITOR = "kd"

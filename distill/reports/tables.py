@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from distill.pages.folder import Row, Run
+from distill.reports.run_files import Row, Run
 from featstore.files.atomic import write_bytes
 
 NOT_SERIES = {"step", "epoch", "warning"}

@@ -6,11 +6,12 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
-from distill.pages import comparison, figures
-from distill.pages.comparison import MEASURES, Groups, mean
-from distill.pages.folder import BASELINE, REPORT, Row, Run, measured_part
-from distill.pages.run_page import MOST_CELLS
-from distill.pages.text import duration, percent, points, size, source_name
+from distill.reports import comparison
+from distill.reports import figures
+from distill.reports.comparison import MEASURES, Groups, mean
+from distill.reports.run_files import BASELINE, REPORT, Row, Run, measured_part
+from distill.reports.run_page import MOST_CELLS
+from distill.reports.text import duration, percent, points, size, source_name
 from featstore.pages.parts import Block, Page, Section, Table, Text, Tile
 
 MOST_LINES = 10

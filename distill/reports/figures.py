@@ -3,7 +3,7 @@
 import statistics
 from collections.abc import Mapping, Sequence
 
-from distill.pages.folder import Row
+from distill.reports.run_files import Row
 from featstore.pages.parts import Plot
 from featstore.pages.style import (
     BLUE,

@@ -17,8 +17,8 @@ from torch import Tensor
 from distill.measures.feature_similarity import thin_out
 from distill.evaluation.evaluate import Evaluation
 from distill.data.samples import Samples
-from distill.pages.folder import EXTRACTION, FEATURE_MAP, HARDEST, REPORT, Row
-from distill.pages.tables import write_csv
+from distill.reports.run_files import EXTRACTION, FEATURE_MAP, HARDEST, REPORT, Row
+from distill.reports.tables import write_csv
 from distill.evaluation.predictions import Predictions
 from distill.training.run_folder import write_json
 from distill.data.schedule import Indices

@@ -6,9 +6,10 @@ from typing import Any, Literal
 
 import yaml
 
-from distill.pages import figures, tables
-from distill.pages.folder import BASELINE, REPORT, Row, Run, measured_part
-from distill.pages.text import duration, interval, number, percent, points, size, source_name
+from distill.reports import figures
+from distill.reports import tables
+from distill.reports.run_files import BASELINE, REPORT, Row, Run, measured_part
+from distill.reports.text import duration, interval, number, percent, points, size, source_name
 from featstore.pages.parts import Block, Gallery, Page, Picture, Plot, Section, Table, Text, Tile
 
 MOST_CLASSES = 30

@@ -3,7 +3,7 @@
 import math
 from pathlib import Path
 
-from distill.pages.folder import Run
+from distill.reports.run_files import Run
 
 
 def percent(value: float | None, digits: int = 1) -> str:

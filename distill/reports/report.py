@@ -14,8 +14,8 @@ if TYPE_CHECKING:
     import torch
 
     from distill.evaluation.evaluate import Evaluation
-    from distill.pages.folder import Row
-    from distill.pages.keep import Customise
+    from distill.reports.run_files import Row
+    from distill.reports.page_data import Customise
     from distill.data.schedule import Indices
     from distill.data.task import Task
     from featstore.pages.parts import Page
@@ -114,7 +114,7 @@ def write_run(
         say: told if the page cannot be drawn. A run is never lost to its picture.
     """
     try:
-        from distill.pages import keep
+        from distill.reports import page_data as keep
 
         keep.write(folder, task, test, measured, customise, device)
         draw_run(folder)
@@ -134,8 +134,8 @@ def draw_run(folder: Path) -> Path:
     Raises:
         ConfigError: the folder is not that of a finished run.
     """
-    from distill.pages import run_page
-    from distill.pages.folder import BASELINE, read_run
+    from distill.reports import run_page
+    from distill.reports.run_files import BASELINE, read_run
 
     beside = folder.parent.parent / BASELINE / folder.name
     baseline = read_run(beside) if (beside / "run.json").is_file() else None
@@ -148,8 +148,8 @@ def draw_comparison(out: Path) -> Path:
     Raises:
         ConfigError: there is none, or one cannot be read.
     """
-    from distill.pages import compare_page
-    from distill.pages.folder import find_runs
+    from distill.reports import compare_page
+    from distill.reports.run_files import find_runs
 
     return _write_page(out, *compare_page.build(find_runs(out), out))
 
@@ -160,8 +160,8 @@ def rebuild(out: Path) -> list[Path]:
     Raises:
         ConfigError: there is no run, or one cannot be read.
     """
-    from distill.pages import run_page
-    from distill.pages.folder import find_baseline, find_runs
+    from distill.reports import run_page
+    from distill.reports.run_files import find_baseline, find_runs
 
     runs = find_runs(out)
     pages = [
@@ -171,8 +171,8 @@ def rebuild(out: Path) -> list[Path]:
 
 
 def _write_page(folder: Path, page: "Page", shown: "dict[str, list[Row]]") -> Path:
-    from distill.pages.folder import REPORT
-    from distill.pages.tables import write_csv
+    from distill.reports.run_files import REPORT
+    from distill.reports.tables import write_csv
     from featstore.pages.render import render
 
     for name, rows in shown.items():
