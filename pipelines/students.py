@@ -56,8 +56,9 @@ def main(
     from distill.experiments.plan import Planner
     from distill.experiments.spec import read_experiment
     from distill.export.onnx_model import require_installed
-    from distill.pareto import page, tables
-    from distill.pareto.measured import measure_students
+    from distill.students import page
+    from distill.students import tables
+    from distill.students.measure import measure_students
 
     require_installed()
     experiment = read_experiment(path, flags)

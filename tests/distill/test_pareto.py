@@ -14,9 +14,10 @@ from hypothesis import strategies as some
 from distill.experiments.cost import Cost, StoreCost
 from distill.experiments.spec import read_experiment
 from distill.export.latency import Timing
-from distill.pareto import page, tables
-from distill.pareto.front import front, steps
-from distill.pareto.measured import Choice, Student
+from distill.students import page
+from distill.students import tables
+from distill.students.pareto_front import front, steps
+from distill.students.measure import Choice, Student
 from featstore.errors import ConfigError
 from pipelines import students as command
 from tests.distill.conftest import MakeConfig

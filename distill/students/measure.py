@@ -18,7 +18,7 @@ from distill.export.latency import Timing, count_macs, describe_machine, measure
 from distill.export.memory import weigh
 from distill.training.saved_student import load_exported
 from distill.export.runtimes import Candidate
-from distill.pareto.front import front
+from distill.students.pareto_front import front
 from featstore.errors import ConfigError
 
 FARTHEST = 1e-2

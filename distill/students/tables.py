@@ -12,7 +12,7 @@ from distill.experiments.cost import Cost
 from distill.experiments.table import cost_lines
 from distill.export.latency import noise
 from distill.export.numbers import milliseconds
-from distill.pareto.measured import Choice, Student
+from distill.students.measure import Choice, Student
 from featstore.files.atomic import write_bytes
 
 NAMES = ("students.json", "students.csv", "students.md")

@@ -5,9 +5,9 @@ from pathlib import Path
 
 from distill.experiments.cost import Cost
 from distill.reports.text import duration, percent, size
-from distill.pareto import tables
-from distill.pareto.front import steps
-from distill.pareto.measured import Choice, Student
+from distill.students import tables
+from distill.students.pareto_front import steps
+from distill.students.measure import Choice, Student
 from featstore.files.atomic import write_bytes
 from featstore.pages.parts import Page, Plot, Section, Table, Tile
 from featstore.pages.render import render
