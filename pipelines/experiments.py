@@ -49,7 +49,7 @@ def main(
     Raises:
         FeatstoreError: something the user can mend; nothing was started.
     """
-    from distill.experiments.agenda import Agenda
+    from distill.experiments.runs_to_do import Agenda
     from distill.experiments.command import conduct, report
     from distill.experiments.plan import Planner
     from distill.experiments.spec import read_experiment

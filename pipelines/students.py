@@ -50,7 +50,7 @@ def main(
     Raises:
         FeatstoreError: something the user can mend.
     """
-    from distill.experiments.agenda import Agenda
+    from distill.experiments.runs_to_do import Agenda
     from distill.experiments.command import conduct, report
     from distill.experiments.machine import cores
     from distill.experiments.plan import Planner

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from tqdm import tqdm
 
 from distill.experiments import table
-from distill.experiments.agenda import Agenda
+from distill.experiments.runs_to_do import Agenda
 from distill.experiments.machine import devices, seats
 from distill.experiments.plan import Run
 from distill.experiments.pool import Event, Failure, OnEvent, Pool, Seat, work_here
@@ -19,7 +19,7 @@ from featstore.errors import ConfigError, FeatstoreError
 from featstore.files.locks import LOCK_NAME, FileLock
 
 if TYPE_CHECKING:
-    from distill.experiments.work import Workshop
+    from distill.experiments.worker import Workshop
 
 Crew = Callable[[Sequence[Run], OnEvent], None]
 Say = Callable[[str], None]
@@ -27,7 +27,7 @@ Say = Callable[[str], None]
 
 def make_workshop(seat: Seat) -> "Workshop":
     """What works in a worker. Torch is imported here, after the worker's share of the machine is set."""
-    from distill.experiments.work import Workshop
+    from distill.experiments.worker import Workshop
 
     return Workshop(seat)
 

@@ -12,7 +12,7 @@ from typing import Any, Literal
 
 from distill.training import run_folder as runs
 from distill.config import DistillConfig
-from distill.experiments.located import Node
+from distill.experiments.yaml_with_lines import Node
 from distill.experiments.spec import TUNE, Experiment, Settings, nested
 from featstore import FeatureStore
 from featstore.errors import ConfigError, shorten

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, get_type_hints
 
 from distill.config import DistillConfig
-from distill.experiments.located import Node, read_yaml
+from distill.experiments.yaml_with_lines import Node, read_yaml
 from featstore.errors import ConfigError
 
 KEYS = ("recipe", "out", "seeds", "baseline", "variants", "grid", "tune")

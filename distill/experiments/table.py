@@ -10,7 +10,7 @@ from typing import Any
 
 from distill.training import run_folder as runs
 from distill.experiments.cost import Cost
-from distill.experiments.outcome import Images, RowResult
+from distill.experiments.results import Images, RowResult
 from distill.experiments.plan import describe
 from distill.experiments.spec import Experiment
 from distill.measures.paired_tests import detectable, sign_test

@@ -12,7 +12,7 @@ import numpy as np
 
 from distill.config import StudentConfig
 from distill.data.pictures import ViewRule
-from distill.experiments.outcome import RowResult
+from distill.experiments.results import RowResult
 from distill.export import onnx_model, parity, preprocessing, program
 from distill.export.latency import Timing, count_macs, describe_machine, measure
 from distill.export.memory import weigh

@@ -15,13 +15,13 @@ import yaml
 
 from distill.config import DistillConfig
 from distill.experiments import command
-from distill.experiments.agenda import Agenda
+from distill.experiments.runs_to_do import Agenda
 from distill.experiments.cost import store_cost
 from distill.experiments.plan import Planner, baseline_of, rows_of
 from distill.experiments.pool import Failure, Tell
 from distill.experiments.spec import read_experiment
 from distill.experiments.tune import DIVERGED, choose
-from distill.experiments.work import Workshop
+from distill.experiments.worker import Workshop
 from distill.evaluation.predictions import read as read_predictions
 from featstore import FeatureStore
 from featstore.errors import ConfigError

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from distill.experiments.cost import Cost, cost_of
-from distill.experiments.outcome import RowResult, compare
+from distill.experiments.results import RowResult, compare
 from distill.experiments.plan import (
     Planner,
     Row,
