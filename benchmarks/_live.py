@@ -14,18 +14,19 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from distill.data.feature_norm import FeatureNorm
 from distill.config import DistillConfig
+from distill.data.feature_norm import FeatureNorm
 from distill.data.pictures import PictureCache, ViewDataset, ViewRule, load
-from distill.data.stored_features import Features, Grid
 from distill.data.samples import Samples, Split
-from distill.options.common import Norm
 from distill.data.schedule import Indices, Request, ViewPicker, make_plan
+from distill.data.stored_features import Features, Grid
 from distill.data.task import Task
+from distill.options.common import Norm
 from featstore import FeatureStore
-from featstore.extraction.config import TeacherConfig, require
+from featstore.extraction.config import TeacherConfig
 from featstore.extraction.teachers import Teacher, build_teacher
 from featstore.format.views import View, ViewSet
+from featstore.sources.config import require
 
 TOLERANCE = {"float32": 1e-4, "float16": 1e-3, "bfloat16": 8e-3, "int8": 2e-2}
 """Of every loss, relative and absolute, between stored features of a type and live ones. float32: how images are

@@ -135,9 +135,10 @@ def extract(place: Place, answers: Connection) -> None:
 
     from featstore.extraction import new_manifest as design
     from featstore.extraction import shards as phase_one
-    from featstore.extraction.config import ExtractConfig, SourceConfig, StoreConfig, ViewsConfig
     from featstore.extraction.accelerator import start_accelerator
+    from featstore.extraction.config import ExtractConfig, StoreConfig, ViewsConfig
     from featstore.sources import open_source
+    from featstore.sources.config import SourceConfig
 
     device = settle(place.chosen)
     save_file(timm.create_model(place.teacher, num_classes=0).state_dict(), place.weights)
@@ -169,8 +170,8 @@ def live_features(place: Place, stored: Any, device: Any) -> Any:
     import torch
 
     from distill.data.pictures import ViewDataset, ViewRule
-    from distill.data.stored_features import Features
     from distill.data.schedule import Request
+    from distill.data.stored_features import Features
 
     samples, store = stored._samples, stored.store
     rule = ViewRule.of_store(store, FIELD)
@@ -226,12 +227,12 @@ def peak_memory() -> tuple[float, float]:
 
 def side(place: Place, connection: Connection, live: bool) -> None:
     """Train until told to stop; answers every order with the seconds of its steps and the peak memory."""
-    from distill.training import loop as train
-    from distill.data.pictures import task
     from distill.config import DataConfig, DistillConfig, StudentConfig, TrainConfig
+    from distill.data import task
+    from distill.training import loop as train
     from featstore import FeatureStore
-    from featstore.extraction.config import SourceConfig
     from featstore.sources import open_source
+    from featstore.sources.config import SourceConfig
 
     chosen = place.chosen
     device = settle(chosen)

@@ -24,10 +24,11 @@ import zarr
 
 from benchmarks._measure import Case, print_table, seconds_in_turn, speed_ratio
 from featstore import FeatureStore
-from featstore.format.artefacts import describe, pack
 from featstore.containers import make_backend
 from featstore.containers.zarr import encoded_bytes
+from featstore.format.artefacts import describe, pack
 from featstore.format.fields import empty_columns, put
+from featstore.format.int8 import Calibration, calibrate
 from featstore.format.manifest import (
     Codec,
     FieldRecord,
@@ -36,10 +37,9 @@ from featstore.format.manifest import (
     WorkRecord,
     new_manifest,
 )
-from featstore.reading.shuffling import Order
-from featstore.format.int8 import Calibration, calibrate
-from featstore.reading.torch_data import numbers_of
 from featstore.format.views import ViewSet
+from featstore.reading.shuffling import Order
+from featstore.reading.torch_data import numbers_of
 from featstore.writing.commit import Shard, commit, open_or_create
 
 WIDTH = 1024

@@ -199,7 +199,8 @@ class Bench:
         """One extraction into a fresh store."""
         from featstore.extraction import new_manifest as design
         from featstore.extraction import shards as extract
-        from featstore.extraction.config import ExtractConfig, SourceConfig, StoreConfig
+        from featstore.extraction.config import ExtractConfig, StoreConfig
+        from featstore.sources.config import SourceConfig
 
         store = self.folder / "store"
         config = ExtractConfig(

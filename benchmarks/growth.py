@@ -26,10 +26,16 @@ import google_crc32c
 import numpy as np
 
 from featstore import FeatureStore
-from featstore.files.atomic import write_bytes
 from featstore.containers import make_backend
+from featstore.files.atomic import write_bytes
 from featstore.format.fields import empty_columns
-from featstore.format.ledger import LEDGER_FOLDER, ObjectRecord, ShardRecord, mark_complete, write_entry
+from featstore.format.ledger import (
+    LEDGER_FOLDER,
+    ObjectRecord,
+    ShardRecord,
+    mark_complete,
+    write_entry,
+)
 from featstore.format.manifest import (
     FieldRecord,
     Manifest,
@@ -38,8 +44,8 @@ from featstore.format.manifest import (
     new_manifest,
     write_manifest,
 )
-from featstore.maintenance.verify import verify
 from featstore.format.views import ViewSet
+from featstore.maintenance.verify import verify
 
 SHARD_ROWS = 131_072
 WIDTH = 2048

@@ -85,15 +85,10 @@ def make_store(chosen: argparse.Namespace, folder: Path) -> None:
 
     from featstore.extraction import new_manifest as design
     from featstore.extraction import shards as extract
-    from featstore.extraction.config import (
-        ExtractConfig,
-        SourceConfig,
-        StoreConfig,
-        TeacherConfig,
-        ViewsConfig,
-    )
-    from featstore.sources import open_source
+    from featstore.extraction.config import ExtractConfig, StoreConfig, TeacherConfig, ViewsConfig
     from featstore.extraction.teachers import build_teacher
+    from featstore.sources import open_source
+    from featstore.sources.config import SourceConfig
 
     name, weights = "vit_tiny_patch16_224", folder / "teacher.safetensors"
     save_file(timm.create_model(name, num_classes=0, **TEACHER).state_dict(), weights)
@@ -237,12 +232,12 @@ def measure(
     chosen: argparse.Namespace, folder: Path, field: str, *, workers: int, cache_mb: int
 ) -> Watch:
     """Train for a while; returns the steps of both sides."""
-    from distill.training import loop as train
-    from distill.data.pictures import task
     from distill.config import DataConfig, DistillConfig, StudentConfig, TrainConfig
+    from distill.data import task
+    from distill.training import loop as train
     from featstore import FeatureStore
-    from featstore.extraction.config import SourceConfig
     from featstore.sources import open_source
+    from featstore.sources.config import SourceConfig
 
     config = DistillConfig(
         store=str(folder / "store"),

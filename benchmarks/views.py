@@ -63,22 +63,23 @@ from benchmarks._live import (
     steps_per_epoch,
 )
 from benchmarks._measure import print_table
-from distill.training import run_folder as runs
-from distill.training import loop as train
-from distill.data.pictures import task
 from distill.config import DataConfig, DistillConfig
+from distill.data import task
 from distill.experiments.cost import StoreCost, store_cost
 from distill.experiments.table import spread
 from distill.methods import METHODS
+from distill.training import loop as train
+from distill.training import run_folder as runs
 from featstore import FeatureStore
-from featstore.files.atomic import write_bytes
-from featstore.extraction.config import ExtractConfig, require
 from featstore.errors import FeatstoreError
+from featstore.extraction.config import ExtractConfig
+from featstore.extraction.teachers import Teacher
+from featstore.files.atomic import write_bytes
 from featstore.files.disk import format_bytes
+from featstore.format.views import View, ViewSet
 from featstore.planning.costs import stored_bytes
 from featstore.sources import open_source
-from featstore.extraction.teachers import Teacher
-from featstore.format.views import View, ViewSet
+from featstore.sources.config import require
 from pipelines._cli import parse
 
 RECIPES = Path(__file__).resolve().parents[1] / "pipelines" / "recipes" / "digits"

@@ -30,8 +30,8 @@ from featstore import FeatureStore
 from featstore.containers import make_backend
 from featstore.format.fields import empty_columns, put
 from featstore.format.manifest import Container, FieldRecord, SourceRecord, WorkRecord, new_manifest
-from featstore.reading.paired_tars import PairStream
 from featstore.format.views import ViewSet
+from featstore.reading.paired_tars import PairStream
 from featstore.writing.commit import Shard, commit, open_or_create
 
 GOAL = 2.0

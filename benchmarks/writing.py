@@ -26,11 +26,11 @@ import numpy.typing as npt
 from benchmarks._measure import Spread, print_table, speed_ratio
 from featstore.containers import make_backend
 from featstore.format.fields import empty_columns
-from featstore.writing.fill import fill
-from featstore.writing.leases import Claims
 from featstore.format.manifest import FieldRecord, Manifest, SourceRecord, WorkRecord, new_manifest
 from featstore.format.views import ViewSet
 from featstore.writing.commit import Shard, open_or_create
+from featstore.writing.fill import fill
+from featstore.writing.leases import Claims
 
 CASES = {"A, rows of 1,024": (1024,), "B, rows of 257 x 1,024": (257, 1024)}
 

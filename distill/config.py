@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 from distill.options import MethodName, MethodOptions, PartnerName, PartnerOptions
 from distill.options.augment import AugmentConfig, PhotometricConfig
-from featstore.extraction.config import SourceConfig, require
+from featstore.sources.config import SourceConfig, require
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -8,14 +8,13 @@ wants rows of numbers needs no torch, and the ``featstore`` command answers at o
 from typing import TYPE_CHECKING, Any
 
 from featstore.errors import FeatstoreError
+from featstore.version import __version__
 
 if TYPE_CHECKING:
     from featstore.format.manifest import Manifest, read_manifest
     from featstore.reading.store import FeatureStore
 
 __all__ = ["FeatstoreError", "FeatureStore", "Manifest", "__version__", "read_manifest"]
-
-__version__ = "0.1.0"
 
 
 def __getattr__(name: str) -> Any:

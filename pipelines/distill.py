@@ -25,11 +25,11 @@ def main(config: DistillConfig) -> list[dict[str, object]]:
     Raises:
         FeatstoreError: something the user can mend; a run that was stopped goes on with the same command.
     """
-    from distill.reports import report
-    from distill.training import loop as train
-    from distill.data.pictures import task
+    from distill.data import task
     from distill.export import snippet
+    from distill.reports import report
     from distill.student.model import build_student
+    from distill.training import loop as train
     from featstore import FeatureStore
     from featstore.sources import open_source
 

@@ -25,13 +25,13 @@ def main(config: EvaluateConfig) -> dict[str, object]:
     Raises:
         FeatstoreError: something the user can mend.
     """
-    from distill.data.pictures import task
+    from distill.data import task
     from distill.data.pictures import ViewRule
     from distill.evaluation.evaluate import check_classes, evaluate
     from distill.export import load_exported, store_fingerprints
-    from distill.training.run_folder import write_json
     from featstore import FeatureStore
     from featstore.extraction.accelerator import start_accelerator
+    from featstore.files.atomic import write_json
     from featstore.sources import open_source
 
     accelerator = start_accelerator()

@@ -49,9 +49,9 @@ def main(
     Raises:
         FeatstoreError: something the user can mend; nothing was started.
     """
-    from distill.experiments.runs_to_do import Agenda
     from distill.experiments.command import conduct, report
     from distill.experiments.plan import Planner
+    from distill.experiments.runs_to_do import Agenda
     from distill.experiments.spec import read_experiment
 
     experiment = read_experiment(path, flags)

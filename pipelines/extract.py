@@ -23,8 +23,8 @@ from pipelines._cli import run_main
 if TYPE_CHECKING:
     from accelerate import Accelerator
 
-    from featstore.extraction.shards import Summary
     from featstore.extraction.new_images import Growth
+    from featstore.extraction.shards import Summary
     from featstore.sources import Source
 
 DEFAULT_RECIPE = Path(__file__).parent / "recipes" / "digits" / "extract.yaml"
@@ -36,11 +36,11 @@ def main(config: ExtractConfig) -> None:
     Raises:
         FeatstoreError: something the user can mend; nothing half-made is left behind.
     """
-    from featstore.extraction import new_images as grow
     from featstore.errors import shorten
+    from featstore.extraction import new_images as grow
     from featstore.extraction.accelerator import start_accelerator
-    from featstore.sources import open_source
     from featstore.maintenance.verify import repair
+    from featstore.sources import open_source
 
     accelerator = start_accelerator()
     say = accelerator.print

@@ -50,15 +50,14 @@ def main(
     Raises:
         FeatstoreError: something the user can mend.
     """
-    from distill.experiments.runs_to_do import Agenda
     from distill.experiments.command import conduct, report
-    from distill.experiments.machine import cores
     from distill.experiments.plan import Planner
+    from distill.experiments.runs_to_do import Agenda
     from distill.experiments.spec import read_experiment
     from distill.export.onnx_model import require_installed
-    from distill.students import page
-    from distill.students import tables
+    from distill.students import page, tables
     from distill.students.measure import measure_students
+    from featstore.files.machine import cores
 
     require_installed()
     experiment = read_experiment(path, flags)

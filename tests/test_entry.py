@@ -10,8 +10,9 @@ import yaml
 
 from distill.config import DistillConfig
 from featstore import FeatureStore
-from featstore.extraction.config import ExtractConfig, SourceConfig, StoreConfig, TeacherConfig, ViewsConfig
 from featstore.errors import ConfigError
+from featstore.extraction.config import ExtractConfig, StoreConfig, TeacherConfig, ViewsConfig
+from featstore.sources.config import SourceConfig
 from pipelines import extract
 from pipelines._cli import EXIT_ERROR, EXIT_TOO_MANY_INVALID, parse, run_main
 from tests.conftest import ROOT, TINY_ARGS

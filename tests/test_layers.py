@@ -54,7 +54,11 @@ def own_imports(name: str) -> set[str]:
 
 def test_there_is_something_to_check() -> None:
     """The walk has found the packages, their parts and an import between two of them."""
-    assert {"featstore.extraction.shards", "featstore.containers.zarr", "pipelines.extract"} <= MODULES.keys()
+    assert {
+        "featstore.extraction.shards",
+        "featstore.containers.zarr",
+        "pipelines.extract",
+    } <= MODULES.keys()
     assert "featstore.extraction.teachers" in own_imports("featstore.extraction.shards")
     assert "featstore.extraction.shards" in own_imports("pipelines.extract")
 
@@ -143,4 +147,7 @@ def test_phase_two_loads_no_teacher() -> None:
     assert len(names) > 10
     loaded = loaded_after("\n".join(f"import {name}" for name in names))
     assert "torch" in loaded
-    assert loaded & {"featstore.extraction.teachers", "featstore.extraction.shards", "open_clip"} == set()
+    assert (
+        loaded & {"featstore.extraction.teachers", "featstore.extraction.shards", "open_clip"}
+        == set()
+    )

@@ -17,8 +17,9 @@ from distill.config import DataConfig, DistillConfig, EvalConfig, StudentConfig,
 from distill.config import TeacherConfig as FurtherTeacher
 from featstore import FeatureStore
 from featstore.cli.main import main
-from featstore.extraction.config import ExtractConfig, SourceConfig, StoreConfig, TeacherConfig
+from featstore.extraction.config import ExtractConfig, StoreConfig, TeacherConfig
 from featstore.format.ids import content_sha256
+from featstore.sources.config import SourceConfig
 from pipelines import distill, extract
 from tests.conftest import ROOT, TINY_ARGS, save_teacher
 from tests.distill.stores import draw_images

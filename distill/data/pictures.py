@@ -15,14 +15,13 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from distill.data.augment import photometric, strongly
 from distill.config import DataConfig
-from distill.data.stored_features import Features, Grid
+from distill.data.augment import photometric, strongly
 from distill.data.samples import Samples
-from distill.losses import IGNORE
 from distill.data.schedule import CANONICAL, Request
+from distill.data.stored_features import Features, Grid
+from distill.losses import IGNORE
 from featstore import FeatureStore
-from featstore.sources.decode import decode_image
 from featstore.errors import (
     ConfigError,
     DecodeError,
@@ -32,6 +31,7 @@ from featstore.errors import (
 )
 from featstore.format.ids import content_sha256
 from featstore.format.views import CropMode, Interpolation, View, ViewSet, cut, view_box
+from featstore.sources.decode import decode_image
 
 
 @dataclass(frozen=True)

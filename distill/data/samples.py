@@ -18,8 +18,8 @@ from distill.config import DataConfig
 from featstore import FeatureStore
 from featstore.errors import ConfigError, MissingSamples, ViewMismatch, shorten
 from featstore.format.ids import content_sha256
-from featstore.sources.base import NO_LABEL, Source, matches
 from featstore.format.views import describe
+from featstore.sources.base import NO_LABEL, Source, matches
 
 Indices = npt.NDArray[np.int64]
 

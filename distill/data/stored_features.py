@@ -15,13 +15,13 @@ from torch import Tensor
 
 from distill.data.feature_norm import Block, FeatureNorm, Statistics, measure
 from distill.data.samples import Samples
-from distill.options.common import Norm
 from distill.data.schedule import Indices
+from distill.options.common import Norm
 from featstore import FeatureStore
 from featstore.errors import ConfigError, shorten
 from featstore.format.manifest import FieldRecord
-from featstore.reading.torch_data import as_tensor
 from featstore.format.views import View
+from featstore.reading.torch_data import as_tensor
 
 
 @dataclass(frozen=True)

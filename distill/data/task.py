@@ -10,11 +10,11 @@ import torch
 
 from distill.config import DataConfig, EvalConfig, TeacherConfig
 from distill.data.pictures import BatchMaker, Changes, PictureCache, ViewDataset, ViewRule
-from distill.measures.feature_similarity import thin_out, top1
-from distill.data.stored_features import Features, Grid, StoredField, check_vector, reference_column
 from distill.data.samples import Samples, Split, join, match_views, split
-from distill.measures.linear_probe import LinearProbe, fit_probe
 from distill.data.schedule import Indices, ViewPicker, allowed_columns
+from distill.data.stored_features import Features, Grid, StoredField, check_vector, reference_column
+from distill.measures.feature_similarity import thin_out, top1
+from distill.measures.linear_probe import LinearProbe, fit_probe
 from distill.student.model import Student
 from featstore import FeatureStore
 from featstore.errors import ConfigError

@@ -15,14 +15,14 @@ from torch import Tensor
 from distill.config import CorruptionName, EvalConfig
 from distill.data.corruptions import CORRUPTIONS, SEVERITIES, corrupt
 from distill.data.pictures import PictureCache, Pictures, ViewRule, load
-from distill.measures.feature_similarity import linear_cka, mean_norm, thin_out
 from distill.data.samples import Samples, Split
-from distill.measures.metrics import accuracy, agreement, calibration, feature_quality
-from distill.evaluation.predictions import Predictions, predictions
-from distill.measures.linear_probe import LinearProbe
 from distill.data.schedule import CANONICAL, Indices, Request
-from distill.student.model import Student, evaluating
 from distill.data.task import Task, few
+from distill.evaluation.predictions import Predictions, predictions
+from distill.measures.feature_similarity import linear_cka, mean_norm, thin_out
+from distill.measures.linear_probe import LinearProbe
+from distill.measures.metrics import accuracy, agreement, calibration, feature_quality
+from distill.student.model import Student, evaluating
 from featstore.errors import ConfigError, shorten
 
 MOST_FOR_CKA = 4096

@@ -15,8 +15,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from featstore.files.atomic import write_bytes
 from featstore.errors import ConfigError
+from featstore.files.atomic import write_bytes
 
 NAME = "predictions.npz"
 

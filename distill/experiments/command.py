@@ -8,14 +8,14 @@ from typing import TYPE_CHECKING
 from tqdm import tqdm
 
 from distill.experiments import table
-from distill.experiments.runs_to_do import Agenda
 from distill.experiments.machine import devices, seats
 from distill.experiments.plan import Run
 from distill.experiments.pool import Event, Failure, OnEvent, Pool, Seat, work_here
+from distill.experiments.runs_to_do import Agenda
 from distill.experiments.tune import Result
 from distill.reports.report import draw_comparison
-from featstore.files.atomic import make_folder
 from featstore.errors import ConfigError, FeatstoreError
+from featstore.files.atomic import make_folder
 from featstore.files.locks import LOCK_NAME, FileLock
 
 if TYPE_CHECKING:

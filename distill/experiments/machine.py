@@ -6,20 +6,10 @@ from contextlib import suppress
 from pathlib import Path
 
 from distill.experiments.pool import Seat
+from featstore.files.machine import CGROUP, cores
 
 RUN_BYTES = 1536 * 2**20
 """Memory of one run as long as none has been measured: libraries, a small student, its pictures."""
-
-CGROUP = Path("/sys/fs/cgroup")
-
-
-def cores() -> int:
-    """Processor cores that this process may use, also inside a container."""
-    count = len(os.sched_getaffinity(0))
-    with suppress(OSError, ValueError):
-        quota, period = (CGROUP / "cpu.max").read_text().split()
-        count = min(count, max(1, int(quota) // int(period)))
-    return count
 
 
 def free_bytes() -> int:

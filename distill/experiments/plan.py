@@ -10,10 +10,10 @@ from functools import cache
 from pathlib import Path
 from typing import Any, Literal
 
-from distill.training import run_folder as runs
 from distill.config import DistillConfig
-from distill.experiments.yaml_with_lines import Node
 from distill.experiments.spec import TUNE, Experiment, Settings, nested
+from distill.experiments.yaml_with_lines import Node
+from distill.training import run_folder as runs
 from featstore import FeatureStore
 from featstore.errors import ConfigError, shorten
 

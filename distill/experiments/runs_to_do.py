@@ -6,7 +6,6 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from distill.experiments.cost import Cost, cost_of
-from distill.experiments.results import RowResult, compare
 from distill.experiments.plan import (
     Planner,
     Row,
@@ -18,6 +17,7 @@ from distill.experiments.plan import (
     unique,
 )
 from distill.experiments.pool import Failure
+from distill.experiments.results import RowResult, compare
 from distill.experiments.spec import Experiment
 from distill.experiments.tune import Result, choose, read_choices, still_holds, write_choices
 

@@ -8,12 +8,12 @@ from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any
 
-from distill.training import run_folder as runs
 from distill.experiments.cost import Cost
-from distill.experiments.results import Images, RowResult
 from distill.experiments.plan import describe
+from distill.experiments.results import Images, RowResult
 from distill.experiments.spec import Experiment
 from distill.measures.paired_tests import detectable, sign_test
+from distill.training import run_folder as runs
 from featstore.files.atomic import write_bytes
 from featstore.files.disk import format_bytes
 

@@ -8,10 +8,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from distill.training import run_folder as runs
 from distill.experiments.plan import Row, Run
 from distill.experiments.pool import Failure
 from distill.experiments.spec import TUNE, Settings
+from distill.training import run_folder as runs
 from featstore.errors import ConfigError
 
 NAME = "tuned.json"

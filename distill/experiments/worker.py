@@ -12,21 +12,21 @@ from typing import Any
 import torch
 from accelerate.state import AcceleratorState, GradientState
 
-from distill.training import checkpoint
-from distill.training import loop as train
-from distill.data.pictures import task
 from distill.config import DistillConfig, StudentConfig
+from distill.data import task
+from distill.data.samples import Split
+from distill.data.schedule import CANONICAL, make_plan
+from distill.data.task import Task
 from distill.experiments.plan import Run
 from distill.experiments.pool import Seat, Tell
-from distill.data.samples import Split
+from distill.measures.linear_probe import LinearProbe
 from distill.methods import METHODS
 from distill.methods.base import Needs
 from distill.options.augment import PhotometricConfig
 from distill.partners import PARTNERS
-from distill.measures.linear_probe import LinearProbe
-from distill.data.schedule import CANONICAL, make_plan
 from distill.student.model import build_student
-from distill.data.task import Task
+from distill.training import checkpoint
+from distill.training import loop as train
 from featstore import FeatureStore
 from featstore.errors import FeatstoreError
 from featstore.sources import open_source

@@ -24,8 +24,8 @@ import jinja2
 from distill.export import onnx_model
 from distill.export.preprocessing import NAME as PREPROCESSING
 from distill.export.preprocessing import PICTURE
-from featstore.files.atomic import write_bytes
 from featstore.errors import ConfigError
+from featstore.files.atomic import write_bytes
 
 NAME = "browser/index.html"
 WEB = Path(__file__).parent / "web"

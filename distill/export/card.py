@@ -15,10 +15,10 @@ from distill.export import executorch_model, onnx_model, program
 from distill.export.finished import FinishedRun, RunData
 from distill.export.preprocessing import NAME as PREPROCESSING
 from featstore import FeatureStore
-from featstore.files.atomic import write_bytes
 from featstore.card.escape import code, escape, table
 from featstore.card.statement import Statement, hub_licence, read_card, teacher_licence
 from featstore.errors import ConfigError
+from featstore.files.atomic import write_bytes
 
 CARD = "README.md"
 LATENCY = "latency.json"

@@ -3,7 +3,7 @@
 from dataclasses import dataclass, field
 from typing import Literal
 
-from featstore.extraction.config import require
+from featstore.sources.config import require
 
 Format = Literal["safetensors", "onnx", "int8", "program", "executorch"]
 

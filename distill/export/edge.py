@@ -31,10 +31,9 @@ from distill.export.manifest import MANIFEST, describe
 from distill.export.parity import answers, torch_runner
 from distill.export.quiet import reason
 from distill.export.work import Say, Work
-from distill.training.run_folder import write_json
 from distill.student.model import Student
-from featstore.files.atomic import make_folder, refused, sync_tree
 from featstore.errors import ConfigError
+from featstore.files.atomic import make_folder, refused, sync_tree, write_json
 
 
 def export_run(config: ExportConfig, *, say: Say = print) -> dict[str, Any]:

@@ -13,8 +13,8 @@ from distill.export.images import Pixels
 from distill.export.parity import Logits, Runner
 from distill.export.preprocessing import InputSpec
 from distill.export.quiet import quiet, reason, silent_c
-from featstore.files.atomic import write_bytes
 from featstore.errors import ConfigError
+from featstore.files.atomic import write_bytes
 
 NAME = "model.pte"
 MISSING = "executorch is not installed: pip install 'featstore-distill[executorch]'"

@@ -9,14 +9,14 @@ from typing import Any, TypeVar
 
 import yaml
 
-from distill.data.pictures import task
 from distill.config import DistillConfig
+from distill.data import task
 from distill.data.pictures import ViewRule
-from distill.evaluation.evaluate import check_classes
-from distill.training.saved_student import load_exported, store_fingerprints, teachers_of
 from distill.data.samples import Split
-from distill.student.model import Student
 from distill.data.task import Task
+from distill.evaluation.evaluate import check_classes
+from distill.student.model import Student
+from distill.training.saved_student import load_exported, store_fingerprints, teachers_of
 from featstore import FeatureStore
 from featstore.errors import ConfigError, StoreNotFound
 from featstore.sources import open_source

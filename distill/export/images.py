@@ -9,11 +9,11 @@ import numpy as np
 import numpy.typing as npt
 
 from distill.data.pictures import ViewRule, load
-from distill.export.config import CalibrationConfig
 from distill.data.samples import Samples, Split
 from distill.data.schedule import CANONICAL, Indices, Request
-from distill.student.model import Student
 from distill.data.task import Task
+from distill.export.config import CalibrationConfig
+from distill.student.model import Student
 from featstore.errors import ConfigError
 from featstore.sources.base import NO_LABEL
 

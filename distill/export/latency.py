@@ -24,9 +24,9 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 from tqdm import tqdm
 
-from distill.experiments.machine import cores
 from distill.export.manifest import versions
 from distill.export.runtimes import Call, Candidate, open_model
+from featstore.files.machine import cores
 
 VISIT_S = 0.05
 """A visit calls until so much time has passed, ..."""

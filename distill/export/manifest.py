@@ -11,8 +11,8 @@ from typing import Any
 from distill.export.config import ALL_FORMATS, wants
 from distill.export.parity import Logits, compare
 from distill.export.work import Work
-from featstore import __version__
 from featstore.errors import ConfigError
+from featstore.version import __version__
 
 MANIFEST = "export.json"
 FORMAT_VERSION = 1

@@ -3,15 +3,15 @@
 import dataclasses
 from typing import Any
 
-from distill.experiments.machine import cores
 from distill.export import executorch_model, onnx_model
 from distill.export.config import Format, LatencyConfig, wants
 from distill.export.latency import Timing, count_macs, describe_machine, measure, noise
 from distill.export.memory import weigh
-from distill.training.saved_student import WEIGHTS
 from distill.export.runtimes import Candidate, Dtype, Precision, Runtime
 from distill.export.work import Work
-from distill.training.run_folder import write_json
+from distill.training.saved_student import WEIGHTS
+from featstore.files.atomic import write_json
+from featstore.files.machine import cores
 
 LATENCY = "latency.json"
 PYTORCH = "PyTorch"

@@ -14,8 +14,8 @@ from distill.export.parity import Logits, Runner
 from distill.export.preprocessing import InputSpec
 from distill.export.program import Program
 from distill.export.quiet import quiet, reason
-from featstore.files.atomic import write_bytes
 from featstore.errors import ConfigError
+from featstore.files.atomic import write_bytes
 
 NAME = "model.onnx"
 INT8 = "model.int8.onnx"

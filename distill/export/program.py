@@ -12,8 +12,8 @@ from torch import nn
 from distill.export.images import Pixels
 from distill.export.parity import Logits, Runner
 from distill.export.preprocessing import InputSpec
-from featstore.files.atomic import write_bytes
 from featstore.errors import ConfigError
+from featstore.files.atomic import write_bytes
 
 NAME = "model.pt2"
 

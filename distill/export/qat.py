@@ -6,16 +6,16 @@ import dataclasses
 from pathlib import Path
 from typing import Any
 
-from distill.training import checkpoint
-from distill.training import run_folder as runs
 from distill.config import DistillConfig
 from distill.export.config import FinetuneConfig
 from distill.export.fake_quant import attach, plain_weights
 from distill.export.finished import FinishedRun, RunData
 from distill.export.quantise import Setting
-from distill.training.saved_student import WEIGHTS
 from distill.student.model import Student, build_student
+from distill.training import checkpoint
+from distill.training import run_folder as runs
 from distill.training.loop import Loop, make_accelerator
+from distill.training.saved_student import WEIGHTS
 
 FOLDER = "qat"
 

@@ -9,10 +9,9 @@ from typing import Any
 from safetensors.torch import save
 
 from distill.data.pictures import ViewRule
-from distill.training.saved_student import plain_state, teachers_of
-from distill.training.run_folder import write_json
 from distill.student.model import Student
-from featstore.files.atomic import write_bytes
+from distill.training.saved_student import plain_state, teachers_of
+from featstore.files.atomic import write_bytes, write_json
 
 WEIGHTS = "model.safetensors"
 CONFIG = "config.json"

@@ -10,13 +10,13 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from distill.data.schedule import Indices
 from distill.export import images
 from distill.export.config import ExportConfig, Format, wants
 from distill.export.finished import FinishedRun, RunData
 from distill.export.images import Pixels
 from distill.export.parity import Logits, Runner, accuracy
 from distill.export.preprocessing import InputSpec
-from distill.data.schedule import Indices
 
 Say = Callable[[str], None]
 

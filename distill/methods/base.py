@@ -16,14 +16,14 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from distill.data.feature_norm import FeatureNorm
 from distill.config import DistillConfig
+from distill.data.feature_norm import FeatureNorm
 from distill.data.pictures import Batch
-from distill.data.stored_features import Features, Grid
 from distill.data.samples import Samples, Split
-from distill.options.common import Norm
-from distill.measures.linear_probe import LinearProbe
 from distill.data.schedule import Indices, ViewPicker
+from distill.data.stored_features import Features, Grid
+from distill.measures.linear_probe import LinearProbe
+from distill.options.common import Norm
 from distill.student.model import Student
 
 Tap = Literal["feature", "map", "stages"]

@@ -21,17 +21,17 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from distill.data.feature_norm import check_width, projection
 from distill.config import DistillConfig
 from distill.data.pictures import Batch
-from distill.measures.feature_similarity import thin_out
 from distill.losses import cross_entropy, feature_mse, layernorm_mse
 from distill.losses.logits import dist, dkd, kd_kl, logit_mse
+from distill.measures.feature_similarity import thin_out
+from distill.measures.linear_probe import fit_probe
 from distill.methods.base import Method, Needs, Output, Setup, Side
 from distill.methods.customkd_watch import Watch
 from distill.methods.probe_logits import classes_of, probe_layer, ramp, set_probe
+from distill.methods.projection import check_width, projection
 from distill.options.customkd import CustomKDConfig
-from distill.measures.linear_probe import fit_probe
 from distill.student.model import Student
 from featstore.errors import ConfigError
 

@@ -12,9 +12,9 @@ import torch
 from torch import Tensor
 
 from distill.data.feature_norm import FeatureNorm
+from distill.data.schedule import Indices
 from distill.measures.feature_similarity import linear_cka, mean_norm, mean_variance, thin_out, top1
 from distill.methods.base import Setup
-from distill.data.schedule import Indices
 
 WATCHED = 1024
 """Most training rows, and most test rows, that are looked at."""

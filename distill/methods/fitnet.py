@@ -9,12 +9,12 @@ stored features are signed [I].
 
 from torch import Tensor, nn
 
-from distill.data.feature_norm import projection
 from distill.config import DistillConfig
 from distill.data.pictures import Batch
 from distill.losses import cross_entropy
 from distill.losses.features import feature_mse, map_mse, resize_map
 from distill.methods.base import Method, Needs, Output, Setup, Side
+from distill.methods.projection import projection
 from distill.student.model import Student
 
 

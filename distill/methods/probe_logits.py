@@ -14,9 +14,9 @@ from torch import Tensor, nn
 from distill.data.pictures import Batch
 from distill.losses import cross_entropy
 from distill.losses.logits import target_classes
+from distill.measures.linear_probe import LinearProbe
 from distill.methods.base import Method, Output, Setup
 from distill.options.logits import Target
-from distill.measures.linear_probe import LinearProbe
 from distill.student.model import Student
 
 

@@ -13,9 +13,9 @@ import torch
 from torch import Tensor, nn
 
 from distill.data.pictures import Batch
-from distill.measures.feature_similarity import thin_out
 from distill.losses import cross_entropy
 from distill.losses.features import spectral_match
+from distill.measures.feature_similarity import thin_out
 from distill.methods.base import Method, Output, Setup, Side
 from distill.student.model import Student
 

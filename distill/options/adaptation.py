@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 
 from distill.options.common import not_negative
-from featstore.extraction.config import require
+from featstore.sources.config import require
 
 
 @dataclass(frozen=True, kw_only=True)

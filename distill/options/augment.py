@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from featstore.extraction.config import require
+from featstore.sources.config import require
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -2,7 +2,7 @@
 
 from typing import Any, Literal
 
-from featstore.extraction.config import require
+from featstore.sources.config import require
 
 Norm = Literal["none", "standardize", "layernorm", "l2"]
 """Normalisation of the stored feature before it is compared."""

@@ -5,7 +5,7 @@ from typing import Literal
 
 from distill.options.common import Norm, not_negative, positive
 from distill.options.logits import Target
-from featstore.extraction.config import require
+from featstore.sources.config import require
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -6,7 +6,7 @@ Every weight stands beside a cross entropy of weight 1.
 from dataclasses import dataclass
 
 from distill.options.common import Norm, not_negative, positive
-from featstore.extraction.config import require
+from featstore.sources.config import require
 
 
 @dataclass(frozen=True, kw_only=True)

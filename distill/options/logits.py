@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from distill.options.common import not_negative, positive
-from featstore.extraction.config import require
+from featstore.sources.config import require
 
 Target = Literal["teacher", "labels"]
 """Class of an image that a loss needs one for. teacher: the label where it is known, else the class that the teacher

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from distill.options.common import momentum, not_negative, share
-from featstore.extraction.config import require
+from featstore.sources.config import require
 
 LabelsFrom = Literal["student", "probe"]
 """Who guesses the label of an unlabelled image: the student on the weak view, or the linear probe on what is stored."""

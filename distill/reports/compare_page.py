@@ -6,8 +6,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
-from distill.reports import comparison
-from distill.reports import figures
+from distill.reports import comparison, figures
 from distill.reports.comparison import MEASURES, Groups, mean
 from distill.reports.run_files import BASELINE, REPORT, Row, Run, measured_part
 from distill.reports.run_page import MOST_CELLS

@@ -7,9 +7,9 @@ from typing import Any
 
 import numpy as np
 
+from distill.measures.paired_tests import holm, mcnemar, paired_test
 from distill.reports import tables
 from distill.reports.run_files import BASELINE, Row, Run, conditions, find_baseline
-from distill.measures.paired_tests import holm, mcnemar, paired_test
 
 COMPETITOR = "kd"
 """The baseline that uses the same stored features in the plainest way: logits of a linear probe."""

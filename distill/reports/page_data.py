@@ -14,20 +14,19 @@ from PIL import Image
 from scipy.special import logsumexp
 from torch import Tensor
 
-from distill.measures.feature_similarity import thin_out
-from distill.evaluation.evaluate import Evaluation
 from distill.data.samples import Samples
-from distill.reports.run_files import EXTRACTION, FEATURE_MAP, HARDEST, REPORT, Row
-from distill.reports.tables import write_csv
-from distill.evaluation.predictions import Predictions
-from distill.training.run_folder import write_json
 from distill.data.schedule import Indices
 from distill.data.task import Task
+from distill.evaluation.evaluate import Evaluation
+from distill.evaluation.predictions import Predictions
+from distill.measures.feature_similarity import thin_out
+from distill.reports.run_files import EXTRACTION, FEATURE_MAP, HARDEST, REPORT, Row
+from distill.reports.tables import write_csv
 from featstore import FeatureStore
-from featstore.files.atomic import write_bytes
-from featstore.sources.decode import decode_image
 from featstore.errors import FeatstoreError
+from featstore.files.atomic import write_bytes, write_json
 from featstore.pages.feature_map import embed
+from featstore.sources.decode import decode_image
 
 Customise = Callable[[Tensor], Tensor]
 """From stored features (N, D) to what the student imitates, (N, C)."""

@@ -7,17 +7,16 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from distill.training.run_folder import write_json
-from featstore.files.atomic import write_bytes
+from featstore.files.atomic import write_bytes, write_json
 
 if TYPE_CHECKING:
     import torch
 
-    from distill.evaluation.evaluate import Evaluation
-    from distill.reports.run_files import Row
-    from distill.reports.page_data import Customise
     from distill.data.schedule import Indices
     from distill.data.task import Task
+    from distill.evaluation.evaluate import Evaluation
+    from distill.reports.page_data import Customise
+    from distill.reports.run_files import Row
     from featstore.pages.parts import Page
 
 COLUMNS = (

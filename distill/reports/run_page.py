@@ -6,8 +6,7 @@ from typing import Any, Literal
 
 import yaml
 
-from distill.reports import figures
-from distill.reports import tables
+from distill.reports import figures, tables
 from distill.reports.run_files import BASELINE, REPORT, Row, Run, measured_part
 from distill.reports.text import duration, interval, number, percent, points, size, source_name
 from featstore.pages.parts import Block, Gallery, Page, Picture, Plot, Section, Table, Text, Tile

@@ -16,9 +16,9 @@ from distill.experiments.results import RowResult
 from distill.export import onnx_model, parity, preprocessing, program
 from distill.export.latency import Timing, count_macs, describe_machine, measure
 from distill.export.memory import weigh
-from distill.training.saved_student import load_exported
 from distill.export.runtimes import Candidate
 from distill.students.pareto_front import front
+from distill.training.saved_student import load_exported
 from featstore.errors import ConfigError
 
 FARTHEST = 1e-2

@@ -6,8 +6,8 @@ from pathlib import Path
 from distill.experiments.cost import Cost
 from distill.reports.text import duration, percent, size
 from distill.students import tables
-from distill.students.pareto_front import steps
 from distill.students.measure import Choice, Student
+from distill.students.pareto_front import steps
 from featstore.files.atomic import write_bytes
 from featstore.pages.parts import Page, Plot, Section, Table, Tile
 from featstore.pages.render import render

@@ -7,12 +7,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from distill.training import run_folder as runs
 from distill.experiments.cost import Cost
 from distill.experiments.table import cost_lines
 from distill.export.latency import noise
 from distill.export.numbers import milliseconds
 from distill.students.measure import Choice, Student
+from distill.training import run_folder as runs
 from featstore.files.atomic import write_bytes
 
 NAMES = ("students.json", "students.csv", "students.md")

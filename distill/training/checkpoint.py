@@ -9,8 +9,8 @@ import numpy as np
 import torch
 
 from distill.training.run_folder import CHECKPOINT_NAME, Contract, check_same_run
-from featstore.files.atomic import write_bytes
 from featstore.errors import ConfigError
+from featstore.files.atomic import write_bytes
 
 FORMAT = 1
 """Version of the layout below; an unknown one is refused."""

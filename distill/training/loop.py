@@ -16,27 +16,27 @@ from accelerate.utils import ProjectConfiguration, broadcast, gather_object, set
 from torch import Tensor
 from tqdm import tqdm
 
-from distill.reports import report
-from distill.training import checkpoint
-from distill.training import run_folder as runs
-from distill.evaluation import predictions
 from distill.config import DistillConfig
 from distill.data.pictures import Batch, BatchMaker, Changes, Pictures, load
-from distill.measures.feature_similarity import top1
+from distill.data.samples import Split
+from distill.data.schedule import Indices, JointSampler, Plan, Stream, make_plan
+from distill.data.task import Task
+from distill.evaluation import predictions
 from distill.evaluation.evaluate import evaluate, run_student
 from distill.export import export
-from distill.data.samples import Split
+from distill.measures.feature_similarity import top1
+from distill.measures.linear_probe import LinearProbe
 from distill.methods import METHODS, Method, Output, Setup, Trainee
 from distill.methods.base import Needs, Part, Side
-from distill.training.optim import Meter, make_optimiser, read_terms
 from distill.partners import PARTNERS, Partner
-from distill.measures.linear_probe import LinearProbe
-from distill.data.schedule import Indices, JointSampler, Plan, Stream, make_plan
+from distill.reports import report
 from distill.student.model import Student, build_student
-from distill.data.task import Task
-from featstore.files.atomic import write_bytes
+from distill.training import checkpoint
+from distill.training import run_folder as runs
+from distill.training.optim import Meter, make_optimiser, read_terms
 from featstore.errors import ConfigError
 from featstore.extraction.accelerator import start_accelerator
+from featstore.files.atomic import write_bytes
 
 StepHook = Callable[[int], None]
 """Called with the number of finished optimiser steps, after a checkpoint that is due."""

@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from distill.config import DistillConfig
-from featstore.files.atomic import write_bytes
 from featstore.errors import ConfigError
+from featstore.files.atomic import write_bytes
 from featstore.format.manifest import differences
 
 FREE = {
@@ -92,11 +92,6 @@ def check_same_run(where: Path, *, found: Contract, asked: Contract) -> None:
             f"{where} belongs to a run with other settings, which cannot be gone on with or counted:\n{lines}\n"
             f"Choose another --out, give the old settings, or delete {where.parent}."
         )
-
-
-def write_json(path: Path, values: Any) -> None:
-    """Write JSON atomically; numbers that are not finite are a programming error."""
-    write_bytes(path, (json.dumps(values, indent=2, allow_nan=False) + "\n").encode())
 
 
 def read_finished(folder: Path, asked: Contract) -> dict[str, Any] | None:

@@ -8,13 +8,12 @@ from safetensors.torch import save
 from torch import nn
 
 from distill.config import StudentConfig
-from distill.data.stored_features import StoredField
 from distill.data.samples import Samples
-from distill.training.run_folder import write_json
-from distill.student.model import Student, build_student
+from distill.data.stored_features import StoredField
 from distill.data.task import Task
-from featstore.files.atomic import write_bytes
+from distill.student.model import Student, build_student
 from featstore.errors import ConfigError
+from featstore.files.atomic import write_bytes, write_json
 
 WEIGHTS = "student.safetensors"
 CONFIG = "config.json"

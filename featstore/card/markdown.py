@@ -17,8 +17,8 @@ from featstore.card.statement import (
 )
 from featstore.card.survey import Survey, class_name, survey
 from featstore.card.text import encoding_text, shape_text, source_name, title_of
-from featstore.format.manifest import Manifest, TeacherRecord
 from featstore.files.disk import format_bytes
+from featstore.format.manifest import Manifest, TeacherRecord
 from featstore.reading.store import FeatureStore
 
 MOST_SKIPS = 20

@@ -8,11 +8,11 @@ from pathlib import Path
 from typing import Any
 
 from featstore.card.survey import Sample
-from featstore.extraction.config import SourceConfig
-from featstore.sources.decode import decode_image
 from featstore.errors import ConfigError, DecodeError
 from featstore.format.manifest import Manifest
 from featstore.sources import KINDS, open_source
+from featstore.sources.config import SourceConfig
+from featstore.sources.decode import decode_image
 
 SIDE_PX = 72
 QUALITY = 70

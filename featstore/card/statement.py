@@ -11,8 +11,8 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from featstore.card.licences import known
 from featstore.errors import ConfigError
-from featstore.format.manifest import Manifest
 from featstore.files.untrusted import read_plain
+from featstore.format.manifest import Manifest
 
 KEY = "featstore"
 """Of the front matter: what of it is ours, and the mark of a card that may be written again."""

@@ -4,8 +4,8 @@ import argparse
 import json
 from pathlib import Path
 
-from featstore.derive.append import append
 from featstore.cli.progress_bar import shard_bar
+from featstore.derive.append import append
 
 DESCRIPTION = """\
 Put the rows of a store of new images behind those of a finished store that was made alike. Old rows keep number, bytes

@@ -7,13 +7,13 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from featstore.files.atomic import write_bytes
 from featstore.card.statement import Statement, read_card
 from featstore.cli.arguments import positive, store_folder
 from featstore.errors import ConfigError
+from featstore.files.atomic import write_bytes
+from featstore.format.file_names import CARD_NAME, CARD_PAGE_NAME, SIGNATURE_NAME
 from featstore.format.manifest import Manifest
 from featstore.reading.store import FeatureStore
-from featstore.maintenance.verify import CARD_NAME, CARD_PAGE_NAME, SIGNATURE_NAME
 
 DESCRIPTION = """\
 Describe a store. Without --html: a card in Markdown, README.md in the store, with the front matter that the Hugging

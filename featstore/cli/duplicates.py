@@ -25,9 +25,9 @@ from featstore.duplicates.groups import (
     own_crops,
     select_parts,
 )
+from featstore.duplicates.near import ROUNDING, Floats, Rows
 from featstore.errors import ConfigError, ViewMismatch, shorten
 from featstore.files.disk import format_seconds
-from featstore.duplicates.near import ROUNDING, Floats, Rows
 from featstore.reading.store import FeatureStore
 
 SHOWN = 20

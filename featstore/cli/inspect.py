@@ -5,9 +5,10 @@ import json
 from collections import Counter
 from typing import Any
 
-from featstore.cli.main import duplicates
+from featstore.cli import duplicates
 from featstore.cli.arguments import store_address
 from featstore.errors import printable
+from featstore.files.disk import format_bytes
 from featstore.format.ledger import read_complete
 from featstore.format.manifest import (
     FieldRecord,
@@ -17,7 +18,6 @@ from featstore.format.manifest import (
     TeacherRecord,
     TopKEncoding,
 )
-from featstore.files.disk import format_bytes
 from featstore.reading.store import FeatureStore
 
 SHOWN = 20

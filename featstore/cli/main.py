@@ -10,8 +10,8 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
-from featstore import __version__
 from featstore.errors import FeatstoreError, printable
+from featstore.version import __version__
 
 COMMANDS = {
     "plan": "bytes of each type and codec, files, hours",

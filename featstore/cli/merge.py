@@ -6,8 +6,8 @@ from pathlib import Path
 
 from featstore.cli.arguments import names
 from featstore.cli.progress_bar import shard_bar
-from featstore.errors import ConfigError
 from featstore.derive.merge import Merged, merge
+from featstore.errors import ConfigError
 
 DESCRIPTION = """\
 Write several stores as one. What that means follows from them, or from --as:

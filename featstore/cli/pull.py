@@ -4,7 +4,7 @@ import argparse
 
 from featstore.cli.arguments import store_folder
 from featstore.cli.transfer_options import add_transfer_arguments, byte_bar, part_of, print_report
-from featstore.sharing.push import pull
+from featstore.sharing.pull import pull
 
 DESCRIPTION = """\
 Download a store, or a part of one. Every byte is compared with the store's ledger before it gets its name, and the

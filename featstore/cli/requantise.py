@@ -5,9 +5,9 @@ import json
 from pathlib import Path
 from typing import Any
 
-from featstore.derive import requantise as library
 from featstore.cli.arguments import positive
 from featstore.cli.progress_bar import shard_bar
+from featstore.derive import requantise as library
 from featstore.derive.requantise import Change
 
 DESCRIPTION = """\

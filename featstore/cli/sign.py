@@ -5,9 +5,9 @@ import json
 from dataclasses import asdict
 from pathlib import Path
 
-from featstore.maintenance import signing
 from featstore.errors import ConfigError
-from featstore.maintenance.verify import SIGNATURE_NAME
+from featstore.format.file_names import SIGNATURE_NAME
+from featstore.maintenance import signing
 
 DESCRIPTION = f"""\
 Check every byte of a store and sign it, by the OpenSSF's model-signing; the signature is written into the store, as

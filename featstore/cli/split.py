@@ -4,8 +4,8 @@ import argparse
 import json
 from pathlib import Path
 
-from featstore.derive.split import split
 from featstore.cli.progress_bar import shard_bar
+from featstore.derive.split import split
 from featstore.errors import ConfigError
 
 DESCRIPTION = """\

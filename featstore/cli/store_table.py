@@ -3,8 +3,8 @@
 from typing import Any
 
 from featstore.errors import printable
-from featstore.maintenance.list_and_delete import Summary
 from featstore.files.disk import format_bytes
+from featstore.maintenance.list_and_delete import Summary
 
 
 def as_json(summary: Summary) -> dict[str, Any]:

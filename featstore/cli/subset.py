@@ -4,10 +4,9 @@ import argparse
 import json
 from pathlib import Path
 
-from featstore.derive.split import choose
 from featstore.cli.arguments import names, positive, row_range
 from featstore.cli.progress_bar import shard_bar
-from featstore.derive.subset import subset
+from featstore.derive.subset import choose, subset
 from featstore.errors import shorten
 from featstore.reading.store import FeatureStore
 

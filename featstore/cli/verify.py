@@ -11,15 +11,15 @@ from typing import TYPE_CHECKING, Any, cast
 
 from tqdm import tqdm
 
+from featstore.cli.arguments import positive, store_folder
+from featstore.errors import ConfigError, printable, shorten
+from featstore.files.disk import format_bytes
+from featstore.format.manifest import read_manifest
 from featstore.maintenance import signing
 from featstore.maintenance import verify as library
-from featstore.cli.arguments import positive, store_folder
-from featstore.extraction.config import SourceConfig
-from featstore.errors import ConfigError, printable, shorten
-from featstore.format.manifest import read_manifest
-from featstore.files.disk import format_bytes
 from featstore.maintenance.signing import Signed
 from featstore.maintenance.verify import Report
+from featstore.sources.config import SourceConfig
 
 if TYPE_CHECKING:
     from featstore.extraction.recompute import Recomputed

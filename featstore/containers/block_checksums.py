@@ -12,8 +12,8 @@ from pathlib import Path
 import google_crc32c
 
 from featstore.errors import ShardCorrupt
-from featstore.format.ledger import ObjectRecord
 from featstore.files.untrusted import open_plain, plain_size
+from featstore.format.ledger import ObjectRecord
 
 ADVICE = (
     "Run extract.py --repair with the settings this store was made with; it makes that shard again."

@@ -14,9 +14,9 @@ import numpy as np
 import numpy.typing as npt
 
 from featstore.errors import ConfigError, StoreError
+from featstore.files.tar_headers import MOST_MEMBER_BYTES
 from featstore.format.fields import Column, columns_of
 from featstore.format.manifest import Manifest, RaggedEncoding
-from featstore.files.tar_headers import MOST_MEMBER_BYTES
 
 Array = npt.NDArray[Any]
 

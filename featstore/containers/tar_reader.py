@@ -16,11 +16,9 @@ import numpy as np
 import numpy.typing as npt
 from numpy.lib.stride_tricks import sliding_window_view
 
-from featstore.containers.tar_layout import INDEX, STARTS, TarLayout, stored_dtype
 from featstore.containers.block_checksums import Describe, check_blocks, corrupt
+from featstore.containers.tar_layout import INDEX, STARTS, TarLayout, stored_dtype
 from featstore.errors import StoreError
-from featstore.format.fields import Column
-from featstore.format.ledger import ObjectRecord
 from featstore.files.tar_headers import (
     BLOCK_BYTES,
     BadTar,
@@ -31,6 +29,8 @@ from featstore.files.tar_headers import (
     read_member,
     read_npy_header,
 )
+from featstore.format.fields import Column
+from featstore.format.ledger import ObjectRecord
 
 Array = npt.NDArray[Any]
 Rows = npt.NDArray[np.int64]

@@ -16,17 +16,17 @@ import numpy as np
 from numpy.lib.stride_tricks import sliding_window_view
 
 import featstore.files.machine as memory
+from featstore.containers.address_range import PAGE_BYTES, SideBySide
 from featstore.containers.base import Array, Backend, ColumnReader, EncodedObject, Rows
-from featstore.containers.tar_writer import TarEncoder, as_bytes
+from featstore.containers.block_checksums import check_size, corrupt
 from featstore.containers.tar_layout import FOLDER, TarLayout
 from featstore.containers.tar_reader import TarShard
-from featstore.containers.block_checksums import check_size, corrupt
+from featstore.containers.tar_writer import TarEncoder, as_bytes
 from featstore.errors import ShardCorrupt, StoreError
+from featstore.files.tar_headers import END, Bytes
 from featstore.format.fields import Column, check_columns
 from featstore.format.ledger import ObjectRecord, entry_path, read_entry
 from featstore.format.manifest import Manifest
-from featstore.containers.address_range import PAGE_BYTES, SideBySide
-from featstore.files.tar_headers import END, Bytes
 
 CHECK_BYTES = 256 * 1024
 """Bytes of a tar that share a checksum."""

@@ -27,13 +27,13 @@ import zarr.codecs
 from numcodecs.vlen import VLenUTF8
 
 import featstore.files.machine as memory
+from featstore.containers.address_range import PAGE_BYTES, SideBySide
 from featstore.containers.base import Array, Backend, ColumnReader, EncodedObject, Rows
 from featstore.containers.block_checksums import Describe, check_blocks, check_size, corrupt
 from featstore.errors import ShardCorrupt, StoreError
 from featstore.format.fields import Column, check_columns
 from featstore.format.ledger import ObjectRecord, entry_path
 from featstore.format.manifest import Codec
-from featstore.containers.address_range import PAGE_BYTES, SideBySide
 
 CHUNK_BYTES = 256 * 1024
 """Inner chunks are at most this large (or one row): what a stock reader fetches to get at a row, and what shares a

@@ -18,6 +18,20 @@ from pathlib import Path
 
 import numpy as np
 
+from featstore.containers import make_backend
+from featstore.containers.base import Rows
+from featstore.derive.compatibility import (
+    check_same_rows,
+    common_artefacts,
+    common_classes,
+    common_fields,
+    common_origin,
+    renumbered,
+)
+from featstore.derive.composition import Axis, Composition, ShardMaker, artefact_bytes, ids_of
+from featstore.derive.matching import samples_of
+from featstore.derive.merge_rows import Duplicates, without_duplicates
+from featstore.errors import ConfigError, ManifestMismatch, StoreWriteError, shorten
 from featstore.files.atomic import (
     TEMPORARY_PREFIX,
     Disk,
@@ -27,22 +41,9 @@ from featstore.files.atomic import (
     sync_folders,
     write_bytes,
 )
-from featstore.containers import make_backend
-from featstore.containers.base import Rows
-from featstore.derive.composition import Axis, Composition, ShardMaker, artefact_bytes, ids_of
-from featstore.derive.compatibility import (
-    check_same_rows,
-    common_artefacts,
-    common_classes,
-    common_fields,
-    common_origin,
-    renumbered,
-)
-from featstore.errors import ConfigError, ManifestMismatch, StoreWriteError, shorten
-from featstore.writing.fill import Progress, check_apart, make_store, no_progress
+from featstore.files.locks import exclusive
 from featstore.format.ids import ids_sha256
 from featstore.format.ledger import LEDGER_FOLDER, entry_path
-from featstore.files.locks import exclusive
 from featstore.format.manifest import (
     Manifest,
     RaggedEncoding,
@@ -50,10 +51,9 @@ from featstore.format.manifest import (
     VersionRecord,
     WorkRecord,
 )
-from featstore.derive.matching import samples_of
-from featstore.derive.merge_rows import Duplicates, without_duplicates
 from featstore.reading.store import FeatureStore
 from featstore.writing.commit import open_or_create, remove_leftovers
+from featstore.writing.fill import Progress, check_apart, make_store, no_progress
 
 CARRIED = ("README.md", "card.html")
 """Files beside a store's own that go over into the new version. A signature does not: it is of the old one."""

@@ -10,7 +10,6 @@ from typing import Any
 
 import numpy as np
 
-from featstore import __version__
 from featstore.containers.base import Rows
 from featstore.errors import ConfigError, ManifestMismatch, shorten
 from featstore.format.manifest import (
@@ -22,6 +21,7 @@ from featstore.format.manifest import (
     differences,
 )
 from featstore.reading.store import FeatureStore
+from featstore.version import __version__
 
 _MEASURED = ("sample_rows", "relative_l2", "cosine_mean", "cosine_worst")
 

@@ -11,16 +11,19 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import accumulate
+from pathlib import Path
 
 import numpy as np
 
-from featstore.format.artefacts import artefact_path
 from featstore.containers.base import Array, Rows
+from featstore.derive.composition import Composition, ShardMaker
+from featstore.format.artefacts import artefact_path
 from featstore.format.fields import Ragged, empty_columns, field_columns
 from featstore.format.manifest import Manifest, RaggedEncoding, WorkRecord
 from featstore.reading.store import FeatureStore
 from featstore.reading.stored_rows import RowReader, spans, starts_of
 from featstore.writing.commit import Shard, text_column
+from featstore.writing.fill import Progress, check_apart, make_store, no_progress
 
 NO_ROW = -1
 """Where none of an axis's stores has a row for a row of the new store."""
@@ -252,3 +255,31 @@ def artefact_bytes(store: FeatureStore, names: Sequence[str]) -> dict[str, bytes
         store.artefact(name)
         found[name] = artefact_path(store.path, name).read_bytes()
     return found
+
+
+def compose(
+    plan: Composition,
+    out: Path,
+    *,
+    lease_s: float = 60,
+    progress: Progress = no_progress,
+) -> Manifest:
+    """Write a new store, or go on with one that was begun.
+
+    Args:
+        plan: what it is made of.
+        out: its folder.
+        lease_s: seconds without a sign of life after which another process counts as gone.
+        progress: see ``featstore.writing.fill.Progress``.
+
+    Returns:
+        The manifest on disk.
+
+    Raises:
+        ConfigError: ``out`` is one of the old stores, or lies inside one.
+        ShardCorrupt: an old store is damaged.
+        ManifestMismatch, StoreNotFound, StoreBusy, StoreWriteError: see ``featstore.writing.fill``.
+    """
+    check_apart(out, *(store.path for axis in plan.axes for store in axis.stores))
+    make = ShardMaker(plan)
+    return make_store(out, plan.manifest, plan.artefacts, make, lease_s=lease_s, progress=progress)

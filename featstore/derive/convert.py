@@ -2,14 +2,13 @@
 
 from pathlib import Path
 
-from featstore import __version__
-from featstore.derive.subset import compose
-from featstore.derive.composition import Composition, artefact_bytes, whole
+from featstore.derive.composition import Composition, artefact_bytes, compose, whole
 from featstore.errors import ConfigError
-from featstore.writing.fill import Progress, no_progress
 from featstore.format.manifest import Codec, Container, Manifest, WorkRecord, new_manifest
 from featstore.planning.costs import shard_rows as fitting_rows
 from featstore.reading.store import FeatureStore
+from featstore.version import __version__
+from featstore.writing.fill import Progress, no_progress
 
 MOST_SHARD_MB = 256
 """Of the widest column, where the size of shards has to be chosen anew."""

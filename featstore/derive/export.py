@@ -17,17 +17,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from featstore import __version__
-from featstore.files.atomic import TEMPORARY_PREFIX, make_folder, refused, sync_folder, write_bytes
-from featstore.errors import ConfigError, StoreWriteError
 from featstore.derive.exporters.base import Column, Exporter
 from featstore.derive.exporters.fieldreader import FieldReader
 from featstore.derive.exporters.npy import NpyExporter, files_of
 from featstore.derive.exporters.selection import Selection
-from featstore.writing.fill import check_apart
-from featstore.files.locks import LOCK_NAME, exclusive
+from featstore.errors import ConfigError, StoreWriteError
+from featstore.files.atomic import TEMPORARY_PREFIX, make_folder, refused, sync_folder, write_bytes
 from featstore.files.disk import format_bytes, free_bytes
+from featstore.files.locks import LOCK_NAME, exclusive
 from featstore.reading.store import FeatureStore
+from featstore.version import __version__
+from featstore.writing.fill import check_apart
 
 Format = Literal["npy", "parquet", "hf"]
 

@@ -15,8 +15,8 @@ import numpy.typing as npt
 
 from featstore.containers.base import Rows
 from featstore.derive.composition import Axis, ids_of
-from featstore.reading.store import FeatureStore
 from featstore.format.views import ViewSet
+from featstore.reading.store import FeatureStore
 
 
 @dataclass(frozen=True)

@@ -5,14 +5,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
-from featstore.derive.subset import compose
 from featstore.derive.compatibility import row_differences
-from featstore.errors import ConfigError, ManifestMismatch
-from featstore.writing.fill import Progress, check_apart, no_progress
-from featstore.format.manifest import Manifest
+from featstore.derive.composition import compose
 from featstore.derive.merge_rows import Duplicates, plan_rows
 from featstore.derive.merge_teachers import Missing, plan_teachers
+from featstore.errors import ConfigError, ManifestMismatch
+from featstore.format.manifest import Manifest
 from featstore.reading.store import FeatureStore
+from featstore.writing.fill import Progress, check_apart, no_progress
 
 Kind = Literal["rows", "teachers"]
 

@@ -9,7 +9,6 @@ import numpy as np
 import numpy.typing as npt
 
 from featstore.containers.base import Rows
-from featstore.derive.composition import Axis, Composition, artefact_bytes, cut_like, ids_of
 from featstore.derive.compatibility import (
     check_same_rows,
     common_artefacts,
@@ -18,10 +17,11 @@ from featstore.derive.compatibility import (
     common_origin,
     renumbered,
 )
+from featstore.derive.composition import Axis, Composition, artefact_bytes, cut_like, ids_of
+from featstore.derive.matching import Samples, depend_on_names, first_of, samples_of
 from featstore.errors import ConfigError, shorten
 from featstore.format.ids import ids_sha256
 from featstore.format.manifest import SourceRecord, WorkRecord, new_manifest
-from featstore.derive.matching import Samples, depend_on_names, first_of, samples_of
 from featstore.reading.store import FeatureStore
 
 Duplicates = Literal["refuse", "skip", "keep"]

@@ -9,6 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from featstore.containers.base import Rows
+from featstore.derive.compatibility import common_classes, common_origin, renumbered
 from featstore.derive.composition import (
     NO_ROW,
     Axis,
@@ -17,7 +18,7 @@ from featstore.derive.composition import (
     cut_like,
     ids_of,
 )
-from featstore.derive.compatibility import common_classes, common_origin, renumbered
+from featstore.derive.matching import Samples, depend_on_names, samples_of
 from featstore.errors import ConfigError, ManifestMismatch, shorten
 from featstore.format.ids import check_name, ids_sha256
 from featstore.format.manifest import (
@@ -31,7 +32,6 @@ from featstore.format.manifest import (
     differences,
     new_manifest,
 )
-from featstore.derive.matching import Samples, depend_on_names, samples_of
 from featstore.reading.store import FeatureStore
 
 Missing = Literal["refuse", "drop", "invalid"]

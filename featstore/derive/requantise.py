@@ -14,14 +14,13 @@ from typing import Literal
 
 import numpy as np
 
-from featstore import __version__
-from featstore.format.artefacts import describe, pack, read_channels
 from featstore.containers import Backend, make_backend
 from featstore.containers.base import Array, Rows
 from featstore.derive.composition import artefact_bytes
 from featstore.errors import ConfigError
+from featstore.format.artefacts import describe, pack, read_channels
 from featstore.format.fields import empty_columns, numpy_dtype, put
-from featstore.writing.fill import Progress, check_apart, make_store, no_progress
+from featstore.format.int8 import Channels, RoundingError, calibrate, dequantise, rounding_error
 from featstore.format.manifest import (
     ArtefactRecord,
     FieldRecord,
@@ -32,9 +31,10 @@ from featstore.format.manifest import (
     RaggedEncoding,
     new_manifest,
 )
-from featstore.format.int8 import Channels, RoundingError, calibrate, dequantise, rounding_error
 from featstore.reading.store import FeatureStore
+from featstore.version import __version__
 from featstore.writing.commit import Shard
+from featstore.writing.fill import Progress, check_apart, make_store, no_progress
 
 StoredType = Literal["int8", "bfloat16", "float16", "float32"]
 

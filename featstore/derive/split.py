@@ -2,89 +2,17 @@
 
 # N rows of the store, n rows of a part
 
-import hashlib
 from collections.abc import Mapping, Sequence
-from fnmatch import fnmatchcase
 from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 
-from featstore.containers.base import Rows
-from featstore.derive.subset import subset
-from featstore.derive.composition import Axis, ids_of, whole
+from featstore.derive.subset import content_keys, subset
 from featstore.errors import ConfigError, shorten
-from featstore.writing.fill import Progress, no_progress
 from featstore.format.manifest import Manifest
 from featstore.reading.store import FeatureStore
-
-
-def choose(
-    store: FeatureStore,
-    *,
-    where: Sequence[str] = (),
-    rows: slice = slice(None),
-    labelled_per_class: int = 0,
-    seed: int = 0,
-) -> Rows | range:
-    """Rows that pass all of some conditions, in the order of the store.
-
-    Args:
-        store: that was opened.
-        where: shell patterns over sample ids, ``*`` also spans slashes; a row is taken if any matches. All if empty.
-        rows: row numbers.
-        labelled_per_class: of the rows that are left, take so many valid ones of each class, all of different content;
-            which ones depends on content and seed alone. 0: all, with and without labels.
-        seed: of that choice.
-
-    Raises:
-        ConfigError: nothing is left, or a class has too few.
-        ShardCorrupt: ids, labels or hashes are damaged.
-    """
-    taken: Rows | range = range(store.num_rows)[rows]
-    if where:
-        span = taken
-        matching = (
-            row
-            for row, sample_id in zip(span, ids_of(Axis((store,), span), len(span)), strict=True)
-            if any(fnmatchcase(sample_id, pattern) for pattern in where)
-        )
-        taken = np.fromiter(matching, dtype=np.int64)
-    if not len(taken):
-        patterns = " ".join(map(repr, where))
-        ids = [str(name) for _, name in zip(range(3), ids_of(whole(store), 3), strict=False)]
-        raise ConfigError(
-            f"{store.path}: none of its {store.num_rows:,} rows is left"
-            + (
-                f" by {patterns}. A pattern must match the whole id; ids look like"
-                if where
-                else "; ids are"
-            )
-            + f" {shorten(ids)}."
-        )
-    return _per_class(store, taken, labelled_per_class, seed) if labelled_per_class else taken
-
-
-def _per_class(store: FeatureStore, taken: Rows | range, count: int, seed: int) -> Rows:
-    rows = np.asarray(taken, dtype=np.int64)
-    rows = rows[store.valid[rows] & (store.labels[rows] >= 0)]
-    keys = content_keys(store, seed)[rows]
-    _, first = np.unique(keys, return_index=True)  # of equal images, the first
-    order = first[np.argsort(keys[first], kind="stable")]
-    labels = store.labels[rows[order]]
-    names = store.manifest.source.class_names
-    chosen = []
-    for label in range(len(names)) if names else np.unique(labels).tolist():
-        members = order[labels == label]
-        if len(members) < count:
-            raise ConfigError(
-                f"{store.path}: class {names[label] if names else label!r} has {len(members)} different valid images "
-                f"among those asked for, {count} are wanted."
-            )
-        chosen.append(rows[members[:count]])
-    if not chosen:
-        raise ConfigError(f"{store.path}: no row has a label.")
-    return np.sort(np.concatenate(chosen))
+from featstore.writing.fill import Progress, no_progress
 
 
 def split(
@@ -166,17 +94,3 @@ def assign(
         parts[members] = np.searchsorted(ends * sizes[members].sum(), middle, side="right")
     found: npt.NDArray[np.int64] = parts[group]
     return found
-
-
-def content_keys(store: FeatureStore, seed: int) -> npt.NDArray[np.uint64]:
-    """(N,) a random number of each row that depends on its content and the seed alone.
-
-    Where the content could not be read, it depends on the sample id.
-    """
-    start = hashlib.sha256(f"featstore-split-1|{seed}|".encode())
-    digests = bytearray()
-    for row, content in enumerate(store.content_sha256):
-        digest = start.copy()
-        digest.update(content.tobytes() if content.any() else store.sample_ids[row].encode())
-        digests += digest.digest()[:8]
-    return np.frombuffer(bytes(digests), dtype="<u8")

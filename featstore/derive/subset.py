@@ -6,48 +6,30 @@ and nothing half-written can be read.
 
 # n rows of a part
 
+import hashlib
 from collections.abc import Mapping, Sequence
+from fnmatch import fnmatchcase
 from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 
-from featstore import __version__
 from featstore.containers.base import Rows
-from featstore.derive.composition import Axis, Composition, ShardMaker, artefact_bytes, cut_like, ids_of
+from featstore.derive.composition import (
+    Axis,
+    Composition,
+    artefact_bytes,
+    compose,
+    cut_like,
+    ids_of,
+    whole,
+)
 from featstore.errors import ConfigError, MissingSamples, shorten
-from featstore.writing.fill import Progress, check_apart, make_store, no_progress
 from featstore.format.ids import ids_sha256
 from featstore.format.manifest import ArtefactRecord, Int8Encoding, Manifest, new_manifest
 from featstore.reading.store import FeatureStore
-
-
-def compose(
-    plan: Composition,
-    out: Path,
-    *,
-    lease_s: float = 60,
-    progress: Progress = no_progress,
-) -> Manifest:
-    """Write a new store, or go on with one that was begun.
-
-    Args:
-        plan: what it is made of.
-        out: its folder.
-        lease_s: seconds without a sign of life after which another process counts as gone.
-        progress: see ``featstore.writing.fill.Progress``.
-
-    Returns:
-        The manifest on disk.
-
-    Raises:
-        ConfigError: ``out`` is one of the old stores, or lies inside one.
-        ShardCorrupt: an old store is damaged.
-        ManifestMismatch, StoreNotFound, StoreBusy, StoreWriteError: see ``featstore.writing.fill``.
-    """
-    check_apart(out, *(store.path for axis in plan.axes for store in axis.stores))
-    make = ShardMaker(plan)
-    return make_store(out, plan.manifest, plan.artefacts, make, lease_s=lease_s, progress=progress)
+from featstore.version import __version__
+from featstore.writing.fill import Progress, no_progress
 
 
 def subset(
@@ -172,3 +154,85 @@ def _artefacts_of(old: Manifest, names: Sequence[str]) -> dict[str, ArtefactReco
         for name, record in old.artefacts.items()
         if name in needed or (name not in others and record.teacher in teachers)
     }
+
+
+def choose(
+    store: FeatureStore,
+    *,
+    where: Sequence[str] = (),
+    rows: slice = slice(None),
+    labelled_per_class: int = 0,
+    seed: int = 0,
+) -> Rows | range:
+    """Rows that pass all of some conditions, in the order of the store.
+
+    Args:
+        store: that was opened.
+        where: shell patterns over sample ids, ``*`` also spans slashes; a row is taken if any matches. All if empty.
+        rows: row numbers.
+        labelled_per_class: of the rows that are left, take so many valid ones of each class, all of different content;
+            which ones depends on content and seed alone. 0: all, with and without labels.
+        seed: of that choice.
+
+    Raises:
+        ConfigError: nothing is left, or a class has too few.
+        ShardCorrupt: ids, labels or hashes are damaged.
+    """
+    taken: Rows | range = range(store.num_rows)[rows]
+    if where:
+        span = taken
+        matching = (
+            row
+            for row, sample_id in zip(span, ids_of(Axis((store,), span), len(span)), strict=True)
+            if any(fnmatchcase(sample_id, pattern) for pattern in where)
+        )
+        taken = np.fromiter(matching, dtype=np.int64)
+    if not len(taken):
+        patterns = " ".join(map(repr, where))
+        ids = [str(name) for _, name in zip(range(3), ids_of(whole(store), 3), strict=False)]
+        raise ConfigError(
+            f"{store.path}: none of its {store.num_rows:,} rows is left"
+            + (
+                f" by {patterns}. A pattern must match the whole id; ids look like"
+                if where
+                else "; ids are"
+            )
+            + f" {shorten(ids)}."
+        )
+    return _per_class(store, taken, labelled_per_class, seed) if labelled_per_class else taken
+
+
+def _per_class(store: FeatureStore, taken: Rows | range, count: int, seed: int) -> Rows:
+    rows = np.asarray(taken, dtype=np.int64)
+    rows = rows[store.valid[rows] & (store.labels[rows] >= 0)]
+    keys = content_keys(store, seed)[rows]
+    _, first = np.unique(keys, return_index=True)  # of equal images, the first
+    order = first[np.argsort(keys[first], kind="stable")]
+    labels = store.labels[rows[order]]
+    names = store.manifest.source.class_names
+    chosen = []
+    for label in range(len(names)) if names else np.unique(labels).tolist():
+        members = order[labels == label]
+        if len(members) < count:
+            raise ConfigError(
+                f"{store.path}: class {names[label] if names else label!r} has {len(members)} different valid images "
+                f"among those asked for, {count} are wanted."
+            )
+        chosen.append(rows[members[:count]])
+    if not chosen:
+        raise ConfigError(f"{store.path}: no row has a label.")
+    return np.sort(np.concatenate(chosen))
+
+
+def content_keys(store: FeatureStore, seed: int) -> npt.NDArray[np.uint64]:
+    """(N,) a random number of each row that depends on its content and the seed alone.
+
+    Where the content could not be read, it depends on the sample id.
+    """
+    start = hashlib.sha256(f"featstore-split-1|{seed}|".encode())
+    digests = bytearray()
+    for row, content in enumerate(store.content_sha256):
+        digest = start.copy()
+        digest.update(content.tobytes() if content.any() else store.sample_ids[row].encode())
+        digests += digest.digest()[:8]
+    return np.frombuffer(bytes(digests), dtype="<u8")

@@ -13,7 +13,6 @@ from itertools import combinations
 import numpy as np
 import numpy.typing as npt
 
-from featstore.errors import ConfigError, shorten
 from featstore.duplicates.near import (
     THRESHOLD,
     Pairs,
@@ -22,6 +21,7 @@ from featstore.duplicates.near import (
     near_duplicates,
     own_crops,
 )
+from featstore.errors import ConfigError, shorten
 from featstore.reading.store import FeatureStore
 from featstore.sources.base import matches
 

@@ -23,10 +23,8 @@ from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list
 from tqdm import tqdm
 
-from featstore.derive.append import Appended, append_alone, check_tars
-from featstore.files.atomic import TEMPORARY_PREFIX
 from featstore.containers import make_backend
-from featstore.extraction.config import ExtractConfig
+from featstore.derive.append import Appended, append_alone, check_tars
 from featstore.derive.compatibility import check_same_rows, renumbered
 from featstore.errors import (
     FeatstoreError,
@@ -36,10 +34,12 @@ from featstore.errors import (
     StoreNotFound,
     shorten,
 )
+from featstore.extraction.config import ExtractConfig
 from featstore.extraction.shards import TEACHER
+from featstore.files.atomic import TEMPORARY_PREFIX
+from featstore.files.locks import exclusive
 from featstore.format.ids import content_sha256, ids_sha256
 from featstore.format.ledger import ObjectRecord
-from featstore.files.locks import exclusive
 from featstore.format.manifest import MANIFEST_NAME, Manifest, check_same_contract, read_manifest
 from featstore.reading.store import FeatureStore
 from featstore.sources import Source, SourcePart

@@ -19,14 +19,16 @@ import torch
 from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list
 
-from featstore import __version__
-from featstore.format.artefacts import describe, pack
 from featstore.containers.base import Array
 from featstore.derive.composition import artefact_bytes
-from featstore.extraction.config import ExtractConfig
 from featstore.errors import FeatstoreError, TeacherError
-from featstore.extraction.shards import TEACHER, ViewDataset, refuse_non_finite, run_teacher
+from featstore.extraction.config import ExtractConfig
+from featstore.extraction.images import ViewDataset
+from featstore.extraction.shards import TEACHER, refuse_non_finite, run_teacher
+from featstore.extraction.teachers import Precision, Teacher, best_precision
+from featstore.format.artefacts import describe, pack
 from featstore.format.ids import ids_sha256
+from featstore.format.int8 import calibrate
 from featstore.format.manifest import (
     MANIFEST_NAME,
     ArtefactRecord,
@@ -39,12 +41,11 @@ from featstore.format.manifest import (
     new_manifest,
     read_manifest,
 )
+from featstore.format.views import ViewSet, make_views
 from featstore.planning.costs import shard_rows
-from featstore.format.int8 import calibrate
 from featstore.reading.store import FeatureStore
 from featstore.sources import Source, mirror_work
-from featstore.extraction.teachers import Precision, Teacher, best_precision
-from featstore.format.views import ViewSet, make_views
+from featstore.version import __version__
 
 MOST_NUMBERS = 2**24
 """Numbers of a calibration sample; wide fields get fewer rows, so that it stays within some 100 MB."""

@@ -17,7 +17,6 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from featstore.extraction.config import SourceConfig, TeacherConfig
 from featstore.errors import (
     ConfigError,
     ManifestMismatch,
@@ -26,7 +25,10 @@ from featstore.errors import (
     printable,
     shorten,
 )
-from featstore.extraction.shards import ViewDataset, run_teacher
+from featstore.extraction.config import TeacherConfig
+from featstore.extraction.images import ViewDataset
+from featstore.extraction.shards import run_teacher
+from featstore.extraction.teachers import Teacher, build_teacher
 from featstore.format.manifest import (
     FieldRecord,
     Int8Encoding,
@@ -36,7 +38,7 @@ from featstore.format.manifest import (
 )
 from featstore.reading.store import FeatureStore
 from featstore.sources import Source, open_source
-from featstore.extraction.teachers import Teacher, build_teacher
+from featstore.sources.config import SourceConfig
 
 Array = npt.NDArray[Any]
 

@@ -23,170 +23,40 @@ import torch
 from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
-from tqdm import tqdm
+from torch.utils.data import DataLoader
 
-from featstore.format.artefacts import read_channels
 from featstore.containers import make_backend
-from featstore.containers.base import Array
-from featstore.extraction.config import ExtractConfig
-from featstore.sources.decode import decode_image
 from featstore.errors import (
-    DecodeError,
     FeatstoreError,
     StoreError,
     StoreWriteError,
     TooManyInvalid,
     shorten,
 )
-from featstore.format.fields import empty_columns, put
-from featstore.writing.fill import fill
-from featstore.format.ids import content_sha256
-from featstore.writing.leases import Claims
-from featstore.format.ledger import InvalidRow, committed_shards, read_complete
-from featstore.format.manifest import (
-    MANIFEST_NAME,
-    Manifest,
-    PreprocessingRecord,
-    check_same_contract,
-)
-from featstore.files.disk import measure_disk, measure_rate
-from featstore.planning.costs import Plan, Rates, make_plan
-from featstore.format.int8 import Channels
-from featstore.reading.store import FeatureStore
-from featstore.sources import NO_LABEL, Source
+from featstore.extraction.config import ExtractConfig
+from featstore.extraction.images import Batch, ViewDataset
+from featstore.extraction.progress_bar import PARTS, ProgressBar
 from featstore.extraction.teachers import Teacher
+from featstore.format.artefacts import read_channels
+from featstore.format.fields import empty_columns, put
+from featstore.format.int8 import Channels
+from featstore.format.ledger import InvalidRow, read_complete
+from featstore.format.manifest import (
+    Manifest,
+)
+from featstore.reading.store import FeatureStore
 from featstore.reading.torch_data import TORCH_DTYPES, as_array
-from featstore.format.views import ViewSet, cut, view_box
+from featstore.sources import NO_LABEL, Source
 from featstore.writing.commit import (
     Shard,
     open_or_create,
     tidy,
 )
+from featstore.writing.fill import fill
+from featstore.writing.leases import Claims
 
 TEACHER = "teacher"
 """Name, in the manifest, of the one teacher that a run has."""
-
-PARTS = ("load", "teacher", "write")
-"""What a process can be waiting for."""
-
-
-@dataclass
-class Batch:
-    """Decoded images of consecutive rows.
-
-    Attributes:
-        images: (B, V, 3, H, W) uint8; zeros where the image is unusable.
-        hashes: (B, 32) uint8, SHA-256 of the files; zeros where the file could not be read.
-        reasons: per row, why it is unusable, or None.
-    """
-
-    images: Tensor
-    hashes: Array
-    reasons: list[str | None]
-
-
-class ViewDataset(Dataset[Batch]):
-    """Reads, hashes and decodes the images of a list of rows, and cuts every view at the teacher's size."""
-
-    def __init__(self, source: Source, views: ViewSet, preprocessing: PreprocessingRecord) -> None:
-        self.source = source
-        self.views = views
-        self.preprocessing = preprocessing
-
-    def __len__(self) -> int:
-        return len(self.source)
-
-    def __getitems__(self, rows: Sequence[int]) -> Batch:
-        """Load one batch; an image that cannot be used becomes zeros and a reason, never an exception."""
-        height, width = self.preprocessing.size
-        images = np.zeros((len(rows), len(self.views), height, width, 3), dtype=np.uint8)
-        hashes = np.zeros((len(rows), 32), dtype=np.uint8)
-        reasons: list[str | None] = [None] * len(rows)
-        for i, row in enumerate(rows):
-            try:
-                data = self.source.read(row)
-                hashes[i] = np.frombuffer(content_sha256(data), dtype=np.uint8)
-                self._cut_views(data, self.source.sample_ids[row], out=images[i])
-            except DecodeError as error:
-                reasons[i] = str(error)
-            except OSError as error:
-                reasons[i] = f"cannot be read: {error.strerror or error}"
-        return Batch(torch.from_numpy(images).permute(0, 1, 4, 2, 3), hashes, reasons)
-
-    def _cut_views(self, data: bytes, sample_id: str, *, out: Array) -> None:
-        image = decode_image(data)
-        rule = self.preprocessing
-        for v, view in enumerate(self.views.views):
-            box = view_box(
-                view,
-                self.views,
-                sample_id=sample_id,
-                width=image.width,
-                height=image.height,
-                size=rule.size,
-                crop_pct=rule.crop_pct,
-                crop_mode=rule.crop_mode,
-            )
-            out[v] = cut(
-                image,
-                box,
-                size=rule.size,
-                interpolation=rule.interpolation,
-                mirrored=view.mirrored,
-            )
-
-
-def plan_run(
-    config: ExtractConfig,
-    *,
-    manifest: Manifest,
-    source: Source,
-    teacher: Teacher,
-    processes: int,
-) -> Plan:
-    """Measure teacher, decoding and disk for a few seconds, and reckon what is left to do.
-
-    Raises:
-        ManifestMismatch: the store is there and was made with other settings.
-        StoreWriteError: no space, or no right to write.
-    """
-    store = Path(config.store.path)
-    pending = manifest.num_shards
-    if (store / MANIFEST_NAME).exists():
-        found = FeatureStore.open(store, allow_incomplete=True)
-        check_same_contract(store, found=found.manifest, expected=manifest)
-        pending -= len(found.shards)
-    # Space first: it needs no measurement, and a full disk should not cost the wait.
-    plan = make_plan(manifest, store=store, pending=pending, rates=None, processes=processes)
-    if pending:
-        rates = measure(config, manifest=manifest, source=source, teacher=teacher)
-        plan = make_plan(manifest, store=store, pending=pending, rates=rates, processes=processes)
-    return plan
-
-
-def measure(
-    config: ExtractConfig, *, manifest: Manifest, source: Source, teacher: Teacher
-) -> Rates:
-    """Time the teacher on one real batch, decoding on a few images, and the disk on 64 MiB."""
-    dataset = ViewDataset(source, manifest.views, teacher.preprocessing)
-    rows = list(range(min(config.batch_size, len(source))))
-    batch = dataset.__getitems__(rows)
-    few = rows[:8]
-
-    def decode() -> int:
-        dataset.__getitems__(few)
-        return len(few)
-
-    def forward() -> int:
-        run_teacher(teacher, batch.images)
-        return len(rows)
-
-    return Rates(
-        teacher=measure_rate(forward, seconds=2.0),
-        decode=measure_rate(decode, seconds=0.5) * max(1, config.workers),
-        disk=measure_disk(Path(config.store.path)),
-    )
 
 
 class Pending:
@@ -313,7 +183,7 @@ def run(
     written, waits = 0, dict.fromkeys(PARTS, 0.0)
     first = _begin(store, manifest, artefacts or {}, accelerator)
     if first is not None:
-        with _Progress(store, manifest, show=accelerator.is_main_process) as progress:
+        with ProgressBar(store, manifest, show=accelerator.is_main_process) as progress:
             channels = read_channels(store, manifest)
             work = _Work(config, manifest, source, teacher, progress, waits, channels)
             filled = fill(
@@ -404,7 +274,7 @@ class _Work:
     manifest: Manifest
     source: Source
     teacher: Teacher
-    progress: "_Progress"
+    progress: "ProgressBar"
     waits: dict[str, float]
     channels: dict[str, Channels]
 
@@ -557,64 +427,3 @@ def refuse_non_finite(
                 "if it overflowed, use --store.dtype float32 or --teacher.precision fp32"
             )
     return out
-
-
-class _Progress:
-    """The bar of a run: rows of the whole store, whoever works on it, and what this process is waiting for."""
-
-    def __init__(self, store: Path, manifest: Manifest, *, show: bool) -> None:
-        self._store = store
-        self._manifest = manifest
-        self._show = show
-        self._mine: dict[int, int] = {}
-        self._next_look_s = 0.0
-        self._bar = tqdm(
-            total=manifest.num_rows,
-            initial=self._committed_rows() if show else 0,
-            unit=" images",
-            disable=not show,
-            smoothing=0.1,
-        )
-
-    def __enter__(self) -> "_Progress":
-        return self
-
-    def __exit__(self, kind: object, error: object, trace: object) -> None:
-        if self._show and error is None:
-            self._move_to(self._committed_rows())
-        self._bar.close()
-
-    def add(self, shard: int, rows: int, seconds: dict[str, float]) -> None:
-        """Rows of a shard were extracted here; ``seconds`` were spent per part."""
-        if not self._show:
-            return
-        whole = sum(seconds.values()) or 1.0
-        shares = " ".join(f"{name} {seconds[name] / whole:.0%}" for name in PARTS)
-        self._bar.set_postfix_str(shares, refresh=False)
-        self._mine[shard] = self._mine.get(shard, 0) + rows
-        if time.monotonic() < self._next_look_s:
-            self._move_to(int(self._bar.n) + rows)
-        else:
-            self._move_to(self._committed_rows() + sum(self._mine.values()))
-
-    def wait_for(self, claims: Claims) -> None:
-        """Nothing is left to do here, but others still work on some shards."""
-        if self._show and time.monotonic() >= self._next_look_s:
-            by = shorten(claims.holders(), 3) or "others"
-            text = f"waiting for {len(claims)} shards held by {by}"
-            self._bar.set_postfix_str(text, refresh=False)
-            self._move_to(self._committed_rows())
-            self._bar.refresh()
-
-    def _committed_rows(self) -> int:
-        start = time.monotonic()
-        done = committed_shards(self._store, self._manifest.num_shards)
-        end = time.monotonic()
-        # Seldom, and in large stores so seldom that it takes at most a twentieth of the time.
-        self._next_look_s = end + max(2.0, 20 * (end - start))
-        for shard in self._mine.keys() & set(done):
-            del self._mine[shard]
-        return sum(len(self._manifest.shard_range(shard)) for shard in done)
-
-    def _move_to(self, rows: int) -> None:
-        self._bar.update(max(0, min(rows, self._manifest.num_rows) - int(self._bar.n)))

@@ -16,9 +16,8 @@ from typing import Any, Literal, cast
 import torch
 from torch import Tensor, nn
 
-from featstore.extraction.config import TeacherConfig
-from featstore.sources.decode import DECODE_RULE
 from featstore.errors import TeacherError, shorten
+from featstore.extraction.config import TeacherConfig
 from featstore.format.manifest import (
     FieldRecord,
     FloatType,
@@ -27,6 +26,7 @@ from featstore.format.manifest import (
     TopKEncoding,
 )
 from featstore.format.views import CropMode, Interpolation
+from featstore.sources.decode import DECODE_RULE
 
 Precision = Literal["fp32", "bf16", "fp16"]
 

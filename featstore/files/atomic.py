@@ -2,6 +2,7 @@
 
 import ctypes
 import errno
+import json
 import os
 import tempfile
 from collections.abc import Iterable, Iterator, Sequence
@@ -9,12 +10,14 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import google_crc32c
 import numpy as np
 import numpy.typing as npt
 
 from featstore.errors import StoreWriteError
+from featstore.files.atomic import write_bytes
 from featstore.files.untrusted import check_real_folder
 
 TEMPORARY_PREFIX = ".partial-"
@@ -332,3 +335,8 @@ def _message(path: Path, size: int, error: OSError) -> str:
         f"{path}: writing {size:,} bytes failed: {error.strerror or error}. Everything committed before is kept; "
         f"{advice}, then run the same command again."
     )
+
+
+def write_json(path: Path, values: Any) -> None:
+    """Write JSON atomically; numbers that are not finite are a programming error."""
+    write_bytes(path, (json.dumps(values, indent=2, allow_nan=False) + "\n").encode())

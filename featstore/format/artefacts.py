@@ -15,11 +15,11 @@ import numpy.typing as npt
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 
-from featstore.files.atomic import write_bytes
 from featstore.errors import ConfigError, ShardCorrupt, shorten
-from featstore.format.manifest import ArtefactRecord, Int8Encoding, Manifest
+from featstore.files.atomic import write_bytes
 from featstore.files.untrusted import open_plain, plain_size
 from featstore.format.int8 import Channels
+from featstore.format.manifest import ArtefactRecord, Int8Encoding, Manifest
 
 Array = npt.NDArray[Any]
 

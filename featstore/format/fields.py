@@ -17,6 +17,7 @@ import numpy.typing as npt
 
 import featstore.files.machine as memory
 from featstore.errors import ConfigError
+from featstore.format.int8 import Channels, quantise
 from featstore.format.manifest import (
     Codec,
     FieldRecord,
@@ -25,7 +26,6 @@ from featstore.format.manifest import (
     RaggedEncoding,
     TopKEncoding,
 )
-from featstore.format.int8 import Channels, quantise
 
 Array = npt.NDArray[Any]
 

@@ -14,11 +14,11 @@ from pathlib import Path
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from featstore.files.atomic import sync_folder, write_bytes
 from featstore.errors import ManifestMismatch, ShardCorrupt, StoreError
-from featstore.format.manifest import MANIFEST_NAME, SHA256
+from featstore.files.atomic import sync_folder, write_bytes
 from featstore.files.untrusted import check_real_folder, read_plain
 from featstore.format.checksummed_json import seal, unseal
+from featstore.format.manifest import MANIFEST_NAME, SHA256
 
 LEDGER_FOLDER = "ledger"
 COMPLETE_NAME = "complete.json"

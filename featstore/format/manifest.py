@@ -27,11 +27,11 @@ from pydantic import (
     model_validator,
 )
 
-from featstore.files.atomic import write_bytes
 from featstore.errors import ManifestMismatch, StoreError, StoreNotFound
-from featstore.format.ids import check_name, check_part
+from featstore.files.atomic import write_bytes
 from featstore.files.untrusted import read_plain
 from featstore.format.checksummed_json import SealError, seal, unseal
+from featstore.format.ids import check_name, check_part
 from featstore.format.views import CropMode, Interpolation, ViewSet
 
 FORMAT_VERSION = 1

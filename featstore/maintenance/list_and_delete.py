@@ -7,16 +7,16 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from featstore.format.artefacts import FOLDER as ARTEFACT_FOLDER
-from featstore.files.atomic import TEMPORARY_PREFIX, sync_folder
 from featstore.containers import make_backend
-from featstore.errors import StoreError, StoreNotFound, StoreWriteError, shorten
-from featstore.writing.leases import LEASE_FOLDER
-from featstore.format.ledger import LEDGER_FOLDER, committed_shards, read_complete
-from featstore.files.locks import LOCK_NAME, PUBLISH_NAME, exclusive
-from featstore.format.manifest import MANIFEST_NAME, Manifest, read_manifest
 from featstore.containers.metadata import metadata_files
-from featstore.maintenance.verify import CARD_NAME, CARD_PAGE_NAME, SIGNATURE_NAME
+from featstore.errors import StoreError, StoreNotFound, StoreWriteError, shorten
+from featstore.files.atomic import TEMPORARY_PREFIX, sync_folder
+from featstore.files.locks import LOCK_NAME, PUBLISH_NAME, exclusive
+from featstore.format.artefacts import FOLDER as ARTEFACT_FOLDER
+from featstore.format.file_names import CARD_NAME, CARD_PAGE_NAME, SIGNATURE_NAME
+from featstore.format.ledger import LEDGER_FOLDER, committed_shards, read_complete
+from featstore.format.manifest import MANIFEST_NAME, Manifest, read_manifest
+from featstore.writing.leases import LEASE_FOLDER
 
 DELETED_PREFIX = ".deleted-"
 """Begin of the name of a folder that was a store until a moment ago."""

@@ -18,15 +18,16 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from featstore.files.atomic import write_bytes
-from featstore.errors import ConfigError, StoreError, StoreIncomplete, shorten
-from featstore.writing.leases import LEASE_FOLDER
-from featstore.files.locks import LOCK_NAME, PUBLISH_NAME, exclusive
-from featstore.format.manifest import Manifest, read_manifest
 from featstore.containers.metadata import metadata_files
+from featstore.errors import ConfigError, StoreError, StoreIncomplete, shorten
+from featstore.files.atomic import write_bytes
+from featstore.files.locks import LOCK_NAME, PUBLISH_NAME, exclusive
 from featstore.files.untrusted import read_plain
-from featstore.maintenance.verify import SIGNATURE_NAME, verify
+from featstore.format.file_names import SIGNATURE_NAME
+from featstore.format.manifest import Manifest, read_manifest
+from featstore.maintenance.verify import verify
 from featstore.writing.commit import remove_leftovers
+from featstore.writing.leases import LEASE_FOLDER
 
 GIT_NAMES = (".git", ".gitattributes", ".github", ".gitignore")
 LOCAL_NAMES = (SIGNATURE_NAME, LOCK_NAME, PUBLISH_NAME, LEASE_FOLDER, ".cache")

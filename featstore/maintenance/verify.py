@@ -16,22 +16,15 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
+from featstore.containers import Backend, make_backend
+from featstore.containers.metadata import difference, metadata_files
+from featstore.errors import ManifestMismatch, ShardCorrupt, StoreError, shorten
+from featstore.files.atomic import TEMPORARY_PREFIX, refused, write_bytes
+from featstore.files.locks import LOCK_NAME, PUBLISH_NAME, exclusive
+from featstore.files.untrusted import check_real_folder, plain_size, read_plain
 from featstore.format.artefacts import FOLDER as ARTEFACT_FOLDER
 from featstore.format.artefacts import artefact_path, check_artefact, read_artefact
-from featstore.files.atomic import TEMPORARY_PREFIX, refused, write_bytes
-from featstore.containers import Backend, make_backend
-from featstore.errors import ManifestMismatch, ShardCorrupt, StoreError, shorten
-from featstore.maintenance.verify_shard import (
-    MENDABLE,
-    Damage,
-    ShardFindings,
-    check_entry,
-    check_object,
-    examine_shard,
-    of_a_shard,
-    problem_of,
-)
-from featstore.writing.leases import LEASE_FOLDER
+from featstore.format.file_names import EXTRAS
 from featstore.format.ledger import (
     COMPLETE_NAME,
     ENTRY,
@@ -44,17 +37,19 @@ from featstore.format.ledger import (
     read_entry,
     remove_entries,
 )
-from featstore.files.locks import LOCK_NAME, PUBLISH_NAME, exclusive
 from featstore.format.manifest import MANIFEST_NAME, Int8Encoding, Manifest, read_manifest
-from featstore.containers.metadata import difference, metadata_files
-from featstore.files.untrusted import check_real_folder, plain_size, read_plain
+from featstore.maintenance.verify_shard import (
+    MENDABLE,
+    Damage,
+    ShardFindings,
+    check_entry,
+    check_object,
+    examine_shard,
+    of_a_shard,
+    problem_of,
+)
 from featstore.maintenance.verify_totals import Totals
-
-CARD_NAME = "README.md"
-CARD_PAGE_NAME = "card.html"
-SIGNATURE_NAME = "model.sig"
-EXTRAS = (CARD_NAME, CARD_PAGE_NAME, SIGNATURE_NAME)
-"""Files that a store may have beside what the format needs."""
+from featstore.writing.leases import LEASE_FOLDER
 
 SHOWN_IDS = 5
 MOST_LOST = 1000

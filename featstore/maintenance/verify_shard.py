@@ -13,8 +13,8 @@ import numpy as np
 from featstore.containers.base import Array, Backend
 from featstore.containers.block_checksums import damaged_blocks, why_unreadable
 from featstore.errors import ShardCorrupt, StoreError, shorten
-from featstore.format.ledger import LEDGER_FOLDER, ObjectRecord, ShardRecord, entry_path, read_entry
 from featstore.files.untrusted import plain_size
+from featstore.format.ledger import LEDGER_FOLDER, ObjectRecord, ShardRecord, entry_path, read_entry
 from featstore.maintenance.verify_values import ShardRules
 
 Kind = Literal["shard", "metadata", "mark", "manifest", "artefact", "ledger"]

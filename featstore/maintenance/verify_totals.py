@@ -7,10 +7,16 @@ import numpy as np
 import numpy.typing as npt
 
 from featstore.containers.base import Backend
-from featstore.maintenance.verify_shard import Damage, ShardFindings
-from featstore.format.ledger import COMPLETE_NAME, LEDGER_FOLDER, CompleteRecord, entry_path, read_entry
-from featstore.format.manifest import MANIFEST_NAME
 from featstore.files.untrusted import read_plain
+from featstore.format.ledger import (
+    COMPLETE_NAME,
+    LEDGER_FOLDER,
+    CompleteRecord,
+    entry_path,
+    read_entry,
+)
+from featstore.format.manifest import MANIFEST_NAME
+from featstore.maintenance.verify_shard import Damage, ShardFindings
 
 MOST_SUSPECTS = 1000
 """Rows whose ids are read again, because their hashes are alike."""

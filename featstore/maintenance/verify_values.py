@@ -13,8 +13,8 @@ import numpy as np
 import numpy.typing as npt
 
 from featstore.format.fields import Column
-from featstore.format.manifest import FieldRecord, Manifest, RaggedEncoding, TopKEncoding
 from featstore.format.int8 import LARGEST
+from featstore.format.manifest import FieldRecord, Manifest, RaggedEncoding, TopKEncoding
 
 Array = npt.NDArray[Any]
 Mask = npt.NDArray[np.bool_]

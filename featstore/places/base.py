@@ -14,8 +14,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol, TypeVar
 
-from featstore.files.atomic import refused
 from featstore.errors import RemoteError, RemoteNotFound
+from featstore.files.atomic import refused
 
 PIECE_BYTES = 2 * 2**20
 """About so many bytes are in memory for each transfer."""

@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit, urlunsplit
 
 from featstore.errors import ConfigError, RemoteError, RemoteNotFound
-from featstore.places.base import PIECE_BYTES, AccessRefused, Fault, Place, Retry, file_pieces
 from featstore.places.after_fork import Answer, Helper, run
+from featstore.places.base import PIECE_BYTES, AccessRefused, Fault, Place, Retry, file_pieces
 
 if TYPE_CHECKING:
     from obstore.store import ObjectStore

@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import unquote, urlsplit
 
-from featstore.files.atomic import TEMPORARY_PREFIX
 from featstore.errors import ConfigError, RemoteError, RemoteNotFound
+from featstore.files.atomic import TEMPORARY_PREFIX
 from featstore.places.base import PIECE_BYTES, AccessRefused, Fault, Place, Retry
 from featstore.places.buckets import without_secrets
 

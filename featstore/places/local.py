@@ -6,6 +6,7 @@ import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+from featstore.errors import RemoteNotFound
 from featstore.files.atomic import (
     TEMPORARY_PREFIX,
     make_folder,
@@ -13,7 +14,6 @@ from featstore.files.atomic import (
     sync_folder,
     write_bytes,
 )
-from featstore.errors import RemoteNotFound
 from featstore.places.base import PIECE_BYTES, AccessRefused, Fault, Place, Retry, file_pieces
 
 

@@ -7,10 +7,10 @@ from urllib.parse import unquote, urlsplit
 
 from featstore.errors import ConfigError
 from featstore.places.base import Place, Retry
+from featstore.places.buckets import SCHEMES, ObjectPlace
 from featstore.places.fsspec import FilePlace
 from featstore.places.hub import HubPlace
 from featstore.places.local import LocalPlace
-from featstore.places.buckets import SCHEMES, ObjectPlace
 
 _URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+://")
 

@@ -7,11 +7,11 @@ from pathlib import Path
 from typing import get_args
 
 from featstore.containers import make_backend
+from featstore.containers.metadata import metadata_files
 from featstore.errors import StoreWriteError
+from featstore.files.disk import format_bytes, format_rate, format_seconds, free_bytes
 from featstore.format.fields import field_columns
 from featstore.format.manifest import ITEM_BYTES, Codec, FieldRecord, Manifest
-from featstore.files.disk import format_bytes, format_rate, format_seconds, free_bytes
-from featstore.containers.metadata import metadata_files
 
 CODECS: tuple[Codec, ...] = get_args(Codec)
 

@@ -12,9 +12,9 @@ import numpy.typing as npt
 from featstore.containers.zarr import encoded_bytes
 from featstore.errors import ConfigError
 from featstore.format.fields import field_columns
+from featstore.format.int8 import Scheme, calibrate, quantise
 from featstore.format.manifest import FieldRecord, Int8Encoding, RaggedEncoding, TopKEncoding
 from featstore.planning.costs import CODECS, Choice
-from featstore.format.int8 import Scheme, calibrate, quantise
 from featstore.reading.store import FeatureStore
 
 Array = npt.NDArray[Any]

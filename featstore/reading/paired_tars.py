@@ -16,12 +16,12 @@ import numpy as np
 import numpy.typing as npt
 
 from featstore.errors import ConfigError, FeatstoreError, MissingSamples, SourceError, shorten
+from featstore.files.tar_headers import BadTar
 from featstore.format.fields import Ragged, TopK
 from featstore.format.manifest import RaggedEncoding, TopKEncoding
 from featstore.reading.store import FeatureStore
 from featstore.sources.tars import named_tars
 from featstore.sources.tarstream import TarImage, TarReader
-from featstore.files.tar_headers import BadTar
 
 GROUP_SAMPLES = 64
 """Samples whose features are gathered at once."""

@@ -2,7 +2,8 @@
 
 import math
 from collections import OrderedDict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from functools import cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -11,18 +12,20 @@ import numpy as np
 import numpy.typing as npt
 
 import featstore.files.machine as memory
-from featstore.format.artefacts import read_artefact, read_channels
 from featstore.containers import make_backend
 from featstore.containers.base import Array, ColumnReader
 from featstore.errors import (
     ConfigError,
     MissingSamples,
     ShardCorrupt,
+    StoreError,
     StoreIncomplete,
     ViewMismatch,
     shorten,
 )
+from featstore.format.artefacts import read_artefact, read_channels
 from featstore.format.fields import Codes, Ragged, TopK, field_columns
+from featstore.format.int8 import Channels, dequantise
 from featstore.format.ledger import (
     InvalidRow,
     ShardRecord,
@@ -38,10 +41,8 @@ from featstore.format.manifest import (
     TopKEncoding,
     read_manifest,
 )
-from featstore.format.int8 import Channels, dequantise
-from featstore.places.open_place import is_url
-from featstore.versions import as_opened
 from featstore.format.views import describe
+from featstore.places.open_place import is_url
 
 if TYPE_CHECKING:
     from featstore.reading.cached.cache import CacheConfig
@@ -633,3 +634,27 @@ def _as_row_numbers(rows: npt.ArrayLike) -> Rows:
             f"rows must be integers, found {given.dtype}; of a mask, take np.flatnonzero(mask)."
         )
     return given.astype(np.int64, copy=False)
+
+
+@contextmanager
+def as_opened(path: Path, manifest: Manifest) -> Iterator[None]:
+    """Say so where a shard is not the one that was expected because the folder holds another version by now.
+
+    Args:
+        path: folder of the store.
+        manifest: that it was opened with.
+
+    Raises:
+        StoreError: rows were appended, or the store was made anew.
+        ShardCorrupt: neither; the shard is damaged.
+    """
+    try:
+        yield
+    except ShardCorrupt as error:
+        found = read_manifest(path)
+        if found == manifest:
+            raise
+        raise StoreError(
+            f"{path}: is version {found.version} with {found.num_rows:,} rows by now; it was opened as version "
+            f"{manifest.version} with {manifest.num_rows:,}. Open it again."
+        ) from error

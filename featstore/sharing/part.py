@@ -13,12 +13,12 @@ from pathlib import Path
 import numpy as np
 
 from featstore.containers.base import Rows
-from featstore.derive.split import choose
-from featstore.derive.subset import compose, plan_subset
+from featstore.derive.composition import compose
+from featstore.derive.subset import choose, plan_subset
 from featstore.errors import ConfigError, StoreError, shorten
 from featstore.format.manifest import Manifest, read_manifest
-from featstore.reading.store import FeatureStore
 from featstore.reading.cached.published_store import Contents
+from featstore.reading.store import FeatureStore
 
 NOTE = "part"
 """Key of ``created_by`` under which a part says what it is of its store."""

@@ -11,12 +11,11 @@ from contextlib import contextmanager, suppress
 from functools import partial
 from pathlib import Path
 
-from featstore.files.atomic import TEMPORARY_PREFIX, refused, write_bytes
 from featstore.containers import make_backend
 from featstore.containers.block_checksums import damaged_blocks
-from featstore.errors import RemoteNotFound, ShardCorrupt
-from featstore.format.ledger import ObjectRecord, ShardRecord
 from featstore.containers.metadata import difference, metadata_files
+from featstore.errors import RemoteNotFound, ShardCorrupt
+from featstore.files.atomic import TEMPORARY_PREFIX, refused, write_bytes
 from featstore.files.untrusted import (
     MOST_JSON_BYTES,
     check_real_folder,
@@ -24,9 +23,8 @@ from featstore.files.untrusted import (
     plain_size,
     read_plain,
 )
-from featstore.sharing.stream_checksums import BlockSums
+from featstore.format.ledger import ObjectRecord, ShardRecord
 from featstore.places.base import AccessRefused, FileSink, Place, TooLong
-from featstore.sharing.worker_threads import Countdown, Job
 from featstore.reading.cached.published_store import (
     EXTRAS,
     MARK_NAME,
@@ -37,6 +35,8 @@ from featstore.reading.cached.published_store import (
     until_sound,
 )
 from featstore.sharing.progress import Meter
+from featstore.sharing.stream_checksums import BlockSums
+from featstore.sharing.worker_threads import Countdown, Job
 
 ARRIVING = "-arriving"
 """End of the name of a file that is on its way."""

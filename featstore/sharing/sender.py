@@ -10,12 +10,10 @@ from typing import Protocol
 from featstore.containers import Backend, make_backend
 from featstore.containers.block_checksums import why_unreadable
 from featstore.errors import RemoteNotFound, ShardCorrupt, StoreError
-from featstore.maintenance.verify_shard import check_object, of_a_shard
-from featstore.format.ledger import ObjectRecord
 from featstore.files.untrusted import open_plain, plain_size, read_plain
-from featstore.sharing.stream_checksums import BlockSums
+from featstore.format.ledger import ObjectRecord
+from featstore.maintenance.verify_shard import check_object, of_a_shard
 from featstore.places.base import Place, Sink, TooLong
-from featstore.sharing.worker_threads import Countdown, Job
 from featstore.reading.cached.published_store import (
     EXTRAS,
     FOLDERS,
@@ -27,6 +25,8 @@ from featstore.reading.cached.published_store import (
     until_sound,
 )
 from featstore.sharing.progress import Meter
+from featstore.sharing.stream_checksums import BlockSums
+from featstore.sharing.worker_threads import Countdown, Job
 
 ADVICE = (
     "Something on the way to this place, or the place itself, damages what is sent. Nothing there is a store yet; the "

@@ -4,11 +4,11 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from featstore.extraction.config import SourceConfig
 from featstore.errors import ConfigError, SourceError, shorten
 from featstore.format.ids import check_sample_ids
 from featstore.format.manifest import WorkRecord
 from featstore.sources.base import NO_LABEL, Source, matches
+from featstore.sources.config import SourceConfig
 from featstore.sources.digits import DigitsSource
 from featstore.sources.folder import FolderSource
 from featstore.sources.hf import HFSource

@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import NamedTuple
 
 from featstore.errors import SourceError
+from featstore.files.tar_headers import BadTar, members
 from featstore.sources.base import IMAGE_SUFFIXES, suffix_of
 from featstore.sources.tars import split_name
-from featstore.files.tar_headers import BadTar, members
 
 READ_BYTES = 4 * 2**20
 """Tars are read in pieces of this size."""

@@ -17,7 +17,9 @@ from pathlib import Path
 
 import numpy as np
 
-from featstore.format.artefacts import write_artefacts
+from featstore.containers import Backend, make_backend
+from featstore.containers.base import Array
+from featstore.errors import StoreBusy, StoreNotFound, StoreWriteError, shorten
 from featstore.files.atomic import (
     TEMPORARY_PREFIX,
     Disk,
@@ -31,10 +33,8 @@ from featstore.files.atomic import (
     sync_folders,
     sync_tree,
 )
-from featstore.containers import Backend, make_backend
-from featstore.containers.base import Array
-from featstore.errors import StoreBusy, StoreNotFound, StoreWriteError, shorten
-from featstore.writing.leases import LEASE_FOLDER
+from featstore.files.locks import exclusive, publishing
+from featstore.format.artefacts import write_artefacts
 from featstore.format.ledger import (
     LEDGER_FOLDER,
     InvalidRow,
@@ -46,7 +46,6 @@ from featstore.format.ledger import (
     read_complete,
     read_entry,
 )
-from featstore.files.locks import exclusive, publishing
 from featstore.format.manifest import (
     MANIFEST_NAME,
     Manifest,
@@ -54,6 +53,7 @@ from featstore.format.manifest import (
     read_manifest,
     write_manifest,
 )
+from featstore.writing.leases import LEASE_FOLDER
 
 
 def open_or_create(

@@ -8,11 +8,11 @@ from pathlib import Path
 from featstore.containers import make_backend
 from featstore.containers.base import Backend
 from featstore.errors import ConfigError
-from featstore.writing.leases import Claims, Leases
-from featstore.format.ledger import read_complete
 from featstore.files.locks import shared
+from featstore.format.ledger import read_complete
 from featstore.format.manifest import Manifest
 from featstore.writing.commit import Shard, ShardWriter, finish, open_or_create, tidy
+from featstore.writing.leases import Claims, Leases
 
 SHORTEST_PAUSE_S = 0.02
 LONGEST_PAUSE_S = 1.0

@@ -23,8 +23,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from featstore.files.atomic import TEMPORARY_PREFIX, refused
-from featstore.format.ledger import entry_path, pending_shards
 from featstore.files.locks import FileLock, close, keep_from_children
+from featstore.format.ledger import entry_path, pending_shards
 
 LEASE_FOLDER = "leases"
 

@@ -5,12 +5,12 @@ import copy
 import torch
 from torch import Tensor, nn
 
-from distill.data.pictures import task
 from distill.config import DistillConfig
+from distill.data import task
 from distill.data.pictures import Batch
+from distill.data.schedule import Indices, ViewPicker
 from distill.losses import IGNORE
 from distill.methods import METHODS, Method, Output, Setup, Trainee
-from distill.data.schedule import Indices, ViewPicker
 from distill.student.model import Student, build_student, evaluating
 from featstore import FeatureStore
 from featstore.sources import open_source

@@ -17,8 +17,8 @@ from distill.config import (
 from distill.options.customkd import CustomKDConfig
 from distill.options.features import FitNetConfig
 from featstore import FeatureStore
-from featstore.extraction.config import SourceConfig
 from featstore.sources import open_source
+from featstore.sources.config import SourceConfig
 from tests.distill.stores import draw_images, write_store
 
 MakeConfig = Callable[..., DistillConfig]

@@ -15,8 +15,7 @@ from distill.measures.metrics import accuracy, agreement, calibration
 from distill.reports import page_data as keep
 from distill.reports.run_files import REPORT, Row
 from distill.reports.tables import write_csv
-from distill.training.run_folder import write_json
-from featstore.files.atomic import write_bytes
+from featstore.files.atomic import write_bytes, write_json
 
 HOSTILE = "<script>document.title='owned'</script>"
 """A name that runs if it is not escaped."""

@@ -13,9 +13,9 @@ from distill.config import DistillConfig, TrainConfig
 from distill.data.pictures import Batch
 from distill.data.samples import Split
 from distill.losses import IGNORE
+from distill.measures.linear_probe import LinearProbe
 from distill.methods.base import Output, Setup, Trainee
 from distill.partners import PARTNERS
-from distill.measures.linear_probe import LinearProbe
 from distill.student.model import Student, StudentOutput
 
 CLASSES, WIDTH, PIXELS, STORED = 3, 4, 6, 5

@@ -10,7 +10,6 @@ from PIL import Image
 
 from featstore import FeatureStore
 from featstore.containers import ZarrBackend
-from featstore.sources.decode import DECODE_RULE, decode_image
 from featstore.format.ids import content_sha256, ids_sha256
 from featstore.format.manifest import (
     FieldRecord,
@@ -20,8 +19,9 @@ from featstore.format.manifest import (
     WorkRecord,
     new_manifest,
 )
-from featstore.sources.base import Source
 from featstore.format.views import ViewSet, cut, make_views, view_box
+from featstore.sources.base import Source
+from featstore.sources.decode import DECODE_RULE, decode_image
 from featstore.writing.commit import Shard, commit, open_or_create, text_column
 
 SIZE = (8, 8)

@@ -5,9 +5,10 @@ import pytest
 import torch
 from sklearn.linear_model import LogisticRegression
 
-from distill.data.feature_norm import FeatureNorm, check_width, measure
+from distill.data.feature_norm import FeatureNorm, measure
 from distill.measures.feature_similarity import linear_cka, mean_norm, mean_variance, thin_out, top1
 from distill.measures.linear_probe import fit_probe
+from distill.methods.projection import check_width
 from featstore.errors import ConfigError
 
 

@@ -18,9 +18,9 @@ from distill.data.pictures import ViewRule
 from distill.export import browser as page
 from distill.export import onnx_model, parity, preprocessing, program
 from distill.student.model import Student, build_student
-from featstore.sources.decode import decode_image
 from featstore.errors import ConfigError
 from featstore.format.views import Interpolation, ViewSet, canonical_box, cut
+from featstore.sources.decode import decode_image
 from tests.distill.browser import INSTALL, Browser, browser, missing
 
 HOSTILE = "</script><script>document.title='owned'</script>"

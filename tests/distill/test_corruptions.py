@@ -6,8 +6,8 @@ from typing import get_args
 import numpy as np
 import pytest
 
-from distill.data.pictures import corruptions
 from distill.config import CorruptionName
+from distill.data import corruptions
 from distill.data.corruptions import CORRUPTIONS, SEVERITIES, corrupt
 
 RNG = np.random.default_rng(0)

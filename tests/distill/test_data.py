@@ -10,15 +10,15 @@ from PIL import Image
 
 from distill.config import DataConfig
 from distill.data.pictures import BatchMaker, Changes, PictureCache, ViewDataset, ViewRule, load
-from distill.data.stored_features import Features
 from distill.data.samples import Samples, join, split
-from distill.losses import IGNORE
 from distill.data.schedule import CANONICAL, Request
+from distill.data.stored_features import Features
+from distill.losses import IGNORE
 from featstore import FeatureStore
-from featstore.extraction.config import SourceConfig
 from featstore.errors import ConfigError, MissingSamples
 from featstore.sources import open_source
 from featstore.sources.base import Source
+from featstore.sources.config import SourceConfig
 from tests.distill.stores import SIZE, write_store
 
 DATA = DataConfig(labelled=["train/*"], unlabelled=["train/*"], test=["test/*"], labels_per_class=4)

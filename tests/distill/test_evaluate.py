@@ -12,9 +12,9 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import balanced_accuracy_score, confusion_matrix, log_loss
 from sklearn.neighbors import KNeighborsClassifier
 
-from distill.evaluation import predictions
-from distill.data.pictures import task
 from distill.config import EvalConfig, EvaluateConfig
+from distill.data import task
+from distill.evaluation import predictions
 from distill.evaluation.evaluate import Evaluation, corruption_names, evaluate
 from distill.measures.metrics import accuracy, agreement, calibration, feature_quality
 from distill.student.model import build_student

@@ -14,15 +14,15 @@ import pytest
 import yaml
 
 from distill.config import DistillConfig
+from distill.evaluation.predictions import read as read_predictions
 from distill.experiments import command
-from distill.experiments.runs_to_do import Agenda
 from distill.experiments.cost import store_cost
 from distill.experiments.plan import Planner, baseline_of, rows_of
 from distill.experiments.pool import Failure, Tell
+from distill.experiments.runs_to_do import Agenda
 from distill.experiments.spec import read_experiment
 from distill.experiments.tune import DIVERGED, choose
 from distill.experiments.worker import Workshop
-from distill.evaluation.predictions import read as read_predictions
 from featstore import FeatureStore
 from featstore.errors import ConfigError
 from featstore.files.locks import LOCK_NAME, FileLock
@@ -312,8 +312,8 @@ def test_runs_share_what_is_read_and_decoded(write: Write, monkeypatch: pytest.M
         "seeds: [0]\nvariants: {labels: {methods: [labels]}, kd: {methods: [kd]}, "
         "fewer: {methods: [kd], data.labels_per_class: 2}}\n"
     )
+    from distill.data import task
     from distill.data.pictures import pictures as data
-    from distill.data.pictures import task
 
     count = {"join": 0, "decode": 0, "probe": 0}
 

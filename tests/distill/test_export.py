@@ -13,9 +13,10 @@ import torch
 from PIL import Image
 from torch import nn
 
-from distill.data.pictures import task
 from distill.config import DistillConfig, StudentConfig, TeacherConfig
+from distill.data import task
 from distill.data.pictures import ViewRule
+from distill.data.samples import Samples, Split
 from distill.export import (
     describe,
     fake_quant,
@@ -30,14 +31,13 @@ from distill.export.config import CalibrationConfig, ExportConfig, FinetuneConfi
 from distill.export.edge import refuse_other_folder, staged
 from distill.export.parity import answers, compare, torch_runner
 from distill.export.preprocessing import InputSpec, Normalised
-from distill.data.samples import Samples, Split
 from distill.student.model import build_student
 from featstore import FeatureStore
-from featstore.extraction.config import SourceConfig
 from featstore.errors import ConfigError, StoreWriteError
+from featstore.format.views import ViewSet
 from featstore.sources import open_source
 from featstore.sources.base import NO_LABEL
-from featstore.format.views import ViewSet
+from featstore.sources.config import SourceConfig
 from tests.distill.conftest import MakeConfig
 from tests.distill.stores import write_store
 

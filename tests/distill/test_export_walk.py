@@ -19,8 +19,8 @@ from distill.export import onnx_model, preprocessing, program
 from distill.export.config import ExportConfig
 from distill.export.edge import export_run
 from distill.export.preprocessing import InputSpec
-from featstore.extraction.config import ExtractConfig
 from featstore.errors import ConfigError, FeatstoreError
+from featstore.extraction.config import ExtractConfig
 from pipelines import distill, export, extract
 from pipelines._cli import parse
 

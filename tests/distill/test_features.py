@@ -8,18 +8,18 @@ import pytest
 import torch
 from PIL import Image
 
-from distill.data.feature_norm import Block, FeatureNorm, measure, shares
 from distill.config import DataConfig, TeacherConfig
+from distill.data.feature_norm import Block, FeatureNorm, measure, shares
 from distill.data.pictures import BatchMaker, Changes, ViewDataset, ViewRule, load
-from distill.data.stored_features import Features, Grid, StoredField, find_grid
 from distill.data.samples import Samples, join, match_views
 from distill.data.schedule import Request, allowed_columns
+from distill.data.stored_features import Features, Grid, StoredField, find_grid
 from featstore import FeatureStore
-from featstore.extraction.config import SourceConfig
 from featstore.errors import ConfigError, MissingSamples, ViewMismatch
+from featstore.format.views import ViewSet, make_views
 from featstore.sources import open_source
 from featstore.sources.base import Source
-from featstore.format.views import ViewSet, make_views
+from featstore.sources.config import SourceConfig
 from tests.distill.stores import SIZE, WIDTH, write_store
 
 DATA = DataConfig(labelled=["train/*"], unlabelled=["train/*"], test=["test/*"], labels_per_class=4)

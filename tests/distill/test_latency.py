@@ -19,12 +19,12 @@ from distill.export import latency, memory, numbers, onnx_model, preprocessing, 
 from distill.export.config import ExportConfig, LatencyConfig
 from distill.export.latency import count_macs, measure, noise
 from distill.export.memory import Memory, weigh
-from distill.training.saved_student import WEIGHTS, plain_state
 from distill.export.runtimes import Candidate, Feed, open_model
 from distill.export.work import Work
-from distill.training.run_folder import write_json
 from distill.student.model import Student, build_student
+from distill.training.saved_student import WEIGHTS, plain_state
 from featstore.errors import ConfigError
+from featstore.files.atomic import write_json
 
 
 def candidate(name: str, **values: Any) -> Candidate:

@@ -22,14 +22,15 @@ from benchmarks._live import (
     live_task,
     logged_losses,
 )
-from distill.training import loop as train
-from distill.data.pictures import task
 from distill.config import DistillConfig
 from distill.config import TeacherConfig as FurtherTeacher
+from distill.data import task
+from distill.training import loop as train
 from featstore import FeatureStore
-from featstore.extraction.config import ExtractConfig, SourceConfig, StoreConfig, TeacherConfig, ViewsConfig
-from featstore.sources import open_source
+from featstore.extraction.config import ExtractConfig, StoreConfig, TeacherConfig, ViewsConfig
 from featstore.extraction.teachers import Teacher, build_teacher
+from featstore.sources import open_source
+from featstore.sources.config import SourceConfig
 from pipelines import extract
 from tests.conftest import TINY_ARGS
 from tests.distill.conftest import MakeConfig

@@ -9,13 +9,13 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from distill.training import loop as train
-from distill.data.pictures import task
 from distill.config import DistillConfig
+from distill.data import task
 from distill.losses.logits import dist, dkd, kd_kl, logit_mse, target_classes
+from distill.measures.linear_probe import fit_probe
 from distill.methods.base import Needs
 from distill.methods.customkd import CustomKD
-from distill.measures.linear_probe import fit_probe
+from distill.training import loop as train
 from featstore import FeatureStore
 from featstore.errors import ConfigError
 from featstore.sources import open_source

@@ -11,10 +11,7 @@ import markupsafe
 import numpy as np
 import pytest
 
-from distill.reports import report
-from distill.reports import comparison
-from distill.reports import tables
-from distill.reports import text
+from distill.reports import comparison, report, tables, text
 from distill.reports.run_files import find_baseline, find_runs, read_run
 from featstore.errors import ConfigError
 from featstore.pages import style

@@ -8,15 +8,15 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from distill.training import loop as train
 from distill.config import DataConfig, DistillConfig
 from distill.data.pictures import Batch
+from distill.data.schedule import JointSampler, Plan, Stream, ViewPicker
 from distill.losses import cross_entropy
 from distill.methods import METHODS, Method, Output
 from distill.methods.base import ADAPTER, Needs, Side
 from distill.partners import PARTNERS, Partner
-from distill.data.schedule import JointSampler, Plan, Stream, ViewPicker
 from distill.student.model import Student
+from distill.training import loop as train
 from featstore.errors import ConfigError
 from tests.distill.conftest import MakeConfig
 from tests.distill.test_train import folder, metrics, prepared, start

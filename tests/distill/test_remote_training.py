@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from distill.training import loop as train
-from distill.data.pictures import task
 from distill.config import DistillConfig
+from distill.data import task
 from distill.experiments.cost import store_cost
+from distill.training import loop as train
 from featstore import FeatureStore
 from featstore.format.ledger import mark_complete
 from featstore.sources import open_source

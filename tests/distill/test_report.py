@@ -7,10 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from distill.reports import report
 from distill.config import ReportConfig
 from distill.reports import page_data as keep
-from distill.reports import run_page
+from distill.reports import report, run_page
 from featstore.errors import ConfigError
 from pipelines.distill import main as distill_main
 from pipelines.report import DEFAULT_RECIPE

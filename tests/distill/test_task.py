@@ -5,9 +5,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from distill.training import run_folder as runs
 from distill.config import TeacherConfig
 from distill.data.task import Task, prepare
+from distill.training import run_folder as runs
 from featstore import FeatureStore
 from featstore.errors import ConfigError, StoreNotFound, ViewMismatch
 from featstore.sources import open_source

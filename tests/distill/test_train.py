@@ -16,12 +16,12 @@ import torch
 import yaml
 from safetensors.torch import load_file
 
-from distill.training import loop as train
-from distill.data.pictures import task
 from distill.config import DistillConfig
-from distill.methods.labels import Labels
-from distill.training.optim import TrainingDiverged, make_optimiser
+from distill.data import task
 from distill.measures.linear_probe import LinearProbe
+from distill.methods.labels import Labels
+from distill.training import loop as train
+from distill.training.optim import TrainingDiverged, make_optimiser
 from featstore import FeatureStore
 from featstore.errors import ConfigError, ViewMismatch
 from featstore.sources import open_source
@@ -105,7 +105,7 @@ import os, signal, sys
 sys.path.insert(0, {root!r})
 from pathlib import Path
 from distill.training import loop as train
-from distill.data.pictures import task
+from distill.data import task
 from featstore import FeatureStore
 from featstore.sources import open_source
 from jsonargparse import auto_cli

@@ -11,13 +11,14 @@ import yaml
 
 from benchmarks import views
 from benchmarks._live import FreshPicker, LiveInTraining, fresh_rule, live_task, same_teacher
-from distill.data.pictures import task
 from distill.config import DataConfig
+from distill.data import task
 from distill.data.schedule import JointSampler, Plan, Stream
 from featstore import FeatureStore
-from featstore.extraction.config import ExtractConfig, SourceConfig
 from featstore.errors import ConfigError
+from featstore.extraction.config import ExtractConfig
 from featstore.sources import open_source
+from featstore.sources.config import SourceConfig
 from pipelines import extract
 from pipelines._cli import parse
 from tests.conftest import TINY_ARGS

@@ -19,7 +19,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from featstore import FeatureStore
-from featstore.format.artefacts import describe, pack
 from featstore.containers import make_backend
 from featstore.errors import (
     ConfigError,
@@ -29,7 +28,9 @@ from featstore.errors import (
     StoreIncomplete,
     ViewMismatch,
 )
+from featstore.format.artefacts import describe, pack
 from featstore.format.fields import Ragged, TopK, columns_of, empty_columns, put, put_ragged
+from featstore.format.int8 import Channels, Scheme, calibrate
 from featstore.format.ledger import read_entry
 from featstore.format.manifest import (
     Container,
@@ -39,7 +40,6 @@ from featstore.format.manifest import (
     RaggedEncoding,
     TopKEncoding,
 )
-from featstore.format.int8 import Channels, Scheme, calibrate
 from featstore.writing.commit import Shard, commit, open_or_create
 from tests.featstore.stores import TEACHER, field, make_manifest, names_of, snapshot
 

@@ -9,12 +9,13 @@ from accelerate import Accelerator
 from torch import Tensor
 
 from featstore.extraction import shards as extract
-from featstore.extraction.config import ExtractConfig, SourceConfig, StoreConfig, TeacherConfig, ViewsConfig
+from featstore.extraction.config import ExtractConfig, StoreConfig, TeacherConfig, ViewsConfig
 from featstore.extraction.new_manifest import design_store, forward_dtype
 from featstore.extraction.shards import Summary
+from featstore.extraction.teachers import Teacher
 from featstore.format.manifest import Manifest
 from featstore.sources import open_source
-from featstore.extraction.teachers import Teacher
+from featstore.sources.config import SourceConfig
 from tests.featstore.stores import RULE, TEACHER, Dtype, field
 
 WIDTH = 6

@@ -13,10 +13,11 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from featstore.format.artefacts import describe, pack, pack_texts
 from featstore.containers import make_backend
+from featstore.format.artefacts import describe, pack, pack_texts
 from featstore.format.fields import empty_columns, numpy_dtype, put, put_ragged
 from featstore.format.ids import ids_sha256
+from featstore.format.int8 import Channels
 from featstore.format.ledger import mark_complete, read_entry
 from featstore.format.manifest import (
     FORMAT_VERSION,
@@ -29,7 +30,6 @@ from featstore.format.manifest import (
     TopKEncoding,
     WorkRecord,
 )
-from featstore.format.int8 import Channels
 from featstore.format.views import ViewSet, make_views
 from featstore.writing.commit import Shard, commit, open_or_create
 from tests.featstore.stores import TEACHER

@@ -30,11 +30,11 @@ import numpy as np
 from featstore.cli.main import main as cli
 from featstore.containers import make_backend
 from featstore.errors import FeatstoreError
+from featstore.files.locks import shared
+from featstore.format.checksummed_json import seal, unseal
 from featstore.format.fields import empty_columns
 from featstore.format.ledger import entry_path, mark_complete, read_entry, remove_entries
-from featstore.files.locks import shared
 from featstore.format.manifest import MANIFEST_NAME, Container, WorkRecord, read_manifest
-from featstore.format.checksummed_json import seal, unseal
 from featstore.maintenance.verify import repair
 from featstore.writing.commit import Shard, commit, open_or_create, remove_leftovers
 from tests.featstore import golden

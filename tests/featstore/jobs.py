@@ -10,13 +10,12 @@ from pathlib import Path
 from typing import Any
 
 from featstore import FeatureStore
-from featstore.files import atomic
-from featstore.files import locks
 from featstore.containers import make_backend
-from featstore.writing.fill import Filled, fill
-from featstore.writing.leases import Claims
+from featstore.files import atomic, locks
 from featstore.format.manifest import Manifest
 from featstore.writing.commit import Shard, open_or_create, tidy
+from featstore.writing.fill import Filled, fill
+from featstore.writing.leases import Claims
 from tests.featstore.stores import Array, field, make_columns, make_manifest
 
 MANIFEST = make_manifest(num_rows=19, shard_rows=2, views=1, fields={"cls": field(3)}, labels=False)

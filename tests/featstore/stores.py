@@ -9,7 +9,6 @@ import numpy as np
 import numpy.typing as npt
 
 from featstore.containers import make_backend
-from featstore.sources.decode import DECODE_RULE
 from featstore.format.ids import ids_sha256
 from featstore.format.ledger import mark_complete, pending_shards, read_entry
 from featstore.format.manifest import (
@@ -22,6 +21,7 @@ from featstore.format.manifest import (
     new_manifest,
 )
 from featstore.format.views import ViewSet, make_views
+from featstore.sources.decode import DECODE_RULE
 from featstore.writing.commit import Shard, commit, open_or_create, text_column
 
 Array = npt.NDArray[Any]

@@ -13,10 +13,10 @@ import numpy as np
 import pytest
 
 from featstore import FeatureStore
-from featstore.files import atomic
+from featstore.cli.main import main
 from featstore.derive import append as module
 from featstore.derive.append import append
-from featstore.cli.main import main
+from featstore.derive.requantise import requantise
 from featstore.derive.subset import subset
 from featstore.errors import (
     ConfigError,
@@ -26,9 +26,9 @@ from featstore.errors import (
     StoreError,
     StoreWriteError,
 )
+from featstore.files import atomic
 from featstore.files.locks import shared
 from featstore.format.manifest import Container, Manifest
-from featstore.derive.requantise import requantise
 from tests.featstore.backend_tests import Rows, vectors
 from tests.featstore.jobs import Steps
 from tests.featstore.parts import check, in_memory, joined, made, manifest_of, sound, taken, write

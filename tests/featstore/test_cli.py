@@ -10,16 +10,16 @@ from typing import Any
 
 import pytest
 
-from featstore import __version__
-from featstore.maintenance import list_and_delete as lifecycle
-from featstore.reading import store as reader
+from featstore.cli import inspect
+from featstore.cli import plan as plan_command
+from featstore.cli.inspect import SHOWN
+from featstore.cli.main import COMMANDS, main
 from featstore.files import locks
 from featstore.files import untrusted as plainfiles
-from featstore.cli.main import COMMANDS, main
-from featstore.cli.main import inspect
-from featstore.cli.main import plan as plan_command
-from featstore.cli.inspect import SHOWN
 from featstore.format.ledger import entry_path, remove_entries
+from featstore.maintenance import list_and_delete as lifecycle
+from featstore.reading import store as reader
+from featstore.version import __version__
 from tests.conftest import ROOT
 from tests.featstore import golden
 from tests.featstore.stores import make_columns, make_manifest, write_store

@@ -12,15 +12,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from featstore import FeatureStore
-from featstore.reading import stored_rows as rowreader
-from featstore.writing import commit as writer
-from featstore.derive.split import assign, choose, content_keys, split
 from featstore.cli.main import main
-from featstore.derive.subset import subset
 from featstore.derive.convert import convert
+from featstore.derive.split import assign, split
+from featstore.derive.subset import choose, content_keys, subset
 from featstore.errors import ConfigError, MissingSamples, ShardCorrupt, StoreIncomplete
 from featstore.format.ledger import remove_entries
 from featstore.format.manifest import Container
+from featstore.reading import stored_rows as rowreader
+from featstore.writing import commit as writer
 from tests.featstore.backend_tests import any_rows, every_kind, points, spec, vectors
 from tests.featstore.parts import (
     check,

@@ -14,8 +14,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from featstore.sources.decode import decode_image
 from featstore.errors import DecodeError
+from featstore.sources.decode import decode_image
 from tests.images import ORIENTATION, chunk, encode, gradient, png, png16
 
 JPEG_TOLERANCE = 6

@@ -11,12 +11,13 @@ import pytest
 import torch
 
 from featstore import FeatureStore
-from featstore.extraction.config import SourceConfig, StoreConfig
-from featstore.extraction.new_manifest import design_store, resolve_precision
 from featstore.errors import ConfigError, TeacherError
+from featstore.extraction.config import StoreConfig
+from featstore.extraction.new_manifest import design_store, resolve_precision
 from featstore.format.ledger import remove_entries
 from featstore.format.manifest import Int8Encoding
 from featstore.sources import open_source
+from featstore.sources.config import SourceConfig
 from tests.featstore.formula import FormulaTeacher, make_config, run
 from tests.featstore.stores import snapshot
 from tests.images import picture

@@ -11,10 +11,10 @@ from typing import Any
 
 import pytest
 
-from featstore.planning import doctor
 from featstore.cli.main import main
-from featstore.planning.doctor import Check
 from featstore.errors import StoreWriteError
+from featstore.planning import doctor
+from featstore.planning.doctor import Check
 from tests.conftest import ROOT
 
 

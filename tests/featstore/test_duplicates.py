@@ -14,7 +14,6 @@ from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
 from featstore import FeatureStore
-from featstore.duplicates.groups import near as neighbours
 from featstore.cli.main import main
 from featstore.duplicates.groups import (
     TEST,
@@ -27,6 +26,7 @@ from featstore.duplicates.groups import (
     own_crops,
     select_parts,
 )
+from featstore.duplicates.groups import near as neighbours
 from featstore.errors import ConfigError, ViewMismatch
 from featstore.format.manifest import Container
 from featstore.format.views import ViewSet, make_views

@@ -14,8 +14,9 @@ import pyarrow.parquet as pq
 import pytest
 
 from featstore import FeatureStore
-from featstore.derive import export as library
 from featstore.cli.main import main
+from featstore.derive import export as library
+from featstore.derive.export import Format, export
 from featstore.errors import (
     ConfigError,
     StoreBusy,
@@ -24,10 +25,9 @@ from featstore.errors import (
     StoreWriteError,
     ViewMismatch,
 )
-from featstore.derive.export import Format, export
+from featstore.files.locks import exclusive
 from featstore.format.fields import Ragged, TopK
 from featstore.format.ledger import remove_entries
-from featstore.files.locks import exclusive
 from featstore.format.manifest import Container
 from featstore.format.views import ViewSet, make_views
 from tests.featstore.backend_tests import (

@@ -12,23 +12,18 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from featstore import FeatureStore
-from featstore.extraction.config import ExtractConfig, SourceConfig, StoreConfig, TeacherConfig, ViewsConfig
-from featstore.extraction.new_manifest import forward_dtype, resolve_precision
 from featstore.errors import ManifestMismatch, MissingSamples, TooManyInvalid
-from featstore.extraction.shards import (
-    Batch,
-    Summary,
-    ViewDataset,
-    batches_of,
-    refuse_non_finite,
-    run_teacher,
-)
+from featstore.extraction.config import ExtractConfig, StoreConfig, TeacherConfig, ViewsConfig
+from featstore.extraction.images import Batch, ViewDataset
+from featstore.extraction.new_manifest import forward_dtype, resolve_precision
+from featstore.extraction.shards import Summary, batches_of, refuse_non_finite, run_teacher
+from featstore.extraction.teachers import Teacher, build_teacher
 from featstore.format.ids import content_sha256
 from featstore.format.ledger import InvalidRow
 from featstore.format.manifest import PreprocessingRecord
-from featstore.sources import Source, open_source
-from featstore.extraction.teachers import Teacher, build_teacher
 from featstore.format.views import ViewSet
+from featstore.sources import Source, open_source
+from featstore.sources.config import SourceConfig
 from tests.conftest import TINY_ARGS
 from tests.featstore.formula import FormulaTeacher, make_config, run
 from tests.featstore.stores import RULE, snapshot

@@ -17,7 +17,8 @@ from featstore.cli.main import main
 from featstore.errors import FeatstoreError, RemoteError, ShardCorrupt
 from featstore.places.base import Retry
 from featstore.reading.cached.cache import CacheConfig
-from featstore.sharing.push import pull, push
+from featstore.sharing.pull import pull
+from featstore.sharing.push import push
 from tests.featstore.stores import field, make_columns, make_manifest, write_store
 from tests.featstore.travel import KINDS, QUICK, check_named, check_same, files_of
 from tests.servers import faults

@@ -10,9 +10,7 @@ import numpy as np
 import pytest
 
 from featstore import FeatureStore
-from featstore.writing import commit as writer
 from featstore.derive import append as append_module
-from featstore.extraction.config import ExtractConfig, SourceConfig, StoreConfig
 from featstore.errors import (
     ConfigError,
     ManifestMismatch,
@@ -21,7 +19,10 @@ from featstore.errors import (
     StoreNotFound,
     TooManyInvalid,
 )
+from featstore.extraction.config import ExtractConfig, StoreConfig
 from featstore.files.locks import shared
+from featstore.sources.config import SourceConfig
+from featstore.writing import commit as writer
 from pipelines import extract as pipeline
 from tests.featstore.formula import FormulaTeacher, make_config
 from tests.featstore.parts import in_memory, sound
@@ -46,7 +47,7 @@ def seen(monkeypatch: pytest.MonkeyPatch) -> list[int]:
         return FormulaTeacher(dtype, lambda images, cls: batches.append(len(images)))
 
     monkeypatch.setattr("featstore.extraction.teachers.build_teacher", build)
-    monkeypatch.setattr("featstore.extraction.shards.measure", lambda *_, **__: None)
+    monkeypatch.setattr("featstore.extraction.dry_run.measure", lambda *_, **__: None)
     return batches
 
 

@@ -13,14 +13,14 @@ from typing import Any
 
 import pytest
 
-from featstore.writing import leases
-from featstore.writing import commit as writer
 from featstore.containers import make_backend
-from featstore.writing.fill import fill
-from featstore.writing.leases import Claims, Leases, lease_path
 from featstore.format.ledger import committed_shards
 from featstore.format.manifest import Manifest
+from featstore.writing import commit as writer
+from featstore.writing import leases
 from featstore.writing.commit import Shard, commit, open_or_create
+from featstore.writing.fill import fill
+from featstore.writing.leases import Claims, Leases, lease_path
 from tests.featstore.jobs import MANIFEST, note, run_job
 from tests.featstore.processes import fork, wait
 from tests.featstore.stores import leftovers, make_columns, snapshot

@@ -12,6 +12,7 @@ from numcodecs.vlen import VLenUTF8
 
 from featstore import FeatureStore
 from featstore.errors import FeatstoreError, ShardCorrupt, StoreError, StoreIncomplete
+from featstore.format.checksummed_json import seal, unseal
 from featstore.format.ledger import (
     committed_shards,
     complete_path,
@@ -21,7 +22,6 @@ from featstore.format.ledger import (
     read_entry,
     remove_entries,
 )
-from featstore.format.checksummed_json import seal, unseal
 from tests.featstore.stores import make_columns, make_manifest, write_store
 
 MANIFEST = make_manifest(num_rows=20, shard_rows=8)

@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 
 from featstore import FeatureStore
+from featstore.containers.address_range import PAGE_BYTES, SideBySide
 from featstore.containers.zarr import MappedColumn, ShardColumn, ZarrBackend
 from featstore.errors import ConfigError, MissingSamples, ShardCorrupt
-from featstore.containers.address_range import PAGE_BYTES, SideBySide
 from tests.featstore.stores import Array, field, make_columns, make_manifest, write_store
 
 NUM_ROWS = 83

@@ -12,15 +12,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from featstore import FeatureStore
-from featstore.writing import commit as writer
-from featstore.format.artefacts import describe, pack
 from featstore.cli.main import main
-from featstore.derive.subset import subset
-from featstore.errors import ConfigError, ManifestMismatch, StoreIncomplete
-from featstore.format.manifest import Container
 from featstore.derive.merge import merge
 from featstore.derive.requantise import requantise
+from featstore.derive.subset import subset
+from featstore.errors import ConfigError, ManifestMismatch, StoreIncomplete
+from featstore.format.artefacts import describe, pack
+from featstore.format.manifest import Container
 from featstore.format.views import ViewSet, make_views
+from featstore.writing import commit as writer
 from tests.featstore.backend_tests import Rows, heavy_tailed, spec
 from tests.featstore.parts import check, columns, in_memory, joined, made, sound, taken, write
 from tests.featstore.processes import die_at, fork, wait

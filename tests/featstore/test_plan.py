@@ -8,15 +8,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from featstore.extraction import shards as extract
-from featstore.files import disk as measure
-from featstore.extraction.config import StoreConfig
 from featstore.errors import ManifestMismatch, StoreWriteError
-from featstore.format.manifest import FieldRecord
+from featstore.extraction import shards as extract
+from featstore.extraction.config import StoreConfig
+from featstore.extraction.teachers import Teacher
+from featstore.files import disk as measure
 from featstore.files.disk import measure_disk, measure_rate
+from featstore.format.manifest import FieldRecord
 from featstore.planning.costs import Plan, Rates, make_plan, shard_rows, stored_bytes
 from featstore.sources import open_source
-from featstore.extraction.teachers import Teacher
 from tests.featstore import golden
 from tests.featstore.formula import FormulaTeacher, describe, make_config, run
 from tests.featstore.stores import field, make_columns, make_manifest, write_store

@@ -12,12 +12,12 @@ import pytest
 import torch
 
 from featstore import FeatureStore
+from featstore.errors import StoreError, StoreNotFound
 from featstore.extraction import shards as extract
-from featstore.writing import commit as writer
 from featstore.extraction.config import ExtractConfig
 from featstore.extraction.new_manifest import design_store
-from featstore.errors import StoreError, StoreNotFound
 from featstore.sources import open_source
+from featstore.writing import commit as writer
 from pipelines import extract as script
 from pipelines._cli import parse
 from tests.conftest import TINY_ARGS, RunTwo

@@ -15,10 +15,7 @@ from accelerate import Accelerator
 from safetensors.torch import load_file, save_file
 
 from featstore import FeatureStore
-from featstore.extraction import shards as extract
 from featstore.cli.main import main
-from featstore.extraction.config import ExtractConfig, SourceConfig, StoreConfig, TeacherConfig, ViewsConfig
-from featstore.extraction.new_manifest import design_store, forward_dtype
 from featstore.errors import (
     ConfigError,
     FeatstoreError,
@@ -26,10 +23,14 @@ from featstore.errors import (
     MissingSamples,
     TeacherError,
 )
-from featstore.format.manifest import Int8Encoding, TopKEncoding
+from featstore.extraction import shards as extract
+from featstore.extraction.config import ExtractConfig, StoreConfig, TeacherConfig, ViewsConfig
+from featstore.extraction.new_manifest import design_store, forward_dtype
 from featstore.extraction.recompute import INT8_MOST, Comparison, recompute, tolerance
-from featstore.sources import open_source
 from featstore.extraction.teachers import build_teacher
+from featstore.format.manifest import Int8Encoding, TopKEncoding
+from featstore.sources import open_source
+from featstore.sources.config import SourceConfig
 from tests.conftest import TINY_ARGS
 from tests.featstore.hostile import edit_manifest, rewrite
 from tests.images import picture

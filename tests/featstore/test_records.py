@@ -13,11 +13,11 @@ import zarr
 from pydantic import ValidationError
 
 from featstore import FeatureStore
-from featstore.reading import store as reader
-from featstore.format.artefacts import describe, pack, pack_texts, unpack_texts
 from featstore.containers import make_backend
 from featstore.errors import ConfigError, ManifestMismatch, MissingSamples, ShardCorrupt
+from featstore.format.artefacts import describe, pack, pack_texts, unpack_texts
 from featstore.format.fields import dense_logits, empty_columns, put, put_ragged
+from featstore.format.int8 import Channels, Scheme, calibrate
 from featstore.format.manifest import (
     FieldRecord,
     Int8Encoding,
@@ -26,7 +26,7 @@ from featstore.format.manifest import (
     TeacherRecord,
     TopKEncoding,
 )
-from featstore.format.int8 import Channels, Scheme, calibrate
+from featstore.reading import store as reader
 from featstore.reading.torch_data import gather_tensors
 from featstore.writing.commit import Shard, commit, open_or_create
 from tests.featstore.stores import TEACHER, make_manifest, names_of

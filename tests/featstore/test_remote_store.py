@@ -18,8 +18,8 @@ import numpy as np
 import pytest
 
 from featstore import FeatureStore
+from featstore.cli import inspect
 from featstore.cli.main import main
-from featstore.cli.main import inspect
 from featstore.errors import (
     ConfigError,
     MissingSamples,
@@ -30,10 +30,11 @@ from featstore.errors import (
 )
 from featstore.format.ledger import entry_path, mark_complete, read_entry
 from featstore.format.manifest import Manifest
-from featstore.places import mirror, versions
 from featstore.places.base import Retry
-from featstore.reading.cached.cache import Cache, CacheConfig
 from featstore.places.local import LocalPlace
+from featstore.reading.cached import mirror
+from featstore.reading.cached import open_url as versions
+from featstore.reading.cached.cache import Cache, CacheConfig
 from featstore.reading.paired_tars import PairStream
 from tests.featstore import golden, test_stream
 from tests.featstore.processes import die_at, fork, wait

@@ -11,15 +11,15 @@ import numpy as np
 import pytest
 
 from featstore import FeatureStore
-from featstore.writing import commit as writer
 from featstore.cli.main import main
+from featstore.derive.requantise import StoredType, requantise
 from featstore.errors import ConfigError, ManifestMismatch, ShardCorrupt, StoreIncomplete
 from featstore.format.fields import numpy_dtype
+from featstore.format.int8 import rounding_error
 from featstore.format.ledger import read_complete, remove_entries
 from featstore.format.manifest import Container, FieldRecord, Int8Encoding
-from featstore.format.int8 import rounding_error
-from featstore.derive.requantise import StoredType, requantise
 from featstore.maintenance.verify import verify
+from featstore.writing import commit as writer
 from tests.featstore.backend_tests import (
     NUM_ROWS,
     VIEWS,

@@ -20,11 +20,11 @@ from cryptography.hazmat.primitives.serialization import (
 )
 
 from featstore.cli.main import main
+from featstore.containers.metadata import metadata_files
 from featstore.errors import ConfigError, StoreError, StoreIncomplete
+from featstore.format.checksummed_json import seal, unseal
 from featstore.format.ledger import entry_path, mark_complete, read_entry, remove_entries
 from featstore.format.manifest import read_manifest
-from featstore.containers.metadata import metadata_files
-from featstore.format.checksummed_json import seal, unseal
 from featstore.maintenance.signing import SIGNATURE_NAME, check_signature, sign
 from featstore.maintenance.verify import verify
 from tests.featstore import golden

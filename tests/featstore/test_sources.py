@@ -17,12 +17,12 @@ from typing import Any
 import numpy as np
 import pytest
 
-from featstore.extraction.config import SourceConfig
-from featstore.sources.decode import decode_image
 from featstore.errors import SourceError
 from featstore.sources import NO_LABEL, Source, open_source
 from featstore.sources import tars as tars_module
 from featstore.sources.base import IMAGE_SUFFIXES
+from featstore.sources.config import SourceConfig
+from featstore.sources.decode import decode_image
 from tests.images import picture
 
 

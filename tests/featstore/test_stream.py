@@ -19,9 +19,9 @@ from featstore import FeatureStore
 from featstore.errors import ConfigError, MissingSamples, ShardCorrupt, SourceError
 from featstore.format.fields import Ragged, TopK
 from featstore.format.manifest import Manifest, TopKEncoding
+from featstore.reading.paired_tars import PairStream, buffered_order, stream_pairs
 from featstore.sources import mirror_work
 from featstore.sources.tars import TarSource
-from featstore.reading.paired_tars import PairStream, buffered_order, stream_pairs
 from tests.featstore.backend_tests import POINTS, Rows, points, spec, values_of, vectors
 
 

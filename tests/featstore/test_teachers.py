@@ -16,9 +16,8 @@ from open_clip.transformer import VisionTransformer
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from featstore.extraction.config import TeacherConfig
 from featstore.errors import TeacherError
-from featstore.format.manifest import PreprocessingRecord, TeacherRecord
+from featstore.extraction.config import TeacherConfig
 from featstore.extraction.teachers import (
     OpenClipTower,
     Teacher,
@@ -29,6 +28,7 @@ from featstore.extraction.teachers import (
     select_field,
     state_sha256,
 )
+from featstore.format.manifest import PreprocessingRecord, TeacherRecord
 from tests.conftest import ROOT, TINY_ARGS
 from tests.featstore.stores import RULE
 
@@ -528,7 +528,8 @@ def test_real_photos_through_real_weights(tmp_path: Path) -> None:
     from timm.data import create_transform, resolve_model_data_config
 
     from featstore import FeatureStore
-    from featstore.extraction.config import ExtractConfig, SourceConfig, StoreConfig
+    from featstore.extraction.config import ExtractConfig, StoreConfig
+    from featstore.sources.config import SourceConfig
     from tests.featstore.formula import run
 
     with np.load(SHARED / "images/caltech101_160.npz", allow_pickle=False) as archive:

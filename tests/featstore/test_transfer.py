@@ -29,15 +29,17 @@ from featstore.errors import (
     StoreWriteError,
 )
 from featstore.format.ledger import entry_bytes, mark_complete, read_entry
-from featstore.places import landing, transfer
-from featstore.places.base import Place, Retry
-from featstore.reading.cached.published_store import EXTRAS
-from featstore.sharing.partial_folder import unfinished
-from featstore.places.local import LocalPlace
-from featstore.sharing.part import Part
-from featstore.sharing.progress import Report
-from featstore.sharing.push import pull, push
 from featstore.maintenance.verify import verify
+from featstore.places.base import Place, Retry
+from featstore.places.local import LocalPlace
+from featstore.reading.cached.published_store import EXTRAS
+from featstore.sharing import partial_folder as landing
+from featstore.sharing import push as transfer
+from featstore.sharing.part import Part
+from featstore.sharing.partial_folder import unfinished
+from featstore.sharing.progress import Report
+from featstore.sharing.pull import pull
+from featstore.sharing.push import push
 from tests.featstore.golden import FOLDER as GOLDEN
 from tests.featstore.processes import die_at, fork, wait
 from tests.featstore.stores import field, make_columns, make_manifest, write_store

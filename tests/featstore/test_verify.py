@@ -12,13 +12,13 @@ import numpy as np
 import pytest
 
 from featstore import FeatureStore
-from featstore.extraction import teachers
-from featstore.maintenance import verify_shard as examine
-from featstore.maintenance import verify as module
-from featstore.format.artefacts import artefact_path, describe, pack
 from featstore.containers import make_backend
+from featstore.containers.metadata import difference, metadata_files
 from featstore.errors import ConfigError, StoreBusy, StoreError, StoreIncomplete
-from featstore.maintenance.verify_shard import Damage
+from featstore.extraction import teachers
+from featstore.files.locks import shared
+from featstore.format.artefacts import artefact_path, describe, pack
+from featstore.format.checksummed_json import seal, unseal
 from featstore.format.ledger import (
     complete_path,
     entry_path,
@@ -27,11 +27,11 @@ from featstore.format.ledger import (
     read_entry,
     remove_entries,
 )
-from featstore.files.locks import shared
 from featstore.format.manifest import read_manifest, write_manifest
-from featstore.containers.metadata import difference, metadata_files
-from featstore.format.checksummed_json import seal, unseal
+from featstore.maintenance import verify as module
+from featstore.maintenance import verify_shard as examine
 from featstore.maintenance.verify import Report, repair, verify
+from featstore.maintenance.verify_shard import Damage
 from featstore.writing.commit import Shard, commit
 from pipelines import extract as script
 from tests.featstore import formula, golden

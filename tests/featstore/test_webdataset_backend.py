@@ -19,14 +19,14 @@ from hypothesis import strategies as st
 
 from featstore import FeatureStore
 from featstore.containers import WebDatasetBackend, make_backend
+from featstore.containers.address_range import SideBySide
 from featstore.containers.tar_layout import LONGEST_KEY, key_of
 from featstore.errors import ConfigError, FeatstoreError, ShardCorrupt, StoreError
 from featstore.format.ledger import ObjectRecord, read_entry, write_entry
 from featstore.format.manifest import WorkRecord
-from featstore.containers.address_range import SideBySide
+from featstore.maintenance.verify import verify
 from featstore.sources import mirror_work
 from featstore.sources.tars import TarSource
-from featstore.maintenance.verify import verify
 from tests.featstore.backend_tests import (
     NUM_ROWS,
     POINTS,
@@ -272,8 +272,8 @@ def test_ids_must_be_of_the_mirrored_tar(tmp_path: Path) -> None:
 
 def test_work_is_cut_as_the_images_are(tmp_path: Path) -> None:
     """``mirror_work`` gives the names and sizes of a source's tars, also of a part of it; others are refused."""
-    from featstore.extraction.config import SourceConfig
     from featstore.sources import open_source
+    from featstore.sources.config import SourceConfig
 
     for name, keys in (("b/x", "012"), ("b/y", "34"), ("a", "5")):
         image_tar(tmp_path / f"{name}.tar", {f"{key}.png": key.encode() for key in keys})

@@ -14,17 +14,16 @@ from typing import Any
 import pytest
 
 from featstore import FeatureStore
-from featstore.files import atomic
-from featstore.files import locks
-from featstore.files.atomic import write_bytes
 from featstore.containers import make_backend
-from featstore.extraction.config import StoreConfig
 from featstore.errors import StoreBusy, StoreNotFound, StoreWriteError
+from featstore.extraction.config import StoreConfig
+from featstore.files import atomic, locks
+from featstore.files.atomic import write_bytes
+from featstore.files.locks import exclusive, shared
 from featstore.format.fields import empty_columns
+from featstore.writing.commit import Shard, open_or_create
 from featstore.writing.fill import fill
 from featstore.writing.leases import Claims
-from featstore.files.locks import exclusive, shared
-from featstore.writing.commit import Shard, open_or_create
 from tests.featstore.formula import FormulaTeacher, describe, make_config, run
 from tests.featstore.jobs import MANIFEST, check_committed, run_job
 from tests.featstore.processes import fork, wait

@@ -2,9 +2,9 @@
 
 from pathlib import Path
 
+from featstore.maintenance.verify import verify
 from featstore.places.base import Retry
 from featstore.sharing.progress import Report
-from featstore.maintenance.verify import verify
 from tests.featstore.stores import snapshot
 from tests.servers import faults
 from tests.servers.faults import Fault

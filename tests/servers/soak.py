@@ -20,7 +20,8 @@ import numpy as np
 from featstore import FeatureStore
 from featstore.format.manifest import Manifest
 from featstore.reading.cached.cache import CacheConfig
-from featstore.sharing.push import pull, push
+from featstore.sharing.pull import pull
+from featstore.sharing.push import push
 from tests.featstore.stores import field, make_columns, make_manifest, write_store
 from tests.featstore.travel import KINDS, QUICK, check_named, check_same, files_of
 from tests.servers import faults

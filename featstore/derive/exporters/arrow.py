@@ -17,9 +17,9 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from featstore.files.atomic import make_folder, refused, write_bytes
 from featstore.containers.base import Array
 from featstore.derive.exporters.base import CONTENT, LABEL, Batch, Column, Exporter
+from featstore.files.atomic import make_folder, refused, write_bytes
 from featstore.format.fields import Ragged
 
 ARRAY_AXES = range(2, 6)

@@ -10,8 +10,8 @@ import numpy as np
 import numpy.typing as npt
 
 from featstore.containers.base import Array, Rows
-from featstore.errors import ConfigError
 from featstore.derive.exporters.base import CONTENT, LABEL, ROW, SAMPLE_ID, VALID, Batch, Column
+from featstore.errors import ConfigError
 from featstore.format.fields import Ragged, numpy_dtype
 from featstore.format.manifest import FieldRecord, RaggedEncoding, TopKEncoding
 from featstore.reading.store import FeatureStore

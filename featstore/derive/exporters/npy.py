@@ -13,10 +13,10 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
-from featstore.files.atomic import make_folder, refused
 from featstore.containers.base import Array
-from featstore.errors import StoreError
 from featstore.derive.exporters.base import SAMPLE_ID, Batch, Column, Exporter
+from featstore.errors import StoreError
+from featstore.files.atomic import make_folder, refused
 from featstore.format.fields import Ragged
 
 IDS_NAME = "ids.txt"

@@ -5,8 +5,8 @@ from collections.abc import Sequence
 import numpy as np
 
 from featstore.containers.base import Rows
-from featstore.errors import ConfigError, shorten
 from featstore.derive.exporters.base import SAMPLE_ID, VALID
+from featstore.errors import ConfigError, shorten
 from featstore.reading.store import FeatureStore
 from featstore.sources.base import matches
 

@@ -30,13 +30,13 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from featstore.format.artefacts import FOLDER as ARTEFACT_FOLDER
-from featstore.files.atomic import refused
 from featstore.errors import ConfigError, StoreBusy, StoreWriteError
-from featstore.format.ledger import LEDGER_FOLDER
-from featstore.files.locks import FileLock
-from featstore.format.manifest import MANIFEST_NAME
+from featstore.files.atomic import refused
 from featstore.files.disk import format_bytes, free_bytes
+from featstore.files.locks import FileLock
+from featstore.format.artefacts import FOLDER as ARTEFACT_FOLDER
+from featstore.format.ledger import LEDGER_FOLDER
+from featstore.format.manifest import MANIFEST_NAME
 from featstore.places.base import Retry
 
 MOST_BYTES = 100 * 10**9

@@ -20,8 +20,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeVar
 
-from featstore.format.artefacts import artefact_path, read_artefact
-from featstore.files.atomic import TEMPORARY_PREFIX, WRITE_BYTES, refused
 from featstore.containers import make_backend
 from featstore.containers.block_checksums import ADVICE, damaged_blocks
 from featstore.errors import (
@@ -32,6 +30,9 @@ from featstore.errors import (
     StoreBusy,
     StoreError,
 )
+from featstore.files.atomic import TEMPORARY_PREFIX, WRITE_BYTES, refused
+from featstore.files.untrusted import MOST_JSON_BYTES
+from featstore.format.artefacts import artefact_path, read_artefact
 from featstore.format.ledger import (
     LEDGER_FOLDER,
     ObjectRecord,
@@ -41,8 +42,8 @@ from featstore.format.ledger import (
     read_entry,
 )
 from featstore.format.manifest import Manifest
-from featstore.files.untrusted import MOST_JSON_BYTES
 from featstore.places.base import FileSink, Place, TooLong
+from featstore.places.open_place import open_place
 from featstore.reading.cached.cache import Arrival, Cache, CacheConfig
 from featstore.reading.cached.published_store import (
     MARK_NAME,
@@ -51,7 +52,6 @@ from featstore.reading.cached.published_store import (
     parse_entry,
     until_sound,
 )
-from featstore.places.open_place import open_place
 
 FETCHES = 3
 """How often an object is fetched that arrives damaged."""

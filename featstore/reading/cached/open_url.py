@@ -7,17 +7,17 @@ import tempfile
 from contextlib import suppress
 from pathlib import Path
 
-from featstore.files.atomic import TEMPORARY_PREFIX, refused
 from featstore.containers import make_backend
 from featstore.errors import RemoteError, StoreIncomplete, StoreNotFound
+from featstore.files.atomic import TEMPORARY_PREFIX, refused
+from featstore.files.untrusted import MOST_JSON_BYTES, read_plain
 from featstore.format.ledger import LEDGER_FOLDER, complete_path, read_complete
 from featstore.format.manifest import MANIFEST_NAME, Manifest, read_manifest
-from featstore.files.untrusted import MOST_JSON_BYTES, read_plain
 from featstore.places.base import Place
-from featstore.reading.cached.cache import Cache, CacheConfig
-from featstore.reading.cached.published_store import MARK_NAME, remote_contents
-from featstore.reading.cached.mirror import Mirror, speaking_of
 from featstore.places.open_place import open_place
+from featstore.reading.cached.cache import Cache, CacheConfig
+from featstore.reading.cached.mirror import Mirror, speaking_of
+from featstore.reading.cached.published_store import MARK_NAME, remote_contents
 
 _URL, _LATEST = "url", "latest"
 """Files beside the folders of the versions of a store: its URL, and which of them was opened last."""

@@ -13,9 +13,8 @@ from typing import TypeVar
 
 from pydantic import ValidationError
 
-from featstore.format.artefacts import FOLDER as ARTEFACT_FOLDER
-from featstore.files.atomic import TEMPORARY_PREFIX
 from featstore.containers import Backend
+from featstore.containers.metadata import metadata_files
 from featstore.errors import (
     FeatstoreError,
     RemoteError,
@@ -27,6 +26,11 @@ from featstore.errors import (
     StoreWriteError,
     shorten,
 )
+from featstore.files.atomic import TEMPORARY_PREFIX
+from featstore.files.untrusted import MOST_JSON_BYTES, read_plain
+from featstore.format.artefacts import FOLDER as ARTEFACT_FOLDER
+from featstore.format.checksummed_json import unseal
+from featstore.format.file_names import CARD_NAME, CARD_PAGE_NAME, SIGNATURE_NAME
 from featstore.format.ledger import (
     COMPLETE_NAME,
     LEDGER_FOLDER,
@@ -35,11 +39,7 @@ from featstore.format.ledger import (
     read_complete,
 )
 from featstore.format.manifest import MANIFEST_NAME, Manifest, read_manifest
-from featstore.containers.metadata import metadata_files
-from featstore.files.untrusted import MOST_JSON_BYTES, read_plain
 from featstore.places.base import Place, TooLong
-from featstore.format.checksummed_json import unseal
-from featstore.maintenance.verify import CARD_NAME, CARD_PAGE_NAME, SIGNATURE_NAME
 
 MARK_NAME = f"{LEDGER_FOLDER}/{COMPLETE_NAME}"
 

@@ -1,0 +1,75 @@
+"""Progress bar of an extraction."""
+
+import time
+from pathlib import Path
+
+from tqdm import tqdm
+
+from featstore.errors import shorten
+from featstore.format.ledger import committed_shards
+from featstore.format.manifest import Manifest
+from featstore.writing.leases import Claims
+
+PARTS = ("load", "teacher", "write")
+"""What a process can be waiting for."""
+
+
+class ProgressBar:
+    """The bar of a run: rows of the whole store, whoever works on it, and what this process is waiting for."""
+
+    def __init__(self, store: Path, manifest: Manifest, *, show: bool) -> None:
+        self._store = store
+        self._manifest = manifest
+        self._show = show
+        self._mine: dict[int, int] = {}
+        self._next_look_s = 0.0
+        self._bar = tqdm(
+            total=manifest.num_rows,
+            initial=self._committed_rows() if show else 0,
+            unit=" images",
+            disable=not show,
+            smoothing=0.1,
+        )
+
+    def __enter__(self) -> "ProgressBar":
+        return self
+
+    def __exit__(self, kind: object, error: object, trace: object) -> None:
+        if self._show and error is None:
+            self._move_to(self._committed_rows())
+        self._bar.close()
+
+    def add(self, shard: int, rows: int, seconds: dict[str, float]) -> None:
+        """Rows of a shard were extracted here; ``seconds`` were spent per part."""
+        if not self._show:
+            return
+        whole = sum(seconds.values()) or 1.0
+        shares = " ".join(f"{name} {seconds[name] / whole:.0%}" for name in PARTS)
+        self._bar.set_postfix_str(shares, refresh=False)
+        self._mine[shard] = self._mine.get(shard, 0) + rows
+        if time.monotonic() < self._next_look_s:
+            self._move_to(int(self._bar.n) + rows)
+        else:
+            self._move_to(self._committed_rows() + sum(self._mine.values()))
+
+    def wait_for(self, claims: Claims) -> None:
+        """Nothing is left to do here, but others still work on some shards."""
+        if self._show and time.monotonic() >= self._next_look_s:
+            by = shorten(claims.holders(), 3) or "others"
+            text = f"waiting for {len(claims)} shards held by {by}"
+            self._bar.set_postfix_str(text, refresh=False)
+            self._move_to(self._committed_rows())
+            self._bar.refresh()
+
+    def _committed_rows(self) -> int:
+        start = time.monotonic()
+        done = committed_shards(self._store, self._manifest.num_shards)
+        end = time.monotonic()
+        # Seldom, and in large stores so seldom that it takes at most a twentieth of the time.
+        self._next_look_s = end + max(2.0, 20 * (end - start))
+        for shard in self._mine.keys() & set(done):
+            del self._mine[shard]
+        return sum(len(self._manifest.shard_range(shard)) for shard in done)
+
+    def _move_to(self, rows: int) -> None:
+        self._bar.update(max(0, min(rows, self._manifest.num_rows) - int(self._bar.n)))
