@@ -7,7 +7,8 @@
         --batch-size 64 --num-small 8192 --num-large 512 --workers 4 8 16          on a GPU
 
 The parts: the same files read and decoded by Pillow and preprocessed as timm's own evaluation transform does it, then
-timm's model alone, same batches, same precision, no store. The extraction: ``featstore.extraction.shards.run`` into a fresh
+timm's model alone, same batches, same precision, no store. The extraction:
+``featstore.extraction.shards.run`` into a fresh
 store each time, with 1, 2 and 4 loading processes (0 decodes in line).
 
 **CPU per image**, of all threads and loading processes; on a CPU only. A busy machine changes its pace within seconds,

@@ -71,16 +71,16 @@ from distill.methods import METHODS
 from distill.training import loop as train
 from distill.training import run_folder as runs
 from featstore import FeatureStore
+from featstore.cli.recipe import parse
 from featstore.errors import FeatstoreError
 from featstore.extraction.config import ExtractConfig
 from featstore.extraction.teachers import Teacher
-from featstore.files.atomic import write_bytes
+from featstore.files.atomic import write_bytes, write_json
 from featstore.files.disk import format_bytes
 from featstore.format.views import View, ViewSet
 from featstore.planning.costs import stored_bytes
 from featstore.sources import open_source
 from featstore.sources.config import require
-from pipelines._cli import parse
 
 RECIPES = Path(__file__).resolve().parents[1] / "pipelines" / "recipes" / "digits"
 SETTINGS = (
@@ -225,7 +225,7 @@ class Bench:
 
         def keep(step: int) -> None:
             if step % per_epoch == 0 or (every and step % every == 0):  # there is a checkpoint
-                runs.write_json(path, dataclasses.asdict(seen.spent))
+                write_json(path, dataclasses.asdict(seen.spent))
 
         record = train.run(config, live, probe, method=method, seed=seed, on_step=keep)
         return {**record, "live": json.loads(path.read_bytes())}
@@ -400,7 +400,7 @@ def write(out: Path, lines: Sequence[dict[str, Any]], values: dict[str, Any]) ->
     writer.writeheader()
     writer.writerows(lines)
     write_bytes(out / "views.csv", text.getvalue().encode())
-    runs.write_json(out / "views.json", {"rows": lines, **values})
+    write_json(out / "views.json", {"rows": lines, **values})
 
 
 def main(argv: Sequence[str] | None = None) -> int:

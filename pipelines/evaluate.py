@@ -14,7 +14,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from distill.config import EvaluateConfig
-from pipelines._cli import run_main
+from featstore.cli.recipe import run_main
 
 DEFAULT_RECIPE = Path(__file__).parent / "recipes" / "digits" / "evaluate.yaml"
 

@@ -22,8 +22,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import yaml
 
 from distill.config import DistillConfig
+from featstore.cli.recipe import builder, run_alone
 from featstore.errors import ConfigError
-from pipelines._cli import builder, run_alone
 
 EXIT_FAILURES = 1
 """Exit status when some runs failed."""

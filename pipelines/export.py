@@ -14,8 +14,8 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from distill.export.config import ExportConfig
+from featstore.cli.recipe import run_main
 from featstore.errors import ConfigError
-from pipelines._cli import run_main
 
 DEFAULT_RECIPE = Path(__file__).parent / "recipes" / "digits" / "export.yaml"
 

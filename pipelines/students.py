@@ -20,7 +20,7 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from distill.config import DistillConfig
-from pipelines._cli import builder, run_alone
+from featstore.cli.recipe import builder, run_alone
 from pipelines.experiments import EXIT_FAILURES, number_of_jobs, settings
 
 DEFAULT_RECIPE = Path(__file__).parent / "recipes" / "digits" / "students.yaml"

@@ -10,11 +10,11 @@ import yaml
 
 from distill.config import DistillConfig
 from featstore import FeatureStore
+from featstore.cli.recipe import EXIT_ERROR, EXIT_TOO_MANY_INVALID, parse, run_main
 from featstore.errors import ConfigError
 from featstore.extraction.config import ExtractConfig, StoreConfig, TeacherConfig, ViewsConfig
 from featstore.sources.config import SourceConfig
 from pipelines import extract
-from pipelines._cli import EXIT_ERROR, EXIT_TOO_MANY_INVALID, parse, run_main
 from tests.conftest import ROOT, TINY_ARGS
 
 RECIPES = sorted((ROOT / "pipelines" / "recipes").glob("**/*.yaml"))
@@ -237,7 +237,7 @@ def run_script(monkeypatch: pytest.MonkeyPatch, *argv: str) -> int:
     """The script as ``python pipelines/extract.py`` runs it, in this process; returns its exit status."""
     monkeypatch.setattr(sys, "argv", ["extract.py", *argv])
     try:
-        run_main(extract.main, ExtractConfig, default_recipe=extract.DEFAULT_RECIPE)
+        run_main(extract.run, ExtractConfig, default_recipe=extract.DEFAULT_RECIPE)
     except SystemExit as error:
         return int(str(error.code))
     return 0

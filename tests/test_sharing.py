@@ -53,7 +53,7 @@ def extract_store(images: Path, weights: Path, path: Path, *, fields: list[str])
     teacher = TeacherConfig(
         name="vit_tiny_patch16_224", weights=str(weights), image_size=32, model_args=TINY_ARGS
     )
-    extract.main(
+    extract.run(
         ExtractConfig(
             source=SourceConfig(kind="folder", path=str(images)),
             teacher=teacher,
@@ -87,7 +87,7 @@ def train(images: Path, store: str, out: Path, *, fields: Sequence[str]) -> byte
         trackers=[],
         report=False,
     )
-    distill.main(config)
+    distill.run(config)
     return (out / "customkd/seed0/student.safetensors").read_bytes()
 
 

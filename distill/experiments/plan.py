@@ -13,7 +13,7 @@ from typing import Any, Literal
 from distill.config import DistillConfig
 from distill.experiments.spec import TUNE, Experiment, Settings, nested
 from distill.experiments.yaml_with_lines import Node
-from distill.training import run_folder as runs
+from distill.training import run_folder
 from featstore import FeatureStore
 from featstore.errors import ConfigError, shorten
 
@@ -50,12 +50,12 @@ class Run:
 
     Attributes:
         config: with one method and one seed.
-        contract: all that decides its result, see ``runs.contract``.
+        contract: all that decides its result, see ``run_folder.contract``.
         label: for lines and messages: ROW seed K.
     """
 
     config: DistillConfig
-    contract: runs.Contract
+    contract: run_folder.Contract
     label: str
 
     @property
@@ -71,19 +71,19 @@ class Run:
     @property
     def folder(self) -> Path:
         """OUT/ROW/METHOD[+PARTNER]/seedK."""
-        return runs.run_dir(self.config, self.method, self.seed)
+        return run_folder.run_dir(self.config, self.method, self.seed)
 
     @property
     def key(self) -> str:
         """Equal for runs with equal results."""
-        return runs.contract_hash(self.contract)
+        return run_folder.contract_hash(self.contract)
 
     @property
     def state(self) -> State:
         """What lies in its folder."""
         if (self.folder / "run.json").exists():
             return "finished"
-        return "started" if (self.folder / runs.CHECKPOINT_NAME).exists() else "new"
+        return "started" if (self.folder / run_folder.CHECKPOINT_NAME).exists() else "new"
 
     def record(self) -> dict[str, Any] | None:
         """The record of the finished run, or None.
@@ -91,7 +91,7 @@ class Run:
         Raises:
             ConfigError: the folder holds a finished run with other settings.
         """
-        return runs.read_finished(self.folder, self.contract)
+        return run_folder.read_finished(self.folder, self.contract)
 
 
 class Planner:
@@ -124,7 +124,7 @@ class Planner:
         )
         stores = [config.store, *(teacher.store for teacher in config.teachers)]
         fingerprints = [self._fingerprint(store) for store in stores]
-        contract = runs.contract(config, config.methods[0], seed, fingerprints)
+        contract = run_folder.contract(config, config.methods[0], seed, fingerprints)
         return Run(config, contract, f"{folder or row.name} seed {seed}")
 
     def _configure(self, settings: Settings, row: Row) -> DistillConfig:

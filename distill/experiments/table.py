@@ -13,8 +13,7 @@ from distill.experiments.plan import describe
 from distill.experiments.results import Images, RowResult
 from distill.experiments.spec import Experiment
 from distill.measures.paired_tests import detectable, sign_test
-from distill.training import run_folder as runs
-from featstore.files.atomic import write_bytes
+from featstore.files.atomic import write_bytes, write_json
 from featstore.files.disk import format_bytes
 
 COLUMNS = (
@@ -194,7 +193,7 @@ def write(
         "cost": dataclasses.asdict(cost),
         "notes": list(said),
     }
-    runs.write_json(out / "results.json", values)
+    write_json(out / "results.json", values)
     text = io.StringIO()
     writer = csv.DictWriter(text, COLUMNS, extrasaction="ignore", lineterminator="\n")
     writer.writeheader()

@@ -11,8 +11,8 @@ from typing import Any
 from distill.experiments.plan import Row, Run
 from distill.experiments.pool import Failure
 from distill.experiments.spec import TUNE, Settings
-from distill.training import run_folder as runs
 from featstore.errors import ConfigError
+from featstore.files.atomic import write_json
 
 NAME = "tuned.json"
 DIVERGED = "TrainingDiverged"
@@ -121,9 +121,7 @@ def read_choices(out: Path) -> dict[str, Choice]:
 
 def write_choices(out: Path, choices: Mapping[str, Choice]) -> None:
     """Write tuned.json."""
-    runs.write_json(
-        out / NAME, {name: dataclasses.asdict(choice) for name, choice in choices.items()}
-    )
+    write_json(out / NAME, {name: dataclasses.asdict(choice) for name, choice in choices.items()})
 
 
 def still_holds(choice: Choice | None, tries: Sequence[Sequence[Run]]) -> bool:

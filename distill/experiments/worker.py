@@ -25,8 +25,7 @@ from distill.methods.base import Needs
 from distill.options.augment import PhotometricConfig
 from distill.partners import PARTNERS
 from distill.student.model import build_student
-from distill.training import checkpoint
-from distill.training import loop as train
+from distill.training import checkpoint, loop
 from featstore import FeatureStore
 from featstore.errors import FeatstoreError
 from featstore.sources import open_source
@@ -70,7 +69,7 @@ class Workshop:
                 data = self.task(run.config)
                 config = self._with_workers(run.config, data)
                 _forget_last_run()
-                return train.run(
+                return loop.run(
                     config,
                     data,
                     self._probe(run.config, data),

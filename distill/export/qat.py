@@ -12,8 +12,7 @@ from distill.export.fake_quant import attach, plain_weights
 from distill.export.finished import FinishedRun, RunData
 from distill.export.quantise import Setting
 from distill.student.model import Student, build_student
-from distill.training import checkpoint
-from distill.training import run_folder as runs
+from distill.training import checkpoint, run_folder
 from distill.training.loop import Loop, make_accelerator
 from distill.training.saved_student import WEIGHTS
 
@@ -98,9 +97,9 @@ def finetune(
     """
     config = finetune_config(run, settings, out, workers)
     method, seed = config.methods[0], config.seeds[0]
-    folder = runs.run_dir(config, method, seed)
-    asked = runs.contract(config, method, seed, data.task.fingerprints)
-    record = runs.read_finished(folder, asked)
+    folder = run_folder.run_dir(config, method, seed)
+    asked = run_folder.contract(config, method, seed, data.task.fingerprints)
+    record = run_folder.read_finished(folder, asked)
     if record is None:
         kind = QuantisedLoop if setting.weights == "int7" else FullRangeLoop
         loop = kind(

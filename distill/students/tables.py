@@ -12,8 +12,7 @@ from distill.experiments.table import cost_lines
 from distill.export.latency import noise
 from distill.export.numbers import milliseconds
 from distill.students.measure import Choice, Student
-from distill.training import run_folder as runs
-from featstore.files.atomic import write_bytes
+from featstore.files.atomic import write_bytes, write_json
 
 NAMES = ("students.json", "students.csv", "students.md")
 
@@ -140,7 +139,7 @@ def write(out: Path, choice: Choice, cost: Cost) -> list[Path]:
         "cost": dataclasses.asdict(cost),
         "notes": said,
     }
-    runs.write_json(out / NAMES[0], values)
+    write_json(out / NAMES[0], values)
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerows(cells(choice))

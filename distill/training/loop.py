@@ -31,12 +31,11 @@ from distill.methods.base import Needs, Part, Side
 from distill.partners import PARTNERS, Partner
 from distill.reports import report
 from distill.student.model import Student, build_student
-from distill.training import checkpoint
-from distill.training import run_folder as runs
+from distill.training import checkpoint, run_folder
 from distill.training.optim import Meter, make_optimiser, read_terms
 from featstore.errors import ConfigError
 from featstore.extraction.accelerator import start_accelerator
-from featstore.files.atomic import write_bytes
+from featstore.files.atomic import write_bytes, write_json
 
 StepHook = Callable[[int], None]
 """Called with the number of finished optimiser steps, after a checkpoint that is due."""
@@ -93,9 +92,9 @@ def run(
         MissingSamples: an image changed since the store was written.
     """
     assert task.store is not None
-    folder = runs.run_dir(config, method, seed)
-    asked = runs.contract(config, method, seed, task.fingerprints)
-    finished = runs.read_finished(folder, asked)
+    folder = run_folder.run_dir(config, method, seed)
+    asked = run_folder.contract(config, method, seed, task.fingerprints)
+    finished = run_folder.read_finished(folder, asked)
     if finished is not None:
         return {**finished, "skipped": True}
     saved = checkpoint.load(folder, asked)
@@ -133,11 +132,11 @@ class Loop:
         seed: int,
         accelerator: Accelerator,
         folder: Path,
-        asked: runs.Contract,
+        asked: run_folder.Contract,
     ) -> None:
         self.config, self.task, self.probe, self.seed = config, task, probe, seed
         self.method_name, self.folder, self.contract = method, folder, asked
-        self.name = runs.run_name(config, method)
+        self.name = run_folder.run_name(config, method)
         self.accelerator = accelerator
         self.part: Split = task.split(seed, measured=config.eval.part)
         self.picker = task.picker(seed)
@@ -169,7 +168,7 @@ class Loop:
         self._warned: set[str] = set()
         self.step = 0
         self.seconds = 0.0
-        self.log = runs.MetricsLog(folder / "metrics.jsonl", keep=0, enabled=False)
+        self.log = run_folder.MetricsLog(folder / "metrics.jsonl", keep=0, enabled=False)
 
     def _build_student(self) -> Student:
         return build_student(self.config.student, self.task.samples.num_classes, seed=self.seed)
@@ -247,7 +246,7 @@ class Loop:
             write_bytes(
                 self.folder / "config.yaml", yaml.safe_dump(values, sort_keys=False).encode()
             )
-        self.log = runs.MetricsLog(
+        self.log = run_folder.MetricsLog(
             self.folder / "metrics.jsonl", keep=saved["lines"] if saved else 0, enabled=main
         )
         name = f"{self.name}-seed{self.seed}"
@@ -536,15 +535,15 @@ class Loop:
             "num_processes": self.accelerator.num_processes,
             "teacher_images": self._teacher_images(),
             "notes": self.student.notes + self.part.notes,
-            **runs.environment(),
-            "contract_sha256": runs.contract_hash(self.contract),
+            **run_folder.environment(),
+            "contract_sha256": run_folder.contract_hash(self.contract),
             "contract": self.contract,
         }
         if self.accelerator.is_main_process:
             export(self.folder, student, config=self.config.student, task=self.task)
-            runs.write_json(self.folder / "evaluation.json", result)
+            write_json(self.folder / "evaluation.json", result)
             predictions.write(self.folder, measured.predictions)
-            runs.write_json(self.folder / "run.json", record)
+            write_json(self.folder / "run.json", record)
             # Runs that only choose settings are many, and nobody looks at them.
             if self.config.report and self.config.eval.part == "test":
                 report.write_run(

@@ -16,7 +16,6 @@ from pathlib import Path
 import numpy as np
 
 from featstore.containers.base import Array, Rows
-from featstore.derive.composition import Composition, ShardMaker
 from featstore.format.artefacts import artefact_path
 from featstore.format.fields import Ragged, empty_columns, field_columns
 from featstore.format.manifest import Manifest, RaggedEncoding, WorkRecord

@@ -1,6 +1,7 @@
 """Images that a store holds more than once: the same bytes, or nearly the same features; and which parts share them.
 
-Bytes are compared by their stored SHA-256, features by ``featstore.duplicates.near``. Both say what is alike; which of the
+Bytes are compared by their stored SHA-256, features by ``featstore.duplicates.near``. Both say what is alike;
+which of the
 images should go is for their owner to decide.
 """
 

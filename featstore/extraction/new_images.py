@@ -1,7 +1,8 @@
 """More images than a finished store has: which ones are new, and a store beside it for their features.
 
 The teacher sees only new images. They go into a store of their own, beside the one that grows and hidden, with the same
-scales of quantised fields; when it is complete, its rows are put behind the others (``featstore.derive.append``). A run that
+scales of quantised fields; when it is complete, its rows are put behind the others (``featstore.derive.append``).
+A run that
 was stopped goes on with the same command.
 """
 

@@ -17,7 +17,6 @@ import numpy as np
 import numpy.typing as npt
 
 from featstore.errors import StoreWriteError
-from featstore.files.atomic import write_bytes
 from featstore.files.untrusted import check_real_folder
 
 TEMPORARY_PREFIX = ".partial-"

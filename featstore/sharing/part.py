@@ -89,7 +89,7 @@ class Part:
         return first != "fields" or not self.fields or rest[0] in self.fields
 
     def choose(self, store: FeatureStore) -> Rows | range:
-        """See ``featstore.derive.split.choose``."""
+        """See ``featstore.derive.subset.choose``."""
         return choose(store, where=self.where, rows=self.rows)
 
 

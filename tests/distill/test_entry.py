@@ -11,9 +11,10 @@ import pytest
 import yaml
 
 from distill.config import DistillConfig, EvaluateConfig
+from distill.training.run import run as main
+from featstore.cli.recipe import parse
 from featstore.errors import ConfigError
-from pipelines._cli import parse
-from pipelines.distill import DEFAULT_RECIPE, main
+from pipelines.distill import DEFAULT_RECIPE
 from pipelines.evaluate import DEFAULT_RECIPE as EVALUATE_RECIPE
 from pipelines.evaluate import main as evaluate_main
 from tests.conftest import RunTwo

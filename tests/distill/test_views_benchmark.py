@@ -15,12 +15,12 @@ from distill.config import DataConfig
 from distill.data import task
 from distill.data.schedule import JointSampler, Plan, Stream
 from featstore import FeatureStore
+from featstore.cli.recipe import parse
 from featstore.errors import ConfigError
 from featstore.extraction.config import ExtractConfig
 from featstore.sources import open_source
 from featstore.sources.config import SourceConfig
 from pipelines import extract
-from pipelines._cli import parse
 from tests.conftest import TINY_ARGS
 
 
@@ -46,7 +46,7 @@ def recipe(
     path = folder / "extract.yaml"
     path.write_text(yaml.safe_dump(values))
     config = parse(ExtractConfig, default_recipe=path, argv=[])
-    extract.main(config)
+    extract.run(config)
     return config, path
 
 

@@ -1,4 +1,4 @@
-"""Jobs that fill a store of random rows through ``featstore.writing.fill``, without images or torch: some milliseconds each."""
+"""Jobs that fill a store of random rows through ``featstore.writing.fill``, some milliseconds each."""
 
 import errno
 import os

@@ -13,7 +13,8 @@ makes room next does that.
 What is evicted may be mapped into the memory of other processes. Its name goes first, then the generation is counted
 up, and then the bytes are given back to the disk by punching a hole: the file keeps its length, so a process that reads
 it through a map gets zeros, and never a signal. So whoever reads through a map looks at the generation before and
-after, and reads again where it has changed (``featstore.reading.cached.columns``). No process has to hold a lock while it reads,
+after, and reads again where it has changed (``featstore.reading.cached.columns``). No process has to
+hold a lock while it reads,
 and none that sleeps with everything mapped can keep others from making room.
 """
 

@@ -1,6 +1,7 @@
 """Read objects of a mirror that other processes may evict at any time.
 
-An evicted object that is still mapped reads as zeros (see ``featstore.reading.cached.cache``). So work is done, and then it is
+An evicted object that is still mapped reads as zeros (see ``featstore.reading.cached.cache``). So
+work is done, and then it is
 looked at whether anything was evicted meanwhile; if so, what is gone is forgotten, and the work is done again. It costs
 a reader two looks at a number in shared memory. Processes that crowd each other out of a small cache take turns.
 """

@@ -10,8 +10,8 @@ import pytest
 from distill.config import ReportConfig
 from distill.reports import page_data as keep
 from distill.reports import report, run_page
+from distill.training.run import run as distill_main
 from featstore.errors import ConfigError
-from pipelines.distill import main as distill_main
 from pipelines.report import DEFAULT_RECIPE
 from pipelines.report import main as report_main
 from tests.distill.conftest import MakeConfig

@@ -96,7 +96,7 @@ def make_store(
     @cache
     def make(dtype: Any, width: int = 16) -> Path:
         path = folder / f"{dtype}-{width}"
-        extract.main(
+        extract.run(
             ExtractConfig(
                 source=SourceConfig(kind="folder", path=str(images)),
                 teacher=teacher_config(width, weights_of(width)),

@@ -19,7 +19,7 @@ from distill.student.model import Student
 from distill.training import loop as train
 from featstore.errors import ConfigError
 from tests.distill.conftest import MakeConfig
-from tests.distill.test_train import folder, metrics, prepared, start
+from tests.distill.training.test_loop import folder, metrics, prepared, start
 
 
 class Watcher(Method):

@@ -15,7 +15,7 @@ from distill.methods import Output
 from distill.methods.crd import CRD
 from tests.distill.bench import Bench
 from tests.distill.conftest import MakeConfig
-from tests.distill.test_methods_features import bench_of
+from tests.distill.methods.test_feature_methods import bench_of
 from tests.featstore.processes import fork, wait
 
 

@@ -15,6 +15,7 @@ from scipy.sparse.csgraph import connected_components
 
 from featstore import FeatureStore
 from featstore.cli.main import main
+from featstore.duplicates import near as neighbours
 from featstore.duplicates.groups import (
     TEST,
     Pairs,
@@ -26,7 +27,6 @@ from featstore.duplicates.groups import (
     own_crops,
     select_parts,
 )
-from featstore.duplicates.groups import near as neighbours
 from featstore.errors import ConfigError, ViewMismatch
 from featstore.format.manifest import Container
 from featstore.format.views import ViewSet, make_views

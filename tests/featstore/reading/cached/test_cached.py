@@ -36,8 +36,9 @@ from featstore.reading.cached import mirror
 from featstore.reading.cached import open_url as versions
 from featstore.reading.cached.cache import Cache, CacheConfig
 from featstore.reading.paired_tars import PairStream
-from tests.featstore import golden, test_stream
+from tests.featstore import golden
 from tests.featstore.processes import die_at, fork, wait
+from tests.featstore.reading import test_paired_tars
 from tests.featstore.stores import field, make_columns, make_manifest, write_store
 
 QUICK = Retry(attempts=2, first_s=0.001, most_s=0.001, timeout_s=5)
@@ -531,8 +532,8 @@ def test_a_loader_fetches_ahead(store: Path, far: type[Far], tmp_path: Path) -> 
 
 def test_streams_of_tars_read_through_the_cache(tmp_path: Path) -> None:
     """Pairs of an image and its features, with the features at a URL."""
-    images = test_stream.write_images(tmp_path / "images", {"a": ["x", "y"], "b/c": ["z"]})
-    test_stream.write_features(tmp_path / "store", images)
+    images = test_paired_tars.write_images(tmp_path / "images", {"a": ["x", "y"], "b/c": ["z"]})
+    test_paired_tars.write_features(tmp_path / "store", images)
     shards = range(FeatureStore.open(tmp_path / "store").manifest.num_shards)
     mark_complete(tmp_path / "store", [read_entry(tmp_path / "store", shard) for shard in shards])
     opened = FeatureStore.open((tmp_path / "store").as_uri(), cache=config(tmp_path))

@@ -50,7 +50,8 @@ def parse(
     if not any(item == "--config" or item.startswith("--config=") for item in arguments):
         arguments = ["--config", str(default_recipe), *arguments]
     arguments = list(_inline_recipes(_spell_out_switches(config_class, arguments)))
-    return auto_cli(config_class, args=arguments, allow_abbrev=False, usage=USAGE)
+    config: Config = auto_cli(config_class, args=arguments, allow_abbrev=False, usage=USAGE)
+    return config
 
 
 def builder(config_class: type[Config]) -> Callable[[dict[str, Any]], Config]:
@@ -74,9 +75,9 @@ def builder(config_class: type[Config]) -> Callable[[dict[str, Any]], Config]:
     @cache
     def parse_part(section: str, text: str) -> dict[str, Any]:
         # Most configs of one command differ in one section, and what is frozen can be shared.
-        return vars(
-            parser_of(section).instantiate(parser_of(section).parse_object(json.loads(text)))
-        )
+        parser = parser_of(section)
+        made: dict[str, Any] = vars(parser.instantiate(parser.parse_object(json.loads(text))))
+        return made
 
     def build(values: dict[str, Any]) -> Config:
         parts = {name: {name: values[name]} for name in sections & values.keys()}

@@ -1,6 +1,6 @@
 """A thousand flipped bytes: each is found by verify, and no reader ever gives another value than the one written.
 
-``FEATSTORE_FLIPS=100000 pytest tests/featstore/test_flipped_bytes.py`` is a soak.
+``FEATSTORE_FLIPS=100000 pytest tests/featstore/maintenance/test_flipped_bytes.py`` is a soak.
 """
 
 import os

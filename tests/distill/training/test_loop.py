@@ -28,7 +28,7 @@ from featstore.sources import open_source
 from tests.distill.conftest import MakeConfig
 from tests.distill.stores import write_store
 
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(__file__).resolve().parents[3]
 
 
 class Stop(Exception):

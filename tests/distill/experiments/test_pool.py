@@ -13,7 +13,7 @@ from distill.experiments import machine
 from distill.experiments.pool import Event, Failure, Pool, PoolError, Seat, work_here
 from tests.distill.pool_work import alive, make_nothing, make_work, wait_for
 
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(__file__).resolve().parents[3]
 
 
 def outcome(events: list[Event]) -> dict[int, Any]:

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from featstore.errors import ManifestMismatch, StoreWriteError
-from featstore.extraction import shards as extract
+from featstore.extraction import dry_run
 from featstore.extraction.config import StoreConfig
 from featstore.extraction.teachers import Teacher
 from featstore.files import disk as measure
@@ -111,7 +111,7 @@ def test_a_small_disk_is_found_before_anything_is_made(
     image_folder: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     """The message names need and free space and what to do; nothing is created, and nothing was measured."""
-    monkeypatch.setattr(extract, "measure", lambda *_, **__: pytest.fail("measured first"))
+    monkeypatch.setattr(dry_run, "measure", lambda *_, **__: pytest.fail("measured first"))
     usage = shutil.disk_usage(tmp_path)._replace(free=1000)
     monkeypatch.setattr(measure.shutil, "disk_usage", lambda path: usage)
     config = make_config(image_folder, tmp_path / "a" / "s")
@@ -123,9 +123,9 @@ def test_a_small_disk_is_found_before_anything_is_made(
 
 
 def plan_run(config: Any, processes: int = 1) -> Plan:
-    """``extract.plan_run`` with the formula teacher."""
+    """``dry_run.plan_run`` with the formula teacher."""
     source = open_source(config.source)
-    return extract.plan_run(
+    return dry_run.plan_run(
         config,
         manifest=describe(config),
         source=source,
@@ -149,7 +149,7 @@ def test_planning_of_a_finished_store_measures_nothing(
     """Nothing to do: no seconds are spent on timing the teacher."""
     config = make_config(image_folder, tmp_path / "s")
     run(config)
-    monkeypatch.setattr(extract, "measure", lambda *_, **__: pytest.fail("measured"))
+    monkeypatch.setattr(dry_run, "measure", lambda *_, **__: pytest.fail("measured"))
     planned = plan_run(config)
     assert planned.rows_left == 0
     assert not any(line.startswith("time") for line in planned.lines())

@@ -24,14 +24,14 @@ from distill.experiments.spec import read_experiment
 from distill.experiments.tune import DIVERGED, choose
 from distill.experiments.worker import Workshop
 from featstore import FeatureStore
+from featstore.cli.recipe import builder
 from featstore.errors import ConfigError
 from featstore.files.locks import LOCK_NAME, FileLock
-from pipelines._cli import builder
 from pipelines.experiments import main, parse
 from tests.distill.conftest import MakeConfig
 from tests.distill.pool_work import alive, children, wait_for
 
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(__file__).resolve().parents[3]
 
 RECIPES = ROOT / "pipelines" / "recipes"
 FILES = [

@@ -19,10 +19,10 @@ from distill.export import onnx_model, preprocessing, program
 from distill.export.config import ExportConfig
 from distill.export.edge import export_run
 from distill.export.preprocessing import InputSpec
+from featstore.cli.recipe import parse
 from featstore.errors import ConfigError, FeatstoreError
 from featstore.extraction.config import ExtractConfig
 from pipelines import distill, export, extract
-from pipelines._cli import parse
 
 DIGITS = '["train/00*", "train/010*", "test/14[45]*"]'
 
@@ -32,7 +32,7 @@ def run_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """One epoch of FitNet on 110 of the digits."""
     folder = tmp_path_factory.mktemp("walk")
     store = ["--store.path", str(folder / "store")]
-    extract.main(
+    extract.run(
         parse(
             ExtractConfig,
             default_recipe=extract.DEFAULT_RECIPE,
@@ -43,7 +43,7 @@ def run_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     student = ["--student.name", "test_efficientnet", "--trackers", "[]", "--report", "false"]
     out = ["--out", str(folder / "out"), "--source.include", DIGITS]
     argv = ["--store", store[1], *out, *few, *student]
-    distill.main(parse(DistillConfig, default_recipe=distill.DEFAULT_RECIPE, argv=argv))
+    distill.run(parse(DistillConfig, default_recipe=distill.DEFAULT_RECIPE, argv=argv))
     return folder / "out" / "fitnet" / "seed0"
 
 

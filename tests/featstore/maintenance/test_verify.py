@@ -534,13 +534,13 @@ def test_the_script_repairs(
         teachers, "build_teacher", lambda *_, **__: formula.FormulaTeacher(config.store.dtype)
     )
     flip(path / "fields/cls/c/3/0/0")
-    script.main(dataclasses.replace(config, repair=True))
+    script.run(dataclasses.replace(config, repair=True))
     text = capsys.readouterr().out
     assert 'shard 3 (rows 12-15), column "fields/cls": fields/cls/c/3/0/0: crc32c' in text
     assert "repair    1 damaged shards will be made again: 3" in text
     assert "26 rows in" in text
     assert snapshot(path) == straight
-    script.main(dataclasses.replace(config, repair=True))
+    script.run(dataclasses.replace(config, repair=True))
     assert "repair    0 damaged shards" in capsys.readouterr().out
     with pytest.raises(ConfigError, match="--dry_run changes nothing"):
         dataclasses.replace(config, repair=True, dry_run=True)

@@ -12,6 +12,7 @@ import pytest
 import torch
 
 from featstore import FeatureStore
+from featstore.cli.recipe import parse
 from featstore.errors import StoreError, StoreNotFound
 from featstore.extraction import shards as extract
 from featstore.extraction.config import ExtractConfig
@@ -19,7 +20,6 @@ from featstore.extraction.new_manifest import design_store
 from featstore.sources import open_source
 from featstore.writing import commit as writer
 from pipelines import extract as script
-from pipelines._cli import parse
 from tests.conftest import TINY_ARGS, RunTwo
 from tests.featstore.formula import FormulaTeacher, make_config, run
 from tests.featstore.processes import die_at, fork, wait
@@ -69,7 +69,7 @@ def test_two_processes_make_the_same_store(
         def work() -> None:
             if shards is not None:
                 die_at(writer, "publish_shard", shards)
-            script.main(config)
+            script.run(config)
 
         assert wait(fork(work)) == (0 if shards is None else -9)
 

@@ -43,7 +43,7 @@ def tmp_path() -> Iterator[Path]:
         yield folder
 
 
-GOLDEN = Path(__file__).parents[1] / "golden"
+GOLDEN = Path(__file__).parents[2] / "golden"
 
 INVALID = {3: "empty file (0 bytes)", 7: "not a picture"}
 

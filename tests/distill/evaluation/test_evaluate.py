@@ -18,11 +18,11 @@ from distill.evaluation import predictions
 from distill.evaluation.evaluate import Evaluation, corruption_names, evaluate
 from distill.measures.metrics import accuracy, agreement, calibration, feature_quality
 from distill.student.model import build_student
+from distill.training.run import run as main
 from featstore import FeatureStore
 from featstore.errors import ConfigError
 from featstore.extraction.accelerator import start_accelerator
 from featstore.sources import open_source
-from pipelines.distill import main
 from pipelines.evaluate import main as evaluate_main
 from tests.conftest import RunTwo
 from tests.distill.conftest import MakeConfig

@@ -77,17 +77,17 @@ def test_only_new_images_are_extracted(
 ) -> None:
     """In between and behind the old ones, with a class that comes first: the rows that one extraction of all gives."""
     path = tmp_path / "s"
-    pipeline.main(settings(images, path, append=False))
+    pipeline.run(settings(images, path, append=False))
     first = FeatureStore.open(path)
     old = {name: first.gather("cls", first.rows_of([name])) for name in first.sample_ids}
     add(images, ["ant/00", "cat/001", "dog/99", "dog/98"], first=20)
     with pytest.raises(
         ManifestMismatch, match="To put the 4 further images behind its rows: --append true"
     ):
-        pipeline.main(settings(images, path, append=False))
+        pipeline.run(settings(images, path, append=False))
     seen.clear()
     capsys.readouterr()
-    pipeline.main(settings(images, path))
+    pipeline.run(settings(images, path))
     assert sum(seen) == 4 * 2  # two views
     said = capsys.readouterr().out
     assert "new       4 of 13 images" in said
@@ -102,26 +102,26 @@ def test_only_new_images_are_extracted(
     classes = [store.manifest.source.class_names[label] for label in store.labels]
     assert classes == [name.split("/")[0] for name in store.sample_ids]
     whole = tmp_path / "whole"
-    pipeline.main(settings(images, whole, append=False))
+    pipeline.run(settings(images, whole, append=False))
     other = FeatureStore.open(whole)
     for field in ("cls", "grid2"):
         expected = other.gather(field, other.rows_of(store.sample_ids))
         np.testing.assert_array_equal(store.gather(field, range(13)), expected)
     seen.clear()
     capsys.readouterr()
-    pipeline.main(settings(images, path))
+    pipeline.run(settings(images, path))
     assert not seen
     assert f"nothing new: {path} has all 13 images" in capsys.readouterr().out
-    pipeline.main(settings(images, path, append=False))  # the same images, in another order
+    pipeline.run(settings(images, path, append=False))  # the same images, in another order
     assert not seen
 
 
 def test_a_store_that_grew_is_repaired(tmp_path: Path, images: Path) -> None:
     """Its images are read in the order of its rows, also where shards have to be made again."""
     path = tmp_path / "s"
-    pipeline.main(settings(images, path, append=False))
+    pipeline.run(settings(images, path, append=False))
     add(images, ["ant/00", "cat/001", "dog/99"], first=20)
-    pipeline.main(settings(images, path))
+    pipeline.run(settings(images, path))
     before = sound(path).gather("cls", range(12))
     names = ("fields/cls/c/0/0/0", "fields/grid2/c/2/0/0/0/0", "sample_id/c/2")
     for step in range(2):
@@ -131,10 +131,10 @@ def test_a_store_that_grew_is_repaired(tmp_path: Path, images: Path) -> None:
 
         def work(step: int = step) -> None:
             die_at(writer, "publish_shard", step)
-            pipeline.main(settings(images, path, append=False, repair=True))
+            pipeline.run(settings(images, path, append=False, repair=True))
 
         assert wait(fork(work)) == -signal.SIGKILL
-        pipeline.main(settings(images, path, append=False))
+        pipeline.run(settings(images, path, append=False))
         store = sound(path)
         assert store.manifest.version == 2
         np.testing.assert_array_equal(store.gather("cls", range(12)), before)
@@ -143,23 +143,23 @@ def test_a_store_that_grew_is_repaired(tmp_path: Path, images: Path) -> None:
 def test_images_that_are_not_what_they_were(tmp_path: Path, images: Path, seen: list[int]) -> None:
     """Gone, renamed or changed ones are named; nothing is extracted and nothing is left."""
     path = tmp_path / "s"
-    pipeline.main(settings(images, path, append=False))
+    pipeline.run(settings(images, path, append=False))
     add(images, ["cat/new"], first=20)
     seen.clear()
     target = images / "dog/01.png"
     sane = target.read_bytes()
     target.write_bytes(picture(999, "PNG"))
     with pytest.raises(MissingSamples, match=r"1 images are not what .* was made of: dog/01.png"):
-        pipeline.main(settings(images, path))
+        pipeline.run(settings(images, path))
     target.rename(images / "dog/renamed.png")
     with pytest.raises(MissingSamples, match=r"1 of 9 images .* not there any more: dog/01.png"):
-        pipeline.main(settings(images, path))
+        pipeline.run(settings(images, path))
     (images / "dog/renamed.png").unlink()
     target.write_bytes(sane)
     assert not seen
     assert not leftovers(path)
     shutil.copy(target, images / "dog/copy.png")  # equal images are two rows, as in one extraction
-    pipeline.main(settings(images, path))
+    pipeline.run(settings(images, path))
     assert sound(path).num_rows == 11
 
 
@@ -167,21 +167,21 @@ def test_what_does_not_grow(tmp_path: Path, images: Path) -> None:
     """No store, one in work, settings that are others, and a flag too many."""
     path = tmp_path / "s"
     with pytest.raises(StoreNotFound, match="Leave out --append"):
-        pipeline.main(settings(images, path))
-    pipeline.main(settings(images, path, append=False))
+        pipeline.run(settings(images, path))
+    pipeline.run(settings(images, path, append=False))
     add(images, ["cat/new"], first=20)
     with shared(path), pytest.raises(StoreBusy):
-        pipeline.main(settings(images, path))
+        pipeline.run(settings(images, path))
     store = StoreConfig(path=str(path), fields=["cls", "grid2"], dtype="float32", shard_rows=4)
     with pytest.raises(ManifestMismatch, match=r"these settings: .*(.|\n)*fields\.cls\.dtype"):
-        pipeline.main(settings(images, path, store=store))
+        pipeline.run(settings(images, path, store=store))
     with pytest.raises(ConfigError, match="two runs"):
         settings(images, path, repair=True)
     (images / "cat/bad.png").write_bytes(b"no picture")
     with pytest.raises(TooManyInvalid):
-        pipeline.main(settings(images, path))
+        pipeline.run(settings(images, path))
     assert sound_but_for_leftovers(path).num_rows == 9
-    pipeline.main(settings(images, path, max_invalid_share=0.5))
+    pipeline.run(settings(images, path, max_invalid_share=0.5))
     store_ = sound(path)
     assert [item.sample_id for item in store_.invalid_rows()] == ["cat/bad.png"]
 
@@ -196,13 +196,13 @@ def test_eight_bits_with_the_scales_of_the_store(tmp_path: Path, images: Path) -
     """New codes mean what the old ones do."""
     path = tmp_path / "s"
     store = StoreConfig(path=str(path), fields=["cls", "grid2"], dtype="int8", shard_rows=4)
-    pipeline.main(settings(images, path, append=False, store=store))
+    pipeline.run(settings(images, path, append=False, store=store))
     scales = FeatureStore.open(path).artefact("cls.channels")
     add(images, ["cat/new", "dog/new"], first=20)
-    pipeline.main(settings(images, path, store=store))
+    pipeline.run(settings(images, path, store=store))
     grown = sound(path)
     np.testing.assert_array_equal(grown.artefact("cls.channels")["scale"], scales["scale"])
-    pipeline.main(settings(images, tmp_path / "float", append=False))
+    pipeline.run(settings(images, tmp_path / "float", append=False))
     exact = FeatureStore.open(tmp_path / "float")
     expected = exact.gather("cls", exact.rows_of(grown.sample_ids)).astype(np.float32)
     found = grown.gather("cls", range(11))
@@ -228,32 +228,32 @@ def test_tars_come_behind_tars(tmp_path: Path) -> None:
     source = SourceConfig(kind="tars", path=str(tmp_path / "tars"))
     store = StoreConfig(path=str(path), fields=["cls", "grid2"], container="webdataset")
     options: Any = {"source": source, "store": store}
-    pipeline.main(settings(tmp_path, path, append=False, **options))
+    pipeline.run(settings(tmp_path, path, append=False, **options))
     tar("a", ["x", "y"], 10)
-    pipeline.main(settings(tmp_path, path, **options))
+    pipeline.run(settings(tmp_path, path, **options))
     grown = sound(path)
     assert grown.sample_ids == ["b/x", "b/y", "b/z", "a/x", "a/y"]
     assert grown.manifest.work.shard_names == ("b", "a")
-    pipeline.main(settings(tmp_path, path, append=False, **options))
+    pipeline.run(settings(tmp_path, path, append=False, **options))
     tar("b", ["x", "y", "z", "more"], 0)
     with pytest.raises(ConfigError, match="further images of tars that it mirrors already: b"):
-        pipeline.main(settings(tmp_path, path, **options))
+        pipeline.run(settings(tmp_path, path, **options))
 
 
 def test_a_run_that_was_killed_goes_on(tmp_path: Path, images: Path, seen: list[int]) -> None:
     """While the teacher ran, or just before versions change places: the store is whole, and nothing is done twice."""
     path = tmp_path / "s"
-    pipeline.main(settings(images, path, append=False))
+    pipeline.run(settings(images, path, append=False))
     add(images, [f"cat/new{i}" for i in range(10)], first=20)
     for module, name, call in ((writer, "publish_shard", 1), (append_module, "exchange", 0)):
 
         def work(module: Any = module, name: str = name, call: int = call) -> None:
             die_at(module, name, call)
-            pipeline.main(settings(images, path))
+            pipeline.run(settings(images, path))
 
         assert wait(fork(work)) == -signal.SIGKILL
         assert FeatureStore.open(path).num_rows == 9
     seen.clear()
-    pipeline.main(settings(images, path))
+    pipeline.run(settings(images, path))
     assert not seen
     assert sound(path).num_rows == 19

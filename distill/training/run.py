@@ -1,0 +1,82 @@
+"""Run phase two: every method with every seed over one store, then a comparison of the runs."""
+
+from pathlib import Path
+
+from distill.config import DistillConfig
+
+
+def run(config: DistillConfig) -> list[dict[str, object]]:
+    """Run every method with every seed, then compare them. Returns one record per run.
+
+    Raises:
+        FeatstoreError: something the user can mend; a run that was stopped goes on with the same command.
+    """
+    from distill.data import task
+    from distill.export import snippet
+    from distill.reports import report
+    from distill.student.model import build_student
+    from distill.training import loop
+    from featstore.reading.store import FeatureStore
+    from featstore.sources import open_source
+
+    accelerator = loop.make_accelerator(config)
+    say = accelerator.print
+
+    # Checked against each other before any training: store, field, views, images, labels.
+    store = FeatureStore.open(config.store)
+    data = task.prepare(
+        open_source(config.source),
+        store,
+        config.data,
+        config.field,
+        weight=config.teacher_weight,
+        teachers=config.teachers,
+        grid_field=config.grid_field,
+    )
+    student = build_student(config.student, data.samples.num_classes)
+    say(
+        f"store     {store.address}, {store.num_rows:,} rows, field {config.field} by "
+        f"{store.manifest.teacher_of(config.field).name}"
+    )
+    say(
+        f"student   {config.student.name}, {sum(p.numel() for p in student.parameters()):,} parameters"
+    )
+    say(f"out       {config.out}")
+    notes = data.samples.notes + student.notes
+    probes = task.Probes(data, config.eval)
+
+    records = []
+    for seed in config.seeds:
+        part = data.split(seed)
+        for note in [*notes, *part.notes]:
+            say(f"note: {note}")
+        notes = []
+        say(
+            f"seed {seed}    {len(part.labelled):,} labelled, {len(part.unlabelled):,} unlabelled, "
+            f"{len(part.test):,} test images"
+        )
+        for method in config.methods:
+            # Trained: the student and projections. Frozen: the stored features. See distill/methods/.
+            record = loop.run(config, data, probes(seed), method=method, seed=seed)
+            how = "finished before" if record.get("skipped") else f"{record['seconds']:.1f} s"
+            say(
+                f"  {record['method']:<10} {config.eval.part} top-1 {100 * record['top1']:.1f} %   ({how})"
+            )
+            records.append(record)
+
+    if accelerator.is_main_process:
+        files = report.write(Path(config.out), records, page=config.report, say=say)
+        best = max(records, key=lambda record: record["top1"])
+        folder = Path(config.out) / best["method"] / f"seed{best['seed']}"
+        say(f"\n{report.table(records)}\n")
+        say(
+            "files: "
+            + ", ".join(str(path) for path in files)
+            + f", and a folder for each run, e.g. {folder}"
+        )
+        say(f"\n{snippet(folder, student, config.student)}\n")
+        say(
+            f"next: accelerate launch pipelines/evaluate.py --model {folder} --store {config.store}"
+        )
+    accelerator.end_training()
+    return records

@@ -1,0 +1,144 @@
+"""Run phase one: settings and images -> a store, resumed, repaired or appended to.
+
+    run(config)     what ``pipelines/extract.py`` and ``featstore extract`` call
+
+Torch and the teacher's library are imported inside the functions, so that a wrong flag fails at once.
+"""
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from featstore.extraction.config import ExtractConfig
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
+
+    from featstore.extraction.new_images import Growth
+    from featstore.extraction.shards import Summary
+    from featstore.sources import Source
+
+
+def run(config: ExtractConfig) -> None:
+    """Plan, extract, report.
+
+    Raises:
+        FeatstoreError: something the user can mend; nothing half-made is left behind.
+    """
+    from featstore.errors import shorten
+    from featstore.extraction import new_images
+    from featstore.extraction.accelerator import start_accelerator
+    from featstore.maintenance.verify import repair
+    from featstore.sources import open_source
+
+    accelerator = start_accelerator()
+    say = accelerator.print
+
+    source = open_source(config.source)
+    for note in source.notes:
+        say(f"note: {note}")
+    if config.repair:
+        store = Path(config.store.path)
+        if accelerator.is_main_process and store.exists():
+            shards = repair(store, workers=max(1, config.workers), say=say)
+            say(f"repair    {len(shards)} damaged shards will be made again: {shorten(shards)}")
+        accelerator.wait_for_everyone()
+    if not config.append:
+        source = new_images.in_stored_order(source, Path(config.store.path))
+        summary = fill(config, source, accelerator)
+        if summary is not None:
+            summary.check(config.max_invalid_share)
+            images = f"--source.kind {config.source.kind} --source.path {config.source.path}"
+            recipe = "" if config.source.kind == "digits" else f" --config RECIPE.yaml {images}"
+            say(f"next: accelerate launch pipelines/distill.py{recipe} --store {summary.store}")
+        return
+    with new_images.growing(config, source, accelerator) as growth:
+        if growth is None:
+            say(f"nothing new: {config.store.path} has all {len(source):,} images")
+            return
+        say(f"new       {len(growth.source):,} of {len(source):,} images")
+        summary = fill(growth.config, growth.source, accelerator, growth=growth)
+        if summary is None:
+            return
+        summary.check(config.max_invalid_share)
+        if accelerator.is_main_process:
+            done = growth.finish()
+            say(
+                f"{done.rows:,} rows added: {config.store.path} is version {done.manifest.version}, "
+                f"{done.manifest.num_rows:,} rows"
+            )
+        accelerator.wait_for_everyone()
+
+
+def fill(
+    config: ExtractConfig,
+    source: "Source",
+    accelerator: "Accelerator",
+    growth: "Growth | None" = None,
+) -> "Summary | None":
+    """Make a store of the images of a source, or go on with it; None if that was a dry run.
+
+    Args:
+        config: the settings.
+        source: the images.
+        accelerator: this process among the others.
+        growth: of the store that the rows are for, if they are for another one.
+    """
+    from featstore.extraction import dry_run, new_manifest, shards
+    from featstore.extraction.teachers import build_teacher
+    from featstore.format.views import describe
+
+    say = accelerator.print
+    # Frozen: eval mode, no gradients. Nothing is trained in phase one.
+    teacher = build_teacher(
+        config.teacher,
+        fields=config.store.fields,
+        dtype=new_manifest.forward_dtype(config),
+        precision=new_manifest.resolve_precision(config, accelerator.device),
+        device=accelerator.device,
+    )
+    made = new_manifest.agree(
+        accelerator,
+        lambda: new_manifest.design_store(
+            config, source=source, teacher=teacher, like=growth.store if growth else None
+        ),
+    )
+    manifest = made.manifest
+    if growth is not None and accelerator.is_main_process:
+        growth.check(manifest)
+
+    if accelerator.is_main_process:
+        plan = dry_run.plan_run(
+            config,
+            manifest=manifest,
+            source=source,
+            teacher=teacher,
+            processes=accelerator.num_processes,
+        )
+        name = " ".join([teacher.record.name, teacher.record.tag]).strip()
+        say(f"teacher   {name}, {teacher.record.precision} on {teacher.device}")
+        say(f"views     {len(manifest.views)}: {describe(manifest.views.views)}")
+        say(f"store     {config.store.path}")
+        say("\n".join(plan.lines()))
+    if config.dry_run:
+        say("dry run: nothing was written")
+        return None
+
+    summary = shards.run(
+        config,
+        manifest=manifest,
+        source=source,
+        teacher=teacher,
+        accelerator=accelerator,
+        artefacts=made.artefacts,
+    )
+
+    rate = summary.written / summary.seconds
+    say(
+        f"\n{summary.rows:,} rows in {summary.store}, {summary.written:,} of them from this run in "
+        f"{summary.seconds:.1f} s ({rate:.1f} images/s); {len(summary.invalid)} without a usable image"
+    )
+    for item in summary.invalid[:20]:
+        say(f"  skipped {item.sample_id}: {item.reason}")
+    if len(summary.invalid) > 20:
+        say(f"  ... and {len(summary.invalid) - 20} more: featstore inspect {summary.store}")
+    return summary
