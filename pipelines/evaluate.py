@@ -28,7 +28,7 @@ def main(config: EvaluateConfig) -> dict[str, object]:
     from distill.data import task
     from distill.data.pictures import ViewRule
     from distill.evaluation.evaluate import check_classes, evaluate
-    from distill.export import load_exported, store_fingerprints
+    from distill.training.saved_student import load_exported, store_fingerprints
     from featstore import FeatureStore
     from featstore.extraction.accelerator import start_accelerator
     from featstore.files.atomic import write_json

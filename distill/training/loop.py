@@ -23,7 +23,6 @@ from distill.data.schedule import Indices, JointSampler, Plan, Stream, make_plan
 from distill.data.task import Task
 from distill.evaluation import predictions
 from distill.evaluation.evaluate import evaluate, run_student
-from distill.export import export
 from distill.measures.feature_similarity import top1
 from distill.measures.linear_probe import LinearProbe
 from distill.methods import METHODS, Method, Output, Setup, Trainee
@@ -33,6 +32,7 @@ from distill.reports import report
 from distill.student.model import Student, build_student
 from distill.training import checkpoint, run_folder
 from distill.training.optim import Meter, make_optimiser, read_terms
+from distill.training.saved_student import save_student
 from featstore.errors import ConfigError
 from featstore.extraction.accelerator import start_accelerator
 from featstore.files.atomic import write_bytes, write_json
@@ -540,7 +540,7 @@ class Loop:
             "contract": self.contract,
         }
         if self.accelerator.is_main_process:
-            export(self.folder, student, config=self.config.student, task=self.task)
+            save_student(self.folder, student, config=self.config.student, task=self.task)
             write_json(self.folder / "evaluation.json", result)
             predictions.write(self.folder, measured.predictions)
             write_json(self.folder / "run.json", record)

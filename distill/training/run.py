@@ -12,10 +12,10 @@ def run(config: DistillConfig) -> list[dict[str, object]]:
         FeatstoreError: something the user can mend; a run that was stopped goes on with the same command.
     """
     from distill.data import task
-    from distill.export import snippet
     from distill.reports import report
     from distill.student.model import build_student
     from distill.training import loop
+    from distill.training.saved_student import snippet
     from featstore.reading.store import FeatureStore
     from featstore.sources import open_source
 

@@ -19,7 +19,7 @@ WEIGHTS = "student.safetensors"
 CONFIG = "config.json"
 
 
-def export(folder: Path, student: Student, *, config: StudentConfig, task: Task) -> None:
+def save_student(folder: Path, student: Student, *, config: StudentConfig, task: Task) -> None:
     """Write the student; nothing of the training (projections, probes, wrappers) is in it."""
     write_bytes(folder / WEIGHTS, save(plain_state(student.model)))
     write_json(folder / CONFIG, describe(student, config, task.samples, task))
@@ -94,7 +94,7 @@ def snippet(folder: Path, student: Student, config: StudentConfig) -> str:
 
 
 def load_exported(folder: Path) -> tuple[Student, dict[str, Any]]:
-    """Load what ``export`` wrote.
+    """Load what ``save_student`` wrote.
 
     Returns:
         The student and the values of its config.json.

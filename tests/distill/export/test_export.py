@@ -18,13 +18,11 @@ from distill.data import task
 from distill.data.pictures import ViewRule
 from distill.data.samples import Samples, Split
 from distill.export import (
-    describe,
     fake_quant,
     finished,
     preprocessing,
     quantise,
     search,
-    store_fingerprints,
 )
 from distill.export import images as draws
 from distill.export.config import CalibrationConfig, ExportConfig, FinetuneConfig
@@ -32,6 +30,7 @@ from distill.export.edge import refuse_other_folder, staged
 from distill.export.parity import answers, compare, torch_runner
 from distill.export.preprocessing import InputSpec, Normalised
 from distill.student.model import build_student
+from distill.training.saved_student import describe, store_fingerprints
 from featstore import FeatureStore
 from featstore.errors import ConfigError, StoreWriteError
 from featstore.format.views import ViewSet
