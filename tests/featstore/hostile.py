@@ -27,7 +27,7 @@ from typing import Any
 import google_crc32c
 import numpy as np
 
-from featstore.cli.main import main as cli
+from featstore.cli import main as cli
 from featstore.containers import make_backend
 from featstore.errors import FeatstoreError
 from featstore.files.locks import shared

@@ -312,8 +312,8 @@ def test_runs_share_what_is_read_and_decoded(write: Write, monkeypatch: pytest.M
         "seeds: [0]\nvariants: {labels: {methods: [labels]}, kd: {methods: [kd]}, "
         "fewer: {methods: [kd], data.labels_per_class: 2}}\n"
     )
+    from distill.data import pictures as data
     from distill.data import task
-    from distill.data.pictures import pictures as data
 
     count = {"join": 0, "decode": 0, "probe": 0}
 

@@ -34,7 +34,7 @@ from featstore.places.base import Place, Retry
 from featstore.places.local import LocalPlace
 from featstore.reading.cached.published_store import EXTRAS
 from featstore.sharing import partial_folder as landing
-from featstore.sharing import push as transfer
+from featstore.sharing import pull as pull_module
 from featstore.sharing.part import Part
 from featstore.sharing.partial_folder import unfinished
 from featstore.sharing.progress import Report
@@ -216,7 +216,7 @@ def test_a_killed_pull_goes_on(step: str, call: int, original: Path, tmp_path: P
     back = tmp_path / "back"
 
     def work() -> None:
-        die_at(LocalPlace if step == "_pieces" else transfer, step, call)
+        die_at(LocalPlace if step == "_pieces" else pull_module, step, call)
         pull(str(original), back, jobs=1, retry=QUICK)
 
     assert wait(fork(work)) == KILLED
@@ -470,7 +470,7 @@ def test_other_things_in_the_way_of_a_pull(original: Path, tmp_path: Path) -> No
 
 def test_two_pulls_into_one_folder(original: Path, tmp_path: Path) -> None:
     """The second one is told of the first."""
-    contents = transfer.local_contents(original)
+    contents = pull_module.local_contents(original)
     with unfinished(tmp_path / "back", contents), pytest.raises(StoreBusy, match="another run"):
         pull(str(original), tmp_path / "back", retry=QUICK)
 
