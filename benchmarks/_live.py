@@ -16,11 +16,11 @@ from torch import Tensor
 
 from distill.config import DistillConfig
 from distill.data.feature_norm import FeatureNorm
+from distill.data.joined import JoinedData
 from distill.data.pictures import PictureCache, ViewDataset, ViewRule, load
 from distill.data.samples import Samples, Split
 from distill.data.schedule import Indices, Request, ViewPicker, make_plan
 from distill.data.stored_features import Features, Grid
-from distill.data.task import Task
 from distill.options.common import Norm
 from featstore import FeatureStore
 from featstore.extraction.config import TeacherConfig
@@ -145,28 +145,28 @@ class LiveGrid(Grid):
         return self.live(self.field, indices, chosen)
 
 
-class LiveTask(Task):
-    """A task that asks the teachers. Its runs say so in their contract, so that none is taken for one from a store."""
+class LiveData(JoinedData):
+    """Data that ask the teachers. Their runs say so in their contract, so that none is taken for one from a store."""
 
     features: LiveFeatures
     shown = "the stored views"
 
     @property
     def grid(self) -> Grid:
-        """See ``Task.grid``."""
+        """See ``JoinedData.grid``."""
         return LiveGrid(super().grid, self.samples, self.features.live[0])
 
     @property
     def fingerprints(self) -> list[str]:
-        """See ``Task.fingerprints``."""
+        """See ``JoinedData.fingerprints``."""
         return [f"live teacher on {self.shown}, {found}" for found in super().fingerprints]
 
 
-Live = TypeVar("Live", bound=LiveTask)
+Live = TypeVar("Live", bound=LiveData)
 
 
-def live_task(
-    data: Task,
+def live_data(
+    data: JoinedData,
     teachers: Sequence[Teacher],
     *,
     kind: type[Live],
@@ -177,14 +177,13 @@ def live_task(
     """Put teachers in the place of stores.
 
     Args:
-        data: a task over the teachers' stores.
+        data: images joined to the teachers' stores.
         teachers: one for each store; the first gives the patch grids too.
-        kind: of the new task.
-        features: of the new task.
+        kind: of the new data.
+        features: of the new data.
         rule: the regions that are shown, if they are not the store's.
         cache_mb: memory for each teacher's decoded pictures.
     """
-    assert data.features is not None
     rule = rule or data.rule
     live = [
         LiveTeacher(
@@ -224,13 +223,13 @@ class FreshPicker(ViewPicker):
         return self._crops[number], super().__call__(index, number)[1]
 
 
-class FreshTask(LiveTask):
+class FreshData(LiveData):
     """Shows each crop once."""
 
     shown = "fresh views"
 
     def picker(self, seed: int) -> ViewPicker:
-        """See ``Task.picker``."""
+        """See ``JoinedData.picker``."""
         return FreshPicker(self.columns, self.samples.stored_ids, seed=seed, views=self.rule.views)
 
 

@@ -228,7 +228,7 @@ def peak_memory() -> tuple[float, float]:
 def side(place: Place, connection: Connection, live: bool) -> None:
     """Train until told to stop; answers every order with the seconds of its steps and the peak memory."""
     from distill.config import DataConfig, DistillConfig, StudentConfig, TrainConfig
-    from distill.data import task
+    from distill.data import joined
     from distill.training import loop as train
     from featstore import FeatureStore
     from featstore.sources import open_source
@@ -254,7 +254,7 @@ def side(place: Place, connection: Connection, live: bool) -> None:
         ),
         trackers=[],
     )
-    data = task.prepare(
+    data = joined.prepare(
         open_source(config.source), FeatureStore.open(config.store), config.data, config.field
     )
     probe = data.fit_probe(data.split(0), most=64, seed=0)

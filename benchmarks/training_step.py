@@ -233,7 +233,7 @@ def measure(
 ) -> Watch:
     """Train for a while; returns the steps of both sides."""
     from distill.config import DataConfig, DistillConfig, StudentConfig, TrainConfig
-    from distill.data import task
+    from distill.data import joined
     from distill.training import loop as train
     from featstore import FeatureStore
     from featstore.sources import open_source
@@ -255,7 +255,7 @@ def measure(
         trackers=[],
     )
     vector = next(name for name in chosen.fields if name == "cls")
-    data = task.prepare(
+    data = joined.prepare(
         open_source(config.source), FeatureStore.open(config.store), config.data, vector
     )
     features: Any = Alternating(data, field)

@@ -50,13 +50,13 @@ import torch
 from benchmarks._live import (
     TOLERANCE,
     TOLERATED_STEPS,
-    FreshTask,
+    FreshData,
+    LiveData,
     LiveInTraining,
-    LiveTask,
     Spent,
     fresh_rule,
     largest_difference,
-    live_task,
+    live_data,
     logged_losses,
     num_passes,
     same_teacher,
@@ -64,7 +64,7 @@ from benchmarks._live import (
 )
 from benchmarks._measure import print_table
 from distill.config import DataConfig, DistillConfig
-from distill.data import task
+from distill.data import joined
 from distill.experiments.cost import StoreCost, store_cost
 from distill.experiments.table import spread
 from distill.methods import METHODS
@@ -145,7 +145,7 @@ class Row:
     name: str
     views: Any
     seeded: int = 0
-    live: type[LiveTask] | None = None
+    live: type[LiveData] | None = None
 
     def data(self, config: DataConfig) -> DataConfig:
         """The settings of its views."""
@@ -163,8 +163,8 @@ def make_rows(views: ViewSet, counts: Sequence[int]) -> list[Row]:
     )
     found += [Row(f"stored-{count}", "seeded", count) for count in kept]
     same = max([count for count in kept if count <= MOST_SAME] or kept[:1])
-    found.append(Row(f"live-same-{same}", "seeded", same, LiveTask))
-    return [*found, Row("live-fresh", "all", min(STATISTICS_VIEWS, held), FreshTask)]
+    found.append(Row(f"live-same-{same}", "seeded", same, LiveData))
+    return [*found, Row("live-fresh", "all", min(STATISTICS_VIEWS, held), FreshData)]
 
 
 @dataclass(frozen=True)
@@ -186,8 +186,8 @@ class Bench:
     teacher: Teacher
     fields: dict[str, list[str]]
     cost: StoreCost
-    tasks: dict[Row, task.Task]
-    probes: task.Probes
+    tasks: dict[Row, joined.JoinedData]
+    probes: joined.Probes
 
     def config_of(self, row: Row) -> DistillConfig:
         """The settings of a row's runs."""
@@ -206,10 +206,10 @@ class Bench:
         probe = self.probes(seed)
         if row.live is None:
             return train.run(config, data, probe, method=method, seed=seed)
-        fresh = row.live is FreshTask
+        fresh = row.live is FreshData
         if fresh:  # nothing comes back, so there is nothing to keep
             config = dataclasses.replace(config, data=dataclasses.replace(config.data, cache_mb=0))
-        live = live_task(
+        live = live_data(
             data,
             [self.teacher],
             kind=row.live,
@@ -298,7 +298,7 @@ def prepare(
     store = FeatureStore.open(config.store)
     rows = make_rows(store.manifest.views, counts)
     tasks = {
-        row: task.prepare(
+        row: joined.prepare(
             open_source(config.source),
             store,
             row.data(config.data),
@@ -315,7 +315,7 @@ def prepare(
     every = dict.fromkeys([config.field, *itertools.chain(*fields.values())])
     device = train.make_accelerator(config).device
     teacher = same_teacher(extract.teacher, store, list(every), device)
-    probes = task.Probes(tasks[rows[0]], config.eval)
+    probes = joined.Probes(tasks[rows[0]], config.eval)
     return Bench(config, store, teacher, fields, store_cost(store), tasks, probes), rows
 
 
@@ -425,10 +425,10 @@ def main(argv: Sequence[str] | None = None) -> int:
             top1 = f"{100 * record['top1']:.1f} %"
             print(f"seed {seed} {method} {row.name}: {top1} ({how})", flush=True)
 
-    live = next(row for row in rows if row.live is LiveTask)
+    live = next(row for row in rows if row.live is LiveData)
     pair = next(row for row in rows if not row.live and row.seeded == live.seeded), live
     same = [bench.same(*pair, *run) for run in itertools.product(config.methods, config.seeds)]
-    live_runs = [found for (_, row), found in records.items() if row.live is FreshTask]
+    live_runs = [found for (_, row), found in records.items() if row.live is FreshData]
     pace = pace_of(itertools.chain(*live_runs))
     lines = [bench.line(row, method, found, pace) for (method, row), found in records.items()]
     top1s = [[record["top1"] for record in found] for found in records.values()]

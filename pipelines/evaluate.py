@@ -25,7 +25,7 @@ def main(config: EvaluateConfig) -> dict[str, object]:
     Raises:
         FeatstoreError: something the user can mend.
     """
-    from distill.data import task
+    from distill.data import joined
     from distill.data.pictures import ViewRule
     from distill.evaluation.evaluate import check_classes, evaluate
     from distill.training.saved_student import load_exported, store_fingerprints
@@ -41,18 +41,19 @@ def main(config: EvaluateConfig) -> dict[str, object]:
     rule = ViewRule.from_description(described["input"]["region"])
     source = open_source(config.source)
     probe = None
+    data: joined.Data
     if config.store:
         store = FeatureStore.open(config.store)
-        data = task.prepare(source, store, config.data, config.field, teachers=config.teachers)
+        data = joined.prepare(source, store, config.data, config.field, teachers=config.teachers)
         if data.fingerprints != store_fingerprints(described):
             say(
                 "note: these are not the stores the student was trained from; the agreement is with their teachers"
             )
     else:
-        data = task.prepare_without_store(source, config.data, rule)
+        data = joined.prepare_without_store(source, config.data, rule)
     check_classes(data.samples, described["label_names"], config.model)
     part = data.split(config.seed)
-    if config.store:
+    if isinstance(data, joined.JoinedData):
         probe = data.fit_probe(part, most=config.eval.probe_rows, seed=config.seed)
     for note in data.samples.notes + part.notes:
         say(f"note: {note}")

@@ -315,7 +315,7 @@ class BatchMaker:
     def __init__(
         self,
         samples: Samples,
-        features: Features | None,
+        features: Features | None = None,
         grid: Grid | None = None,
         *,
         mean: Sequence[float],

@@ -14,10 +14,10 @@ from torch import Tensor
 
 from distill.config import CorruptionName, EvalConfig
 from distill.data.corruptions import CORRUPTIONS, SEVERITIES, corrupt
+from distill.data.joined import Data, JoinedData, few
 from distill.data.pictures import PictureCache, Pictures, ViewRule, load
 from distill.data.samples import Samples, Split
 from distill.data.schedule import CANONICAL, Indices, Request
-from distill.data.task import Task, few
 from distill.evaluation.predictions import Predictions, predictions
 from distill.measures.feature_similarity import linear_cka, mean_norm, thin_out
 from distill.measures.linear_probe import LinearProbe
@@ -46,7 +46,7 @@ class Evaluation:
 
 @torch.no_grad()
 def run_student(
-    task: Task,
+    data: Data,
     student: Student,
     indices: Indices,
     *,
@@ -59,19 +59,19 @@ def run_student(
     """Show the student the canonical view of each image; every process takes its share.
 
     The region is that of the *teacher's* canonical view, at the student's size, whether or not the store holds it;
-    ``rule`` replaces the task's.
+    ``rule`` replaces the data's.
 
     Returns:
         Features (S, C) and logits (S, K), float32 on the CPU, in the order of ``indices``, on every process.
     """
     rank, processes = accelerator.process_index, accelerator.num_processes
     mine = indices[rank::processes]
-    maker = task.maker(student, accelerator.device)
+    maker = data.maker(student, accelerator.device)
     features = torch.zeros(len(mine), student.width)
     logits = torch.zeros(len(mine), student.num_classes)
     done = 0
     with evaluating(student):
-        for pictures in _share(task, student, mine, settings, workers, rule, cache):
+        for pictures in _share(data, student, mine, settings, workers, rule, cache):
             seen = student(maker.normalise(pictures.pixels))
             rows = slice(done, done := done + len(seen.logits))
             features[rows], logits[rows] = seen.features.float().cpu(), seen.logits.float().cpu()
@@ -88,7 +88,7 @@ def run_student(
 
 @torch.no_grad()
 def corruption_robustness(
-    task: Task,
+    data: Data,
     student: Student,
     indices: Indices,
     *,
@@ -101,13 +101,13 @@ def corruption_robustness(
     """Accuracy on corrupted canonical views. Each image is decoded once, and corrupted by a seed of its own.
 
     Args:
-        task: images with labels.
+        data: images with labels.
         student: in any mode.
         indices: (S,) labelled images in ``Samples``, on every process the same.
         settings: names the corruptions.
         workers: loading processes.
         accelerator: device, and the processes that share the work.
-        rule: how pictures are cut; None takes the task's.
+        rule: how pictures are cut; None takes the data's.
         cache: of decoded pictures, if there is one.
 
     Returns:
@@ -115,13 +115,13 @@ def corruption_robustness(
     """
     kinds = corruption_names(settings)
     mine = indices[accelerator.process_index :: accelerator.num_processes]
-    maker = task.maker(student, accelerator.device)
+    maker = data.maker(student, accelerator.device)
     right = np.zeros((len(kinds), len(SEVERITIES)), np.int64)
     with evaluating(student):
-        for pictures in _share(task, student, mine, settings, workers, rule, cache):
+        for pictures in _share(data, student, mine, settings, workers, rule, cache):
             samples = pictures.requests[:, 0].numpy()
-            labels = torch.from_numpy(task.samples.labels[samples])
-            ids = [task.samples.stored_ids[sample] for sample in samples]
+            labels = torch.from_numpy(data.samples.labels[samples])
+            ids = [data.samples.stored_ids[sample] for sample in samples]
             images = pictures.pixels.numpy().transpose(0, 2, 3, 1)
             for row, kind in enumerate(kinds):
                 for column, severity in enumerate(SEVERITIES):
@@ -152,7 +152,7 @@ def corruption_names(settings: EvalConfig) -> list[CorruptionName]:
 
 
 def _share(
-    task: Task,
+    data: Data,
     student: Student,
     mine: Indices,
     settings: EvalConfig,
@@ -164,11 +164,11 @@ def _share(
     requests = [Request(int(index), CANONICAL, 0, False) for index in mine]
     size = settings.batch_size
     batches = [requests[i : i + size] for i in range(0, len(requests), size)]
-    return load(task.dataset(student, rule=rule, cache=cache), batches, workers=workers)
+    return load(data.dataset(student, rule=rule, cache=cache), batches, workers=workers)
 
 
 def evaluate(
-    task: Task,
+    data: Data,
     student: Student,
     part: Split,
     *,
@@ -183,7 +183,7 @@ def evaluate(
     """Measure a student on the test part.
 
     Args:
-        task: images, and features if there is a store.
+        data: images, joined to a store if there is one.
         student: in any mode; it is shown pictures in eval mode.
         part: the labelled part fits k-NN and the probe of the student's features; the test part is measured.
         settings: numbers of the measurement.
@@ -191,7 +191,7 @@ def evaluate(
         accelerator: device, and the processes that share the work.
         seed: thins out the labelled part where it is too large.
         probe: of the teacher's features; None leaves out the agreement.
-        rule: how the student's pictures are cut; None takes the task's.
+        rule: how the student's pictures are cut; None takes the data's.
         cache: of decoded pictures, if there is one.
 
     Returns:
@@ -205,10 +205,10 @@ def evaluate(
         "cache": cache,
     }
     fit = few(part.labelled, settings.probe_rows, seed)
-    all_features, all_logits = run_student(task, student, np.concatenate([part.test, fit]), **shown)
+    all_features, all_logits = run_student(data, student, np.concatenate([part.test, fit]), **shown)
     count = len(part.test)
     features, logits = all_features[:count], all_logits[:count]
-    samples = task.samples
+    samples = data.samples
     labels = torch.from_numpy(samples.labels[part.test])
     result: dict[str, Any] = {
         "num_images": count,
@@ -225,8 +225,8 @@ def evaluate(
         "feature_norm": mean_norm(features),
     }
     teacher_logits = None
-    if probe is not None and task.features is not None:
-        teacher = task.features.take(part.test)
+    if probe is not None and isinstance(data, JoinedData):
+        teacher = data.features.take(part.test)
         teacher_logits = probe.logits(teacher.numpy())
         rows = thin_out(count, MOST_FOR_CKA, seed=0)
         result["teacher"] = {
@@ -234,7 +234,7 @@ def evaluate(
             "cka": linear_cka(features[rows], teacher[rows]) if count > 1 else 0.0,
         }
     if settings.corruptions:
-        result["corruptions"] = corruption_robustness(task, student, part.test, **shown)
+        result["corruptions"] = corruption_robustness(data, student, part.test, **shown)
     answers = predictions(
         [samples.ids[index] for index in part.test],
         samples.class_names,

@@ -13,10 +13,10 @@ import torch
 from accelerate.state import AcceleratorState, GradientState
 
 from distill.config import DistillConfig, StudentConfig
-from distill.data import task
+from distill.data import joined
+from distill.data.joined import JoinedData
 from distill.data.samples import Split
 from distill.data.schedule import CANONICAL, make_plan
-from distill.data.task import Task
 from distill.experiments.plan import Run
 from distill.experiments.pool import Seat, Tell
 from distill.measures.linear_probe import LinearProbe
@@ -24,6 +24,7 @@ from distill.methods import METHODS
 from distill.methods.base import Needs
 from distill.options.augment import PhotometricConfig
 from distill.partners import PARTNERS
+from distill.reports.report import page_hook
 from distill.student.model import build_student
 from distill.training import checkpoint, loop
 from featstore import FeatureStore
@@ -50,7 +51,7 @@ class Workshop:
         self.seat = seat
         self._stores: dict[str, FeatureStore] = {}
         self._sources: dict[str, Any] = {}
-        self._tasks: dict[str, Task] = {}
+        self._data: dict[str, JoinedData] = {}
         self._splits: dict[str, Split] = {}
         self._probes: dict[str, LinearProbe] = {}
         self._sizes: dict[str, tuple[int, int]] = {}
@@ -66,7 +67,7 @@ class Workshop:
         """
         with _printed_to(run.folder / OUTPUT_NAME):
             try:
-                data = self.task(run.config)
+                data = self.data(run.config)
                 config = self._with_workers(run.config, data)
                 _forget_last_run()
                 return loop.run(
@@ -76,6 +77,7 @@ class Workshop:
                     method=run.method,
                     seed=run.seed,
                     on_step=tell,
+                    on_finish=page_hook(config),
                 )
             except FeatstoreError:
                 raise
@@ -90,7 +92,7 @@ class Workshop:
             FeatstoreError: the data, the student or the checkpoint in its folder do not fit the settings.
         """
         config = run.config
-        data = self.task(config)
+        data = self.data(config)
         part = self._split(config, data)
         self._input_size(config.student, data.samples.num_classes, run.seed)
         self.notes |= dict.fromkeys([*data.samples.notes, *part.notes])
@@ -107,28 +109,28 @@ class Workshop:
         )
         return plan.steps_per_epoch * config.train.epochs
 
-    def task(self, config: DistillConfig) -> Task:
+    def data(self, config: DistillConfig) -> JoinedData:
         """The joined images of a run; joined once for all runs that differ in other settings only."""
         values = dataclasses.asdict(config)
         asked = {name: values[name] for name in ("source", "store", "field", "teachers")}
         asked |= {name: values[name] for name in ("teacher_weight", "grid_field")}
         asked |= {name: value for name, value in values["data"].items() if name not in LATER}
         key = json.dumps(asked)
-        if key not in self._tasks:
-            self._tasks[key] = self._share_pictures(self._prepare(config))
-        found = self._tasks[key]
-        for other in self._tasks.values():
+        if key not in self._data:
+            self._data[key] = self._share_pictures(self._prepare(config))
+        found = self._data[key]
+        for other in self._data.values():
             if other.caches is not found.caches:
                 other.caches.clear()  # memory holds the pictures of one set of images
-        return dataclasses.replace(found, data=config.data)
+        return dataclasses.replace(found, settings=config.data)
 
-    def _prepare(self, config: DistillConfig) -> Task:
+    def _prepare(self, config: DistillConfig) -> JoinedData:
         source = json.dumps(dataclasses.asdict(config.source))
         if source not in self._sources:
             self._sources[source] = open_source(config.source)
         if config.store not in self._stores:
             self._stores[config.store] = FeatureStore.open(config.store)
-        return task.prepare(
+        return joined.prepare(
             self._sources[source],
             self._stores[config.store],
             config.data,
@@ -138,15 +140,15 @@ class Workshop:
             grid_field=config.grid_field,
         )
 
-    def _share_pictures(self, new: Task) -> Task:
-        """Give a task the decoded pictures of another one with the same images and regions."""
-        for known in self._tasks.values():
+    def _share_pictures(self, new: JoinedData) -> JoinedData:
+        """Give data the decoded pictures of another one with the same images and regions."""
+        for known in self._data.values():
             same = known.samples.source is new.samples.source
             if same and known.rule == new.rule and known.samples.ids == new.samples.ids:
                 return dataclasses.replace(new, caches=known.caches)
         return new
 
-    def _split(self, config: DistillConfig, data: Task) -> Split:
+    def _split(self, config: DistillConfig, data: JoinedData) -> Split:
         key = json.dumps(
             [dataclasses.asdict(config.data), config.seeds, config.eval.part, id(data.samples)]
         )
@@ -154,7 +156,7 @@ class Workshop:
             self._splits[key] = data.split(config.seeds[0], measured=config.eval.part)
         return self._splits[key]
 
-    def _probe(self, config: DistillConfig, data: Task) -> LinearProbe:
+    def _probe(self, config: DistillConfig, data: JoinedData) -> LinearProbe:
         """The teacher's probe on the labelled part, fitted once however many methods use it."""
         part = self._split(config, data)
         most, seed = config.eval.probe_rows, config.seeds[0]
@@ -174,7 +176,7 @@ class Workshop:
             self._sizes[key] = student.input_size
         return self._sizes[key]
 
-    def _with_workers(self, config: DistillConfig, data: Task) -> DistillConfig:
+    def _with_workers(self, config: DistillConfig, data: JoinedData) -> DistillConfig:
         """Choose the loading processes: none where pictures come from memory, else no more than there are cores.
 
         The number never changes a result. Pictures that are loaded in this process stay for the next run.

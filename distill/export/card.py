@@ -11,6 +11,7 @@ from typing import Any
 
 import yaml
 
+from distill.data.joined import JoinedData
 from distill.export import executorch_model, onnx_model, program
 from distill.export.finished import FinishedRun, RunData
 from distill.export.preprocessing import NAME as PREPROCESSING
@@ -164,7 +165,7 @@ def origin(run: FinishedRun, data: RunData) -> str:
         ]
         for item in run.teachers
     ]
-    record, source = run.record, data.task.samples.source
+    record, source = run.record, data.images.samples.source
     lines = [
         "## What it was made from",
         "",
@@ -189,7 +190,7 @@ def _start(run: FinishedRun) -> str:
 
 def _licence(data: RunData, teacher: dict[str, Any]) -> str:
     """As the authors of the store state it, else as its manifest does; "" where nobody does."""
-    for stored in data.task.features.teachers if data.task.features is not None else ():
+    for stored in data.images.features.teachers if isinstance(data.images, JoinedData) else ():
         manifest = stored.store.manifest
         name = manifest.fields[stored.field].teacher
         if name and manifest.teachers[name].weights_sha256 == teacher["weights_sha256"]:
@@ -199,7 +200,9 @@ def _licence(data: RunData, teacher: dict[str, Any]) -> str:
 
 def _image_licence(data: RunData) -> str:
     """As the store's own card states it; "" where nobody did."""
-    return "" if data.task.store is None else _statement(data.task.store).image_licence
+    return (
+        _statement(data.images.store).image_licence if isinstance(data.images, JoinedData) else ""
+    )
 
 
 def _statement(store: FeatureStore) -> Statement:

@@ -62,7 +62,7 @@ def export_run(config: ExportConfig, *, say: Say = print) -> dict[str, Any]:
     )
     with staged(out) as folder:
         work = Work(config, run, data, spec, folder, say)
-        work.notes += [*data.task.samples.notes, *data.part.notes]
+        work.notes += [*data.images.samples.notes, *data.part.notes]
         say(f"run       {run.folder}: {run.record['method']}, seed {run.record['seed']}")
         say(f"student   {run.described['architecture']}, {data.part.test.size:,} test images")
         make_float(work)

@@ -10,10 +10,10 @@ from typing import Any, TypeVar
 import yaml
 
 from distill.config import DistillConfig
-from distill.data import task
+from distill.data import joined
+from distill.data.joined import Data
 from distill.data.pictures import ViewRule
 from distill.data.samples import Split
-from distill.data.task import Task
 from distill.evaluation.evaluate import check_classes
 from distill.student.model import Student
 from distill.training.saved_student import load_exported, store_fingerprints, teachers_of
@@ -70,12 +70,12 @@ class RunData:
     """The images of a run, joined again.
 
     Attributes:
-        task: with the store's features if the store is at hand.
+        images: images of the run, joined to its store if that is at hand.
         part: the parts of the run.
         missing: why there is no store; "" if there is one.
     """
 
-    task: Task
+    images: Data
     part: Split
     missing: str
 
@@ -157,7 +157,7 @@ def open_data(run: FinishedRun, *, store: str = "", images: str = "") -> RunData
             raise
         opened, missing = None, str(error)
     if opened is not None and not missing:
-        data = task.prepare(
+        data: Data = joined.prepare(
             source,
             opened,
             config.data,
@@ -167,7 +167,7 @@ def open_data(run: FinishedRun, *, store: str = "", images: str = "") -> RunData
             grid_field=config.grid_field,
         )
     else:
-        data = task.prepare_without_store(source, config.data, run.rule)
+        data = joined.prepare_without_store(source, config.data, run.rule)
     check_classes(data.samples, run.label_names, str(run.folder))
     return RunData(data, data.split(config.seeds[0]), missing)
 

@@ -8,10 +8,10 @@ from dataclasses import dataclass, field
 import numpy as np
 import numpy.typing as npt
 
+from distill.data.joined import Data
 from distill.data.pictures import ViewRule, load
 from distill.data.samples import Samples, Split
 from distill.data.schedule import CANONICAL, Indices, Request
-from distill.data.task import Task
 from distill.export.config import CalibrationConfig
 from distill.student.model import Student
 from featstore.errors import ConfigError
@@ -94,7 +94,7 @@ def _in_turn(labels: npt.NDArray[np.int64], seed: int) -> Indices:
 
 
 def pictures(
-    task: Task, student: Student, indices: Sequence[int] | Indices, *, rule: ViewRule, workers: int
+    data: Data, student: Student, indices: Sequence[int] | Indices, *, rule: ViewRule, workers: int
 ) -> Iterator[Pixels]:
     """Canonical views at the student's size, in order.
 
@@ -104,5 +104,5 @@ def pictures(
     """
     requests = [Request(int(index), CANONICAL, 0, False) for index in indices]
     batches = [requests[start : start + BATCH] for start in range(0, len(requests), BATCH)]
-    for batch in load(task.dataset(student, rule=rule), batches, workers=workers):
+    for batch in load(data.dataset(student, rule=rule), batches, workers=workers):
         yield np.ascontiguousarray(batch.pixels.numpy())

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from distill.data.joined import JoinedData
 from distill.export import card, images, onnx_model, preprocessing, program, qat, timm_folder
 from distill.export.images import Pixels
 from distill.export.parity import Logits, answers, compare, torch_runner
@@ -20,7 +21,7 @@ from featstore.errors import ConfigError
 def make_int8(work: Work, logits: dict[str, Logits]) -> None:
     """Quantise; where too much is lost, fine-tune and quantise again; keep what held-out images prefer."""
     config, data = work.config, work.data
-    drawn = images.draw(data.task.samples, data.part, config.calibration)
+    drawn = images.draw(data.images.samples, data.part, config.calibration)
     work.notes += drawn.notes
     calibration, held_out = work.pixels(drawn.calibration), work.pixels(drawn.held_out)
     path = work.folder / onnx_model.INT8
@@ -45,7 +46,7 @@ def make_int8(work: Work, logits: dict[str, Logits]) -> None:
             "held_out": len(held_out),
             "seed": config.calibration.seed,
             "percentile": config.calibration.percentile,
-            "classes": len(np.unique(data.task.samples.labels[drawn.calibration])),
+            "classes": len(np.unique(data.images.samples.labels[drawn.calibration])),
         },
         "post_training": {
             **taken.describe(), **work.measured(first), "lost_points": lost,
@@ -91,7 +92,7 @@ def finetune_int8(
         (N, K) of the test images; None if the plain int8 file is kept.
     """
     config, data = work.config, work.data
-    if data.missing:
+    if not isinstance(data.images, JoinedData):
         why = f"not fine-tuned: it needs the store that the student was distilled from ({data.missing})"
         if config.qat == "always":
             raise ConfigError(f"--qat always: {why}")
@@ -104,7 +105,8 @@ def finetune_int8(
     try:
         student, short = qat.finetune(
             work.run,
-            data,
+            data.images,
+            data.part,
             config.finetune,
             setting=taken.setting,
             out=work.folder / qat.FOLDER,
@@ -131,7 +133,9 @@ def finetune_int8(
         work.pictures(data.part.test),
         {"int8": onnx_model.runner(scratch, work.spec), "float": torch_runner(student)},
     )
-    shares = agreement_with_teacher(work, held_out, drawn, {"plain": plain, "tuned": scratch})
+    shares = agreement_with_teacher(
+        work, data.images, held_out, drawn, {"plain": plain, "tuned": scratch}
+    )
     better = shares["tuned"] > shares["plain"]
     record["fine_tuned"] = {
         **taken.setting.describe(),
@@ -162,14 +166,12 @@ def finetune_int8(
 
 
 def agreement_with_teacher(
-    work: Work, held_out: Pixels, drawn: images.Draw, files: dict[str, Path]
+    work: Work, joined: JoinedData, held_out: Pixels, drawn: images.Draw, files: dict[str, Path]
 ) -> dict[str, float]:
     """How often int8 files give the answer of the teacher's probe on held-out images: their labels are not used."""
-    task, part = work.data.task, work.data.part
-    assert task.features is not None
     settings = work.run.config
-    probe = task.fit_probe(part, most=settings.eval.probe_rows, seed=settings.seeds[0])
-    teacher = probe.logits(task.features.take(drawn.held_out).numpy()).argmax(1)
+    probe = joined.fit_probe(work.data.part, most=settings.eval.probe_rows, seed=settings.seeds[0])
+    teacher = probe.logits(joined.features.take(drawn.held_out).numpy()).argmax(1)
     batches = (
         held_out[start : start + images.BATCH] for start in range(0, len(held_out), images.BATCH)
     )

@@ -7,9 +7,11 @@ from pathlib import Path
 from typing import Any
 
 from distill.config import DistillConfig
+from distill.data.joined import JoinedData
+from distill.data.samples import Split
 from distill.export.config import FinetuneConfig
 from distill.export.fake_quant import attach, plain_weights
-from distill.export.finished import FinishedRun, RunData
+from distill.export.finished import FinishedRun
 from distill.export.quantise import Setting
 from distill.student.model import Student, build_student
 from distill.training import checkpoint, run_folder
@@ -32,7 +34,7 @@ class QuantisedLoop(Loop):
     def _exported(self) -> Student:
         """The plain student with the trained weights; nothing in it is rounded."""
         trained = super()._exported()
-        plain = build_student(self.config.student, self.task.samples.num_classes, seed=self.seed)
+        plain = build_student(self.config.student, self.data.samples.num_classes, seed=self.seed)
         plain.model.load_state_dict(plain_weights(trained.model))
         return plain.to(self.accelerator.device)
 
@@ -72,7 +74,8 @@ def finetune_config(
 
 def finetune(
     run: FinishedRun,
-    data: RunData,
+    data: JoinedData,
+    part: Split,
     settings: FinetuneConfig,
     *,
     setting: Setting,
@@ -83,7 +86,8 @@ def finetune(
 
     Args:
         run: finished.
-        data: with its store.
+        data: images of the run, joined to its store.
+        part: parts of the run.
         settings: how long, and how fast.
         setting: of int8; decides the steps of the weights.
         out: folder for the short run.
@@ -98,14 +102,14 @@ def finetune(
     config = finetune_config(run, settings, out, workers)
     method, seed = config.methods[0], config.seeds[0]
     folder = run_folder.run_dir(config, method, seed)
-    asked = run_folder.contract(config, method, seed, data.task.fingerprints)
+    asked = run_folder.contract(config, method, seed, data.fingerprints)
     record = run_folder.read_finished(folder, asked)
     if record is None:
         kind = QuantisedLoop if setting.weights == "int7" else FullRangeLoop
         loop = kind(
             config,
-            data.task,
-            data.task.fit_probe(data.part, most=config.eval.probe_rows, seed=seed),
+            data,
+            data.fit_probe(part, most=config.eval.probe_rows, seed=seed),
             method=method,
             seed=seed,
             accelerator=make_accelerator(config, folder),
@@ -117,6 +121,6 @@ def finetune(
         record = loop.finish()
     student = build_student(
         dataclasses.replace(config.student, weights=str(folder / WEIGHTS)),
-        data.task.samples.num_classes,
+        data.samples.num_classes,
     )
     return student.eval(), record

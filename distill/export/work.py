@@ -54,12 +54,12 @@ class Work:
     @property
     def labels(self) -> npt.NDArray[np.int64]:
         """(N,) of the test images."""
-        return self.data.task.samples.labels[self.data.part.test]
+        return self.data.images.samples.labels[self.data.part.test]
 
     def pictures(self, indices: Indices) -> Iterator[Pixels]:
         """Pictures of some samples, batch by batch."""
         return images.pictures(
-            self.data.task, self.run.student, indices, rule=self.run.rule, workers=self.config.workers
+            self.data.images, self.run.student, indices, rule=self.run.rule, workers=self.config.workers
         )  # fmt: skip
 
     def pixels(self, indices: Indices) -> Pixels:

@@ -14,9 +14,9 @@ from PIL import Image
 from scipy.special import logsumexp
 from torch import Tensor
 
+from distill.data.joined import JoinedData
 from distill.data.samples import Samples
 from distill.data.schedule import Indices
-from distill.data.task import Task
 from distill.evaluation.evaluate import Evaluation
 from distill.evaluation.predictions import Predictions
 from distill.measures.feature_similarity import thin_out
@@ -42,7 +42,7 @@ MOST_SHARDS = 10_000
 
 def write(
     folder: Path,
-    task: Task,
+    data: JoinedData,
     test: Indices,
     measured: Evaluation,
     customise: Customise | None = None,
@@ -52,16 +52,16 @@ def write(
 
     Args:
         folder: of the run.
-        task: images and stored features.
+        data: images and stored features.
         test: (N,) indices of the test images in ``Samples``.
         measured: the student on them.
         customise: of a method that adapts the teacher's features to the student.
         device: where that method computes.
     """
-    write_hardest(folder, task.samples, test, measured.predictions)
-    places, features = features_of(task, test, measured, customise, device)
+    write_hardest(folder, data.samples, test, measured.predictions)
+    places, features = features_of(data, test, measured, customise, device)
     write_feature_map(folder, measured.predictions, places, features)
-    write_extraction(folder, task)
+    write_extraction(folder, data)
 
 
 def hardness(answers: Predictions) -> npt.NDArray[np.float64]:
@@ -108,7 +108,7 @@ def thumbnail(data: bytes) -> bytes:
 
 @torch.no_grad()
 def features_of(
-    task: Task,
+    data: JoinedData,
     test: Indices,
     measured: Evaluation,
     customise: Customise | None,
@@ -121,11 +121,10 @@ def features_of(
     """
     rows = thin_out(len(test), MOST_POINTS, seed=0)
     features = {}
-    if task.features is not None:
-        teacher = task.features.take(test[rows.numpy()])
-        features["teacher"] = teacher.numpy()
-        if customise is not None:
-            features["customised"] = customise(teacher.to(device)).float().cpu().numpy()
+    teacher = data.features.take(test[rows.numpy()])
+    features["teacher"] = teacher.numpy()
+    if customise is not None:
+        features["customised"] = customise(teacher.to(device)).float().cpu().numpy()
     features["student"] = measured.features[rows].numpy()
     return rows.tolist(), features
 
@@ -154,9 +153,9 @@ def write_feature_map(
     write_csv(folder / REPORT / FEATURE_MAP, table)
 
 
-def write_extraction(folder: Path, task: Task) -> None:
+def write_extraction(folder: Path, data: JoinedData) -> None:
     """What the stored features cost once, for all runs over them."""
-    stores = [] if task.features is None else [part.store for part in task.features.teachers]
+    stores = [part.store for part in data.features.teachers]
     write_json(folder / REPORT / EXTRACTION, {"stores": [extraction(store) for store in stores]})
 
 

@@ -10,13 +10,9 @@ from typing import TYPE_CHECKING, Any
 from featstore.files.atomic import write_bytes, write_json
 
 if TYPE_CHECKING:
-    import torch
-
-    from distill.data.schedule import Indices
-    from distill.data.task import Task
-    from distill.evaluation.evaluate import Evaluation
-    from distill.reports.page_data import Customise
+    from distill.config import DistillConfig
     from distill.reports.run_files import Row
+    from distill.training.loop import TrainedRun
     from featstore.pages.parts import Page
 
 COLUMNS = (
@@ -91,31 +87,28 @@ def write(
     return files
 
 
-def write_run(
-    folder: Path,
-    task: "Task",
-    test: "Indices",
-    measured: "Evaluation",
-    *,
-    customise: "Customise | None" = None,
-    device: "torch.device | str" = "cpu",
-    say: Say = print,
-) -> None:
-    """Keep what a run's page needs, and draw it. To be called by one process, after run.json was written.
+def page_hook(config: "DistillConfig", say: Say = print) -> "Callable[[TrainedRun], None] | None":
+    """What draws the page of a run when it has ended; None where no page is wanted.
+
+    Runs that only choose settings are many and are measured on the validation part; they get no page.
+    """
+    if not config.report or config.eval.part != "test":
+        return None
+    return lambda run: write_run(run, say=say)
+
+
+def write_run(run: "TrainedRun", *, say: Say = print) -> None:
+    """Keep what a run's page needs, and draw it; called by one process, after run.json was written.
 
     Args:
-        folder: of the run.
-        task: images and stored features.
-        test: (N,) indices of the test images in ``Samples``.
-        measured: the student on them.
-        customise: of a method that adapts stored features (N, D) to the student, (N, C).
-        device: where that method computes.
-        say: told if the page cannot be drawn. A run is never lost to its picture.
+        run: finished run.
+        say: prints a line if the page cannot be drawn; that is no error of the run.
     """
+    folder = run.folder
     try:
         from distill.reports import page_data as keep
 
-        keep.write(folder, task, test, measured, customise, device)
+        keep.write(folder, run.data, run.test, run.evaluation, run.customise, run.device)
         draw_run(folder)
     except Exception as error:
         say(_undrawn(folder, error, folder.parent.parent))

@@ -1,10 +1,11 @@
-"""The one loop for all methods, from a task and the name of a method to an exported, measured student."""
+"""The one loop for all methods, from joined data and the name of a method to an exported, measured student."""
 
 import copy
 import dataclasses
 import importlib.util
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -17,18 +18,17 @@ from torch import Tensor
 from tqdm import tqdm
 
 from distill.config import DistillConfig
+from distill.data.joined import JoinedData
 from distill.data.pictures import Batch, BatchMaker, Changes, Pictures, load
 from distill.data.samples import Split
 from distill.data.schedule import Indices, JointSampler, Plan, Stream, make_plan
-from distill.data.task import Task
 from distill.evaluation import predictions
-from distill.evaluation.evaluate import evaluate, run_student
+from distill.evaluation.evaluate import Evaluation, evaluate, run_student
 from distill.measures.feature_similarity import top1
 from distill.measures.linear_probe import LinearProbe
 from distill.methods import METHODS, Method, Output, Setup, Trainee
 from distill.methods.base import Needs, Part, Side
 from distill.partners import PARTNERS, Partner
-from distill.reports import report
 from distill.student.model import Student, build_student
 from distill.training import checkpoint, run_folder
 from distill.training.optim import Meter, make_optimiser, read_terms
@@ -39,6 +39,31 @@ from featstore.files.atomic import write_bytes, write_json
 
 StepHook = Callable[[int], None]
 """Called with the number of finished optimiser steps, after a checkpoint that is due."""
+
+
+@dataclass(frozen=True)
+class TrainedRun:
+    """A run that has just been measured and written.
+
+    Attributes:
+        folder: folder of the run.
+        data: images and stored features.
+        test: indices of the images it was measured on.
+        evaluation: measurements.
+        customise: maps stored features (B, D) to those made for the student (B, C); None if the method does not.
+        device: device of that mapping.
+    """
+
+    folder: Path
+    data: JoinedData
+    test: Indices
+    evaluation: Evaluation
+    customise: Callable[[Tensor], Tensor] | None
+    device: torch.device
+
+
+FinishHook = Callable[[TrainedRun], None]
+"""Called in the main process after the record of a run was written, for example to draw its page."""
 
 
 def make_accelerator(config: DistillConfig, folder: Path | None = None) -> Accelerator:
@@ -66,22 +91,24 @@ def make_accelerator(config: DistillConfig, folder: Path | None = None) -> Accel
 
 def run(
     config: DistillConfig,
-    task: Task,
+    data: JoinedData,
     probe: LinearProbe,
     *,
     method: str,
     seed: int,
     on_step: StepHook | None = None,
+    on_finish: FinishHook | None = None,
 ) -> dict[str, Any]:
     """Train, export and measure one student; go on from a checkpoint, and skip what is finished.
 
     Args:
         config: of the whole command.
-        task: the checked data.
+        data: the checked data.
         probe: linear probe on the teacher's features of this seed's labelled part.
         method: a key of ``METHODS``.
         seed: of the run.
-        on_step: for tests and callers that watch.
+        on_step: called after every step.
+        on_finish: called once, after the record was written.
 
     Returns:
         The record that is also written to run.json.
@@ -91,9 +118,8 @@ def run(
         TrainingDiverged: a loss term is not finite; names epoch, step and term.
         MissingSamples: an image changed since the store was written.
     """
-    assert task.store is not None
     folder = run_folder.run_dir(config, method, seed)
-    asked = run_folder.contract(config, method, seed, task.fingerprints)
+    asked = run_folder.contract(config, method, seed, data.fingerprints)
     finished = run_folder.read_finished(folder, asked)
     if finished is not None:
         return {**finished, "skipped": True}
@@ -101,7 +127,7 @@ def run(
     accelerator = make_accelerator(config, folder)
     loop = Loop(
         config,
-        task,
+        data,
         probe,
         method=method,
         seed=seed,
@@ -112,7 +138,7 @@ def run(
     loop.start(saved)
     try:
         loop.train(on_step)
-        return loop.finish()
+        return loop.finish(on_finish)
     finally:
         for tracker in accelerator.trackers:
             tracker.finish()
@@ -125,7 +151,7 @@ class Loop:
     def __init__(
         self,
         config: DistillConfig,
-        task: Task,
+        data: JoinedData,
         probe: LinearProbe,
         *,
         method: str,
@@ -134,19 +160,19 @@ class Loop:
         folder: Path,
         asked: run_folder.Contract,
     ) -> None:
-        self.config, self.task, self.probe, self.seed = config, task, probe, seed
+        self.config, self.data, self.probe, self.seed = config, data, probe, seed
         self.method_name, self.folder, self.contract = method, folder, asked
         self.name = run_folder.run_name(config, method)
         self.accelerator = accelerator
-        self.part: Split = task.split(seed, measured=config.eval.part)
-        self.picker = task.picker(seed)
+        self.part: Split = data.split(seed, measured=config.eval.part)
+        self.picker = data.picker(seed)
         partner = PARTNERS.get(config.partner)
         self.needs: Needs = METHODS[method].needs(config)
         if partner is not None:
             self.needs |= partner.needs(config)
         self.strong = partner.strong_views(config) if partner is not None else 0
         self.plan = self._plan()
-        self.cache = task.cache(config.data.cache_mb)
+        self.cache = data.cache(config.data.cache_mb)
         # The student comes first after seeding, so that all methods start from the same weights.
         set_seed(seed)
         self.student: Student = self._build_student()
@@ -171,7 +197,7 @@ class Loop:
         self.log = run_folder.MetricsLog(folder / "metrics.jsonl", keep=0, enabled=False)
 
     def _build_student(self) -> Student:
-        return build_student(self.config.student, self.task.samples.num_classes, seed=self.seed)
+        return build_student(self.config.student, self.data.samples.num_classes, seed=self.seed)
 
     def _plan(self) -> Plan:
         return make_plan(
@@ -183,14 +209,13 @@ class Loop:
         )
 
     def _setup(self) -> Setup:
-        assert self.task.features is not None
         return Setup(
             config=self.config,
             seed=self.seed,
-            samples=self.task.samples,
+            samples=self.data.samples,
             split=self.part,
-            features=self.task.features,
-            grid=self.task.grid if self.needs.grid else None,
+            features=self.data.features,
+            grid=self.data.grid if self.needs.grid else None,
             picker=self.picker,
             probe=self.probe,
             student=self.student,
@@ -217,7 +242,7 @@ class Loop:
 
     def _predict(self, indices: Indices) -> tuple[Tensor, Tensor]:
         return run_student(
-            self.task,
+            self.data,
             self._folded(self.trainee),
             indices,
             settings=self.config.eval,
@@ -270,7 +295,7 @@ class Loop:
         """Train to the end. Trained here: the trainee (student and its projections). Methods train the rest."""
         began = time.monotonic() - self.seconds
         pictures = self._pictures()
-        maker = self.task.maker(
+        maker = self.data.stored_maker(
             self.student, self.accelerator.device, vector=self.needs.vector, grid=self.needs.grid
         )
         images = (self.plan.labelled + self.plan.unlabelled) * self.plan.pieces
@@ -324,7 +349,7 @@ class Loop:
             stop=self.total_steps,
             strong=self.strong,
         )
-        dataset = self.task.dataset(
+        dataset = self.data.dataset(
             self.student, changes=Changes(self.config.data), cache=self.cache
         )
         return load(dataset, sampler, workers=self.config.train.workers)
@@ -431,7 +456,7 @@ class Loop:
 
     def _test_top1(self) -> float:
         _, logits = run_student(
-            self.task,
+            self.data,
             self._exported(),
             self.part.test,
             settings=self.config.eval,
@@ -439,7 +464,7 @@ class Loop:
             accelerator=self.accelerator,
             cache=self.cache,
         )
-        return top1(logits, torch.from_numpy(self.task.samples.labels[self.part.test]))
+        return top1(logits, torch.from_numpy(self.data.samples.labels[self.part.test]))
 
     def _exported(self) -> Student:
         """The student that counts: the moving average if there is one, with what the method folds into it."""
@@ -507,11 +532,11 @@ class Loop:
         looks = self.needs.vector or self.needs.grid
         return self.step * (self.plan.labelled + self.plan.unlabelled) * self.plan.pieces * looks
 
-    def finish(self) -> dict[str, Any]:
+    def finish(self, on_finish: FinishHook | None = None) -> dict[str, Any]:
         """Export the student, measure it, and write the record that marks the run as finished."""
         student = self._exported()
         measured = evaluate(
-            self.task,
+            self.data,
             student,
             self.part,
             settings=self.config.eval,
@@ -540,20 +565,20 @@ class Loop:
             "contract": self.contract,
         }
         if self.accelerator.is_main_process:
-            save_student(self.folder, student, config=self.config.student, task=self.task)
+            save_student(self.folder, student, config=self.config.student, data=self.data)
             write_json(self.folder / "evaluation.json", result)
             predictions.write(self.folder, measured.predictions)
             write_json(self.folder / "run.json", record)
-            # Runs that only choose settings are many, and nobody looks at them.
-            if self.config.report and self.config.eval.part == "test":
-                report.write_run(
-                    self.folder,
-                    self.task,
-                    self.part.test,
-                    measured,
-                    customise=self.method.customiser(),
-                    device=self.accelerator.device,
-                    say=self.accelerator.print,
+            if on_finish is not None:
+                on_finish(
+                    TrainedRun(
+                        self.folder,
+                        self.data,
+                        self.part.test,
+                        measured,
+                        self.method.customiser(),
+                        self.accelerator.device,
+                    )
                 )
         self.accelerator.wait_for_everyone()
         return record

@@ -11,7 +11,7 @@ def run(config: DistillConfig) -> list[dict[str, object]]:
     Raises:
         FeatstoreError: something the user can mend; a run that was stopped goes on with the same command.
     """
-    from distill.data import task
+    from distill.data import joined
     from distill.reports import report
     from distill.student.model import build_student
     from distill.training import loop
@@ -24,7 +24,7 @@ def run(config: DistillConfig) -> list[dict[str, object]]:
 
     # Checked against each other before any training: store, field, views, images, labels.
     store = FeatureStore.open(config.store)
-    data = task.prepare(
+    data = joined.prepare(
         open_source(config.source),
         store,
         config.data,
@@ -43,7 +43,8 @@ def run(config: DistillConfig) -> list[dict[str, object]]:
     )
     say(f"out       {config.out}")
     notes = data.samples.notes + student.notes
-    probes = task.Probes(data, config.eval)
+    probes = joined.Probes(data, config.eval)
+    draw = report.page_hook(config, say)
 
     records = []
     for seed in config.seeds:
@@ -57,7 +58,7 @@ def run(config: DistillConfig) -> list[dict[str, object]]:
         )
         for method in config.methods:
             # Trained: the student and projections. Frozen: the stored features. See distill/methods/.
-            record = loop.run(config, data, probes(seed), method=method, seed=seed)
+            record = loop.run(config, data, probes(seed), method=method, seed=seed, on_finish=draw)
             how = "finished before" if record.get("skipped") else f"{record['seconds']:.1f} s"
             say(
                 f"  {record['method']:<10} {config.eval.part} top-1 {100 * record['top1']:.1f} %   ({how})"

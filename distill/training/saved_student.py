@@ -8,9 +8,9 @@ from safetensors.torch import save
 from torch import nn
 
 from distill.config import StudentConfig
+from distill.data.joined import Data, JoinedData
 from distill.data.samples import Samples
 from distill.data.stored_features import StoredField
-from distill.data.task import Task
 from distill.student.model import Student, build_student
 from featstore.errors import ConfigError
 from featstore.files.atomic import write_bytes, write_json
@@ -19,10 +19,10 @@ WEIGHTS = "student.safetensors"
 CONFIG = "config.json"
 
 
-def save_student(folder: Path, student: Student, *, config: StudentConfig, task: Task) -> None:
+def save_student(folder: Path, student: Student, *, config: StudentConfig, data: Data) -> None:
     """Write the student; nothing of the training (projections, probes, wrappers) is in it."""
     write_bytes(folder / WEIGHTS, save(plain_state(student.model)))
-    write_json(folder / CONFIG, describe(student, config, task.samples, task))
+    write_json(folder / CONFIG, describe(student, config, data.samples, data))
 
 
 def plain_state(model: nn.Module) -> dict[str, Any]:
@@ -33,7 +33,7 @@ def plain_state(model: nn.Module) -> dict[str, Any]:
 
 
 def describe(
-    student: Student, config: StudentConfig, samples: Samples, task: Task
+    student: Student, config: StudentConfig, samples: Samples, data: Data
 ) -> dict[str, Any]:
     """What a user of the model must know; the first keys are those of a timm model folder."""
     values: dict[str, Any] = {
@@ -46,11 +46,11 @@ def describe(
             "size": list(student.input_size),
             "mean": list(student.mean),
             "std": list(student.std),
-            "region": task.rule.describe(),
+            "region": data.rule.describe(),
         },
     }
-    if task.features is not None:
-        values["teachers"] = [describe_teacher(stored) for stored in task.features.teachers]
+    if isinstance(data, JoinedData):
+        values["teachers"] = [describe_teacher(stored) for stored in data.features.teachers]
         # The first alone as well: it decides what the student is shown.
         values["teacher"] = values["teachers"][0]
     return values

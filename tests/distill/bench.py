@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from distill.config import DistillConfig
-from distill.data import task
+from distill.data import joined
 from distill.data.pictures import Batch
 from distill.data.schedule import Indices, ViewPicker
 from distill.losses import IGNORE
@@ -18,10 +18,9 @@ from featstore.sources import open_source
 
 def make_setup(config: DistillConfig, seed: int = 0, *, grid: bool = False) -> Setup:
     """What the loop would hand to a method; pictures are random, but the same for the same image."""
-    data = task.prepare(
+    data = joined.prepare(
         open_source(config.source), FeatureStore.open(config.store), config.data, config.field
     )
-    assert data.features is not None
     part = data.split(seed)
     student = build_student(config.student, data.samples.num_classes)
     return Setup(

@@ -10,9 +10,9 @@ import torch
 import yaml
 
 from benchmarks import views
-from benchmarks._live import FreshPicker, LiveInTraining, fresh_rule, live_task, same_teacher
+from benchmarks._live import FreshPicker, LiveInTraining, fresh_rule, live_data, same_teacher
 from distill.config import DataConfig
-from distill.data import task
+from distill.data import joined
 from distill.data.schedule import JointSampler, Plan, Stream
 from featstore import FeatureStore
 from featstore.cli.recipe import parse
@@ -112,13 +112,12 @@ def test_fresh_views_never_come_back(recipe: tuple[ExtractConfig, Path]) -> None
     store = FeatureStore.open(config.store.path)
     source = open_source(SourceConfig(kind="folder", path=config.source.path))
     settings = DataConfig(labels_per_class=4, unlabelled=["train/*"], seeded=2)
-    data = task.prepare(source, store, settings, "cls")
-    assert data.features is not None
+    data = joined.prepare(source, store, settings, "cls")
     teacher = same_teacher(config.teacher, store, ["cls"], torch.device("cpu"))
-    live = live_task(
+    live = live_data(
         data,
         [teacher],
-        kind=views.FreshTask,
+        kind=views.FreshData,
         features=LiveInTraining,
         rule=fresh_rule(data.rule, 5),
     )

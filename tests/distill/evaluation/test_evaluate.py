@@ -13,7 +13,7 @@ from sklearn.metrics import balanced_accuracy_score, confusion_matrix, log_loss
 from sklearn.neighbors import KNeighborsClassifier
 
 from distill.config import EvalConfig, EvaluateConfig
-from distill.data import task
+from distill.data import joined
 from distill.evaluation import predictions
 from distill.evaluation.evaluate import Evaluation, corruption_names, evaluate
 from distill.measures.metrics import accuracy, agreement, calibration, feature_quality
@@ -208,10 +208,10 @@ def test_pickled_predictions_are_refused(tmp_path: Path) -> None:
 # --- a whole evaluation --------------------------------------------------------------------------------------------
 
 
-def measured(make_config: MakeConfig, **changes: object) -> tuple[Evaluation, task.Task]:
+def measured(make_config: MakeConfig, **changes: object) -> tuple[Evaluation, joined.JoinedData]:
     """An untrained student on the tiny store."""
     config = make_config(**changes)
-    data = task.prepare(
+    data = joined.prepare(
         open_source(config.source), FeatureStore.open(config.store), config.data, config.field
     )
     part = data.split(0)

@@ -312,8 +312,8 @@ def test_runs_share_what_is_read_and_decoded(write: Write, monkeypatch: pytest.M
         "seeds: [0]\nvariants: {labels: {methods: [labels]}, kd: {methods: [kd]}, "
         "fewer: {methods: [kd], data.labels_per_class: 2}}\n"
     )
+    from distill.data import joined
     from distill.data import pictures as data
-    from distill.data import task
 
     count = {"join": 0, "decode": 0, "probe": 0}
 
@@ -324,9 +324,9 @@ def test_runs_share_what_is_read_and_decoded(write: Write, monkeypatch: pytest.M
 
         return call
 
-    monkeypatch.setattr(task, "join", counted("join", task.join))
+    monkeypatch.setattr(joined, "join", counted("join", joined.join))
     monkeypatch.setattr(data, "decode_image", counted("decode", data.decode_image))
-    monkeypatch.setattr(task, "fit_probe", counted("probe", task.fit_probe))
+    monkeypatch.setattr(joined, "fit_probe", counted("probe", joined.fit_probe))
     assert start(path) == 0
     assert count["join"] == 1
     assert count["probe"] == 2

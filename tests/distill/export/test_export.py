@@ -14,7 +14,7 @@ from PIL import Image
 from torch import nn
 
 from distill.config import DistillConfig, StudentConfig, TeacherConfig
-from distill.data import task
+from distill.data import joined
 from distill.data.pictures import ViewRule
 from distill.data.samples import Samples, Split
 from distill.export import (
@@ -329,7 +329,7 @@ def test_all_teachers_are_described(make_config: MakeConfig, images: Path, tmp_p
     second = write_store(tmp_path / "second", source, weights="1" * 64)
     config = make_config(teachers=[TeacherConfig(store=str(second.path), weight=0.5)])
     first = FeatureStore.open(config.store)
-    data = task.prepare(source, first, config.data, config.field, teachers=config.teachers)
+    data = joined.prepare(source, first, config.data, config.field, teachers=config.teachers)
     student = build_student(config.student, data.samples.num_classes)
     found = describe(student, config.student, data.samples, data)
     assert store_fingerprints(found) == [first.fingerprint, second.fingerprint] == data.fingerprints

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from distill.config import DistillConfig
-from distill.data import task
+from distill.data import joined
 from distill.losses.logits import dist, dkd, kd_kl, logit_mse, target_classes
 from distill.measures.linear_probe import fit_probe
 from distill.methods.base import Needs
@@ -379,7 +379,7 @@ def test_only_what_a_term_needs_is_built(make_config: MakeConfig) -> None:
 def exported(config: DistillConfig, method: str) -> bytes:
     """Weights of a short run of one method."""
     config = dataclasses.replace(config, out=f"{config.out}-{method}")
-    data = task.prepare(
+    data = joined.prepare(
         open_source(config.source), FeatureStore.open(config.store), config.data, config.field
     )
     probe = data.fit_probe(data.split(0), most=1000, seed=0)

@@ -17,14 +17,14 @@ from safetensors.torch import save_file
 from benchmarks._live import (
     TOLERANCE,
     TOLERATED_STEPS,
-    LiveTask,
+    LiveData,
     largest_difference,
-    live_task,
+    live_data,
     logged_losses,
 )
 from distill.config import DistillConfig
 from distill.config import TeacherConfig as FurtherTeacher
-from distill.data import task
+from distill.data import joined
 from distill.training import loop as train
 from featstore import FeatureStore
 from featstore.extraction.config import ExtractConfig, StoreConfig, TeacherConfig, ViewsConfig
@@ -113,7 +113,7 @@ def make_store(
 
 def losses(config: DistillConfig, method: str, live: Sequence[Teacher] = ()) -> Losses:
     """Every logged loss term of a run, in order; with teachers, nothing is read from a store but its manifest."""
-    data = task.prepare(
+    data = joined.prepare(
         open_source(config.source),
         FeatureStore.open(config.store),
         config.data,
@@ -122,7 +122,7 @@ def losses(config: DistillConfig, method: str, live: Sequence[Teacher] = ()) -> 
         teachers=config.teachers,
     )
     if live:
-        data = live_task(data, live, kind=LiveTask)
+        data = live_data(data, live, kind=LiveData)
     probe = data.fit_probe(data.split(0), most=1000, seed=0)
     train.run(config, data, probe, method=method, seed=0)
     return logged_losses(Path(config.out) / method / "seed0")

@@ -17,7 +17,7 @@ import yaml
 from safetensors.torch import load_file
 
 from distill.config import DistillConfig
-from distill.data import task
+from distill.data import joined
 from distill.measures.linear_probe import LinearProbe
 from distill.methods.labels import Labels
 from distill.training import loop as train
@@ -35,9 +35,9 @@ class Stop(Exception):
     """Ends a run from inside."""
 
 
-def prepared(config: DistillConfig) -> tuple[task.Task, LinearProbe]:
+def prepared(config: DistillConfig) -> tuple[joined.JoinedData, LinearProbe]:
     """The task of a run with seed 0, and the teacher's probe."""
-    data = task.prepare(
+    data = joined.prepare(
         open_source(config.source), FeatureStore.open(config.store), config.data, config.field
     )
     return data, data.fit_probe(data.split(0), most=1000, seed=0)
@@ -105,13 +105,13 @@ import os, signal, sys
 sys.path.insert(0, {root!r})
 from pathlib import Path
 from distill.training import loop as train
-from distill.data import task
+from distill.data import joined
 from featstore import FeatureStore
 from featstore.sources import open_source
 from jsonargparse import auto_cli
 from distill.config import DistillConfig
 config = auto_cli(DistillConfig, args=["--config", sys.argv[1]])
-data = task.prepare(open_source(config.source), FeatureStore.open(config.store), config.data, config.field)
+data = joined.prepare(open_source(config.source), FeatureStore.open(config.store), config.data, config.field)
 probe = data.fit_probe(data.split(0), most=1000, seed=0)
 kill = lambda step: os.kill(os.getpid(), signal.SIGKILL) if step == 5 else None
 train.run(config, data, probe, method="customkd", seed=0, on_step=kill)

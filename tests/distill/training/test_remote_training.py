@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from distill.config import DistillConfig
-from distill.data import task
+from distill.data import joined
 from distill.experiments.cost import store_cost
 from distill.training import loop as train
 from featstore import FeatureStore
@@ -20,7 +20,7 @@ from tests.distill.conftest import MakeConfig
 def run(config: DistillConfig) -> Path:
     """One run; returns its folder."""
     store = FeatureStore.open(config.store)
-    data = task.prepare(open_source(config.source), store, config.data, config.field)
+    data = joined.prepare(open_source(config.source), store, config.data, config.field)
     probe = data.fit_probe(data.split(0), most=1000, seed=0)
     train.run(config, data, probe, method="customkd", seed=0)
     return Path(config.out) / "customkd" / "seed0"

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from distill.config import TeacherConfig
-from distill.data.task import Task, prepare
+from distill.data.joined import JoinedData, prepare
 from distill.training import run_folder as runs
 from featstore import FeatureStore
 from featstore.errors import ConfigError, StoreNotFound, ViewMismatch
@@ -15,7 +15,7 @@ from tests.distill.conftest import MakeConfig
 from tests.distill.stores import WIDTH, write_store
 
 
-def task_of(make_config: MakeConfig, **changes: object) -> Task:
+def data_of(make_config: MakeConfig, **changes: object) -> JoinedData:
     """As ``pipelines/distill.py`` prepares it."""
     config = make_config(**changes)
     return prepare(
@@ -46,18 +46,17 @@ def test_a_further_teacher(
 ) -> None:
     """Vectors lie side by side; a region cut otherwise is a note, an unusable image is left out of all."""
     teachers = [TeacherConfig(store=str(other.path), field="pixels", weight=0.5)]
-    task = task_of(make_config, teachers=teachers, teacher_weight=2.0)
-    assert task.features is not None
-    assert task.features.width == WIDTH + 192
-    assert [item.weight for item in task.features.teachers] == [2.0, 0.5]
-    assert task.fingerprints == [store.fingerprint, other.fingerprint]
-    assert "train/left/000.png" not in task.samples.ids
-    notes = [note for note in task.samples.notes if "shown the first store's region" in note]
+    data = data_of(make_config, teachers=teachers, teacher_weight=2.0)
+    assert data.features.width == WIDTH + 192
+    assert [item.weight for item in data.features.teachers] == [2.0, 0.5]
+    assert data.fingerprints == [store.fingerprint, other.fingerprint]
+    assert "train/left/000.png" not in data.samples.ids
+    notes = [note for note in data.samples.notes if "shown the first store's region" in note]
     assert len(notes) == 1
     assert "0.8" in notes[0]
-    assert task.rule.crop_pct == 0.9
-    probe = task.fit_probe(task.split(0), most=100, seed=0)
-    assert probe.logits(task.features.take(np.arange(3)).numpy()).shape == (3, 3)
+    assert data.rule.crop_pct == 0.9
+    probe = data.fit_probe(data.split(0), most=100, seed=0)
+    assert probe.logits(data.features.take(np.arange(3)).numpy()).shape == (3, 3)
 
 
 def test_the_contract_of_a_run_names_every_store(
@@ -66,8 +65,8 @@ def test_the_contract_of_a_run_names_every_store(
     """Other teachers, weights or fields make another run; of one teacher nothing is added."""
     teachers = [TeacherConfig(store=str(other.path), weight=0.5)]
     config = make_config(teachers=teachers)
-    task = task_of(make_config, teachers=teachers)
-    found = runs.contract(config, "customkd", 0, task.fingerprints)
+    data = data_of(make_config, teachers=teachers)
+    found = runs.contract(config, "customkd", 0, data.fingerprints)
     assert found["teachers"] == [
         {"field": "cls", "weight": 0.5, "store_fingerprint": other.fingerprint}
     ]
@@ -76,11 +75,11 @@ def test_the_contract_of_a_run_names_every_store(
         {"teachers": teachers, "teacher_weight": 2.0},
         {"teachers": teachers, "grid_field": "grid2"},
     ):
-        assert runs.contract(make_config(**changes), "customkd", 0, task.fingerprints) != found
-    alone = runs.contract(make_config(), "customkd", 0, task_of(make_config).fingerprints)
+        assert runs.contract(make_config(**changes), "customkd", 0, data.fingerprints) != found
+    alone = runs.contract(make_config(), "customkd", 0, data_of(make_config).fingerprints)
     assert "teachers" not in alone
     assert alone == runs.contract(
-        make_config(teacher_weight=3.0), "customkd", 0, task_of(make_config).fingerprints
+        make_config(teacher_weight=3.0), "customkd", 0, data_of(make_config).fingerprints
     )
 
 
@@ -98,8 +97,8 @@ def test_a_further_store_that_does_not_fit(
         (TeacherConfig(store=str(crops.path)), ViewMismatch, "different crops"),
     ):
         with pytest.raises(error, match=message):
-            task_of(make_config, teachers=[teacher])
-    canonical = task_of(
+            data_of(make_config, teachers=[teacher])
+    canonical = data_of(
         make_config, teachers=[TeacherConfig(store=str(crops.path))], data__views="canonical"
     )
     assert canonical.columns == [0]
@@ -107,7 +106,7 @@ def test_a_further_store_that_does_not_fit(
 
 def test_grids_are_looked_for_when_they_are_needed(make_config: MakeConfig) -> None:
     """A wrong name is no concern of a method that needs no grid."""
-    assert task_of(make_config).grid.field == "grid2"
-    task = task_of(make_config, grid_field="grid9")
+    assert data_of(make_config).grid.field == "grid2"
+    data = data_of(make_config, grid_field="grid9")
     with pytest.raises(ConfigError, match="grid9"):
-        _ = task.grid
+        _ = data.grid

@@ -1,4 +1,4 @@
-"""What all runs of one command share: the checked store, the joined images, the views in use, the teacher's probe."""
+"""What all runs of one command share: checked store, joined images, views in use, the teacher's probe."""
 
 import dataclasses
 from collections.abc import Sequence
@@ -13,7 +13,7 @@ from distill.data.pictures import BatchMaker, Changes, PictureCache, ViewDataset
 from distill.data.samples import Samples, Split, join, match_views, split
 from distill.data.schedule import Indices, ViewPicker, allowed_columns
 from distill.data.stored_features import Features, Grid, StoredField, check_vector, reference_column
-from distill.measures.feature_similarity import thin_out, top1
+from distill.measures.feature_similarity import thin_out
 from distill.measures.linear_probe import LinearProbe, fit_probe
 from distill.student.model import Student
 from featstore import FeatureStore
@@ -21,59 +21,33 @@ from featstore.errors import ConfigError
 from featstore.sources.base import Source
 
 
-@dataclass(frozen=True)
-class Task:
-    """Images with labels, and, with a store, what the teacher says of them.
+@dataclass(frozen=True, kw_only=True)
+class Data:
+    """Images and what is known of them; without a store this is enough to measure a student.
 
     Attributes:
-        store: the feature store; None to measure a student alone.
-        samples: the images that take part.
-        features: their stored features; None without a store.
-        rule: how the teacher's regions are cut.
-        columns: of the view axis that training picks from.
-        data: the settings behind it.
-        grid_field: the store's field with patch grids; "" takes the largest when a method needs one.
-        caches: decoded views by the megabytes they may take, see ``cache``.
+        samples: Images that take part.
+        rule: How the student's region of an image is cut.
+        settings: Settings that selected the images.
+        caches: Decoded views by the megabytes they may take, see ``cache``.
     """
 
-    store: FeatureStore | None
     samples: Samples
-    features: Features | None
     rule: ViewRule
-    columns: list[int]
-    data: DataConfig
-    grid_field: str = ""
+    settings: DataConfig
     caches: dict[int, PictureCache] = dataclasses.field(default_factory=dict)
-
-    @property
-    def grid(self) -> Grid:
-        """Their stored patch grids, of the teacher that made the vectors.
-
-        Raises:
-            ConfigError: the store has none, or not the one that was asked for.
-        """
-        assert self.store is not None
-        assert self.features is not None
-        teacher = self.store.manifest.fields[self.features.field].teacher
-        return Grid(self.store, self.grid_field, self.samples, teacher=teacher)
-
-    @property
-    def fingerprints(self) -> list[str]:
-        """Of the store, then of the further teachers' stores; see ``Manifest.fingerprint``."""
-        assert self.features is not None
-        return [teacher.store.fingerprint for teacher in self.features.teachers]
 
     def split(self, seed: int, *, measured: Literal["test", "validation"] = "test") -> Split:
         """The parts of one run.
 
         Args:
-            seed: of the run.
-            measured: what takes the place of the test part.
+            seed: Seed of the run; decides which labels are drawn.
+            measured: Part that takes the place of the test part.
 
         Raises:
-            ConfigError: see ``join.split``; or there is no validation part.
+            ConfigError: see ``samples.split``; or there is no validation part.
         """
-        part = split(self.samples, self.data, seed)
+        part = split(self.samples, self.settings, seed)
         if measured == "test":
             return part
         if not len(part.validation):
@@ -82,25 +56,8 @@ class Task:
             )
         return dataclasses.replace(part, test=part.validation)
 
-    def fit_probe(self, part: Split, *, most: int, seed: int) -> LinearProbe:
-        """Fit a linear probe on the stored features of the labelled part (reference view)."""
-        assert self.features is not None
-        chosen = few(part.labelled, most, seed)
-        feature = self.features.take(chosen).numpy()
-        return fit_probe(feature, self.samples.labels[chosen], num_classes=self.samples.num_classes)
-
-    def probe_top1(self, probe: LinearProbe, part: Split) -> float:
-        """Accuracy of that probe on the test part: what the teacher itself reaches with the same labels."""
-        assert self.features is not None
-        logits = torch.from_numpy(probe.logits(self.features.take(part.test).numpy()))
-        return top1(logits, torch.from_numpy(self.samples.labels[part.test]))
-
-    def picker(self, seed: int) -> ViewPicker:
-        """Which of the views in use is shown in which pass of one run."""
-        return ViewPicker(self.columns, self.samples.stored_ids, seed=seed)
-
     def cache(self, megabytes: int) -> PictureCache:
-        """Decoded views that all runs over this task share, as far as they load in one process."""
+        """Decoded views that all runs over these images share, as far as they load in one process."""
         return self.caches.setdefault(megabytes, PictureCache(megabytes))
 
     def dataset(
@@ -111,7 +68,7 @@ class Task:
         cache: PictureCache | None = None,
         rule: ViewRule | None = None,
     ) -> ViewDataset:
-        """Pictures at the student's size; ``rule`` replaces the task's."""
+        """Pictures at the student's size; ``rule`` replaces that of the data."""
         return ViewDataset(
             self.samples,
             rule or self.rule,
@@ -120,10 +77,56 @@ class Task:
             cache=cache,
         )
 
-    def maker(
-        self, student: Student, device: torch.device, *, vector: bool = False, grid: bool = False
+    def maker(self, student: Student, device: torch.device) -> BatchMaker:
+        """Batches with the student's normalisation; no stored features."""
+        return BatchMaker(self.samples, mean=student.mean, std=student.std, device=device)
+
+
+@dataclass(frozen=True, kw_only=True)
+class JoinedData(Data):
+    """Images joined to the rows of a feature store.
+
+    Attributes:
+        store: Feature store of the first teacher.
+        features: Stored features of the samples.
+        columns: Columns of the view axis that training picks from.
+        grid_field: Field with patch grids; "" takes the largest when a method needs one.
+    """
+
+    store: FeatureStore
+    features: Features
+    columns: list[int]
+    grid_field: str = ""
+
+    @property
+    def grid(self) -> Grid:
+        """Stored patch grids of the samples, by the teacher that made the vectors.
+
+        Raises:
+            ConfigError: the store has none, or not the one that was asked for.
+        """
+        teacher = self.store.manifest.fields[self.features.field].teacher
+        return Grid(self.store, self.grid_field, self.samples, teacher=teacher)
+
+    @property
+    def fingerprints(self) -> list[str]:
+        """Fingerprints of the store, then of the further teachers' stores; see ``Manifest.fingerprint``."""
+        return [teacher.store.fingerprint for teacher in self.features.teachers]
+
+    def fit_probe(self, part: Split, *, most: int, seed: int) -> LinearProbe:
+        """Fit a linear probe on the stored features of the labelled part (reference view)."""
+        chosen = few(part.labelled, most, seed)
+        feature = self.features.take(chosen).numpy()
+        return fit_probe(feature, self.samples.labels[chosen], num_classes=self.samples.num_classes)
+
+    def picker(self, seed: int) -> ViewPicker:
+        """Which of the views in use is shown in which pass of one run."""
+        return ViewPicker(self.columns, self.samples.stored_ids, seed=seed)
+
+    def stored_maker(
+        self, student: Student, device: torch.device, *, vector: bool, grid: bool
     ) -> BatchMaker:
-        """Batches with the student's normalisation, and what is stored of the images."""
+        """Batches with the student's normalisation, and the stored features of the same views."""
         return BatchMaker(
             self.samples,
             self.features if vector else None,
@@ -143,7 +146,7 @@ def prepare(
     weight: float = 1.0,
     teachers: Sequence[TeacherConfig] = (),
     grid_field: str = "",
-) -> Task:
+) -> JoinedData:
     """Check the settings against the stores and join images and rows, before anything is trained.
 
     Args:
@@ -179,7 +182,15 @@ def prepare(
     rule = ViewRule.of_store(store, field)
     samples.notes.extend(region_notes(rule, others))
     features = Features(store, field, samples, weight=weight, others=others)
-    return Task(store, samples, features, rule, columns, data, grid_field)
+    return JoinedData(
+        samples=samples,
+        rule=rule,
+        settings=data,
+        store=store,
+        features=features,
+        columns=columns,
+        grid_field=grid_field,
+    )
 
 
 def region_notes(rule: ViewRule, others: Sequence[StoredField]) -> list[str]:
@@ -197,13 +208,13 @@ def region_notes(rule: ViewRule, others: Sequence[StoredField]) -> list[str]:
     return notes
 
 
-def prepare_without_store(source: Source, data: DataConfig, rule: ViewRule) -> Task:
+def prepare_without_store(source: Source, data: DataConfig, rule: ViewRule) -> Data:
     """Join nothing: images and the source's own labels, to measure a student where no store is at hand.
 
     Raises:
         ConfigError: patterns that match nothing, or no labels.
     """
-    return Task(None, join(source, None, data), None, rule, [], data)
+    return Data(samples=join(source, None, data), rule=rule, settings=data)
 
 
 def few(members: Indices, most: int, seed: int) -> Indices:
@@ -215,9 +226,9 @@ def few(members: Indices, most: int, seed: int) -> Indices:
 class Probes:
     """The teacher's probe of every seed, fitted once however many methods use it."""
 
-    def __init__(self, task: Task, settings: EvalConfig) -> None:
+    def __init__(self, data: JoinedData, settings: EvalConfig) -> None:
         self._fit: Any = lru_cache(maxsize=None)(
-            lambda seed: task.fit_probe(task.split(seed), most=settings.probe_rows, seed=seed)
+            lambda seed: data.fit_probe(data.split(seed), most=settings.probe_rows, seed=seed)
         )
 
     def __call__(self, seed: int) -> LinearProbe:
