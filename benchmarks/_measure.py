@@ -16,6 +16,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from featstore.text import columns
+
 Step = Callable[[int], object]
 """One unit of work; its argument is a running number, from 0, which says e.g. which batch to read."""
 
@@ -138,18 +140,8 @@ def batch_memory(shape: Sequence[int], dtype: npt.DTypeLike) -> npt.NDArray[Any]
 
 
 def print_table(title: str, head: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
-    """Print rows in columns; the first column is left-aligned, the others too, two spaces apart."""
-    texts = [[str(cell) for cell in row] for row in (head, *rows)]
-    widths = [max(len(row[i]) for row in texts) for i in range(len(head))]
-    lines = [
-        "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True))
-        for row in texts
-    ]
-    print(f"\n{title}")
-    print(lines[0].rstrip())
-    print("-" * (sum(widths) + 2 * (len(widths) - 1)))
-    for line in lines[1:]:
-        print(line.rstrip(), flush=True)
+    """Print a heading and rows in columns."""
+    print(f"\n{title}\n{columns([head, *rows])}", flush=True)
 
 
 def _short(value: float) -> str:

@@ -76,11 +76,11 @@ from featstore.errors import FeatstoreError
 from featstore.extraction.config import ExtractConfig
 from featstore.extraction.teachers import Teacher
 from featstore.files.atomic import write_bytes, write_json
-from featstore.files.disk import format_bytes
 from featstore.format.views import View, ViewSet
 from featstore.planning.costs import stored_bytes
 from featstore.sources import open_source
 from featstore.sources.config import require
+from featstore.text import format_bytes
 
 RECIPES = Path(__file__).resolve().parents[1] / "pipelines" / "recipes" / "digits"
 SETTINGS = (

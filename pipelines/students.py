@@ -58,6 +58,7 @@ def main(
     from distill.students import page, tables
     from distill.students.measure import measure_students
     from featstore.files.machine import cores
+    from featstore.text import columns
 
     require_installed()
     experiment = read_experiment(path, flags)
@@ -78,7 +79,7 @@ def main(
         rounds=rounds,
     )
     files = [*tables.write(agenda.out, choice, cost), page.write(agenda.out, choice, cost)]
-    print(f"\n{tables.plain(tables.cells(choice))}\n")
+    print(f"\n{columns(tables.cells(choice))}\n")
     print("\n".join([tables.finding(choice), *tables.notes(choice, cost)]))
     print("files: " + ", ".join(str(item) for item in files))
     for failure in failures:

@@ -17,6 +17,7 @@ from distill.reports.report import draw_comparison
 from featstore.errors import ConfigError, FeatstoreError
 from featstore.files.atomic import make_folder
 from featstore.files.locks import LOCK_NAME, FileLock
+from featstore.text import columns
 
 if TYPE_CHECKING:
     from distill.experiments.worker import Workshop
@@ -203,4 +204,4 @@ def report(agenda: Agenda, say: Say = tqdm.write) -> tuple[str, list[str], list[
         for result in results
         for seed, failure in result.failures.items()
     ]
-    return "\n".join([table.plain(rows), "", *said]), failures, files
+    return "\n".join([columns(rows), "", *said]), failures, files

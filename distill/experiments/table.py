@@ -14,7 +14,7 @@ from distill.experiments.results import Images, RowResult
 from distill.experiments.spec import Experiment
 from distill.measures.paired_tests import detectable, sign_test
 from featstore.files.atomic import write_bytes, write_json
-from featstore.files.disk import format_bytes
+from featstore.text import format_bytes, markdown_table
 
 COLUMNS = (
     "row", "method", "seed", "state", "top1", "teacher_probe_top1", "seconds", "steps", "num_labelled",
@@ -86,19 +86,6 @@ def spread(values: Sequence[float]) -> str:
     """Mean and sample standard deviation in percent; no deviation for a single value."""
     mean = f"{100 * statistics.fmean(values):.1f}"
     return f"{mean} +- {100 * statistics.stdev(values):.1f}" if len(values) > 1 else mean
-
-
-def plain(rows: Sequence[tuple[str, ...]]) -> str:
-    """For a terminal."""
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    lines = ["  ".join(map(str.ljust, row, widths)).rstrip() for row in rows]
-    return "\n".join([lines[0], "-" * (sum(widths) + 2 * (len(widths) - 1)), *lines[1:]])
-
-
-def markdown(rows: Sequence[tuple[str, ...]]) -> str:
-    """For a page."""
-    lines = [f"| {' | '.join(row)} |" for row in rows]
-    return "\n".join([lines[0], f"|{' --- |' * len(rows[0])}", *lines[1:]])
 
 
 def notes(experiment: Experiment, results: Sequence[RowResult], cost: Cost) -> list[str]:
@@ -199,7 +186,7 @@ def write(
     writer.writeheader()
     writer.writerows(line for result in results for line in _lines(result, out))
     write_bytes(out / "results.csv", text.getvalue().encode())
-    page = f"{markdown(rows)}\n\n" + "\n".join(f"- {line}" for line in said) + "\n"
+    page = "\n".join([*markdown_table(rows[0], rows[1:]), "", *(f"- {line}" for line in said), ""])
     write_bytes(out / "table.md", page.encode())
     return [out / name for name in ("results.json", "results.csv", "table.md")]
 

@@ -16,10 +16,11 @@ from distill.export import executorch_model, onnx_model, program
 from distill.export.finished import FinishedRun, RunData
 from distill.export.preprocessing import NAME as PREPROCESSING
 from featstore import FeatureStore
-from featstore.card.escape import code, escape, table
+from featstore.card.escape import code, escape
 from featstore.card.statement import Statement, hub_licence, read_card, teacher_licence
 from featstore.errors import ConfigError
 from featstore.files.atomic import write_bytes
+from featstore.text import markdown_table
 
 CARD = "README.md"
 LATENCY = "latency.json"
@@ -169,7 +170,9 @@ def origin(run: FinishedRun, data: RunData) -> str:
     lines = [
         "## What it was made from",
         "",
-        *table(["teacher", "licence of its weights", "weights, SHA-256", "feature store"], rows),
+        *markdown_table(
+            ["teacher", "licence of its weights", "weights, SHA-256", "feature store"], rows
+        ),
         "",
         f"Images: {code(source.kind)} source {code(Path(source.uri).name or source.uri)}; "
         f"{record['num_labelled']:,} with labels and {record['num_unlabelled']:,} without were trained on, "
@@ -257,7 +260,7 @@ def accuracy(manifest: dict[str, Any], run: FinishedRun) -> str:
         "same answer as PyTorch %",
         "largest difference of a logit",
     ]
-    return "\n".join([*lines, "", *table(head, rows)])
+    return "\n".join([*lines, "", *markdown_table(head, rows)])
 
 
 def siblings(run: FinishedRun) -> list[dict[str, Any]]:
@@ -338,7 +341,9 @@ def _tried(trials: list[dict[str, Any]]) -> list[str]:
         ]
         for trial in trials
     ]
-    return table(["setting", "same answer as float %", "KL", "KL without saturation", "MB"], rows)
+    return markdown_table(
+        ["setting", "same answer as float %", "KL", "KL without saturation", "MB"], rows
+    )
 
 
 def latency(folder: Path) -> str:
@@ -349,7 +354,13 @@ def latency(folder: Path) -> str:
     values = json.loads(path.read_bytes())
     rows = [[escape(str(cell)) for cell in row] for row in values["rows"]]
     return "\n".join(
-        ["## Latency", "", *table(values["columns"], rows), "", escape(values.get("note", ""))]
+        [
+            "## Latency",
+            "",
+            *markdown_table(values["columns"], rows),
+            "",
+            escape(values.get("note", "")),
+        ]
     ).rstrip()
 
 
@@ -380,7 +391,7 @@ def failures(manifest: dict[str, Any], run: FinishedRun) -> str:
             "",
             f"The worst of {len(known)} classes:",
             "",
-            *table(head, rows),
+            *markdown_table(head, rows),
             "",
             "It has seen pictures like its training images only; whatever it is shown, it answers with one of its "
             "classes.",

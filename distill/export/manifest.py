@@ -12,6 +12,7 @@ from distill.export.config import ALL_FORMATS, wants
 from distill.export.parity import Logits, compare
 from distill.export.work import Work
 from featstore.errors import ConfigError
+from featstore.text import columns
 from featstore.version import __version__
 
 MANIFEST = "export.json"
@@ -78,21 +79,20 @@ def versions() -> dict[str, str]:
 
 def table(manifest: dict[str, Any]) -> str:
     """One line per format, for people."""
-    lines = [
-        f"{'format':<12} {'MB':>7} {'top-1 %':>8} {'agrees %':>9} {'max |logit difference|':>23}"
-    ]
-    lines.append("-" * len(lines[0]))
-    lines.append(
-        f"{'pytorch':<12} {'-':>7} {100 * manifest['pytorch']['top1']:>8.1f} {'-':>9} {'-':>23}"
-    )
+    rows = [("format", "MB", "top-1 %", "agrees %", "max |logit difference|")]
+    rows.append(("pytorch", "-", f"{100 * manifest['pytorch']['top1']:.1f}", "-", "-"))
     for name, values in manifest["formats"].items():
-        size = values["files"][0]["bytes"] / 1e6
         parity = values["parity"]
-        lines.append(
-            f"{name:<12} {size:>7.2f} {100 * values['top1']:>8.1f} {100 * parity['top1_agreement']:>9.2f} "
-            f"{parity['max_abs_difference']:>23.2g}"
+        rows.append(
+            (
+                name,
+                f"{values['files'][0]['bytes'] / 1e6:.2f}",
+                f"{100 * values['top1']:.1f}",
+                f"{100 * parity['top1_agreement']:.2f}",
+                f"{parity['max_abs_difference']:.2g}",
+            )
         )
-    return "\n".join(lines)
+    return columns(rows)
 
 
 def read_manifest(folder: Path) -> dict[str, Any]:

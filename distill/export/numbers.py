@@ -12,6 +12,7 @@ from distill.export.work import Work
 from distill.training.saved_student import WEIGHTS
 from featstore.files.atomic import write_json
 from featstore.files.machine import cores
+from featstore.text import columns, count
 
 LATENCY = "latency.json"
 PYTORCH = "PyTorch"
@@ -116,10 +117,7 @@ def for_people(
                 *(_cell(own[cell]) if cell in own else "-" for cell in cells),
             ]
         )  # fmt: skip
-    heads = [
-        f"batch {batch}, {threads} thread{'s' if threads > 1 else ''}: ms"
-        for batch, threads in cells
-    ]
+    heads = [f"batch {batch}, {count(threads, 'thread')}: ms" for batch, threads in cells]
     return {
         "columns": ["runtime", "precision", "file MB", "peak memory MB (of the model)", *heads],
         "rows": rows,
@@ -167,12 +165,7 @@ def _note(values: dict[str, Any], timings: list[Timing]) -> str:
 def text(values: dict[str, Any]) -> str:
     """The table for a terminal."""
     lines = [[_short(cell) for cell in line] for line in (values["columns"], *values["rows"])]
-    widths = [max(len(line[place]) for line in lines) for place in range(len(lines[0]))]
-    drawn = [
-        "  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip()
-        for line in lines
-    ]
-    return "\n".join([drawn[0], "-" * len(drawn[0]), *drawn[1:], "", values["note"]])
+    return f"{columns(lines)}\n\n{values['note']}"
 
 
 def _short(cell: str) -> str:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from featstore.files.atomic import write_bytes, write_json
+from featstore.text import columns
 
 if TYPE_CHECKING:
     from distill.config import DistillConfig
@@ -50,12 +51,7 @@ def table(records: list[dict[str, Any]]) -> str:
         )
     probes = {record["seed"]: record["teacher_probe_top1"] for record in records}
     rows.append(("teacher, linear probe", str(len(probes)), spread(list(probes.values())), "-"))
-    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
-    lines = [
-        "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
-        for row in rows
-    ]
-    return "\n".join([lines[0], "-" * (sum(widths) + 2 * (len(widths) - 1)), *lines[1:]])
+    return columns(rows)
 
 
 def write(

@@ -12,6 +12,7 @@ from featstore.files.atomic import write_bytes
 from featstore.pages.parts import Page, Plot, Section, Table, Tile
 from featstore.pages.render import render
 from featstore.pages.style import BLUE, GREY, empty, label, spec
+from featstore.text import count
 
 NAME = "students.html"
 
@@ -37,7 +38,7 @@ def build(choice: Choice, cost: Cost) -> Page:
     fastest = min(choice.students, key=lambda item: item.latency.median_ms)
     smallest = min(choice.students, key=lambda item: item.bytes)
     seeds = sorted({seed for student in choice.students for seed in student.top1})
-    kind = f"batch {timing.batch}, {timing.threads} thread{'s' if timing.threads > 1 else ''}"
+    kind = f"batch {timing.batch}, {count(timing.threads, 'thread')}"
     rows = tables.cells(choice)
     return Page(
         title="Which student?",

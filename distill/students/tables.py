@@ -3,7 +3,6 @@
 import csv
 import dataclasses
 import io
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +12,7 @@ from distill.export.latency import noise
 from distill.export.numbers import milliseconds
 from distill.students.measure import Choice, Student
 from featstore.files.atomic import write_bytes, write_json
+from featstore.text import count, markdown_table
 
 NAMES = ("students.json", "students.csv", "students.md")
 
@@ -21,8 +21,7 @@ def cells(choice: Choice) -> list[tuple[str, ...]]:
     """Header and rows, the most accurate student first."""
     timings = choice.students[0].timings
     heads = [
-        f"batch {item.batch}, {item.threads} thread{'s' if item.threads > 1 else ''}: ms median / p95"
-        for item in timings
+        f"batch {item.batch}, {count(item.threads, 'thread')}: ms median / p95" for item in timings
     ]
     header = ("student", "front", "start", "seeds", "top-1 %", "parameters, M", "MACs, M", "ONNX MB", *heads,
               "CPU ms", "memory MB", "train s")  # fmt: skip
@@ -100,22 +99,6 @@ def finding(choice: Choice) -> str:
     )
 
 
-def markdown(rows: Sequence[tuple[str, ...]]) -> str:
-    """A table of GitHub's dialect."""
-    lines = ["| " + " | ".join(cell.replace("|", "\\|") for cell in row) + " |" for row in rows]
-    return "\n".join([lines[0], "|" + " --- |" * len(rows[0]), *lines[1:]])
-
-
-def plain(rows: Sequence[tuple[str, ...]]) -> str:
-    """Columns for a terminal."""
-    widths = [max(len(row[place]) for row in rows) for place in range(len(rows[0]))]
-    lines = [
-        "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
-        for row in rows
-    ]
-    return "\n".join([lines[0], "-" * max(map(len, lines)), *lines[1:]])
-
-
 def write(out: Path, choice: Choice, cost: Cost) -> list[Path]:
     """Write students.json, students.csv and students.md; returns their paths."""
     listed = [
@@ -144,6 +127,7 @@ def write(out: Path, choice: Choice, cost: Cost) -> list[Path]:
     writer = csv.writer(text, lineterminator="\n")
     writer.writerows(cells(choice))
     write_bytes(out / NAMES[1], text.getvalue().encode())
-    page = f"{markdown(cells(choice))}\n\n" + "\n".join(f"- {line}" for line in said) + "\n"
+    head, *rows = cells(choice)
+    page = "\n".join([*markdown_table(head, rows), "", *(f"- {line}" for line in said), ""])
     write_bytes(out / NAMES[2], page.encode())
     return [out / name for name in NAMES]

@@ -2,7 +2,6 @@
 
 import html
 import re
-from collections.abc import Iterable, Sequence
 
 LONGEST = 200
 """Characters of one text from outside; what is longer loses its middle."""
@@ -30,17 +29,6 @@ def code(text: str) -> str:
     fence = "`" * (longest + 1)
     pad = " " if shown.startswith("`") or shown.endswith("`") or not shown else ""
     return f"{fence}{pad}{shown}{pad}{fence}"
-
-
-def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
-    """A table of cells that are Markdown; columns that hold numbers only are aligned to the right."""
-    cells = [list(row) for row in rows]
-    numbers = [
-        bool(cells) and all(re.fullmatch(r"[\d.,]+( [kMGT]?B| s| %)?|-", row[i]) for row in cells)
-        for i in range(len(head))
-    ]
-    lines = [head, ["---:" if right else "---" for right in numbers], *cells]
-    return [f"| {' | '.join(line)} |" for line in lines]
 
 
 def bibtex(text: str) -> str:

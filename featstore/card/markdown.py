@@ -5,7 +5,7 @@ It depends on the store and on what its authors state, on nothing else: no clock
 
 import re
 
-from featstore.card.escape import bibtex, code, escape, plain, table
+from featstore.card.escape import bibtex, code, escape, plain
 from featstore.card.examples import examples
 from featstore.card.front import front_matter
 from featstore.card.licences import family_of, known
@@ -17,9 +17,9 @@ from featstore.card.statement import (
 )
 from featstore.card.survey import Survey, class_name, survey
 from featstore.card.text import encoding_text, shape_text, source_name, title_of
-from featstore.files.disk import format_bytes
 from featstore.format.manifest import Manifest, TeacherRecord
 from featstore.reading.store import FeatureStore
+from featstore.text import format_bytes, markdown_table
 
 MOST_SKIPS = 20
 """Skipped images that are listed."""
@@ -100,7 +100,7 @@ def _what(counted: Survey, statement: Statement) -> list[str]:
         ("uuid", code(manifest.uuid)),
         ("made", escape(manifest.created)),
     ]
-    return [*lines, *table(("", ""), facts)]
+    return [*lines, *markdown_table(("", ""), facts)]
 
 
 def _licence(manifest: Manifest, statement: Statement) -> list[str]:
@@ -119,7 +119,7 @@ def _licence(manifest: Manifest, statement: Statement) -> list[str]:
         "teacher's weights **and** by that of the images: where they differ, the narrower one holds. Both are "
         "carried along here as they were stated; nobody has checked them for you.",
         "",
-        *table(("of", "licence", "stated by", "in short"), rows),
+        *markdown_table(("of", "licence", "stated by", "in short"), rows),
     ]
     if unknown:
         lines += [
@@ -174,7 +174,9 @@ def _content(counted: Survey) -> list[str]:
                 format_bytes(size),
             )
         )
-    lines = table(("field", "what it is", "teacher", "per view", "stored as", "bytes"), rows)
+    lines = markdown_table(
+        ("field", "what it is", "teacher", "per view", "stored as", "bytes"), rows
+    )
     if manifest.container == "webdataset":
         lines += [
             "",
@@ -262,14 +264,16 @@ def _skips(counted: Survey) -> list[str]:
         reason = _kind_of(item.reason)
         reasons[reason] = reasons.get(reason, 0) + 1
     ordered = sorted(reasons.items(), key=lambda one: (-one[1], one[0]))
-    lines += table(
+    lines += markdown_table(
         ("reason", "images"),
         [(escape(reason), f"{count:,}") for reason, count in ordered[:MOST_SKIPS]],
     )
     shown = counted.invalid[:MOST_SKIPS]
     lines += [
         "",
-        *table(("image", "why"), [(code(item.sample_id), escape(item.reason)) for item in shown]),
+        *markdown_table(
+            ("image", "why"), [(code(item.sample_id), escape(item.reason)) for item in shown]
+        ),
     ]
     if counted.invalid_rows > len(shown):
         lines += [
@@ -299,7 +303,7 @@ def _versions(manifest: Manifest) -> list[str]:
     made = ", ".join(
         f"{escape(name)} {escape(version)}" for name, version in sorted(manifest.created_by.items())
     )
-    lines = table(("version", "date", "images", "fingerprint"), rows)
+    lines = markdown_table(("version", "date", "images", "fingerprint"), rows)
     if manifest.history:
         lines += ["", "Images were appended; rows of an earlier version are the same in this one."]
     return [

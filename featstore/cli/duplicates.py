@@ -27,8 +27,8 @@ from featstore.duplicates.groups import (
 )
 from featstore.duplicates.near import ROUNDING, Floats, Rows
 from featstore.errors import ConfigError, ViewMismatch, shorten
-from featstore.files.disk import format_seconds
 from featstore.reading.store import FeatureStore
+from featstore.text import format_seconds
 
 SHOWN = 20
 """Pairs and groups that are written out for people."""

@@ -9,7 +9,7 @@ from tqdm import tqdm
 
 from featstore.cli.arguments import names, store_address
 from featstore.derive.export import export
-from featstore.files.disk import format_bytes
+from featstore.text import format_bytes
 
 DESCRIPTION = """\
 Write features for tools that know nothing of stores:

@@ -8,7 +8,6 @@ from typing import Any
 from featstore.cli import duplicates
 from featstore.cli.arguments import store_address
 from featstore.errors import printable
-from featstore.files.disk import format_bytes
 from featstore.format.ledger import read_complete
 from featstore.format.manifest import (
     FieldRecord,
@@ -19,6 +18,7 @@ from featstore.format.manifest import (
     TopKEncoding,
 )
 from featstore.reading.store import FeatureStore
+from featstore.text import format_bytes
 
 SHOWN = 20
 COUNTED_SHARDS = 1000

@@ -11,12 +11,13 @@ from typing import Any
 
 from featstore.cli.arguments import positive, store_address
 from featstore.errors import ConfigError
-from featstore.files.disk import format_bytes, format_rate, format_seconds, free_bytes, measure_disk
+from featstore.files.disk import free_bytes, measure_disk
 from featstore.format.ids import check_name
 from featstore.format.manifest import FieldRecord
 from featstore.planning.costs import TYPICAL_RATIO, Choice, shard_rows, typical_choices
 from featstore.planning.types_and_codecs import measured_choices, sample_rows
 from featstore.reading.store import FeatureStore
+from featstore.text import format_bytes, format_rate, format_seconds
 
 DEFAULT_DTYPE = "float16"
 SHARD_MB = 256

@@ -2,9 +2,8 @@
 
 from typing import Any
 
-from featstore.errors import printable
-from featstore.files.disk import format_bytes
 from featstore.maintenance.list_and_delete import Summary
+from featstore.text import columns, format_bytes
 
 
 def as_json(summary: Summary) -> dict[str, Any]:
@@ -41,10 +40,4 @@ def table(found: list[Summary]) -> list[str]:
                 " ".join(item.fields),
             )
         )
-    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
-    return [
-        printable(
-            "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True))
-        ).rstrip()
-        for row in rows
-    ]
+    return columns(rows, rule=False).splitlines()

@@ -11,9 +11,9 @@ from dataclasses import asdict
 from tqdm import tqdm
 
 from featstore.cli.arguments import names, positive, row_range
-from featstore.files.disk import format_bytes, format_seconds
 from featstore.sharing.part import Part
 from featstore.sharing.progress import Progress, Report
+from featstore.text import format_bytes, format_seconds
 
 
 def add_transfer_arguments(parser: argparse.ArgumentParser) -> None:

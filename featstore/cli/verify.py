@@ -3,7 +3,7 @@
 import argparse
 import json
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
@@ -13,13 +13,13 @@ from tqdm import tqdm
 
 from featstore.cli.arguments import positive, store_folder
 from featstore.errors import ConfigError, printable, shorten
-from featstore.files.disk import format_bytes
 from featstore.format.manifest import read_manifest
 from featstore.maintenance import signing
 from featstore.maintenance import verify as library
 from featstore.maintenance.signing import Signed
 from featstore.maintenance.verify import Report
 from featstore.sources.config import SourceConfig
+from featstore.text import columns, format_bytes
 
 if TYPE_CHECKING:
     from featstore.extraction.recompute import Recomputed
@@ -292,7 +292,7 @@ def recomputed_lines(found: "Recomputed") -> list[str]:
     out = [
         f"recompute  {found.rows:,} images; the source has {found.in_source:,} of {found.valid:,} valid rows"
     ]
-    out += [f"           {line}" for line in _table(rows)]
+    out += [f"           {line}" for line in columns(rows).splitlines()]
     for item in found.fields:
         if item.problem:
             out.append(f"DIFFERS    {item.field}: {item.problem}")
@@ -306,15 +306,6 @@ def recomputed_lines(found: "Recomputed") -> list[str]:
             out.append(f"DIFFERS    {len(names):,} samples, {what}: {shorten(names, SHOWN)}")
     out += [f"skipped    {name}: {reason}" for name, reason in sorted(found.skipped.items())]
     return out
-
-
-def _table(rows: Sequence[Sequence[str]]) -> list[str]:
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    text = [
-        "  ".join(item.ljust(width) for item, width in zip(row, widths, strict=True)).rstrip()
-        for row in rows
-    ]
-    return [text[0], "-" * max(map(len, text)), *text[1:]]
 
 
 def _recomputed_json(found: "Recomputed") -> dict[str, Any]:

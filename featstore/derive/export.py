@@ -23,9 +23,10 @@ from featstore.derive.exporters.npy import NpyExporter, files_of
 from featstore.derive.exporters.selection import Selection
 from featstore.errors import ConfigError, StoreWriteError
 from featstore.files.atomic import TEMPORARY_PREFIX, make_folder, refused, sync_folder, write_bytes
-from featstore.files.disk import format_bytes, free_bytes
+from featstore.files.disk import free_bytes
 from featstore.files.locks import LOCK_NAME, exclusive
 from featstore.reading.store import FeatureStore
+from featstore.text import format_bytes
 from featstore.version import __version__
 from featstore.writing.fill import check_apart
 

@@ -1,6 +1,5 @@
-"""Measure a disk or a step of work, and write numbers for people. Nothing heavy is imported."""
+"""Free space and speed of a disk, and the rate of a step of work. Nothing heavy is imported."""
 
-import math
 import os
 import shutil
 import statistics
@@ -59,21 +58,3 @@ def measure_rate(step: Callable[[], int], *, seconds: float = 1.5, most: int = 2
         done = step()
         rates.append(done / (time.perf_counter() - start))
     return statistics.median(rates)
-
-
-def format_bytes(size: float) -> str:
-    """``1.5 GB``: three digits, powers of ten."""
-    power = min(4, int(math.log10(size) // 3)) if size >= 1 else 0
-    return f"{size / 1000**power:.3g} {('B', 'kB', 'MB', 'GB', 'TB')[power]}"
-
-
-def format_rate(rate: float) -> str:
-    """``1,230`` or ``2.9``."""
-    return f"{rate:,.0f}" if rate >= 10 else f"{rate:.2g}"
-
-
-def format_seconds(seconds: float) -> str:
-    """``12 s``, ``3.4 min`` or ``7.5 h``."""
-    if seconds < 90:
-        return f"{seconds:.0f} s"
-    return f"{seconds / 60:.1f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"

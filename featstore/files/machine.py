@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from featstore.errors import StoreError
-from featstore.files.disk import format_bytes
+from featstore.text import format_bytes
 
 Array = npt.NDArray[Any]
 

@@ -9,9 +9,10 @@ from typing import get_args
 from featstore.containers import make_backend
 from featstore.containers.metadata import metadata_files
 from featstore.errors import StoreWriteError
-from featstore.files.disk import format_bytes, format_rate, format_seconds, free_bytes
+from featstore.files.disk import free_bytes
 from featstore.format.fields import field_columns
 from featstore.format.manifest import ITEM_BYTES, Codec, FieldRecord, Manifest
+from featstore.text import format_bytes, format_rate, format_seconds
 
 CODECS: tuple[Codec, ...] = get_args(Codec)
 

@@ -23,7 +23,8 @@ from pathlib import Path
 from typing import Literal
 
 from featstore.errors import StoreWriteError
-from featstore.files.disk import existing_parent, format_bytes, free_bytes, measure_disk
+from featstore.files.disk import existing_parent, free_bytes, measure_disk
+from featstore.text import format_bytes
 
 State = Literal["ok", "warn", "fail"]
 

@@ -12,13 +12,14 @@ from pathlib import Path
 
 from featstore.errors import ManifestMismatch, StoreNotFound, StoreWriteError, shorten
 from featstore.files.atomic import TEMPORARY_PREFIX, make_folder, refused, sync_folder, write_bytes
-from featstore.files.disk import format_bytes, free_bytes
+from featstore.files.disk import free_bytes
 from featstore.files.locks import LOCK_NAME, exclusive
 from featstore.files.untrusted import read_plain
 from featstore.format.manifest import MANIFEST_NAME
 from featstore.maintenance.list_and_delete import DELETED_PREFIX, check_deletable
 from featstore.reading.cached.published_store import MARK_NAME, UNFINISHED_NAME, Contents
 from featstore.sharing.receiver import entries_sha256
+from featstore.text import format_bytes
 
 UNFINISHED_MARK = f"{TEMPORARY_PREFIX}complete.json"
 """The mark of the store whose files are in a folder so far, when their entries are known to be its."""

@@ -5,7 +5,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from featstore.files.disk import format_bytes
+from featstore.text import format_bytes
 
 Progress = Callable[[int, int], None]
 """Called with the bytes that have travelled, and those that will have; the latter is an estimate at first."""

@@ -33,12 +33,13 @@ from pathlib import Path
 
 from featstore.errors import ConfigError, StoreBusy, StoreWriteError
 from featstore.files.atomic import refused
-from featstore.files.disk import format_bytes, free_bytes
+from featstore.files.disk import free_bytes
 from featstore.files.locks import FileLock
 from featstore.format.artefacts import FOLDER as ARTEFACT_FOLDER
 from featstore.format.ledger import LEDGER_FOLDER
 from featstore.format.manifest import MANIFEST_NAME
 from featstore.places.base import Retry
+from featstore.text import format_bytes
 
 MOST_BYTES = 100 * 10**9
 """Limit where none is set, or half of what the disk has for it, if that is less."""

@@ -18,6 +18,7 @@ from distill.students import page, tables
 from distill.students.measure import Choice, Student
 from distill.students.pareto_front import front, steps
 from featstore.errors import ConfigError
+from featstore.text import columns
 from pipelines import students as command
 from tests.distill.conftest import MakeConfig
 
@@ -99,7 +100,7 @@ def test_tables_say_the_same(tmp_path: Path) -> None:
     assert "left out: lost" in text
     assert "2 are on the front of accuracy and latency: fast|er (70.0 %, 0.5 ms), big" in text
     assert len({line.count(" | ") for line in text.splitlines()[:1] + text.splitlines()[2:4]}) == 1
-    assert "big" in tables.plain(tables.cells(choice()))
+    assert "big" in columns(tables.cells(choice()))
 
 
 def test_the_page_shows_both_fronts(tmp_path: Path) -> None:

@@ -223,16 +223,3 @@ def test_a_folder_that_cannot_be_written_to(
         StoreWriteError, match=r"cannot write there .*Permission denied.*--store.path"
     ):
         measure_disk(tmp_path)
-
-
-def test_numbers_for_people() -> None:
-    """Three digits and a unit."""
-    assert [measure.format_bytes(size) for size in (0, 999, 1500, 2.6e9, 7e16)] == [
-        "0 B",
-        "999 B",
-        "1.5 kB",
-        "2.6 GB",
-        "7e+04 TB",
-    ]
-    assert [measure.format_rate(rate) for rate in (0.25, 2.94, 1234.5)] == ["0.25", "2.9", "1,234"]
-    assert [measure.format_seconds(s) for s in (12, 204, 27000)] == ["12 s", "3.4 min", "7.5 h"]
