@@ -17,7 +17,7 @@ from torch import Tensor
 from distill.config import DistillConfig
 from distill.data.feature_norm import FeatureNorm
 from distill.data.joined import JoinedData
-from distill.data.pictures import PictureCache, ViewDataset, ViewRule, load
+from distill.data.pictures import PictureCache, ViewDataset, load, rule_of
 from distill.data.samples import Samples, Split
 from distill.data.schedule import Indices, Request, ViewPicker, make_plan
 from distill.data.stored_features import Features, Grid
@@ -27,6 +27,7 @@ from featstore.extraction.config import TeacherConfig
 from featstore.extraction.teachers import Teacher, build_teacher
 from featstore.format.views import View, ViewSet
 from featstore.sources.config import require
+from featstore.sources.load import ViewRule
 
 TOLERANCE = {"float32": 1e-4, "float16": 1e-3, "bfloat16": 8e-3, "int8": 2e-2}
 """Of every loss, relative and absolute, between stored features of a type and live ones. float32: how images are
@@ -189,7 +190,7 @@ def live_data(
         LiveTeacher(
             teacher,
             data.samples,
-            dataclasses.replace(ViewRule.of_store(stored.store, stored.field), views=rule.views),
+            dataclasses.replace(rule_of(stored.store, stored.field), views=rule.views),
             cache=PictureCache(cache_mb),
         )
         for teacher, stored in zip(teachers, data.features.teachers, strict=True)

@@ -169,12 +169,12 @@ def live_features(place: Place, stored: Any, device: Any) -> Any:
     import numpy as np
     import torch
 
-    from distill.data.pictures import ViewDataset, ViewRule
+    from distill.data.pictures import ViewDataset, rule_of
     from distill.data.schedule import Request
     from distill.data.stored_features import Features
 
     samples, store = stored._samples, stored.store
-    rule = ViewRule.of_store(store, FIELD)
+    rule = rule_of(store, FIELD)
     dataset = ViewDataset(samples, rule, size=rule.size)
     columns = range(len(store.manifest.views))
     every = [Request(index, c, 0, False) for index in range(len(samples.ids)) for c in columns]

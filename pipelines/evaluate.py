@@ -26,13 +26,13 @@ def main(config: EvaluateConfig) -> dict[str, object]:
         FeatstoreError: something the user can mend.
     """
     from distill.data import joined
-    from distill.data.pictures import ViewRule
     from distill.evaluation.evaluate import check_classes, evaluate
     from distill.training.saved_student import load_exported, store_fingerprints
     from featstore import FeatureStore
     from featstore.extraction.accelerator import start_accelerator
     from featstore.files.atomic import write_json
     from featstore.sources import open_source
+    from featstore.sources.load import ViewRule
 
     accelerator = start_accelerator()
     say = accelerator.print

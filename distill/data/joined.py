@@ -9,7 +9,7 @@ from typing import Any, Literal
 import torch
 
 from distill.config import DataConfig, EvalConfig, TeacherConfig
-from distill.data.pictures import BatchMaker, Changes, PictureCache, ViewDataset, ViewRule
+from distill.data.pictures import BatchMaker, Changes, PictureCache, ViewDataset, rule_of
 from distill.data.samples import Samples, Split, join, match_views, split
 from distill.data.schedule import Indices, ViewPicker, allowed_columns
 from distill.data.stored_features import Features, Grid, StoredField, check_vector, reference_column
@@ -19,6 +19,7 @@ from distill.student.model import Student
 from featstore import FeatureStore
 from featstore.errors import ConfigError
 from featstore.sources.base import Source
+from featstore.sources.load import ViewRule
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -179,7 +180,7 @@ def prepare(
         )
         for number, (other, teacher) in enumerate(zip(stores, teachers, strict=True))
     ]
-    rule = ViewRule.of_store(store, field)
+    rule = rule_of(store, field)
     samples.notes.extend(region_notes(rule, others))
     features = Features(store, field, samples, weight=weight, others=others)
     return JoinedData(
@@ -197,7 +198,7 @@ def region_notes(rule: ViewRule, others: Sequence[StoredField]) -> list[str]:
     """Say which further teachers cut the canonical region otherwise than the one that the student follows."""
     notes = []
     for other in others:
-        theirs = ViewRule.of_store(other.store, other.field)
+        theirs = rule_of(other.store, other.field)
         ours = (rule.size, rule.crop_pct, rule.crop_mode)
         found = (theirs.size, theirs.crop_pct, theirs.crop_mode)
         if ours != found:

@@ -26,74 +26,28 @@ from featstore.errors import (
     ConfigError,
     DecodeError,
     MissingSamples,
+    SourceError,
     ViewMismatch,
     shorten,
 )
 from featstore.format.ids import content_sha256
-from featstore.format.views import CropMode, Interpolation, View, ViewSet, cut, view_box
-from featstore.sources.decode import decode_image
+from featstore.format.views import View
+from featstore.sources.load import ViewRule, decode, read_image
 
 
-@dataclass(frozen=True)
-class ViewRule:
-    """The teacher's preprocessing, as far as it decides which region is cut.
+def rule_of(store: FeatureStore, field: str) -> ViewRule:
+    """The rule of the teacher that made a field: it says which region of an image was cut.
 
-    Attributes:
-        views: of the store; for a student without a store, the canonical view alone.
-        size: (height, width) of the *teacher's* input.
-        crop_pct: of the teacher.
-        crop_mode: of the teacher.
-        interpolation: of the teacher; the student uses it as well.
+    Raises:
+        ManifestMismatch: no teacher made the field.
+        ViewMismatch: its teacher saw no images.
     """
-
-    views: ViewSet
-    size: tuple[int, int]
-    crop_pct: float
-    crop_mode: CropMode
-    interpolation: Interpolation
-
-    @classmethod
-    def of_store(cls, store: FeatureStore, field: str) -> "ViewRule":
-        """Take it from a manifest: the teacher that made the field says how pictures were cut.
-
-        Raises:
-            ManifestMismatch: no teacher made the field.
-            ViewMismatch: its teacher saw no images.
-        """
-        record = store.manifest.teacher_of(field).preprocessing
-        if record is None:
-            raise ViewMismatch(
-                f'{store.address}: field "{field}" was not made from images, so there is nothing to train a student on.'
-            )
-        return cls(
-            store.manifest.views,
-            record.size,
-            record.crop_pct,
-            record.crop_mode,
-            record.interpolation,
+    record = store.manifest.teacher_of(field).preprocessing
+    if record is None:
+        raise ViewMismatch(
+            f'{store.address}: field "{field}" was not made from images, so there is nothing to train a student on.'
         )
-
-    def describe(self) -> dict[str, Any]:
-        """As JSON values, for the file beside an exported student."""
-        return {
-            "view": "canonical",
-            "size": list(self.size),
-            "crop_pct": self.crop_pct,
-            "crop_mode": self.crop_mode,
-            "interpolation": self.interpolation,
-        }
-
-    @classmethod
-    def from_description(cls, values: dict[str, Any]) -> "ViewRule":
-        """The inverse of ``describe``."""
-        height, width = values["size"]
-        return cls(
-            ViewSet(),
-            (height, width),
-            values["crop_pct"],
-            values["crop_mode"],
-            values["interpolation"],
-        )
+    return ViewRule.of_teacher(store.manifest.views, record)
 
 
 @dataclass(frozen=True)
@@ -105,12 +59,14 @@ class Pictures:
         requests: (B, 4) int64: sample, column, labelled and strong of each ``Request``.
         problems: why pictures could not be made; then ``pixels`` must not be used.
         changed: ids whose bytes are not those that the teacher saw.
+        failure: the disk, the network or the memory failed, and how; None if nothing failed.
     """
 
     pixels: Tensor
     requests: Tensor
     problems: list[str]
     changed: list[str]
+    failure: str | None = None
 
 
 class PictureCache:
@@ -169,9 +125,13 @@ class ViewDataset(torch.utils.data.Dataset[Pictures]):
         pixels = np.zeros((len(requests), *self.size, 3), np.uint8)
         problems: list[str] = []
         changed: list[str] = []
+        failure = None
         for place, request in enumerate(requests):
             try:
                 view = self._view(request, changed)
+            except SourceError as error:
+                failure = str(error)
+                break
             except (DecodeError, OSError) as error:
                 problems.append(f"{self.samples.ids[request.sample]} ({error})")
             else:
@@ -186,6 +146,7 @@ class ViewDataset(torch.utils.data.Dataset[Pictures]):
             torch.tensor(table, dtype=torch.int64).reshape(-1, 4),
             problems,
             changed,
+            failure,
         )
 
     def _view(self, request: Request, changed: list[str]) -> np.ndarray[Any, Any]:
@@ -193,36 +154,24 @@ class ViewDataset(torch.utils.data.Dataset[Pictures]):
         if known is not None:
             return known
         samples = self.samples
-        data = samples.source.read(int(samples.positions[request.sample]))
+        row = int(samples.positions[request.sample])
+        data = read_image(samples.source, row)
         if (
             samples.hashes is not None
             and content_sha256(data) != samples.hashes[request.sample].tobytes()
         ):
             changed.append(samples.ids[request.sample])
-        image = decode_image(data)
         view = (
             View(kind="canonical")
             if request.column == CANONICAL
             else self.rule.views.views[request.column]
         )
-        box = view_box(
+        pixels = self.rule.cut(
+            decode(samples.source, row, data),
             view,
-            self.rule.views,
             sample_id=samples.stored_ids[request.sample],
-            width=image.width,
-            height=image.height,
-            size=self.rule.size,
-            crop_pct=self.rule.crop_pct,
-            crop_mode=self.rule.crop_mode,
-        )
-        picture = cut(
-            image,
-            box,
             size=self.size,
-            interpolation=self.rule.interpolation,
-            mirrored=view.mirrored,
         )
-        pixels = np.asarray(picture)
         self.cache.put(request, pixels)
         return pixels
 
@@ -259,6 +208,7 @@ def load(
     Raises:
         MissingSamples: the bytes of an image are not those that the teacher saw.
         ConfigError: an image that the store knows as valid cannot be read or decoded here.
+        SourceError: the disk, the network or the memory failed while an image was read.
     """
     loader = DataLoader(
         dataset,
@@ -270,6 +220,8 @@ def load(
     )
     where = dataset.samples.source.uri
     for pictures in loader:
+        if pictures.failure is not None:
+            raise SourceError(pictures.failure)
         if pictures.changed:
             raise MissingSamples(
                 f"{where}: the bytes of {len(pictures.changed)} images are not those the teacher saw: "

@@ -15,7 +15,7 @@ from torch import Tensor
 from distill.config import CorruptionName, EvalConfig
 from distill.data.corruptions import CORRUPTIONS, SEVERITIES, corrupt
 from distill.data.joined import Data, JoinedData, few
-from distill.data.pictures import PictureCache, Pictures, ViewRule, load
+from distill.data.pictures import PictureCache, Pictures, load
 from distill.data.samples import Samples, Split
 from distill.data.schedule import CANONICAL, Indices, Request
 from distill.evaluation.predictions import Predictions, predictions
@@ -24,6 +24,7 @@ from distill.measures.linear_probe import LinearProbe
 from distill.measures.metrics import accuracy, agreement, calibration, feature_quality
 from distill.student.model import Student, evaluating
 from featstore.errors import ConfigError, shorten
+from featstore.sources.load import ViewRule
 
 MOST_FOR_CKA = 4096
 """Most test images in the alignment between student and teacher; its cost grows with their widths only."""

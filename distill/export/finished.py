@@ -12,7 +12,6 @@ import yaml
 from distill.config import DistillConfig
 from distill.data import joined
 from distill.data.joined import Data
-from distill.data.pictures import ViewRule
 from distill.data.samples import Split
 from distill.evaluation.evaluate import check_classes
 from distill.student.model import Student
@@ -20,6 +19,7 @@ from distill.training.saved_student import load_exported, store_fingerprints, te
 from featstore import FeatureStore
 from featstore.errors import ConfigError, StoreNotFound
 from featstore.sources import open_source
+from featstore.sources.load import ViewRule
 
 Config = TypeVar("Config")
 

@@ -9,13 +9,14 @@ import numpy as np
 import numpy.typing as npt
 
 from distill.data.joined import Data
-from distill.data.pictures import ViewRule, load
+from distill.data.pictures import load
 from distill.data.samples import Samples, Split
 from distill.data.schedule import CANONICAL, Indices, Request
 from distill.export.config import CalibrationConfig
 from distill.student.model import Student
 from featstore.errors import ConfigError
 from featstore.sources.base import NO_LABEL
+from featstore.sources.load import ViewRule
 
 Pixels = npt.NDArray[np.uint8]
 """(B, 3, H, W) RGB."""

@@ -16,11 +16,11 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from distill.data.pictures import ViewRule
 from distill.export.images import Pixels
 from distill.student.model import Student
 from featstore.files.atomic import write_bytes
 from featstore.format.views import canonical_box, cut
+from featstore.sources.load import ViewRule
 
 NAME = "preprocessing.json"
 PICTURE = "reference/picture.png"

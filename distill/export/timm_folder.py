@@ -8,10 +8,10 @@ from typing import Any
 
 from safetensors.torch import save
 
-from distill.data.pictures import ViewRule
 from distill.student.model import Student
 from distill.training.saved_student import plain_state, teachers_of
 from featstore.files.atomic import write_bytes, write_json
+from featstore.sources.load import ViewRule
 
 WEIGHTS = "model.safetensors"
 CONFIG = "config.json"

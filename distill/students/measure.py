@@ -11,7 +11,6 @@ from typing import Any
 import numpy as np
 
 from distill.config import StudentConfig
-from distill.data.pictures import ViewRule
 from distill.experiments.results import RowResult
 from distill.export import onnx_model, parity, preprocessing, program
 from distill.export.latency import Timing, count_macs, describe_machine, measure
@@ -20,6 +19,7 @@ from distill.export.runtimes import Candidate
 from distill.students.pareto_front import front
 from distill.training.saved_student import load_exported
 from featstore.errors import ConfigError
+from featstore.sources.load import ViewRule
 
 FARTHEST = 1e-2
 """Largest difference of a logit between PyTorch and ONNX that rounding may make."""

@@ -47,11 +47,11 @@ def measure(
     """Time the teacher on one real batch, decoding on a few images, and the disk on 64 MiB."""
     dataset = ViewDataset(source, manifest.views, teacher.preprocessing)
     rows = list(range(min(config.batch_size, len(source))))
-    batch = dataset.__getitems__(rows)
+    batch = dataset.load(rows)
     few = rows[:8]
 
     def decode() -> int:
-        dataset.__getitems__(few)
+        dataset.load(few)
         return len(few)
 
     def forward() -> int:

@@ -9,12 +9,12 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from featstore.containers.base import Array
-from featstore.errors import DecodeError
+from featstore.errors import DecodeError, SourceError
 from featstore.format.ids import content_sha256
 from featstore.format.manifest import PreprocessingRecord
-from featstore.format.views import ViewSet, cut, view_box
+from featstore.format.views import ViewSet
 from featstore.sources import Source
-from featstore.sources.decode import decode_image
+from featstore.sources.load import ViewRule, decode, read_image, reason_unreadable
 
 
 @dataclass
@@ -25,11 +25,24 @@ class Batch:
         images: (B, V, 3, H, W) uint8; zeros where the image is unusable.
         hashes: (B, 32) uint8, SHA-256 of the files; zeros where the file could not be read.
         reasons: per row, why it is unusable, or None.
+        failure: why the run cannot go on; None if nothing failed. It is a text because an exception of a loading
+            process would arrive with that process's traceback.
     """
 
     images: Tensor
     hashes: Array
     reasons: list[str | None]
+    failure: str | None = None
+
+    def check(self) -> "Batch":
+        """Return this batch, if the machine could load it.
+
+        Raises:
+            SourceError: the disk, the network or the memory failed.
+        """
+        if self.failure is not None:
+            raise SourceError(self.failure)
+        return self
 
 
 class ViewDataset(Dataset[Batch]):
@@ -37,47 +50,39 @@ class ViewDataset(Dataset[Batch]):
 
     def __init__(self, source: Source, views: ViewSet, preprocessing: PreprocessingRecord) -> None:
         self.source = source
-        self.views = views
-        self.preprocessing = preprocessing
+        self.rule = ViewRule.of_teacher(views, preprocessing)
 
     def __len__(self) -> int:
         return len(self.source)
 
+    def load(self, rows: Sequence[int]) -> Batch:
+        """Load one batch in this process.
+
+        Raises:
+            SourceError: the disk, the network or the memory failed.
+        """
+        return self.__getitems__(rows).check()
+
     def __getitems__(self, rows: Sequence[int]) -> Batch:
         """Load one batch; an image that cannot be used becomes zeros and a reason, never an exception."""
-        height, width = self.preprocessing.size
-        images = np.zeros((len(rows), len(self.views), height, width, 3), dtype=np.uint8)
+        views = self.rule.views
+        images = np.zeros((len(rows), len(views), *self.rule.size, 3), dtype=np.uint8)
         hashes = np.zeros((len(rows), 32), dtype=np.uint8)
         reasons: list[str | None] = [None] * len(rows)
+        failure = None
         for i, row in enumerate(rows):
             try:
-                data = self.source.read(row)
+                data = read_image(self.source, row)
                 hashes[i] = np.frombuffer(content_sha256(data), dtype=np.uint8)
-                self._cut_views(data, self.source.sample_ids[row], out=images[i])
+                image = decode(self.source, row, data)
+                for v, view in enumerate(views.views):
+                    images[i, v] = self.rule.cut(image, view, sample_id=self.source.sample_ids[row])
             except DecodeError as error:
                 reasons[i] = str(error)
             except OSError as error:
-                reasons[i] = f"cannot be read: {error.strerror or error}"
-        return Batch(torch.from_numpy(images).permute(0, 1, 4, 2, 3), hashes, reasons)
-
-    def _cut_views(self, data: bytes, sample_id: str, *, out: Array) -> None:
-        image = decode_image(data)
-        rule = self.preprocessing
-        for v, view in enumerate(self.views.views):
-            box = view_box(
-                view,
-                self.views,
-                sample_id=sample_id,
-                width=image.width,
-                height=image.height,
-                size=rule.size,
-                crop_pct=rule.crop_pct,
-                crop_mode=rule.crop_mode,
-            )
-            out[v] = cut(
-                image,
-                box,
-                size=rule.size,
-                interpolation=rule.interpolation,
-                mirrored=view.mirrored,
-            )
+                reasons[i] = reason_unreadable(error)
+            except SourceError as error:
+                failure = str(error)
+                break
+        pixels = torch.from_numpy(images).permute(0, 1, 4, 2, 3)
+        return Batch(pixels, hashes, reasons, failure)

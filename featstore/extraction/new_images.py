@@ -44,6 +44,7 @@ from featstore.format.ledger import ObjectRecord
 from featstore.format.manifest import MANIFEST_NAME, Manifest, check_same_contract, read_manifest
 from featstore.reading.store import FeatureStore
 from featstore.sources import Source, SourcePart
+from featstore.sources.load import read_image, reason_unreadable
 
 STEP_ROWS = 4096
 """Images that wait in line to be compared."""
@@ -164,6 +165,7 @@ def find_new(source: Source, store: FeatureStore, *, workers: int) -> list[int]:
 
     Raises:
         MissingSamples: images of the store are gone from the source, or have another content; names them.
+        SourceError: the disk or the network failed while images were read.
     """
     place = {sample_id: i for i, sample_id in enumerate(source.sample_ids)}
     gone = [sample_id for sample_id in store.sample_ids if sample_id not in place]
@@ -175,14 +177,15 @@ def find_new(source: Source, store: FeatureStore, *, workers: int) -> list[int]:
         )
     known = [place[sample_id] for sample_id in store.sample_ids]
 
-    def differs(row: int) -> bool:
+    def problem(row: int) -> str:
         stored = store.content_sha256[row]
+        if not stored.any():  # it could not be read then either
+            return ""
         try:
-            return (
-                bool(stored.any()) and content_sha256(source.read(known[row])) != stored.tobytes()
-            )
-        except OSError:
-            return True
+            same = content_sha256(read_image(source, known[row])) == stored.tobytes()
+        except OSError as error:
+            return reason_unreadable(error)
+        return "" if same else "another content"
 
     changed = []
     with (
@@ -191,8 +194,8 @@ def find_new(source: Source, store: FeatureStore, *, workers: int) -> list[int]:
     ):
         for start in range(0, store.num_rows, STEP_ROWS):
             rows = range(start, min(start + STEP_ROWS, store.num_rows))
-            for row, wrong in zip(rows, pool.map(differs, rows), strict=True):
-                changed += [store.sample_ids[row]] if wrong else []
+            for row, wrong in zip(rows, pool.map(problem, rows), strict=True):
+                changed += [f"{store.sample_ids[row]} ({wrong})"] if wrong else []
                 bar.update()
     if changed:
         raise MissingSamples(

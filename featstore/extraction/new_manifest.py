@@ -239,7 +239,7 @@ def _features_of(
     parts: list[dict[str, Array]] = []
     reasons: list[str] = []
     for start in range(0, len(rows), config.batch_size):
-        batch = dataset.__getitems__(rows[start : start + config.batch_size])
+        batch = dataset.load(rows[start : start + config.batch_size])
         features = run_teacher(teacher, batch.images)
         why = refuse_non_finite(features, batch.reasons)
         usable = np.array([reason is None for reason in why])

@@ -370,7 +370,7 @@ def _features(
 ) -> tuple[list[int], dict[str, Array]]:
     """Rows of a batch whose image is the one that was extracted, and what the teacher gives for them, (n, V, ...)."""
     dataset = ViewDataset(images, store.manifest.views, teacher.preprocessing)
-    batch = dataset.__getitems__(sources)
+    batch = dataset.load(sources)
     usable = []
     for i, row in enumerate(rows):
         if (batch.hashes[i] != store.content_sha256[row]).any() and batch.hashes[i].any():

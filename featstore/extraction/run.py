@@ -27,6 +27,7 @@ def run(config: ExtractConfig) -> None:
     from featstore.errors import shorten
     from featstore.extraction import new_images
     from featstore.extraction.accelerator import start_accelerator
+    from featstore.extraction.unreadable import take_back_readable
     from featstore.maintenance.verify import repair
     from featstore.sources import open_source
 
@@ -41,6 +42,12 @@ def run(config: ExtractConfig) -> None:
         if accelerator.is_main_process and store.exists():
             shards = repair(store, workers=max(1, config.workers), say=say)
             say(f"repair    {len(shards)} damaged shards will be made again: {shorten(shards)}")
+            in_order = new_images.in_stored_order(source, store)
+            shards, images = take_back_readable(store, in_order)
+            if shards:
+                say(
+                    f"repair    {len(shards)} shards are made again for images that can be read now: {images}"
+                )
         accelerator.wait_for_everyone()
     if not config.append:
         source = new_images.in_stored_order(source, Path(config.store.path))
@@ -86,6 +93,7 @@ def fill(
     from featstore.extraction import dry_run, new_manifest, shards
     from featstore.extraction.teachers import build_teacher
     from featstore.format.views import describe
+    from featstore.sources.load import was_unreadable
 
     say = accelerator.print
     # Frozen: eval mode, no gradients. Nothing is trained in phase one.
@@ -141,4 +149,6 @@ def fill(
         say(f"  skipped {item.sample_id}: {item.reason}")
     if len(summary.invalid) > 20:
         say(f"  ... and {len(summary.invalid) - 20} more: featstore inspect {summary.store}")
+    if unread := sum(was_unreadable(item.reason) for item in summary.invalid):
+        say(f"  {unread} could not be read; once they can be, run the same command with --repair")
     return summary

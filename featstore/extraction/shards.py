@@ -359,7 +359,7 @@ def _extract_shard(work: _Work, number: int, batches: Iterator[Batch], *, load_s
         start = loaded = time.perf_counter()
         before, ahead = ahead, None
         if batch_rows is not None:
-            batch = next(batches)
+            batch = next(batches).check()
             loaded = time.perf_counter()
             ahead = batch_rows, batch, start_teacher(work.teacher, batch.images)
         if before is not None:

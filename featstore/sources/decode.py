@@ -60,6 +60,7 @@ def decode_image(data: bytes, *, max_pixels: int = MAX_PIXELS) -> Image.Image:
 
     Raises:
         DecodeError: empty, not an image, truncated, too large, or without an 8-bit meaning.
+        MemoryError: this machine has too little memory; says nothing about the image.
     """
     if not data:
         raise DecodeError("empty file (0 bytes)")
@@ -73,7 +74,7 @@ def decode_image(data: bytes, *, max_pixels: int = MAX_PIXELS) -> Image.Image:
                 raise DecodeError(_too_large(width, height, max_pixels))
             image.load()
             return to_rgb(_upright(image))
-    except DecodeError:
+    except (DecodeError, MemoryError):
         raise
     except UnidentifiedImageError:
         raise DecodeError(f"not an image ({len(data)} bytes, first {data[:8]!r})") from None

@@ -9,7 +9,7 @@ import torch
 from PIL import Image
 
 from distill.config import DataConfig
-from distill.data.pictures import BatchMaker, Changes, PictureCache, ViewDataset, ViewRule, load
+from distill.data.pictures import BatchMaker, Changes, PictureCache, ViewDataset, load, rule_of
 from distill.data.samples import Samples, join, split
 from distill.data.schedule import CANONICAL, Request
 from distill.data.stored_features import Features
@@ -40,7 +40,7 @@ def requests(samples: Samples, column: int = CANONICAL) -> list[Request]:
 
 def pixels_of(samples: Samples, store: FeatureStore, column: int) -> torch.Tensor:
     """What the student is shown at the teacher's own size, (n, H x W x 3)."""
-    dataset = ViewDataset(samples, ViewRule.of_store(store, "cls"), size=SIZE)
+    dataset = ViewDataset(samples, rule_of(store, "cls"), size=SIZE)
     (pictures,) = load(dataset, [requests(samples, column)], workers=0)
     return pictures.pixels.permute(0, 2, 3, 1).reshape(len(samples.ids), -1).float()
 
@@ -107,7 +107,7 @@ def test_changed_bytes_are_refused_with_the_id(copy: Path, store: FeatureStore) 
     """Same name, other picture: found at the first read, in line and in a loading process."""
     Image.new("RGB", (9, 9)).save(copy / "train/top/003.png")
     samples = join(folder(copy), store, DATA)
-    dataset = ViewDataset(samples, ViewRule.of_store(store, "cls"), size=SIZE)
+    dataset = ViewDataset(samples, rule_of(store, "cls"), size=SIZE)
     for workers in (0, 1):
         with pytest.raises(MissingSamples, match=r"not those the teacher saw: train/top/003.png\."):
             list(load(dataset, [requests(samples)], workers=workers))
@@ -117,7 +117,7 @@ def test_a_file_that_vanished_is_named(copy: Path, store: FeatureStore) -> None:
     """After the join, before the read."""
     samples = join(folder(copy), store, DATA)
     (copy / "test/left/001.png").unlink()
-    dataset = ViewDataset(samples, ViewRule.of_store(store, "cls"), size=SIZE)
+    dataset = ViewDataset(samples, rule_of(store, "cls"), size=SIZE)
     with pytest.raises(ConfigError, match=r"test/left/001.png"):
         list(load(dataset, [requests(samples)], workers=0))
 
@@ -225,7 +225,7 @@ def test_fields_that_are_no_vector_are_refused(images: Path, store: FeatureStore
 def test_a_batch_hides_the_labels_of_unlabelled_images(images: Path, store: FeatureStore) -> None:
     """They are known here, and must not be used."""
     samples = join(folder(images), store, DATA)
-    dataset = ViewDataset(samples, ViewRule.of_store(store, "cls"), size=(16, 16))
+    dataset = ViewDataset(samples, rule_of(store, "cls"), size=(16, 16))
     wanted = [Request(5, 1, 0, True), Request(6, 2, 0, False)]
     (pictures,) = load(dataset, [wanted], workers=0)
     maker = BatchMaker(
@@ -249,7 +249,7 @@ def test_a_batch_hides_the_labels_of_unlabelled_images(images: Path, store: Feat
 def test_the_cache_changes_nothing(images: Path, store: FeatureStore) -> None:
     """Same pictures with and without, also when it is full after a few."""
     samples = join(folder(images), store, DATA)
-    rule = ViewRule.of_store(store, "cls")
+    rule = rule_of(store, "cls")
     batches = [requests(samples, 1), requests(samples, 2), requests(samples, 1)]
 
     def pixels(cache_mb: int) -> list[torch.Tensor]:
@@ -264,7 +264,7 @@ def test_the_cache_changes_nothing(images: Path, store: FeatureStore) -> None:
 def test_jitter_reaches_training_pictures_only(images: Path, store: FeatureStore) -> None:
     """A request without bits, as in evaluation, is not changed."""
     samples = join(folder(images), store, DATA)
-    rule = ViewRule.of_store(store, "cls")
+    rule = rule_of(store, "cls")
     dataset = ViewDataset(samples, rule, size=SIZE, changes=Changes(DataConfig(jitter=0.8)))
     plain = ViewDataset(samples, rule, size=SIZE)
     assert torch.equal(dataset[Request(0, 1, 0, True)].pixels, plain[Request(0, 1, 0, True)].pixels)

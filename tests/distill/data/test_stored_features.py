@@ -10,7 +10,7 @@ from PIL import Image
 
 from distill.config import DataConfig, TeacherConfig
 from distill.data.feature_norm import Block, FeatureNorm, measure, shares
-from distill.data.pictures import BatchMaker, Changes, ViewDataset, ViewRule, load
+from distill.data.pictures import BatchMaker, Changes, ViewDataset, load, rule_of
 from distill.data.samples import Samples, join, match_views
 from distill.data.schedule import Request, allowed_columns
 from distill.data.stored_features import Features, Grid, StoredField, find_grid
@@ -245,7 +245,7 @@ def test_only_the_very_view_gets_a_stored_feature(images: Path, store: FeatureSt
         Request(9, 2, 78, False, strong=2),
     ]
     changes = Changes(DataConfig())
-    dataset = ViewDataset(samples, ViewRule.of_store(store, "cls"), size=SIZE, changes=changes)
+    dataset = ViewDataset(samples, rule_of(store, "cls"), size=SIZE, changes=changes)
     (pictures,) = load(dataset, [requests], workers=0)
     features, grid = Features(store, "pixels", samples), Grid(store, "grid2", samples)
     cpu = torch.device("cpu")

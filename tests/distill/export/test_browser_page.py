@@ -14,13 +14,13 @@ import torch
 from PIL import ExifTags, Image
 
 from distill.config import StudentConfig
-from distill.data.pictures import ViewRule
 from distill.export import browser as page
 from distill.export import onnx_model, parity, preprocessing, program
 from distill.student.model import Student, build_student
 from featstore.errors import ConfigError
 from featstore.format.views import Interpolation, ViewSet, canonical_box, cut
 from featstore.sources.decode import decode_image
+from featstore.sources.load import ViewRule
 from tests.distill.browser import INSTALL, Browser, browser, missing
 
 HOSTILE = "</script><script>document.title='owned'</script>"

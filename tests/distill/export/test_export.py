@@ -15,7 +15,6 @@ from torch import nn
 
 from distill.config import DistillConfig, StudentConfig, TeacherConfig
 from distill.data import joined
-from distill.data.pictures import ViewRule
 from distill.data.samples import Samples, Split
 from distill.export import (
     fake_quant,
@@ -37,6 +36,7 @@ from featstore.format.views import ViewSet
 from featstore.sources import open_source
 from featstore.sources.base import NO_LABEL
 from featstore.sources.config import SourceConfig
+from featstore.sources.load import ViewRule
 from tests.distill.conftest import MakeConfig
 from tests.distill.stores import write_store
 
