@@ -45,7 +45,9 @@ def rule_of(store: FeatureStore, field: str) -> ViewRule:
     record = store.manifest.teacher_of(field).preprocessing
     if record is None:
         raise ViewMismatch(
-            f'{store.address}: field "{field}" was not made from images, so there is nothing to train a student on.'
+            f'{store.address}: field "{field}" has no preprocessing, so it is not known which region of an image '
+            "the teacher saw. If it was made from images, create or import the store again with the teacher's input size "
+            "(featstore import --size)."
         )
     return ViewRule.of_teacher(store.manifest.views, record)
 
@@ -158,6 +160,7 @@ class ViewDataset(torch.utils.data.Dataset[Pictures]):
         data = read_image(samples.source, row)
         if (
             samples.hashes is not None
+            and samples.hashes[request.sample].any()  # zeros: the store does not know the bytes
             and content_sha256(data) != samples.hashes[request.sample].tobytes()
         ):
             changed.append(samples.ids[request.sample])

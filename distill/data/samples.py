@@ -26,6 +26,9 @@ Indices = npt.NDArray[np.int64]
 NO_ROW = -1
 """Row of a sample when there is no store."""
 
+NO_HASH = bytes(32)
+"""Content hash of a row whose store was made from arrays, without the bytes of the images."""
+
 
 @dataclass(frozen=True)
 class Samples:
@@ -113,6 +116,12 @@ def join(
     other_rows: list[Indices] = []
     if store is not None:
         rows = find_rows(source, positions, store, notes)
+        unbound = int((~store.content_sha256[rows].any(axis=1) & store.valid[rows]).sum())
+        if unbound:
+            notes.append(
+                f"{unbound} rows of {store.address} have no content hash; images are matched by id alone, so changed "
+                "files cannot be detected"
+            )
         other_rows = [find_rows(source, positions, other, notes) for other in others]
         usable = store.valid[rows]
         for other, found in zip(others, other_rows, strict=True):
@@ -156,7 +165,8 @@ def _check_same_bytes(
     usable: npt.NDArray[np.bool_],
 ) -> None:
     """Refuse images that share an id and nothing else: two teachers must have seen the same picture."""
-    same = (store.content_sha256[rows] == other.content_sha256[other_rows]).all(axis=1)
+    here, there = store.content_sha256[rows], other.content_sha256[other_rows]
+    same = (here == there).all(axis=1) | ~here.any(axis=1) | ~there.any(axis=1)
     changed = [store.sample_ids[row] for row in rows[usable & ~same]]
     if changed:
         raise MissingSamples(
@@ -257,6 +267,7 @@ def find_rows(source: Source, positions: Indices, store: FeatureStore, notes: li
         ::-1
     ]:  # backwards, so that the first row of equal contents stays
         by_content[store.content_sha256[row].tobytes()] = int(row)
+    by_content.pop(NO_HASH, None)
     for index in unknown:
         rows[index] = by_content.get(content_sha256(source.read(int(positions[index]))), NO_ROW)
     missing = [ids[index] for index in np.flatnonzero(rows == NO_ROW)]
@@ -339,7 +350,7 @@ def _copies(samples: Samples, members: Indices) -> npt.NDArray[np.bool_]:
     if samples.hashes is None:
         return np.zeros(len(samples.ids), dtype=np.bool_)
     keys = [row.tobytes() for row in samples.hashes]
-    tested = {keys[index] for index in members}
+    tested = {keys[index] for index in members} - {NO_HASH}
     return np.array([key in tested for key in keys], dtype=np.bool_)
 
 

@@ -77,7 +77,7 @@ def exact_duplicates(store: FeatureStore) -> list[Rows]:
     """Find images whose files hold the same bytes.
 
     Args:
-        store: may be incomplete; rows that are not valid are left out.
+        store: may be incomplete; rows that are not valid or have no content hash are left out.
 
     Returns:
         Groups of two and more rows, ascending; groups in the order of their first row.
@@ -85,7 +85,7 @@ def exact_duplicates(store: FeatureStore) -> list[Rows]:
     Raises:
         ShardCorrupt: a shard is damaged.
     """
-    rows = np.flatnonzero(store.valid)
+    rows = np.flatnonzero(store.valid & store.content_sha256.any(axis=1))
     words = np.ascontiguousarray(store.content_sha256[rows]).view(np.uint64)
     order = np.lexsort(words.T)  # stable: equal hashes stay in the order of rows
     rows, words = rows[order], words[order]

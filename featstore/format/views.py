@@ -175,7 +175,10 @@ def seeded_box(
 
 
 def uniform_numbers(*, seed: int, sample_id: str, number: int) -> tuple[float, float, float, float]:
-    """Four numbers in [0, 1): the 64-bit words of SHA-256("featstore-view-1|seed|number|sample_id") over 2**64."""
+    """Four numbers in [0, 1): the little-endian 64-bit words of a SHA-256, shifted right by 11 bits, over 2**53.
+
+    The hashed text is ``featstore-view-1|seed|number|sample_id`` in UTF-8.
+    """
     digest = hashlib.sha256(f"featstore-view-1|{seed}|{number}|{sample_id}".encode()).digest()
     words = [int.from_bytes(digest[i : i + 8], "little") >> 11 for i in range(0, 32, 8)]
     a, b, c, d = (word / 2**53 for word in words)
