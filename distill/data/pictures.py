@@ -46,7 +46,7 @@ def rule_of(store: FeatureStore, field: str) -> ViewRule:
     if record is None:
         raise ViewMismatch(
             f'{store.address}: field "{field}" has no preprocessing, so it is not known which region of an image '
-            "the teacher saw. If it was made from images, create or import the store again with the teacher's input size "
+            "the teacher saw. If it was made from images, create or import the store again with its input size "
             "(featstore import --size)."
         )
     return ViewRule.of_teacher(store.manifest.views, record)
