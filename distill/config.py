@@ -6,11 +6,15 @@ a ``ConfigError`` that names the setting as it is spelled on the command line.
 
 import dataclasses
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Literal
 
 from distill.options import MethodName, MethodOptions, PartnerName, PartnerOptions
 from distill.options.augment import AugmentConfig, PhotometricConfig
 from featstore.sources.config import SourceConfig, require
+
+RECIPES = Path(__file__).parent / "recipes" / "digits"
+"""Recipes that the commands of phase two use without ``--config``: the digits."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -23,6 +23,7 @@ the package stay plain ``AssertionError`` or ``TypeError``; they are not part of
 """
 
 from collections.abc import Sequence
+from pathlib import Path
 
 
 class FeatstoreError(Exception):
@@ -95,6 +96,21 @@ class RemoteError(StoreError):
 
 class RemoteNotFound(RemoteError):
     """A place of a URL answers that there is no such file."""
+
+
+def command(name: str) -> str:
+    """Return the command that runs a phase where the reader is, for messages that say what to do next.
+
+    Args:
+        name: Script of ``pipelines/`` without its ending, for example ``extract``.
+
+    Returns:
+        The script in a checkout, the installed command elsewhere.
+    """
+    if (Path(__file__).parents[1] / "pipelines" / f"{name}.py").is_file():
+        launcher = "accelerate launch" if name in ("extract", "distill", "evaluate") else "python"
+        return f"{launcher} pipelines/{name}.py"
+    return {"extract": "featstore extract", "distill": "distill"}.get(name, f"distill {name}")
 
 
 MOST_SHOWN = 1000

@@ -13,11 +13,11 @@ from pathlib import Path
 # This folder comes first on sys.path, and in it this very file would hide the package `distill`.
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from distill.config import DistillConfig
+from distill.config import RECIPES, DistillConfig
 from distill.training.run import run
 from featstore.cli.recipe import run_main
 
-DEFAULT_RECIPE = Path(__file__).parent / "recipes" / "digits" / "distill.yaml"
+DEFAULT_RECIPE = RECIPES / "distill.yaml"
 
 if __name__ == "__main__":
     run_main(run, DistillConfig, default_recipe=DEFAULT_RECIPE)

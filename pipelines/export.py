@@ -13,11 +13,12 @@ from pathlib import Path
 # This folder comes first on sys.path, and in it distill.py would hide the package `distill`.
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from distill.config import RECIPES
 from distill.export.config import ExportConfig
 from featstore.cli.recipe import run_main
 from featstore.errors import ConfigError
 
-DEFAULT_RECIPE = Path(__file__).parent / "recipes" / "digits" / "export.yaml"
+DEFAULT_RECIPE = RECIPES / "export.yaml"
 
 
 def main(config: ExportConfig) -> dict[str, object]:

@@ -16,10 +16,8 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from featstore.cli.recipe import run_main
-from featstore.extraction.config import ExtractConfig
+from featstore.extraction.config import DEFAULT_RECIPE, ExtractConfig
 from featstore.extraction.run import run
-
-DEFAULT_RECIPE = Path(__file__).parent / "recipes" / "digits" / "extract.yaml"
 
 if __name__ == "__main__":
     run_main(run, ExtractConfig, default_recipe=DEFAULT_RECIPE)

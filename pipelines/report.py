@@ -13,10 +13,10 @@ from pathlib import Path
 # This folder comes first on sys.path, and in it distill.py would hide the package `distill`.
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from distill.config import ReportConfig
+from distill.config import RECIPES, ReportConfig
 from featstore.cli.recipe import run_main
 
-DEFAULT_RECIPE = Path(__file__).parent / "recipes" / "digits" / "report.yaml"
+DEFAULT_RECIPE = RECIPES / "report.yaml"
 
 
 def main(config: ReportConfig) -> list[Path]:

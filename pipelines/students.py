@@ -19,11 +19,11 @@ from typing import Any
 # This folder comes first on sys.path, and in it distill.py would hide the package `distill`.
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from distill.config import DistillConfig
+from distill.config import RECIPES, DistillConfig
 from featstore.cli.recipe import builder, run_alone
 from pipelines.experiments import EXIT_FAILURES, number_of_jobs, settings
 
-DEFAULT_RECIPE = Path(__file__).parent / "recipes" / "digits" / "students.yaml"
+DEFAULT_RECIPE = RECIPES / "students.yaml"
 
 
 def main(

@@ -14,7 +14,7 @@ from distill.experiments.pool import Event, Failure, OnEvent, Pool, Seat, work_h
 from distill.experiments.runs_to_do import Agenda
 from distill.experiments.tune import Result
 from distill.reports.report import draw_comparison
-from featstore.errors import ConfigError, FeatstoreError
+from featstore.errors import ConfigError, FeatstoreError, command
 from featstore.files.atomic import make_folder
 from featstore.files.locks import LOCK_NAME, FileLock
 from featstore.text import columns
@@ -197,7 +197,7 @@ def report(agenda: Agenda, say: Say = tqdm.write) -> tuple[str, list[str], list[
             say(
                 f"warning: the page could not be drawn ({type(error).__name__}: {error}); try again"
             )
-            say(f"with: python pipelines/report.py --out {agenda.out}")
+            say(f"with: {command('report')} --out {agenda.out}")
     failures = [
         f"{result.row.name} seed {seed}: {failure.kind}: {failure.message}"
         + (f" ({result.runs[seed].folder})" if seed in result.runs else "")

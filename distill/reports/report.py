@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from featstore.errors import command
 from featstore.files.atomic import write_bytes, write_json
 from featstore.text import columns
 
@@ -177,5 +178,5 @@ def _write_page(folder: Path, page: "Page", shown: "dict[str, list[Row]]") -> Pa
 def _undrawn(where: Path, error: Exception, out: Path) -> str:
     return (
         f"warning: the page of {where} could not be drawn ({type(error).__name__}: {error}). The results are written; "
-        f"try again with: python pipelines/report.py --out {out}"
+        f"try again with: {command('report')} --out {out}"
     )

@@ -16,6 +16,7 @@ def run(config: DistillConfig) -> list[dict[str, object]]:
     from distill.student.model import build_student
     from distill.training import loop
     from distill.training.saved_student import snippet
+    from featstore.errors import command
     from featstore.reading.store import FeatureStore
     from featstore.sources import open_source
 
@@ -76,8 +77,6 @@ def run(config: DistillConfig) -> list[dict[str, object]]:
             + f", and a folder for each run, e.g. {folder}"
         )
         say(f"\n{snippet(folder, student, config.student)}\n")
-        say(
-            f"next: accelerate launch pipelines/evaluate.py --model {folder} --store {config.store}"
-        )
+        say(f"next: {command('evaluate')} --model {folder} --store {config.store}")
     accelerator.end_training()
     return records

@@ -12,7 +12,7 @@ from distill.data.joined import Data, JoinedData
 from distill.data.samples import Samples
 from distill.data.stored_features import StoredField
 from distill.student.model import Student, build_student
-from featstore.errors import ConfigError
+from featstore.errors import ConfigError, command
 from featstore.files.atomic import write_bytes, write_json
 
 WEIGHTS = "student.safetensors"
@@ -105,7 +105,7 @@ def load_exported(folder: Path) -> tuple[Student, dict[str, Any]]:
     for name in (WEIGHTS, CONFIG):
         if not (folder / name).is_file():
             raise ConfigError(
-                f"--model {folder}: has no {name}. Expected the folder of one run of distill.py, such as "
+                f"--model {folder}: has no {name}. Expected the folder of one run of {command('distill')}, such as "
                 "outputs/distill/customkd/seed0."
             )
     try:

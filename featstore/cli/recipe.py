@@ -170,8 +170,8 @@ def _read_recipe(path: Path) -> str:
         values = yaml.safe_load(path.read_bytes())
     except OSError as error:
         raise ConfigError(
-            f"--config {path}: cannot be read ({error.strerror}). Recipes that come with the project are in "
-            "pipelines/recipes/."
+            f"--config {path}: cannot be read ({error.strerror}). Recipes that come with the package: "
+            f"{Path(__file__).parents[1] / 'recipes'}."
         ) from None
     except yaml.YAMLError as error:
         raise ConfigError(f"--config {path}: not valid YAML: {error}") from None

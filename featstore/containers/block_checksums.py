@@ -11,13 +11,11 @@ from pathlib import Path
 
 import google_crc32c
 
-from featstore.errors import ShardCorrupt
+from featstore.errors import ShardCorrupt, command
 from featstore.files.untrusted import open_plain, plain_size
 from featstore.format.ledger import ObjectRecord
 
-ADVICE = (
-    "Run extract.py --repair with the settings this store was made with; it makes that shard again."
-)
+ADVICE = f"Run {command('extract')} --repair with the settings this store was made with; it makes that shard again."
 
 PIECE_BYTES = 8 * 2**20
 """Bytes that are in memory at a time."""

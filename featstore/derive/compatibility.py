@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from featstore.containers.base import Rows
-from featstore.errors import ConfigError, ManifestMismatch, shorten
+from featstore.errors import ConfigError, ManifestMismatch, command, shorten
 from featstore.format.manifest import (
     ArtefactRecord,
     FieldRecord,
@@ -53,8 +53,9 @@ def check_same_rows(first: FeatureStore, other: Manifest, *, where: object) -> N
     raise ManifestMismatch(
         f"{first.path} and {where}: rows of both cannot be mixed, they were made differently:\n{lines}\n"
         + (
-            "Codes of eight bits are numbers only with the scales they were made with. extract.py --append true uses "
-            "those of the store; or merge the stores that they were made from, and requantise the result."
+            "Codes of eight bits are numbers only with the scales they were made with. "
+            f"{command('extract')} --append true uses those of the store; or merge the stores "
+            "that they were made from, and requantise the result."
             if scales
             else "Extract both with the same settings."
         )

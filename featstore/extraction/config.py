@@ -5,9 +5,13 @@ a ``ConfigError`` that names the setting as it is spelled on the command line.
 """
 
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Literal
 
 from featstore.sources.config import SourceConfig, require
+
+DEFAULT_RECIPE = Path(__file__).parents[1] / "recipes" / "digits" / "extract.yaml"
+"""Recipe that is used without ``--config``: the digits, and the small teacher beside it."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,6 +1,6 @@
 """Run phase one: settings and images -> a store, resumed, repaired or appended to.
 
-    run(config)     what ``pipelines/extract.py`` and ``featstore extract`` call
+    run(config)     what ``pipelines/extract.py``, ``featstore extract`` and ``featstore.extract`` call
 
 Torch and the teacher's library are imported inside the functions, so that a wrong flag fails at once.
 """
@@ -24,7 +24,7 @@ def run(config: ExtractConfig) -> None:
     Raises:
         FeatstoreError: something the user can mend; nothing half-made is left behind.
     """
-    from featstore.errors import shorten
+    from featstore.errors import command, shorten
     from featstore.extraction import new_images
     from featstore.extraction.accelerator import start_accelerator
     from featstore.extraction.unreadable import take_back_readable
@@ -56,7 +56,7 @@ def run(config: ExtractConfig) -> None:
             summary.check(config.max_invalid_share)
             images = f"--source.kind {config.source.kind} --source.path {config.source.path}"
             recipe = "" if config.source.kind == "digits" else f" --config RECIPE.yaml {images}"
-            say(f"next: accelerate launch pipelines/distill.py{recipe} --store {summary.store}")
+            say(f"next: {command('distill')}{recipe} --store {summary.store}")
         return
     with new_images.growing(config, source, accelerator) as growth:
         if growth is None:

@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from featstore.errors import ManifestMismatch, ShardCorrupt, StoreError
+from featstore.errors import ManifestMismatch, ShardCorrupt, StoreError, command
 from featstore.files.atomic import sync_folder, write_bytes
 from featstore.files.untrusted import check_real_folder, read_plain
 from featstore.format.checksummed_json import seal, unseal
@@ -129,15 +129,15 @@ def read_entry(store: Path, shard: int) -> ShardRecord:
         record = ShardRecord.model_validate(unseal(_read(store, path)))
     except FileNotFoundError:
         raise ShardCorrupt(
-            f"{path}: missing, so shard {shard} does not exist. Run extract.py with the settings this store was made "
-            "with; it makes that shard."
+            f"{path}: missing, so shard {shard} does not exist. Run {command('extract')} with the "
+            "settings this store was made with; it makes that shard."
         ) from None
     except OSError as error:
         raise ShardCorrupt(f"{path}: cannot be read ({error.strerror}). Check the disk.") from None
     except ValueError as error:
         raise ShardCorrupt(
-            f"{path}: not a ledger entry ({_first(error)}). Run extract.py --repair with the same settings; it makes "
-            "that shard again."
+            f"{path}: not a ledger entry ({_first(error)}). Run {command('extract')} --repair with the "
+            "same settings; it makes that shard again."
         ) from None
     if record.shard != shard:
         raise ShardCorrupt(f"{path}: speaks of shard {record.shard}, expected {shard}.")
@@ -201,18 +201,19 @@ def read_complete(store: Path, num_shards: int) -> CompleteRecord | None:
         raise ShardCorrupt(f"{path}: cannot be read ({error.strerror}). Check the disk.") from None
     except ValueError as error:
         raise ShardCorrupt(
-            f"{path}: does not follow the format ({_first(error)}). Delete it and run extract.py with the same "
-            "settings; nothing else is lost."
+            f"{path}: does not follow the format ({_first(error)}). Delete it and run {command('extract')} with "
+            "the same settings; nothing else is lost."
         ) from None
     if record.shards != num_shards:
         raise ShardCorrupt(
-            f"{path}: speaks of {record.shards} shards, the manifest of {num_shards}. Delete it and run extract.py "
-            "with the same settings."
+            f"{path}: speaks of {record.shards} shards, the manifest of {num_shards}. Delete it and run "
+            f"{command('extract')} with the same settings."
         )
     if record.manifest_sha256 not in ("", _sha256(store, MANIFEST_NAME)):
         raise ManifestMismatch(
             f"{path}: the store was completed with another {MANIFEST_NAME} than the one that is there now. Put the old "
-            f"one back; or, if it was changed on purpose, delete {path.name} and run extract.py with the same settings."
+            f"one back; or, if it was changed on purpose, delete {path.name} and run {command('extract')} with the "
+            "same settings."
         )
     return record
 

@@ -27,7 +27,7 @@ from pydantic import (
     model_validator,
 )
 
-from featstore.errors import ManifestMismatch, StoreError, StoreNotFound
+from featstore.errors import ManifestMismatch, StoreError, StoreNotFound, command
 from featstore.files.atomic import write_bytes
 from featstore.files.untrusted import read_plain
 from featstore.format.checksummed_json import SealError, seal, unseal
@@ -477,15 +477,13 @@ def read_manifest(store: Path) -> Manifest:
     """
     path = store / MANIFEST_NAME
     if not store.is_dir():
-        raise StoreNotFound(
-            f"{store}: no such folder. Extract a store first: accelerate launch pipelines/extract.py"
-        )
+        raise StoreNotFound(f"{store}: no such folder. Extract a store first: {command('extract')}")
     try:
         values = unseal(read_plain(store, MANIFEST_NAME))
     except FileNotFoundError:
         raise StoreNotFound(
             f"{store}: no {MANIFEST_NAME}, so this is not a feature store. Expected the folder that "
-            "extract.py wrote (--store.path)."
+            f"{command('extract')} wrote (--store.path)."
         ) from None
     except OSError as error:
         raise StoreNotFound(f"{path}: cannot be read ({error.strerror}).") from None

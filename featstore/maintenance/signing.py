@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from featstore.containers.metadata import metadata_files
-from featstore.errors import ConfigError, StoreError, StoreIncomplete, shorten
+from featstore.errors import ConfigError, StoreError, StoreIncomplete, command, shorten
 from featstore.files.atomic import write_bytes
 from featstore.files.locks import LOCK_NAME, PUBLISH_NAME, exclusive
 from featstore.files.untrusted import read_plain
@@ -199,7 +199,8 @@ def _check_worth(store: Path) -> None:
     report = verify(store, workers=2)
     if report.missing:
         raise StoreIncomplete(
-            f"{store}: {len(report.missing):,} shards are missing. Run extract.py with the same settings, then sign."
+            f"{store}: {len(report.missing):,} shards are missing. Run {command('extract')} with the same "
+            "settings, then sign."
         )
     if report.damages:
         raise StoreError(

@@ -1,7 +1,7 @@
 """After: is every byte of a store what was written, and does every part agree with the others? And making it so again.
 
 ``verify`` reads everything, one column of one shard at a time, or a sample of blocks at a cost that does not depend on
-the size of the store. ``repair`` takes back exactly the shards that are damaged, so that the next run of extract.py
+the size of the store. ``repair`` takes back exactly the shards that are damaged, so that the next extraction
 makes them again, and writes anew what needs no teacher.
 """
 
@@ -159,7 +159,7 @@ def verify(
 def repair(
     path: str | Path, *, workers: int = 1, say: Callable[[str], None] | None = None
 ) -> list[int]:
-    """Take back the shards that are damaged, so that the next run of extract.py makes them again.
+    """Take back the shards that are damaged, so that the next extraction makes them again.
 
     Metadata of the container and the mark of a complete store are written anew. Objects stay until they are replaced.
 

@@ -12,7 +12,7 @@ import numpy as np
 
 from featstore.containers.base import Array, Backend
 from featstore.containers.block_checksums import damaged_blocks, why_unreadable
-from featstore.errors import ShardCorrupt, StoreError, shorten
+from featstore.errors import ShardCorrupt, StoreError, command, shorten
 from featstore.files.untrusted import plain_size
 from featstore.format.ledger import LEDGER_FOLDER, ObjectRecord, ShardRecord, entry_path, read_entry
 from featstore.maintenance.verify_values import ShardRules
@@ -27,9 +27,9 @@ _DIGITS = re.compile(r"(?<=/)[0-9]{1,18}(?=[/.]|$)")
 _AGAIN = "fetch the store again, or extract it again into a new folder"
 
 ADVICE: dict[Kind, str] = {
-    "shard": "extract.py --repair makes this shard again",
-    "metadata": "extract.py --repair writes this file again",
-    "mark": "extract.py --repair writes this file again",
+    "shard": f"{command('extract')} --repair makes this shard again",
+    "metadata": f"{command('extract')} --repair writes this file again",
+    "mark": f"{command('extract')} --repair writes this file again",
     "manifest": _AGAIN,
     "artefact": _AGAIN,
     "ledger": _AGAIN,

@@ -22,7 +22,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Literal
 
-from featstore.errors import StoreWriteError
+from featstore.errors import StoreWriteError, command
 from featstore.files.disk import existing_parent, free_bytes, measure_disk
 from featstore.text import format_bytes
 
@@ -335,7 +335,7 @@ def _accelerator() -> Iterator[Check]:
             "accelerator",
             "warn",
             "none: the teacher runs on the processor",
-            "--dry_run of extract.py says how long it takes.",
+            f"{command('extract')} --dry_run says how long it takes.",
         )
 
 

@@ -21,6 +21,7 @@ from featstore.errors import (
     StoreError,
     StoreIncomplete,
     ViewMismatch,
+    command,
     shorten,
 )
 from featstore.format.artefacts import read_artefact, read_channels
@@ -141,8 +142,8 @@ class FeatureStore:
         missing = manifest.num_shards - len(shards)
         if missing and not allow_incomplete:
             raise StoreIncomplete(
-                f"{path}: {missing} of {manifest.num_shards} shards are not there yet. Run extract.py again with the "
-                "settings this store was made with; it goes on where it stopped."
+                f"{path}: {missing} of {manifest.num_shards} shards are missing. Run {command('extract')} again "
+                "with the settings this store was made with to resume."
             )
         return cls(path, manifest, shards)
 
@@ -252,7 +253,8 @@ class FeatureStore:
         if entry.rows != (rows.start, rows.stop):
             raise ShardCorrupt(
                 f"{entry_path(self.path, shard)}: rows {entry.rows[0]} to {entry.rows[1] - 1}, expected "
-                f"{rows.start} to {rows.stop - 1}. Delete the file and run extract.py with the same settings."
+                f"{rows.start} to {rows.stop - 1}. Delete the file and run {command('extract')} with "
+                "the same settings."
             )
         return entry
 

@@ -24,6 +24,7 @@ from featstore.errors import (
     StoreIncomplete,
     StoreNotFound,
     StoreWriteError,
+    command,
     shorten,
 )
 from featstore.files.atomic import TEMPORARY_PREFIX
@@ -113,8 +114,8 @@ def local_contents(store: Path) -> Contents:
     mark = read_complete(store, manifest.num_shards)
     if mark is None:
         raise StoreIncomplete(
-            f"{store}: not complete; a part that nobody can tell from the whole is not passed on. Run extract.py again "
-            "with the settings this store was made with, it goes on where it stopped; or featstore subset takes a part."
+            f"{store}: not complete; only complete stores are published. Run {command('extract')} again "
+            "with the settings this store was made with to resume; or take a part with featstore subset."
         )
     return Contents(manifest, read_plain(store, MANIFEST_NAME), mark, read_plain(store, MARK_NAME))
 
