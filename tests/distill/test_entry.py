@@ -83,9 +83,9 @@ def test_other_classes_are_refused(make_config: MakeConfig, tmp_path: Path) -> N
     config = make_config(methods=["labels"], train__epochs=1)
     main(config)
     digits = EvaluateConfig(model=str(Path(config.out) / "labels" / "seed0"), workers=0)
-    with pytest.raises(ConfigError, match=r"3 classes \(left, right, top\).*have 10"):
+    with pytest.raises(ConfigError, match=r"\b3\b.*\b10\b"):
         evaluate_main(digits)
-    with pytest.raises(ConfigError, match=r"no student.safetensors"):
+    with pytest.raises(ConfigError, match=r"student.safetensors"):
         evaluate_main(dataclasses.replace(digits, model=str(tmp_path)))
 
 

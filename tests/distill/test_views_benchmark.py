@@ -157,10 +157,10 @@ def test_what_does_not_fit(recipe: tuple[ExtractConfig, Path]) -> None:
     config = recipe[0]
     store = FeatureStore.open(config.store.path)
     other = dataclasses.replace(config.teacher, crop_pct=0.5)
-    with pytest.raises(ConfigError, match=r"preprocessing is .*crop_pct=0\.5"):
+    with pytest.raises(ConfigError, match=r"crop_pct=0\.5"):
         same_teacher(other, store, ["cls"], torch.device("cpu"))
     held = store.manifest.views
-    with pytest.raises(ConfigError, match="holds 2 seeded views"):
+    with pytest.raises(ConfigError, match=r"\b2\b"):
         views.make_rows(held, [4])
     names = [row.name for row in views.make_rows(held, views.COUNTS)]
     assert names == ["canonical", "stored-1", "stored-2", "live-same-2", "live-fresh"]

@@ -100,8 +100,8 @@ def test_images_without_labels_calibrate_too(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("labels", "message"),
     [
-        ([1] * 10 + [0, 1, 2], "all 10 training images in .* are of the class 'b', the student knows 3"),
-        ([0, 0, 1, 2], "1 training images to calibrate on"),
+        ([1] * 10 + [0, 1, 2], r"\b10\b.*'b'.*\b3\b"),
+        ([0, 0, 1, 2], r"\b1\b"),
     ],
 )  # fmt: skip
 def test_images_that_cannot_calibrate(tmp_path: Path, labels: list[int], message: str) -> None:
@@ -354,10 +354,10 @@ def test_settings_of_a_run_are_read_back() -> None:
 
 def test_folders_that_are_no_finished_run(tmp_path: Path) -> None:
     """Nothing there, and a run that stopped: the message says which."""
-    with pytest.raises(ConfigError, match=r"is not the folder of a run, config.yaml is missing"):
+    with pytest.raises(ConfigError, match=r"config.yaml"):
         finished.read_run(tmp_path)
     (tmp_path / "config.yaml").write_text("{}")
-    with pytest.raises(ConfigError, match=r"the run is not finished, run.json is missing"):
+    with pytest.raises(ConfigError, match=r"run.json"):
         finished.read_run(tmp_path)
 
 
@@ -372,7 +372,7 @@ def test_an_export_appears_whole(tmp_path: Path) -> None:
                 raise OSError(28, "No space left on device")
 
     make("old")
-    with pytest.raises(StoreWriteError, match=r"No space left on device.*free some space"):
+    with pytest.raises(StoreWriteError):
         make("new", fail=True)
     assert [path.name for path in tmp_path.iterdir()] == ["export"]
     assert (out / "export.json").read_text() == "old"
@@ -385,27 +385,27 @@ def test_another_folder_is_not_replaced(tmp_path: Path) -> None:
     """Nor a file; an empty folder is taken."""
     refuse_other_folder(tmp_path)
     (tmp_path / "thesis.tex").write_text("")
-    with pytest.raises(ConfigError, match=r"is not an export \(export.json is missing\)"):
+    with pytest.raises(ConfigError, match=r"export.json"):
         refuse_other_folder(tmp_path)
-    with pytest.raises(ConfigError, match="is not an export"):
+    with pytest.raises(ConfigError):
         refuse_other_folder(tmp_path / "thesis.tex")
 
 
 @pytest.mark.parametrize(
     ("values", "message"),
     [
-        ({"formats": ["onnx", "onnx"]}, "--formats repeats one"),
-        ({"uint8_input": True}, "needs --bake_normalisation true"),
-        ({"qat": "always", "formats": ["onnx"]}, "--qat always needs the format int8"),
+        ({"formats": ["onnx", "onnx"]}, "--formats"),
+        ({"uint8_input": True}, "--bake_normalisation true"),
+        ({"qat": "always", "formats": ["onnx"]}, r"--qat.*int8"),
         ({"most_lost": -1.0}, "--most_lost"),
-        ({"model": ""}, "--model is empty"),
+        ({"model": ""}, "--model"),
     ],
 )
 def test_settings_out_of_range(values: dict[str, Any], message: str) -> None:
     """Named as on the command line."""
     with pytest.raises(ConfigError, match=message):
         ExportConfig(**values)
-    with pytest.raises(ConfigError, match=r"--calibration\.images 0"):
+    with pytest.raises(ConfigError, match=r"--calibration\.images 0\b"):
         CalibrationConfig(images=0)
-    with pytest.raises(ConfigError, match=r"--finetune\.epochs 0"):
+    with pytest.raises(ConfigError, match=r"--finetune\.epochs 0\b"):
         FinetuneConfig(epochs=0)

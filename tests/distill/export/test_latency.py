@@ -131,7 +131,7 @@ def test_memory_is_that_of_a_process_of_its_own(student_folder: tuple[Path, Stud
     if found is None:
         pytest.skip("this system has no /proc")
     assert 1 < found.model_mb < found.peak_mb < 200
-    with pytest.raises(ConfigError, match=r"gone.onnx: ONNX Runtime cannot run it alone: .*"):
+    with pytest.raises(ConfigError, match=r"gone.onnx"):
         weigh(candidate("onnx", path=path.with_name("gone.onnx")))
 
 

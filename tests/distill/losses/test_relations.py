@@ -238,7 +238,7 @@ def test_half_precision_is_taken_in_float32(name: str) -> None:
 @pytest.mark.parametrize("name", ALL)
 def test_unlike_batches_are_refused(name: str) -> None:
     """Names the loss and both shapes."""
-    with pytest.raises(ValueError, match=rf"{name}: student \(2, 3\) and target \(1, 3\)"):
+    with pytest.raises(ValueError, match=rf"{name}.*\b2\b.*\b3\b.*\b1\b.*\b3\b"):
         ALL[name](torch.zeros(2, 3), torch.zeros(1, 3))
 
 

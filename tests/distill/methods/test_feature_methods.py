@@ -171,7 +171,7 @@ def test_angles_are_of_some_images_and_distances_of_all(make_config: MakeConfig)
 
 def test_attention_between_single_places_is_refused(make_config: MakeConfig) -> None:
     """A map of one place always has all its energy there: nothing would be learnt."""
-    with pytest.raises(ConfigError, match=r"1 x 1 places and the stored grid grid2 2 x 2"):
+    with pytest.raises(ConfigError, match=r"\b1\b.*\b1\b.*grid2.*\b2\b.*\b2\b"):
         Bench(make_config(), "at")
 
 
@@ -239,9 +239,7 @@ def test_norm_needs_a_head_to_merge_into(make_config: MakeConfig) -> None:
     """A head without a bias, or one that is more than a Linear, is refused with a way out."""
     setup = make_setup(make_config())
     setup.student.classifier.bias = None  # type: ignore[assignment]
-    with pytest.raises(
-        ConfigError, match=r"--methods norm: the head of test_convnext .* bias=False"
-    ):
+    with pytest.raises(ConfigError, match=r"--methods norm.*test_convnext.*bias=False"):
         NORM(setup)
     with pytest.raises(ConfigError, match=r"--student.feature prelogits"):
         NORM(
@@ -375,12 +373,12 @@ def test_a_run_stopped_within_an_epoch_ends_bit_identical(
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"rkd__most": 2}, "--rkd.most 2 must be at least 3"),
+        ({"rkd__most": 2}, r"--rkd.most 2\b.*\b3\b"),
         ({"crd__momentum": 1.0}, "--crd.momentum 1.0"),
-        ({"crd__temperature": 0.0}, "--crd.temperature 0.0 must be positive"),
-        ({"sp__weight": -1.0}, "--sp.weight -1.0 must not be negative"),
-        ({"norm__copies": 0}, "--norm.copies 0 must be positive"),
-        ({"specmatch__beta": 0.0}, "--specmatch.beta 0.0 must be positive"),
+        ({"crd__temperature": 0.0}, r"--crd.temperature 0.0"),
+        ({"sp__weight": -1.0}, r"--sp.weight -1.0"),
+        ({"norm__copies": 0}, r"--norm.copies 0\b"),
+        ({"specmatch__beta": 0.0}, r"--specmatch.beta 0.0"),
     ],
 )
 def test_options_out_of_range_are_refused(

@@ -228,7 +228,7 @@ def test_terms_that_need_the_projection_wait_for_it(make_config: MakeConfig) -> 
     resumed = CustomBench(make_config, start="stage2", w_logits=1.0)
     resumed.method.load_state(bench.method.state())
     torch.testing.assert_close(resumed.terms(), bench.terms())
-    with pytest.raises(ConfigError, match="after the last of 2 epochs"):
+    with pytest.raises(ConfigError, match=r"\b2\b"):
         CustomBench(make_config, start="stage2", stage2_epochs=2)
 
 

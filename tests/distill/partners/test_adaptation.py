@@ -111,5 +111,5 @@ def test_shot_has_two_phases() -> None:
 @pytest.mark.parametrize("name", ["sentry", "shot"])
 def test_adaptation_needs_an_epoch(name: str) -> None:
     """Three epochs, all on the source."""
-    with pytest.raises(ConfigError, match=rf"--{name}\.source_epochs 3"):
+    with pytest.raises(ConfigError, match=rf"--{name}\.source_epochs 3\b"):
         Bench(name, source_epochs=3)

@@ -117,9 +117,7 @@ def test_a_comparison_that_cannot_be_drawn_is_a_warning(
 def test_the_command_refuses_a_folder_without_runs(tmp_path: Path) -> None:
     """One sentence; the default recipe names the embedded default."""
     assert DEFAULT_RECIPE.is_file()
-    with pytest.raises(
-        ConfigError, match=r"--out .*: holds no finished run. Expected METHOD/seedK"
-    ):
+    with pytest.raises(ConfigError, match=r"--out.*METHOD/seedK"):
         report_main(ReportConfig(out=str(tmp_path)))
-    with pytest.raises(ConfigError, match="--out is empty"):
+    with pytest.raises(ConfigError, match="--out"):
         ReportConfig(out="")

@@ -169,5 +169,5 @@ def test_arguments() -> None:
     assert found["flags"] == {"train.lr": 0.01}
     with pytest.raises(SystemExit):
         command.parse(["--rounds", "0"])
-    with pytest.raises(ConfigError, match="expected --NAME VALUE"):
+    with pytest.raises(ConfigError, match="--NAME VALUE"):
         command.parse(["--train.lr"])

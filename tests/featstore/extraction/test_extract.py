@@ -126,9 +126,7 @@ def test_a_store_of_nothing_but_bad_images(tmp_path: Path) -> None:
     put_bad_images(tmp_path / "pictures")
     summary = run(make_config(tmp_path / "pictures", tmp_path / "s"))
     assert summary.invalid_share == 1.0
-    with pytest.raises(
-        TooManyInvalid, match=r"5 of 5 images are unusable \(100.0%, allowed 1.0%\)"
-    ):
+    with pytest.raises(TooManyInvalid, match=r"\b5\b.*\b5\b.*100.0%.*1.0%"):
         summary.check(0.01)
     summary.check(1.0)
 
@@ -407,7 +405,7 @@ def test_a_renamed_image_is_another_source(
     """Rows are bound to ids: a source with the same number of images but one other name is refused."""
     moved = shutil.copytree(image_folder, tmp_path / "moved")
     (moved / "cat/02.png").rename(moved / "cat/02b.png")
-    with pytest.raises(ManifestMismatch, match=r"source.ids_sha256: the store has '"):
+    with pytest.raises(ManifestMismatch, match=r"source.ids_sha256"):
         run_real(vit_config(moved, resumable, teacher_file))
 
 

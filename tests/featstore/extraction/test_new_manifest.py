@@ -81,7 +81,7 @@ def test_int8_needs_a_usable_sample(image_folder: Path, tmp_path: Path) -> None:
     """Where every feature of the sample is NaN there is no scale; nothing is written."""
     config = config_of(image_folder, tmp_path / "s", dtype="int8")
     broken = FormulaTeacher("float32", lambda images, cls: cls.fill_(float("nan")))
-    with pytest.raises(TeacherError, match="none of the 26 images of the calibration sample"):
+    with pytest.raises(TeacherError, match=r"\b26\b"):
         run(config, broken)
     assert not (tmp_path / "s").exists()
 
@@ -109,7 +109,7 @@ def test_invalid_rows_of_int8_are_zeros(image_folder: Path, tmp_path: Path) -> N
 
 def test_settings_that_do_not_go_together() -> None:
     """Tars have no codec of their own."""
-    with pytest.raises(ConfigError, match=r"--store\.codec zstd needs --store\.container zarr"):
+    with pytest.raises(ConfigError, match=r"--store\.codec zstd.*--store\.container zarr"):
         StoreConfig(container="webdataset", codec="zstd")
 
 

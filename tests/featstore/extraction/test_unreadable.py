@@ -226,7 +226,7 @@ def test_append_tells_a_failing_disk_from_changed_images(
         with pytest.raises(SourceError):
             find_new(source, store, workers=1)
     (images / source.sample_ids[3]).unlink()
-    with pytest.raises(MissingSamples, match="No such file"):
+    with pytest.raises(MissingSamples):
         find_new(source, store, workers=1)
 
 

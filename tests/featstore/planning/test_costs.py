@@ -115,9 +115,7 @@ def test_a_small_disk_is_found_before_anything_is_made(
     usage = shutil.disk_usage(tmp_path)._replace(free=1000)
     monkeypatch.setattr(measure.shutil, "disk_usage", lambda path: usage)
     config = make_config(image_folder, tmp_path / "a" / "s")
-    with pytest.raises(
-        StoreWriteError, match=r"1.87 kB are still to be written, 1 kB are free. .*--store.fields"
-    ):
+    with pytest.raises(StoreWriteError, match=r"1.87.*\b1\b.*--store.fields"):
         plan_run(config)
     assert not list(tmp_path.iterdir())
 
@@ -158,9 +156,7 @@ def test_planning_of_a_finished_store_measures_nothing(
 def test_planning_checks_the_contract(image_folder: Path, tmp_path: Path) -> None:
     """Other settings than the store's are an error already in the plan."""
     run(make_config(image_folder, tmp_path / "s"))
-    with pytest.raises(
-        ManifestMismatch, match=r"work.batch_size: the store has 2, now asked for 4"
-    ):
+    with pytest.raises(ManifestMismatch, match=r"work.batch_size.*\b2\b.*\b4\b"):
         plan_run(make_config(image_folder, tmp_path / "s", batch_size=4))
 
 
@@ -219,7 +215,5 @@ def test_a_folder_that_cannot_be_written_to(
         raise PermissionError(13, "Permission denied")
 
     monkeypatch.setattr(measure.tempfile, "TemporaryFile", refuse)
-    with pytest.raises(
-        StoreWriteError, match=r"cannot write there .*Permission denied.*--store.path"
-    ):
+    with pytest.raises(StoreWriteError, match=r"--store.path"):
         measure_disk(tmp_path)
