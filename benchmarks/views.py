@@ -66,7 +66,7 @@ from benchmarks._measure import print_table
 from distill.config import DataConfig, DistillConfig
 from distill.data import joined
 from distill.experiments.cost import StoreCost, store_cost
-from distill.experiments.table import spread
+from distill.measures.score import TOP1
 from distill.methods import METHODS
 from distill.training import loop as train
 from distill.training import run_folder as runs
@@ -357,7 +357,7 @@ COLUMNS = {
 def cells(line: dict[str, Any], top1: Sequence[float]) -> list[str]:
     """One line of the table as text."""
     values = [
-        *(line["method"], line["features"], line["runs"], spread(top1)),
+        *(line["method"], line["features"], line["runs"], TOP1.spread(top1)),
         *(line["teacher_images_once"], line["teacher_images_per_run"]),
         *(line["teacher_s_once"], line["teacher_s_per_run"]),
         *(line["bytes_per_image"], format_bytes(line["bytes"])),

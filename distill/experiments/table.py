@@ -13,6 +13,7 @@ from distill.experiments.plan import describe
 from distill.experiments.results import Images, RowResult
 from distill.experiments.spec import Experiment
 from distill.measures.paired_tests import detectable, sign_test
+from distill.measures.score import TOP1
 from featstore.files.atomic import write_bytes, write_json
 from featstore.text import format_bytes, markdown_table
 
@@ -48,7 +49,7 @@ def _row(result: RowResult, wanted: int) -> tuple[str, ...]:
     return (
         result.row.name,
         count,
-        spread(top1),
+        TOP1.spread(top1),
         f"{100 * min(top1):.1f}..{100 * max(top1):.1f}",
         *_comparison(result),
         f"{100 * statistics.fmean(result.values('teacher_probe_top1')):.1f}",
@@ -80,12 +81,6 @@ def _images(found: Collection[Images]) -> str:
         return "-"
     sure = [item.only - item.only_baseline for item in found if item.p < LEVEL]
     return f"{sum(gain > 0 for gain in sure)} up {sum(gain < 0 for gain in sure)} down"
-
-
-def spread(values: Sequence[float]) -> str:
-    """Mean and sample standard deviation in percent; no deviation for a single value."""
-    mean = f"{100 * statistics.fmean(values):.1f}"
-    return f"{mean} +- {100 * statistics.stdev(values):.1f}" if len(values) > 1 else mean
 
 
 def notes(experiment: Experiment, results: Sequence[RowResult], cost: Cost) -> list[str]:

@@ -3,10 +3,11 @@
 import csv
 import io
 import statistics
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from distill.measures.score import Record, measures_of, reference_of, score_of
 from featstore.errors import command
 from featstore.files.atomic import write_bytes, write_json
 from featstore.text import columns
@@ -18,40 +19,33 @@ if TYPE_CHECKING:
     from featstore.pages.parts import Page
 
 COLUMNS = (
-    "method", "seed", "top1", "teacher_probe_top1", "seconds", "steps", "num_labelled", "num_unlabelled", "num_test",
-    "peak_memory_mb",
+    "teacher_probe_top1", "seconds", "steps", "num_labelled", "num_unlabelled", "num_test", "peak_memory_mb",
 )  # fmt: skip
-"""Columns of results.csv."""
+"""Columns of results.csv after method, seed and the measures."""
 
 PAGE = "report.html"
 
 Say = Callable[[str], None]
 
 
-def spread(values: list[float]) -> str:
-    """Mean and sample standard deviation in percent; no deviation for a single value."""
-    mean = f"{100 * statistics.fmean(values):.1f}"
-    return f"{mean} +- {100 * statistics.stdev(values):.1f}" if len(values) > 1 else mean
-
-
-def table(records: list[dict[str, Any]]) -> str:
-    """Method x seeds: mean +- deviation of the test accuracy and mean seconds, next to the teacher's linear probe."""
-    by_method: dict[str, list[dict[str, Any]]] = {}
+def table(records: Sequence[Record]) -> str:
+    """Mean and deviation of the score and mean seconds of every method; what the score is compared with at the end."""
+    methods: dict[str, list[Record]] = {}
+    references: dict[str, dict[int, float]] = {}
     for record in records:
-        by_method.setdefault(record["method"], []).append(record)
-    rows = [("method", "runs", "test top-1 %", "seconds per run")]
-    for method, group in by_method.items():
+        methods.setdefault(record["method"], []).append(record)
+        if found := reference_of(record):
+            references.setdefault(found[0], {})[record["seed"]] = found[1]
+    measure = score_of(records[0])[0]
+    part = records[0].get("contract", {}).get("eval", {}).get("part", "test")
+    unit = " %" if measure.percent else ""
+    rows = [("method", "runs", f"{part} {measure.label}{unit}", "seconds per run")]
+    for method, group in methods.items():
+        values = [score_of(record)[1] for record in group]
         seconds = statistics.fmean(record["seconds"] for record in group)
-        rows.append(
-            (
-                method,
-                str(len(group)),
-                spread([record["top1"] for record in group]),
-                f"{seconds:.1f}",
-            )
-        )
-    probes = {record["seed"]: record["teacher_probe_top1"] for record in records}
-    rows.append(("teacher, linear probe", str(len(probes)), spread(list(probes.values())), "-"))
+        rows.append((method, str(len(group)), measure.spread(values), f"{seconds:.1f}"))
+    for label, by_seed in references.items():
+        rows.append((label, str(len(by_seed)), measure.spread([*by_seed.values()]), "-"))
     return columns(rows)
 
 
@@ -71,9 +65,12 @@ def write(
     """
     write_json(out / "results.json", records)
     text = io.StringIO()
-    writer = csv.DictWriter(text, COLUMNS, extrasaction="ignore", lineterminator="\n")
+    measured = [{measure.name: value for measure, value in measures_of(run)} for run in records]
+    names = dict.fromkeys(name for values in measured for name in values)
+    head = ["method", "seed", *names, *COLUMNS]
+    writer = csv.DictWriter(text, head, extrasaction="ignore", lineterminator="\n")
     writer.writeheader()
-    writer.writerows(records)
+    writer.writerows({**run, **values} for run, values in zip(records, measured, strict=True))
     write_bytes(out / "results.csv", text.getvalue().encode())
     files = [out / "results.json", out / "results.csv"]
     if page:

@@ -10,6 +10,7 @@ from distill.experiments.cost import Cost
 from distill.experiments.table import cost_lines
 from distill.export.latency import noise
 from distill.export.numbers import milliseconds
+from distill.measures.score import TOP1
 from distill.students.measure import Choice, Student
 from featstore.files.atomic import write_bytes, write_json
 from featstore.text import count, markdown_table
@@ -57,8 +58,7 @@ def on_front(latency: bool, size: bool) -> str:
 
 def accuracy(student: Student) -> str:
     """Mean and sample standard deviation over seeds, percent."""
-    spread = f" +- {100 * student.deviation:.1f}" if len(student.top1) > 1 else ""
-    return f"{100 * student.mean:.1f}{spread}"
+    return TOP1.spread([*student.top1.values()])
 
 
 def notes(choice: Choice, cost: Cost) -> list[str]:

@@ -24,6 +24,7 @@ from distill.data.samples import Split
 from distill.data.schedule import Indices, JointSampler, Plan, Stream, make_plan
 from distill.evaluation import predictions
 from distill.evaluation.evaluate import Evaluation, evaluate, run_student
+from distill.measures import score
 from distill.measures.feature_similarity import top1
 from distill.measures.linear_probe import LinearProbe
 from distill.methods import METHODS, Method, Output, Setup, Trainee
@@ -550,6 +551,7 @@ class Loop:
         record = {
             "method": self.name,
             "seed": self.seed,
+            **score.classification_record(result),
             "top1": result["top1"],
             "teacher_probe_top1": result["teacher"]["probe_top1"],
             "seconds": round(self.seconds, 2),

@@ -12,6 +12,7 @@ def run(config: DistillConfig) -> list[dict[str, object]]:
         FeatstoreError: something the user can mend; a run that was stopped goes on with the same command.
     """
     from distill.data import joined
+    from distill.measures import score
     from distill.reports import report
     from distill.student.model import build_student
     from distill.training import loop
@@ -61,14 +62,15 @@ def run(config: DistillConfig) -> list[dict[str, object]]:
             # Trained: the student and projections. Frozen: the stored features. See distill/methods/.
             record = loop.run(config, data, probes(seed), method=method, seed=seed, on_finish=draw)
             how = "finished before" if record.get("skipped") else f"{record['seconds']:.1f} s"
+            measure, value = score.score_of(record)
             say(
-                f"  {record['method']:<10} {config.eval.part} top-1 {100 * record['top1']:.1f} %   ({how})"
+                f"  {record['method']:<10} {config.eval.part} {measure.label} {measure.text(value)}   ({how})"
             )
             records.append(record)
 
     if accelerator.is_main_process:
         files = report.write(Path(config.out), records, page=config.report, say=say)
-        best = max(records, key=lambda record: record["top1"])
+        best = score.best(records)
         folder = Path(config.out) / best["method"] / f"seed{best['seed']}"
         say(f"\n{report.table(records)}\n")
         say(
