@@ -1,33 +1,108 @@
-"""Write, read, check and share stores of vision foundation model features.
+"""Write, read, check and share stores of features of vision foundation models.
 
-Importing this package pulls in nothing; the first use of a name below pulls in numpy, zarr and pydantic. A team that
-wants rows of numbers needs no torch, and the ``featstore`` command answers at once. ``featstore.extraction.shards`` and
-``featstore.extraction.teachers`` are the parts that run a teacher.
+All public names are listed in ``__all__``; they are imported when they are used first, so ``import featstore`` is fast.
+Reading needs numpy, zarr and pydantic; only ``extract`` and the loaders for PyTorch need torch.
+
+Example:
+    >>> store = featstore.open("stores/photos")
+    >>> store.num_rows
+    10
 """
 
+import importlib
 from typing import TYPE_CHECKING, Any
 
-from featstore.errors import FeatstoreError
+from featstore.errors import (
+    ConfigError,
+    DecodeError,
+    FeatstoreError,
+    ManifestMismatch,
+    MissingSamples,
+    RemoteError,
+    RemoteNotFound,
+    ShardCorrupt,
+    SourceError,
+    StoreBusy,
+    StoreError,
+    StoreIncomplete,
+    StoreNotFound,
+    StoreWriteError,
+    TeacherError,
+    TooManyInvalid,
+    ViewMismatch,
+)
 from featstore.version import __version__
 
 if TYPE_CHECKING:
+    from featstore.api import (
+        append,
+        convert,
+        export,
+        extract,
+        merge,
+        open,
+        plan,
+        pull,
+        push,
+        repair,
+        requantise,
+        split,
+        subset,
+        verify,
+    )
     from featstore.format.manifest import Manifest, read_manifest
     from featstore.reading.store import FeatureStore
 
-__all__ = ["FeatstoreError", "FeatureStore", "Manifest", "__version__", "read_manifest"]
+__all__ = [
+    "ConfigError",
+    "DecodeError",
+    "FeatstoreError",
+    "FeatureStore",
+    "Manifest",
+    "ManifestMismatch",
+    "MissingSamples",
+    "RemoteError",
+    "RemoteNotFound",
+    "ShardCorrupt",
+    "SourceError",
+    "StoreBusy",
+    "StoreError",
+    "StoreIncomplete",
+    "StoreNotFound",
+    "StoreWriteError",
+    "TeacherError",
+    "TooManyInvalid",
+    "ViewMismatch",
+    "__version__",
+    "append",
+    "convert",
+    "export",
+    "extract",
+    "merge",
+    "open",
+    "plan",
+    "pull",
+    "push",
+    "read_manifest",
+    "repair",
+    "requantise",
+    "split",
+    "subset",
+    "verify",
+]
+
+_MODULES = {
+    "FeatureStore": "featstore.reading.store",
+    "Manifest": "featstore.format.manifest",
+    "read_manifest": "featstore.format.manifest",
+}
 
 
 def __getattr__(name: str) -> Any:
-    """Import what a public name stands for when it is used first (PEP 562)."""
-    if name == "FeatureStore":
-        from featstore.reading.store import FeatureStore
-
-        return FeatureStore
-    if name in ("Manifest", "read_manifest"):
-        from featstore.format import manifest
-
-        return getattr(manifest, name)
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    """Import a public name at its first use (PEP 562)."""
+    if name not in __all__:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(_MODULES.get(name, "featstore.api")), name)
 
 
 def __dir__() -> list[str]:

@@ -4,7 +4,7 @@ import argparse
 import json
 from pathlib import Path
 
-from featstore.cli.progress_bar import shard_bar
+from featstore.cli.progress_bar import progress_bar
 from featstore.derive.append import append
 
 DESCRIPTION = """\
@@ -28,7 +28,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Let a store grow; returns the exit status."""
-    with shard_bar(arguments) as progress:
+    with progress_bar(" shards", show=not arguments.json) as progress:
         made = append(
             arguments.store, arguments.new, duplicates=arguments.duplicates, progress=progress
         )

@@ -5,7 +5,7 @@ import json
 from pathlib import Path
 
 from featstore.cli.arguments import positive
-from featstore.cli.progress_bar import shard_bar
+from featstore.cli.progress_bar import progress_bar
 from featstore.derive.convert import convert
 
 DESCRIPTION = """\
@@ -36,7 +36,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Pack a store anew; returns the exit status."""
-    with shard_bar(arguments) as progress:
+    with progress_bar(" shards", show=not arguments.json) as progress:
         manifest = convert(
             arguments.store,
             arguments.out,

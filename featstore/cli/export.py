@@ -8,6 +8,7 @@ from pathlib import Path
 from tqdm import tqdm
 
 from featstore.cli.arguments import names, store_address
+from featstore.cli.progress_bar import progress_bar
 from featstore.derive.export import export
 from featstore.text import format_bytes
 
@@ -55,16 +56,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Write a store in another format; returns the exit status."""
-    quiet = arguments.json or not sys.stderr.isatty()
-    with tqdm(unit=" rows", disable=quiet, file=sys.stderr, leave=False) as bar:
 
-        def announce(rows: int, size: int) -> None:
-            bar.write(f"{rows:,} rows, about {format_bytes(size)}", file=sys.stderr)
+    def announce(rows: int, size: int) -> None:
+        if not arguments.json and sys.stderr.isatty():
+            tqdm.write(f"{rows:,} rows, about {format_bytes(size)}", file=sys.stderr)
 
-        def progress(done: int, total: int) -> None:
-            bar.total = total
-            bar.update(done - bar.n)
-
+    with progress_bar(" rows", show=not arguments.json) as progress:
         made = export(
             arguments.store,
             arguments.out,

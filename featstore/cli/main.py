@@ -14,6 +14,7 @@ from featstore.errors import FeatstoreError, printable
 from featstore.version import __version__
 
 COMMANDS = {
+    "extract": "run a teacher over images and write its features into a store",
     "plan": "bytes of each type and codec, files, hours",
     "inspect": "what a store holds, and whether it is complete",
     "verify": "check a store: every byte, its signature, its features",
@@ -47,6 +48,10 @@ exit status:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit status (0 fine, 1 found wanting, 2 error)."""
     words = list(sys.argv[1:] if argv is None else argv)
+    if words[:1] == ["extract"]:  # has the flags of a recipe, which argparse does not know
+        from featstore.cli import extract
+
+        return extract.main(words[1:])
     try:
         arguments = _parser(asked=next(iter(words), "")).parse_args(words)
         with contextlib.redirect_stdout(PlainText(sys.stdout)):

@@ -5,7 +5,7 @@ import json
 from pathlib import Path
 
 from featstore.cli.arguments import names
-from featstore.cli.progress_bar import shard_bar
+from featstore.cli.progress_bar import progress_bar
 from featstore.derive.merge import Merged, merge
 from featstore.errors import ConfigError
 
@@ -61,7 +61,7 @@ def run(arguments: argparse.Namespace) -> int:
         raise ConfigError(
             "--duplicates is for --as rows: of several teachers, the same images are wanted."
         )
-    with shard_bar(arguments) as progress:
+    with progress_bar(" shards", show=not arguments.json) as progress:
         made = merge(
             arguments.store,
             arguments.out,

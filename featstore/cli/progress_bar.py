@@ -1,6 +1,5 @@
-"""The bar of commands that write a store shard by shard."""
+"""Progress bars of commands and of the functions of ``featstore``."""
 
-import argparse
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -11,10 +10,26 @@ from featstore.writing.fill import Progress
 
 
 @contextmanager
-def shard_bar(arguments: argparse.Namespace) -> Iterator[Progress]:
-    """Show how many shards are written, unless nobody looks or JSON was asked for."""
-    quiet = arguments.json or not sys.stderr.isatty()
-    with tqdm(total=1, unit=" shards", disable=quiet, file=sys.stderr, leave=False) as bar:
+def progress_bar(unit: str, *, show: bool = True, unit_scale: bool = False) -> Iterator[Progress]:
+    """Show a progress bar on standard error, if that is a terminal or a notebook.
+
+    Args:
+        unit: Of what is counted, with a leading space (" shards").
+        show: Whether a bar is wanted.
+        unit_scale: Show large numbers as 1.2M.
+
+    Yields:
+        Function to call with (done, total).
+    """
+    visible = show and (sys.stderr.isatty() or "ipykernel" in sys.modules)
+    with tqdm(
+        total=1,
+        unit=unit,
+        unit_scale=unit_scale,
+        disable=not visible,
+        file=sys.stderr,
+        leave=False,
+    ) as bar:
 
         def progress(done: int, total: int) -> None:
             bar.total = total

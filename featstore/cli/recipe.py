@@ -94,11 +94,15 @@ def builder(config_class: type[Config]) -> Callable[[dict[str, Any]], Config]:
 
 
 def run_main(
-    main: Callable[[Config], object], config_class: type[Config], *, default_recipe: Path
+    main: Callable[[Config], object],
+    config_class: type[Config],
+    *,
+    default_recipe: Path,
+    argv: Sequence[str] | None = None,
 ) -> None:
     """Parse the command line, run ``main``, and turn our errors into one message and an exit status."""
     try:
-        main(parse(config_class, default_recipe=default_recipe))
+        main(parse(config_class, default_recipe=default_recipe, argv=argv))
     except TooManyInvalid as error:
         print(f"\nerror: {error}", file=sys.stderr)
         sys.exit(EXIT_TOO_MANY_INVALID)

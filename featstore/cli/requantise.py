@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from featstore.cli.arguments import positive
-from featstore.cli.progress_bar import shard_bar
+from featstore.cli.progress_bar import progress_bar
 from featstore.derive import requantise as library
 from featstore.derive.requantise import Change
 
@@ -41,7 +41,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Write a store in another type; returns the exit status."""
-    with shard_bar(arguments) as progress:
+    with progress_bar(" shards", show=not arguments.json) as progress:
         made = library.requantise(
             arguments.store,
             arguments.out,

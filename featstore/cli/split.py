@@ -4,7 +4,7 @@ import argparse
 import json
 from pathlib import Path
 
-from featstore.cli.progress_bar import shard_bar
+from featstore.cli.progress_bar import progress_bar
 from featstore.derive.split import split
 from featstore.errors import ConfigError
 
@@ -48,7 +48,7 @@ def run(arguments: argparse.Namespace) -> int:
     outs = dict(arguments.out)
     if len(outs) < len(arguments.out):
         raise ConfigError("one folder is named twice.")
-    with shard_bar(arguments) as progress:
+    with progress_bar(" shards", show=not arguments.json) as progress:
         made = split(
             arguments.store,
             outs,

@@ -5,7 +5,7 @@ import json
 from pathlib import Path
 
 from featstore.cli.arguments import names, positive, row_range
-from featstore.cli.progress_bar import shard_bar
+from featstore.cli.progress_bar import progress_bar
 from featstore.derive.subset import choose, subset
 from featstore.errors import shorten
 from featstore.reading.store import FeatureStore
@@ -54,7 +54,7 @@ def run(arguments: argparse.Namespace) -> int:
         labelled_per_class=arguments.labelled_per_class,
         seed=arguments.seed,
     )
-    with shard_bar(arguments) as progress:
+    with progress_bar(" shards", show=not arguments.json) as progress:
         manifest = subset(
             arguments.store,
             arguments.out,

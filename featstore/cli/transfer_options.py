@@ -3,14 +3,11 @@
 import argparse
 import json
 import os
-import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from dataclasses import asdict
 
-from tqdm import tqdm
-
 from featstore.cli.arguments import names, positive, row_range
+from featstore.cli.progress_bar import progress_bar
 from featstore.sharing.part import Part
 from featstore.sharing.progress import Progress, Report
 from featstore.text import format_bytes, format_seconds
@@ -49,21 +46,11 @@ def part_of(arguments: argparse.Namespace) -> Part:
     return Part(tuple(arguments.fields), tuple(arguments.where), arguments.rows)
 
 
-@contextmanager
-def byte_bar(arguments: argparse.Namespace) -> Iterator[Progress]:
-    """Show how many bytes have travelled, unless nobody looks or JSON was asked for."""
-    # The hub's client would draw a bar for each file; ours counts them all.
+def byte_bar(arguments: argparse.Namespace) -> AbstractContextManager[Progress]:
+    """Show how many bytes were transferred."""
+    # The hub's client would draw a bar for each file; this one counts all of them.
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
-    quiet = arguments.json or not sys.stderr.isatty()
-    with tqdm(
-        total=1, unit="B", unit_scale=True, disable=quiet, file=sys.stderr, leave=False
-    ) as bar:
-
-        def progress(done: int, total: int) -> None:
-            bar.total = total
-            bar.update(done - bar.n)
-
-        yield progress
+    return progress_bar("B", show=not arguments.json, unit_scale=True)
 
 
 def print_report(arguments: argparse.Namespace, report: Report, where: str) -> None:

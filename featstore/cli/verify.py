@@ -2,16 +2,12 @@
 
 import argparse
 import json
-import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
-from tqdm import tqdm
-
 from featstore.cli.arguments import positive, store_folder
+from featstore.cli.progress_bar import progress_bar
 from featstore.errors import ConfigError, printable, shorten
 from featstore.format.manifest import read_manifest
 from featstore.maintenance import signing
@@ -99,7 +95,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> int:
     """Check a store; returns the exit status."""
     unit = " blocks" if arguments.sample else " shards"
-    with _bar(arguments, unit) as progress:
+    with progress_bar(unit, show=not arguments.json) as progress:
         report = library.verify(
             arguments.store,
             sample=arguments.sample,
@@ -131,18 +127,6 @@ def run(arguments: argparse.Namespace) -> int:
     return 0 if sound and (recomputed is None or recomputed.sound) else 1
 
 
-@contextmanager
-def _bar(arguments: argparse.Namespace, unit: str) -> Iterator[Callable[[int, int], None]]:
-    quiet = arguments.json or not sys.stderr.isatty()
-    with tqdm(total=1, unit=unit, disable=quiet, file=sys.stderr, leave=False) as bar:
-
-        def progress(done: int, total: int) -> None:
-            bar.total = total
-            bar.update(done - bar.n)
-
-        yield progress
-
-
 def _recompute(arguments: argparse.Namespace) -> "Recomputed":
     kind = arguments.source_kind or read_manifest(arguments.store).source.kind
     if kind not in ("folder", "tars", "hf", "digits"):
@@ -167,7 +151,7 @@ def _recompute(arguments: argparse.Namespace) -> "Recomputed":
     for item in arguments.weights:
         name, _, path = item.rpartition("=")
         weights[name] = path
-    with _bar(arguments, " images") as progress:
+    with progress_bar(" images", show=not arguments.json) as progress:
         return recompute(
             arguments.store,
             source=source,

@@ -18,8 +18,12 @@ if TYPE_CHECKING:
     from featstore.sources import Source
 
 
-def run(config: ExtractConfig) -> None:
+def run(config: ExtractConfig, *, progress: bool = True) -> None:
     """Plan, extract, report.
+
+    Args:
+        config: The settings.
+        progress: Print the plan and the summary, and show a progress bar.
 
     Raises:
         FeatstoreError: something the user can mend; nothing half-made is left behind.
@@ -32,7 +36,7 @@ def run(config: ExtractConfig) -> None:
     from featstore.sources import open_source
 
     accelerator = start_accelerator()
-    say = accelerator.print
+    say = accelerator.print if progress else _print_nothing
 
     source = open_source(config.source)
     for note in source.notes:
@@ -51,7 +55,7 @@ def run(config: ExtractConfig) -> None:
         accelerator.wait_for_everyone()
     if not config.append:
         source = new_images.in_stored_order(source, Path(config.store.path))
-        summary = fill(config, source, accelerator)
+        summary = fill(config, source, accelerator, progress=progress)
         if summary is not None:
             summary.check(config.max_invalid_share)
             images = f"--source.kind {config.source.kind} --source.path {config.source.path}"
@@ -63,7 +67,7 @@ def run(config: ExtractConfig) -> None:
             say(f"nothing new: {config.store.path} has all {len(source):,} images")
             return
         say(f"new       {len(growth.source):,} of {len(source):,} images")
-        summary = fill(growth.config, growth.source, accelerator, growth=growth)
+        summary = fill(growth.config, growth.source, accelerator, growth=growth, progress=progress)
         if summary is None:
             return
         summary.check(config.max_invalid_share)
@@ -81,6 +85,8 @@ def fill(
     source: "Source",
     accelerator: "Accelerator",
     growth: "Growth | None" = None,
+    *,
+    progress: bool = True,
 ) -> "Summary | None":
     """Make a store of the images of a source, or go on with it; None if that was a dry run.
 
@@ -89,13 +95,14 @@ def fill(
         source: the images.
         accelerator: this process among the others.
         growth: of the store that the rows are for, if they are for another one.
+        progress: as for ``run``.
     """
     from featstore.extraction import dry_run, new_manifest, shards
     from featstore.extraction.teachers import build_teacher
     from featstore.format.views import describe
     from featstore.sources.load import was_unreadable
 
-    say = accelerator.print
+    say = accelerator.print if progress else _print_nothing
     # Frozen: eval mode, no gradients. Nothing is trained in phase one.
     teacher = build_teacher(
         config.teacher,
@@ -138,6 +145,7 @@ def fill(
         teacher=teacher,
         accelerator=accelerator,
         artefacts=made.artefacts,
+        progress=progress,
     )
 
     rate = summary.written / summary.seconds
@@ -152,3 +160,7 @@ def fill(
     if unread := sum(was_unreadable(item.reason) for item in summary.invalid):
         say(f"  {unread} could not be read; once they can be, run the same command with --repair")
     return summary
+
+
+def _print_nothing(*_: object) -> None:
+    """Take the place of ``print`` without progress."""

@@ -161,6 +161,7 @@ def run(
     teacher: Teacher,
     accelerator: Accelerator,
     artefacts: Mapping[str, bytes] | None = None,
+    progress: bool = True,
 ) -> Summary:
     """Fill the store: make it if it is not there, go on if it is, help if others are at it.
 
@@ -174,6 +175,7 @@ def run(
         teacher: the frozen model.
         accelerator: this process among the others.
         artefacts: bytes of the files that the manifest lists, where the store is to be made.
+        progress: show a progress bar.
 
     Raises:
         ManifestMismatch, StoreBusy, StoreWriteError: see ``featstore.errors``.
@@ -183,15 +185,15 @@ def run(
     written, waits = 0, dict.fromkeys(PARTS, 0.0)
     first = _begin(store, manifest, artefacts or {}, accelerator)
     if first is not None:
-        with ProgressBar(store, manifest, show=accelerator.is_main_process) as progress:
+        with ProgressBar(store, manifest, show=progress and accelerator.is_main_process) as bar:
             channels = read_channels(store, manifest)
-            work = _Work(config, manifest, source, teacher, progress, waits, channels)
+            work = _Work(config, manifest, source, teacher, bar, waits, channels)
             filled = fill(
                 make_backend(store, manifest),
                 partial(_make_shards, work),
                 lease_s=config.store.lease_s,
                 start=first,
-                while_waiting=progress.wait_for,
+                while_waiting=bar.wait_for,
             )
         waits["write"] += filled.flush_s
         written = _sum_of_processes(filled.rows, store, accelerator)

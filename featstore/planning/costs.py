@@ -1,4 +1,4 @@
-"""Before the first shard: how many bytes, files and hours, and which resource is the wall."""
+"""Before the first shard: how many bytes, files and hours, and the bottleneck."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -146,7 +146,7 @@ class Plan:
         }
 
     @property
-    def wall(self) -> str:
+    def bottleneck(self) -> str:
         """The slowest resource."""
         rates = self.images_per_second
         return min(rates, key=lambda name: rates[name])
@@ -154,7 +154,7 @@ class Plan:
     @property
     def seconds(self) -> float:
         """Expected time for what is left."""
-        return self.rows_left / self.images_per_second[self.wall]
+        return self.rows_left / self.images_per_second[self.bottleneck]
 
     def lines(self) -> list[str]:
         """The plan for people."""
@@ -172,7 +172,7 @@ class Plan:
             rates = self.images_per_second
             shown = ", ".join(f"{name} {format_rate(rate)}" for name, rate in rates.items())
             lines.append(f"speed     {shown} images/s")
-            lines.append(f"time      {format_seconds(self.seconds)}; the wall is the {self.wall}")
+            lines.append(f"time      {format_seconds(self.seconds)}; bottleneck: {self.bottleneck}")
         return lines
 
 

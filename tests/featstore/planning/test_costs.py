@@ -161,20 +161,20 @@ def test_planning_checks_the_contract(image_folder: Path, tmp_path: Path) -> Non
 
 
 @pytest.mark.parametrize(
-    ("rates", "wall"),
+    ("rates", "slowest"),
     [
         (Rates(teacher=10, decode=500, disk=10**9), "teacher"),
         (Rates(teacher=5000, decode=50, disk=10**9), "decoding"),
         (Rates(teacher=5000, decode=5000, disk=1000), "disk"),
     ],
 )
-def test_the_wall_is_the_slowest_resource(tmp_path: Path, rates: Rates, wall: str) -> None:
+def test_the_bottleneck_is_the_slowest_resource(tmp_path: Path, rates: Rates, slowest: str) -> None:
     """The slowest of teacher, decoding and disk decides the time, and the plan names it."""
     manifest = make_manifest(num_rows=1000, shard_rows=100)
     planned = plan_of(tmp_path, manifest, pending=10, rates=rates)
-    assert planned.wall == wall
-    assert planned.seconds == pytest.approx(1000 / planned.images_per_second[wall])
-    assert f"the wall is the {wall}" in planned.lines()[-1]
+    assert planned.bottleneck == slowest
+    assert planned.seconds == pytest.approx(1000 / planned.images_per_second[slowest])
+    assert slowest in planned.lines()[-1]
 
 
 def test_more_processes_share_the_disk(tmp_path: Path) -> None:
