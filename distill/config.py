@@ -16,6 +16,9 @@ from featstore.sources.config import SourceConfig, require
 RECIPES = Path(__file__).parent / "recipes" / "digits"
 """Recipes that the commands of phase two use without ``--config``: the digits."""
 
+MOST_SEED = 2**32 - 2**16
+"""Largest seed: numpy takes 32 bits, to which the number of the process is added."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class DataConfig(PhotometricConfig):
@@ -142,6 +145,9 @@ class TrainConfig:
     """Optimiser steps between two checkpoints, besides the one after every epoch."""
     log_every: int = 50
     """Optimiser steps between two logged means of the loss terms."""
+    time_limit: float = 0.0
+    """Minutes after the start of the command at which the run writes a checkpoint and ends; the same command resumes.
+    0: no limit."""
 
     def __post_init__(self) -> None:
         for name in ("epochs", "labelled_batch", "unlabelled_batch", "grad_accum", "log_every"):
@@ -151,6 +157,7 @@ class TrainConfig:
         require(self.lr > 0, f"--train.lr {self.lr} must be positive.")
         for name in (
             "weight_decay", "clip_grad", "warmup_epochs", "workers", "checkpoint_every", "finetune_epochs",
+            "time_limit",
         ):  # fmt: skip
             require(
                 getattr(self, name) >= 0,
@@ -267,7 +274,10 @@ class DistillConfig(MethodOptions, PartnerOptions):
         for name in ("methods", "seeds", "trackers"):
             values = getattr(self, name)
             require(len(set(values)) == len(values), f"--{name} repeats one: {values}.")
-        require(min(self.seeds) >= 0, f"--seeds {self.seeds} must not be negative.")
+        require(
+            min(self.seeds) >= 0 and max(self.seeds) <= MOST_SEED,
+            f"--seeds {self.seeds} must lie between 0 and {MOST_SEED:,}.",
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -294,7 +304,9 @@ class EvaluateConfig:
 
     def __post_init__(self) -> None:
         require(bool(self.model), "--model is empty.")
-        require(self.seed >= 0, f"--seed {self.seed} must not be negative.")
+        require(
+            0 <= self.seed <= MOST_SEED, f"--seed {self.seed} must lie between 0 and {MOST_SEED:,}."
+        )
         require(self.workers >= 0, f"--workers {self.workers} must not be negative.")
 
 

@@ -15,6 +15,7 @@ from distill.data.joined import JoinedData
 from distill.export import executorch_model, onnx_model, program
 from distill.export.finished import FinishedRun, RunData
 from distill.export.preprocessing import NAME as PREPROCESSING
+from distill.training.run_record import read_record
 from featstore import FeatureStore
 from featstore.card.escape import code, escape
 from featstore.card.statement import Statement, hub_licence, read_card, teacher_licence
@@ -269,11 +270,11 @@ def siblings(run: FinishedRun) -> list[dict[str, Any]]:
     found = []
     for path in sorted(run.folder.parent.glob("seed*/run.json")):
         try:
-            record = json.loads(path.read_bytes())
-            if _but_seed(record) == own:
-                found.append(record)
-        except (OSError, ValueError, KeyError):
-            continue  # another run in the making
+            record = read_record(path.parent)
+        except ConfigError:
+            continue  # damaged: its accuracy is not counted
+        if record is not None and _but_seed(record) == own:
+            found.append(record)
     return found or [run.record]
 
 

@@ -14,7 +14,9 @@ from distill.data import joined
 from distill.data.joined import Data
 from distill.data.samples import Split
 from distill.evaluation.evaluate import check_classes
+from distill.student.files import CONFIG
 from distill.student.model import Student
+from distill.training.run_record import RECORD, read_file, read_record
 from distill.training.saved_student import load_exported, store_fingerprints, teachers_of
 from featstore import FeatureStore
 from featstore.errors import ConfigError, StoreNotFound
@@ -86,27 +88,26 @@ def read_run(folder: Path) -> FinishedRun:
     Raises:
         ConfigError: it is no such folder, the run is not finished, or its files do not fit each other.
     """
-    texts: dict[str, bytes] = {}
-    for name in ("config.yaml", "run.json", "evaluation.json"):
-        try:
-            texts[name] = (folder / name).read_bytes()
-        except OSError:
-            begun = name != "config.yaml"
-            raise ConfigError(
-                f"--model {folder}: "
-                + (
-                    f"the run is not finished, {name} is missing. Start distill.py again to go on with it."
-                    if begun
-                    else "is not the folder of a run, config.yaml is missing. Expected one that distill.py wrote, "
-                    "such as outputs/digits/distill/customkd/seed0."
-                )
-            ) from None
+    where = f"--model {folder.absolute()}"
+    if not (folder / "config.yaml").is_file():
+        raise ConfigError(
+            f"{where}: is not the folder of a run, config.yaml is missing. Expected one that distill.py wrote, "
+            "such as outputs/digits/distill/customkd/seed0."
+        )
+    record = read_record(folder)
+    if record is None:
+        raise ConfigError(
+            f"{where}: the run is not finished, {RECORD} is missing. Start distill.py again to resume it."
+        )
     try:
-        settings = yaml.safe_load(texts["config.yaml"])
-        record, evaluation = (json.loads(texts[name]) for name in ("run.json", "evaluation.json"))
+        settings = yaml.safe_load(read_file(folder, "config.yaml", record))
+        evaluation = json.loads(read_file(folder, "evaluation.json", record))
         config = from_plain(DistillConfig, settings)
-    except (ValueError, TypeError, KeyError, yaml.YAMLError) as error:
-        raise ConfigError(f"--model {folder}: cannot be read ({error}).") from error
+    except ConfigError:
+        raise
+    except (OSError, ValueError, TypeError, KeyError, RecursionError, yaml.YAMLError) as error:
+        raise ConfigError(f"{where}: cannot be read ({error}).") from error
+    read_file(folder, CONFIG, record)
     student, described = load_exported(folder)
     student.eval()
     return FinishedRun(folder, config, record, evaluation, described, student)

@@ -9,7 +9,7 @@ from distill.export.latency import Timing, count_macs, describe_machine, measure
 from distill.export.memory import weigh
 from distill.export.runtimes import Candidate, Dtype, Precision, Runtime
 from distill.export.work import Work
-from distill.training.saved_student import WEIGHTS
+from distill.student.files import WEIGHTS
 from featstore.files.atomic import write_json
 from featstore.files.machine import cores
 from featstore.text import columns, count

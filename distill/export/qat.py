@@ -13,10 +13,10 @@ from distill.export.config import FinetuneConfig
 from distill.export.fake_quant import attach, plain_weights
 from distill.export.finished import FinishedRun
 from distill.export.quantise import Setting
+from distill.student.files import WEIGHTS
 from distill.student.model import Student, build_student
 from distill.training import checkpoint, run_folder
 from distill.training.loop import Loop, make_accelerator
-from distill.training.saved_student import WEIGHTS
 
 FOLDER = "qat"
 

@@ -12,6 +12,8 @@ import yaml
 
 from distill.evaluation import predictions
 from distill.evaluation.predictions import Predictions
+from distill.student.files import read_config
+from distill.training.run_record import read_file, read_record
 from featstore.errors import ConfigError
 
 REPORT = "report"
@@ -59,30 +61,33 @@ class Run:
         """Accuracy on what was measured."""
         return float(self.record["top1"])
 
+    def _read(self, name: str) -> bytes:
+        """A file that the run wrote, its checksum compared; empty if it is gone."""
+        try:
+            return read_file(self.folder, name, self.record)
+        except FileNotFoundError:
+            return b""
+
     @cached_property
     def settings(self) -> dict[str, Any]:
         """config.yaml; empty if it is gone."""
-        path = self.folder / "config.yaml"
-        values: dict[str, Any] = yaml.safe_load(path.read_text()) if path.exists() else {}
+        values: dict[str, Any] = yaml.safe_load(self._read("config.yaml")) or {}
         return values
 
     @cached_property
     def metrics(self) -> list[Row]:
         """Lines of metrics.jsonl."""
-        path = self.folder / "metrics.jsonl"
-        lines = path.read_text().splitlines() if path.exists() else []
-        return [json.loads(line) for line in lines]
+        return [json.loads(line) for line in self._read("metrics.jsonl").splitlines()]
 
     @cached_property
     def exported(self) -> dict[str, Any]:
         """config.json beside the student; empty if it is gone."""
-        path = self.folder / "config.json"
-        values: dict[str, Any] = json.loads(path.read_bytes()) if path.exists() else {}
-        return values
+        return read_config(self.folder) or {}
 
     @cached_property
     def predictions(self) -> Predictions | None:
         """Answers to every test image."""
+        self._read(predictions.NAME)
         return predictions.read(self.folder)
 
     @cached_property
@@ -114,15 +119,17 @@ def read_run(folder: Path, out: Path | None = None) -> Run:
         ConfigError: a file is missing or not what it should be.
     """
     try:
-        record = json.loads((folder / "run.json").read_bytes())
-        evaluation = json.loads((folder / "evaluation.json").read_bytes())
+        record = read_record(folder)
+        if record is None:
+            raise ConfigError("run.json is missing")
+        evaluation = json.loads(read_file(folder, "evaluation.json", record))
         parts = () if out is None else folder.parent.relative_to(out).parts
         # A row of an experiment that is named after its method lies in METHOD/METHOD.
         name = "/".join(part for place, part in enumerate(parts) if part not in parts[:place])
         run = Run(folder, name or record["method"], record, evaluation)
         assert isinstance(run.seed, int)
         assert isinstance(run.top1, float)
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise ConfigError(
             f"{folder}: not the folder of a finished run ({type(error).__name__}: {error}). Expected run.json and "
             "evaluation.json as pipelines/distill.py writes them."

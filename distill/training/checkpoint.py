@@ -1,5 +1,6 @@
-"""Everything a run needs to go on as if nothing had happened: one file, written whole or not at all."""
+"""Checkpoints: everything a run needs to resume bit-exactly, in one file with a checksum, replaced atomically."""
 
+import hashlib
 import io
 import random
 from pathlib import Path
@@ -14,6 +15,12 @@ from featstore.files.atomic import write_bytes
 
 FORMAT = 1
 """Version of the layout below; an unknown one is refused."""
+
+HEAD = b"featstore-distill checkpoint, SHA-256 of what follows: "
+"""First bytes of the file, then 64 hexadecimal digits and a line feed, then what ``torch.save`` wrote. Files of older
+versions begin with ``ZIP``."""
+
+ZIP = b"PK"
 
 
 def rng_state(device: torch.device) -> dict[str, Any]:
@@ -48,28 +55,52 @@ def save(folder: Path, contract: Contract, values: dict[str, Any]) -> int:
     """Write the checkpoint of a run atomically. Returns its bytes."""
     buffer = io.BytesIO()
     torch.save({"format": FORMAT, "contract": contract, **values}, buffer)
-    return write_bytes(folder / CHECKPOINT_NAME, buffer.getvalue())
+    content = buffer.getbuffer()
+    head = HEAD + _digest(content) + b"\n"
+    return write_bytes(folder / CHECKPOINT_NAME, head, np.frombuffer(content, np.uint8))
 
 
 def load(folder: Path, contract: Contract) -> dict[str, Any] | None:
-    """Read the checkpoint of a run, without running any code in it; None if there is none.
+    """Read the checkpoint of a run; None if there is none.
 
     Raises:
-        ConfigError: unreadable, of another format, or of a run with other settings or another store.
+        ConfigError: see ``read``; or it belongs to a run with other settings or another store.
     """
     path = folder / CHECKPOINT_NAME
     if not path.exists():
         return None
-    try:
-        values: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # torch raises many unrelated types on a damaged file
-        first = str(error).strip().split("\n")[0][:200]
-        raise ConfigError(
-            f"{path}: cannot be read ({first}). Delete {folder} to start this run again."
-        ) from error
-    if values.get("format") != FORMAT:
-        raise ConfigError(
-            f"{path}: checkpoint format {values.get('format')!r}, expected {FORMAT}. Delete {folder} to start again."
-        )
+    values = read(path)
     check_same_run(path, found=values["contract"], asked=contract)
     return values
+
+
+def read(path: Path) -> dict[str, Any]:
+    """Read a checkpoint, without running any code in it.
+
+    Raises:
+        ConfigError: damaged, or of another format.
+    """
+    again = f"Delete {path.parent.absolute()} to start this run again."
+    data = memoryview(path.read_bytes())
+    content = data[len(HEAD) + 65 :]
+    if bytes(data[: len(ZIP)]) == ZIP:
+        content = data
+    elif bytes(data[: len(data) - len(content)]) != HEAD + _digest(content) + b"\n":
+        raise ConfigError(f"{path.absolute()}: damaged: its checksum differs. {again}")
+    try:
+        values: Any = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
+    except Exception as error:  # torch raises many unrelated types on a damaged file
+        raise ConfigError(
+            f"{path.absolute()}: not a checkpoint ({type(error).__name__}). {again}"
+        ) from error
+    if not isinstance(values, dict) or not isinstance(values.get("contract"), dict):
+        raise ConfigError(f"{path.absolute()}: not a checkpoint of a run. {again}")
+    if values.get("format") != FORMAT:
+        raise ConfigError(
+            f"{path.absolute()}: checkpoint format {values.get('format')!r}, expected {FORMAT}. {again}"
+        )
+    return values
+
+
+def _digest(content: memoryview) -> bytes:
+    return hashlib.sha256(content).hexdigest().encode()

@@ -3,6 +3,7 @@
 import copy
 import dataclasses
 import importlib.util
+import math
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -15,7 +16,6 @@ import yaml
 from accelerate import Accelerator
 from accelerate.utils import ProjectConfiguration, broadcast, gather_object, set_seed
 from torch import Tensor
-from tqdm import tqdm
 
 from distill.config import DistillConfig
 from distill.data.joined import JoinedData
@@ -32,7 +32,16 @@ from distill.methods.base import Needs, Part, Side
 from distill.partners import PARTNERS, Partner
 from distill.student.model import Student, build_student
 from distill.training import checkpoint, run_folder
-from distill.training.optim import Meter, make_optimiser, read_terms
+from distill.training.optim import (
+    Meter,
+    OutOfTime,
+    clean_errors,
+    ema_warning,
+    make_optimiser,
+    read_terms,
+)
+from distill.training.progress import Progress
+from distill.training.run_record import write_record
 from distill.training.saved_student import save_student
 from featstore.errors import ConfigError
 from featstore.extraction.accelerator import start_accelerator
@@ -62,6 +71,11 @@ class TrainedRun:
     customise: Callable[[Tensor], Tensor] | None
     device: torch.device
 
+
+RECORDED = (
+    "config.yaml", "config.json", "student.safetensors", "evaluation.json", "predictions.npz", "metrics.jsonl",
+)  # fmt: skip
+"""Files whose checksums go into the record of a run."""
 
 FinishHook = Callable[[TrainedRun], None]
 """Called in the main process after the record of a run was written, for example to draw its page."""
@@ -99,6 +113,7 @@ def run(
     seed: int,
     on_step: StepHook | None = None,
     on_finish: FinishHook | None = None,
+    until: float = math.inf,
 ) -> dict[str, Any]:
     """Train, export and measure one student; go on from a checkpoint, and skip what is finished.
 
@@ -110,6 +125,7 @@ def run(
         seed: of the run.
         on_step: called after every step.
         on_finish: called once, after the record was written.
+        until: time by ``time.monotonic`` at which training writes a checkpoint and ends.
 
     Returns:
         The record that is also written to run.json.
@@ -124,26 +140,30 @@ def run(
     finished = run_folder.read_finished(folder, asked)
     if finished is not None:
         return {**finished, "skipped": True}
-    saved = checkpoint.load(folder, asked)
     accelerator = make_accelerator(config, folder)
-    loop = Loop(
-        config,
-        data,
-        probe,
-        method=method,
-        seed=seed,
-        accelerator=accelerator,
-        folder=folder,
-        asked=asked,
-    )
-    loop.start(saved)
-    try:
-        loop.train(on_step)
-        return loop.finish(on_finish)
-    finally:
-        for tracker in accelerator.trackers:
-            tracker.finish()
-        accelerator.free_memory()
+    # Locked before the checkpoint is read: another process may be about to replace it.
+    with run_folder.lock(
+        folder / ".lock", str(folder.absolute()), enabled=accelerator.is_main_process
+    ):
+        saved = checkpoint.load(folder, asked)
+        loop = Loop(
+            config,
+            data,
+            probe,
+            method=method,
+            seed=seed,
+            accelerator=accelerator,
+            folder=folder,
+            asked=asked,
+        )
+        loop.start(saved)
+        try:
+            loop.train(on_step, until=until)
+            return loop.finish(on_finish)
+        finally:
+            for tracker in accelerator.trackers:
+                tracker.finish()
+            accelerator.free_memory()
 
 
 class Loop:
@@ -187,7 +207,11 @@ class Loop:
         )
         self.model, self.prepared = accelerator.prepare(self.trainee, self.optimiser)
         self.ema = (
-            timm.utils.ModelEmaV3(self.trainee, decay=config.train.ema)
+            # Statistics of batch norm are copied, not averaged: an average of statistics fits no weights. The decay
+            # rises with the steps, so that the first weights do not stay in the average of a short run.
+            timm.utils.ModelEmaV3(
+                self.trainee, decay=config.train.ema, use_warmup=True, exclude_buffers=True
+            )
             if config.train.ema
             else None
         )
@@ -195,7 +219,7 @@ class Loop:
         self._warned: set[str] = set()
         self.step = 0
         self.seconds = 0.0
-        self.log = run_folder.MetricsLog(folder / "metrics.jsonl", keep=0, enabled=False)
+        self.log = run_folder.MetricsLog(folder / "metrics.jsonl", enabled=False)
 
     def _build_student(self) -> Student:
         return build_student(self.config.student, self.data.samples.num_classes, seed=self.seed)
@@ -273,8 +297,13 @@ class Loop:
                 self.folder / "config.yaml", yaml.safe_dump(values, sort_keys=False).encode()
             )
         self.log = run_folder.MetricsLog(
-            self.folder / "metrics.jsonl", keep=saved["lines"] if saved else 0, enabled=main
+            self.folder / "metrics.jsonl",
+            keep=saved["lines"] if saved else 0,
+            sha256=saved.get("lines_sha256", "") if saved else "",
+            enabled=main,
         )
+        for note in self.log.notes:
+            self.accelerator.print(f"warning: {note}")
         name = f"{self.name}-seed{self.seed}"
         self.accelerator.init_trackers(
             "distill",
@@ -284,6 +313,9 @@ class Loop:
             },
         )
         self.scheduler.step_update(self.step)
+        if warning := ema_warning(self.config.train.ema, self.total_steps):
+            self.student.notes.append(warning)
+            self.accelerator.print(f"warning: {self.name} seed {self.seed}: {warning}")
         if saved is not None:
             states = saved["rng"]
             rank = self.accelerator.process_index
@@ -292,8 +324,12 @@ class Loop:
             ):  # with more processes than before, the new ones keep their fresh state
                 checkpoint.set_rng_state(states[rank], device)
 
-    def train(self, on_step: StepHook | None = None) -> None:
-        """Train to the end. Trained here: the trainee (student and its projections). Methods train the rest."""
+    def train(self, on_step: StepHook | None = None, *, until: float = math.inf) -> None:
+        """Train to the end. Trained here: the trainee (student and its projections). Methods train the rest.
+
+        Raises:
+            OutOfTime: ``--train.time_limit`` is over; the same command resumes.
+        """
         began = time.monotonic() - self.seconds
         pictures = self._pictures()
         maker = self.data.stored_maker(
@@ -302,22 +338,20 @@ class Loop:
         images = (self.plan.labelled + self.plan.unlabelled) * self.plan.pieces
         per_epoch = self.plan.steps_per_epoch
         self.model.train()
-        bar = tqdm(
-            total=self.total_steps * images,
-            initial=self.step * images,
-            unit="img",
-            desc=f"{self.name} seed {self.seed}",
-            disable=None if self.accelerator.is_main_process else True,
-            leave=False,
+        self.progress = Progress(
+            f"{self.name} seed {self.seed}",
+            step=self.step,
+            steps=self.total_steps,
+            images=images,
+            enabled=self.accelerator.is_main_process,
         )
-        with bar:
+        with self.progress:
             while self.step < self.total_steps:
                 epoch = self.step // per_epoch
                 if self.step % per_epoch == 0:
                     self._begin_epoch(epoch)
                 loss = self._one_step(pictures, maker, epoch)
-                bar.update(images)
-                bar.set_postfix(loss=f"{loss:.3f}", refresh=False)
+                self.progress.update(self.step, loss)
                 ends = self.step % per_epoch == 0
                 if ends or self.step % self.config.train.log_every == 0:
                     self._log(self.meter.means(self.accelerator), epoch)
@@ -325,10 +359,22 @@ class Loop:
                     self._end_epoch(epoch)
                 every = self.config.train.checkpoint_every
                 self.seconds = time.monotonic() - began
-                if ends or (every and self.step % every == 0):
+                over = until < math.inf and self.step < self.total_steps and self._is_over(until)
+                if ends or over or (every and self.step % every == 0):
                     self._save()
                 if on_step is not None:
                     on_step(self.step)
+                if over:
+                    raise OutOfTime(
+                        f"{self.name} seed {self.seed}: --train.time_limit {self.config.train.time_limit:g} minutes "
+                        f"are over at step {self.step} of {self.total_steps}; the checkpoint is written. Run the same "
+                        "command again to resume."
+                    )
+
+    def _is_over(self, until: float) -> bool:
+        """Whether the time is over by the clock of the main process, which all processes follow."""
+        over = torch.tensor(float(time.monotonic() >= until), device=self.accelerator.device)
+        return bool(broadcast(over))
 
     def _pictures(self) -> Iterator[Pictures]:
         """One loader for all that is left of the run, so that its processes start once."""
@@ -360,7 +406,7 @@ class Loop:
         loss = 0.0
         for _ in range(self.config.train.grad_accum):
             batch: Batch = maker(next(pictures))
-            with self.accelerator.accumulate(self.model):
+            with self.accelerator.accumulate(self.model), clean_errors():
                 terms = self._terms(batch, epoch)
                 total = torch.stack(list(terms.values())).sum()
                 where = f"{self.name} seed {self.seed}, epoch {epoch}, step {self.step}"
@@ -445,6 +491,7 @@ class Loop:
         every = self.config.eval.every
         if every and (epoch + 1) % every == 0 and self.step < self.total_steps:
             numbers["test_top1"] = self._test_top1()
+            self.progress.score = f"test top-1 {100 * numbers['test_top1']:.1f} %"
         if numbers:
             self._log(numbers, epoch)
         for kind, text in warnings.items():
@@ -499,6 +546,7 @@ class Loop:
                 "stage": 1 if self.step % per_epoch == 0 else 2,
                 "step": self.step,
                 "lines": self.log.lines,
+                "lines_sha256": self.log.sha256,
                 "seconds": self.seconds,
                 "trainee": self.trainee.state_dict(),
                 "optimiser": self.optimiser.state_dict(),
@@ -524,7 +572,7 @@ class Loop:
         self.meter = Meter(**saved["meter"])
         self.step, self.seconds = saved["step"], saved["seconds"]
         self.accelerator.print(
-            f"{self.name} seed {self.seed}: goes on at step {self.step} of "
+            f"{self.name} seed {self.seed}: resumes at step {self.step} of "
             f"{self.total_steps} (epoch {saved['epoch']})"
         )
 
@@ -570,7 +618,7 @@ class Loop:
             save_student(self.folder, student, config=self.config.student, data=self.data)
             write_json(self.folder / "evaluation.json", result)
             predictions.write(self.folder, measured.predictions)
-            write_json(self.folder / "run.json", record)
+            record = write_record(self.folder, record, RECORDED)
             if on_finish is not None:
                 on_finish(
                     TrainedRun(

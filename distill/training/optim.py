@@ -1,6 +1,8 @@
 """Parts of the loop that no method changes: optimiser, learning rate, and the loss terms as numbers."""
 
 import dataclasses
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,6 +18,29 @@ from featstore.errors import ConfigError, FeatstoreError
 
 class TrainingDiverged(FeatstoreError):
     """A term of the loss is no longer a number."""
+
+
+class OutOfTime(FeatstoreError):
+    """The time that a command may take is over; the same command resumes."""
+
+
+@contextmanager
+def clean_errors() -> Iterator[None]:
+    """Turn torch's error on a batch of one image into ours.
+
+    Raises:
+        ConfigError: batch norm has one value per channel, which has no variance.
+    """
+    try:
+        yield
+    except ValueError as error:
+        if "more than 1 value per channel" not in str(error):
+            raise
+        raise ConfigError(
+            "batch norm cannot train on one image at a time: each process sees (--train.labelled_batch + "
+            "--train.unlabelled_batch) / (processes x --train.grad_accum) images. Raise the batch, or lower "
+            "--train.grad_accum or the number of processes."
+        ) from error
 
 
 def make_optimiser(
@@ -51,6 +76,19 @@ def make_optimiser(
         updates_per_epoch=steps_per_epoch,
     )
     return optimiser, scheduler
+
+
+def ema_warning(decay: float, steps: int) -> str:
+    """What to tell a user whose run is too short for the decay of its moving average; "" if it is not."""
+    # timm's warm-up: 1 - (1 + step)^(-2/3).
+    needed = (1 - decay) ** -1.5 - 1
+    if not decay or steps >= needed:
+        return ""
+    reached = 1 - (1 + steps) ** (-2 / 3)
+    return (
+        f"--train.ema {decay} is reached after {needed:,.0f} steps, the run has {steps:,}: its decay rises to "
+        f"{reached:.3f} only"
+    )
 
 
 def read_terms(terms: dict[str, Tensor], *, where: str) -> dict[str, float]:

@@ -1,15 +1,20 @@
 """Run phase two: every method with every seed over one store, then a comparison of the runs."""
 
+import math
+import time
 from pathlib import Path
 
 from distill.config import DistillConfig
+
+LARGE = 50e6
+"""Parameters of a student above which a user is warned."""
 
 
 def run(config: DistillConfig) -> list[dict[str, object]]:
     """Run every method with every seed, then compare them. Returns one record per run.
 
     Raises:
-        FeatstoreError: something the user can mend; a run that was stopped goes on with the same command.
+        FeatstoreError: something the user can mend; the same command resumes a run that was stopped.
     """
     from distill.data import joined
     from distill.measures import score
@@ -21,6 +26,7 @@ def run(config: DistillConfig) -> list[dict[str, object]]:
     from featstore.reading.store import FeatureStore
     from featstore.sources import open_source
 
+    until = time.monotonic() + 60 * (config.train.time_limit or math.inf)
     accelerator = loop.make_accelerator(config)
     say = accelerator.print
 
@@ -40,11 +46,15 @@ def run(config: DistillConfig) -> list[dict[str, object]]:
         f"store     {store.address}, {store.num_rows:,} rows, field {config.field} by "
         f"{store.manifest.teacher_of(config.field).name}"
     )
-    say(
-        f"student   {config.student.name}, {sum(p.numel() for p in student.parameters()):,} parameters"
-    )
+    parameters = sum(p.numel() for p in student.parameters())
+    say(f"student   {config.student.name}, {parameters:,} parameters")
     say(f"out       {config.out}")
     notes = data.samples.notes + student.notes
+    if parameters > LARGE:
+        notes.append(
+            f"--student.name {config.student.name} has {parameters / 1e6:.0f} million parameters: not a small student; "
+            "it trains slowly and may not fit an edge device"
+        )
     probes = joined.Probes(data, config.eval)
     draw = report.page_hook(config, say)
 
@@ -60,7 +70,9 @@ def run(config: DistillConfig) -> list[dict[str, object]]:
         )
         for method in config.methods:
             # Trained: the student and projections. Frozen: the stored features. See distill/methods/.
-            record = loop.run(config, data, probes(seed), method=method, seed=seed, on_finish=draw)
+            record = loop.run(
+                config, data, probes(seed), method=method, seed=seed, on_finish=draw, until=until
+            )
             how = "finished before" if record.get("skipped") else f"{record['seconds']:.1f} s"
             measure, value = score.score_of(record)
             say(

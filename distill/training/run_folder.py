@@ -7,18 +7,21 @@ import json
 import math
 import resource
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from distill.config import DistillConfig
-from featstore.errors import ConfigError
-from featstore.files.atomic import write_bytes
+from distill.training.run_record import RECORD, read_record
+from featstore.errors import ConfigError, StoreBusy
+from featstore.files.atomic import refused, write_bytes
+from featstore.files.locks import FileLock
 from featstore.format.manifest import differences
 
 FREE = {
     "data": {"cache_mb"},
-    "train": {"workers", "checkpoint_every", "log_every"},
+    "train": {"workers", "checkpoint_every", "log_every", "time_limit"},
     "eval": {"every", "batch_size"},
     "source": {"path", "allow_cut_tars"},
 }
@@ -89,7 +92,7 @@ def check_same_run(where: Path, *, found: Contract, asked: Contract) -> None:
     if differing:
         lines = "\n".join(f"  --{key}: there {was!r}, now {now!r}" for key, was, now in differing)
         raise ConfigError(
-            f"{where} belongs to a run with other settings, which cannot be gone on with or counted:\n{lines}\n"
+            f"{where}: belongs to a run with other settings:\n{lines}\n"
             f"Choose another --out, give the old settings, or delete {where.parent}."
         )
 
@@ -98,44 +101,89 @@ def read_finished(folder: Path, asked: Contract) -> dict[str, Any] | None:
     """The record of a finished run; None if there is none.
 
     Raises:
-        ConfigError: the folder holds a finished run with other settings.
+        ConfigError: the folder holds a finished run with other settings, or the record is damaged.
     """
-    path = folder / "run.json"
-    try:
-        record: dict[str, Any] = json.loads(path.read_bytes())
-    except FileNotFoundError:
+    record = read_record(folder)
+    if record is None:
         return None
-    except ValueError as error:
-        raise ConfigError(
-            f"{path}: not readable as JSON ({error}). Delete {folder} to run it again."
-        ) from None
-    check_same_run(path, found=record["contract"], asked=asked)
+    check_same_run(folder / RECORD, found=record["contract"], asked=asked)
     return record
 
 
-class MetricsLog:
-    """metrics.jsonl: one JSON object per line; a resumed run first drops what came after its checkpoint."""
+@contextmanager
+def lock(path: Path, what: str, *, enabled: bool = True) -> Iterator[None]:
+    """Hold a lock file while something is written, so that two commands never write to one place.
 
-    def __init__(self, path: Path, *, keep: int, enabled: bool) -> None:
+    Args:
+        path: Lock file; its folder is made if it is missing. Removed afterwards.
+        what: Folder or file that is written, for the message.
+        enabled: False does nothing, for all processes of a run but one.
+
+    Raises:
+        StoreBusy: another process writes there; names it.
+        StoreWriteError: the lock file cannot be written.
+    """
+    if not enabled:
+        yield
+        return
+    with refused(path, 0):
+        path.parent.mkdir(parents=True, exist_ok=True)
+    held = FileLock(path)
+    if not held.acquire(shared=False, timeout_s=0):
+        raise StoreBusy(
+            f"{what}: another command is writing there ({held.holders()}). Wait for it, stop it, or choose another "
+            "output."
+        )
+    try:
+        yield
+    finally:
+        path.unlink(missing_ok=True)  # still held, so that nobody holds a file without a name
+        held.release()
+
+
+class MetricsLog:
+    """metrics.jsonl: one JSON object per line; a resumed run first drops what came after its checkpoint.
+
+    Attributes:
+        lines: Number of lines so far.
+        notes: Problems that were found when the file was opened.
+    """
+
+    def __init__(self, path: Path, *, keep: int = 0, sha256: str = "", enabled: bool) -> None:
         self.path = path
         self.lines = keep
         self.enabled = enabled
+        self.notes: list[str] = []
+        self._hash = hashlib.sha256()
         if enabled:
             old = (
                 path.read_bytes().splitlines(keepends=True)[:keep] if path.exists() and keep else []
             )
+            self._hash.update(b"".join(old))
+            if sha256 and self.sha256 != sha256:
+                self.notes.append(
+                    f"{path.absolute()}: its first {keep} lines are not those of the checkpoint; training resumes, but "
+                    "curves of these steps are wrong"
+                )
             write_bytes(path, b"".join(old))
 
+    @property
+    def sha256(self) -> str:
+        """Checksum of all lines so far."""
+        return self._hash.hexdigest()
+
     def write(self, values: dict[str, Any]) -> None:
-        """Append one line. What is not finite becomes null, because JSON has no such numbers."""
+        """Append one line. Numbers that are not finite become null, because JSON has no such numbers."""
         self.lines += 1
         if self.enabled:
             clean = {
                 key: None if isinstance(value, float) and not math.isfinite(value) else value
                 for key, value in values.items()
             }
-            with self.path.open("a") as file:
-                file.write(json.dumps(clean, allow_nan=False) + "\n")
+            line = (json.dumps(clean, allow_nan=False) + "\n").encode()
+            self._hash.update(line)
+            with self.path.open("ab") as file:
+                file.write(line)
 
 
 def environment() -> dict[str, Any]:

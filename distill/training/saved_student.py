@@ -1,6 +1,9 @@
-"""What a run leaves: a plain timm model. ``student.safetensors`` holds timm's keys, ``config.json`` how to use it."""
+"""Write and load the student of a run: a plain timm model.
 
-import json
+``student.safetensors`` holds timm's keys; ``config.json`` says how to use it and holds the checksum of the weights.
+"""
+
+import hashlib
 from pathlib import Path
 from typing import Any
 
@@ -11,18 +14,20 @@ from distill.config import StudentConfig
 from distill.data.joined import Data, JoinedData
 from distill.data.samples import Samples
 from distill.data.stored_features import StoredField
+from distill.student.files import CONFIG, SHA256, WEIGHTS, read_config
 from distill.student.model import Student, build_student
+from distill.student.start_weights import read_weights
 from featstore.errors import ConfigError, command
-from featstore.files.atomic import write_bytes, write_json
-
-WEIGHTS = "student.safetensors"
-CONFIG = "config.json"
+from featstore.files.atomic import write_bytes
+from featstore.format.checksummed_json import seal
 
 
 def save_student(folder: Path, student: Student, *, config: StudentConfig, data: Data) -> None:
     """Write the student; nothing of the training (projections, probes, wrappers) is in it."""
-    write_bytes(folder / WEIGHTS, save(plain_state(student.model)))
-    write_json(folder / CONFIG, describe(student, config, data.samples, data))
+    weights = save(plain_state(student.model))
+    described = describe(student, config, data.samples, data)
+    write_bytes(folder / WEIGHTS, weights)
+    write_bytes(folder / CONFIG, seal({**described, SHA256: hashlib.sha256(weights).hexdigest()}))
 
 
 def plain_state(model: nn.Module) -> dict[str, Any]:
@@ -102,26 +107,26 @@ def load_exported(folder: Path) -> tuple[Student, dict[str, Any]]:
     Raises:
         ConfigError: a file is missing, or does not fit the other.
     """
-    for name in (WEIGHTS, CONFIG):
-        if not (folder / name).is_file():
-            raise ConfigError(
-                f"--model {folder}: has no {name}. Expected the folder of one run of {command('distill')}, such as "
-                "outputs/distill/customkd/seed0."
-            )
+    values = read_config(folder)
+    if values is None or not (folder / WEIGHTS).is_file():
+        lacking = CONFIG if values is None else WEIGHTS
+        raise ConfigError(
+            f"--model {folder.absolute()}: has no {lacking}. Expected the folder of one run of {command('distill')}, such as "
+            "outputs/distill/customkd/seed0."
+        )
+    state, notes = read_weights(folder / WEIGHTS)
     try:
-        values: dict[str, Any] = json.loads((folder / CONFIG).read_bytes())
         config = StudentConfig(
             name=values["architecture"],
-            weights=str(folder / WEIGHTS),
             model_args=values["model_args"],
             feature=values["feature"],
             image_size=values["input"]["size"][0],
         )
         student = build_student(config, values["num_classes"])
-    except (KeyError, TypeError, ValueError) as error:
-        raise ConfigError(f"--model {folder}: {error}") from error
-    if student.notes:
+        student.model.load_state_dict(state)
+    except (KeyError, TypeError, ValueError, RuntimeError) as error:
         raise ConfigError(
-            f"--model {folder}: {WEIGHTS} and {CONFIG} differ in their classes; export the run again."
-        )
+            f"--model {folder.absolute()}: {CONFIG} and {WEIGHTS}: {error}"
+        ) from error
+    student.notes += notes
     return student, values

@@ -1,10 +1,16 @@
 """Start accelerate so that the processes of every launcher find each other; both phases do."""
 
 import os
+from functools import cache
 from typing import Any
 
 import torch
 from accelerate import Accelerator
+
+from featstore.errors import ConfigError
+
+OWN_LOOPS = ("DEEPSPEED", "FSDP", "MEGATRON_LM", "PARALLELISM_CONFIG")
+"""Ways to train for which accelerate replaces model and optimiser, so that checkpoints here would not hold them."""
 
 
 def start_accelerator(**settings: Any) -> Accelerator:
@@ -13,8 +19,52 @@ def start_accelerator(**settings: Any) -> Accelerator:
     On a machine without an accelerator accelerate 1.15 takes every process that torchrun starts for the only one,
     unless it is told to stay on the CPU: two processes would do the same work and write the same files.
 
+    What accelerate would take from its command line, its config file or the environment is compared with the settings
+    of this project, which decide; a difference is printed once.
+
     Args:
         settings: further arguments of ``Accelerator``.
+
+    Raises:
+        ConfigError: accelerate was told to train in a way that is not supported.
     """
+    unfit = [name for name in OWN_LOOPS if _asked(f"USE_{name}", "false").lower() == "true"]
+    if unfit:
+        raise ConfigError(
+            f"accelerate was told to use {', '.join(unfit)}, which is not supported: models here fit on one device. "
+            "Launch without it (accelerate launch --multi_gpu, or a config file without it: --config_file FILE)."
+        )
+    notes = [
+        f"accelerate's {option} {asked} is ignored: --train.{setting} is {value}"
+        for option, name, setting, value in (
+            ("--mixed_precision", "MIXED_PRECISION", "precision", settings.get("mixed_precision")),
+            (
+                "--gradient_accumulation_steps",
+                "GRADIENT_ACCUMULATION_STEPS",
+                "grad_accum",
+                settings.get("gradient_accumulation_steps"),
+            ),
+        )
+        if value is not None and (asked := _asked(name, str(value))).lower() != str(value)
+    ]
+    if (backend := _asked("DYNAMO_BACKEND", "no")).lower() != "no":
+        notes.append(f"accelerate's --dynamo_backend {backend} is ignored: models run uncompiled")
+    # These two win over arguments.
+    for name in ("GRADIENT_ACCUMULATION_STEPS", "DYNAMO_BACKEND"):
+        os.environ.pop(f"ACCELERATE_{name}", None)
     launched = "LOCAL_RANK" in os.environ
-    return Accelerator(cpu=launched and not torch.accelerator.is_available(), **settings)
+    accelerator = Accelerator(cpu=launched and not torch.accelerator.is_available(), **settings)
+    if accelerator.is_main_process:
+        for note in notes:
+            _print_once(f"note: {note}")
+    return accelerator
+
+
+def _asked(name: str, default: str) -> str:
+    """What accelerate's launcher or the user has put into the environment."""
+    return os.environ.get(f"ACCELERATE_{name}", default)
+
+
+@cache
+def _print_once(text: str) -> None:
+    print(text, flush=True)

@@ -21,8 +21,9 @@ from distill.export.latency import count_macs, measure, noise
 from distill.export.memory import Memory, weigh
 from distill.export.runtimes import Candidate, Feed, open_model
 from distill.export.work import Work
+from distill.student.files import WEIGHTS
 from distill.student.model import Student, build_student
-from distill.training.saved_student import WEIGHTS, plain_state
+from distill.training.saved_student import plain_state
 from featstore.errors import ConfigError
 from featstore.files.atomic import write_json
 

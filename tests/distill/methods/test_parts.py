@@ -16,6 +16,7 @@ from distill.methods import METHODS, Method, Output
 from distill.methods.base import ADAPTER, Needs, Side
 from distill.partners import PARTNERS, Partner
 from distill.student.model import Student
+from distill.training import checkpoint
 from distill.training import loop as train
 from featstore.errors import ConfigError
 from tests.distill.conftest import MakeConfig
@@ -171,7 +172,7 @@ def test_what_is_folded_is_exported_and_measured(
     monkeypatch.setitem(METHODS, "labels", Scaled)
     config = make_config(train__lr=0.05)
     start(config, "labels")
-    saved = torch.load(folder(config, "labels") / "checkpoint.pt", weights_only=True)["trainee"]
+    saved = checkpoint.read(folder(config, "labels") / "checkpoint.pt")["trainee"]
     weights = load_file(folder(config, "labels") / "student.safetensors")
     name = next(key for key in weights if key.endswith("fc.weight"))
     folded = saved[f"student.model.{name}"] @ saved[f"sides.{ADAPTER}.weight"]

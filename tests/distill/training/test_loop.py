@@ -20,6 +20,7 @@ from distill.config import DistillConfig
 from distill.data import joined
 from distill.measures.linear_probe import LinearProbe
 from distill.methods.labels import Labels
+from distill.training import checkpoint
 from distill.training import loop as train
 from distill.training.optim import TrainingDiverged, make_optimiser
 from featstore import FeatureStore
@@ -225,7 +226,7 @@ def test_the_exported_student_is_a_plain_timm_model(make_config: MakeConfig) -> 
     plain = timm.create_model("test_resnet", num_classes=3, checkpoint_path=str(path)).eval()
     found = load_file(path)
     assert found.keys() == timm.create_model("test_resnet", num_classes=3).state_dict().keys()
-    saved = torch.load(folder(config) / "checkpoint.pt", weights_only=True)
+    saved = checkpoint.read(folder(config) / "checkpoint.pt")
     averaged = {
         key.removeprefix("student.model."): value
         for key, value in saved["ema"].items()

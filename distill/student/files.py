@@ -1,0 +1,56 @@
+"""Files of a run's student: read config.json, and compare the checksum of the weights. No torch is needed."""
+
+import hashlib
+from pathlib import Path
+from typing import Any
+
+from featstore.errors import ConfigError
+from featstore.format.checksummed_json import unseal
+
+WEIGHTS = "student.safetensors"
+CONFIG = "config.json"
+SHA256 = "weights_sha256"
+"""Files of a run's student, and the key of config.json with the checksum of the weights."""
+
+
+def check_weights(path: Path, data: bytes) -> list[str]:
+    """Compare the weights of a run to the checksum in the config.json beside them.
+
+    Returns:
+        A note where an older version has written no checksum; nothing for files that are not those of a run.
+
+    Raises:
+        ConfigError: other bytes than the run wrote, or config.json is damaged.
+    """
+    if path.name != WEIGHTS:
+        return []
+    described = read_config(path.parent)
+    if described is None:
+        return []
+    if SHA256 not in described:
+        return ["written by an older version, without a checksum: damage cannot be detected"]
+    found = hashlib.sha256(data).hexdigest()
+    if found != described[SHA256]:
+        raise ConfigError(
+            f"{path.absolute()}: damaged or replaced: SHA-256 {found[:16]}, expected "
+            f"{str(described[SHA256])[:16]} ({CONFIG}). Restore the file, or run again."
+        )
+    return []
+
+
+def read_config(folder: Path) -> dict[str, Any] | None:
+    """Read config.json beside a student; None if there is none.
+
+    Raises:
+        ConfigError: damaged.
+    """
+    path = folder / CONFIG
+    try:
+        values = unseal(path.read_bytes())
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"{path.absolute()}: cannot be read ({error}).") from None
+    if not isinstance(values, dict):
+        raise ConfigError(f"{path.absolute()}: expected an object, found {type(values).__name__}.")
+    return values
