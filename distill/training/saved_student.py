@@ -111,8 +111,8 @@ def load_exported(folder: Path) -> tuple[Student, dict[str, Any]]:
     if values is None or not (folder / WEIGHTS).is_file():
         lacking = CONFIG if values is None else WEIGHTS
         raise ConfigError(
-            f"--model {folder.absolute()}: has no {lacking}. Expected the folder of one run of {command('distill')}, such as "
-            "outputs/distill/customkd/seed0."
+            f"--model {folder.absolute()}: has no {lacking}. Expected the folder of one run of {command('distill')}, "
+            "such as outputs/distill/customkd/seed0."
         )
     state, notes = read_weights(folder / WEIGHTS)
     try:
