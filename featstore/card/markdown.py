@@ -185,7 +185,9 @@ def _content(counted: Survey) -> list[str]:
     lines += ["", "**Teachers**", ""]
     for name, teacher in sorted(manifest.teachers.items()):
         lines.append(f"- {code(name)}: {_teacher(teacher)}")
-        lines.append(f"  - SHA-256 of the weights as run: {code(teacher.weights_sha256)}")
+        weights = teacher.weights_sha256
+        known = code(weights) if weights.strip("0") else "not known"
+        lines.append(f"  - SHA-256 of the weights as run: {known}")
         rule = teacher.preprocessing
         if rule is not None:
             lines.append(

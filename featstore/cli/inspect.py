@@ -159,8 +159,9 @@ def lines(manifest: Manifest, summary: dict[str, Any]) -> list[str]:
 def _teacher(name: str, teacher: TeacherRecord) -> str:
     model = f"{teacher.library} {teacher.name} {teacher.tag}".rstrip()
     batch = ", normalised by batch" if teacher.mode == "batch" else ""
+    weights = teacher.weights_sha256[:12] if teacher.weights_sha256.strip("0") else "not known"
     return (
-        f"{name}: {model}, {teacher.precision}{batch}, weights {teacher.weights_sha256[:12]}, "
+        f"{name}: {model}, {teacher.precision}{batch}, weights {weights}, "
         f"licence {teacher.licence or 'not stated'}"
     )
 

@@ -27,6 +27,7 @@ COMMANDS = {
     "append": "new images into a finished store",
     "convert": "the same rows in another container, codec or shards",
     "requantise": "a store's features in another type",
+    "import": "features of another program (npy, Parquet, Hugging Face, clip-retrieval) as a store",
     "export": "features as npy arrays, Parquet files or a Hugging Face data set",
     "card": "what a store is, as a card and as a page",
     "list": "the stores below a folder",
@@ -110,7 +111,8 @@ def _parser(asked: str) -> argparse.ArgumentParser:
             allow_abbrev=False,
         )
         if name == asked:
-            module = importlib.import_module(f"featstore.cli.{name.replace('-', '_')}")
+            file = "import_" if name == "import" else name.replace("-", "_")
+            module = importlib.import_module(f"featstore.cli.{file}")
             command.description = module.DESCRIPTION
             command.add_argument(
                 "--json", action="store_true", help="print one JSON value, for scripts"

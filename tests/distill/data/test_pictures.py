@@ -16,6 +16,7 @@ from distill.data.stored_features import Features
 from distill.losses import IGNORE
 from featstore import FeatureStore
 from featstore.errors import ConfigError, MissingSamples
+from featstore.importing.create import from_arrays
 from featstore.sources import open_source
 from featstore.sources.base import Source
 from featstore.sources.config import SourceConfig
@@ -145,6 +146,23 @@ def test_copies_of_test_images_leave_the_training_parts(copy: Path, tmp_path: Pa
         training = {samples.ids[i] for i in np.union1d(part.labelled, part.unlabelled)}
         assert "train/left/leak.png" not in training
         assert any("exact copies" in note and "leak.png" in note for note in part.notes)
+
+
+def test_a_store_from_arrays_is_joined_by_id(copy: Path, tmp_path: Path) -> None:
+    """Without content hashes: said once, no image counts as a copy of another, changed bytes pass."""
+    ids = folder(copy).sample_ids
+    values = np.ones((len(ids), 4), np.float32)
+    from_arrays(tmp_path / "s", {"cls": values}, ids, teacher="mine v1", preprocessing=16)
+    made = FeatureStore.open(tmp_path / "s")
+    samples = join(folder(copy), made, DATA)
+    assert sum("no content hash" in note for note in samples.notes) == 1
+    part = split(samples, DATA, seed=0)
+    assert len(part.labelled) + len(part.test) == len(samples.ids)
+    dataset = ViewDataset(samples, rule_of(made, "cls"), size=SIZE)
+    assert len(list(load(dataset, [requests(samples)], workers=0))) == 1
+    (copy / ids[0]).rename(copy / "train/top/renamed.png")
+    with pytest.raises(MissingSamples, match="renamed.png"):
+        join(folder(copy), made, DATA)
 
 
 def test_a_test_image_that_a_training_pattern_matches_is_left_out(

@@ -1,0 +1,1 @@
+"""Stores of features that were computed elsewhere: from arrays, npy files, Parquet, Hugging Face data sets."""

@@ -1,0 +1,578 @@
+"""Create a store from the caller's own arrays, row by row or whole; a stopped run is resumed by the same call.
+
+Rows come in order. They are collected in memory until a shard is full; it is then written in a thread while the next one
+is filled. A killed run loses the rows of the shards that were not written.
+"""
+
+# N rows of the store, n rows of a batch, V views
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import ExitStack
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+
+from featstore.containers import make_backend
+from featstore.errors import ConfigError, FeatstoreError, StoreIncomplete, shorten
+from featstore.files.locks import exclusive
+from featstore.format.fields import Array, empty_columns, numpy_dtype, put, put_ragged
+from featstore.format.ids import check_sample_ids, ids_sha256
+from featstore.format.ledger import pending_shards
+from featstore.format.manifest import (
+    Codec,
+    Container,
+    FieldRecord,
+    Int8Encoding,
+    Manifest,
+    PreprocessingRecord,
+    RaggedEncoding,
+    SourceRecord,
+    TeacherRecord,
+    TopKEncoding,
+    WorkRecord,
+    new_manifest,
+)
+from featstore.format.views import View, ViewSet
+from featstore.planning.costs import shard_rows as fitting_rows
+from featstore.version import __version__
+from featstore.writing.commit import Shard, ShardWriter, finish, open_or_create, remove_leftovers
+
+TEACHER = "teacher"
+"""Name of the teacher in the manifest, as in stores that were extracted."""
+
+NO_WEIGHTS = "0" * 64
+"""Hash of weights that are not known."""
+
+DECODE_RULE = "unknown"
+"""Decoding rule of images that were decoded by another program."""
+
+SHARD_ROWS = 4096
+SHARD_MB = 64
+"""Rows of a shard, and megabytes of its widest column, at most."""
+
+Field = FieldRecord | tuple[int | tuple[int, ...], str]
+"""A field: its record, or its shape (of one row) and dtype."""
+
+ContentHash = Callable[[str], bytes]
+"""Given a sample id, returns the SHA-256 of the sample's bytes (32 bytes)."""
+
+
+def create(
+    path: str | Path,
+    *,
+    fields: Mapping[str, Field],
+    ids: Iterable[str],
+    teacher: str | TeacherRecord | None,
+    labels: Sequence[Any] | npt.ArrayLike | None = None,
+    class_names: Sequence[str] = (),
+    content_sha256: npt.ArrayLike | Sequence[str] | ContentHash | None = None,
+    preprocessing: PreprocessingRecord | Mapping[str, Any] | int | None = None,
+    weights_sha256: str = NO_WEIGHTS,
+    views: Sequence[View] = (View(kind="canonical"),),
+    non_finite: Literal["refuse", "invalid"] = "refuse",
+    container: Container = "zarr",
+    codec: Codec = "raw",
+    shard_rows: int | None = None,
+    source: tuple[str, str] = ("arrays", ""),
+) -> "NewStore":
+    """Create a store of features that were computed elsewhere, or resume one that was begun.
+
+    Example:
+        >>> import numpy as np, tempfile
+        >>> path = tempfile.mkdtemp() + "/mine"
+        >>> ids = ["a.jpg", "b.jpg", "c.jpg"]
+        >>> with create(path, fields={"cls": (4, "float16")}, ids=ids, teacher="my model v3") as out:
+        ...     for start in range(out.rows_done, len(ids), 2):
+        ...         batch = np.ones((len(ids[start : start + 2]), 4))
+        ...         out.add(cls=batch, start=start)
+        >>> out.manifest.num_rows
+        3
+
+    Args:
+        path: Folder of the store.
+        fields: By name, the shape of one row and its dtype, ``(768, "float16")`` or ``((7, 7, 768), "float32")``; dtype
+            ``"text"`` for captions; or a ``FieldRecord``, e.g. for top-k logits and ragged rows.
+        ids: Sample ids in row order, unique. With images, use the paths below the folder of the images, so that phase
+            two finds them.
+        teacher: Name of the model that computed the features, with its version: rows of models of one name count as
+            alike. Or its ``TeacherRecord``; None if no model made the fields.
+        labels: (N,) class numbers, class names, or None where a sample has none (-1 likewise).
+        class_names: Names of the classes by number; taken from the labels if these are names.
+        content_sha256: SHA-256 of each image file: (N, 32) uint8, N hexadecimal texts, or a function of the sample id.
+            Without it, rows are matched with images by id alone, and changed images cannot be detected.
+        preprocessing: Which region of an image the model saw: the side of its square input in pixels (the whole image,
+            shorter side resized, centre cropped), or a mapping with ``size``, ``crop_pct``, ``crop_mode``,
+            ``interpolation``, ``mean``, ``std``, or the record. Phase two needs it to show the student the same region.
+        weights_sha256: Hash of the model's weights, if known.
+        views: What the axis of views means; one canonical view by default.
+        non_finite: Rows with NaN or infinity: refuse them, or store them as invalid.
+        container: Container format.
+        codec: Codec of all fields of numbers that are given as shape and dtype.
+        shard_rows: Rows of a shard; by default up to 4,096, so that the widest column has at most 64 MB.
+        source: Kind and address of where the rows come from, for the manifest.
+
+    Returns:
+        A context manager; call ``add`` on it.
+
+    Raises:
+        SourceError: Ids repeat or are empty.
+        ConfigError: A field, label or hash does not fit.
+        ManifestMismatch: The folder holds a store that was created with other arguments.
+        StoreNotFound: The folder holds something that is not a store.
+    """
+    names = [str(sample_id) for sample_id in ids]
+    check_sample_ids(names, where=str(path))
+    numbers, classes = label_numbers(labels, class_names, names)
+    record = _teacher_record(teacher, weights_sha256, preprocessing)
+    made = {
+        name: _field_record(name, given, TEACHER if record else "", codec)
+        for name, given in fields.items()
+    }
+    if not made:
+        raise ConfigError(f"{path}: no fields. Give at least one, such as cls=(768, 'float16').")
+    rows = shard_rows or min(
+        SHARD_ROWS,
+        fitting_rows(made, num_views=len(views), most_rows=SHARD_ROWS, most_mb=SHARD_MB),
+    )
+    try:
+        manifest = new_manifest(
+            teachers={TEACHER: record} if record else {},
+            views=ViewSet(views=tuple(views)),
+            fields=made,
+            source=SourceRecord(
+                kind=source[0],
+                uri=source[1],
+                num_samples=len(names),
+                ids_sha256=ids_sha256(names),
+                has_labels=numbers is not None,
+                class_names=classes,
+            ),
+            work=WorkRecord(shard_rows=rows, batch_size=rows),
+            created_by={"featstore": __version__, "numpy": np.__version__},
+            container=container,
+        )
+    except (ValueError, FeatstoreError) as error:
+        raise ConfigError(f"{path}: {error}") from None
+    return NewStore(
+        Path(path),
+        manifest,
+        names,
+        labels=numbers,
+        hashes=_hashes(content_sha256, len(names)),
+        non_finite=non_finite,
+    )
+
+
+class NewStore:
+    """A store that is being created. Use it as a context manager; leaving it checks that all rows are there.
+
+    Attributes:
+        path: Folder of the store.
+        manifest: Its manifest.
+    """
+
+    def __init__(
+        self,
+        path: Path,
+        manifest: Manifest,
+        ids: list[str],
+        *,
+        labels: npt.NDArray[np.int64] | None,
+        hashes: npt.NDArray[np.uint8] | ContentHash | None,
+        non_finite: Literal["refuse", "invalid"],
+    ) -> None:
+        self.path, self.manifest = path, manifest
+        self._ids, self._labels, self._hashes = ids, labels, hashes
+        self._non_finite = non_finite
+        self._next = 0
+        self._shard = -1
+        self._columns: dict[str, Array] = {}
+        self._ragged: dict[str, list[Any]] = {}
+        self._reasons: list[str | None] = []
+        self._pending = set(range(manifest.num_shards))
+        self._stack = ExitStack()
+
+    def __enter__(self) -> "NewStore":
+        self.manifest = open_or_create(self.path, self.manifest)
+        with ExitStack() as stack:
+            stack.enter_context(exclusive(self.path))
+            remove_leftovers(self.path)
+            self._pending = set(pending_shards(self.path, self.manifest.num_shards))
+            backend = make_backend(self.path, self.manifest)
+            self._writer = stack.enter_context(ShardWriter(backend, lambda shard, ours: None))
+            self._stack = stack.pop_all()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._columns = {}
+        self._stack.__exit__(kind, error, trace)
+        if error is not None:
+            return
+        missing = pending_shards(self.path, self.manifest.num_shards)
+        if missing:
+            raise StoreIncomplete(
+                f"{self.path}: {self._next:,} of {self.num_rows:,} rows were added. Create it again with the same "
+                f"arguments and add the rows from {self.manifest.shard_range(missing[0]).start:,} on (rows_done)."
+            )
+        finish(self.path, self.manifest.num_shards)
+
+    @property
+    def num_rows(self) -> int:
+        """Rows that the store will have."""
+        return self.manifest.num_rows
+
+    @property
+    def rows_done(self) -> int:
+        """Number of leading rows that an earlier run has written; ``add`` may begin behind them."""
+        first = min(self._pending, default=self.manifest.num_shards)
+        return self.num_rows if first == self.manifest.num_shards else self._range(first).start
+
+    def _range(self, shard: int) -> range:
+        return self.manifest.shard_range(shard)
+
+    def add(
+        self, values: Mapping[str, Any] | None = None, /, *, start: int | None = None, **more: Any
+    ) -> None:
+        """Add the next rows, of all fields. Rows that an earlier run has written already are skipped.
+
+        Args:
+            values: Arrays by field, for names that are no Python words.
+            start: Number of the first of these rows; by default the one after the rows that were added last. Only rows
+                that are written already (``rows_done``) can be left out.
+            more: Arrays by field: (n, *shape), or (n, V, *shape); numpy arrays, PyTorch tensors, or what
+                ``numpy.asarray`` takes. A top-k field takes the values of all classes; a ragged one a list of n arrays
+                (of n lists of V arrays).
+
+        Raises:
+            ConfigError: Fields, shapes or counts do not fit, a value is NaN or infinite, or has no place in the dtype.
+            StoreWriteError: The disk refused.
+        """
+        given = {**(values or {}), **more}
+        fields = self.manifest.fields
+        if given.keys() != fields.keys():
+            raise ConfigError(
+                f"{self.path}: fields {sorted(given)} were added, the store has {sorted(fields)}."
+            )
+        begin = self._next if start is None else start
+        if begin != self._next and not (self._next < begin <= self.rows_done):
+            raise ConfigError(
+                f"{self.path}: rows from {begin:,} on were added; expected row {self._next:,}"
+                + (f", or up to {self.rows_done:,}." if self.rows_done > self._next else ".")
+            )
+        arrays = {name: self._array(name, fields[name], value) for name, value in given.items()}
+        counts = {name: len(value) for name, value in arrays.items()}
+        count = next(iter(counts.values()))
+        if len(set(counts.values())) > 1:
+            raise ConfigError(f"{self.path}: fields have different numbers of rows: {counts}.")
+        if begin + count > self.num_rows:
+            raise ConfigError(
+                f"{self.path}: {begin + count:,} rows were added; {self.num_rows:,} ids were given."
+            )
+        bad = self._non_finite_rows(arrays, begin, count)
+        self._next = begin
+        while self._next < begin + count:
+            self._add_to_shard(arrays, bad, begin, begin + count)
+
+    def _array(self, name: str, record: FieldRecord, value: Any) -> Any:
+        """Values of a field as they are put into its columns: (n, V, *shape), or a list of rows."""
+        where = f'{self.path}: field "{name}"'
+        if isinstance(record.encoding, RaggedEncoding):
+            return [
+                [as_numpy(view) for view in (row if isinstance(row, list | tuple) else [row])]
+                for row in value
+            ]
+        array = as_numpy(value)
+        views = (len(self.manifest.views),) if record.per_view else ()
+        shape = record.shape
+        if isinstance(record.encoding, TopKEncoding):
+            shape = (*shape[:-1], record.encoding.num_classes)
+        if views == (1,) and array.shape[1:] == shape:
+            array = array[:, None]
+        if array.ndim < 1 or array.shape[1:] != (*views, *shape):
+            raise ConfigError(
+                f"{where}: rows of shape {array.shape[1:]}, expected {(*views, *shape)}"
+                + (f" or {shape}." if views == (1,) else ".")
+            )
+        if record.dtype == "text":
+            if any(not isinstance(text, str) for text in array.reshape(-1).tolist()):
+                raise ConfigError(f"{where}: expected text.")
+            return array.astype(object)
+        return _cast(array, record.dtype, where)
+
+    def _non_finite_rows(
+        self, arrays: Mapping[str, Any], begin: int, count: int
+    ) -> npt.NDArray[np.bool_]:
+        bad = np.zeros(count, dtype=np.bool_)
+        names = []
+        for name, value in arrays.items():
+            if isinstance(value, list):
+                found = np.array([not all(map(_finite, views)) for views in value], np.bool_)
+            elif value.dtype == object or value.dtype.kind in "biu":
+                continue
+            else:
+                found = ~np.isfinite(value.reshape(count, -1)).all(axis=1)
+            if np.any(found):
+                names.append(name)
+                bad |= found
+        if names and self._non_finite == "refuse":
+            ids = [self._ids[begin + i] for i in np.flatnonzero(bad)]
+            raise ConfigError(
+                f"{self.path}: field {', '.join(names)}: {len(ids)} rows are not finite (NaN or infinity, or too large for "
+                f'the dtype): {shorten(ids)}. Correct them, or store them as invalid with non_finite="invalid".'
+            )
+        return bad
+
+    def _add_to_shard(
+        self, arrays: Mapping[str, Any], bad: npt.NDArray[np.bool_], begin: int, end: int
+    ) -> None:
+        """Add rows from the next one on, to the end of its shard at most."""
+        shard = int(self.manifest.shards_of(np.array([self._next]))[0])
+        span = self._range(shard)
+        stop = min(span.stop, end)
+        if shard not in self._pending:
+            self._next = stop
+            return
+        if shard != self._shard:
+            self._begin_shard(shard)
+        part = slice(self._next - begin, stop - begin)
+        at = slice(self._next - span.start, stop - span.start)
+        refused = np.flatnonzero(bad[part])
+        for row in refused + at.start:
+            self._reasons[row] = "not finite"
+        for name, record in self.manifest.fields.items():
+            values = arrays[name][part]
+            if isinstance(record.encoding, RaggedEncoding):
+                self._ragged[name] += [
+                    [view[:0] for view in views] if bad[part][row] else views
+                    for row, views in enumerate(values)
+                ]
+                continue
+            if len(refused) and record.dtype != "text":
+                values = values.copy()
+                values[refused] = 0
+            put(self.manifest, self._columns, name, at, values)
+        self._next = stop
+        if stop == span.stop:
+            self._end_shard()
+
+    def _begin_shard(self, shard: int) -> None:
+        self._shard = shard
+        span = self._range(shard)
+        self._columns = empty_columns(self.manifest, shard)
+        self._reasons = [None] * len(span)
+        self._ragged = {
+            name: []
+            for name, record in self.manifest.fields.items()
+            if isinstance(record.encoding, RaggedEncoding)
+        }
+        ids = self._ids[span.start : span.stop]
+        self._columns["sample_id"][:] = ids
+        if self._labels is not None:
+            self._columns["label"][:] = self._labels[span.start : span.stop]
+        if callable(self._hashes):
+            digests = b"".join(map(self._hashes, ids))
+            self._columns["content_sha256"][:] = np.frombuffer(digests, np.uint8).reshape(-1, 32)
+        elif self._hashes is not None:
+            self._columns["content_sha256"][:] = self._hashes[span.start : span.stop]
+
+    def _end_shard(self) -> None:
+        for name, rows in self._ragged.items():
+            per_view = self.manifest.fields[name].per_view
+            parts = rows if per_view else [views[0] for views in rows]
+            put_ragged(self.manifest, self._columns, name, self._shard, parts)
+        self._columns["valid"][:] = [reason is None for reason in self._reasons]
+        columns, self._columns = self._columns, {}
+        self._writer.submit(Shard(self._shard, columns, self._reasons, {}))
+        del columns
+        self._pending.discard(self._shard)
+        self._shard = -1
+
+
+def from_arrays(
+    path: str | Path, fields: Mapping[str, Any], ids: Iterable[str], **options: Any
+) -> Manifest:
+    """Create a store of whole arrays; shapes and dtypes are those of the arrays (float64 is stored as float32).
+
+    Args:
+        path: Folder of the store.
+        fields: Arrays by name, (N, *shape) each, e.g. memory-mapped.
+        ids: (N,) sample ids.
+        options: As for ``create``.
+
+    Returns:
+        The manifest of the store.
+
+    Raises:
+        FeatstoreError: See ``create`` and ``NewStore.add``.
+    """
+    specs: dict[str, Field] = {name: field_of(value[:1]) for name, value in fields.items()}
+    with create(path, fields=specs, ids=ids, **options) as out:
+        counts = {name: len(value) for name, value in fields.items()}
+        if set(counts.values()) != {out.num_rows}:
+            raise ConfigError(f"{path}: {out.num_rows:,} ids for rows {counts}.")
+        step = out.manifest.work.shard_rows
+        for start in range(out.rows_done, out.num_rows, step):
+            part = {name: value[start : start + step] for name, value in fields.items()}
+            out.add(part, start=start)
+    return out.manifest
+
+
+def field_of(values: Any) -> tuple[tuple[int, ...], str]:
+    """Shape of one row and dtype of the field that arrays like these are stored in."""
+    array = as_numpy(values)
+    if array.dtype == object or array.dtype.kind in "US":
+        return array.shape[1:], "text"
+    dtype = {"float64": "float32", "uint32": "int64"}.get(array.dtype.name, array.dtype.name)
+    return array.shape[1:], dtype
+
+
+def as_numpy(value: Any) -> Array:
+    """An array of numpy of a tensor of another library, without importing that library."""
+    if hasattr(value, "detach"):  # PyTorch; numpy has no bfloat16, float32 holds the same numbers
+        value = value.detach().cpu()
+        value = (value.float() if str(value.dtype) == "torch.bfloat16" else value).numpy()
+    return np.asarray(value)
+
+
+def label_numbers(
+    labels: Any, class_names: Sequence[str], ids: Sequence[str]
+) -> tuple[npt.NDArray[np.int64] | None, tuple[str, ...]]:
+    """Class numbers of labels that are numbers or names, and the names.
+
+    Raises:
+        ConfigError: A label is neither -1 nor the number or name of a class, or there are too many or too few.
+    """
+    if labels is None:
+        return None, tuple(class_names)
+    given = as_numpy(labels).tolist()
+    if len(given) != len(ids):
+        raise ConfigError(f"{len(given):,} labels for {len(ids):,} ids.")
+    names = tuple(class_names)
+    if any(isinstance(label, str) for label in given):
+        names = names or tuple(sorted({label for label in given if isinstance(label, str)}))
+        table = {name: number for number, name in enumerate(names)}
+        found = [-1 if label is None else table.get(label, -2) for label in given]
+    else:
+        found = [-1 if label is None else int(label) for label in given]
+    numbers = np.array(found, dtype=np.int64)
+    most = len(names) or 2**31
+    wrong = np.flatnonzero((numbers < -1) | (numbers >= most))
+    if len(wrong):
+        shown = shorten([f"{ids[row]} ({given[row]!r})" for row in wrong])
+        raise ConfigError(
+            f"{len(wrong)} labels are not classes: {shown}. Expected 0 to {most - 1:,}, a class name, or -1 or None for "
+            "samples without a label."
+        )
+    return numbers, names
+
+
+def _teacher_record(
+    teacher: str | TeacherRecord | None,
+    weights_sha256: str,
+    preprocessing: PreprocessingRecord | Mapping[str, Any] | int | None,
+) -> TeacherRecord | None:
+    if not isinstance(teacher, str):
+        return teacher
+    if not teacher.strip():
+        raise ConfigError("the teacher's name is empty. Name the model and its version.")
+    if isinstance(preprocessing, int):
+        preprocessing = {"size": preprocessing}
+    if isinstance(preprocessing, Mapping):
+        size = preprocessing["size"]
+        preprocessing = {
+            **{"crop_pct": 1.0, "crop_mode": "center", "interpolation": "bicubic"},
+            **{"mean": (0.0, 0.0, 0.0), "std": (1.0, 1.0, 1.0), "decode": DECODE_RULE},
+            **preprocessing,
+            "size": (size, size) if isinstance(size, int) else tuple(size),
+        }
+    values = {
+        "library": "external",
+        "name": teacher,
+        "weights_sha256": weights_sha256,
+        "precision": "fp32",
+        "preprocessing": preprocessing,
+    }
+    try:
+        return TeacherRecord.model_validate(values)
+    except ValueError as error:
+        raise ConfigError(f"teacher {teacher!r}: {error}") from None
+
+
+def _field_record(name: str, given: Field, teacher: str, codec: Codec) -> FieldRecord:
+    if isinstance(given, FieldRecord):
+        if isinstance(given.encoding, Int8Encoding) and given.encoding.channels:
+            raise ConfigError(
+                f'field "{name}": scales per channel are measured on rows that are there. Create it as float16, then run '
+                "featstore requantise --dtype int8."
+            )
+        return given.model_copy(update={"teacher": given.teacher and teacher})
+    shape, dtype = given
+    shape = (shape,) if isinstance(shape, int) else tuple(shape)
+    text = dtype == "text"
+    spatial = ("y", "x", "channel") if len(shape) == 3 else ()
+    dims = {0: (), 1: ("channel",), 3: spatial}.get(len(shape)) or tuple(
+        f"axis{number}" for number in range(len(shape))
+    )
+    try:
+        return FieldRecord.model_validate(
+            {
+                "shape": shape,
+                "dtype": dtype,
+                "dims": dims,
+                "meaning": "computed by another program",
+                "teacher": "" if text else teacher,
+                "per_view": not text,
+                "codec": "raw" if text else codec,
+            }
+        )
+    except ValueError as error:
+        raise ConfigError(f'field "{name}" {given}: {error}') from None
+
+
+def _hashes(given: Any, count: int) -> npt.NDArray[np.uint8] | ContentHash | None:
+    if given is None or callable(given):
+        return given  # type: ignore[no-any-return]
+    values = as_numpy(given)
+    if values.dtype.kind in "USO":
+        try:
+            digests = b"".join(bytes.fromhex(text) for text in values.tolist())
+        except (TypeError, ValueError) as error:
+            raise ConfigError(f"content_sha256: not hexadecimal: {error}") from None
+        values = np.frombuffer(digests, dtype=np.uint8).reshape(-1, 32)
+    if values.shape != (count, 32) or values.dtype != np.uint8:
+        raise ConfigError(
+            f"content_sha256: {values.dtype} of shape {values.shape}; expected uint8 ({count}, 32)."
+        )
+    return values
+
+
+def _finite(values: Array) -> bool:
+    return values.dtype.kind in "biu" or bool(np.isfinite(values).all())
+
+
+def _cast(values: Array, dtype: str, where: str) -> Array:
+    """Numbers in the dtype of the field; what is too large for a float becomes infinity, and is refused as such.
+
+    Raises:
+        ConfigError: Numbers would lose more than digits: fractions, or integers out of range.
+    """
+    wanted = numpy_dtype(dtype)
+    assert wanted is not None
+    floating = dtype in ("float16", "bfloat16", "float32")
+    if values.dtype.kind not in "biuf" and values.dtype.name != "bfloat16":
+        raise ConfigError(f"{where}: {values.dtype} cannot be stored as {dtype}.")
+    with np.errstate(over="ignore", invalid="ignore"):
+        out = values.astype(wanted, copy=False)
+        if not floating and (out.astype(values.dtype) != values).any():
+            raise ConfigError(
+                f"{where}: {values.dtype} values that {dtype} cannot hold (fractions, or out of range)."
+            )
+    return out
