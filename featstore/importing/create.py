@@ -1,7 +1,7 @@
 """Create a store from the caller's own arrays, row by row or whole; a stopped run is resumed by the same call.
 
-Rows come in order. They are collected in memory until a shard is full; it is then written in a thread while the next one
-is filled. A killed run loses the rows of the shards that were not written.
+Rows come in order. They are collected in memory until a shard is full; it is then written in a thread while the next
+one is filled. A killed run loses the rows of the shards that were not written.
 """
 
 # N rows of the store, n rows of a batch, V views
@@ -325,8 +325,8 @@ class NewStore:
         if names and self._non_finite == "refuse":
             ids = [self._ids[begin + i] for i in np.flatnonzero(bad)]
             raise ConfigError(
-                f"{self.path}: field {', '.join(names)}: {len(ids)} rows are not finite (NaN or infinity, or too large for "
-                f'the dtype): {shorten(ids)}. Correct them, or store them as invalid with non_finite="invalid".'
+                f"{self.path}: field {', '.join(names)}: {len(ids)} rows are not finite (NaN or infinity, or too large "
+                f'for the dtype): {shorten(ids)}. Correct them, or store them as invalid with non_finite="invalid".'
             )
         return bad
 
@@ -466,10 +466,10 @@ def label_numbers(
     most = len(names) or 2**31
     wrong = np.flatnonzero((numbers < -1) | (numbers >= most))
     if len(wrong):
-        shown = shorten([f"{ids[row]} ({given[row]!r})" for row in wrong])
+        shown = shorten([f"{ids[row]} ({given[row]!r})" for row in wrong.tolist()])
         raise ConfigError(
-            f"{len(wrong)} labels are not classes: {shown}. Expected 0 to {most - 1:,}, a class name, or -1 or None for "
-            "samples without a label."
+            f"{len(wrong)} labels are not classes: {shown}. Expected 0 to {most - 1:,}, a class name, or -1 or None "
+            "where there is no label."
         )
     return numbers, names
 
@@ -510,7 +510,7 @@ def _field_record(name: str, given: Field, teacher: str, codec: Codec) -> FieldR
     if isinstance(given, FieldRecord):
         if isinstance(given.encoding, Int8Encoding) and given.encoding.channels:
             raise ConfigError(
-                f'field "{name}": scales per channel are measured on rows that are there. Create it as float16, then run '
+                f'field "{name}": scales per channel need rows to measure them on. Create it as float16, then run '
                 "featstore requantise --dtype int8."
             )
         return given.model_copy(update={"teacher": given.teacher and teacher})

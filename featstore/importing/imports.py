@@ -1,4 +1,4 @@
-"""Import features that other programs wrote as a store: npy, Parquet, Hugging Face data sets, clip-retrieval's folders."""
+"""Import features of other programs as a store: npy, Parquet, Hugging Face data sets, clip-retrieval's folders."""
 
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -40,8 +40,8 @@ def import_(
         ids: Column or file of the sample ids.
         labels: Column or file of the labels.
         dtype: Of all fields of floating point numbers, e.g. ``float16``; as they are if not given.
-        images: Folder of the images, or the settings of a source: the store is then bound to the images by the SHA-256 of
-            their bytes.
+        images: Folder of the images, or the settings of a source: the store is then bound to the images by the
+            SHA-256 of their bytes.
         progress: Called with the numbers of rows done and to do.
         options: As for ``featstore.importing.create.create``: ``preprocessing``, ``weights_sha256``, ``container``, ...
 

@@ -58,21 +58,21 @@ class NpyTable(Table):
         files: Files by field.
         ids: Sample ids.
         labels: Labels, if any.
+        kind: Name of the format.
 
     Raises:
         SourceError: A file is not npy, or its rows differ from those of the files before it.
         ConfigError: The fields and ids have different numbers of rows.
     """
 
-    kind = "npy"
-
     def __init__(
         self,
         files: Mapping[str, Sequence[Path]],
         ids: Sequence[str],
         labels: Sequence[Any] | None = None,
+        kind: Kind = "npy",
     ) -> None:
-        self.ids, self.labels = ids, labels
+        self.kind, self.ids, self.labels = kind, ids, labels
         self._parts = {name: [_map(path) for path in paths] for name, paths in files.items()}
         self.fields = {name: field_of(parts[0][:1]) for name, parts in self._parts.items()}
         for name, parts in self._parts.items():
@@ -84,8 +84,8 @@ class NpyTable(Table):
             rows = sum(map(len, parts))
             if rows != len(ids):
                 raise ConfigError(
-                    f'field "{name}": {rows:,} rows in {shorten([str(path) for path in files[name]], 3)}, but {len(ids):,} '
-                    "ids."
+                    f'field "{name}": {rows:,} rows in {shorten([str(path) for path in files[name]], 3)}, '
+                    f"but {len(ids):,} ids."
                 )
 
     def batches(self, start: int, step: int) -> Iterator[dict[str, Array]]:
@@ -302,8 +302,8 @@ def _kind_of(path: Path) -> Kind:
         if any(path.glob("*.npy")):
             return "npy"
     raise SourceError(
-        f"{path.absolute()}: neither an npy or Parquet file nor a folder of Parquet files, of a saved Hugging Face data "
-        "set or of clip-retrieval (img_emb/). Say which with --kind."
+        f"{path.absolute()}: neither an npy or Parquet file nor a folder of Parquet files, of a saved Hugging Face "
+        "data set or of clip-retrieval (img_emb/). Say which with --kind."
     )
 
 
@@ -380,9 +380,7 @@ def _open_clip(path: Path, fields: Mapping[str, str] | None, ids: str | None) ->
             )
         table = pq.read_table(file, columns=[column])
         names += [str(value) for value in table.column(0).to_pylist()]
-    found = NpyTable(files, names)
-    found.kind = "clip-retrieval"
-    return found
+    return NpyTable(files, names, kind="clip-retrieval")
 
 
 def _numbered(folder: Path, suffix: str) -> list[Path]:

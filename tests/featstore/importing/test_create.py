@@ -1,4 +1,4 @@
-"""Stores from the caller's own arrays: what was given comes back, a kill loses no committed shard, errors name the rows."""
+"""Stores from the caller's own arrays: values come back, a kill loses no committed shard, errors name the rows."""
 
 import hashlib
 import signal
@@ -170,7 +170,7 @@ def test_labels(tmp_path: Path) -> None:
     wrong[[2, 5]] = -100, 5_000_000_000
     with pytest.raises(ConfigError, match=r"002.*-100.*005.*5000000000"):
         add_all(tmp_path / "wrong", labels=wrong)
-    with pytest.raises(ConfigError, match="20.*21"):
+    with pytest.raises(ConfigError, match=r"20.*21"):
         add_all(tmp_path / "few", labels=[0] * 20)
     with pytest.raises(ConfigError, match="bird"):
         add_all(tmp_path / "odd", labels=["bird"] * N, class_names=["cat"])
@@ -206,11 +206,11 @@ def test_a_run_that_stopped_is_resumed(tmp_path: Path) -> None:
         "teacher": "my model v3",
         "shard_rows": 4,
     }
-    with pytest.raises(ZeroDivisionError), create(path, **options) as out:
+    with pytest.raises(ZeroDivisionError), create(path, **options) as out:  # noqa: PT012
         assert out.rows_done == 0
         out.add(cls=CLS[:10])
         raise ZeroDivisionError
-    with pytest.raises(StoreIncomplete, match="8"), create(path, **options) as out:
+    with pytest.raises(StoreIncomplete, match="8"), create(path, **options) as out:  # noqa: PT012
         assert out.rows_done == 8
         out.add(cls=CLS[:4])
     with create(path, **options) as out:
@@ -295,7 +295,7 @@ def test_wrong_rows_are_refused(tmp_path: Path) -> None:
             with pytest.raises(ConfigError, match=IDS[7]):
                 out.add(cls=odd, n=n)
         out.add(cls=CLS, n=n)
-        with pytest.raises(ConfigError, match="22.*21"):
+        with pytest.raises(ConfigError, match=r"22.*21"):
             out.add(cls=CLS[:1], n=n[:1])
     assert verify(path).sound
 
