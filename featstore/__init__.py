@@ -51,6 +51,8 @@ if TYPE_CHECKING:
         verify,
     )
     from featstore.format.manifest import Manifest, read_manifest
+    from featstore.importing.create import create, from_arrays
+    from featstore.importing.imports import import_
     from featstore.reading.store import FeatureStore
 
 __all__ = [
@@ -76,8 +78,11 @@ __all__ = [
     "__version__",
     "append",
     "convert",
+    "create",
     "export",
     "extract",
+    "from_arrays",
+    "import_",
     "merge",
     "open",
     "plan",
@@ -94,6 +99,9 @@ __all__ = [
 _MODULES = {
     "FeatureStore": "featstore.reading.store",
     "Manifest": "featstore.format.manifest",
+    "create": "featstore.importing.create",
+    "from_arrays": "featstore.importing.create",
+    "import_": "featstore.importing.imports",
     "read_manifest": "featstore.format.manifest",
 }
 

@@ -37,8 +37,11 @@ def test_the_public_names() -> None:
     assert functions == [
         "append",
         "convert",
+        "create",
         "export",
         "extract",
+        "from_arrays",
+        "import_",
         "merge",
         "open",
         "plan",

@@ -2,13 +2,11 @@
 
 import argparse
 import json
-import sys
 from pathlib import Path
 from typing import Any
 
-from tqdm import tqdm
-
 from featstore.cli.arguments import positive
+from featstore.cli.progress_bar import progress_bar
 from featstore.importing.create import NO_WEIGHTS
 from featstore.importing.imports import import_
 from featstore.sources.config import SourceConfig
@@ -80,13 +78,7 @@ def run(arguments: argparse.Namespace) -> int:
     images = arguments.images and SourceConfig(
         kind=arguments.images_kind, path=arguments.images, labels_from="none"
     )
-    quiet = arguments.json or not sys.stderr.isatty()
-    with tqdm(total=1, unit=" rows", disable=quiet, file=sys.stderr, leave=False) as bar:
-
-        def progress(done: int, total: int) -> None:
-            bar.total = total
-            bar.update(done - bar.n)
-
+    with progress_bar(" rows", show=not arguments.json) as progress:
         manifest = import_(
             arguments.source,
             arguments.out,

@@ -7,8 +7,7 @@ from typing import Any
 
 from featstore.cli.arguments import positive
 from featstore.cli.progress_bar import progress_bar
-from featstore.derive import requantise as library
-from featstore.derive.requantise import Change
+from featstore.derive.requantise import Change, requantise
 
 DESCRIPTION = """\
 Write a store again with its features in another type, without the teacher: the same rows, ids and views. What the type
@@ -42,7 +41,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> int:
     """Write a store in another type; returns the exit status."""
     with progress_bar(" shards", show=not arguments.json) as progress:
-        made = library.requantise(
+        manifest, changes = requantise(
             arguments.store,
             arguments.out,
             arguments.dtype,
@@ -51,16 +50,16 @@ def run(arguments: argparse.Namespace) -> int:
             progress=progress,
         )
     if arguments.json:
-        changes = [as_json(change) for change in made.changes]
-        print(json.dumps({"path": str(arguments.out), "changes": changes}, indent=2))
+        result = {"path": str(arguments.out), "changes": [as_json(change) for change in changes]}
+        print(json.dumps(result, indent=2))
         return 0
-    for change in made.changes:
+    for change in changes:
         error = change.error
         print(
             f"field        {change.field}: {change.before} -> {change.after}, relative error {error.relative_l2:.1e}, "
             f"cosine {error.cosine_mean:.6f} (worst {error.cosine_worst:.6f}) on {change.sample_rows:,} rows"
         )
-    print(f"{arguments.out}: complete, {made.manifest.num_rows:,} rows")
+    print(f"{arguments.out}: complete, {manifest.num_rows:,} rows")
     return 0
 
 

@@ -1,14 +1,15 @@
-"""Which rows and columns of old stores a new one is made of, and its shards made of them.
+"""Make a store from the rows and columns of other stores.
 
-A *composition* says, for every row of the new store, which row of which old store it is, and for every field, whose.
-Merge, subset, append and convert differ in nothing else. Memory holds a few shards, and 8 bytes a row where rows change
-places; every byte of the old stores is compared to their ledgers on the way.
+A *composition* states, for every row of the new store, which row of which old store it is, and for every field, from
+which store it comes and whether its numbers are converted. Merge, subset, append, convert and requantise differ in
+nothing else. Memory holds a few shards, and 8 bytes a row where the order changes; every byte of the old stores is
+compared with their ledgers.
 """
 
 # n rows of a shard, N rows of the new store, V views
 
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import accumulate
 from pathlib import Path
@@ -17,7 +18,8 @@ import numpy as np
 
 from featstore.containers.base import Array, Rows
 from featstore.format.artefacts import artefact_path
-from featstore.format.fields import Ragged, empty_columns, field_columns
+from featstore.format.fields import Ragged, empty_columns, field_columns, put
+from featstore.format.int8 import Channels
 from featstore.format.manifest import Manifest, RaggedEncoding, WorkRecord
 from featstore.reading.store import FeatureStore
 from featstore.reading.stored_rows import RowReader, spans, starts_of
@@ -82,6 +84,8 @@ class Composition:
         samples: whose ids, hashes and, unless given, labels the rows have.
         fields: by name, where the values come from and what the field is called there; a row is valid if it is in all.
         labels: (N,) int64 if they are not those of ``samples``.
+        conversions: by name of a field whose numbers change: returns some rows of an old store as they shall be put.
+        channels: by name of a converted field, its scales per channel.
     """
 
     manifest: Manifest
@@ -89,6 +93,8 @@ class Composition:
     samples: Axis
     fields: Mapping[str, tuple[Axis, str]]
     labels: Rows | None = None
+    conversions: Mapping[str, Callable[[RowReader, Rows], Array]] = field(default_factory=dict)
+    channels: Mapping[str, Channels] = field(default_factory=dict)
 
     @property
     def axes(self) -> list[Axis]:
@@ -153,6 +159,13 @@ class ShardMaker:
         axis, old = self._plan.fields[name]
         if isinstance(record.encoding, RaggedEncoding):
             self._put_ragged(name, number, columns, bad)
+            return
+        if name in self._plan.conversions:
+            for store, at, rows in axis.parts(span):
+                found = self._plan.conversions[name](self._readers[axis.stores[store]], rows)
+                put(manifest, columns, name, at, found, channels=self._plan.channels.get(name))
+            for column in field_columns(name, record, len(manifest.views)):
+                columns[column.name][bad] = 0
             return
         for column in field_columns(name, record, len(manifest.views)):
             before = f"fields/{old}" + column.name.removeprefix(f"fields/{name}")

@@ -1,25 +1,20 @@
-"""A store's features in another type, without the teacher: same rows, ids, views and ledger in a new store.
-
-It is filled shard by shard as an extraction is, so it resumes after a kill, any number of processes can help, and
-nothing half-written can be read.
-"""
+"""Store the features of a store again in another type, without the teacher: same rows, ids and views."""
 
 # n rows of a sample, V views
 
 import math
-from dataclasses import dataclass, field
-from functools import partial
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
 import numpy as np
 
-from featstore.containers import Backend, make_backend
 from featstore.containers.base import Array, Rows
-from featstore.derive.composition import artefact_bytes
+from featstore.derive.composition import Composition, artefact_bytes, compose, whole
 from featstore.errors import ConfigError
 from featstore.format.artefacts import describe, pack, read_channels
-from featstore.format.fields import empty_columns, numpy_dtype, put
+from featstore.format.fields import numpy_dtype
 from featstore.format.int8 import Channels, RoundingError, calibrate, dequantise, rounding_error
 from featstore.format.manifest import (
     ArtefactRecord,
@@ -28,13 +23,12 @@ from featstore.format.manifest import (
     Int8Encoding,
     Manifest,
     PlainEncoding,
-    RaggedEncoding,
     new_manifest,
 )
 from featstore.reading.store import FeatureStore
+from featstore.reading.stored_rows import RowReader
 from featstore.version import __version__
-from featstore.writing.commit import Shard
-from featstore.writing.fill import Progress, check_apart, make_store, no_progress
+from featstore.writing.fill import Progress, no_progress
 
 StoredType = Literal["int8", "bfloat16", "float16", "float32"]
 
@@ -64,23 +58,6 @@ class Change:
     sample_rows: int
 
 
-@dataclass(frozen=True)
-class Conversion:
-    """A store that is about to be made from another one.
-
-    Attributes:
-        manifest: what it will say of itself.
-        artefacts: bytes of the files that the manifest lists, by name.
-        changes: of fields; the others are copied.
-        channels: scales of fields that become int8, by name.
-    """
-
-    manifest: Manifest
-    artefacts: dict[str, bytes]
-    changes: list[Change]
-    channels: dict[str, Channels] = field(default_factory=dict)
-
-
 def requantise(
     source: Path,
     out: Path,
@@ -90,39 +67,39 @@ def requantise(
     sample_rows: int = 2048,
     lease_s: float = 60,
     progress: Progress = no_progress,
-) -> Conversion:
-    """Write a store again in another type; go on with one that was begun.
+) -> tuple[Manifest, list[Change]]:
+    """Write a store again in another type, or resume.
 
     Plain and int8 fields that a teacher made are converted; all others (top-k, ragged, text, coordinates) are copied.
 
     Args:
-        source: folder of a complete store.
-        out: folder of the new one.
-        dtype: of the new one.
-        allow_widening: also write more digits than there are, e.g. for a reader that knows one type only.
-        sample_rows: valid rows, evenly spread, that int8 scales and errors are measured on.
-        lease_s: seconds without a sign of life after which another process counts as gone.
-        progress: see ``Progress``.
+        source: Folder of a complete store.
+        out: Folder of the new one.
+        dtype: Type of the new one.
+        allow_widening: Also write more digits than there are, e.g. for a reader that knows one type only.
+        sample_rows: Number of valid rows, evenly spread, that int8 scales and errors are measured on.
+        lease_s: Seconds without a sign of life after which another process counts as gone.
+        progress: See ``featstore.writing.fill.Progress``.
+
+    Returns:
+        The manifest of the new store, and what changed.
 
     Raises:
-        ConfigError: nothing would change, digits would be made up, or numbers do not fit the type.
-        StoreIncomplete, ShardCorrupt: the old store is not whole.
-        ManifestMismatch: ``out`` is a store of something else.
-        StoreBusy, StoreWriteError: see ``featstore.writing.fill``.
+        ConfigError: Nothing would change, digits would be made up, or numbers do not fit the type.
+        StoreIncomplete, ShardCorrupt: The old store is not whole.
+        ManifestMismatch, StoreNotFound, StoreBusy, StoreWriteError: See ``featstore.writing.fill``.
     """
-    check_apart(out, source)
     store = FeatureStore.open(source)
-    plan = settle(store, dtype, allow_widening=allow_widening, sample_rows=sample_rows)
-    work = _Work(store, make_backend(store.path, store.manifest), plan)
-    make = partial(_convert_shard, work)
-    make_store(out, plan.manifest, plan.artefacts, make, lease_s=lease_s, progress=progress)
-    return plan
+    plan, changes = plan_requantise(
+        store, dtype, allow_widening=allow_widening, sample_rows=sample_rows
+    )
+    return compose(plan, out, lease_s=lease_s, progress=progress), changes
 
 
-def settle(
+def plan_requantise(
     store: FeatureStore, dtype: StoredType, *, allow_widening: bool, sample_rows: int
-) -> Conversion:
-    """Settle what the new store will be, and measure what it costs.
+) -> tuple[Composition, list[Change]]:
+    """Plan the new store, and measure the rounding error of each field that changes.
 
     Raises:
         ConfigError: see ``requantise``.
@@ -170,7 +147,17 @@ def settle(
         },
         container=old.container,
     )
-    return Conversion(manifest, files, changes, scales)
+    axis, before_scales = whole(store), read_channels(store.path, old)
+    conversions = {name: _reader_of(store, name, dtype, before_scales.get(name)) for name in chosen}
+    plan = Composition(
+        manifest,
+        files,
+        axis,
+        {name: (axis, name) for name in fields},
+        conversions=conversions,
+        channels=scales,
+    )
+    return plan, changes
 
 
 def stored_type(record: FieldRecord) -> StoredType | None:
@@ -257,54 +244,19 @@ def to_float(values: Array, dtype: FloatType, name: str) -> Array:
     return out
 
 
-class _Work:
-    """What the shards of a run share."""
+def _reader_of(
+    store: FeatureStore, name: str, dtype: StoredType, before: Channels | None
+) -> Callable[[RowReader, Rows], Array]:
+    """A function that reads rows of a field as numbers of the new type; codes are made of them later."""
+    encoding = store.manifest.fields[name].encoding
+    path = f"fields/{name}"
 
-    def __init__(self, store: FeatureStore, old: Backend, plan: Conversion) -> None:
-        self.store, self.old, self.manifest = store, old, plan.manifest
-        self.changes = plan.changes
-        self.before = read_channels(store.path, store.manifest)
-        self.after = plan.channels
-
-
-def _convert_shard(work: _Work, number: int) -> Shard:
-    """One shard with all its columns; every byte of the old one is checked on the way."""
-    entry = work.store.entry(number)
-    start = entry.rows[0]
-    read = partial(work.old.read_shard, number, objects=entry.objects)
-    reasons: list[str | None] = [None] * (entry.rows[1] - start)
-    for item in entry.invalid:
-        reasons[item.row - start] = item.reason
-    bad = np.array([reason is not None for reason in reasons])
-    changed = {change.field: change.after for change in work.changes}
-    columns = empty_columns(work.manifest, number)
-    for name in columns:
-        if _field_of(name) not in changed:
-            columns[name] = read(name)
-    for name, record in work.manifest.fields.items():
-        if isinstance(record.encoding, RaggedEncoding):
-            # A container may reserve more items than there are.
-            first = number * work.manifest.work.shard_rows * record.encoding.most_items
-            used = int(columns[f"fields/{name}/ranges"].max(initial=first)) - first
-            columns[f"fields/{name}/values"] = columns[f"fields/{name}/values"][:used]
-    for name, dtype in changed.items():
-        record = work.store.manifest.fields[name]
-        if isinstance(record.encoding, Int8Encoding):
-            with_scale = record.encoding.scheme != "channel"
-            scale = read(f"fields/{name}/scale") if with_scale else None
-            values = dequantise(read(f"fields/{name}/codes"), scale, work.before.get(name))
+    def read(reader: RowReader, rows: Rows) -> Array:
+        if isinstance(encoding, Int8Encoding):
+            scale = reader.numbers(f"{path}/scale", rows) if encoding.scheme != "channel" else None
+            values: Array = dequantise(reader.numbers(f"{path}/codes", rows), scale, before)
         else:
-            values = read(f"fields/{name}")
-        if dtype != "int8":
-            values = to_float(values, dtype, name)
-        put(work.manifest, columns, name, slice(None), values, channels=work.after.get(name))
-        for column in (f"fields/{name}", f"fields/{name}/codes", f"fields/{name}/scale"):
-            if column in columns:
-                columns[column][bad] = 0
-    return Shard(number, columns, reasons, {})
+            values = reader.numbers(path, rows)
+        return values if dtype == "int8" else to_float(values, dtype, name)
 
-
-def _field_of(column: str) -> str:
-    """Name of a column's field, or "" for one that describes the samples."""
-    parts = column.split("/")
-    return parts[1] if parts[0] == "fields" else ""
+    return read

@@ -169,7 +169,7 @@ def put(
     manifest: Manifest,
     columns: dict[str, Array],
     name: str,
-    at: slice,
+    at: slice | npt.NDArray[np.int64],
     values: Array,
     *,
     channels: Channels | None = None,

@@ -81,15 +81,13 @@ def create(
     """Create a store of features that were computed elsewhere, or resume one that was begun.
 
     Example:
-        >>> import numpy as np, tempfile
-        >>> path = tempfile.mkdtemp() + "/mine"
         >>> ids = ["a.jpg", "b.jpg", "c.jpg"]
-        >>> with create(path, fields={"cls": (4, "float16")}, ids=ids, teacher="my model v3") as out:
+        >>> fields = {"cls": (4, "float16")}
+        >>> with featstore.create("stores/mine", fields=fields, ids=ids, teacher="mine v3") as out:
         ...     for start in range(out.rows_done, len(ids), 2):
-        ...         batch = np.ones((len(ids[start : start + 2]), 4))
-        ...         out.add(cls=batch, start=start)
-        >>> out.manifest.num_rows
-        3
+        ...         out.add(cls=numpy.ones((len(ids[start : start + 2]), 4)), start=start)
+        >>> featstore.open("stores/mine").gather("cls", [0, 2]).shape
+        (2, 1, 4)
 
     Args:
         path: Folder of the store.
@@ -412,6 +410,12 @@ def from_arrays(
 
     Raises:
         FeatstoreError: See ``create`` and ``NewStore.add``.
+
+    Example:
+        >>> features = {"cls": numpy.ones((2, 4))}
+        >>> made = featstore.from_arrays("stores/two", features, ["a.jpg", "b.jpg"], teacher="mine v3")
+        >>> made.fields["cls"].dtype
+        'float32'
     """
     specs: dict[str, Field] = {name: field_of(value[:1]) for name, value in fields.items()}
     with create(path, fields=specs, ids=ids, **options) as out:

@@ -52,6 +52,12 @@ def import_(
         SourceError: ``source`` cannot be read, or ids repeat.
         MissingSamples: Images of some ids are not there.
         ConfigError, ManifestMismatch, StoreBusy, StoreWriteError: See ``create`` and ``NewStore.add``.
+
+    Example:
+        >>> numpy.save("cls.npy", numpy.ones((2, 4)))
+        >>> numpy.save("ids.npy", ["a.jpg", "b.jpg"])
+        >>> featstore.import_("cls.npy", "stores/mine", ids="ids.npy", teacher="mine v3").num_rows
+        2
     """
     table = open_table(source, kind=kind, fields=fields, ids=ids, labels=labels)
     specs: dict[str, Field] = {

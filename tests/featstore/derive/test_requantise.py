@@ -106,12 +106,12 @@ def test_what_it_costs_is_in_the_manifest(tmp_path: Path) -> None:
     assert len(usable) == NUM_ROWS - 1
     exact = old.gather("cls", usable)
     for dtype in ("int8", "bfloat16"):
-        made = requantise(old.path, tmp_path / dtype, dtype)
+        _, made = requantise(old.path, tmp_path / dtype, dtype)
         new = sound(tmp_path / dtype)
         assert new.invalid_rows() == old.invalid_rows()
         assert np.array_equal(new.valid, old.valid)
         error = rounding_error(exact, new.gather("cls", usable))
-        change = next(item for item in made.changes if item.field == "cls")
+        change = next(item for item in made if item.field == "cls")
         assert change.error.relative_l2 == pytest.approx(error.relative_l2, rel=1e-6)
         assert change.error.cosine_worst == pytest.approx(error.cosine_worst, rel=1e-6)
         record = new.manifest.fields["cls"]
@@ -119,9 +119,7 @@ def test_what_it_costs_is_in_the_manifest(tmp_path: Path) -> None:
         if isinstance(record.encoding, Int8Encoding):
             assert record.encoding.relative_l2 == change.error.relative_l2
             assert record.encoding.sample_rows == len(usable) == change.sample_rows
-    assert (
-        requantise(old.path, tmp_path / "few", "float16", sample_rows=3).changes[0].sample_rows == 3
-    )
+    assert requantise(old.path, tmp_path / "few", "float16", sample_rows=3)[1][0].sample_rows == 3
 
 
 def test_types_with_more_digits_are_refused(tmp_path: Path) -> None:
