@@ -72,6 +72,8 @@ def describe_teacher(stored: StoredField) -> dict[str, Any]:
         "store_fingerprint": stored.store.fingerprint,
         "field": stored.field,
         "weight": stored.weight,
+        # Of a teacher that was a student itself: its own teachers.
+        **{key: teacher.model_args[key] for key in ("learnt_from",) if key in teacher.model_args},
     }
 
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+from featstore.extraction.field_names import check_fields
 from featstore.sources.config import SourceConfig, require
 
 DEFAULT_RECIPE = Path(__file__).parents[1] / "recipes" / "digits" / "extract.yaml"
@@ -18,15 +19,18 @@ DEFAULT_RECIPE = Path(__file__).parents[1] / "recipes" / "digits" / "extract.yam
 class TeacherConfig:
     """The frozen model whose features are stored."""
 
-    library: Literal["timm", "open_clip"] = "timm"
+    library: Literal["timm", "open_clip", "transformers", "onnx", "python", "run"] = "timm"
+    """Where the model comes from. transformers: a name on the hub or a folder. onnx: a model file. python: a function
+    of your own. run: the folder of a finished run of phase two, whose student becomes the teacher."""
     name: str = "vit_large_patch14_dinov2.lvd142m"
-    """Model name; for timm with its pretrained tag after a dot, e.g. vit_small_patch14_dinov2.lvd142m."""
+    """timm: model name with its pretrained tag after a dot, e.g. vit_small_patch14_dinov2.lvd142m; local weights need
+    the tag too: it decides the preprocessing. python: package.module:function or path/to/file.py:function."""
     tag: str = ""
-    """open_clip only: the pretrained tag, e.g. laion2b_s32b_b82k."""
+    """open_clip only: the pretrained tag, e.g. laion2b_s32b_b82k; with local weights, the tag that they are of."""
     weights: str = ""
     """Local weights (safetensors, or a PyTorch file of plain tensors) instead of the hub's."""
     model_args: dict[str, Any] = field(default_factory=dict)
-    """Further arguments of the library's create_model, e.g. img_size."""
+    """Further arguments of the library's create_model, e.g. img_size; python: arguments of the function."""
     licence: str = ""
     """Licence of the weights, written into the manifest; taken from the library where it states one."""
     image_size: int = 0
@@ -50,6 +54,11 @@ class TeacherConfig:
         require(
             self.library == "open_clip" or not self.tag,
             f"--teacher.tag {self.tag!r} is for open_clip; with timm the tag follows the name after a dot.",
+        )
+        require(
+            self.library != "onnx" or (self.precision in ("auto", "fp32") and not self.compile),
+            "--teacher.library onnx: the model file fixes its arithmetic; leave out --teacher.precision and "
+            "--teacher.compile.",
         )
         require(
             self.image_size >= 0, f"--teacher.image_size {self.image_size} must not be negative."
@@ -104,8 +113,9 @@ class StoreConfig:
     path: str = "outputs/store"
     """Folder of the store."""
     fields: list[str] = field(default_factory=lambda: ["cls"])
-    """cls, mean, pooled, tokens, projected, logits, gridK (patch grid pooled to K x K, e.g. grid7), or logits_topK (the
-    K largest logits and their classes, e.g. logits_top20)."""
+    """cls, mean, pooled, tokens, registers, projected, logits, gridK (patch grid pooled to K x K, e.g. grid7),
+    logits_topK (the K largest logits and their classes), blockN.cls, blockN.gridK and so on (output of transformer
+    block N, from 0), q, k, v (of the last block; q.cls, k.grid7). onnx, python: also the model's own outputs."""
     dtype: Literal["float16", "bfloat16", "float32", "int8"] = "float16"
     """int8: standardised by channel, one scale per row, measured error in the manifest; half the bytes of float16."""
     container: Literal["zarr", "webdataset"] = "zarr"
@@ -163,6 +173,7 @@ class ExtractConfig:
     rows. Every other image is read once, and compared with what the store was made of."""
 
     def __post_init__(self) -> None:
+        check_fields(self.store.fields, library=self.teacher.library)
         require(self.batch_size > 0, f"--batch_size {self.batch_size} must be positive.")
         require(self.workers >= 0, f"--workers {self.workers} must not be negative.")
         require(

@@ -72,6 +72,8 @@ def existing_manifest(config: ExtractConfig) -> Manifest | None:
 
 def resolve_precision(config: ExtractConfig, device: torch.device) -> Precision:
     """Settle ``teacher.precision``: as asked; else as the store was made; else what the hardware does best."""
+    if config.teacher.library == "onnx":
+        return "fp32"
     if config.teacher.precision != "auto":
         return config.teacher.precision
     found = existing_manifest(config)

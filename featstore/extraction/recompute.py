@@ -26,6 +26,7 @@ from featstore.errors import (
     shorten,
 )
 from featstore.extraction.config import TeacherConfig
+from featstore.extraction.field_names import FIELD
 from featstore.extraction.images import ViewDataset
 from featstore.extraction.shards import run_teacher
 from featstore.extraction.teachers import Teacher, build_teacher
@@ -61,9 +62,6 @@ BATCH_BYTES = 64 * 2**20
 MOST_SIDE = 4096
 """Longest side of a teacher's input, pixels."""
 
-_FIELD = re.compile(
-    r"cls|mean|pooled|tokens|projected|logits|grid[1-9][0-9]{0,2}|logits_top[1-9][0-9]{0,4}"
-)
 _LOADING = re.compile(
     r"pretrain|checkpoint|cache|path|file|dir|url|hub|device|jit|load", re.IGNORECASE
 )
@@ -246,7 +244,7 @@ def _fields_of_teachers(store: FeatureStore, skipped: dict[str, str]) -> dict[st
     for name, spec in sorted(manifest.fields.items()):
         record = manifest.teachers.get(spec.teacher)
         plain = name.removeprefix(spec.teacher).lstrip("._-") if spec.teacher else name
-        called = next((item for item in (name, plain) if _FIELD.fullmatch(item)), "")
+        called = next((item for item in (name, plain) if FIELD.fullmatch(item)), "")
         if record is None:
             skipped[name] = "no teacher made it"
         elif record.library not in ("timm", "open_clip") or record.preprocessing is None:

@@ -19,15 +19,15 @@ from torch import Tensor, nn
 from featstore.errors import TeacherError
 from featstore.extraction.config import TeacherConfig
 from featstore.extraction.teachers import (
-    OpenClipTower,
     Teacher,
-    TimmTower,
     Tower,
     best_precision,
     build_teacher,
     select_field,
     state_sha256,
 )
+from featstore.extraction.teachers.open_clip_teacher import OpenClipTower
+from featstore.extraction.teachers.timm_teacher import TimmTower
 from featstore.format.manifest import PreprocessingRecord, TeacherRecord
 from tests.conftest import ROOT, TINY_ARGS
 from tests.featstore.stores import RULE

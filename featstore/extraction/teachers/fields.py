@@ -1,0 +1,125 @@
+"""Fields: how each is made from a teacher's output, and its record in the manifest."""
+
+# B images, N tokens, D teacher width, h w patch grid, C classes
+
+from collections.abc import Mapping, Sequence
+
+from torch import Tensor, nn
+
+from featstore.errors import TeacherError, shorten
+from featstore.extraction.field_names import GRID, TOP_K, split_prefix
+from featstore.format.manifest import FieldRecord, FloatType, TopKEncoding
+
+
+def select_field(name: str, parts: Mapping[str, Tensor]) -> Tensor:
+    """Make one field from a tower's output.
+
+    Raises:
+        TeacherError: this teacher cannot give the field; the message lists what it can.
+    """
+    prefix, base = ("", name) if name in parts else split_prefix(name)
+    start = f"{prefix}." if prefix else ""
+    found = parts.get(f"{start}map")
+    grid = GRID.fullmatch(base)
+    if grid and found is not None:
+        side = int(grid.group(1))
+        if side <= min(found.shape[1:3]):
+            pooled = nn.functional.adaptive_avg_pool2d(found.permute(0, 3, 1, 2).float(), side)
+            return pooled.permute(0, 2, 3, 1)
+        raise TeacherError(
+            f"field {name!r}: the teacher's patch grid is {found.shape[1]} x {found.shape[2]}, smaller than asked for."
+        )
+    if base == "mean" and found is not None:
+        return found.float().mean(dim=(1, 2))
+    if TOP_K.fullmatch(name) and "logits" in parts:
+        return parts["logits"]  # all of them: the largest are kept when they are stored
+    if f"{start}{base}" in parts and base != "map":
+        return parts[f"{start}{base}"]
+    raise TeacherError(
+        f"field {name!r}: this teacher can give {_known(parts)}.{_hint(name, parts)}"
+    )
+
+
+def _known(parts: Mapping[str, Tensor]) -> str:
+    plain = sorted(name for name in parts if "." not in name and name != "map")
+    known = plain + (["mean", "gridK"] if "map" in parts else [])
+    known += ["logits_topK"] if "logits" in parts else []
+    return shorten(known, 12)
+
+
+def _hint(name: str, parts: Mapping[str, Tensor]) -> str:
+    if name == "projected":
+        return " timm keeps CLIP's projection as the classifier: ask for logits."
+    if name == "cls" and "pooled" in parts:
+        return " It has no class token; pooled is its image vector."
+    if name == "registers":
+        return " It has no register tokens."
+    return ""
+
+
+_MEANINGS = {
+    "cls": "class token after the final norm",
+    "mean": "mean of the patch features",
+    "pooled": "the model's own pooled feature, before classifier or projection",
+    "tokens": "all tokens after the final norm, prefix tokens first, then patches row by row",
+    "registers": "register tokens after the final norm",
+    "projected": "image embedding after the contrastive projection, not normalised",
+    "logits": "output of the model's classifier",
+}
+_MEANINGS_OF_BLOCKS = {
+    "cls": "class token",
+    "mean": "mean of the patch tokens",
+    "tokens": "all tokens, prefix tokens first, then patches row by row",
+    "registers": "register tokens",
+}
+_PREFIXES = {
+    "q": "queries of the last block, heads side by side, before any norm or rotation of them",
+    "k": "keys of the last block, heads side by side, before any norm or rotation of them",
+    "v": "values of the last block, heads side by side",
+}
+
+
+def describe_field(name: str, shape: Sequence[int], dtype: FloatType) -> FieldRecord:
+    """Record of a field whose single-view, single-row shape is known.
+
+    Raises:
+        TeacherError: more logits are to be kept than there are, or the output has no shape that is known.
+    """
+    top_k = TOP_K.fullmatch(name)
+    if top_k:
+        kept, classes = int(top_k.group(1)), shape[0]
+        if kept > classes:
+            raise TeacherError(
+                f"field {name!r}: the teacher has {classes} classes, fewer than asked for."
+            )
+        return FieldRecord(
+            shape=(kept,),
+            dtype=dtype,
+            dims=("rank",),
+            meaning=f"the {kept} largest outputs of the model's classifier, largest first",
+            encoding=TopKEncoding(num_classes=classes),
+        )
+    axes = {1: ("channel",), 2: ("token", "channel"), 3: ("y", "x", "channel")}
+    if len(shape) not in axes:
+        raise TeacherError(
+            f"field {name!r}: an output of shape {tuple(shape)} per image; expected one to three axes."
+        )
+    dims = ("class",) if name == "logits" else axes[len(shape)]
+    return FieldRecord(
+        shape=tuple(shape), dtype=dtype, dims=dims, meaning=_meaning(name, tuple(shape))
+    )
+
+
+def _meaning(name: str, shape: tuple[int, ...]) -> str:
+    prefix, base = split_prefix(name)
+    grid = (
+        f"patch grid averaged to {shape[0]} x {shape[1]}, top row first" if len(shape) == 3 else ""
+    )
+    if prefix.startswith("block"):
+        what = _MEANINGS_OF_BLOCKS.get(base) or grid
+        return f"{what}; output of block {prefix[5:]}, counted from 0, before the final norm"
+    if prefix in _PREFIXES:
+        return f"{_PREFIXES[prefix]}: {_MEANINGS_OF_BLOCKS.get(base) or grid}"
+    if GRID.fullmatch(name):
+        return grid
+    return _MEANINGS.get(name, f"the model's output {name!r}")
