@@ -21,7 +21,8 @@ from distill.data.pictures import PictureCache, ViewDataset, load, rule_of
 from distill.data.samples import Samples, Split
 from distill.data.schedule import Indices, Request, ViewPicker, make_plan
 from distill.data.stored_features import Features, Grid
-from distill.options.common import Norm
+from distill.options import Norm
+from distill.register import options_of
 from featstore import FeatureStore
 from featstore.extraction.config import TeacherConfig
 from featstore.extraction.teachers import Teacher, build_teacher
@@ -256,7 +257,7 @@ def steps_per_epoch(config: DistillConfig, part: Split) -> int:
 def num_passes(config: DistillConfig, part: Split) -> int:
     """Most passes that a run makes over an image, in its steps or in all stages 1 together."""
     steps = config.train.epochs * steps_per_epoch(config, part)
-    counts = [config.train.epochs * config.customkd.stage1_epochs]
+    counts = [config.train.epochs * options_of(config, "customkd").stage1_epochs]
     counts.append(-(-steps * config.train.labelled_batch // len(part.labelled)))
     if len(part.unlabelled):
         counts.append(-(-steps * config.train.unlabelled_batch // len(part.unlabelled)))

@@ -68,6 +68,7 @@ from distill.data import joined
 from distill.experiments.cost import StoreCost, store_cost
 from distill.measures.score import TOP1
 from distill.methods import METHODS
+from distill.register import kinds, options_of
 from distill.training import loop as train
 from distill.training import run_folder as runs
 from featstore import FeatureStore
@@ -309,7 +310,7 @@ def prepare(
     }
     fields: dict[str, list[str]] = {}
     for method in config.methods:
-        needs = METHODS[method].needs(config)
+        needs = METHODS[method].needs(options_of(config, method))
         grid = [tasks[rows[0]].grid.field] if needs.grid else []
         fields[method] = [config.field] * needs.vector + grid
     every = dict.fromkeys([config.field, *itertools.chain(*fields.values())])
@@ -409,7 +410,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     torch.set_num_threads(chosen.threads)
     recipe, extract_recipe = Path(chosen.recipe), Path(chosen.extract)
     settings = [*SETTINGS, "--config", chosen.recipe, *others]
-    config = parse(DistillConfig, default_recipe=recipe, argv=settings)
+    config = parse(DistillConfig, default_recipe=recipe, argv=settings, extend=kinds)
     settings = ["--config", chosen.extract, *of_teacher]
     extract = parse(ExtractConfig, default_recipe=extract_recipe, argv=settings)
 

@@ -9,8 +9,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from distill.options import MethodName, MethodOptions, PartnerName, PartnerOptions
-from distill.options.augment import AugmentConfig, PhotometricConfig
 from featstore.sources.config import SourceConfig, require
 
 RECIPES = Path(__file__).parent / "recipes" / "digits"
@@ -18,6 +16,52 @@ RECIPES = Path(__file__).parent / "recipes" / "digits"
 
 MOST_SEED = 2**32 - 2**16
 """Largest seed: numpy takes 32 bits, to which the number of the process is added."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class PhotometricConfig:
+    """Changes of colour and sharpness. They move no pixel, so the stored feature of the view still fits, nearly."""
+
+    jitter: float = 0.0
+    """Strength of random brightness, contrast and saturation on the student's side, 0 to 1; 0 is off."""
+    hue: float = 0.0
+    """Largest turn of the hue, as a part of the colour circle, 0 to 0.5; 0 is off."""
+    grayscale: float = 0.0
+    """Probability that a picture loses its colours."""
+    blur: float = 0.0
+    """Probability that a picture is blurred."""
+
+    def __post_init__(self) -> None:
+        for name, most in (("jitter", 1), ("hue", 0.5), ("grayscale", 1), ("blur", 1)):
+            value = getattr(self, name)
+            require(0 <= value <= most, f"--data.{name} {value} must lie between 0 and {most}.")
+
+
+@dataclass(frozen=True, kw_only=True)
+class AugmentConfig:
+    """Strong copies of unlabelled images, which a partner compares to the view itself. No teacher's loss sees them.
+
+    The defaults are those of semi-supervised benchmarks on CIFAR [C], without their flip.
+    """
+
+    ops: int = 3
+    """Operations of RandAugment on every copy, each drawn from thirteen; 0 is off."""
+    magnitude: float = 10.0
+    """Largest magnitude of an operation, 0 to 10; each draws its own, uniform from 0 up to it."""
+    cutout: float = 0.5
+    """Largest side of a square that is painted over, as a part of the picture's side; 0 is off."""
+    translate: float = 0.125
+    """Largest shift along each side, as a part of it, with a reflected border; 0 is off."""
+    flip: bool = False
+    """Mirror every second copy, for images that keep their meaning when mirrored."""
+
+    def __post_init__(self) -> None:
+        require(self.ops >= 0, f"--data.strong.ops {self.ops} must not be negative.")
+        for name, most in (("magnitude", 10), ("cutout", 1), ("translate", 0.5)):
+            value = getattr(self, name)
+            require(
+                0 <= value <= most, f"--data.strong.{name} {value} must lie between 0 and {most}."
+            )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -229,7 +273,7 @@ class TeacherConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
-class DistillConfig(MethodOptions, PartnerOptions):
+class DistillConfig:
     """Phase two: train students from a feature store and images; the teacher is not needed."""
 
     store: str = "outputs/store"
@@ -248,12 +292,17 @@ class DistillConfig(MethodOptions, PartnerOptions):
     source: SourceConfig = dataclasses.field(default_factory=SourceConfig)
     data: DataConfig = dataclasses.field(default_factory=DataConfig)
     student: StudentConfig = dataclasses.field(default_factory=StudentConfig)
-    methods: list[MethodName] = dataclasses.field(default_factory=lambda: ["labels", "customkd"])
+    methods: list[str] = dataclasses.field(default_factory=lambda: ["labels", "customkd"])
     """Methods to run one after another. labels: cross entropy only, with as many steps as the others."""
-    partner: PartnerName = "none"
+    partner: str = "none"
     """A semi-supervised or domain-adaptation loss on the student's own predictions, beside every one of the methods."""
     seeds: list[int] = dataclasses.field(default_factory=lambda: [0, 1, 2])
     """One run of each method per seed: initial weights, order, views, and the draw of labels."""
+    plugins: list[str] = dataclasses.field(default_factory=list)
+    """Python files of yours that call ``distill.register_method``, read before the methods are looked up."""
+    options: dict[str, Any] = dataclasses.field(default_factory=dict)
+    """By name of a method or partner: its options, an instance of its class. In recipes and on the command line each
+    name is a section of its own (``--kd.weight 2``). What is missing has its defaults; see ``register.options_of``."""
     train: TrainConfig = dataclasses.field(default_factory=TrainConfig)
     eval: EvalConfig = dataclasses.field(default_factory=EvalConfig)
     trackers: list[Literal["tensorboard", "wandb", "mlflow"]] = dataclasses.field(
@@ -278,6 +327,12 @@ class DistillConfig(MethodOptions, PartnerOptions):
             min(self.seeds) >= 0 and max(self.seeds) <= MOST_SEED,
             f"--seeds {self.seeds} must lie between 0 and {MOST_SEED:,}.",
         )
+
+    def plain(self) -> dict[str, Any]:
+        """All settings as a recipe holds them."""
+        values = dataclasses.asdict(self)
+        options = values.pop("options")
+        return {**values, **options}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -315,7 +370,7 @@ class ReportConfig:
     """Draw the pages of finished runs again, from their folders alone."""
 
     out: str = "outputs/distill"
-    """Folder that holds METHOD/seedK/, as pipelines/distill.py or pipelines/experiment.py wrote it."""
+    """Folder that holds METHOD/seedK/, as pipelines/distill.py or pipelines/experiments.py wrote it."""
 
     def __post_init__(self) -> None:
         require(bool(self.out), "--out is empty.")

@@ -5,9 +5,8 @@ report. A run that was stopped resumes when the same function is called again wi
 Command ``featstore`` does the same from a shell.
 """
 
-import json
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
@@ -141,7 +140,7 @@ def extract(
 
             store = featstore.extract("photos/", teacher="vit_small_patch14_dinov2.lvd142m", out="stores/photos")
     """
-    from featstore.cli.recipe import builder, parse
+    from featstore.cli.schema import build
     from featstore.extraction.config import DEFAULT_RECIPE, ExtractConfig
     from featstore.extraction.run import run
 
@@ -160,11 +159,8 @@ def extract(
     values |= {"repair": repair, "append": append}
     if recipe is None and (images is None or out is None or teacher is None):
         raise ConfigError("featstore.extract: give images, teacher and out, or a recipe.")
-    if recipe is None:
-        config = builder(ExtractConfig)(values)
-    else:
-        file = DEFAULT_RECIPE if recipe == "digits" else Path(recipe)
-        config = parse(ExtractConfig, default_recipe=file, argv=list(_flags(values)))
+    file = DEFAULT_RECIPE if recipe == "digits" else None if recipe is None else Path(recipe)
+    config = build(ExtractConfig, values, recipe=file)
     run(config, progress=progress)
     return FeatureStore.open(config.store.path)
 
@@ -729,16 +725,6 @@ def _folder(store: Address) -> Path:
 
 def _given(**values: Any) -> dict[str, Any]:
     return {name: value for name, value in values.items() if value is not None}
-
-
-def _flags(values: Mapping[str, Any], prefix: str = "--") -> Iterator[str]:
-    """Settings as flags of the command line."""
-    for name, value in values.items():
-        if isinstance(value, Mapping) and prefix == "--":
-            yield from _flags(value, f"--{name}.")
-        else:
-            text = os.fspath(value) if isinstance(value, str | os.PathLike) else json.dumps(value)
-            yield f"{prefix}{name}={text}"
 
 
 def _source_of(images: Folder) -> dict[str, Any]:

@@ -14,10 +14,11 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from distill.config import RECIPES, DistillConfig
+from distill.register import kinds
 from distill.training.run import run
 from featstore.cli.recipe import run_main
 
 DEFAULT_RECIPE = RECIPES / "distill.yaml"
 
 if __name__ == "__main__":
-    run_main(run, DistillConfig, default_recipe=DEFAULT_RECIPE)
+    run_main(run, DistillConfig, default_recipe=DEFAULT_RECIPE, extend=kinds)

@@ -19,10 +19,8 @@ from typing import Any
 # This folder comes first on sys.path, and in it distill.py would hide the package `distill`.
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-import yaml
-
-from distill.config import DistillConfig
-from featstore.cli.recipe import builder, run_alone
+from featstore.cli.recipe import run_alone, split_flags
+from featstore.cli.yaml_with_lines import Node, parse_flag
 from featstore.errors import ConfigError
 
 EXIT_FAILURES = 1
@@ -56,7 +54,7 @@ def main(
 
     experiment = read_experiment(path, flags)
     # Checked here, all of them: the settings of every run.
-    agenda = Agenda(experiment, Planner(experiment, builder(DistillConfig)), only)
+    agenda = Agenda(experiment, Planner(experiment), only)
     print("\n".join([f"{path}", *agenda.lines()]))
     if dry_run:
         return 0
@@ -107,18 +105,17 @@ def number_of_jobs(text: str) -> int:
     return 0 if text == "auto" else int(text)
 
 
-def settings(arguments: Sequence[str]) -> dict[str, Any]:
+def settings(arguments: Sequence[str]) -> dict[str, Node]:
     """``--train.lr 0.01`` and ``--train.lr=0.01``, as values by name.
 
     Raises:
         ConfigError: a setting without a value.
     """
-    found: dict[str, Any] = {}
-    left = [part for item in arguments for part in (item.split("=", 1) if "=" in item else [item])]
-    for name, value in zip(left[::2], [*left[1::2], None], strict=False):
-        if not name.startswith("--") or value is None:
-            raise ConfigError(f"{name}: expected --NAME VALUE. See --help.")
-        found[name.removeprefix("--")] = yaml.safe_load(value)
+    found = {}
+    for name, text in split_flags(arguments):
+        if text is None:
+            raise ConfigError(f"--{name}: expected --NAME VALUE. See --help.")
+        found[name] = parse_flag(name, text)
     return found
 
 

@@ -19,8 +19,8 @@ from typing import Any
 # This folder comes first on sys.path, and in it distill.py would hide the package `distill`.
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from distill.config import RECIPES, DistillConfig
-from featstore.cli.recipe import builder, run_alone
+from distill.config import RECIPES
+from featstore.cli.recipe import run_alone
 from pipelines.experiments import EXIT_FAILURES, number_of_jobs, settings
 
 DEFAULT_RECIPE = RECIPES / "students.yaml"
@@ -62,7 +62,7 @@ def main(
 
     require_installed()
     experiment = read_experiment(path, flags)
-    agenda = Agenda(experiment, Planner(experiment, builder(DistillConfig)))
+    agenda = Agenda(experiment, Planner(experiment))
     print("\n".join([f"{path}", *agenda.lines()]))
     if dry_run:
         return 0

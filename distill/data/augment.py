@@ -18,7 +18,7 @@ from PIL import Image, ImageEnhance, ImageFilter
 from timm.data.auto_augment import AugmentOp, rand_augment_ops
 from torchvision.transforms.v2.functional import adjust_hue
 
-from distill.options.augment import AugmentConfig, PhotometricConfig
+from distill.config import AugmentConfig, PhotometricConfig
 
 Picture = npt.NDArray[np.uint8]
 

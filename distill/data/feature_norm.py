@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from distill.options.common import Norm
+from distill.options import Norm
 from featstore.errors import ConfigError
 
 EPS = 1e-6

@@ -16,7 +16,7 @@ from torch import Tensor
 from distill.data.feature_norm import Block, FeatureNorm, Statistics, measure
 from distill.data.samples import Samples
 from distill.data.schedule import Indices
-from distill.options.common import Norm
+from distill.options import Norm
 from featstore import FeatureStore
 from featstore.errors import ConfigError, shorten
 from featstore.format.manifest import FieldRecord

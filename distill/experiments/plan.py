@@ -3,22 +3,18 @@
 import dataclasses
 import itertools
 import json
-import re
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import Any, Literal
 
 from distill.config import DistillConfig
-from distill.experiments.spec import TUNE, Experiment, Settings, nested
-from distill.experiments.yaml_with_lines import Node
+from distill.experiments.spec import TUNE, Experiment, Settings
 from distill.training import run_folder
 from featstore import FeatureStore
+from featstore.cli.yaml_with_lines import Node
 from featstore.errors import ConfigError, shorten
-
-Build = Callable[[dict[str, Any]], DistillConfig]
-"""Makes checked settings of plain nested values, as a recipe holds them; raises ConfigError."""
 
 State = Literal["finished", "started", "new"]
 
@@ -97,10 +93,8 @@ class Run:
 class Planner:
     """Makes runs of rows and settings; opens every store once."""
 
-    def __init__(self, experiment: Experiment, build: Build) -> None:
+    def __init__(self, experiment: Experiment) -> None:
         self.experiment = experiment
-        self._build = build
-        self._configs: dict[str, DistillConfig] = {}
         self._fingerprint = cache(lambda path: FeatureStore.open(path).fingerprint)
 
     def run(self, row: Row, seed: int, tried: Settings | None = None, *, folder: str = "") -> Run:
@@ -118,7 +112,7 @@ class Planner:
         """
         settings = {**row.settings, **(tried or {}), **self.experiment.flags}
         config = dataclasses.replace(
-            self._configure(settings, row),
+            self._make(settings, row),
             out=str(Path(self.experiment.out) / (folder or row.name)),
             seeds=[seed],
         )
@@ -127,17 +121,11 @@ class Planner:
         contract = run_folder.contract(config, config.methods[0], seed, fingerprints)
         return Run(config, contract, f"{folder or row.name} seed {seed}")
 
-    def _configure(self, settings: Settings, row: Row) -> DistillConfig:
-        key = json.dumps(nested(settings), sort_keys=True)
-        if key not in self._configs:
-            self._configs[key] = self._make(settings, row)
-        return self._configs[key]
-
     def _make(self, settings: Settings, row: Row) -> DistillConfig:
         try:
-            config = self._build(nested(settings))
+            config = self.experiment.schema.build(settings)
         except ConfigError as error:
-            raise ConfigError(f"{_blame(settings, row, str(error))}: {row.name}: {error}") from None
+            raise ConfigError(f"{error} (row {row.name})") from None
         if len(config.methods) != 1:
             where = settings["methods"].where if "methods" in settings else row.where
             raise ConfigError(
@@ -257,11 +245,3 @@ def describe(row: Row, experiment: Experiment) -> dict[str, Any]:
         for name, node in {**row.settings, **experiment.flags}.items()
         if experiment.recipe.get(name) is not node
     }
-
-
-def _blame(settings: Settings, row: Row, message: str) -> str:
-    """File and line of the setting that a message names; the row's where it names none."""
-    named = [
-        name for name in settings if re.search(rf"(?<![\w.]){re.escape(name)}(?![\w.]*\w)", message)
-    ]
-    return settings[max(named, key=len)].where if named else row.where

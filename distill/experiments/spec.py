@@ -4,16 +4,17 @@ A setting is spelled as on the command line (``customkd.w_logits``), or nested a
 is checked when the rows are made whole; here only that it exists.
 """
 
-import dataclasses
 import difflib
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, get_type_hints
+from typing import Any
 
 from distill.config import DistillConfig
-from distill.experiments.yaml_with_lines import Node, read_yaml
+from distill.register import schema as schema_with
+from featstore.cli.schema import Schema, Settings, convert, did_you_mean
+from featstore.cli.yaml_with_lines import Node, node_of, read_yaml
 from featstore.errors import ConfigError
 
 KEYS = ("recipe", "out", "seeds", "baseline", "variants", "grid", "tune")
@@ -23,9 +24,6 @@ TUNE = "tune"
 """Folder of the tuning runs; no variant can have this name."""
 TUNED = {"data.validation", "eval.part"}
 """Settings that tuning decides."""
-
-Settings = dict[str, Node]
-"""By dotted name, e.g. "train.lr"."""
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]*")
 """Names of rows are names of folders."""
@@ -85,6 +83,7 @@ class Experiment:
         grid: axes; every variant gets a row for each combination.
         tune: None to take all settings as they are.
         flags: settings from the command line, which replace all others.
+        schema: names and types of all settings.
     """
 
     path: Path
@@ -96,6 +95,7 @@ class Experiment:
     grid: list[Axis]
     tune: Tune | None
     flags: Settings
+    schema: Schema[DistillConfig]
 
 
 def read_experiment(path: Path, flags: Mapping[str, Any] | None = None) -> Experiment:
@@ -111,18 +111,24 @@ def read_experiment(path: Path, flags: Mapping[str, Any] | None = None) -> Exper
     """
     top = read_yaml(path).mapping(path.name)
     _check_keys(top, KEYS, "")
-    given = {key: Node(value, f"--{key}") for key, value in (flags or {}).items()}
+    given = {
+        key: value if isinstance(value, Node) else node_of(value, f"--{key}")
+        for key, value in (flags or {}).items()
+    }
     top = {**top, **{key: given.pop(key) for key in OWN if key in given}}
     for key in ("recipe", "out"):
         if key not in top:
             raise ConfigError(f"{path}: {key}: is missing.")
-    recipe = flatten(read_yaml(path.absolute().parent / _text(top["recipe"], "recipe")))
-    known = {**recipe, **settings_of(given)}
+    base = read_yaml(path.absolute().parent / _text(top["recipe"], "recipe")).value
+    plugins = given.get("plugins", base.get("plugins"))
+    schema = schema_with(convert(plugins, list[str], "plugins") if plugins else ())
+    recipe = schema.flatten(base)
+    flags_left = schema.flatten(given)
+    known = {**recipe, **flags_left}
     tune = _read_tune(top[TUNE]) if TUNE in top else None
-    variants = _read_variants(top.get("variants"), known, tune)
+    variants = _read_variants(top.get("variants"), known, tune, schema)
     seeds = _seeds(top["seeds"], "seeds") if "seeds" in top else _seeds_of(recipe)
-    grid = _read_grid(top["grid"]) if "grid" in top else []
-    flags_left = settings_of(given)
+    grid = _read_grid(top["grid"], schema) if "grid" in top else []
     if "variants" not in top:
         flags_left.pop("methods", None)  # the rows are made of it
     _check_flags(flags_left, variants, grid)
@@ -136,81 +142,16 @@ def read_experiment(path: Path, flags: Mapping[str, Any] | None = None) -> Exper
         grid=grid,
         tune=tune,
         flags=flags_left,
+        schema=schema,
     )
-
-
-def flatten(node: Node) -> Settings:
-    """Settings by dotted name, from nested ones, dotted ones, or both.
-
-    Raises:
-        ConfigError: there is no such setting, or one is given twice.
-    """
-    return settings_of(node.mapping("settings"))
-
-
-def settings_of(members: Mapping[str, Node]) -> Settings:
-    """As ``flatten``, for members of a mapping."""
-    found: Settings = {}
-    for name, node in _leaves(members, ""):
-        if name in found:
-            raise ConfigError(
-                f"{node.where}: {name}: is given a second time, first at {found[name].where}. Remove one."
-            )
-        found[name] = node
-    return found
-
-
-def nested(settings: Settings) -> dict[str, Any]:
-    """The inverse of ``flatten``, as plain values."""
-    top: dict[str, Any] = {}
-    for name, node in settings.items():
-        *sections, last = name.split(".")
-        inner = top
-        for section in sections:
-            inner = inner.setdefault(section, {})
-        inner[last] = node.plain()
-    return top
-
-
-def _leaves(members: Mapping[str, Node], prefix: str) -> Iterator[tuple[str, Node]]:
-    for key, node in members.items():
-        name = f"{prefix}{key}"
-        if name in LEAVES:
-            yield name, node
-        elif name in SECTIONS:
-            yield from _leaves(node.mapping(name), f"{name}.")
-        else:
-            raise ConfigError(f"{node.where}: {name}: there is no such setting.{_near(name)}")
-
-
-def _near(name: str) -> str:
-    close = difflib.get_close_matches(name, [*LEAVES, *SECTIONS], n=1, cutoff=0.7)
-    last = name.rpartition(".")[2]
-    close = close or [leaf for leaf in LEAVES if leaf.rpartition(".")[2] == last]
-    return f" Did you mean {close[0]}?" if close else " All settings: pipelines/distill.py --help"
-
-
-def _names(config_class: Any, prefix: str = "") -> Iterator[tuple[str, bool]]:
-    """Dotted names of all settings, and whether each is a section."""
-    kinds = get_type_hints(config_class)
-    for item in dataclasses.fields(config_class):
-        section = dataclasses.is_dataclass(kinds[item.name])
-        yield f"{prefix}{item.name}", section
-        if section:
-            yield from _names(kinds[item.name], f"{prefix}{item.name}.")
-
-
-LEAVES = frozenset(name for name, section in _names(DistillConfig) if not section)
-SECTIONS = frozenset(name for name, section in _names(DistillConfig) if section)
 
 
 def _check_keys(members: Mapping[str, Node], known: tuple[str, ...], prefix: str) -> None:
     for key, node in members.items():
         if key not in known:
-            close = difflib.get_close_matches(key, known, n=1)
-            hint = f" Did you mean {close[0]}?" if close else ""
+            hint = did_you_mean(difflib.get_close_matches(key, known, n=1))
             raise ConfigError(
-                f"{node.where}: {prefix}{key}: unknown key, expected one of {', '.join(known)}.{hint}"
+                f"{node.where}: {prefix}{key}: unknown key, expected one of {', '.join(known)}. {hint}"
             )
 
 
@@ -221,11 +162,10 @@ def _text(node: Node, key: str) -> str:
 
 
 def _seeds(node: Node, key: str) -> list[int]:
-    values = node.plain()
-    numbers = isinstance(values, list) and all(type(value) is int for value in values)
-    if not numbers or not values or min(values) < 0 or len(set(values)) < len(values):
+    values = convert(node, list[int], key)
+    if not values or min(values) < 0 or len(set(values)) < len(values):
         raise node.wrong(key, "different numbers from 0 on, e.g. [0, 1, 2]")
-    return list(values)
+    return values
 
 
 def _seeds_of(recipe: Settings) -> list[int]:
@@ -234,20 +174,21 @@ def _seeds_of(recipe: Settings) -> list[int]:
     return DistillConfig().seeds
 
 
-def _read_variants(node: Node | None, recipe: Settings, tune: Tune | None) -> dict[str, Variant]:
+def _read_variants(
+    node: Node | None, recipe: Settings, tune: Tune | None, schema: Schema[Any]
+) -> dict[str, Variant]:
     """The rows as they are written; without any, one for every method of the recipe."""
     if node is None:
-        methods = recipe["methods"] if "methods" in recipe else Node(DistillConfig().methods, "")
-        listed = methods.plain()
-        if not isinstance(listed, list):
-            raise methods.wrong("methods", "a list of names")
+        methods = recipe["methods"] if "methods" in recipe else node_of(DistillConfig().methods, "")
+        listed = convert(methods, schema.leaves["methods"], "methods")
         named = {
-            str(name): Variant({"methods": Node([str(name)], methods.where)}, [], methods.where)
+            name: Variant({"methods": node_of([name], methods.where)}, [], methods.where)
             for name in listed
         }
     else:
         named = {
-            name: _read_variant(name, member) for name, member in node.mapping("variants").items()
+            name: _read_variant(name, member, schema)
+            for name, member in node.mapping("variants").items()
         }
     if not named:
         assert node is not None
@@ -262,16 +203,16 @@ def _read_variants(node: Node | None, recipe: Settings, tune: Tune | None) -> di
     return named
 
 
-def _read_variant(name: str, node: Node) -> Variant:
+def _read_variant(name: str, node: Node, schema: Schema[Any]) -> Variant:
     members = {} if node.value is None else dict(node.mapping(f"variants.{name}"))
     listed = members.pop("search", Node([], node.where))
     if not isinstance(listed.value, list):
         raise listed.wrong(f"variants.{name}.search", "a list of settings to try")
     _refuse(members, OWN, f"variants.{name}", "the experiment decides it for all rows")
-    search = [flatten(item) for item in listed.value]
+    search = [schema.flatten(item.mapping(f"variants.{name}.search")) for item in listed.value]
     for tried in search:
         _refuse(tried, (*OWN, *TUNED), f"variants.{name}.search", "it is not one to search over")
-    return Variant(settings_of(members), search, node.where)
+    return Variant(schema.flatten(members), search, node.where)
 
 
 def _refuse(members: Mapping[str, Node], names: tuple[str, ...], where: str, because: str) -> None:
@@ -297,17 +238,17 @@ def _check_search(name: str, variant: Variant, tune: Tune | None) -> None:
         )
 
 
-def _read_grid(node: Node) -> list[Axis]:
+def _read_grid(node: Node, schema: Schema[Any]) -> list[Axis]:
     members = node.mapping("grid")
     shorts = [key.rpartition(".")[2] for key in members]
     axes = []
     for (key, choices), short in zip(members.items(), shorts, strict=True):
         _refuse({key: choices}, (*OWN, "methods"), "grid", "name rows under variants instead")
-        axes.append(_read_axis(key, choices, short if shorts.count(short) == 1 else key))
+        axes.append(_read_axis(key, choices, short if shorts.count(short) == 1 else key, schema))
     return axes
 
 
-def _read_axis(key: str, node: Node, label: str) -> Axis:
+def _read_axis(key: str, node: Node, label: str, schema: Schema[Any]) -> Axis:
     """Choices: a list of plain values, or named ones (name: value) where a value is no name for a folder."""
     if isinstance(node.value, dict):
         named = dict(node.value)
@@ -326,7 +267,7 @@ def _read_axis(key: str, node: Node, label: str) -> Axis:
                 "values that can be part of a folder's name (letters, digits and . _ + -)",
                 "Name the others: {name: value}.",
             )
-    return Axis(label, {name: settings_of({key: item}) for name, item in named.items()})
+    return Axis(label, {name: schema.flatten({key: item}) for name, item in named.items()})
 
 
 def _label(key: str, node: Node) -> str:

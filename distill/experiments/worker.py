@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from accelerate.state import AcceleratorState, GradientState
 
-from distill.config import DistillConfig, StudentConfig
+from distill.config import DistillConfig, PhotometricConfig, StudentConfig
 from distill.data import joined
 from distill.data.joined import JoinedData
 from distill.data.samples import Split
@@ -22,8 +22,8 @@ from distill.experiments.pool import Seat, Tell
 from distill.measures.linear_probe import LinearProbe
 from distill.methods import METHODS
 from distill.methods.base import Needs
-from distill.options.augment import PhotometricConfig
 from distill.partners import PARTNERS
+from distill.register import options_of
 from distill.reports.report import page_hook
 from distill.student.model import build_student
 from distill.training import checkpoint, loop
@@ -183,7 +183,9 @@ class Workshop:
         """
         partner = PARTNERS.get(config.partner)
         coloured = any(getattr(config.data, name) for name in COLOURS)
-        changed = coloured or (partner is not None and partner.strong_views(config) > 0)
+        changed = coloured or (
+            partner is not None and partner.strong_views(options_of(config, config.partner)) > 0
+        )
         height, width = self._input_size(config.student, data.samples.num_classes, config.seeds[0])
         views = len({*data.columns, CANONICAL})
         held = len(data.samples.ids) * views * height * width * 3
@@ -195,9 +197,9 @@ class Workshop:
 
 def needs_of(config: DistillConfig) -> Needs:
     """What the run's method and its partner ask of the data."""
-    needs = METHODS[config.methods[0]].needs(config)
+    needs = METHODS[config.methods[0]].needs(options_of(config, config.methods[0]))
     partner = PARTNERS.get(config.partner)
-    return needs if partner is None else needs | partner.needs(config)
+    return needs if partner is None else needs | partner.needs(options_of(config, config.partner))
 
 
 def _forget_last_run() -> None:

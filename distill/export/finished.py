@@ -2,10 +2,9 @@
 
 import dataclasses
 import json
-import typing
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import yaml
 
@@ -14,6 +13,7 @@ from distill.data import joined
 from distill.data.joined import Data
 from distill.data.samples import Split
 from distill.evaluation.evaluate import check_classes
+from distill.register import config_of
 from distill.student.files import CONFIG
 from distill.student.model import Student
 from distill.training.run_record import RECORD, read_file, read_record
@@ -22,8 +22,6 @@ from featstore import FeatureStore
 from featstore.errors import ConfigError, StoreNotFound
 from featstore.sources import open_source
 from featstore.sources.load import ViewRule
-
-Config = TypeVar("Config")
 
 
 @dataclass(frozen=True)
@@ -102,7 +100,7 @@ def read_run(folder: Path) -> FinishedRun:
     try:
         settings = yaml.safe_load(read_file(folder, "config.yaml", record))
         evaluation = json.loads(read_file(folder, "evaluation.json", record))
-        config = from_plain(DistillConfig, settings)
+        config = config_of(settings)
     except ConfigError:
         raise
     except (OSError, ValueError, TypeError, KeyError, RecursionError, yaml.YAMLError) as error:
@@ -111,26 +109,6 @@ def read_run(folder: Path) -> FinishedRun:
     student, described = load_exported(folder)
     student.eval()
     return FinishedRun(folder, config, record, evaluation, described, student)
-
-
-def from_plain(kind: type[Config], values: dict[str, Any]) -> Config:
-    """Build a config of what ``dataclasses.asdict`` made of one.
-
-    Raises:
-        ConfigError: a value is out of range.
-        TypeError: a key is unknown.
-    """
-    kinds = typing.get_type_hints(kind)
-    return kind(**{key: _value(kinds.get(key), value) for key, value in values.items()})
-
-
-def _value(kind: Any, value: Any) -> Any:
-    if dataclasses.is_dataclass(kind) and isinstance(value, dict):
-        return from_plain(typing.cast(type[Any], kind), value)
-    inner = typing.get_args(kind)
-    if typing.get_origin(kind) is list and inner and dataclasses.is_dataclass(inner[0]):
-        return [_value(inner[0], item) for item in value]
-    return value
 
 
 def open_data(run: FinishedRun, *, store: str = "", images: str = "") -> RunData:

@@ -6,11 +6,8 @@ All of it is computed in float32. Source and target may differ in size; a batch 
 # S source images, T target images, C student width, K classes, B any of them
 
 import math
-from typing import Any
 
-import torch
-from torch import Tensor
-from torch.nn import functional as F
+from distill.lazy import F, Tensor, torch
 
 NUM_KERNELS = 5
 """Gaussians in the kernel [C]."""
@@ -111,21 +108,13 @@ def _covariance(rows_BC: Tensor) -> Tensor:
     return centred.T @ centred / max(len(rows_BC) - 1, 1)
 
 
-class _ReverseGradient(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, value: Tensor, factor: float) -> Tensor:
-        ctx.factor = factor
-        return value.view_as(value)
-
-    @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
-        return -ctx.factor * gradient, None
-
-
 def reverse_gradient(value: Tensor, factor: float) -> Tensor:
     """The value itself, with its gradient times -factor (DANN)."""
-    reversed_: Tensor = _ReverseGradient.apply(value, factor)
-    return reversed_
+    if not value.requires_grad:
+        return value
+    copy = value.view_as(value)
+    copy.register_hook(lambda gradient: -factor * gradient)
+    return copy
 
 
 def domain_bce(source_S: Tensor, target_T: Tensor) -> Tensor:

@@ -2,8 +2,7 @@
 
 # B batch, D width of a feature, K classes
 
-from torch import Tensor
-from torch.nn import functional as F
+from distill.lazy import F, Tensor
 
 IGNORE = -1
 """Target of an image whose label is unknown or must not be used."""

@@ -2,10 +2,7 @@
 
 # B batch, D width, Q rows of a queue, K negatives
 
-import torch
-from torch import Tensor
-from torch.nn import functional as F
-
+from distill.lazy import F, Tensor, torch
 from distill.losses.common import same_shape
 from distill.losses.features import unit
 

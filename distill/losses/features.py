@@ -2,10 +2,7 @@
 
 # B batch, D width of a feature, M channels and h w sides of a map, N copies of a feature, P components of a basis
 
-import torch
-from torch import Tensor
-from torch.nn import functional as F
-
+from distill.lazy import F, Tensor, torch
 from distill.losses.common import same_shape
 
 TINY = 1e-6

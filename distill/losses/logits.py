@@ -6,10 +6,7 @@ known; ``IGNORE`` leaves the row out, and ``target_classes`` fills in the teache
 
 # B batch, K classes, T temperature
 
-import torch
-from torch import Tensor
-from torch.nn import functional as F
-
+from distill.lazy import F, Tensor, torch
 from distill.losses.common import IGNORE, same_shape
 
 CONSTANT = 1e-6

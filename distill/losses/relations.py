@@ -10,10 +10,7 @@ flows into the teacher's side.
 import math
 from collections.abc import Sequence
 
-import torch
-from torch import Tensor
-from torch.nn import functional as F
-
+from distill.lazy import F, Tensor, no_grad, torch
 from distill.losses.common import same_shape
 from distill.losses.features import unit
 
@@ -144,7 +141,7 @@ def _positive_mean(distance: Tensor) -> Tensor:
     return torch.where(positive.any(), mean, torch.ones_like(mean))
 
 
-@torch.no_grad()
+@no_grad
 def _apart(feature: Tensor) -> Tensor:
     """(B, D) -> (B, B): whether two rows are far enough from each other for a direction between them."""
     distance = _pairwise(feature)

@@ -6,10 +6,7 @@ also those of weight 0, so that it grows with the share of images that are trust
 
 # U unlabelled images, K classes, N labelled images in a bank
 
-import torch
-from torch import Tensor
-from torch.nn import functional as F
-
+from distill.lazy import F, Tensor, torch
 from distill.losses.common import same_shape
 
 EPS = 1e-12

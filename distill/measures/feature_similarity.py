@@ -2,8 +2,7 @@
 
 # N samples, D and E widths of two features
 
-import torch
-from torch import Tensor
+from distill.lazy import Tensor, torch
 
 
 def linear_cka(x_ND: Tensor, y_NE: Tensor) -> float:

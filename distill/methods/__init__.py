@@ -1,7 +1,7 @@
-"""All methods by name. A new one is a class in a file, and a line here and in ``options.MethodName``."""
+"""All methods by name. A new one is a file with its options and its class, and a line here."""
 
 from distill.methods.at import AttentionTransfer
-from distill.methods.base import Method, Needs, Output, Setup, Side, Trainee
+from distill.methods.base import Method, Needs, Output, Setup, Side
 from distill.methods.crd import CRD
 from distill.methods.customkd import CustomKD
 from distill.methods.dist import DIST
@@ -19,7 +19,7 @@ from distill.methods.specmatch import SpecMatch
 from distill.methods.srd import SRD
 from distill.methods.tffd import TfFD
 
-__all__ = ["METHODS", "Method", "Needs", "Output", "Setup", "Side", "Trainee"]
+__all__ = ["METHODS", "Method", "Needs", "Output", "Setup", "Side"]
 
 METHODS: dict[str, type[Method]] = {
     "labels": Labels,

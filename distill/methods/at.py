@@ -4,15 +4,27 @@ The student's last map should have its energy where the stored patch grid has it
 into the background (DINOv2 without registers [M]) are energy too: prefer a teacher without them.
 """
 
-from torch import Tensor
+from __future__ import annotations
 
-from distill.config import DistillConfig
-from distill.data.pictures import Batch
+from dataclasses import dataclass
+
+from distill.lazy import Tensor
 from distill.losses import cross_entropy
 from distill.losses.features import attention_transfer
-from distill.methods.base import Method, Needs, Output, Setup
-from distill.student.model import Student
+from distill.methods.base import Batch, Method, Needs, Output, Setup, Student
+from distill.options import not_negative
 from featstore.errors import ConfigError
+
+
+@dataclass(frozen=True, kw_only=True)
+class ATConfig:
+    """Method ``at``: where the student's last map and the stored grid have their energy (attention transfer)."""
+
+    weight: float = 1000.0
+    """Weight of the term [C]."""
+
+    def __post_init__(self) -> None:
+        not_negative("at", self, "weight")
 
 
 class AttentionTransfer(Method):
@@ -22,8 +34,11 @@ class AttentionTransfer(Method):
         ConfigError: the student's map or the stored grid has a single place, where nothing could be told.
     """
 
-    def __init__(self, setup: Setup) -> None:
-        super().__init__(setup)
+    Options = ATConfig
+    options: ATConfig
+
+    def __init__(self, setup: Setup, options: ATConfig) -> None:
+        super().__init__(setup, options)
         assert setup.grid is not None  # needs
         height, width = setup.student.map_size
         if min(height * width, setup.grid.side) == 1:
@@ -34,7 +49,7 @@ class AttentionTransfer(Method):
             )
 
     @classmethod
-    def needs(cls, config: DistillConfig) -> Needs:
+    def needs(cls, options: ATConfig) -> Needs:
         """The stored grid."""
         return Needs(vector=False, grid=True)
 
@@ -44,5 +59,5 @@ class AttentionTransfer(Method):
         transfer = attention_transfer(output.map, batch.grid.permute(0, 3, 1, 2))
         return {
             "ce": cross_entropy(output.logits, batch.labels),
-            "attention": self.setup.config.at.weight * transfer,
+            "attention": self.options.weight * transfer,
         }

@@ -1,4 +1,4 @@
-"""The one interface of all methods: what it needs, which modules it adds, and its loss.
+"""The one interface of all methods: what it needs of the data, which modules it adds, and its loss.
 
 The loop, the checkpoint and the export know nothing beyond this file. Modules that get gradients from the loop's loss
 (the student, and what a method or a partner adds to it) live in one ``Trainee``, so that distributed training wraps one
@@ -7,24 +7,30 @@ module and every parameter in it gets a gradient at every step. What a method tr
 
 # B images of a step, D teacher width, C student width, K classes, M h w the student's last map, g side of a stored grid
 
+from __future__ import annotations
+
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple
 
 import numpy as np
-import torch
-from torch import Tensor, nn
 
-from distill.config import DistillConfig
-from distill.data.feature_norm import FeatureNorm
-from distill.data.pictures import Batch
-from distill.data.samples import Samples, Split
-from distill.data.schedule import Indices, ViewPicker
-from distill.data.stored_features import Features, Grid
-from distill.measures.linear_probe import LinearProbe
-from distill.options.common import Norm
-from distill.student.model import Student
+from distill.lazy import Tensor, nn, torch
+from distill.options import NoOptions, Norm
+
+if TYPE_CHECKING:
+    from distill.config import DistillConfig
+    from distill.data.feature_norm import FeatureNorm
+    from distill.data.pictures import Batch
+    from distill.data.samples import Samples, Split
+    from distill.data.schedule import Indices, ViewPicker
+    from distill.data.stored_features import Features, Grid
+    from distill.measures.linear_probe import LinearProbe
+    from distill.student.model import Student
+else:
+    # Names for annotations in the files of the methods, which are read without torch.
+    Batch = FeatureNorm = Indices = Student = Any
 
 Tap = Literal["feature", "map", "stages"]
 """What of the student a side module is applied to: its pre-logits, its last feature map, or the maps of all stages."""
@@ -47,7 +53,7 @@ class Needs:
     vector: bool = True
     grid: bool = False
 
-    def __or__(self, other: "Needs") -> "Needs":
+    def __or__(self, other: Needs) -> Needs:
         return Needs(
             self.unlabelled or other.unlabelled,
             self.vector or other.vector,
@@ -80,7 +86,7 @@ class Output(NamedTuple):
     map: Tensor
     """(B, M, h, w), the student's last feature map."""
 
-    def rows(self, start: int, stop: int) -> "Output":
+    def rows(self, start: int, stop: int) -> Output:
         """The images from start to stop - 1. Sides on ``Method.inputs`` must have as many rows as there are images
         without strong views, and are cut alike."""
         return Output(
@@ -92,44 +98,11 @@ class Output(NamedTuple):
 
 
 def _cut(value: Any, start: int, stop: int) -> Any:
-    if isinstance(value, Tensor):
+    if isinstance(value, torch.Tensor):
         return value[start:stop] if value.dim() else value
     if isinstance(value, list | tuple):
         return type(value)(_cut(item, start, stop) for item in value)
     return value
-
-
-class Trainee(nn.Module):
-    """The student and the modules on its side: all that the loop's optimiser trains."""
-
-    def __init__(self, student: Student, sides: dict[str, Side]) -> None:
-        super().__init__()
-        self.student = student
-        self.taps = {name: side.tap for name, side in sides.items()}
-        self.sides = nn.ModuleDict({name: side.module for name, side in sides.items()})
-
-    def forward(self, images: Tensor, inputs: Mapping[str, Tensor] | None = None) -> Output:
-        """Run the student on (B, 3, H, W), then every side on what it taps.
-
-        Args:
-            images: normalised.
-            inputs: tensors of ``Method.inputs``, for sides that do not look at the student.
-        """
-        seen = self.student(
-            images,
-            adapter=dict(self.sides.items()).get(ADAPTER),
-            stages="stages" in self.taps.values(),
-        )
-        at: dict[str, Any] = {
-            **(inputs or {}),
-            "feature": seen.features,
-            "map": seen.map,
-            "stages": seen.stages,
-        }
-        projected = {
-            name: side(at[self.taps[name]]) for name, side in self.sides.items() if name != ADAPTER
-        }
-        return Output(seen.features, seen.logits, projected, seen.map)
 
 
 @dataclass(frozen=True)
@@ -207,14 +180,25 @@ class Setup:
 
 
 class Part:
-    """What methods and partners have in common: modules, epochs, state."""
+    """What methods and partners have in common: modules, epochs, state.
 
-    def __init__(self, setup: Setup) -> None:
+    Attributes:
+        Options: Dataclass of its options; a subclass names its own. They become settings under the name that the method
+            is registered with.
+        setup: Of the run.
+        options: Of the run.
+    """
+
+    Options: ClassVar[type] = NoOptions
+    options: Any
+
+    def __init__(self, setup: Setup, options: Any) -> None:
         self.setup = setup
+        self.options = options
 
     @classmethod
-    def needs(cls, config: DistillConfig) -> Needs:
-        """What a run with these settings asks of the data."""
+    def needs(cls, options: Any) -> Needs:
+        """What a run with these options asks of the data."""
         return Needs()
 
     def student_sides(self) -> dict[str, Side]:

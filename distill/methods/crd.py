@@ -11,19 +11,48 @@ place of a draw for every anchor [I]: one matrix product instead of B * K rows g
 
 # B batch, E width of the embeddings, n rows of a bank (training images), K negatives; side 0 the student, 1 the teacher
 
+from __future__ import annotations
+
 import math
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import torch
-from torch import Tensor, nn
 
-from distill.data.pictures import Batch
+from distill.lazy import Tensor, nn, no_grad, torch
 from distill.losses import IGNORE, cross_entropy
 from distill.losses.contrast import nce
 from distill.losses.features import unit
-from distill.methods.base import Method, Output, Setup, Side
-from distill.student.model import Student
+from distill.methods.base import Batch, Method, Output, Setup, Side, Student
+from distill.options import Norm, not_negative, positive
+from featstore.sources.config import require
+
+
+@dataclass(frozen=True, kw_only=True)
+class CRDConfig:
+    """Method ``crd``: contrast against memory banks over the training images (Tian et al., ICLR 2020)."""
+
+    weight: float = 0.8
+    """Weight of the term [C]."""
+    width: int = 128
+    """Width of both embeddings, one Linear each [C]."""
+    negatives: int = 16384
+    """Rows of a bank that a step compares with, at most all training images [C]."""
+    temperature: float = 0.07
+    """Of the similarities [C]."""
+    momentum: float = 0.5
+    """Share of the old row when a row of a bank is replaced [C]."""
+    norm: Norm = "none"
+    """Normalisation of the stored feature."""
+
+    def __post_init__(self) -> None:
+        not_negative("crd", self, "weight")
+        positive("crd", self, "width", "negatives", "temperature")
+        require(
+            0 <= self.momentum < 1,
+            f"--crd.momentum {self.momentum} must be at least 0 and below 1.",
+        )
+
 
 SIDES = ("student_embedding", "teacher_embedding")
 
@@ -34,9 +63,11 @@ class CRD(Method):
     Every process draws negatives of its own, but the banks are equal on all: new rows are collected from all of them.
     """
 
-    def __init__(self, setup: Setup) -> None:
-        super().__init__(setup)
-        self.options = setup.config.crd
+    Options = CRDConfig
+    options: CRDConfig
+
+    def __init__(self, setup: Setup, options: CRDConfig) -> None:
+        super().__init__(setup, options)
         self.norm = setup.norm(self.options.norm)
         training = setup.training
         may_be_used = np.isin(training, setup.split.labelled)
@@ -102,7 +133,7 @@ class CRD(Method):
         constant = self.constants[side].clone()  # the other side's may yet be estimated in place
         return nce(positive / constant, others / constant, negative_BK, rows=rows)
 
-    @torch.no_grad()
+    @no_grad
     def remember(self, own_B: Tensor, embedding_B2E: Tensor) -> None:
         """Move the rows of the batches of all processes towards their new embeddings.
 

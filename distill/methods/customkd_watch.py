@@ -5,16 +5,14 @@ Nothing here is trained on. The images are the same in every cycle; labels of te
 
 # N images that are looked at, D teacher width, C student width, K classes
 
+from __future__ import annotations
+
 from collections.abc import Callable
 from typing import Any
 
-import torch
-from torch import Tensor
-
-from distill.data.feature_norm import FeatureNorm
-from distill.data.schedule import Indices
+from distill.lazy import Tensor, no_grad, torch
 from distill.measures.feature_similarity import linear_cka, mean_norm, mean_variance, thin_out, top1
-from distill.methods.base import Setup
+from distill.methods.base import FeatureNorm, Indices, Setup
 
 WATCHED = 1024
 """Most training rows, and most test rows, that are looked at."""
@@ -49,7 +47,7 @@ class Watch:
         chosen: Indices = indices[thin_out(len(indices), WATCHED, seed=0).numpy()]
         return chosen
 
-    @torch.no_grad()
+    @no_grad
     def customised(
         self,
         customise: Callable[[Tensor], Tensor],
@@ -88,7 +86,7 @@ class Watch:
                 numbers["cka/f_s,P_t(f_t)"] = linear_cka(student, test_custom)
         return numbers
 
-    @torch.no_grad()
+    @no_grad
     def student(self, features: Tensor) -> None:
         """Take note of the student's features (B, C) of one step."""
         norms = features.detach().double().norm(dim=1)

@@ -4,19 +4,39 @@ Not the values of the probe's softmax are imitated but their correlations, withi
 latter looks at the images of one batch: with several processes, of one process's share of it.
 """
 
-from torch import Tensor
+from __future__ import annotations
 
+from dataclasses import dataclass
+
+from distill.lazy import Tensor
 from distill.losses.logits import dist
-from distill.methods.base import Setup
 from distill.methods.probe_logits import ProbeLogits
+from distill.options import not_negative, positive
+
+
+@dataclass(frozen=True, kw_only=True)
+class DISTConfig:
+    """Method ``dist``: correlations of rows and columns with the probe's softmax (Huang et al., NeurIPS 2022)."""
+
+    weight: float = 2.0
+    """Weight of both terms beside the cross entropy [C]."""
+    beta: float = 1.0
+    """Weight of the rows: relations between classes [C]."""
+    gamma: float = 1.0
+    """Weight of the columns: relations between the images of a batch; each process takes its own share [C]."""
+    temperature: float = 1.0
+    """T; 4 on CIFAR, 1 on ImageNet [C]. Correlations do not shrink with T, so that T^2 weighs both terms up."""
+
+    def __post_init__(self) -> None:
+        not_negative("dist", self, "weight", "beta", "gamma")
+        positive("dist", self, "temperature")
 
 
 class DIST(ProbeLogits):
     """L = CE(D_L) + weight T^2 (beta (1 - r of rows) + gamma (1 - r of columns)) over all images."""
 
-    def __init__(self, setup: Setup) -> None:
-        super().__init__(setup)
-        self.options = setup.config.dist
+    Options = DISTConfig
+    options: DISTConfig
 
     def compare(self, student_BK: Tensor, target_BK: Tensor, labels_B: Tensor) -> Tensor:
         """See ``ProbeLogits.compare``."""

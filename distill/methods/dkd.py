@@ -4,22 +4,46 @@ The loss needs the class of an image. Of an unlabelled one it is the class that 
 out (``--dkd.target``); the paper has labels for all and says nothing of it [I].
 """
 
+from __future__ import annotations
+
+from dataclasses import dataclass
 from typing import Any
 
-from torch import Tensor
-
+from distill.lazy import Tensor
 from distill.losses.logits import dkd
-from distill.methods.base import Setup
+from distill.methods.base import Setup, Student
 from distill.methods.probe_logits import ProbeLogits, classes_of, ramp
-from distill.student.model import Student
+from distill.options import Target, not_negative, positive
+
+
+@dataclass(frozen=True, kw_only=True)
+class DKDConfig:
+    """Method ``dkd``: decoupled KD (Zhao et al., CVPR 2022) towards the probe's logits."""
+
+    alpha: float = 1.0
+    """Weight of the target-class term TCKD [C]."""
+    beta: float = 2.0
+    """Weight of the non-target term NCKD; 2, 6 or 8 on CIFAR by pair of networks, 0.5 or 2 on ImageNet [C]."""
+    temperature: float = 4.0
+    """T; 4 on CIFAR, 1 on ImageNet [C]."""
+    warmup_epochs: int = 1
+    """Epoch e counts with (e + 1) / warmup_epochs, at most 1; 20 of 240 epochs on CIFAR, 1 on ImageNet [C]."""
+    target: Target = "teacher"
+    """Class of an image. teacher: its label, else the teacher's choice. labels: images without a label are left out."""
+
+    def __post_init__(self) -> None:
+        not_negative("dkd", self, "alpha", "beta")
+        positive("dkd", self, "temperature", "warmup_epochs")
 
 
 class DKD(ProbeLogits):
     """L = CE(D_L) + ramp (alpha TCKD + beta NCKD) over the images that have a class."""
 
-    def __init__(self, setup: Setup) -> None:
-        super().__init__(setup)
-        self.options = setup.config.dkd
+    Options = DKDConfig
+    options: DKDConfig
+
+    def __init__(self, setup: Setup, options: DKDConfig) -> None:
+        super().__init__(setup, options)
         self.epoch = 0
 
     def begin_epoch(self, epoch: int, student: Student) -> dict[str, float]:

@@ -3,19 +3,35 @@
 Loss of Hinton et al. 2015 ("Distilling the knowledge in a neural network"), also called Soft Target.
 """
 
-from torch import Tensor
+from __future__ import annotations
 
+from dataclasses import dataclass
+
+from distill.lazy import Tensor
 from distill.losses.logits import kd_kl
-from distill.methods.base import Setup
 from distill.methods.probe_logits import ProbeLogits
+from distill.options import not_negative, positive
+
+
+@dataclass(frozen=True, kw_only=True)
+class KDConfig:
+    """Method ``kd``: T^2 KL towards the logits of a linear probe on the stored features (Hinton et al. 2015)."""
+
+    weight: float = 1.0
+    """Weight of the term beside the cross entropy; code in public has 9 (CIFAR) and 1 (ImageNet, OFA-KD) [C]."""
+    temperature: float = 4.0
+    """T; 4 on CIFAR, 1 on ImageNet [C]."""
+
+    def __post_init__(self) -> None:
+        not_negative("kd", self, "weight")
+        positive("kd", self, "temperature")
 
 
 class KD(ProbeLogits):
     """L = CE(D_L) + weight T^2 KL(probe(f_t) || z_s) over all images."""
 
-    def __init__(self, setup: Setup) -> None:
-        super().__init__(setup)
-        self.options = setup.config.kd
+    Options = KDConfig
+    options: KDConfig
 
     def compare(self, student_BK: Tensor, target_BK: Tensor, labels_B: Tensor) -> Tensor:
         """See ``ProbeLogits.compare``."""

@@ -1,19 +1,17 @@
 """``labels``: cross entropy on the labelled images, nothing else. What a teacher must improve on."""
 
-from torch import Tensor
+from __future__ import annotations
 
-from distill.config import DistillConfig
-from distill.data.pictures import Batch
+from distill.lazy import Tensor
 from distill.losses import cross_entropy
-from distill.methods.base import Method, Needs, Output
-from distill.student.model import Student
+from distill.methods.base import Batch, Method, Needs, NoOptions, Output, Student
 
 
 class Labels(Method):
     """L = CE(D_L). As many optimiser steps as the other methods, on the labelled batch alone."""
 
     @classmethod
-    def needs(cls, config: DistillConfig) -> Needs:
+    def needs(cls, options: NoOptions) -> Needs:
         """Labelled images, and nothing of the store."""
         return Needs(unlabelled=False, vector=False)
 

@@ -11,50 +11,33 @@ and then classified: most edge models have further layers after pooling, so the 
 
 # B batch, C student width, D teacher width, N copies, K classes
 
+from __future__ import annotations
+
 from collections.abc import Mapping
+from dataclasses import dataclass
 
-import torch
-from torch import Tensor, nn
-
-from distill.data.pictures import Batch
+from distill.lazy import Tensor, nn, no_grad
 from distill.losses import cross_entropy
 from distill.losses.features import many_to_one_mse
-from distill.methods.base import ADAPTER, Method, Output, Setup, Side
-from distill.student.model import Student
+from distill.methods.base import ADAPTER, Batch, Method, Output, Setup, Side, Student
+from distill.options import Norm, not_negative, positive
 from featstore.errors import ConfigError
 
 
-class ManyToOne(nn.Module):
-    """Residual linear expansion of a feature, (B, C) -> (B, C); keeps the expanded one of its last pass."""
+@dataclass(frozen=True, kw_only=True)
+class NORMConfig:
+    """Method ``norm``: many representations of the student imitate one feature (NORM, Liu et al., ICLR 2023)."""
 
-    def __init__(self, width: int, expanded_width: int) -> None:
-        super().__init__()
-        self.expand = nn.Sequential(
-            nn.Linear(width, expanded_width, bias=False), nn.BatchNorm1d(expanded_width)
-        )
-        self.contract = nn.Sequential(
-            nn.Linear(expanded_width, width, bias=False), nn.BatchNorm1d(width)
-        )
-        self.expanded: Tensor | None = None
+    weight: float = 1.0
+    """Weight of N times the MSE; against it, code in public weighs the cross entropy with 1/16 to 1 [C]."""
+    copies: int = 8
+    """N, student representations per stored feature [C]."""
+    norm: Norm = "none"
+    """Normalisation of the stored feature."""
 
-    def forward(self, feature_BC: Tensor) -> Tensor:
-        """f + contract(expand(f))."""
-        self.expanded = self.expand(feature_BC)
-        return feature_BC + self.contract(self.expanded)
-
-
-class Expanded(nn.Module):
-    """The side that hands over what ``ManyToOne`` expanded in the same pass, so that nothing is computed twice."""
-
-    def __init__(self, of: ManyToOne) -> None:
-        super().__init__()
-        self._of = (of,)  # in a tuple: its parameters belong to the adapter alone
-
-    def forward(self, feature_BC: Tensor) -> Tensor:
-        """(B, N * D); whatever it is called with."""
-        expanded, self._of[0].expanded = self._of[0].expanded, None
-        assert expanded is not None, "the adapter runs before the sides"
-        return expanded
+    def __post_init__(self) -> None:
+        not_negative("norm", self, "weight")
+        positive("norm", self, "copies")
 
 
 class NORM(Method):
@@ -64,9 +47,11 @@ class NORM(Method):
         ConfigError: the student's head is more than one Linear with a bias, so that nothing could be merged into it.
     """
 
-    def __init__(self, setup: Setup) -> None:
-        super().__init__(setup)
-        self.options = setup.config.norm
+    Options = NORMConfig
+    options: NORMConfig
+
+    def __init__(self, setup: Setup, options: NORMConfig) -> None:
+        super().__init__(setup, options)
         self.norm = setup.norm(self.options.norm)
         head = setup.student.head
         if not isinstance(head, nn.Linear) or head.bias is None:
@@ -78,6 +63,8 @@ class NORM(Method):
 
     def student_sides(self) -> dict[str, Side]:
         """The residual expansion in front of the head."""
+        from distill.methods.modules import Expanded, ManyToOne
+
         adapter = ManyToOne(
             self.setup.student_width, self.options.copies * self.setup.features.width
         )
@@ -92,9 +79,11 @@ class NORM(Method):
             "many_to_one": self.options.weight * imitation,
         }
 
-    @torch.no_grad()
+    @no_grad
     def fold(self, student: Student, sides: Mapping[str, nn.Module]) -> None:
         """head(f + contract(expand(f))) as one Linear, with the batch statistics of eval mode; see ``Method.fold``."""
+        from distill.methods.modules import ManyToOne
+
         adapter, head = sides[ADAPTER], student.head
         assert isinstance(adapter, ManyToOne)
         assert isinstance(head, nn.Linear)

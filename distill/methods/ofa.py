@@ -7,17 +7,36 @@ features. The exits are thrown away after training.
 
 # B batch, K classes, M_i h_i w_i the map of stage i
 
-from collections.abc import Sequence
-from itertools import pairwise
+from __future__ import annotations
 
-from torch import Tensor, nn
+from dataclasses import dataclass
 
-from distill.data.pictures import Batch
+from distill.lazy import Tensor
 from distill.losses.logits import ofa
-from distill.methods.base import Output, Setup, Side
+from distill.methods.base import Batch, Output, Setup, Side, Student
 from distill.methods.probe_logits import ProbeLogits, classes_of
-from distill.student.model import Student
+from distill.options import Target, not_negative, positive
 from featstore.errors import ConfigError
+
+
+@dataclass(frozen=True, kw_only=True)
+class OFAConfig:
+    """Method ``ofa``: OFA-KD (Hao et al., NeurIPS 2023), the logits of every stage towards those of the probe."""
+
+    weight: float = 1.0
+    """Weight of each exit beside the cross entropy [C]."""
+    eps: float = 1.0
+    """Exponent; 1 (a cross entropy to the teacher) on CIFAR with a Swin-T teacher, 1.5 on ImageNet with DeiT-T [C]."""
+    temperature: float = 1.0
+    """T of both softmaxes [C]."""
+    stages: bool = True
+    """An exit at every stage of the student; false keeps that of the final logits alone."""
+    target: Target = "teacher"
+    """Class of an image. teacher: its label, else the teacher's choice. labels: images without a label are left out."""
+
+    def __post_init__(self) -> None:
+        not_negative("ofa", self, "weight")
+        positive("ofa", self, "eps", "temperature")
 
 
 class OFA(ProbeLogits):
@@ -29,9 +48,13 @@ class OFA(ProbeLogits):
         ConfigError: the student cannot give the maps of its stages.
     """
 
-    def __init__(self, setup: Setup) -> None:
-        super().__init__(setup)
-        self.options = setup.config.ofa
+    Options = OFAConfig
+    options: OFAConfig
+
+    def __init__(self, setup: Setup, options: OFAConfig) -> None:
+        super().__init__(setup, options)
+        from distill.methods.modules import Exits
+
         channels = setup.student.stage_channels
         if self.options.stages and not channels:
             raise ConfigError(
@@ -62,41 +85,3 @@ class OFA(ProbeLogits):
         for number, logits in enumerate(output.projected.get("exits", ())):
             terms[f"exit{number}"] = self.compare(logits, target, batch.labels)
         return terms
-
-
-class Exits(nn.Module):
-    """From the maps of all stages to logits, one exit per stage.
-
-    An exit goes through the channels of the later stages by separable convolutions that halve the map, is averaged over
-    places, and ends in a Linear. The parts are the paper's [C], the number of convolutions and their widths ours [I].
-
-    Args:
-        channels: M_i of every stage, from the input on.
-        num_classes: K.
-    """
-
-    def __init__(self, channels: Sequence[int], num_classes: int) -> None:
-        super().__init__()
-        self.exits = nn.ModuleList(
-            nn.Sequential(
-                *(_halve(wide, wider) for wide, wider in pairwise(channels[stage:])),
-                nn.AdaptiveAvgPool2d(1),
-                nn.Flatten(),
-                nn.Linear(channels[-1], num_classes),
-            )
-            for stage in range(len(channels))
-        )
-
-    def forward(self, stages: Sequence[Tensor]) -> tuple[Tensor, ...]:
-        """(B, M_i, h_i, w_i) of every stage -> (B, K) of every stage."""
-        return tuple(leave(seen) for leave, seen in zip(self.exits, stages, strict=True))
-
-
-def _halve(channels: int, to_channels: int) -> nn.Sequential:
-    """Separable convolution: (B, channels, h, w) -> (B, to_channels, ceil(h / 2), ceil(w / 2))."""
-    return nn.Sequential(
-        nn.Conv2d(channels, channels, 3, stride=2, padding=1, groups=channels, bias=False),
-        nn.Conv2d(channels, to_channels, 1, bias=False),
-        nn.BatchNorm2d(to_channels),
-        nn.ReLU(),
-    )

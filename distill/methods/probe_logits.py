@@ -6,18 +6,17 @@ loaded, and the store need not hold logits.
 
 # B batch, D teacher width, K classes
 
+from __future__ import annotations
+
 from abc import abstractmethod
+from typing import Any
 
-import torch
-from torch import Tensor, nn
-
-from distill.data.pictures import Batch
+from distill.lazy import Tensor, nn, no_grad, torch
 from distill.losses import cross_entropy
 from distill.losses.logits import target_classes
 from distill.measures.linear_probe import LinearProbe
-from distill.methods.base import Method, Output, Setup
-from distill.options.logits import Target
-from distill.student.model import Student
+from distill.methods.base import Batch, Method, Output, Setup, Student
+from distill.options import Target
 
 
 def probe_layer(probe: LinearProbe, device: torch.device) -> nn.Linear:
@@ -27,7 +26,7 @@ def probe_layer(probe: LinearProbe, device: torch.device) -> nn.Linear:
     return layer.requires_grad_(False).to(device)
 
 
-@torch.no_grad()
+@no_grad
 def set_probe(layer: nn.Linear, probe: LinearProbe) -> None:
     """Write a fitted probe into a Linear of its shape."""
     layer.weight.copy_(torch.from_numpy(probe.weight_KD))
@@ -35,7 +34,7 @@ def set_probe(layer: nn.Linear, probe: LinearProbe) -> None:
 
 
 def classes_of(target: Target, labels_B: Tensor, logits_BK: Tensor) -> Tensor:
-    """(B,) int64: the class that a loss takes an image to be of; see ``options.logits.Target``."""
+    """(B,) int64: the class that a loss takes an image to be of; see ``options.Target``."""
     return labels_B if target == "labels" else target_classes(labels_B, logits_BK)
 
 
@@ -50,8 +49,8 @@ class ProbeLogits(Method):
     Trained: student. Frozen: probe, stored f_t.
     """
 
-    def __init__(self, setup: Setup) -> None:
-        super().__init__(setup)
+    def __init__(self, setup: Setup, options: Any) -> None:
+        super().__init__(setup, options)
         self.probe = probe_layer(setup.probe, setup.device)
 
     @abstractmethod
@@ -64,7 +63,7 @@ class ProbeLogits(Method):
             labels_B: (B,) int64, ``IGNORE`` where there is no label.
         """
 
-    @torch.no_grad()
+    @no_grad
     def target(self, batch: Batch) -> Tensor:
         """(B, K) logits of the probe on the raw stored features."""
         assert batch.teacher is not None  # needs

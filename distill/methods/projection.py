@@ -1,6 +1,8 @@
 """Projections between teacher and student features."""
 
-from torch import Tensor, nn
+from __future__ import annotations
+
+from distill.lazy import Tensor, nn
 
 
 def projection(from_width: int, to_width: int, *, depth: int = 1, hidden: int = 0) -> nn.Module:

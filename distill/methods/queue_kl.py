@@ -6,17 +6,36 @@ it is drawn anew in every epoch from all training images, by the seed.
 
 # B batch, C student width, D teacher width, Q rows of the queue
 
+from __future__ import annotations
+
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import torch
-from torch import Tensor, nn
 
-from distill.data.pictures import Batch
+from distill.lazy import Tensor, nn, torch
 from distill.losses import cross_entropy
 from distill.losses.contrast import queue_kl
-from distill.methods.base import Method, Output, Setup, Side
-from distill.student.model import Student
+from distill.methods.base import Batch, Method, Output, Setup, Side, Student
+from distill.options import Norm, not_negative, positive
+
+
+@dataclass(frozen=True, kw_only=True)
+class QueueKLConfig:
+    """Method ``queue_kl``: similarities to a queue of stored features as pseudo-classes (LightlyTrain, v1)."""
+
+    weight: float = 1.0
+    """Weight of the KL; 1 is our choice [I]."""
+    size: int = 8192
+    """Rows of the queue, at most all training images; drawn anew in every epoch [C]."""
+    temperature: float = 0.07
+    """Of both softmaxes [C]."""
+    norm: Norm = "none"
+    """Normalisation of the stored feature, before all lengths are made 1."""
+
+    def __post_init__(self) -> None:
+        not_negative("queue_kl", self, "weight")
+        positive("queue_kl", self, "size", "temperature")
 
 
 class QueueKL(Method):
@@ -25,9 +44,11 @@ class QueueKL(Method):
     Trained: student, P_s. Frozen: the stored f_t and Q. The queue is the same on every process.
     """
 
-    def __init__(self, setup: Setup) -> None:
-        super().__init__(setup)
-        self.options = setup.config.queue_kl
+    Options = QueueKLConfig
+    options: QueueKLConfig
+
+    def __init__(self, setup: Setup, options: QueueKLConfig) -> None:
+        super().__init__(setup, options)
         self.norm = setup.norm(self.options.norm)
         self.epoch = -1
         self.queue_QD = torch.zeros(0, setup.features.width, device=setup.device)

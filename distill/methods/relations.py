@@ -10,25 +10,106 @@ batch.
 
 # B batch, C student width, D teacher width
 
+from __future__ import annotations
+
 from abc import abstractmethod
+from dataclasses import dataclass
+from typing import Any
 
-import torch
-from torch import Tensor, nn
-
-from distill.data.pictures import Batch
+from distill.lazy import Tensor, nn, torch
 from distill.losses import cross_entropy
 from distill.losses.relations import cc, cc_crd, pkt, rkd_angle, rkd_distance, sp
-from distill.methods.base import Method, Output, Setup, Side
-from distill.options.common import Norm
-from distill.student.model import Student
+from distill.methods.base import Batch, Method, Output, Setup, Side, Student
+from distill.options import Norm, not_negative, positive
+from featstore.sources.config import require
+
+
+@dataclass(frozen=True, kw_only=True)
+class RKDConfig:
+    """Method ``rkd``: distances and angles between the images of a batch (Park et al., CVPR 2019)."""
+
+    weight: float = 1.0
+    """Weight of both terms together [C]."""
+    w_distance: float = 25.0
+    """Share of the distances [C]."""
+    w_angle: float = 50.0
+    """Share of the angles [C]."""
+    most: int = 128
+    """Most images whose angles are compared, evenly spread over the batch; the memory grows with the cube."""
+    norm: Norm = "none"
+    """Normalisation of the stored feature."""
+
+    def __post_init__(self) -> None:
+        not_negative("rkd", self, "weight", "w_distance", "w_angle")
+        require(self.most >= 3, f"--rkd.most {self.most} must be at least 3: an angle has three.")
+
+
+@dataclass(frozen=True, kw_only=True)
+class CCConfig:
+    """Method ``cc``: correlations between the images of a batch, by a Gaussian kernel (Peng et al., ICCV 2019)."""
+
+    weight: float = 100.0
+    """Weight of the MSE between both matrices; that of the script in Knowledge-Distillation-Zoo [C]."""
+    gamma: float = 0.4
+    """Of the kernel [C]."""
+    order: int = 2
+    """Last power of its Taylor series [C]."""
+    norm: Norm = "none"
+    """Normalisation of the stored feature."""
+
+    def __post_init__(self) -> None:
+        not_negative("cc", self, "weight")
+        positive("cc", self, "gamma", "order")
+
+
+@dataclass(frozen=True, kw_only=True)
+class SPConfig:
+    """Method ``sp``: similarities between the images of a batch (Tung and Mori, ICCV 2019)."""
+
+    weight: float = 3000.0
+    """Weight of the term [C]."""
+    norm: Norm = "none"
+    """Normalisation of the stored feature."""
+
+    def __post_init__(self) -> None:
+        not_negative("sp", self, "weight")
+
+
+@dataclass(frozen=True, kw_only=True)
+class PKTConfig:
+    """Method ``pkt``: probabilities of being neighbours in a batch (Passalis and Tefas, ECCV 2018)."""
+
+    weight: float = 30000.0
+    """Weight of the term [C]."""
+    norm: Norm = "none"
+    """Normalisation of the stored feature."""
+
+    def __post_init__(self) -> None:
+        not_negative("pkt", self, "weight")
+
+
+@dataclass(frozen=True, kw_only=True)
+class CCCRDConfig:
+    """Method ``cc_crd``: CC as the authors of CRD wrote it, over trained embeddings; depends on the batch's order."""
+
+    weight: float = 0.02
+    """Weight of the term [C]."""
+    width: int = 128
+    """Width of both embeddings, one Linear each [C]."""
+    norm: Norm = "none"
+    """Normalisation of the stored feature."""
+
+    def __post_init__(self) -> None:
+        not_negative("cc_crd", self, "weight")
+        positive("cc_crd", self, "width")
 
 
 class Relational(Method):
     """Base of the methods that compare the student's features to the stored ones within a batch."""
 
-    def __init__(self, setup: Setup, norm: Norm) -> None:
-        super().__init__(setup)
-        self.norm = setup.norm(norm)
+    def __init__(self, setup: Setup, options: Any) -> None:
+        super().__init__(setup, options)
+        self.norm = setup.norm(options.norm)
 
     @abstractmethod
     def relations(self, student_BC: Tensor, target_BD: Tensor) -> dict[str, Tensor]:
@@ -46,9 +127,8 @@ class Relational(Method):
 class RKD(Relational):
     """Distances and angles (RKD-DA): weight (25 L_D + 50 L_A)."""
 
-    def __init__(self, setup: Setup) -> None:
-        self.options = setup.config.rkd
-        super().__init__(setup, self.options.norm)
+    Options = RKDConfig
+    options: RKDConfig
 
     def relations(self, student_BC: Tensor, target_BD: Tensor) -> dict[str, Tensor]:
         """Distances of all images; angles of at most ``most``, evenly spread, so that all parts are among them."""
@@ -66,9 +146,8 @@ class RKD(Relational):
 class CC(Relational):
     """Correlation congruence, by the Taylor series of a Gaussian kernel."""
 
-    def __init__(self, setup: Setup) -> None:
-        self.options = setup.config.cc
-        super().__init__(setup, self.options.norm)
+    Options = CCConfig
+    options: CCConfig
 
     def relations(self, student_BC: Tensor, target_BD: Tensor) -> dict[str, Tensor]:
         """MSE between both correlation matrices."""
@@ -80,9 +159,8 @@ class CC(Relational):
 class SP(Relational):
     """Similarity preservation."""
 
-    def __init__(self, setup: Setup) -> None:
-        self.options = setup.config.sp
-        super().__init__(setup, self.options.norm)
+    Options = SPConfig
+    options: SPConfig
 
     def relations(self, student_BC: Tensor, target_BD: Tensor) -> dict[str, Tensor]:
         """Squared difference of both similarity matrices."""
@@ -92,9 +170,8 @@ class SP(Relational):
 class PKT(Relational):
     """Probabilistic knowledge transfer."""
 
-    def __init__(self, setup: Setup) -> None:
-        self.options = setup.config.pkt
-        super().__init__(setup, self.options.norm)
+    Options = PKTConfig
+    options: PKTConfig
 
     def relations(self, student_BC: Tensor, target_BD: Tensor) -> dict[str, Tensor]:
         """KL of the probabilities of being neighbours."""
@@ -107,9 +184,11 @@ class CCCRD(Method):
     Depends on the order of the batch, which the sampler shuffles.
     """
 
-    def __init__(self, setup: Setup) -> None:
-        super().__init__(setup)
-        self.options = setup.config.cc_crd
+    Options = CCCRDConfig
+    options: CCCRDConfig
+
+    def __init__(self, setup: Setup, options: CCCRDConfig) -> None:
+        super().__init__(setup, options)
         self.norm = setup.norm(self.options.norm)
 
     def student_sides(self) -> dict[str, Side]:

@@ -8,17 +8,28 @@ which takes the place of the student's own, so that the exported student is the 
 
 # C student width, D teacher width, K classes
 
+from __future__ import annotations
+
 from collections.abc import Mapping
+from dataclasses import dataclass
 
-import torch
-from torch import Tensor, nn
-
-from distill.data.pictures import Batch
+from distill.lazy import Tensor, nn, no_grad
 from distill.losses import cross_entropy, feature_mse
-from distill.methods.base import Method, Output, Setup, Side
+from distill.methods.base import Batch, Method, Output, Setup, Side, Student
 from distill.methods.probe_logits import probe_layer
-from distill.student.model import Student
+from distill.options import positive
 from featstore.errors import ConfigError
+
+
+@dataclass(frozen=True, kw_only=True)
+class SimKDConfig:
+    """Method ``simkd``: the student's feature, through one Linear, imitates f_t; the probe is reused as the head."""
+
+    weight: float = 1.0
+    """Weight of MSE(P_s(f_s), f_t), the only term [C]; it matters beside a partner's."""
+
+    def __post_init__(self) -> None:
+        positive("simkd", self, "weight")
 
 
 class SimKD(Method):
@@ -31,9 +42,12 @@ class SimKD(Method):
         ConfigError: the student's head is not one Linear with a bias, or labels alone are to train it in the end.
     """
 
-    def __init__(self, setup: Setup) -> None:
-        super().__init__(setup)
-        self.weight = setup.config.simkd.weight
+    Options = SimKDConfig
+    options: SimKDConfig
+
+    def __init__(self, setup: Setup, options: SimKDConfig) -> None:
+        super().__init__(setup, options)
+        self.weight = options.weight
         self.probe = probe_layer(setup.probe, setup.device)
         head = setup.student.head
         if not isinstance(head, nn.Linear) or head.bias is None:
@@ -60,7 +74,7 @@ class SimKD(Method):
             "general": self.weight * feature_mse(output.projected["general"], batch.teacher),
         }
 
-    @torch.no_grad()
+    @no_grad
     def fold(self, student: Student, sides: Mapping[str, nn.Module]) -> None:
         """head(f) = probe(P_s(f)): weight W_t W_s (K, C), bias W_t b_s + b_t."""
         general, head = sides["general"], student.head

@@ -7,46 +7,43 @@ computed once from the store, by a decomposition whose signs are fixed, so that 
 
 # B batch, C student width, D teacher width, which is also the number of components
 
+from __future__ import annotations
+
+from dataclasses import dataclass
 from typing import Any
 
-import torch
-from torch import Tensor, nn
-
-from distill.data.pictures import Batch
+from distill.lazy import Tensor, nn, no_grad, torch
 from distill.losses import cross_entropy
 from distill.losses.features import spectral_match
 from distill.measures.feature_similarity import thin_out
-from distill.methods.base import Method, Output, Setup, Side
-from distill.student.model import Student
+from distill.methods.base import Batch, Method, Output, Setup, Side, Student
+from distill.options import Norm, not_negative, positive
+
+
+@dataclass(frozen=True, kw_only=True)
+class SpecMatchConfig:
+    """Method ``specmatch``: coefficients in the PCA basis of the stored features, small components lifted (2026)."""
+
+    weight: float = 1e-3
+    """Weight of the sum over components: about one over their number, which makes it as large as the cross entropy.
+    Our choice [I]: the source trains with this term alone."""
+    beta: float = 1 / 3
+    """Power of each component's error; 1 is the plain squared error [S]."""
+    eps: float = 1e-6
+    """Added to each component's error [I]."""
+    warmup_steps: int = 500
+    """Optimiser steps in which the term trains its Linear alone and leaves the student to the labels [S]; at most a
+    tenth of the run [I]."""
+    norm: Norm = "none"
+    """Normalisation of the stored feature, before the basis is computed."""
+
+    def __post_init__(self) -> None:
+        not_negative("specmatch", self, "weight", "warmup_steps")
+        positive("specmatch", self, "beta", "eps")
+
 
 MEASURED = 65_536
 """Most training images that the basis is computed from."""
-
-
-class Basis(nn.Module):
-    """Mean and principal axes of a feature, largest variance first; without parameters."""
-
-    mean_D: Tensor
-    axes_DD: Tensor
-
-    def __init__(self, mean_D: Tensor, axes_DD: Tensor) -> None:
-        super().__init__()
-        self.register_buffer("mean_D", mean_D)
-        self.register_buffer("axes_DD", axes_DD)
-
-    def forward(self, feature_BD: Tensor) -> Tensor:
-        """(B, D) -> (B, D) float32 coefficients."""
-        return (feature_BD.float() - self.mean_D) @ self.axes_DD
-
-
-class PatientLinear(nn.Linear):
-    """A Linear that, while it is ``alone``, sends no gradient to what it is given."""
-
-    alone = False
-
-    def forward(self, input: Tensor) -> Tensor:
-        """See ``nn.Linear``."""
-        return super().forward(input.detach() if self.alone else input)
 
 
 class SpecMatch(Method):
@@ -56,19 +53,25 @@ class SpecMatch(Method):
     before the power: a process takes its own share, and each accumulated piece counts by itself.
     """
 
-    def __init__(self, setup: Setup) -> None:
-        super().__init__(setup)
-        self.options = setup.config.specmatch
+    Options = SpecMatchConfig
+    options: SpecMatchConfig
+
+    def __init__(self, setup: Setup, options: SpecMatchConfig) -> None:
+        super().__init__(setup, options)
         self.norm = setup.norm(self.options.norm)
+        from distill.methods.modules import PatientLinear
+
         self.basis = self._measure().to(setup.device)
         self.head = PatientLinear(setup.student_width, setup.features.width)
         steps = min(self.options.warmup_steps, setup.epochs * setup.steps_per_epoch // 10)
         self.warmup = steps * setup.config.train.grad_accum
         self._count(0)
 
-    @torch.no_grad()
-    def _measure(self) -> Basis:
+    @no_grad
+    def _measure(self) -> nn.Module:
         """Eigenvectors of the covariance over the training images, in every view that training picks from."""
+        from distill.methods.modules import Basis
+
         setup, width = self.setup, self.setup.features.width
         training = setup.training
         some = training[thin_out(len(training), MEASURED, seed=0).numpy()]

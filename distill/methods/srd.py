@@ -6,14 +6,34 @@ one Linear on the pooled feature [I]; the paper's is a convolution with batch no
 the signed features of a ViT could not be matched.
 """
 
-from torch import Tensor, nn
+from __future__ import annotations
 
-from distill.data.pictures import Batch
+from dataclasses import dataclass
+
+from distill.lazy import Tensor, nn
 from distill.losses import cross_entropy, feature_mse
 from distill.losses.logits import logit_mse
-from distill.methods.base import Method, Output, Setup, Side
+from distill.methods.base import Batch, Method, Output, Setup, Side, Student
 from distill.methods.probe_logits import probe_layer
-from distill.student.model import Student
+from distill.options import not_negative
+from featstore.sources.config import require
+
+
+@dataclass(frozen=True, kw_only=True)
+class SRDConfig:
+    """Method ``srd``: semantic representational distillation, through the probe as the teacher's head."""
+
+    w_feature: float = 1.0
+    """Weight of MSE(P_s(f_s), f_t) [C]."""
+    w_logits: float = 1.0
+    """Weight of MSE(probe(P_s(f_s)), probe(f_t)) [C]."""
+
+    def __post_init__(self) -> None:
+        not_negative("srd", self, "w_feature", "w_logits")
+        require(
+            self.w_feature + self.w_logits > 0,
+            "--srd.w_feature and --srd.w_logits are both 0: nothing would be distilled; use --methods labels.",
+        )
 
 
 class SRD(Method):
@@ -22,9 +42,11 @@ class SRD(Method):
     Trained: student, P_s. Frozen: probe, stored f_t. f_t is the raw stored feature, the one that the probe reads.
     """
 
-    def __init__(self, setup: Setup) -> None:
-        super().__init__(setup)
-        self.options = setup.config.srd
+    Options = SRDConfig
+    options: SRDConfig
+
+    def __init__(self, setup: Setup, options: SRDConfig) -> None:
+        super().__init__(setup, options)
         self.probe = probe_layer(setup.probe, setup.device)
 
     def student_sides(self) -> dict[str, Side]:

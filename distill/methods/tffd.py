@@ -9,24 +9,39 @@ on their first channels, at the smaller of both sizes; terms are summed over sta
 
 # B batch, M_i channels and h_i w_i sides of stage i
 
+from __future__ import annotations
+
+from dataclasses import dataclass
 from itertools import pairwise, starmap
 
-import torch
-from torch import Tensor, nn
-
-from distill.config import DistillConfig
-from distill.data.pictures import Batch
+from distill.lazy import Tensor, nn, torch
 from distill.losses import cross_entropy
 from distill.losses.features import between_stages, within_stage
-from distill.methods.base import Method, Needs, Output, Side
-from distill.student.model import Student
+from distill.methods.base import Batch, Method, Needs, Output, Side, Student
+from distill.options import not_negative
+
+
+@dataclass(frozen=True, kw_only=True)
+class TfFDConfig:
+    """Method ``tffd``: the student's own maps teach each other; no teacher is used (a control)."""
+
+    w_inter: float = 5e-4
+    """Weight of the MSE between neighbouring stages [C]."""
+    w_intra: float = 8e-4
+    """Weight of the MSE between weaker and stronger channels of a stage [C]."""
+
+    def __post_init__(self) -> None:
+        not_negative("tffd", self, "w_inter", "w_intra")
 
 
 class TfFD(Method):
     """L = CE(D_L) + w_intra L_intra + w_inter L_inter over all images. Trained: student. No teacher."""
 
+    Options = TfFDConfig
+    options: TfFDConfig
+
     @classmethod
-    def needs(cls, config: DistillConfig) -> Needs:
+    def needs(cls, options: TfFDConfig) -> Needs:
         """Images alone."""
         return Needs(vector=False)
 
@@ -36,7 +51,7 @@ class TfFD(Method):
 
     def loss(self, output: Output, batch: Batch, student: Student) -> dict[str, Tensor]:
         """See ``Method.loss``."""
-        options = self.setup.config.tffd
+        options = self.options
         stages: tuple[Tensor, ...] = output.projected["stages"]
         intra = torch.stack([within_stage(stage) for stage in stages]).sum()
         inter = torch.stack([stages[0].sum() * 0, *starmap(between_stages, pairwise(stages))]).sum()

@@ -1,4 +1,4 @@
-"""All partners by name. A new one is a class in a file, and a line here and in ``options.PartnerName``."""
+"""All partners by name. A new one is a file with its options and its class, and a line here."""
 
 from distill.partners.adamatch import AdaMatch
 from distill.partners.base import Partner

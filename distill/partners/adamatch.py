@@ -10,25 +10,44 @@ left out. Both moving means start at the first batch [I], are over all processes
 
 # L labelled images of a step, U unlabelled ones, K classes
 
+from __future__ import annotations
+
 from collections.abc import Sequence
+from dataclasses import dataclass
 
-import torch
-from torch import Tensor
-
-from distill.data.pictures import Batch
+from distill.lazy import Tensor, torch
 from distill.losses.semisupervised import align, probabilities
-from distill.methods.base import Output, Setup
+from distill.methods.base import Batch, Output, Setup, Student
+from distill.options import momentum, not_negative, share
 from distill.partners.progress import Progress
 from distill.partners.selftraining import SelfTraining, follow
-from distill.student.model import Student
+
+
+@dataclass(frozen=True, kw_only=True)
+class AdaMatchConfig:
+    """Partner ``adamatch``: aligned guesses, threshold relative to the labelled images (Berthelot et al. 2022)."""
+
+    weight: float = 1.0
+    """Weight of the term."""
+    threshold: float = 0.95
+    """Least probability of the guessed class, as a share of the mean confidence on labelled images [C]."""
+    momentum: float = 0.999
+    """Of the moving means, per step [C]; 0.99 suits runs of a few hundred steps better [I]."""
+
+    def __post_init__(self) -> None:
+        not_negative("adamatch", self, "weight")
+        share("adamatch", self, "threshold")
+        momentum("adamatch", self, "momentum")
 
 
 class AdaMatch(SelfTraining):
     """See the top of this file."""
 
-    def __init__(self, setup: Setup) -> None:
-        self.options = setup.config.adamatch
-        super().__init__(setup, weight=self.options.weight)
+    Options = AdaMatchConfig
+    options: AdaMatchConfig
+
+    def __init__(self, setup: Setup, options: AdaMatchConfig) -> None:
+        super().__init__(setup, options)
         for name in ("labelled_K", "unlabelled_K"):
             self.memory[name] = torch.zeros(self.num_classes, device=setup.device)
         self.progress = Progress(setup)

@@ -7,16 +7,14 @@ can be told to guess labels from the stored vectors.
 
 # L labelled images of a step, U unlabelled ones, K classes
 
+from __future__ import annotations
+
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from typing import Any
 
-from torch import Tensor, nn
-
-from distill.config import DistillConfig
-from distill.data.pictures import Batch
-from distill.methods.base import Needs, Output, Part, Setup
-from distill.student.model import Student
+from distill.lazy import Tensor, nn
+from distill.methods.base import Batch, Needs, Output, Part, Setup, Student
 from featstore.errors import ConfigError
 
 
@@ -27,8 +25,8 @@ class Partner(Part, ABC):
         ConfigError: there is no unlabelled image.
     """
 
-    def __init__(self, setup: Setup) -> None:
-        super().__init__(setup)
+    def __init__(self, setup: Setup, options: Any) -> None:
+        super().__init__(setup, options)
         if not len(setup.split.unlabelled):
             raise ConfigError(
                 f"--partner {setup.config.partner}: there are no unlabelled images for it to work on. Give patterns, "
@@ -38,12 +36,12 @@ class Partner(Part, ABC):
         """All that changes during training, by name: changed in place, equal in all processes, saved and restored."""
 
     @classmethod
-    def needs(cls, config: DistillConfig) -> Needs:
+    def needs(cls, options: Any) -> Needs:
         """Unlabelled images, nothing of the store."""
         return Needs(unlabelled=True, vector=False)
 
     @classmethod
-    def strong_views(cls, config: DistillConfig) -> int:
+    def strong_views(cls, options: Any) -> int:
         """How many strongly changed copies of each unlabelled image a step shows."""
         return 0
 

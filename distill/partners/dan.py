@@ -6,19 +6,34 @@ on the student's feature, over a process's batch. The sources put it on a 256-d 
 exported and what methods compare; none is added.
 """
 
+from __future__ import annotations
+
 from collections.abc import Sequence
+from dataclasses import dataclass
 
-from torch import Tensor
-
-from distill.data.pictures import Batch
+from distill.lazy import Tensor
 from distill.losses.adaptation import mk_mmd
-from distill.methods.base import Output
+from distill.methods.base import Batch, Output, Student
+from distill.options import not_negative
 from distill.partners.base import Partner
-from distill.student.model import Student
+
+
+@dataclass(frozen=True, kw_only=True)
+class DANConfig:
+    """Partner ``dan``: multi-kernel MMD between source and target features (Long et al. 2015)."""
+
+    weight: float = 0.5
+    """Weight of the term [C]."""
+
+    def __post_init__(self) -> None:
+        not_negative("dan", self, "weight")
 
 
 class DAN(Partner):
     """See the top of this file."""
+
+    Options = DANConfig
+    options: DANConfig
 
     def loss(
         self,
@@ -29,5 +44,5 @@ class DAN(Partner):
         student: Student,
     ) -> dict[str, Tensor]:
         """See ``Partner.loss``."""
-        weight = self.setup.config.dan.weight
+        weight = self.options.weight
         return {"mmd": weight * mk_mmd(labelled.features, weak.features)}

@@ -9,53 +9,51 @@ student's feature; no bottleneck is added.
 
 # B batch, C student width
 
+from __future__ import annotations
+
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
-from torch import Tensor, nn
-
-from distill.data.pictures import Batch
-from distill.losses.adaptation import domain_bce, ramp, reverse_gradient
-from distill.methods.base import Output, Setup, Side
+from distill.lazy import Tensor
+from distill.losses.adaptation import domain_bce, ramp
+from distill.methods.base import Batch, Output, Setup, Side, Student
+from distill.options import not_negative
 from distill.partners.base import Partner
 from distill.partners.progress import Progress
-from distill.student.model import Student
+from featstore.sources.config import require
+
+
+@dataclass(frozen=True, kw_only=True)
+class DANNConfig:
+    """Partner ``dann``: a discriminator of the domains behind a reversed gradient (Ganin et al. 2016)."""
+
+    weight: float = 1.0
+    """Weight of the term [C]."""
+    gamma: float = 1.0
+    """The reversed gradient is scaled by 2 / (1 + exp(-gamma p)) - 1, p = 0 to 1 over training. 1: DeepDA and
+    TLlib [C]; 10: the paper [M]."""
+    width: int = 256
+    """Of the discriminator's two hidden layers [C]."""
+
+    def __post_init__(self) -> None:
+        not_negative("dann", self, "weight", "gamma")
+        require(self.width > 0, f"--dann.width {self.width} must be positive.")
+
 
 SIDE = "dann"
-
-
-class Discriminator(nn.Module):
-    """(B, C) -> (B, 1) logits, positive for the source.
-
-    Attributes:
-        factor: the gradient that leaves it downwards is multiplied by minus this.
-    """
-
-    def __init__(self, from_width: int, width: int) -> None:
-        super().__init__()
-        self.factor = 0.0
-        self.layers = nn.Sequential(
-            nn.Linear(from_width, width),
-            nn.BatchNorm1d(width),
-            nn.ReLU(),
-            nn.Linear(width, width),
-            nn.BatchNorm1d(width),
-            nn.ReLU(),
-            nn.Linear(width, 1),
-        )
-
-    def forward(self, feature_BC: Tensor) -> Tensor:
-        """See the class."""
-        logits: Tensor = self.layers(reverse_gradient(feature_BC, self.factor))
-        return logits
 
 
 class DANN(Partner):
     """See the top of this file."""
 
-    def __init__(self, setup: Setup) -> None:
-        super().__init__(setup)
-        self.options = setup.config.dann
+    Options = DANNConfig
+    options: DANNConfig
+
+    def __init__(self, setup: Setup, options: DANNConfig) -> None:
+        super().__init__(setup, options)
+        from distill.partners.modules import Discriminator
+
         self.discriminator = Discriminator(setup.student_width, self.options.width)
         self.progress = Progress(setup)
         self.memory["calls"] = self.progress.count

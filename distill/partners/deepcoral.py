@@ -5,19 +5,34 @@
 on the student's feature, C wide, over a process's batch; no bottleneck is added.
 """
 
+from __future__ import annotations
+
 from collections.abc import Sequence
+from dataclasses import dataclass
 
-from torch import Tensor
-
-from distill.data.pictures import Batch
+from distill.lazy import Tensor
 from distill.losses.adaptation import coral
-from distill.methods.base import Output
+from distill.methods.base import Batch, Output, Student
+from distill.options import not_negative
 from distill.partners.base import Partner
-from distill.student.model import Student
+
+
+@dataclass(frozen=True, kw_only=True)
+class DeepCORALConfig:
+    """Partner ``deepcoral``: distance of the two covariances (Sun and Saenko 2016)."""
+
+    weight: float = 10.0
+    """Weight of the term [C]."""
+
+    def __post_init__(self) -> None:
+        not_negative("deepcoral", self, "weight")
 
 
 class DeepCORAL(Partner):
     """See the top of this file."""
+
+    Options = DeepCORALConfig
+    options: DeepCORALConfig
 
     def loss(
         self,
@@ -28,5 +43,5 @@ class DeepCORAL(Partner):
         student: Student,
     ) -> dict[str, Tensor]:
         """See ``Partner.loss``."""
-        weight = self.setup.config.deepcoral.weight
+        weight = self.options.weight
         return {"coral": weight * coral(labelled.features, weak.features)}

@@ -7,25 +7,41 @@ with many classes share few: use a large --train.unlabelled_batch. No bottleneck
 epoch, here it rises by step, as in DeepDA.
 """
 
+from __future__ import annotations
+
 from collections.abc import Sequence
+from dataclasses import dataclass
 
-from torch import Tensor
-
-from distill.data.pictures import Batch
+from distill.lazy import Tensor
 from distill.losses.adaptation import lmmd, ramp
 from distill.losses.semisupervised import probabilities
-from distill.methods.base import Output, Setup
+from distill.methods.base import Batch, Output, Setup, Student
+from distill.options import not_negative
 from distill.partners.base import Partner
 from distill.partners.progress import Progress
-from distill.student.model import Student
+
+
+@dataclass(frozen=True, kw_only=True)
+class DSANConfig:
+    """Partner ``dsan``: MMD within every class that source and target share in a batch (Zhu et al. 2020)."""
+
+    weight: float = 0.5
+    """Weight of the term [C]."""
+    gamma: float = 10.0
+    """The weight is scaled by 2 / (1 + exp(-gamma p)) - 1, p = 0 to 1 over training. 10: the authors; 1: DeepDA [C]."""
+
+    def __post_init__(self) -> None:
+        not_negative("dsan", self, "weight", "gamma")
 
 
 class DSAN(Partner):
     """See the top of this file."""
 
-    def __init__(self, setup: Setup) -> None:
-        super().__init__(setup)
-        self.options = setup.config.dsan
+    Options = DSANConfig
+    options: DSANConfig
+
+    def __init__(self, setup: Setup, options: DSANConfig) -> None:
+        super().__init__(setup, options)
         self.progress = Progress(setup)
         self.memory["calls"] = self.progress.count
 

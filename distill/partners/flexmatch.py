@@ -8,15 +8,33 @@ The count is kept per sample and over all processes; the mask of a batch uses th
 
 # U unlabelled images of a step, K classes
 
-import torch
-from torch import Tensor
+from __future__ import annotations
 
-from distill.config import DistillConfig
-from distill.data.pictures import Batch
+from dataclasses import dataclass
+
+from distill.lazy import Tensor, torch
 from distill.losses.semisupervised import flexmatch_threshold
-from distill.methods.base import Needs, Setup
+from distill.methods.base import Batch, Setup
+from distill.options import LabelsFrom, not_negative, share
 from distill.partners.places import Places, last_of_each
-from distill.partners.selftraining import TrustedGuess, label_needs
+from distill.partners.selftraining import TrustedGuess
+
+
+@dataclass(frozen=True, kw_only=True)
+class FlexMatchConfig:
+    """Partner ``flexmatch``: FixMatch with a lower threshold for classes that are learnt slowly (Zhang et al. 2021)."""
+
+    weight: float = 1.0
+    """Weight of the term."""
+    threshold: float = 0.95
+    """Threshold of the class that is learnt best, and least probability with which an image counts as learnt [C]."""
+    labels_from: LabelsFrom = "student"
+    """student: guess on the weak view. probe: the linear probe on the stored feature [I]."""
+
+    def __post_init__(self) -> None:
+        not_negative("flexmatch", self, "weight")
+        share("flexmatch", self, "threshold")
+
 
 NONE = -1
 """Last confident guess of an image that had none so far."""
@@ -25,16 +43,13 @@ NONE = -1
 class FlexMatch(TrustedGuess):
     """See the top of this file."""
 
-    def __init__(self, setup: Setup) -> None:
-        self.options = setup.config.flexmatch
-        super().__init__(setup, weight=self.options.weight, labels_from=self.options.labels_from)
+    Options = FlexMatchConfig
+    options: FlexMatchConfig
+
+    def __init__(self, setup: Setup, options: FlexMatchConfig) -> None:
+        super().__init__(setup, options)
         self.places = Places(setup.split.unlabelled, setup.device)
         self.memory["guessed"] = torch.full((len(self.places),), NONE, device=setup.device)
-
-    @classmethod
-    def needs(cls, config: DistillConfig) -> Needs:
-        """See ``label_needs``."""
-        return label_needs(config.flexmatch.labels_from)
 
     def trust(self, probability_UK: Tensor, batch: Batch) -> Tensor:
         """1 from the threshold of the guessed class on."""

@@ -9,32 +9,47 @@ The moving means are over all processes and include the batch at hand; fairness 
 
 # U unlabelled images of a step, K classes
 
-import torch
-from torch import Tensor
-from torch.nn import functional as F
+from __future__ import annotations
 
-from distill.config import DistillConfig
-from distill.data.pictures import Batch
+from dataclasses import dataclass
+
+from distill.lazy import F, Tensor, torch
 from distill.losses.semisupervised import freematch_fairness, freematch_threshold
-from distill.methods.base import Needs, Setup
-from distill.partners.selftraining import TrustedGuess, follow, label_needs
+from distill.methods.base import Batch, Setup
+from distill.options import LabelsFrom, momentum, not_negative
+from distill.partners.selftraining import TrustedGuess, follow
+
+
+@dataclass(frozen=True, kw_only=True)
+class FreeMatchConfig:
+    """Partner ``freematch``: thresholds that follow the student's own confidence, and fairness (Wang et al. 2023)."""
+
+    weight: float = 1.0
+    """Weight of the cross entropy on guessed labels."""
+    w_fairness: float = 0.01
+    """Weight of the fairness term (lambda_e); the authors use 0.001 for CIFAR-100 with 400 labels [C]."""
+    momentum: float = 0.999
+    """Of the moving means, per step [C]; 0.99 suits runs of a few hundred steps better [I]."""
+    labels_from: LabelsFrom = "student"
+    """student: guess on the weak view. probe: the linear probe on the stored feature [I]."""
+
+    def __post_init__(self) -> None:
+        not_negative("freematch", self, "weight", "w_fairness")
+        momentum("freematch", self, "momentum")
 
 
 class FreeMatch(TrustedGuess):
     """See the top of this file."""
 
-    def __init__(self, setup: Setup) -> None:
-        self.options = setup.config.freematch
-        super().__init__(setup, weight=self.options.weight, labels_from=self.options.labels_from)
+    Options = FreeMatchConfig
+    options: FreeMatchConfig
+
+    def __init__(self, setup: Setup, options: FreeMatchConfig) -> None:
+        super().__init__(setup, options)
         uniform = torch.full((self.num_classes,), 1 / self.num_classes, device=setup.device)
         self.memory["mean"] = uniform[0].clone()
         self.memory["mean_K"] = uniform.clone()
         self.memory["histogram_K"] = uniform.clone()
-
-    @classmethod
-    def needs(cls, config: DistillConfig) -> Needs:
-        """See ``label_needs``."""
-        return label_needs(config.freematch.labels_from)
 
     def trust(self, probability_UK: Tensor, batch: Batch) -> Tensor:
         """1 from the threshold of the guessed class on."""

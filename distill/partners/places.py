@@ -2,11 +2,12 @@
 
 # N members of a part, n some of them
 
-import numpy as np
-import torch
-from torch import Tensor
+from __future__ import annotations
 
-from distill.data.schedule import Indices
+import numpy as np
+
+from distill.lazy import Tensor, torch
+from distill.methods.base import Indices
 
 
 class Places:

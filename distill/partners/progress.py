@@ -1,7 +1,8 @@
 """How far training is, for weights that rise, phases and reversed gradients."""
 
-import torch
+from __future__ import annotations
 
+from distill.lazy import torch
 from distill.methods.base import Setup
 from featstore.errors import ConfigError
 

@@ -5,34 +5,49 @@
 No strong view is needed. USB keeps the unlabelled pass out of the batch norm statistics; here all images share a pass.
 """
 
+from __future__ import annotations
+
 from collections.abc import Sequence
+from dataclasses import dataclass
 
-from torch import Tensor
-
-from distill.config import DistillConfig
-from distill.data.pictures import Batch
-from distill.methods.base import Needs, Output, Setup
+from distill.lazy import Tensor
+from distill.methods.base import Batch, Output, Setup, Student
+from distill.options import LabelsFrom, not_negative, share
 from distill.partners.progress import Progress
-from distill.partners.selftraining import TrustedGuess, label_needs
-from distill.student.model import Student
+from distill.partners.selftraining import TrustedGuess
+
+
+@dataclass(frozen=True, kw_only=True)
+class PseudoLabelConfig:
+    """Partner ``pseudo_label``: a confident weak view is trained on its own argmax (Lee 2013, as in USB [C])."""
+
+    weight: float = 1.0
+    """Weight of the term, reached at the end of the warm-up."""
+    threshold: float = 0.95
+    """Least probability of the guessed class."""
+    warmup: float = 0.4
+    """Share of all steps in which the weight rises from zero [C]."""
+    labels_from: LabelsFrom = "student"
+    """student: the weak view's own argmax. probe: the linear probe on the stored feature [I]."""
+
+    def __post_init__(self) -> None:
+        not_negative("pseudo_label", self, "weight")
+        share("pseudo_label", self, "threshold", "warmup")
 
 
 class PseudoLabel(TrustedGuess):
     """See the top of this file."""
 
-    def __init__(self, setup: Setup) -> None:
-        self.options = setup.config.pseudo_label
-        super().__init__(setup, weight=self.options.weight, labels_from=self.options.labels_from)
+    Options = PseudoLabelConfig
+    options: PseudoLabelConfig
+
+    def __init__(self, setup: Setup, options: PseudoLabelConfig) -> None:
+        super().__init__(setup, options)
         self.progress = Progress(setup)
         self.memory["calls"] = self.progress.count
 
     @classmethod
-    def needs(cls, config: DistillConfig) -> Needs:
-        """See ``label_needs``."""
-        return label_needs(config.pseudo_label.labels_from)
-
-    @classmethod
-    def strong_views(cls, config: DistillConfig) -> int:
+    def strong_views(cls, options: PseudoLabelConfig) -> int:
         """None."""
         return 0
 

@@ -2,45 +2,45 @@
 
 # L labelled images of a step, U unlabelled ones, K classes
 
+from __future__ import annotations
+
 from abc import abstractmethod
 from collections.abc import Sequence
+from typing import Any
 
-import torch
-from torch import Tensor
-
-from distill.config import DistillConfig
-from distill.data.pictures import Batch
+from distill.lazy import Tensor, torch
 from distill.losses import semisupervised as losses
-from distill.methods.base import Needs, Output, Setup
+from distill.methods.base import Batch, Needs, Output, Setup, Student
 from distill.methods.probe_logits import probe_layer
-from distill.options.semisupervised import LabelsFrom
+from distill.options import LabelsFrom
 from distill.partners.base import Partner
-from distill.student.model import Student
 
 
-def label_needs(labels_from: LabelsFrom) -> Needs:
-    """Unlabelled images, and their stored vectors if the probe guesses."""
-    return Needs(unlabelled=True, vector=labels_from == "probe")
+def _labels_from(options: Any) -> LabelsFrom:
+    return getattr(options, "labels_from", "student")
 
 
 class SelfTraining(Partner):
     """Base: guesses, a term made of them, and a record of how much of them is used.
 
-    Args:
-        setup: of the run.
-        weight: of the term.
-        labels_from: who guesses.
+    The options have a ``weight``; and ``labels_from`` if the linear probe may guess too.
     """
 
-    def __init__(self, setup: Setup, *, weight: float, labels_from: LabelsFrom = "student") -> None:
-        super().__init__(setup)
-        self.weight = weight
+    def __init__(self, setup: Setup, options: Any) -> None:
+        super().__init__(setup, options)
+        self.weight = options.weight
         self.num_classes = setup.samples.num_classes
-        self.probe = probe_layer(setup.probe, setup.device) if labels_from == "probe" else None
+        probe = setup.probe if _labels_from(options) == "probe" else None
+        self.probe = None if probe is None else probe_layer(probe, setup.device)
         self.memory["used"] = torch.zeros(2, device=setup.device)  # sum of shares, number of them
 
     @classmethod
-    def strong_views(cls, config: DistillConfig) -> int:
+    def needs(cls, options: Any) -> Needs:
+        """Unlabelled images, and their stored vectors if the probe guesses."""
+        return Needs(unlabelled=True, vector=_labels_from(options) == "probe")
+
+    @classmethod
+    def strong_views(cls, options: Any) -> int:
         """One."""
         return 1
 
@@ -48,7 +48,7 @@ class SelfTraining(Partner):
         """(U, K) float32 class probabilities of the unlabelled images, without gradient."""
         if self.probe is None:
             return losses.probabilities(weak.logits)
-        assert batch.teacher is not None  # label_needs
+        assert batch.teacher is not None  # needs
         return losses.probabilities(self.probe(batch.teacher[batch.num_labelled :]))
 
     def terms(self, logits_UK: Tensor, labels_U: Tensor, weight_U: Tensor) -> dict[str, Tensor]:

@@ -18,20 +18,42 @@ Adaptation begins after ``source_epochs`` epochs on the source alone. Where this
 
 # T target images of a step, N all target images, Q length of the queue, K classes
 
+from __future__ import annotations
+
 from collections.abc import Sequence
+from dataclasses import dataclass
 
-import torch
-from torch import Tensor
-from torch.nn import functional as F
-
-from distill.config import DistillConfig
-from distill.data.pictures import Batch
+from distill.lazy import F, Tensor, torch
 from distill.losses.adaptation import committee_entropy, frequent_classes
-from distill.methods.base import Output, Setup
+from distill.methods.base import Batch, Output, Setup, Student
+from distill.options import not_negative
 from distill.partners.base import Partner
 from distill.partners.places import Places
 from distill.partners.progress import Progress, check_source_epochs
-from distill.student.model import Student
+from featstore.sources.config import require
+
+
+@dataclass(frozen=True, kw_only=True)
+class SENTRYConfig:
+    """Partner ``sentry``: sharpen what strong views agree on, unlearn what they do not (Prabhu et al. 2021)."""
+
+    source_epochs: int = 10
+    """Epochs of training on the source alone before adaptation; the authors take 20 [C]."""
+    w_entropy: float = 1.0
+    """Weight of the two entropy terms [C]."""
+    w_frequency: float = 0.1
+    """Weight of the term that pushes away from frequently predicted classes [C]."""
+    committee: int = 3
+    """Strong views that vote [C]."""
+    queue: int = 256
+    """Latest predictions that the frequencies are taken from [C]."""
+
+    def __post_init__(self) -> None:
+        not_negative("sentry", self, "source_epochs", "w_entropy", "w_frequency")
+        for name in ("committee", "queue"):
+            value = getattr(self, name)
+            require(value > 0, f"--sentry.{name} {value} must be positive.")
+
 
 NONE = -1
 """An entry of the queue that is not filled yet."""
@@ -59,9 +81,11 @@ class SENTRY(Partner):
         ConfigError: no epoch is left for adaptation.
     """
 
-    def __init__(self, setup: Setup) -> None:
-        super().__init__(setup)
-        self.options = setup.config.sentry
+    Options = SENTRYConfig
+    options: SENTRYConfig
+
+    def __init__(self, setup: Setup, options: SENTRYConfig) -> None:
+        super().__init__(setup, options)
         check_source_epochs("sentry", self.options.source_epochs, setup)
         self.num_classes = setup.samples.num_classes
         self.places = Places(setup.split.unlabelled, setup.device)
@@ -73,9 +97,9 @@ class SENTRY(Partner):
         self.memory["queue_weight_Q"] = torch.zeros(queue, device=device)
 
     @classmethod
-    def strong_views(cls, config: DistillConfig) -> int:
+    def strong_views(cls, options: SENTRYConfig) -> int:
         """The committee."""
-        return config.sentry.committee
+        return options.committee
 
     def begin_epoch(self, epoch: int, student: Student) -> dict[str, float]:
         """Weigh the target images by what the student takes them for."""

@@ -18,20 +18,42 @@ Its own cross entropy takes the place of the method's "ce" throughout. Where thi
 
 # N all target images, T those of a step, C student width, K classes
 
+from __future__ import annotations
+
 from collections.abc import Sequence
+from dataclasses import dataclass
 
-import torch
-from torch import Tensor, nn
-from torch.nn import functional as F
-
-from distill.data.pictures import Batch
+from distill.lazy import F, Tensor, nn, torch
 from distill.losses.adaptation import information_maximisation
 from distill.losses.semisupervised import pseudo_label_ce
-from distill.methods.base import Output, Setup
+from distill.methods.base import Batch, Output, Setup, Student
+from distill.options import not_negative
 from distill.partners.base import Partner
 from distill.partners.places import Places
 from distill.partners.progress import Progress, check_source_epochs
-from distill.student.model import Student
+from featstore.sources.config import require
+
+
+@dataclass(frozen=True, kw_only=True)
+class SHOTConfig:
+    """Partner ``shot``: source training, then adaptation without source labels and with a frozen head
+    (Liang et al. 2020)."""
+
+    source_epochs: int = 10
+    """Epochs of training on the source before adaptation; the authors take 20, and 15 for the target [C]."""
+    label_smoothing: float = 0.1
+    """Of the cross entropy on the source [C]."""
+    w_information: float = 1.0
+    """Weight of the information maximisation: mean entropy minus entropy of the mean [C]."""
+    w_pseudo: float = 0.3
+    """Weight of the cross entropy to the pseudo-labels of the epoch [C]."""
+
+    def __post_init__(self) -> None:
+        not_negative("shot", self, "source_epochs", "w_information", "w_pseudo")
+        require(
+            0 <= self.label_smoothing < 1,
+            f"--shot.label_smoothing {self.label_smoothing} must be at least 0 and below 1.",
+        )
 
 
 def cosine_pseudo_labels(features_NC: Tensor, logits_NK: Tensor) -> Tensor:
@@ -64,9 +86,11 @@ class SHOT(Partner):
         ConfigError: no epoch is left for adaptation.
     """
 
-    def __init__(self, setup: Setup) -> None:
-        super().__init__(setup)
-        self.options = setup.config.shot
+    Options = SHOTConfig
+    options: SHOTConfig
+
+    def __init__(self, setup: Setup, options: SHOTConfig) -> None:
+        super().__init__(setup, options)
         check_source_epochs("shot", self.options.source_epochs, setup)
         self.places = Places(setup.split.unlabelled, setup.device)
         self.progress = Progress(setup)

@@ -14,43 +14,67 @@ and the instance term is zero [C].
 
 # L labelled images of a step, U unlabelled ones, N all labelled images, E width of the embedding, K classes
 
+from __future__ import annotations
+
 from collections.abc import Sequence
+from dataclasses import dataclass
 
-import torch
-from torch import Tensor, nn
-from torch.nn import functional as F
-
-from distill.data.pictures import Batch
+from distill.lazy import F, Tensor, torch
 from distill.losses.semisupervised import aggregate, align, soft_label_ce, unfold
-from distill.methods.base import Output, Setup, Side
+from distill.methods.base import Batch, Output, Setup, Side, Student
+from distill.options import momentum, not_negative, share
 from distill.partners.places import Places, last_of_each
 from distill.partners.progress import Progress
 from distill.partners.selftraining import SelfTraining
-from distill.student.model import Student
+from featstore.sources.config import require
+
+
+@dataclass(frozen=True, kw_only=True)
+class SimMatchConfig:
+    """Partner ``simmatch``: classes and similarities to labelled images must agree (Zheng et al. 2022).
+
+    ImageNet with 1 % labels, by the authors: threshold 0.7, weight 10, w_instance 5 [C].
+    """
+
+    weight: float = 1.0
+    """Weight of the cross entropy on guessed class probabilities (lambda_u)."""
+    w_instance: float = 1.0
+    """Weight of the cross entropy between similarities (lambda_in) [C]."""
+    threshold: float = 0.95
+    """Least probability of the guessed class."""
+    temperature: float = 0.1
+    """Of the similarities, on both sides."""
+    smoothing: float = 0.9
+    """Share of the student's own class probabilities; the rest comes from similar labelled images."""
+    bank_momentum: float = 0.7
+    """Share of the old embedding when a labelled image is seen again [C]."""
+    queue: int = 32
+    """Batches over whose mean prediction the guesses are aligned."""
+    width: int = 128
+    """Of the embedding."""
+
+    def __post_init__(self) -> None:
+        not_negative("simmatch", self, "weight", "w_instance")
+        share("simmatch", self, "threshold", "smoothing")
+        momentum("simmatch", self, "bank_momentum")
+        for name in ("temperature", "queue", "width"):
+            value = getattr(self, name)
+            require(value > 0, f"--simmatch.{name} {value} must be positive.")
+
 
 SIDE = "simmatch"
-
-
-class Embedding(nn.Module):
-    """(B, student width) -> (B, E) float32 of length one."""
-
-    def __init__(self, from_width: int, to_width: int) -> None:
-        super().__init__()
-        self.layers = nn.Sequential(
-            nn.Linear(from_width, from_width), nn.ReLU(), nn.Linear(from_width, to_width)
-        )
-
-    def forward(self, feature_BC: Tensor) -> Tensor:
-        """See the class."""
-        return F.normalize(self.layers(feature_BC).float(), dim=1)
 
 
 class SimMatch(SelfTraining):
     """See the top of this file."""
 
-    def __init__(self, setup: Setup) -> None:
-        self.options = setup.config.simmatch
-        super().__init__(setup, weight=self.options.weight)
+    Options = SimMatchConfig
+    options: SimMatchConfig
+
+    def __init__(self, setup: Setup, options: SimMatchConfig) -> None:
+        super().__init__(setup, options)
+        from distill.partners.modules import Embedding
+
         device, width = setup.device, self.options.width
         self.embedding = Embedding(setup.student_width, width)
         self.places = Places(setup.split.labelled, device)

@@ -10,23 +10,46 @@ include the batch at hand.
 
 # U unlabelled images of a step, K classes
 
-import torch
-from torch import Tensor
+from __future__ import annotations
 
-from distill.config import DistillConfig
-from distill.data.pictures import Batch
+from dataclasses import dataclass
+
+from distill.lazy import Tensor, torch
 from distill.losses.semisupervised import align, softmatch_weight
-from distill.methods.base import Needs, Setup
+from distill.methods.base import Batch, Setup
+from distill.options import LabelsFrom, momentum, not_negative
 from distill.partners.progress import Progress
-from distill.partners.selftraining import TrustedGuess, follow, label_needs
+from distill.partners.selftraining import TrustedGuess, follow
+from featstore.sources.config import require
+
+
+@dataclass(frozen=True, kw_only=True)
+class SoftMatchConfig:
+    """Partner ``softmatch``: no threshold but a weight that falls off like a Gaussian (Chen et al. 2023)."""
+
+    weight: float = 1.0
+    """Weight of the term."""
+    n_sigma: float = 2.0
+    """The Gaussian's deviation is that of the confidences divided by this [C]."""
+    momentum: float = 0.999
+    """Of the moving means, per step [C]; 0.99 suits runs of a few hundred steps better [I]."""
+    labels_from: LabelsFrom = "student"
+    """student: guess on the weak view. probe: the linear probe on the stored feature [I]."""
+
+    def __post_init__(self) -> None:
+        not_negative("softmatch", self, "weight")
+        momentum("softmatch", self, "momentum")
+        require(self.n_sigma > 0, f"--softmatch.n_sigma {self.n_sigma} must be positive.")
 
 
 class SoftMatch(TrustedGuess):
     """See the top of this file."""
 
-    def __init__(self, setup: Setup) -> None:
-        self.options = setup.config.softmatch
-        super().__init__(setup, weight=self.options.weight, labels_from=self.options.labels_from)
+    Options = SoftMatchConfig
+    options: SoftMatchConfig
+
+    def __init__(self, setup: Setup, options: SoftMatchConfig) -> None:
+        super().__init__(setup, options)
         uniform = torch.full((self.num_classes,), 1 / self.num_classes, device=setup.device)
         self.uniform_K = uniform
         self.memory["mean"] = uniform[0].clone()
@@ -34,11 +57,6 @@ class SoftMatch(TrustedGuess):
         self.memory["mean_K"] = uniform.clone()
         self.progress = Progress(setup)
         self.memory["calls"] = self.progress.count
-
-    @classmethod
-    def needs(cls, config: DistillConfig) -> Needs:
-        """See ``label_needs``."""
-        return label_needs(config.softmatch.labels_from)
 
     def trust(self, probability_UK: Tensor, batch: Batch) -> Tensor:
         """The truncated Gaussian of the aligned confidence."""

@@ -27,9 +27,11 @@ from distill.evaluation.evaluate import Evaluation, evaluate, run_student
 from distill.measures import score
 from distill.measures.feature_similarity import top1
 from distill.measures.linear_probe import LinearProbe
-from distill.methods import METHODS, Method, Output, Setup, Trainee
+from distill.methods import METHODS, Method, Output, Setup
 from distill.methods.base import Needs, Part, Side
+from distill.methods.trainee import Trainee
 from distill.partners import PARTNERS, Partner
+from distill.register import options_of, resolved
 from distill.student.model import Student, build_student
 from distill.training import checkpoint, run_folder
 from distill.training.optim import (
@@ -188,18 +190,22 @@ class Loop:
         self.part: Split = data.split(seed, measured=config.eval.part)
         self.picker = data.picker(seed)
         partner = PARTNERS.get(config.partner)
-        self.needs: Needs = METHODS[method].needs(config)
+        self.strong = 0
+        self.needs: Needs = METHODS[method].needs(options_of(config, method))
         if partner is not None:
-            self.needs |= partner.needs(config)
-        self.strong = partner.strong_views(config) if partner is not None else 0
+            partner_options = options_of(config, config.partner)
+            self.needs |= partner.needs(partner_options)
+            self.strong = partner.strong_views(partner_options)
         self.plan = self._plan()
         self.cache = data.cache(config.data.cache_mb)
         # The student comes first after seeding, so that all methods start from the same weights.
         set_seed(seed)
         self.student: Student = self._build_student()
         setup = self._setup()
-        self.method: Method = METHODS[method](setup)
-        self.partner: Partner | None = None if partner is None else partner(setup)
+        self.method: Method = METHODS[method](setup, options_of(config, method))
+        self.partner: Partner | None = None
+        if partner is not None:
+            self.partner = partner(setup, partner_options)
         self.trainee = Trainee(self.student, self._sides())
         self.trainee.to(memory_format=torch.channels_last)  # as the pictures are
         self.optimiser, self.scheduler = make_optimiser(
@@ -289,10 +295,9 @@ class Loop:
             self._restore(saved)
         main = self.accelerator.is_main_process
         if main:
-            values = dataclasses.asdict(self.config) | {
-                "methods": [self.method_name],
-                "seeds": [self.seed],
-            }
+            values = resolved(
+                dataclasses.replace(self.config, methods=[self.method_name], seeds=[self.seed])
+            )
             write_bytes(
                 self.folder / "config.yaml", yaml.safe_dump(values, sort_keys=False).encode()
             )

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from distill.config import DistillConfig
+from distill.register import has_options, options_of
 from distill.training.run_record import RECORD, read_record
 from featstore.errors import ConfigError, StoreBusy
 from featstore.files.atomic import refused, write_bytes
@@ -60,8 +61,8 @@ def contract(
     values = dataclasses.asdict(config)
     parts = {name: values[name] for name in ("field", "source", "data", "student", "train", "eval")}
     for name in (method, config.partner):
-        if name in values:
-            parts[name] = values[name]
+        if has_options(name):
+            parts[name] = dataclasses.asdict(options_of(config, name))
     for section, names in FREE.items():
         parts[section] = {key: value for key, value in parts[section].items() if key not in names}
     parts |= {"method": method, "partner": config.partner, "seed": seed}

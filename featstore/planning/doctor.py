@@ -39,7 +39,7 @@ NEEDED = (
     "pillow",
 )
 """Packages without which no store is read."""
-FOR_TEACHERS = ("torch", "torchvision", "timm", "open_clip_torch", "accelerate", "jsonargparse")
+FOR_TEACHERS = ("torch", "torchvision", "timm", "open_clip_torch", "accelerate")
 """Packages without which no store is made, and no student trained."""
 OPTIONAL = ("webdataset", "datasets", "huggingface_hub", "onnx", "onnxruntime", "wandb", "mlflow")
 

@@ -10,7 +10,9 @@ from distill.data import joined
 from distill.data.pictures import Batch
 from distill.data.schedule import Indices, ViewPicker
 from distill.losses import IGNORE
-from distill.methods import METHODS, Method, Output, Setup, Trainee
+from distill.methods import METHODS, Method, Output, Setup
+from distill.methods.trainee import Trainee
+from distill.register import options_of
 from distill.student.model import Student, build_student, evaluating
 from featstore import FeatureStore
 from featstore.sources import open_source
@@ -59,10 +61,10 @@ class Bench:
 
     def __init__(self, config: DistillConfig, method: str, *, seed: int = 0) -> None:
         torch.manual_seed(seed)
-        self.setup = make_setup(config, grid=METHODS[method].needs(config).grid)
+        self.setup = make_setup(config, grid=METHODS[method].needs(options_of(config, method)).grid)
         grid = self.setup.grid
         self.student = self.setup.student
-        self.method: Method = METHODS[method](self.setup)
+        self.method: Method = METHODS[method](self.setup, options_of(config, method))
         self.trainee = Trainee(self.student, self.method.student_sides())
         self.batch = Batch(
             images=torch.randn(5, 3, 32, 32),

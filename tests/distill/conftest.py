@@ -14,8 +14,9 @@ from distill.config import (
     StudentConfig,
     TrainConfig,
 )
-from distill.options.customkd import CustomKDConfig
-from distill.options.features import FitNetConfig
+from distill.methods.customkd import CustomKDConfig
+from distill.methods.fitnet import FitNetConfig
+from distill.register import options_of
 from featstore import FeatureStore
 from featstore.sources import open_source
 from featstore.sources.config import SourceConfig
@@ -59,15 +60,17 @@ def make_config(images: Path, store: FeatureStore, tmp_path: Path) -> MakeConfig
         methods=["customkd"],
         seeds=[0],
         # The plain form: weights of one, nothing normalised.
-        customkd=CustomKDConfig(
-            w_general=1.0,
-            w_specific=1.0,
-            w_logits=0.0,
-            norm="none",
-            match_norm="none",
-            stage1_batch=8,
-        ),
-        fitnet=FitNetConfig(weight=1.0, norm="none"),
+        options={
+            "customkd": CustomKDConfig(
+                w_general=1.0,
+                w_specific=1.0,
+                w_logits=0.0,
+                norm="none",
+                match_norm="none",
+                stage1_batch=8,
+            ),
+            "fitnet": FitNetConfig(weight=1.0, norm="none"),
+        },
         train=TrainConfig(
             epochs=2, warmup_epochs=0, labelled_batch=4, unlabelled_batch=8, workers=0, log_every=1
         ),
@@ -80,7 +83,10 @@ def make_config(images: Path, store: FeatureStore, tmp_path: Path) -> MakeConfig
         config = base
         for key, value in changes.items():
             section, _, name = key.partition("__")
-            if name:
+            if name and not hasattr(config, section):
+                options = dataclasses.replace(options_of(config, section), **{name: value})
+                section, value = "options", {**config.options, section: options}
+            elif name:
                 value = dataclasses.replace(getattr(config, section), **{name: value})
             config = dataclasses.replace(config, **{section: value})
         return config

@@ -1,6 +1,5 @@
 """A tiny student, and partners with batches as the loop makes them, shared by the tests of the partners."""
 
-import dataclasses
 from collections.abc import Callable
 from types import SimpleNamespace
 from typing import Any, cast
@@ -14,7 +13,8 @@ from distill.data.pictures import Batch
 from distill.data.samples import Split
 from distill.losses import IGNORE
 from distill.measures.linear_probe import LinearProbe
-from distill.methods.base import Output, Setup, Trainee
+from distill.methods.base import Output, Setup
+from distill.methods.trainee import Trainee
 from distill.partners import PARTNERS
 from distill.student.model import Student, StudentOutput
 
@@ -56,11 +56,11 @@ class Bench:
         if name in ("sentry", "shot"):
             options = {"source_epochs": 1, **options}
         config = DistillConfig(
-            partner=name,  # type: ignore[arg-type]
+            partner=name,
             train=TrainConfig(epochs=3, warmup_epochs=0),
+            options={name: PARTNERS[name].Options(**options)},
         )
-        section = dataclasses.replace(getattr(config, name), **options)
-        self.config = dataclasses.replace(config, **{name: section})
+        self.config, self.options = config, config.options[name]
         self.student = TinyStudent()
         generator = np.random.default_rng(0)
         self.setup = cast(
@@ -82,7 +82,7 @@ class Bench:
                 labels_of=lambda indices: torch.from_numpy(LABELS[indices]),
             ),
         )
-        self.partner = PARTNERS[name](self.setup)
+        self.partner = PARTNERS[name](self.setup, self.options)
         self.trainee = Trainee(cast(Student, self.student), self.partner.student_sides())
 
     @torch.no_grad()
@@ -94,7 +94,7 @@ class Bench:
         indices = torch.from_numpy(np.concatenate([labelled, unlabelled]))
         labels = torch.from_numpy(LABELS)[indices]
         labels[len(labelled) :] = IGNORE
-        copies = PARTNERS[self.config.partner].strong_views(self.config)
+        copies = PARTNERS[self.config.partner].strong_views(self.options)
         strong = [PICTURES[unlabelled] + 0.3 * (copy + 1) for copy in range(copies)]
         return Batch(
             images=torch.cat([PICTURES[indices], *strong]),

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import yaml
 
+from distill import register
 from distill.config import DistillConfig, EvaluateConfig
 from distill.training.run import run as main
 from featstore.cli.recipe import parse
@@ -24,7 +25,8 @@ ROOT = Path(__file__).resolve().parents[2]
 
 
 def write_recipe(path: Path, config: Any) -> Path:
-    path.write_text(yaml.safe_dump(dataclasses.asdict(config)))
+    values = config.plain() if hasattr(config, "plain") else dataclasses.asdict(config)
+    path.write_text(yaml.safe_dump(values))
     return path
 
 
@@ -34,7 +36,9 @@ def launch(*arguments: str) -> "subprocess.CompletedProcess[str]":
 
 def test_both_default_recipes_parse() -> None:
     """Every key is known, and flags after the recipe win."""
-    config = parse(DistillConfig, default_recipe=DEFAULT_RECIPE, argv=["--seeds", "[7]"])
+    config = parse(
+        DistillConfig, extend=register.kinds, default_recipe=DEFAULT_RECIPE, argv=["--seeds", "[7]"]
+    )
     assert config.seeds == [7]
     assert config.source.kind == "digits"
     assert parse(EvaluateConfig, default_recipe=EVALUATE_RECIPE, argv=[]).store == config.store

@@ -7,11 +7,11 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from distill.options.augment import AugmentConfig, PhotometricConfig
 from PIL import Image, ImageEnhance
 from torch.utils.data import DataLoader, Dataset
 
 from distill.data.augment import GRAY, OPERATIONS, _operations, photometric, strongly, weakly
-from distill.options.augment import AugmentConfig, PhotometricConfig
 from featstore.errors import ConfigError
 
 PICTURE = np.random.default_rng(0).integers(0, 256, (24, 20, 3), dtype=np.uint8)

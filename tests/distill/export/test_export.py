@@ -28,6 +28,7 @@ from distill.export.config import CalibrationConfig, ExportConfig, FinetuneConfi
 from distill.export.edge import refuse_other_folder, staged
 from distill.export.parity import answers, compare, torch_runner
 from distill.export.preprocessing import InputSpec, Normalised
+from distill.register import config_of
 from distill.student.model import build_student
 from distill.training.saved_student import describe, store_fingerprints
 from featstore import FeatureStore
@@ -346,10 +347,10 @@ def test_all_teachers_are_described(make_config: MakeConfig, images: Path, tmp_p
 def test_settings_of_a_run_are_read_back() -> None:
     """Of plain values as YAML gives them, nested ones and lists of them too."""
     config = DistillConfig(teachers=[TeacherConfig(store="x", weight=0.5)], seeds=[3])
-    values = json.loads(json.dumps(dataclasses.asdict(config)))
-    assert finished.from_plain(DistillConfig, values) == config
-    with pytest.raises(TypeError, match="later"):
-        finished.from_plain(DistillConfig, {"later": 1})
+    values = json.loads(json.dumps(config.plain()))
+    assert config_of(values) == config
+    with pytest.raises(ConfigError, match="later"):
+        config_of({"later": 1})
 
 
 def test_folders_that_are_no_finished_run(tmp_path: Path) -> None:

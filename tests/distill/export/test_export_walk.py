@@ -14,6 +14,7 @@ import timm
 import torch
 from PIL import Image
 
+from distill import register
 from distill.config import DistillConfig
 from distill.export import onnx_model, preprocessing, program
 from distill.export.config import ExportConfig
@@ -43,7 +44,11 @@ def run_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     student = ["--student.name", "test_efficientnet", "--trackers", "[]", "--report", "false"]
     out = ["--out", str(folder / "out"), "--source.include", DIGITS]
     argv = ["--store", store[1], *out, *few, *student]
-    distill.run(parse(DistillConfig, default_recipe=distill.DEFAULT_RECIPE, argv=argv))
+    distill.run(
+        parse(
+            DistillConfig, extend=register.kinds, default_recipe=distill.DEFAULT_RECIPE, argv=argv
+        )
+    )
     return folder / "out" / "fitnet" / "seed0"
 
 

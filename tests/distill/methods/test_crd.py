@@ -135,7 +135,9 @@ def test_crd_banks_are_equal_on_both_processes(make_config: MakeConfig, tmp_path
             "gloo", init_method=f"file://{tmp_path / 'meet'}", rank=rank, world_size=2
         )
         bench = Bench(config, "crd")
-        method = CRD(dataclasses.replace(bench.setup, processes=2, gather=gathered))
+        method = CRD(
+            dataclasses.replace(bench.setup, processes=2, gather=gathered), bench.method.options
+        )
         torch.manual_seed(rank)
         training = torch.from_numpy(bench.setup.training)
         for step in range(3):

@@ -16,8 +16,8 @@ from distill.losses import contrast as contrasts
 from distill.losses import features as maps
 from distill.methods import METHODS
 from distill.methods.base import ADAPTER
-from distill.methods.fitnet import MapProjection
-from distill.methods.norm import NORM, ManyToOne
+from distill.methods.modules import ManyToOne, MapProjection
+from distill.methods.norm import NORM
 from distill.methods.queue_kl import QueueKL
 from distill.methods.specmatch import SpecMatch
 from distill.student.model import evaluating
@@ -93,9 +93,10 @@ def test_every_norm_is_taken(make_config: MakeConfig, method: str) -> None:
 
 def test_what_is_needed() -> None:
     """Vectors for most, grids where maps are compared, neither for the controls."""
-    from distill.config import DistillConfig
 
-    needs = {name: METHODS[name].needs(DistillConfig()) for name in (*FEATURE_METHODS, "labels")}
+    needs = {
+        name: METHODS[name].needs(METHODS[name].Options()) for name in (*FEATURE_METHODS, "labels")
+    }
     assert {name for name, need in needs.items() if need.grid} == {"fitnet_grid", "at"}
     assert {name for name, need in needs.items() if not need.vector} == {
         "fitnet_grid", "at", "tffd", "labels",
@@ -240,12 +241,13 @@ def test_norm_needs_a_head_to_merge_into(make_config: MakeConfig) -> None:
     setup = make_setup(make_config())
     setup.student.classifier.bias = None  # type: ignore[assignment]
     with pytest.raises(ConfigError, match=r"--methods norm.*test_convnext.*bias=False"):
-        NORM(setup)
+        NORM(setup, NORM.Options())
     with pytest.raises(ConfigError, match=r"--student.feature prelogits"):
         NORM(
             make_setup(
                 make_config(student__name="mobilenetv3_small_050", student__feature="pooled")
-            )
+            ),
+            NORM.Options(),
         )
 
 
@@ -282,7 +284,7 @@ def test_a_queue_larger_than_the_store_holds_every_training_image(make_config: M
     side = bench.output().projected["queue"]
     expected = 3 * contrasts.queue_kl(side, bench.teacher, method.queue_QD, temperature=0.2)
     torch.testing.assert_close(bench.terms()["queue"], expected)
-    fresh = METHODS["queue_kl"](bench.setup)
+    fresh = METHODS["queue_kl"](bench.setup, bench.method.options)
     fresh.load_state(fresh.state())  # before the first epoch there is nothing to draw
 
 
@@ -307,7 +309,7 @@ def test_the_basis_is_that_of_the_stored_features(make_config: MakeConfig) -> No
     variance = covariance.diagonal()
     assert (covariance - variance.diag()).abs().max() < 1e-4 * variance.max()
     assert (variance.diff() <= 1e-6 * variance.max()).all()
-    again = SpecMatch(setup)
+    again = SpecMatch(setup, method.options)
     assert torch.equal(again.basis.axes_DD, axes)
     largest = axes.gather(0, axes.abs().argmax(0, keepdim=True))
     assert (largest > 0).all()

@@ -13,7 +13,7 @@ from torch import Tensor
 from distill.data.pictures import Batch
 from distill.losses import IGNORE
 from distill.methods import METHODS, Output
-from distill.methods.ofa import Exits
+from distill.methods.modules import Exits
 from distill.methods.simkd import SimKD
 from distill.student.model import evaluating
 from featstore.errors import ConfigError
@@ -176,7 +176,7 @@ def test_ofa_needs_a_student_with_stages(
     bench = bench_of(make_config, "kd")
     bench.student.stage_channels = ()
     with pytest.raises(ConfigError, match=r"--ofa.stages false"):
-        METHODS["ofa"](bench.setup)
+        METHODS["ofa"](bench.setup, METHODS["ofa"].Options())
 
 
 def test_exits_come_down_to_one_place() -> None:
@@ -237,7 +237,7 @@ def test_simkd_refuses_what_it_cannot_fold(make_config: MakeConfig) -> None:
     bench = Bench(make_config(), "kd")
     bench.student.classifier.bias = None
     with pytest.raises(ConfigError):
-        SimKD(bench.setup)
+        SimKD(bench.setup, SimKD.Options())
     with pytest.raises(ConfigError, match="finetune_epochs"):
         Bench(make_config(train__finetune_epochs=1), "simkd")
 

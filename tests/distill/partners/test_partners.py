@@ -12,8 +12,6 @@ import torch
 import torch.distributed
 from torch import Tensor
 
-from distill.config import DistillConfig
-from distill.options import PartnerOptions
 from distill.partners import PARTNERS
 from distill.partners.places import Places, last_of_each
 from distill.student.model import Student
@@ -26,15 +24,10 @@ from tests.distill.partner_bench import (
 from tests.featstore.processes import fork, wait
 
 
-def test_every_partner_has_options_and_a_name() -> None:
-    """The keys of the table are the fields of the options."""
-    assert set(PARTNERS) == {field.name for field in dataclasses.fields(PartnerOptions)}
-
-
 @pytest.mark.parametrize("name", PARTNERS)
 def test_no_number_may_be_negative(name: str) -> None:
     """The error names the setting as it is spelled on the command line."""
-    section = getattr(DistillConfig(), name)
+    section = PARTNERS[name].Options()
     for field in dataclasses.fields(section):
         if not isinstance(getattr(section, field.name), str):
             with pytest.raises(ConfigError, match=rf"--{name}\.{field.name} -1"):
@@ -43,7 +36,7 @@ def test_no_number_may_be_negative(name: str) -> None:
 
 def easy(name: str) -> dict[str, float]:
     """Options with which the tiny student's guesses are trusted."""
-    return {"threshold": 0.3} if hasattr(getattr(DistillConfig(), name), "threshold") else {}
+    return {"threshold": 0.3} if hasattr(PARTNERS[name].Options(), "threshold") else {}
 
 
 @pytest.mark.parametrize("name", PARTNERS)

@@ -55,8 +55,8 @@ def test_fixmatch_trains_the_strong_view_on_the_weak_ones_guess() -> None:
 def test_labels_from_the_probe(name: str) -> None:
     """The guess is the probe's on the stored vector, which the partner then asks for."""
     bench = Bench(name, labels_from="probe")
-    assert PARTNERS[name].needs(bench.config).vector
-    assert not PARTNERS[name].needs(Bench(name).config).vector
+    assert PARTNERS[name].needs(bench.options).vector
+    assert not PARTNERS[name].needs(Bench(name).options).vector
     assert isinstance(bench.partner, SelfTraining)
     guess = bench.partner.guess(cast(Output, None), bench.batch())
     stored = PICTURES[UNLABELLED[:4], :STORED].numpy()

@@ -109,9 +109,10 @@ from distill.training import loop as train
 from distill.data import joined
 from featstore import FeatureStore
 from featstore.sources import open_source
-from jsonargparse import auto_cli
 from distill.config import DistillConfig
-config = auto_cli(DistillConfig, args=["--config", sys.argv[1]])
+from distill import register
+from featstore.cli.recipe import parse
+config = parse(DistillConfig, default_recipe=Path(sys.argv[1]), argv=[], extend=register.kinds)
 data = joined.prepare(open_source(config.source), FeatureStore.open(config.store), config.data, config.field)
 probe = data.fit_probe(data.split(0), most=1000, seed=0)
 kill = lambda step: os.kill(os.getpid(), signal.SIGKILL) if step == 5 else None
@@ -125,7 +126,7 @@ def test_kill_9_then_the_same_command(make_config: MakeConfig, tmp_path: Path) -
     straight, killed = full(make_config), elsewhere(full(make_config))
     start(straight)
     recipe = tmp_path / "recipe.yaml"
-    recipe.write_text(yaml.safe_dump(dataclasses.asdict(killed)))
+    recipe.write_text(yaml.safe_dump(killed.plain()))
     # Sums depend on the number of threads in the last bit.
     environment = os.environ | {"OMP_NUM_THREADS": str(torch.get_num_threads())}
     script = KILLED.format(root=str(ROOT))

@@ -1,0 +1,132 @@
+"""The methods and partners by name, with their options; and methods of the user's own."""
+
+import dataclasses
+import difflib
+import importlib.util
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+from distill.config import DistillConfig
+from distill.methods import METHODS
+from distill.methods.base import Method, Part
+from distill.options import NoOptions
+from distill.partners import PARTNERS
+from featstore.cli.schema import Kinds, Schema, build, did_you_mean
+from featstore.errors import ConfigError
+
+NO_PARTNER = "none"
+
+
+def register_method(name: str, method: type[Method]) -> None:
+    """Make a method of your own usable by name: ``--methods NAME`` and ``--NAME.option VALUE``.
+
+    Call it in a Python file that is named by ``--plugins FILE`` (or ``plugins:`` in a recipe), or before
+    ``distill.run``.
+
+    Args:
+        name: As it is written on the command line and in recipes; also the name of its options' section.
+        method: A subclass of ``distill.Method``; its ``Options`` is a frozen dataclass whose fields have defaults.
+
+    Raises:
+        ConfigError: The name is taken by another method, a partner or a setting, or is no Python name.
+    """
+    known = METHODS.get(name)
+    if known is not None and (known.__module__, known.__qualname__) == (
+        method.__module__,
+        method.__qualname__,
+    ):
+        METHODS[name] = method  # the same file was read again
+        return
+    if (
+        known is not None
+        or name in PARTNERS
+        or name in {item.name for item in dataclasses.fields(DistillConfig)}
+    ):
+        raise ConfigError(f"register_method({name!r}): this name is taken. Choose another.")
+    if not name.isidentifier():
+        raise ConfigError(f"register_method({name!r}): expected letters, digits and _.")
+    METHODS[name] = method
+
+
+def load_plugins(paths: Sequence[str]) -> None:
+    """Run Python files that register methods; each once.
+
+    Raises:
+        ConfigError: A file is missing or cannot be run.
+    """
+    for text in paths:
+        path = Path(text).absolute()
+        name = f"distill_plugin_{path.stem}"
+        loaded = sys.modules.get(name)
+        if loaded is not None and getattr(loaded, "__file__", None) == str(path):
+            continue
+        spec = importlib.util.spec_from_file_location(name, path)
+        if spec is None or spec.loader is None or not path.is_file():
+            raise ConfigError(f"--plugins {path}: no such Python file.")
+        module = importlib.util.module_from_spec(spec)
+        sys.modules[name] = module  # so that its classes can be found by name in worker processes
+        try:
+            spec.loader.exec_module(module)
+        except ConfigError:
+            raise
+        except Exception as error:
+            del sys.modules[name]
+            raise ConfigError(f"--plugins {path}: {type(error).__name__}: {error}") from error
+
+
+def part_of(name: str) -> type[Part]:
+    """The method or partner of a name.
+
+    Raises:
+        ConfigError: There is none; names the nearest.
+    """
+    parts: Mapping[str, type[Part]] = {**METHODS, **PARTNERS}
+    if name not in parts:
+        close = did_you_mean(difflib.get_close_matches(name, parts, n=2))
+        raise ConfigError(
+            f"{name}: there is no such method or partner. {close or ', '.join(parts)}"
+        )
+    return parts[name]
+
+
+def options_of(config: DistillConfig, name: str) -> Any:
+    """The options of a method or partner in a run; its defaults where none are given."""
+    return config.options.get(name) or part_of(name).Options()
+
+
+def resolved(config: DistillConfig) -> dict[str, Any]:
+    """All settings as a recipe holds them, with the defaults of the methods and the partner in use."""
+    names = [name for name in (*config.methods, config.partner) if has_options(name)]
+    return config.plain() | {name: dataclasses.asdict(options_of(config, name)) for name in names}
+
+
+def has_options(name: str) -> bool:
+    """Whether a method or partner has any option."""
+    return name != NO_PARTNER and part_of(name).Options is not NoOptions
+
+
+def kinds(plugins: Sequence[str] = ()) -> Kinds:
+    """What the registered methods and partners add to the settings of ``DistillConfig``; see ``Schema``."""
+    load_plugins(plugins)
+    sections = {
+        name: part.Options for name, part in {**METHODS, **PARTNERS}.items() if has_options(name)
+    }
+    methods: Any = tuple(METHODS)
+    partners: Any = (NO_PARTNER, *PARTNERS)
+    return {**sections, "methods": list[Literal[methods]], "partner": Literal[partners]}  # type: ignore[valid-type]
+
+
+def schema(plugins: Sequence[str] = ()) -> Schema[DistillConfig]:
+    """All settings of phase two."""
+    return Schema(DistillConfig, kinds(plugins))
+
+
+def config_of(values: Mapping[str, Any]) -> DistillConfig:
+    """Settings from plain nested values, as a recipe or a run's config.yaml holds them.
+
+    Raises:
+        ConfigError: An unknown name, a value of the wrong type or out of range.
+    """
+    return build(DistillConfig, values, kinds(values.get("plugins") or ()))
