@@ -106,7 +106,151 @@ class Schema(Generic[Config]):
             did_you_mean([f"--{item}" for item in dict.fromkeys(close)]) or "--help all lists all."
         )
 
-    def build(
+    def build(self, settings: Settings) -> Config:
+        """Make the config; what is not given keeps its default.
+
+        Raises:
+            ConfigError: A value of the wrong type or out of range; names the setting, and file and line if it has any.
+        """
+        settings = _entries_joined(settings, self.leaves)
+        try:
+            values = self._values(self.config_class, "", settings)
+            if self.extra:
+                values[OPTIONS] = {
+                    name: kind(**self._values(kind, f"{name}.", settings))
+                    for name, kind in self.extra.items()
+                    if any(given.startswith(f"{name}.") for given in settings)
+                }
+            return self.config_class(**values)
+        except ConfigError as error:
+            where = _place_of(str(error), settings)
+            raise ConfigError(f"{where}{error}") from None
+
+    def _values(self, config_class: Any, prefix: str, settings: Settings) -> dict[str, Any]:
+        values = {}
+        for name, kind in _fields(config_class).items():
+            full = prefix + name
+            if full in self.sections:
+                values[name] = kind(**self._values(kind, f"{full}.", settings))
+            elif full in settings:
+                values[name] = convert(settings[full], self.leaves[full], full)
+        return values
+
+
+def _fields(config_class: Any) -> dict[str, Any]:
+    kinds = get_type_hints(config_class)
+    return {item.name: kinds[item.name] for item in dataclasses.fields(config_class)}
+
+
+def _entries_joined(settings: Settings, leaves: Mapping[str, Any]) -> Settings:
+    """Put single entries of a dictionary ("student.model_args.drop_rate") into it."""
+    joined = dict(settings)
+    for name, node in settings.items():
+        if name not in leaves:
+            parent, _, key = name.rpartition(".")
+            del joined[name]
+            before = joined[parent].mapping(parent) if parent in joined else {}
+            joined[parent] = Node({**before, key: node}, node.where)
+    return joined
+
+
+def _place_of(message: str, settings: Settings) -> str:
+    """File and line of the setting that a message on a value names."""
+    for name, node in settings.items():
+        if message.startswith((f"--{name} ", f"--{name}:")) and not node.where.startswith("--"):
+            return f"{node.where}: " if node.where else ""
+    return ""
+
+
+def convert(node: Node, kind: Any, key: str) -> Any:
+    """The value of one setting as its type.
+
+    Args:
+        node: As it was given. Numbers may be text (as 1e-3 is in YAML); one value stands for a list of one.
+        kind: bool, int, float, str, Any, a Literal, a list of these or of dataclasses, or a dictionary.
+        key: Dotted name, for messages.
+
+    Raises:
+        ConfigError: It is of another type.
+    """
+    origin, value = get_origin(kind), node.value
+    if choices := choices_of(kind):
+        return _choose(node, choices, key)
+    if origin is list:
+        (item_kind,) = get_args(kind)
+        if value is None:
+            return []
+        items = value if isinstance(value, list) else [node]
+        return [convert(item, item_kind, key) for item in items]
+    if origin is dict:
+        return (
+            {}
+            if value is None
+            else {name: item.plain() for name, item in node.mapping(key).items()}
+        )
+    if dataclasses.is_dataclass(kind):
+        if isinstance(value, kind):  # type: ignore[arg-type]
+            return value
+        inner: Schema[Any] = Schema(kind)  # type: ignore[arg-type]
+        return inner.build(inner.flatten(node.mapping(key)))
+    if kind is Any:
+        return node.plain()
+    return _scalar(node, kind, key)
+
+
+def _scalar(node: Node, kind: type, key: str) -> Any:
+    value = node.value
+    if isinstance(value, list | dict):
+        raise node.wrong(key, EXPECTED[kind])
+    if kind is str:
+        if value is None and node.text:
+            raise node.wrong(key, "text; '' for none")
+        return node.text if not isinstance(value, str) else value
+    if kind is bool:
+        if isinstance(value, bool):
+            return value
+        raise node.wrong(key, EXPECTED[bool])
+    try:
+        if isinstance(value, bool):
+            raise ValueError
+        number = float(value)
+        whole = int(value) if isinstance(value, int) else int(number)
+    except (TypeError, ValueError, OverflowError):
+        raise node.wrong(key, EXPECTED[kind]) from None
+    if not math.isfinite(number) or (kind is int and whole != number):
+        raise node.wrong(key, EXPECTED[kind])
+    return whole if kind is int else number
+
+
+EXPECTED = {bool: "true or false", int: "a whole number", float: "a number", str: "text"}
+
+
+def choices_of(kind: Any) -> tuple[str, ...]:
+    """The texts that a type allows; () for other types."""
+    if get_origin(kind) is Literal:
+        return get_args(kind)
+    if get_origin(kind) in (Union, UnionType):
+        parts = [choices_of(part) for part in get_args(kind)]
+        return tuple(text for part in parts for text in part) if all(parts) else ()
+    return ()
+
+
+def _choose(node: Node, choices: tuple[str, ...], key: str) -> str:
+    text = node.value if isinstance(node.value, str) else node.text  # "no" is false in YAML
+    if isinstance(node.value, list | dict) or text not in choices:
+        shown = ", ".join(choice or "''" for choice in choices)
+        raise node.wrong(
+            key, f"one of {shown}", did_you_mean(difflib.get_close_matches(str(text), choices, n=2))
+        )
+    return text
+
+
+def did_you_mean(names: Sequence[str]) -> str:
+    """A question that names the candidates; empty without any."""
+    return f"Did you mean {' or '.join(names)}?" if names else ""
+
+
+def build(
     config_class: type[Config],
     values: Mapping[str, Any],
     kinds: Kinds | None = None,
