@@ -323,7 +323,7 @@ def test_runs_share_what_is_read_and_decoded(write: Write, monkeypatch: pytest.M
         return call
 
     monkeypatch.setattr(joined, "join", counted("join", joined.join))
-    monkeypatch.setattr(data, "decode_image", counted("decode", data.decode_image))
+    monkeypatch.setattr(data, "decode", counted("decode", data.decode))
     monkeypatch.setattr(joined, "fit_probe", counted("probe", joined.fit_probe))
     assert start(path) == 0
     assert count["join"] == 1
