@@ -197,7 +197,8 @@ class Mapped:
         self._range = SideBySide(data.num_shards, layout.shard_bytes)
         used = layout.num_chunks * layout.slot_bytes
         for shard in range(data.num_shards):
-            self._range.attach(shard, layout.object_path(folder, shard), used)
+            with layout.object_path(folder, shard).open("rb") as file:
+                self._range.attach(shard, file.fileno(), used)
         self._bytes = self._range.bytes()
         # In the chunk, the checksum is read there; the list is what a ledger would hold.
         self._sums = None if layout.stored else sums

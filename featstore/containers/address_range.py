@@ -5,10 +5,12 @@ hundred million images are then gathered by one ``numpy.take``, whatever shards 
 """
 
 import ctypes
+import errno
 import mmap
 import os
 import weakref
-from pathlib import Path
+from collections.abc import Sequence
+from contextlib import suppress
 from typing import Any
 
 import numpy as np
@@ -61,19 +63,15 @@ class SideBySide:
         self.start = -(-first // HUGE_PAGE_BYTES) * HUGE_PAGE_BYTES
         self._release = weakref.finalize(self, _libc.munmap, first, reserved)
 
-    def attach(self, number: int, path: Path, payload_bytes: int) -> None:
-        """Map the first ``payload_bytes`` of a file into place ``number``.
+    def attach(self, number: int, handle: int, payload_bytes: int) -> None:
+        """Map the first ``payload_bytes`` of an open file into place ``number``; a file that was there before goes.
 
         Raises:
-            OSError: the file cannot be opened, or the system's limit on mappings is reached.
+            OSError: The system's limit on mappings is reached.
         """
         length = -(-payload_bytes // PAGE_BYTES) * PAGE_BYTES
-        handle = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-        try:
-            at = self.start + number * self.payload_bytes
-            _map(at, length, mmap.PROT_READ, mmap.MAP_SHARED | _MAP_FIXED, handle)
-        finally:
-            os.close(handle)
+        at = self.start + number * self.payload_bytes
+        _map(at, length, mmap.PROT_READ, mmap.MAP_SHARED | _MAP_FIXED, handle)
 
     def bytes(self) -> npt.NDArray[np.uint8]:
         """The whole range, without a copy; it lives as long as this object, so keep it."""
@@ -81,6 +79,48 @@ class SideBySide:
         view: npt.NDArray[np.uint8] = np.frombuffer(pointer, dtype=np.uint8)
         view.flags.writeable = False
         return view
+
+
+class EndToEnd:
+    """Files of any size, mapped one after another into one range; what is not mapped must not be touched.
+
+    Attributes:
+        bytes: The whole range.
+
+    Args:
+        sizes: Bytes to reserve, the first that the system grants.
+
+    Raises:
+        OSError: The system refuses all of them.
+    """
+
+    def __init__(self, sizes: Sequence[int]) -> None:
+        self._range = _first_granted(sizes)
+        self.bytes = self._range.bytes()
+        self._used = 0
+        self._bases: dict[int, int] = {}
+
+    def attach(self, number: int, handle: int, size: int) -> int:
+        """Map an open file, in place of another one of the same number; returns where it begins.
+
+        Raises:
+            OSError: The range is full, or the system's limit on mappings is reached.
+        """
+        base = self._bases.get(number, self._used)
+        if base + size > len(self.bytes):
+            raise OSError(errno.ENOMEM, f"no addresses left after {base:,} bytes")
+        self._range.attach(base // PAGE_BYTES, handle, size)
+        if number not in self._bases:
+            self._bases[number] = base
+            self._used += -(-size // PAGE_BYTES) * PAGE_BYTES
+        return base
+
+
+def _first_granted(sizes: Sequence[int]) -> SideBySide:
+    for size in sizes[:-1]:
+        with suppress(OSError):
+            return SideBySide(size // PAGE_BYTES, PAGE_BYTES)
+    return SideBySide(sizes[-1] // PAGE_BYTES, PAGE_BYTES)
 
 
 def _map(at: int | None, size: int, protection: int, flags: int, handle: int) -> int:

@@ -5,11 +5,15 @@ end of the process.
 """
 
 import errno
+import mmap
 import os
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import google_crc32c
+import numpy as np
+import numpy.typing as npt
 
 from featstore.errors import ShardCorrupt, command
 from featstore.files.untrusted import open_plain, plain_size
@@ -29,44 +33,110 @@ def corrupt(path: Path, what: str, problem: str) -> ShardCorrupt:
     return ShardCorrupt(f"{path}: {what}: {problem}. {ADVICE}")
 
 
-def check_size(store: Path, name: str, record: ObjectRecord, describe: Describe) -> None:
-    """Compare the size of a file.
+class ObjectFile:
+    """One object of a shard, compared to the ledger block by block.
 
-    Args:
-        store: folder of the store.
-        name: path of the file below it.
-        record: what the ledger says of it.
-        describe: words for its bytes.
+    Size, blocks and mapping all go through one descriptor, because at any time the name may be given to another file: a
+    store is repaired or replaced by renames. If that has happened, what was compared before is compared again.
 
-    Raises:
-        ShardCorrupt: it is missing, longer or shorter, or no plain file inside the store.
+    Attributes:
+        path: Where the file is.
+        record: What the ledger says of it.
+        checked: (blocks,) bool; whether each block was compared.
     """
-    try:
-        size = plain_size(store, name)
-        found = f"{size:,} bytes" if size != record.bytes else ""
-    except OSError as error:
-        found = why_unreadable(error)
-    if found:
-        problem = f"{found}, expected {record.bytes:,} bytes"
-        raise corrupt(store / name, describe(0, record.bytes), problem)
+
+    def __init__(
+        self,
+        store: Path,
+        name: str,
+        record: ObjectRecord,
+        describe: Describe,
+    ) -> None:
+        """Compare the size of the file.
+
+        Args:
+            store: Folder of the store.
+            name: Path of the file below it.
+            record: What the ledger says of it.
+            describe: Words for its bytes.
+
+        Raises:
+            ShardCorrupt: The file is missing, has another size, or is no plain file inside the store.
+        """
+        self.path, self.record = store / name, record
+        self.checked = np.zeros(record.num_blocks, dtype=np.bool_)
+        self._describe = describe
+        self._identity: tuple[int, ...] = ()
+        try:
+            plain_size(store, name)
+        except OSError as error:
+            raise self._unreadable(error) from None
+
+    def corrupt(self, problem: str) -> ShardCorrupt:
+        """Build the error for a file that is not as it was written."""
+        return corrupt(self.path, self._describe(0, self.record.bytes), problem)
+
+    def _unreadable(self, error: OSError) -> ShardCorrupt:
+        return self.corrupt(f"{why_unreadable(error)}, expected {self.record.bytes:,} bytes")
+
+    @contextmanager
+    def opened(self, attach: Callable[[int], None] = lambda handle: None) -> Iterator[int]:
+        """Open the file for the body of a ``with`` statement; gives a descriptor.
+
+        Args:
+            attach: Called with the descriptor when the file is opened first, and again when the name leads to another
+                file; maps the file, for example.
+
+        Raises:
+            ShardCorrupt: The file is missing or has another size, or what was compared before differs now.
+        """
+        try:
+            handle = open_plain(self.path)
+        except OSError as error:
+            raise self._unreadable(error) from None
+        try:
+            found = os.fstat(handle)
+            if found.st_size != self.record.bytes:
+                raise self.corrupt(f"{found.st_size:,} bytes, expected {self.record.bytes:,} bytes")
+            identity = (found.st_dev, found.st_ino, found.st_mtime_ns)
+            if identity != self._identity:
+                self._compare(handle, np.flatnonzero(self.checked).tolist(), self._describe)
+                attach(handle)
+                self._identity = identity
+            yield handle
+        finally:
+            os.close(handle)
+
+    def check(self, handle: int, blocks: Iterable[int], describe: Describe | None = None) -> None:
+        """Compare blocks that were not compared yet.
+
+        Args:
+            handle: From ``opened``.
+            blocks: Numbers of blocks.
+            describe: Words for the bytes, if others than those of the whole file.
+
+        Raises:
+            ShardCorrupt: Names the rows of the first block whose bytes differ, or that cannot be read.
+        """
+        new = [block for block in blocks if not self.checked[block]]
+        self._compare(handle, new, describe or self._describe)
+        self.checked[new] = True
+
+    def _compare(self, handle: int, blocks: Iterable[int], describe: Describe) -> None:
+        for block, problem in _damaged(handle, self.record, blocks):
+            span = self.record.block(block)
+            raise corrupt(self.path, describe(span.start, span.stop), problem)
 
 
-def check_blocks(
-    path: Path, record: ObjectRecord, blocks: Iterable[int], describe: Describe
-) -> None:
-    """Compare some blocks of a file.
-
-    Raises:
-        ShardCorrupt: names the rows of the first block whose bytes differ, or that cannot be read.
-    """
-    for block, problem in damaged_blocks(path, record, blocks):
-        span = record.block(block)
-        raise corrupt(path, describe(span.start, span.stop), problem)
+def map_file(handle: int, size: int) -> npt.NDArray[np.uint8]:
+    """The bytes of a file, mapped into memory read-only; the mapping outlives the descriptor."""
+    data = mmap.mmap(handle, size, prot=mmap.PROT_READ) if size else b""
+    return np.frombuffer(data, dtype=np.uint8)
 
 
 def damaged_blocks(
     path: Path, record: ObjectRecord, blocks: Iterable[int]
-) -> Iterable[tuple[int, str]]:
+) -> Iterator[tuple[int, str]]:
     """Yield (block, what is wrong with it) for each block whose bytes differ or cannot be read."""
     try:
         handle = open_plain(path)
@@ -74,20 +144,23 @@ def damaged_blocks(
         yield from ((block, why_unreadable(error)) for block in blocks)
         return
     try:
-        for block in blocks:
-            span = record.block(block)
-            try:
-                size, crc = _checksum(handle, span)
-            except OSError as error:
-                yield block, why_unreadable(error)
-                continue
-            if size < len(span):
-                yield block, f"ends after {span.start + size:,} bytes, expected {record.bytes:,}"
-                continue
-            if crc != record.crc(block):
-                yield block, f"crc32c {crc:08x}, expected {record.crc(block):08x}"
+        yield from _damaged(handle, record, blocks)
     finally:
         os.close(handle)
+
+
+def _damaged(handle: int, record: ObjectRecord, blocks: Iterable[int]) -> Iterator[tuple[int, str]]:
+    for block in blocks:
+        span = record.block(block)
+        try:
+            size, crc = _checksum(handle, span)
+        except OSError as error:
+            yield block, why_unreadable(error)
+            continue
+        if size < len(span):
+            yield block, f"ends after {span.start + size:,} bytes, expected {record.bytes:,}"
+        elif crc != record.crc(block):
+            yield block, f"crc32c {crc:08x}, expected {record.crc(block):08x}"
 
 
 def _checksum(handle: int, span: range) -> tuple[int, int]:

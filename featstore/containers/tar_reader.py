@@ -8,21 +8,20 @@ was honest; so nothing in them is believed that was not compared to the manifest
 
 import math
 from collections.abc import Iterator
-from contextlib import contextmanager
-from pathlib import Path
+from contextlib import AbstractContextManager, contextmanager
 from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 from numpy.lib.stride_tricks import sliding_window_view
 
-from featstore.containers.block_checksums import Describe, check_blocks, corrupt
+from featstore.containers.address_range import EndToEnd
+from featstore.containers.block_checksums import Describe, ObjectFile, corrupt
 from featstore.containers.tar_layout import INDEX, STARTS, TarLayout, stored_dtype
 from featstore.errors import StoreError
 from featstore.files.tar_headers import (
     BLOCK_BYTES,
     BadTar,
-    Bytes,
     Member,
     members,
     name_fields,
@@ -30,7 +29,6 @@ from featstore.files.tar_headers import (
     read_npy_header,
 )
 from featstore.format.fields import Column
-from featstore.format.ledger import ObjectRecord
 
 Array = npt.NDArray[Any]
 Rows = npt.NDArray[np.int64]
@@ -66,27 +64,27 @@ class TarShard:
         self,
         layout: TarLayout,
         shard: int,
-        path: Path,
-        record: ObjectRecord,
-        mapped: tuple[int, Bytes],
+        file: ObjectFile,
+        addresses: EndToEnd,
     ) -> None:
         """Read the index.
 
         Args:
             layout: of the store.
             shard: its number.
-            path: of the tar, whose size was compared.
-            record: what the ledger says of it.
-            mapped: where it begins in the range of addresses, and its bytes.
+            file: of the tar.
+            addresses: range that the tar is mapped into.
 
         Raises:
             ShardCorrupt: the index is damaged, or does not fit the manifest.
         """
-        self.path, self.shard, self.record = path, shard, record
-        self.base, self._bytes = mapped
+        self.file, self.shard = file, shard
+        self._addresses = addresses
+        self.base = 0
+        with self._opened():
+            self._bytes = addresses.bytes[self.base : self.base + file.record.bytes]
         self.rows = layout.manifest.shard_range(shard)
         self._layout = layout
-        self._checked = np.zeros(record.num_blocks, dtype=np.bool_)
         self._starts: Rows | None = None
         self.stride: int | None = None
         self._index: dict[str, Array] = {}
@@ -97,6 +95,20 @@ class TarShard:
 
     # ------------------------------------------------------------ bytes
 
+    def _opened(self) -> AbstractContextManager[int]:
+        """Open the tar, and map it if that is not done yet or its name leads to another file."""
+
+        def attach(handle: int) -> None:
+            try:
+                self.base = self._addresses.attach(self.shard, handle, self.file.record.bytes)
+            except OSError as error:
+                raise StoreError(
+                    f"{self.file.path}: cannot be mapped into memory ({error.strerror}). Lift the limits: "
+                    "ulimit -v and vm.max_map_count (Linux allows a process 65,530 mappings), or use larger shards."
+                ) from error
+
+        return self.file.opened(attach)
+
     def read(self, start: int, stop: int) -> bytes:
         """Some bytes, compared to the ledger.
 
@@ -104,10 +116,10 @@ class TarShard:
             BadTar: they are not all there.
             ShardCorrupt: they are not those that were written.
         """
-        if not 0 <= start <= stop <= self.record.bytes:
-            raise BadTar(f"it ends at byte {self.record.bytes:,}, before byte {stop:,}")
-        size = self.record.block_bytes
-        if not self._checked[start // size : -(-stop // size)].all():
+        if not 0 <= start <= stop <= self.file.record.bytes:
+            raise BadTar(f"it ends at byte {self.file.record.bytes:,}, before byte {stop:,}")
+        size = self.file.record.block_bytes
+        if not self.file.checked[start // size : -(-stop // size)].all():
             self.check(np.array([start]), np.array([stop]), self.describe())
         return self._bytes[start:stop].tobytes()
 
@@ -117,20 +129,20 @@ class TarShard:
         Raises:
             ShardCorrupt: names the rows of a block that differs.
         """
-        size = self.record.block_bytes
-        change = np.zeros(len(self._checked) + 1, dtype=np.int64)
+        size = self.file.record.block_bytes
+        change = np.zeros(len(self.file.checked) + 1, dtype=np.int64)
         some = stops > starts
         np.add.at(change, starts[some] // size, 1)
         np.add.at(change, (stops[some] - 1) // size + 1, -1)
-        new = np.flatnonzero((change.cumsum()[:-1] > 0) & ~self._checked)
+        new = np.flatnonzero((change.cumsum()[:-1] > 0) & ~self.file.checked)
         if new.size:
-            check_blocks(self.path, self.record, new.tolist(), describe)
-            self._checked[new] = True
+            with self._opened() as handle:
+                self.file.check(handle, new.tolist(), describe)
 
     @property
     def num_checked_blocks(self) -> int:
         """Blocks that were compared to the ledger."""
-        return int(self._checked.sum())
+        return int(self.file.checked.sum())
 
     def describe(self, column: str | None = None) -> Describe:
         """Words for some bytes of the tar: rows, and the column that was asked for."""
@@ -164,16 +176,15 @@ class TarShard:
         try:
             yield
         except BadTar as error:
-            raise corrupt(
-                self.path, self.describe(column)(0, self.record.bytes), str(error)
-            ) from None
+            what = self.describe(column)(0, self.file.record.bytes)
+            raise corrupt(self.file.path, what, str(error)) from None
 
     # ------------------------------------------------------------ index
 
     def _read_index(self) -> None:
         expected = self._expected()
         end = 0
-        for member in members(self.read, 0, self.record.bytes):
+        for member in members(self.read, 0, self.file.record.bytes):
             if not member.name.startswith(INDEX):
                 break
             # What is not known here may be of a later version.
@@ -186,7 +197,11 @@ class TarShard:
         if missing:
             raise BadTar(f"its index lacks {sorted(missing)}")
         starts = self._index.pop(STARTS)
-        sizes = np.diff(starts) if starts.min() >= 0 and starts.max() <= self.record.bytes else None
+        sizes = (
+            np.diff(starts)
+            if starts.min() >= 0 and starts.max() <= self.file.record.bytes
+            else None
+        )
         if (
             sizes is None
             or starts[0] != end
@@ -348,12 +363,12 @@ class TarShard:
             (n,) rows, numbered from the shard's first on.
         """
         assert self._starts is not None
-        place, size = self._places[column.name], self.record.block_bytes
+        place, size = self._places[column.name], self.file.record.block_bytes
         local = np.flatnonzero(~known)
         local = local[self._starts[local] + place.end <= self._starts[local + 1]]
         first = (self._starts[local] + place.header) // size
         last = (self._starts[local] + place.end - 1) // size
-        checked = np.concatenate([[0], np.cumsum(self._checked)])
+        checked = np.concatenate([[0], np.cumsum(self.file.checked)])
         local = local[checked[last + 1] - checked[first] == last - first + 1]
         with self._refusing(column.name):
             true: Rows = local[self._true_headers(column, local)]
@@ -383,7 +398,7 @@ class TarShard:
     def _is_member(self, column: Column, begin: int, name: str) -> bool:
         place = self._places[column.name]
         try:
-            member = read_member(self.read, begin + place.header, self.record.bytes)
+            member = read_member(self.read, begin + place.header, self.file.record.bytes)
             if member is None or member.name != name:
                 return False
             return self._npy(member, stored_dtype(column), column.shape)[0] == begin + place.data
@@ -401,7 +416,7 @@ class TarShard:
         flat = ranges.reshape(-1, 2)
         with self._refusing(column.name):
             counts = self._counts(column, flat).reshape(len(self.rows), -1).sum(axis=1)
-            if int(counts.sum()) * column.entry_bytes > self.record.bytes:
+            if int(counts.sum()) * column.entry_bytes > self.file.record.bytes:
                 raise BadTar(f"{int(counts.sum()):,} items do not fit into it")
             dtype = stored_dtype(column)
             parts = [np.empty((0, *column.shape), dtype)]

@@ -8,7 +8,6 @@ This file is named after the format; the library of that name is not used.
 """
 
 import math
-import threading
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
@@ -16,14 +15,15 @@ import numpy as np
 from numpy.lib.stride_tricks import sliding_window_view
 
 import featstore.files.machine as memory
-from featstore.containers.address_range import PAGE_BYTES, SideBySide
+from featstore.containers.address_range import EndToEnd
 from featstore.containers.base import Array, Backend, ColumnReader, EncodedObject, Rows
-from featstore.containers.block_checksums import check_size, corrupt
+from featstore.containers.block_checksums import ObjectFile, map_file
 from featstore.containers.tar_layout import FOLDER, TarLayout
 from featstore.containers.tar_reader import TarShard
 from featstore.containers.tar_writer import TarEncoder, as_bytes
 from featstore.errors import ShardCorrupt, StoreError
 from featstore.files.tar_headers import END, Bytes
+from featstore.files.thread_lock import ThreadLock
 from featstore.format.fields import Column, check_columns
 from featstore.format.ledger import ObjectRecord, entry_path, read_entry
 from featstore.format.manifest import Manifest
@@ -59,11 +59,8 @@ class WebDatasetBackend(Backend):
         super().__init__(store, manifest)
         self.layout = TarLayout(manifest)
         self._shards: dict[int, TarShard] = {}
-        self._opening = threading.RLock()
-        self._range: SideBySide | None = None
-        self._used = 0
-        # Where the tar of a shard begins in the range.
-        self._bases: dict[int, int] = {}
+        self.lock = ThreadLock()
+        self._range: EndToEnd | None = None
         # Address of each row's sample, made once a tar turns up whose samples differ in size.
         self._samples: Rows | None = None
 
@@ -118,7 +115,8 @@ class WebDatasetBackend(Backend):
         tar.check_rows(spec, local)
         starts = tar.begin(local) + tar.place(column).data
         # A mapping of its own: it may outlive this object.
-        data = np.memmap(tar.path, dtype=np.uint8, mode="r")
+        with tar.file.opened() as handle:
+            data = map_file(handle, tar.file.record.bytes)
         if tar.stride is not None and spec.dtype is not None:
             sizes = [math.prod(spec.shape[i + 1 :]) for i in range(len(spec.shape))]
             strides = (tar.stride, *(size * spec.dtype.itemsize for size in sizes))
@@ -134,76 +132,51 @@ class WebDatasetBackend(Backend):
         Raises:
             ShardCorrupt: the ledger does not list it, it has another size, or its index is not what it should be.
         """
-        if shard not in self._shards:
-            with self._opening:  # threads that check a store share this object
-                if shard not in self._shards:
-                    self._shards[shard] = self._open_shard(shard, objects)
-        return self._shards[shard]
+        with self.lock:
+            if shard not in self._shards:
+                self._shards[shard] = self._open_shard(shard, objects)
+            return self._shards[shard]
 
     def _open_shard(self, shard: int, objects: Mapping[str, ObjectRecord]) -> TarShard:
         name = self.layout.object_name(shard)
         if name not in objects:
             raise ShardCorrupt(f"{entry_path(self.store, shard)}: the entry lacks {name}.")
-        path, record, rows = self.store / name, objects[name], self.manifest.shard_range(shard)
+        record, rows = objects[name], self.manifest.shard_range(shard)
         what = f"shard {shard} (rows {rows.start}-{rows.stop - 1}), all columns"
-        check_size(self.store, name, record, lambda start, stop: what)
+        file = ObjectFile(self.store, name, record, lambda start, stop: what)
         if record.bytes < len(END):
-            raise corrupt(path, what, f"{record.bytes:,} bytes are no tar")
-        mapped = self._map(shard, path, record.bytes)
-        tar = TarShard(self.layout, shard, path, record, mapped)
+            raise file.corrupt(f"{record.bytes:,} bytes are no tar")
+        tar = TarShard(self.layout, shard, file, self.addresses())
         self._note_samples(tar)
         return tar
 
     def _note_samples(self, tar: TarShard) -> None:
-        new = [tar]
-        if self._samples is None:
+        new, samples = [tar], self._samples
+        if samples is None:
             if tar.stride is not None:
                 return
-            count = self.manifest.num_rows
-            self._samples = memory.zeros((count,), np.int64, where=self.store)
+            samples = memory.zeros((self.manifest.num_rows,), np.int64, where=self.store)
             new += self._shards.values()
         for item in new:
             local = np.arange(len(item.rows))
-            self._samples[item.rows.start : item.rows.stop] = item.base + item.begin(local)
+            samples[item.rows.start : item.rows.stop] = item.base + item.begin(local)
+        self._samples = samples  # last, because other threads look without the lock
 
-    def _map(self, shard: int, path: Path, size: int) -> tuple[int, Bytes]:
-        everything = self.addresses()
-        base = self._bases.get(shard, self._used)
-        if base + size > len(everything):
-            raise StoreError(
-                f"{path}: no addresses left after {base:,} bytes of tars. Lift the limit (ulimit -v)."
-            )
-        assert self._range is not None
-        try:
-            self._range.attach(base // PAGE_BYTES, path, size)
-        except OSError as error:
-            raise StoreError(
-                f"{path}: cannot be mapped into memory ({error.strerror}). Linux allows a process 65,530 mappings; "
-                "raise vm.max_map_count, or use larger shards."
-            ) from error
-        if shard not in self._bases:
-            self._bases[shard] = base
-            self._used += -(-size // PAGE_BYTES) * PAGE_BYTES
-        return base, everything[base : base + size]
-
-    def addresses(self) -> Bytes:
-        """The range into which tars are mapped one after another; what is not mapped must not be touched.
+    def addresses(self) -> EndToEnd:
+        """The range into which tars are mapped.
 
         Raises:
-            StoreError: the system refuses to reserve it.
+            StoreError: The system refuses to reserve it.
         """
-        if self._range is None:
-            for size in _RANGES:
+        with self.lock:
+            if self._range is None:
                 try:
-                    self._range = SideBySide(size // PAGE_BYTES, PAGE_BYTES)
-                    break
+                    self._range = EndToEnd(_RANGES)
                 except OSError:
-                    continue
-            else:
-                raise StoreError(
-                    f"{self.store}: no addresses to map tars into. Lift the limit (ulimit -v)."
-                )
-        return self._range.bytes()
+                    raise StoreError(
+                        f"{self.store}: no addresses to map tars into. Lift the limit (ulimit -v)."
+                    ) from None
+            return self._range
 
     def samples(self) -> Rows | None:
         """(N,) address of each row's sample, for tars that were opened; None while a stride says it."""
@@ -229,7 +202,7 @@ class _MemberColumn(ColumnReader):
         self._first = np.zeros(backend.manifest.num_shards, dtype=np.int64)
         self._stride = np.zeros(backend.manifest.num_shards, dtype=np.int64)
         self._place = np.zeros(backend.manifest.num_shards, dtype=np.int64)
-        self._addresses = backend.addresses()
+        self._addresses = backend.addresses().bytes
         self._windows = None
         if column.entry_bytes <= _WINDOW_BYTES:
             self._windows = sliding_window_view(self._addresses, column.entry_bytes)
@@ -241,18 +214,19 @@ class _MemberColumn(ColumnReader):
 
     def prepare(self, shard: int, objects: Mapping[str, ObjectRecord], rows: Rows) -> None:
         """See ``ColumnReader.prepare``."""
-        tar = self.backend.open_shard(shard, objects)
-        start = tar.rows.start
-        local = np.unique(rows) - start
-        tar.check_rows(self.column, local)
-        ready = self._ready[start : tar.rows.stop]
-        self._place[shard] = tar.place(self.column.name).data
-        if tar.stride is not None:
-            first = tar.base + int(tar.begin(np.zeros(1, np.int64))[0]) + self._place[shard]
-            self._stride[shard] = tar.stride
-            self._first[shard] = first - start * tar.stride
-        ready[local] = True
-        ready[tar.also_checked(self.column, ready)] = True
+        with self.backend.lock:
+            tar = self.backend.open_shard(shard, objects)
+            start = tar.rows.start
+            local = np.unique(rows) - start
+            tar.check_rows(self.column, local)
+            ready = self._ready[start : tar.rows.stop]
+            self._place[shard] = tar.place(self.column.name).data
+            if tar.stride is not None:
+                first = tar.base + int(tar.begin(np.zeros(1, np.int64))[0]) + self._place[shard]
+                self._stride[shard] = tar.stride
+                self._first[shard] = first - start * tar.stride
+            ready[local] = True
+            ready[tar.also_checked(self.column, ready)] = True
 
     def forget(self, shard: int) -> None:
         """See ``ColumnReader.forget``."""

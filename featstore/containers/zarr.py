@@ -11,11 +11,10 @@ This file is named after the format; ``import zarr`` below is the library (impor
 import math
 import os
 import struct
-import threading
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
+from functools import partial
 from typing import Any
 
 import google_crc32c
@@ -29,8 +28,9 @@ from numcodecs.vlen import VLenUTF8
 import featstore.files.machine as memory
 from featstore.containers.address_range import PAGE_BYTES, SideBySide
 from featstore.containers.base import Array, Backend, ColumnReader, EncodedObject, Rows
-from featstore.containers.block_checksums import Describe, check_blocks, check_size, corrupt
+from featstore.containers.block_checksums import Describe, ObjectFile, corrupt, map_file
 from featstore.errors import ShardCorrupt, StoreError
+from featstore.files.thread_lock import ThreadLock
 from featstore.format.fields import Column, check_columns
 from featstore.format.ledger import ObjectRecord, entry_path
 from featstore.format.manifest import Codec
@@ -175,45 +175,40 @@ class ZarrBackend(Backend):
     def read_shard(self, shard: int, column: str, objects: Mapping[str, ObjectRecord]) -> Array:
         """See ``Backend.read_shard``."""
         spec = self.columns[column]
-        path, record = self.find(shard, spec, objects)
-        check_blocks(path, record, range(record.num_blocks), self.describe(shard, spec))
-        data: Any = np.memmap(path, dtype=np.uint8, mode="r") if record.bytes else b""
+        file = self.object_file(shard, spec, objects)
         rows = len(self.manifest.shard_range(shard))
+        with file.opened() as handle:
+            file.check(handle, range(file.record.num_blocks))
+            data = map_file(handle, file.record.bytes)
+            chunks = None
+            if spec.of_field and spec.dtype is not None:
+                chunks = _Chunks(self, shard, spec, file, handle)
         if spec.dtype is None:
             return self._texts(data, shard, spec)[:rows]
-        chunks = self.chunks_of(shard, spec, path, record) if spec.of_field else None
-        if spec.of_field and spec.codec != "raw":
-            assert chunks is not None
+        if chunks is not None and spec.codec != "raw":
             return chunks.decode_all()
         entries = rows if chunks is None or spec.capacity == 1 else chunks.count * chunks.entries
         dtype = spec.dtype.newbyteorder("<")
         values = np.frombuffer(data, dtype=dtype, count=entries * math.prod(spec.shape))
         return values.reshape(entries, *spec.shape)
 
-    def find(
+    def object_file(
         self, shard: int, column: Column, objects: Mapping[str, ObjectRecord]
-    ) -> tuple[Path, ObjectRecord]:
-        """Path and record of a shard's object, its size compared.
+    ) -> ObjectFile:
+        """The file of a shard's object; see ``ObjectFile``.
 
         Raises:
-            ShardCorrupt: the ledger does not list it, or its size differs from the ledger or cannot hold the rows.
+            ShardCorrupt: The ledger does not list it, it is missing, or its size cannot hold the rows.
         """
         name = self.object_name(shard, column)
-        path, describe = self.store / name, self.describe(shard, column)
         if name not in objects:
             raise ShardCorrupt(f"{entry_path(self.store, shard)}: the entry lacks {name}.")
-        record = objects[name]
-        check_size(self.store, name, record, describe)
-        rows = len(self.manifest.shard_range(shard))
-        least = rows * column.entry_bytes
-        if column.capacity == 1 and column.codec == "raw" and record.bytes < max(1, least):
-            problem = f"{record.bytes:,} bytes, expected {least:,} bytes or more"
-            raise corrupt(path, describe(0, record.bytes), problem)
-        return path, record
-
-    def chunks_of(self, shard: int, column: Column, path: Path, record: ObjectRecord) -> "_Chunks":
-        """The inner chunks of a sharded object, after its index was checked."""
-        return _Chunks(self, shard, column, path, record)
+        file = ObjectFile(self.store, name, objects[name], self.describe(shard, column))
+        size = file.record.bytes
+        least = len(self.manifest.shard_range(shard)) * column.entry_bytes
+        if column.capacity == 1 and column.codec == "raw" and size < max(1, least):
+            raise file.corrupt(f"{size:,} bytes, expected {least:,} bytes or more")
+        return file
 
     def holds(self, shard: int, name: str, start: int, stop: int) -> tuple[str, range]:
         """See ``Backend.holds``."""
@@ -262,22 +257,20 @@ class _Chunks:
     """
 
     def __init__(
-        self, backend: ZarrBackend, shard: int, column: Column, path: Path, record: ObjectRecord
+        self, backend: ZarrBackend, shard: int, column: Column, file: ObjectFile, handle: int
     ) -> None:
         assert column.dtype is not None
         self.entries = backend.chunk_entries(column)
-        self._column, self._path, self._record = column, path, record
+        self._column, self._file = column, file
         self._rows = len(backend.manifest.shard_range(shard))
-        self._words = backend.describe(shard, column)
+        record = file.record
         slots = backend.shard_entries(column) // self.entries
         size = 16 * slots + 4
         if record.bytes < size:
             self.fail(f"{record.bytes:,} bytes are too few for an index of {slots} chunks")
         first = (record.bytes - size) // record.block_bytes
-        check_blocks(path, record, range(first, record.num_blocks), self._words)
-        with path.open("rb") as file:
-            file.seek(record.bytes - size)
-            data = file.read(size)
+        file.check(handle, range(first, record.num_blocks))
+        data = os.pread(handle, size, record.bytes - size)
         body = data[:-4]
         if len(data) != size or struct.unpack("<I", data[-4:])[0] != google_crc32c.value(body):
             self.fail("the index of its chunks does not match its own checksum")
@@ -299,20 +292,19 @@ class _Chunks:
 
     def fail(self, problem: str) -> None:
         """Refuse the object."""
-        raise corrupt(self._path, self._words(0, self._record.bytes), problem)
+        raise self._file.corrupt(problem)
 
     def blocks(self, chunk: int) -> range:
         """Blocks of the ledger that hold a chunk."""
         start, size = (int(value) for value in self.index[chunk])
-        block = self._record.block_bytes
+        block = self._file.record.block_bytes
         return range(start // block, -(-(start + size) // block))
 
     def decode(self, chunk: int, *, out: Array) -> Array:
         """One chunk, into contiguous (entries of a chunk, *shape) little-endian numbers."""
         start, size = (int(value) for value in self.index[chunk])
-        with self._path.open("rb") as file:
-            file.seek(start)
-            data = file.read(size)
+        with self._file.opened() as handle:
+            data = os.pread(handle, size, start)
         try:
             # Into memory of the size that the manifest states, whatever the frame claims.
             done = _codec(self._column).decode(data, out=_raw(out))
@@ -327,7 +319,7 @@ class _Chunks:
         column = self._column
         assert column.dtype is not None
         shape = (self.count, self.entries, *column.shape)
-        parts = memory.empty(shape, column.dtype.newbyteorder("<"), where=self._path)
+        parts = memory.empty(shape, column.dtype.newbyteorder("<"), where=self._file.path)
         for chunk in range(self.count):
             self.decode(chunk, out=parts[chunk])
         values = parts.reshape(-1, *column.shape)
@@ -347,65 +339,61 @@ class BlockColumn(ColumnReader):
         count = backend.manifest.num_shards * (rows // self.block_rows)
         self._ready = memory.zeros((count,), np.bool_, where=backend.store)
         self._left = -(-backend.manifest.num_rows // self.block_rows)
-        self._counting = threading.Lock()
-        self._objects: dict[int, tuple[Path, ObjectRecord]] = {}
+        self._lock = ThreadLock(self.reset)
+        self._files: dict[int, ObjectFile] = {}
 
     def unprepared(self, rows: Rows) -> Rows:
         """See ``ColumnReader.unprepared``."""
-        if (
-            not self._left
-        ):  # all were checked; a look at the rows would take a tenth of copying them
+        # All were checked: a look at the rows would take a tenth of copying them.
+        if not self._left:
             return _NO_ROWS
         ready = self._ready[rows // self.block_rows]
         return _NO_ROWS if ready.all() else rows[~ready]
 
     def prepare(self, shard: int, objects: Mapping[str, ObjectRecord], rows: Rows) -> None:
         """See ``ColumnReader.prepare``."""
-        if shard not in self._objects:
-            found = self.backend.find(shard, self.column, objects)
-            self.attach(shard, *found)
-            self._objects[shard] = found
-        path, record = self._objects[shard]
-        blocks = np.unique(rows // self.block_rows)
-        per_shard = self.backend.manifest.work.shard_rows // self.block_rows
-        local: list[int] = (blocks - shard * per_shard).tolist()
-        self.check(shard, path, record, local)
-        with (
-            self._counting
-        ):  # counted twice, the number would reach zero before all groups were checked
-            self._left -= int(np.count_nonzero(~self._ready[blocks]))
-            self._ready[blocks] = True
+        groups = np.unique(rows // self.block_rows)
+        local = groups - self._groups(shard).start
+        with self._lock:
+            if shard not in self._files:
+                self._files[shard] = self.backend.object_file(shard, self.column, objects)
+            file = self._files[shard]
+            with file.opened(partial(self.attach, shard, file)) as handle:
+                file.check(handle, self.blocks(shard, file.record, local.tolist()))
+            # In this order, because other threads look without the lock.
+            new = int(np.count_nonzero(~self._ready[groups]))
+            self._ready[groups] = True
+            self._left -= new
 
     def forget(self, shard: int) -> None:
         """See ``ColumnReader.forget``."""
-        with self._counting:
-            ready = self._ready[self._blocks(shard)]
+        with self._lock:
+            ready = self._ready[self._groups(shard)]
             self._left += int(np.count_nonzero(ready))
             ready[:] = False
-        self._objects.pop(shard, None)
+            self._files.pop(shard, None)
 
-    def _blocks(self, shard: int) -> slice:
+    def reset(self) -> None:
+        """Forget what may be half changed; nothing here."""
+
+    def _groups(self, shard: int) -> slice:
         """The groups of rows of a shard."""
         per_shard = self.backend.manifest.work.shard_rows // self.block_rows
         return slice(shard * per_shard, (shard + 1) * per_shard)
 
-    def attach(self, shard: int, path: Path, record: ObjectRecord) -> None:
-        """Make a shard's object, whose size was compared, reachable."""
+    def attach(self, shard: int, file: ObjectFile, handle: int) -> None:
+        """Make an open file reachable as a shard's object, in place of what was there before."""
         raise NotImplementedError
 
-    def check(self, shard: int, path: Path, record: ObjectRecord, blocks: list[int]) -> None:
-        """Compare groups of rows to the ledger."""
-        words = self.backend.describe(shard, self.column)
+    def blocks(self, shard: int, record: ObjectRecord, groups: list[int]) -> Iterable[int]:
+        """Blocks of the ledger that hold groups of rows of a shard, counted from its first."""
         size = self.block_rows * self.column.entry_bytes
-        if (
-            record.block_bytes != size
-        ):  # one checksum for all of a small column, or another writer's choice
-            spans = [(block * size, min((block + 1) * size, record.bytes)) for block in blocks]
-            of = record.block_bytes
-            blocks = sorted(
-                {b for start, stop in spans for b in range(start // of, -(-stop // of))}
-            )
-        check_blocks(path, record, blocks, words)
+        of = record.block_bytes
+        if of == size:
+            return groups
+        # One checksum for all of a small column, or another writer's choice.
+        spans = [(group * size, min((group + 1) * size, record.bytes)) for group in groups]
+        return sorted({b for start, stop in spans for b in range(start // of, -(-stop // of))})
 
 
 class MappedColumn(BlockColumn):
@@ -418,15 +406,15 @@ class MappedColumn(BlockColumn):
         flat = self._range.bytes().view(self.dtype)
         self._rows = flat.reshape(count * rows, *column.shape)
 
-    def attach(self, shard: int, path: Path, record: ObjectRecord) -> None:
+    def attach(self, shard: int, file: ObjectFile, handle: int) -> None:
         """See ``BlockColumn.attach``."""
         size = len(self.backend.manifest.shard_range(shard)) * self.column.entry_bytes
         try:
-            self._range.attach(shard, path, size)
+            self._range.attach(shard, handle, size)
         except OSError as error:
             raise StoreError(
-                f"{path}: cannot be mapped into memory ({error.strerror}). Linux allows a process 65,530 mappings; "
-                "raise vm.max_map_count, or use larger shards."
+                f"{file.path}: cannot be mapped into memory ({error.strerror}). Linux allows a process 65,530 "
+                "mappings; raise vm.max_map_count, or use larger shards."
             ) from error
 
     def take(self, rows: Rows, out: Array) -> None:
@@ -449,10 +437,11 @@ class ShardColumn(BlockColumn):
         super().__init__(backend, column)
         self._arrays: dict[int, Array] = {}
 
-    def attach(self, shard: int, path: Path, record: ObjectRecord) -> None:
+    def attach(self, shard: int, file: ObjectFile, handle: int) -> None:
         """See ``BlockColumn.attach``."""
         shape = (len(self.backend.manifest.shard_range(shard)), *self.column.shape)
-        self._arrays[shard] = np.memmap(path, dtype=self.dtype, mode="r", shape=shape)
+        size = math.prod(shape) * self.dtype.itemsize
+        self._arrays[shard] = map_file(handle, size).view(self.dtype).reshape(shape)
 
     def take(self, rows: Rows, out: Array) -> None:
         """See ``ColumnReader.take``."""
@@ -483,23 +472,28 @@ class ChunkedColumn(BlockColumn):
         self._used_at = np.zeros(places, dtype=np.int64)
         self._now = 0
 
-    def attach(self, shard: int, path: Path, record: ObjectRecord) -> None:
+    def attach(self, shard: int, file: ObjectFile, handle: int) -> None:
         """See ``BlockColumn.attach``."""
-        self._chunks[shard] = self.backend.chunks_of(shard, self.column, path, record)
+        self._chunks[shard] = _Chunks(self.backend, shard, self.column, file, handle)
+
+    def blocks(self, shard: int, record: ObjectRecord, groups: list[int]) -> Iterable[int]:
+        """See ``BlockColumn.blocks``; the groups of rows are chunks."""
+        chunks = self._chunks[shard]
+        return sorted({block for chunk in groups for block in chunks.blocks(chunk)})
 
     def forget(self, shard: int) -> None:
-        """See ``ColumnReader.forget``; what was decoded may have been read while the object went."""
-        super().forget(shard)
-        self._chunks.pop(shard, None)
-        places = self._place_of[self._blocks(shard)]
-        self._chunk_at[places[places >= 0]] = -1
-        places[:] = -1
+        """See ``ColumnReader.forget``; what was decoded may have been read while the object was evicted."""
+        with self._lock:
+            super().forget(shard)
+            self._chunks.pop(shard, None)
+            places = self._place_of[self._groups(shard)]
+            self._chunk_at[places[places >= 0]] = -1
+            places[:] = -1
 
-    def check(self, shard: int, path: Path, record: ObjectRecord, blocks: list[int]) -> None:
-        """See ``BlockColumn.check``; the groups of rows are chunks."""
-        chunks = self._chunks[shard]
-        needed = sorted({block for chunk in blocks for block in chunks.blocks(chunk)})
-        check_blocks(path, record, needed, self.backend.describe(shard, self.column))
+    def reset(self) -> None:
+        """See ``BlockColumn.reset``; forget what was decoded."""
+        self._place_of[:] = -1
+        self._chunk_at[:] = -1
 
     def take(self, rows: Rows, out: Array) -> None:
         """See ``ColumnReader.take``."""
@@ -513,10 +507,11 @@ class ChunkedColumn(BlockColumn):
                 self.take(rows[part], values)
                 out[part] = values
             return
-        self._hold(needed)
-        at = self._place_of[numbers] * self.block_rows + rows % self.block_rows
         flat = self._decoded.reshape(-1, *self.column.shape)
-        np.take(flat, at, axis=0, out=out, mode="clip")
+        with self._lock:  # until the rows are copied, no other thread may give their places away
+            self._hold(needed)
+            at = self._place_of[numbers] * self.block_rows + rows % self.block_rows
+            np.take(flat, at, axis=0, out=out, mode="clip")
 
     def _hold(self, needed: Rows) -> None:
         """Decode the chunks among ``needed`` that have no place yet."""

@@ -24,6 +24,7 @@ from featstore.errors import (
     command,
     shorten,
 )
+from featstore.files.thread_lock import ThreadLock
 from featstore.format.artefacts import read_artefact, read_channels
 from featstore.format.fields import Codes, Ragged, TopK, field_columns
 from featstore.format.int8 import Channels, dequantise
@@ -87,6 +88,7 @@ class FeatureStore:
         self._entries: dict[int, ShardRecord] = {}
         self._columns: dict[str, ColumnReader] = {}
         self._held: OrderedDict[tuple[str, int], Array] = OrderedDict()
+        self._holding = ThreadLock(self._drop_held)
         self._present = shards if isinstance(shards, range) else frozenset(shards)
         # Filled as shards are touched; untouched pages of these take no memory.
         self._unusable = memory.zeros((manifest.num_rows,), np.bool_, where=path)
@@ -426,14 +428,18 @@ class FeatureStore:
     def _shard_column(self, name: str, shard: int) -> Array:
         """One column of one shard, kept for a while: ragged items and texts have no rows to gather one by one."""
         key = (name, shard)
-        if key in self._held:
-            self._held.move_to_end(key)
-            return self._held[key]
-        values = self.read_shard(shard, name)
-        self._held[key] = values
-        while len(self._held) > 1 and sum(map(_memory, self._held.values())) > HELD_BYTES:
-            self._held.popitem(last=False)
-        return values
+        with self._holding:
+            if key in self._held:
+                self._held.move_to_end(key)
+                return self._held[key]
+            values = self.read_shard(shard, name)
+            self._held[key] = values
+            while len(self._held) > 1 and sum(map(_memory, self._held.values())) > HELD_BYTES:
+                self._held.popitem(last=False)
+            return values
+
+    def _drop_held(self) -> None:
+        self._held.clear()
 
     def _gather_text(self, field: str, rows: Rows) -> Array:
         name = f"fields/{field}"

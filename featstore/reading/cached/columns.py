@@ -76,6 +76,7 @@ class Steady:
         # A child of a fork has neither the threads of its parent nor whoever would release its locks.
         self._owner = os.getpid()
         self._lock = threading.RLock()
+        self._inside = False
         self._ahead: threading.Thread | None = None
 
     def run(self, work: Callable[[], T]) -> T:
@@ -91,15 +92,25 @@ class Steady:
         if self._owner != os.getpid():
             self._begin()
         with self._lock:
-            for number in range(2 * TRIES):
-                if number < TRIES:
-                    done, result = self._try(work, last=False)
-                else:
-                    # Nobody else evicts now, and this process spares what it needs itself.
-                    with self._cache.alone():
-                        done, result = self._try(work, last=number == 2 * TRIES - 1)
-                if done:
-                    return result
+            if self._inside:
+                # Part of other work. Nothing is forgotten in the middle of that: it is done again as a whole.
+                return work()
+            self._inside = True
+            try:
+                return self._run(work)
+            finally:
+                self._inside = False
+
+    def _run(self, work: Callable[[], T]) -> T:
+        for number in range(2 * TRIES):
+            if number < TRIES:
+                done, result = self._try(work, last=False)
+            else:
+                # Nobody else evicts now, and this process spares what it needs itself.
+                with self._cache.alone():
+                    done, result = self._try(work, last=number == 2 * TRIES - 1)
+            if done:
+                return result
         raise AssertionError("objects vanish from the cache although nobody may evict any")
 
     def _try(self, work: Callable[[], T], *, last: bool) -> tuple[bool, T]:
@@ -204,6 +215,10 @@ class Steady:
         now = time.monotonic()
         if now < self._note_s:  # a sample is enough, and a batch takes no longer than this would
             return
+        with self._lock:
+            self._note(column, rows, now)
+
+    def _note(self, column: str, rows: Rows, now: float) -> None:
         self._note_s = now + NOTE_S
         if column not in self._used:
             self._used[column] = np.zeros(self.mirror.manifest.num_shards, dtype=np.bool_)

@@ -110,7 +110,8 @@ def test_the_range_costs_address_space_only(tmp_path: Path) -> None:
     file = tmp_path / "payload"
     file.write_bytes(b"\1" * PAGE_BYTES + b"index")
     last = 2**40 // payload - 1
-    whole.attach(last, file, PAGE_BYTES)
+    with file.open("rb") as opened:
+        whole.attach(last, opened.fileno(), PAGE_BYTES)
     start = last * payload
     assert whole.bytes()[start : start + PAGE_BYTES].tolist() == [1] * PAGE_BYTES
     with pytest.raises(ValueError, match="read-only"):

@@ -321,7 +321,7 @@ def test_only_what_is_asked_for_is_read(tmp_path: Path) -> None:
     reader = backend.open_column("fields/cls")
     reader.prepare(0, objects, np.array([30]))
     assert 0 < tar.num_checked_blocks <= 7
-    assert tar.record.num_blocks > 100
+    assert tar.file.record.num_blocks > 100
 
 
 def test_rows_of_a_checked_block_are_ready(tmp_path: Path) -> None:
