@@ -10,7 +10,6 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from featstore.containers import make_backend
 from featstore.format.fields import field_columns
 from featstore.format.ledger import InvalidRow, ShardRecord, read_complete
 from featstore.format.manifest import Manifest
@@ -134,10 +133,9 @@ def _spread(count: int, most: int) -> list[int]:
 def _class_counts(store: FeatureStore, shards: list[int]) -> dict[int, int]:
     if not store.manifest.source.has_labels:
         return {}
-    backend = make_backend(store.path, store.manifest)
     counts = Counter[int]()
     for shard in shards:
-        labels = backend.read_shard(shard, "label", store.entry(shard).objects)
+        labels = store.read_shard(shard, "label")
         found, numbers = np.unique(labels[labels >= 0], return_counts=True)
         counts.update(dict(zip(found.tolist(), numbers.tolist(), strict=True)))
     return dict(sorted(counts.items(), key=lambda item: (-item[1], item[0])))
@@ -179,7 +177,7 @@ def draw(store: FeatureStore, most: int, *, seed: int = 0) -> Sample:
     rows = (
         np.arange(manifest.num_rows, dtype=np.int64) if whole else _draw_rows(manifest, most, seed)
     )
-    reader = RowReader(store)
+    reader = RowReader(store.storage)
     rows = rows[reader.numbers("valid", rows)]
     labels = np.full(len(rows), -1, dtype=np.int64)
     if manifest.source.has_labels:

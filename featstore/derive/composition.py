@@ -215,7 +215,7 @@ class Readers:
     def __getitem__(self, store: FeatureStore) -> RowReader:
         """The reader of a store."""
         if id(store) not in self._of:
-            self._of[id(store)] = RowReader(store)
+            self._of[id(store)] = RowReader(store.storage)
         return self._of[id(store)]
 
 

@@ -1,10 +1,7 @@
 """Open a store, check it, and read rows by sample id."""
 
-import math
-from collections import OrderedDict
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
-from functools import cached_property, partial
+from collections.abc import Iterable, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,87 +9,53 @@ import numpy as np
 import numpy.typing as npt
 
 import featstore.files.machine as memory
-from featstore.containers import make_backend
-from featstore.containers.base import Array, ColumnReader
-from featstore.errors import (
-    ConfigError,
-    MissingSamples,
-    ShardCorrupt,
-    StoreError,
-    StoreIncomplete,
-    ViewMismatch,
-    command,
-    shorten,
-)
-from featstore.files.thread_lock import ThreadLock
-from featstore.format.artefacts import read_artefact, read_channels
+from featstore.errors import ConfigError, MissingSamples, ViewMismatch, shorten
+from featstore.files.array_types import Array, Rows
 from featstore.format.fields import Codes, Ragged, TopK, field_columns
 from featstore.format.int8 import Channels, dequantise
-from featstore.format.ledger import (
-    InvalidRow,
-    ShardRecord,
-    committed_shards,
-    entry_path,
-    read_entry,
-)
+from featstore.format.ledger import InvalidRow, ShardRecord
 from featstore.format.manifest import (
     FieldRecord,
     Int8Encoding,
-    Manifest,
     RaggedEncoding,
     TopKEncoding,
-    read_manifest,
 )
 from featstore.format.views import describe
 from featstore.places.open_place import is_url
+from featstore.reading.shards import LocalShards, Shards
+from featstore.reading.stored_rows import StoredRows
 
 if TYPE_CHECKING:
     from featstore.reading.cached.cache import CacheConfig
-    from featstore.reading.cached.mirror import Mirror
-
-Rows = npt.NDArray[np.int64]
 
 _UNSIGNED = np.dtype(np.uint64)
 
-HELD_BYTES = 256 * 2**20
-"""Of ragged items and texts, at most so much is held decoded; the latest shard always."""
-
-TEXT_BYTES = 100
-"""What a short text takes in memory."""
-
 
 class FeatureStore:
-    """A store that was opened and checked. Read-only; safe to use after fork, and to send to another process.
+    """An open store. Read-only; safe to use in several threads, after a fork, and to send to another process.
+
+    If the store is repaired, replaced or deleted while it is open, rows that were read before stay as they were, and
+    what was not read before gives an error; rows of two stores are never mixed.
 
     Attributes:
-        path: folder of the store; of a store at a URL, the part of it that is in the cache.
-        address: the folder or URL, for messages.
-        manifest: what the store says of itself.
-        shards: numbers of the shards that can be read.
+        path: Folder of the store; of a store at a URL, the part of it that is in the cache.
+        address: Folder or URL, for messages.
+        manifest: The parsed ``manifest.json``.
+        shards: Numbers of the shards that can be read.
+        storage: Where the shards are read from.
     """
 
-    def __init__(
-        self,
-        path: Path,
-        manifest: Manifest,
-        shards: Sequence[int],
-        *,
-        mirror: "Mirror | None" = None,
-    ) -> None:
-        self.path = path
-        self.address = str(path) if mirror is None else mirror.url
-        self.manifest = manifest
-        self.shards = shards
-        self._mirror = mirror
-        self._backend = make_backend(path, manifest)
-        self._entries: dict[int, ShardRecord] = {}
-        self._columns: dict[str, ColumnReader] = {}
-        self._held: OrderedDict[tuple[str, int], Array] = OrderedDict()
-        self._holding = ThreadLock(self._drop_held)
-        self._present = shards if isinstance(shards, range) else frozenset(shards)
+    def __init__(self, storage: Shards) -> None:
+        self.storage = storage
+        self.path, self.address = storage.path, storage.address
+        self.manifest, self.shards = storage.manifest, storage.numbers
+        manifest = self.manifest
+        self._columns = storage.backend.columns
+        self._stored = StoredRows(storage)
+        self._present = self.shards if isinstance(self.shards, range) else frozenset(self.shards)
         # Filled as shards are touched; untouched pages of these take no memory.
-        self._unusable = memory.zeros((manifest.num_rows,), np.bool_, where=path)
-        self._touched = memory.zeros((manifest.num_shards,), np.bool_, where=path)
+        self._unusable = memory.zeros((manifest.num_rows,), np.bool_, where=self.address)
+        self._touched = memory.zeros((manifest.num_shards,), np.bool_, where=self.address)
         self._all_usable = True
         """As far as rows were touched."""
         # Looked up once: whatever gather does besides copying is done with cold caches.
@@ -102,11 +65,6 @@ class FeatureStore:
             for name, spec in manifest.fields.items()
             if spec.encoding.kind == "plain" and spec.dtype != "text"
         }
-        self._steady = None
-        if mirror is not None:
-            from featstore.reading.cached.columns import Steady
-
-            self._steady = Steady(mirror, self._backend, self.entries, self._forget)
 
     @classmethod
     def open(
@@ -116,48 +74,34 @@ class FeatureStore:
         allow_incomplete: bool = False,
         cache: "CacheConfig | None" = None,
     ) -> "FeatureStore":
-        """Open a store and check what can be checked without reading its payload.
+        """Open a store and check what can be checked without reading its rows.
 
         Of a store at a URL, what is needed is fetched when it is needed first, and kept in a cache that all processes
         share; see docs/sharing.md, "Read in place".
 
         Args:
-            path: folder of the store, or the URL of one.
-            allow_incomplete: also open a store whose extraction is not finished; rows that are not there yet count
+            path: Folder of the store, or the URL of one.
+            allow_incomplete: Also open a store whose extraction is not finished; rows that are not there yet count
                 as invalid.
-            cache: where and how much to keep of a store at a URL; from the environment if not given.
+            cache: Where and how much to keep of a store at a URL; from the environment if not given.
 
         Raises:
-            StoreNotFound: nothing there, or not a store.
-            ManifestMismatch: another version of the format.
-            StoreIncomplete: shards are missing.
-            RemoteError: the place of a URL does not answer.
+            StoreNotFound: Nothing is there, or not a store.
+            ManifestMismatch: Another version of the format.
+            StoreIncomplete: Shards are missing.
+            RemoteError: The server of a URL does not answer.
         """
         if is_url(str(path)):
             from featstore.reading.cached.open_url import open_mirror
+            from featstore.reading.cached.shards import CachedShards
 
             mirror = open_mirror(str(path), cache, allow_incomplete=allow_incomplete)
-            return cls(mirror.folder, mirror.manifest, mirror.shards, mirror=mirror)
-        path = Path(path)
-        manifest = read_manifest(path)
-        shards = committed_shards(path, manifest.num_shards)
-        missing = manifest.num_shards - len(shards)
-        if missing and not allow_incomplete:
-            raise StoreIncomplete(
-                f"{path}: {missing} of {manifest.num_shards} shards are missing. Run {command('extract')} again "
-                "with the settings this store was made with to resume."
-            )
-        return cls(path, manifest, shards)
+            return cls(CachedShards(mirror))
+        return cls(LocalShards.open(Path(path), allow_incomplete=allow_incomplete))
 
-    def __getstate__(self) -> dict[str, Any]:
-        """Leave the memory maps behind; each process opens its own."""
-        names = ("path", "manifest", "shards", "_mirror")
-        return {name: getattr(self, name) for name in names}
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
+    def __reduce__(self) -> tuple[Any, ...]:
         """Open again in another process."""
-        path, manifest, shards, mirror = state.values()
-        self.__init__(path, manifest, shards, mirror=mirror)  # type: ignore[misc]
+        return FeatureStore, (self.storage,)
 
     @property
     def num_rows(self) -> int:
@@ -172,7 +116,7 @@ class FeatureStore:
     @property
     def remote(self) -> bool:
         """Whether it is read from a URL."""
-        return self._mirror is not None
+        return self.storage.evicts
 
     @property
     def complete(self) -> bool:
@@ -203,14 +147,11 @@ class FeatureStore:
         return self._column("content_sha256", np.dtype(np.uint8), 0)
 
     def _column(self, name: str, dtype: np.dtype[Any], missing: object) -> Array:
-        shape = self._backend.columns[name].shape
+        shape = self._columns[name].shape
         values = memory.empty((self.num_rows, *shape), dtype, where=self.address)
         if len(self.shards) < self.manifest.num_shards:
             values[...] = missing
-        groups: Iterable[Sequence[int]] = [self.shards]
-        if self._steady is not None:
-            groups = self._steady.groups(name, self.shards)
-        for shards in groups:
+        for shards in self.storage.groups(name, self.shards):
             for shard in shards:
                 rows = self.manifest.shard_range(shard)
                 values[rows.start : rows.stop] = self.read_shard(shard, name)
@@ -223,64 +164,37 @@ class FeatureStore:
             (rows of the shard, *shape), read-only; memory-mapped where the store is local and the container allows.
 
         Raises:
-            ShardCorrupt: bytes are not those that were written.
+            ShardCorrupt: Bytes are not those that were written.
         """
-        if self._steady is None:
-            with as_opened(self.path, self.manifest):
-                return self._backend.read_shard(shard, column, self.entry(shard).objects)
-        return self._steady.read_shard(shard, column)
+        return self.storage.read_shard(shard, column)
 
     def entries(self, shards: Sequence[int] | None = None) -> list[ShardRecord]:
         """The ledger's records of some shards; of all that can be read, if none are named. See ``entry``."""
-        wanted = self.shards if shards is None else shards
-        if self._mirror is not None:
-            self._mirror.bring_entries([item for item in wanted if item not in self._entries])
-        return [self.entry(shard) for shard in wanted]
+        return self.storage.entries(self.shards if shards is None else shards)
 
     def entry(self, shard: int) -> ShardRecord:
         """The ledger's record of a shard.
 
         Raises:
-            ShardCorrupt: it is missing, does not follow the format, or speaks of other rows.
+            ShardCorrupt: It is missing, does not follow the format, or is of other rows.
         """
-        if shard not in self._entries:
-            with as_opened(self.path, self.manifest):
-                self._entries[shard] = self._read_entry(shard)
-        return self._entries[shard]
-
-    def _read_entry(self, shard: int) -> ShardRecord:
-        mirror = self._mirror
-        entry = read_entry(self.path, shard) if mirror is None else mirror.entry(shard)
-        rows = self.manifest.shard_range(shard)
-        if entry.rows != (rows.start, rows.stop):
-            raise ShardCorrupt(
-                f"{entry_path(self.path, shard)}: rows {entry.rows[0]} to {entry.rows[1] - 1}, expected "
-                f"{rows.start} to {rows.stop - 1}. Delete the file and run {command('extract')} with "
-                "the same settings."
-            )
-        return entry
+        return self.storage.entry(shard)
 
     def fetch_ahead(self, fields: Iterable[str], rows: npt.ArrayLike) -> None:
         """Begin to fetch what some rows will need, in another thread. Does nothing where the store is local.
 
         Args:
-            fields: names of fields.
+            fields: Names of fields.
             rows: (B,) row numbers, e.g. of the next batches.
         """
-        if self._steady is not None:
-            views = len(self.manifest.views)
-            columns = [
-                column.name
-                for name in fields
-                for column in field_columns(name, self._field(name), views)
-            ]
-            shards = np.unique(self.manifest.shards_of(self._row_numbers(rows)))
-            self._steady.ahead(columns, shards)
-
-    def _forget(self, shard: int) -> None:
-        self._backend.forget(shard)
-        for reader in self._columns.values():
-            reader.forget(shard)
+        views = len(self.manifest.views)
+        columns = [
+            column.name
+            for name in fields
+            for column in field_columns(name, self._field(name), views)
+        ]
+        shards = np.unique(self.manifest.shards_of(self._row_numbers(rows)))
+        self.storage.ahead(columns, shards)
 
     def invalid_rows(self) -> list[InvalidRow]:
         """Every row without a usable feature, with the reason, in row order."""
@@ -316,9 +230,7 @@ class FeatureStore:
             ConfigError: the store has no such artefact.
             ShardCorrupt: it is not the file that was written.
         """
-        if self._mirror is not None:
-            return self._mirror.artefact(name)
-        return read_artefact(self.path, self.manifest, name)
+        return self.storage.artefact(name)
 
     def gather(
         self,
@@ -366,7 +278,8 @@ class FeatureStore:
             if out is not None:
                 self._check_out(f"fields/{field}/codes", out, found.codes.shape, np.float32)
             return dequantise(*found, out=out)
-        texts = self._gather_text(field, wanted)
+        self._check_usable(wanted)
+        texts = self._stored.texts(f"fields/{field}", wanted)
         if views is None:
             return texts
         picked = self._view_numbers(field, views, len(wanted))
@@ -403,55 +316,8 @@ class FeatureStore:
                 f"{self.address}: field {field!r} is not ragged; read it with gather."
             )
         wanted = self._row_numbers(rows)
-        column = self._backend.columns[f"fields/{field}/values"]
-        found = self._gather_column(f"fields/{field}/ranges", wanted)
-        ranges = found.reshape(len(wanted), math.prod(found.shape[1:-1]), 2)  # views, or one
-        parts = []
-        shards = self.manifest.shards_of(wanted)
-        for row, shard, spans in zip(
-            wanted.tolist(), shards.tolist(), ranges.tolist(), strict=True
-        ):
-            items = self._shard_column(f"fields/{field}/values", shard)
-            origin = shard * self.manifest.work.shard_rows * column.capacity
-            for start, stop in spans:
-                if not 0 <= start - origin <= stop - origin <= len(items):
-                    raise ShardCorrupt(
-                        f'{self.address}: row {row}, field "{field}": items {start} to {stop} of a shard that has '
-                        f"{len(items)} from {origin} on. The ledger's checksums agree: it was written so."
-                    )
-                parts.append(items[start - origin : stop - origin])
-        lengths = [len(part) for part in parts]
-        assert column.dtype is not None
-        empty = np.empty((0, *column.shape), dtype=column.dtype)
-        return Ragged(np.concatenate([empty, *parts]), np.cumsum([0, *lengths], dtype=np.int64))
-
-    def _shard_column(self, name: str, shard: int) -> Array:
-        """One column of one shard, kept for a while: ragged items and texts have no rows to gather one by one."""
-        key = (name, shard)
-        with self._holding:
-            if key in self._held:
-                self._held.move_to_end(key)
-                return self._held[key]
-            values = self.read_shard(shard, name)
-            self._held[key] = values
-            while len(self._held) > 1 and sum(map(_memory, self._held.values())) > HELD_BYTES:
-                self._held.popitem(last=False)
-            return values
-
-    def _drop_held(self) -> None:
-        self._held.clear()
-
-    def _gather_text(self, field: str, rows: Rows) -> Array:
-        name = f"fields/{field}"
-        self._check_usable(rows)
-        shape = self._backend.columns[name].shape
-        out = memory.empty((len(rows), *shape), object, where=self.address)
-        shards = self.manifest.shards_of(rows)
-        for shard in np.unique(shards).tolist():
-            chosen = np.flatnonzero(shards == shard)
-            texts = self._shard_column(name, shard)
-            out[chosen] = texts[rows[chosen] - self.manifest.shard_range(shard).start]
-        return out
+        self._check_usable(wanted)
+        return self._stored.ragged(field, wanted)
 
     def gather_codes(
         self, field: str, rows: npt.ArrayLike, *, views: npt.ArrayLike | None = None
@@ -479,21 +345,12 @@ class FeatureStore:
 
     @cached_property
     def _channels(self) -> dict[str, Channels]:
-        for field in self.manifest.fields.values():
-            if self._mirror is not None and isinstance(field.encoding, Int8Encoding):
-                self._mirror.bring_artefact(field.encoding.channels)
-        return read_channels(self.path, self.manifest)
+        return self.storage.channels()
 
     def _gather_column(
-        self,
-        name: str,
-        rows: Rows,
-        out: Array | None = None,
-        views: Rows | None = None,
-        *,
-        steady: bool = False,
+        self, name: str, rows: Rows, out: Array | None = None, views: Rows | None = None
     ) -> Array:
-        column = self._backend.columns[name]
+        column = self._columns[name]
         assert column.dtype is not None
         shape = (len(rows), *column.shape)
         if views is not None:
@@ -507,32 +364,9 @@ class FeatureStore:
                 memory.check(shape, column.dtype, where=self.address)
         else:
             self._check_out(name, out, shape, column.dtype)
-        if len(rows) == 0:
-            return out
-        if self._steady is not None and not steady:
-            work = partial(self._gather_column, name, rows, out, views, steady=True)
-            self._steady.run(work)
-            self._steady.note(name, rows)
-            return out
-        if name not in self._columns:
-            self._columns[name] = self._backend.open_column(name)
-        reader = self._columns[name]
-        new = reader.unprepared(rows)
-        if new.size:
-            self._check_usable(new)
-            shards = self.manifest.shards_of(new)
-            if self._steady is not None:
-                # All that the rows need, so that nothing of it is evicted for the rest.
-                self._steady.bring(name, np.unique(self.manifest.shards_of(rows)))
-            with as_opened(self.path, self.manifest):
-                for shard in np.unique(shards).tolist():
-                    reader.prepare(shard, self.entry(shard).objects, new[shards == shard])
-        if not self._all_usable and self._unusable[rows].any():
-            raise self._unusable_error(rows)
-        if views is None:
-            reader.take(rows, out)
-        else:
-            reader.take_views(rows, views, out)
+        if not self._all_usable:
+            self._refuse_unusable(rows)
+        self._stored.copy(name, rows, out, views, self._check_usable)
         return out
 
     def _check_out(
@@ -548,21 +382,20 @@ class FeatureStore:
         """Note which rows of untouched shards are unusable, and refuse the unusable ones among ``rows``."""
         shards = self.manifest.shards_of(rows)
         untouched = np.unique(shards[~self._touched[shards]]).tolist()
-        if self._steady is not None:
-            present = np.array([shard for shard in untouched if shard in self._present], np.int64)
-            self._steady.run(partial(self._steady.bring, "valid", present))
+        present = [shard for shard in untouched if shard in self._present]
+        if present:
+            self.storage.run(lambda: self.storage.bring("valid", np.array(present)))
         for shard in untouched:
             span = self.manifest.shard_range(shard)
-            if shard not in self._present:
-                self._unusable[span.start : span.stop] = True
+            valid = self.read_shard(shard, "valid") if shard in self._present else np.False_
+            # Pages that nobody has written to take no memory. In this order, because other threads look meanwhile.
+            if not np.all(valid):
                 self._all_usable = False
-            else:
-                valid = self.read_shard(shard, "valid")
-                # Pages that nobody has written to take no memory.
-                if not valid.all():
-                    self._unusable[span.start : span.stop] = ~valid
-                    self._all_usable = False
+                self._unusable[span.start : span.stop] = ~valid
             self._touched[shard] = True
+        self._refuse_unusable(rows)
+
+    def _refuse_unusable(self, rows: Rows) -> None:
         if self._unusable[rows].any():
             raise self._unusable_error(rows)
 
@@ -624,16 +457,6 @@ class FeatureStore:
         )
 
 
-def _memory(values: Array) -> int:
-    """Memory of a column of a shard; a view of a mapped file takes none."""
-    if values.dtype == object:
-        return TEXT_BYTES * values.size
-    base: Any = values
-    while base is not None and not isinstance(base, np.memmap):
-        base = base.obj if isinstance(base, memoryview) else getattr(base, "base", None)
-    return 0 if isinstance(base, np.memmap) else values.nbytes
-
-
 def _as_row_numbers(rows: npt.ArrayLike) -> Rows:
     given = np.asarray(rows).reshape(-1)
     if given.size and given.dtype.kind not in "iu":
@@ -642,27 +465,3 @@ def _as_row_numbers(rows: npt.ArrayLike) -> Rows:
             f"rows must be integers, found {given.dtype}; of a mask, take np.flatnonzero(mask)."
         )
     return given.astype(np.int64, copy=False)
-
-
-@contextmanager
-def as_opened(path: Path, manifest: Manifest) -> Iterator[None]:
-    """Say so where a shard is not the one that was expected because the folder holds another version by now.
-
-    Args:
-        path: folder of the store.
-        manifest: that it was opened with.
-
-    Raises:
-        StoreError: rows were appended, or the store was made anew.
-        ShardCorrupt: neither; the shard is damaged.
-    """
-    try:
-        yield
-    except ShardCorrupt as error:
-        found = read_manifest(path)
-        if found == manifest:
-            raise
-        raise StoreError(
-            f"{path}: is version {found.version} with {found.num_rows:,} rows by now; it was opened as version "
-            f"{manifest.version} with {manifest.num_rows:,}. Open it again."
-        ) from error

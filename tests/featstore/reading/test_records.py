@@ -26,7 +26,7 @@ from featstore.format.manifest import (
     TeacherRecord,
     TopKEncoding,
 )
-from featstore.reading import store as reader
+from featstore.reading import stored_rows as reader
 from featstore.reading.torch_data import gather_tensors
 from featstore.writing.commit import Shard, commit, open_or_create
 from tests.featstore.stores import TEACHER, make_manifest, names_of
@@ -249,7 +249,7 @@ def test_ragged_point_sets(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
     monkeypatch.setattr(reader, "HELD_BYTES", 1)
     again = FeatureStore.open(store.path)
     np.testing.assert_array_equal(again.gather_ragged("points", ORDER).values, found.values)
-    assert len(again._held) == 3, "mapped items take no memory"
+    assert len(again._stored._held) == 3, "mapped items take no memory"
     too_many = [[np.zeros((100_001, 3), np.float16), np.zeros((0, 3), np.float16)]] * ROWS
     with pytest.raises(ConfigError, match="100000"):
         build(tmp_path / "t", {"points": spec}, {"points": too_many})
@@ -272,7 +272,7 @@ def test_captions_and_scalars_per_row(tmp_path: Path, monkeypatch: pytest.Monkey
     monkeypatch.setattr(reader, "HELD_BYTES", 1)
     again = FeatureStore.open(store.path)
     np.testing.assert_array_equal(again.gather("captions", ORDER), texts[ORDER])
-    assert len(again._held) == 1
+    assert len(again._stored._held) == 1
     np.testing.assert_array_equal(store.gather("confidence", ORDER), points[ORDER, 0, 0])
     np.testing.assert_array_equal(store.gather("landmarks", ORDER), points[ORDER])
     array: Any = zarr.open_group(store.path, mode="r")["fields/captions"]

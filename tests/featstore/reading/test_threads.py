@@ -1,6 +1,5 @@
 """Threads that share one open store read the right rows, whatever kind of field they read."""
 
-import os
 import sys
 import threading
 from collections.abc import Iterator
@@ -14,7 +13,7 @@ from featstore import FeatureStore
 from featstore.containers import zarr
 from featstore.format.manifest import Container
 from featstore.places.base import Retry
-from featstore.reading import store as reading
+from featstore.reading import stored_rows
 from featstore.reading.cached.cache import CacheConfig
 from featstore.writing.commit import finish
 from tests.featstore.backend_tests import Rows, every_kind, heavy_tailed, read, spec, values_of
@@ -22,12 +21,15 @@ from tests.featstore.processes import fork, wait
 
 THREADS = 8
 NUM_ROWS = 96
-BATCHES = 12
+BATCHES = 4
 
 
 def busy_rows() -> Rows:
     """A field of each kind, compressed ones among them; rows of whole pages are mapped side by side."""
     rows = every_kind(rows=NUM_ROWS, views=1, invalid={5: "made so"})
+    kept = ("float162", "bfloat163", "int8-row", "int8-channel_row", "logits", "points", "caption")
+    rows.fields = {name: rows.fields[name] for name in kept}
+    rows.values = {name: rows.values[name] for name in kept}
     for name, codec in (("zstd", "zstd"), ("bitshuffle", "bitshuffle")):
         rows.fields[name] = spec("float16", (8, 32), codec=codec)
         rows.values[name] = heavy_tailed(NUM_ROWS, 1, 8, 32, seed=len(name)).astype(np.float16)
@@ -56,7 +58,7 @@ def written(
 def crowded(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Caches that hold less than the threads need at a time, and threads that are exchanged all the time."""
     monkeypatch.setattr(zarr, "CACHE_BYTES", 3 * 8 * 512)
-    monkeypatch.setattr(reading, "HELD_BYTES", 4096)
+    monkeypatch.setattr(stored_rows, "HELD_BYTES", 4096)
     before = sys.getswitchinterval()
     sys.setswitchinterval(1e-6)
     yield
@@ -118,7 +120,7 @@ def test_a_store_at_a_url_in_many_threads(written: tuple[Path, Rows], tmp_path: 
 @pytest.mark.parametrize("codec", ["zstd", "bitshuffle"])
 @pytest.mark.usefixtures("crowded")
 def test_compressed_rows_in_many_threads(codec: Any, tmp_path: Path) -> None:
-    """A batch for each of eight threads decodes more chunks than are kept; no thread sees the rows of another."""
+    """The batches of eight threads need more chunks than are kept; none sees the rows of another."""
     values = heavy_tailed(NUM_ROWS, 1, 64).astype(np.float16)
     rows = Rows({"z": spec("float16", (64,), codec=codec)}, {"z": values}, views=1, shard_rows=4)
     store = FeatureStore.open(rows.write(tmp_path / "store", "zarr"), allow_incomplete=True)
@@ -156,4 +158,3 @@ def _read_all(store: FeatureStore, values: Any) -> None:
     for start in range(0, NUM_ROWS, 8):
         found = store.gather("z", np.arange(start, start + 8))
         np.testing.assert_array_equal(found, values[start : start + 8])
-    os.sched_yield()

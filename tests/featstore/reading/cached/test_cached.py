@@ -35,6 +35,7 @@ from featstore.places.local import LocalPlace
 from featstore.reading.cached import mirror
 from featstore.reading.cached import open_url as versions
 from featstore.reading.cached.cache import Cache, CacheConfig
+from featstore.reading.cached.shards import CachedShards
 from featstore.reading.paired_tars import PairStream
 from tests.featstore import golden
 from tests.featstore.processes import die_at, fork, wait
@@ -280,7 +281,7 @@ def test_evicted_rows_give_back_the_disk_and_come_back_right(
     os.close(handle)
     same_rows(opened, written[2])
     # In the middle of a copy, too: the copy is made again.
-    take, evicted = opened._columns["fields/cls"].take, []
+    take, evicted = opened._stored._readers["fields/cls"].take, []
 
     def evict_then_take(rows: Any, out: Any) -> None:
         if not evicted:
@@ -289,7 +290,7 @@ def test_evicted_rows_give_back_the_disk_and_come_back_right(
         evicted.append(len(rows))
         take(rows, out)
 
-    opened._columns["fields/cls"].take = evict_then_take  # type: ignore[method-assign]
+    opened._stored._readers["fields/cls"].take = evict_then_take  # type: ignore[method-assign]
     same_rows(opened, written[2])
     assert len(evicted) > 4
     # Somebody deletes the whole cache.
@@ -462,8 +463,8 @@ def test_offline_reads_what_is_cached_and_says_what_is_not(
     monkeypatch.setenv("FEATSTORE_CACHE_BYTES", "1e9")
     monkeypatch.setenv("FEATSTORE_OFFLINE", "1")
     opened = FeatureStore.open(url)
-    assert opened._mirror is not None
-    assert opened._mirror.cache.most_bytes == 10**9
+    assert isinstance(opened.storage, CachedShards)
+    assert opened.storage.mirror.cache.most_bytes == 10**9
     np.testing.assert_array_equal(opened.gather("cls", [9]), expected)
     with pytest.raises(RemoteError, match="FEATSTORE_OFFLINE"):
         opened.gather("small", [9])
@@ -513,9 +514,9 @@ def test_a_loader_fetches_ahead(store: Path, far: type[Far], tmp_path: Path) -> 
     opened = FeatureStore.open(store.as_uri(), cache=config(tmp_path))
     batches = iter(loader(opened, shuffle="none"))
     next(batches)
-    assert opened._steady is not None
-    assert opened._steady._ahead is not None
-    opened._steady._ahead.join(10)
+    assert isinstance(opened.storage, CachedShards)
+    assert opened.storage._ahead is not None
+    opened.storage._ahead.join(10)
     # Batch 4 (rows 33 to 40, as row 5 is invalid) was asked for beside batch 0.
     assert {"fields/cls/c/4/0/0", "fields/cls/c/5/0/0"} <= set(far.objects())
     assert "fields/cls/c/3/0/0" not in far.objects()

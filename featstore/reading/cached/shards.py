@@ -6,22 +6,25 @@ looked at whether anything was evicted meanwhile; if so, what is gone is forgott
 a reader two looks at a number in shared memory. Processes that crowd each other out of a small cache take turns.
 """
 
-import os
 import threading
 import time
+import weakref
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 import numpy.typing as npt
 
-from featstore.containers import Backend
-from featstore.containers.base import Array, Rows
 from featstore.errors import FeatstoreError, ShardCorrupt, StoreError
+from featstore.files.array_types import Array, Rows
+from featstore.files.thread_lock import ThreadLock
+from featstore.format.int8 import Channels
 from featstore.format.ledger import ObjectRecord, ShardRecord
+from featstore.format.manifest import Int8Encoding
 from featstore.reading.cached.mirror import Mirror, Objects, speaking_of
+from featstore.reading.shards import Shards
 
 TRIES = 4
 """How often work is done again because objects were evicted meanwhile, before nobody else may evict any."""
@@ -43,54 +46,62 @@ class _Evicted(Exception):
     """An object went between its arrival and its use."""
 
 
-class Steady:
-    """Lets one process read a mirror while objects come and go.
+class CachedShards(Shards):
+    """The shards of a store at a URL, as one process reads them while objects come and go.
 
     Args:
-        mirror: that is read.
-        backend: over the mirror's folder.
-        entries: gives the ledger's records of some shards.
-        forget: called with the number of a shard when an object of it is gone: nothing of what was read of the shard
-            may be used any more.
+        mirror: The part of the store that is in the cache.
     """
 
-    def __init__(
-        self,
-        mirror: Mirror,
-        backend: Backend,
-        entries: Callable[[Sequence[int]], list[ShardRecord]],
-        forget: Callable[[int], None],
-    ) -> None:
+    evicts = True
+
+    def __init__(self, mirror: Mirror) -> None:
+        super().__init__(mirror.folder, mirror.url, mirror.manifest, mirror.shards)
         self.mirror = mirror
         self._cache = mirror.cache
-        self._backend, self._entries, self._forget = backend, entries, forget
+        self._forget: list[weakref.WeakMethod[Callable[[int], None]]] = []
         self._known: dict[str, tuple[int, Identity]] = {}
         self._latest: tuple[str, Sequence[int]] = "", ()
         self._there: dict[str, npt.NDArray[np.bool_]] = {}
         self._used: dict[str, npt.NDArray[np.bool_]] = {}
         self._note_s = self._touch_s = 0.0
         self._seen = self._cache.generation
-        self._begin()
-
-    def _begin(self) -> None:
-        # A child of a fork has neither the threads of its parent nor whoever would release its locks.
-        self._owner = os.getpid()
-        self._lock = threading.RLock()
+        self._lock = ThreadLock(self._leave)
         self._inside = False
         self._ahead: threading.Thread | None = None
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Leave connections and maps behind."""
+        return CachedShards, (self.mirror,)
+
+    def _leave(self) -> None:
+        self._inside = False
+
+    def on_forget(self, forget: Callable[[int], None]) -> None:
+        """See ``Shards.on_forget``."""
+        self._forget.append(weakref.WeakMethod(forget))
+
+    def entries(self, shards: Sequence[int]) -> list[ShardRecord]:
+        """See ``Shards.entries``; fetches those that are missing together."""
+        self.mirror.bring_entries([item for item in shards if item not in self._entries])
+        return super().entries(shards)
+
+    def _read_entry(self, shard: int) -> ShardRecord:
+        return self.mirror.entry(shard)
+
+    def artefact(self, name: str) -> dict[str, Any]:
+        """See ``Shards.artefact``."""
+        return self.mirror.artefact(name)
+
+    def channels(self) -> dict[str, Channels]:
+        """See ``Shards.channels``."""
+        for field in self.manifest.fields.values():
+            if isinstance(field.encoding, Int8Encoding):
+                self.mirror.bring_artefact(field.encoding.channels)
+        return super().channels()
+
     def run(self, work: Callable[[], T]) -> T:
-        """Do some work that reads objects, until none was evicted meanwhile.
-
-        Args:
-            work: may be done several times. It calls ``bring`` before it touches an object for the first time, and what
-                it returns shares no memory with the objects.
-
-        Raises:
-            ShardCorrupt: an object that has arrived whole does not hold what it should.
-        """
-        if self._owner != os.getpid():
-            self._begin()
+        """See ``Shards.run``; the work is done again until no object was evicted meanwhile."""
         with self._lock:
             if self._inside:
                 # Part of other work. Nothing is forgotten in the middle of that: it is done again as a whole.
@@ -126,12 +137,11 @@ class Steady:
         return self._cache.generation == seen, result
 
     def read_shard(self, shard: int, column: str) -> Array:
-        """See ``Backend.read_shard``; a copy."""
+        """See ``Shards.read_shard``; a copy."""
 
         def work() -> Array:
             self.bring(column, np.array([shard]))
-            (entry,) = self._entries([shard])
-            return self._backend.read_shard(shard, column, entry.objects).copy()
+            return self.backend.read_shard(shard, column, self.entry(shard).objects).copy()
 
         return self.run(work)
 
@@ -175,7 +185,7 @@ class Steady:
     def _there_of(self, column: str) -> npt.NDArray[np.bool_]:
         """(number of shards,) whether a column of each was brought, and not evicted since, as far as is known."""
         if column not in self._there:
-            self._there[column] = np.zeros(self.mirror.manifest.num_shards, dtype=np.bool_)
+            self._there[column] = np.zeros(self.manifest.num_shards, dtype=np.bool_)
         return self._there[column]
 
     def ahead(self, columns: Sequence[str], shards: Rows) -> None:
@@ -184,8 +194,6 @@ class Steady:
         Errors are left for whoever needs them.
         """
         missing = {column: shards[~self._there_of(column)[shards]].tolist() for column in columns}
-        if self._owner != os.getpid():
-            self._begin()
         if not any(missing.values()) or (self._ahead is not None and self._ahead.is_alive()):
             return
 
@@ -204,8 +212,8 @@ class Steady:
 
     def _objects(self, column: str, shards: Sequence[int]) -> Objects:
         found: dict[str, tuple[int, ObjectRecord]] = {}
-        for entry in self._entries(shards):
-            name = self._backend.object_of(entry.shard, column)
+        for entry in self.entries(shards):
+            name = self.backend.object_of(entry.shard, column)
             if name in entry.objects:  # else the backend says so
                 found[name] = entry.shard, entry.objects[name]
         return found
@@ -221,14 +229,14 @@ class Steady:
     def _note(self, column: str, rows: Rows, now: float) -> None:
         self._note_s = now + NOTE_S
         if column not in self._used:
-            self._used[column] = np.zeros(self.mirror.manifest.num_shards, dtype=np.bool_)
-        self._used[column][self.mirror.manifest.shards_of(rows)] = True
+            self._used[column] = np.zeros(self.manifest.num_shards, dtype=np.bool_)
+        self._used[column][self.manifest.shards_of(rows)] = True
         if now < self._touch_s:
             return
         self._touch_s = now + TOUCH_S
         for name, used in self._used.items():
             for shard in np.flatnonzero(used).tolist():
-                item = self._backend.object_of(shard, name)
+                item = self.backend.object_of(shard, name)
                 if item in self._known:
                     self._cache.touch(self.mirror.folder / item, self._known[item][1][1])
             used[:] = False
@@ -248,7 +256,10 @@ class Steady:
             if _identity(self.mirror.folder / name) != identity
         ]
         for shard in {self._known.pop(name)[0] for name in gone}:
-            self._forget(shard)
+            self.backend.forget(shard)
+            for forget in [method() for method in self._forget]:
+                if forget is not None:
+                    forget(shard)
             for there in self._there.values():
                 there[shard] = False
         return bool(gone)

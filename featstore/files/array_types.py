@@ -1,0 +1,18 @@
+"""Names for types of arrays."""
+
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+Array = npt.NDArray[Any]
+"""Any array."""
+
+Rows = npt.NDArray[np.int64]
+"""Row numbers, or other positions."""
+
+Bytes = npt.NDArray[np.uint8]
+"""Raw bytes."""
+
+Mask = npt.NDArray[np.bool_]
+"""True or False for each entry."""
