@@ -18,6 +18,26 @@ LAYERS = ("featstore", "distill", "pipelines")
 """From the lowest; a package may import itself and lower ones."""
 
 
+ROOMS = {
+    "featstore": (
+        "errors version",
+        "pages text",
+        "files",
+        "format places",
+        "containers sources",
+        "reading writing",
+        "duplicates maintenance planning",
+        "card derive",
+        "extraction sharing",
+        "cli",
+        "api",
+    ),
+}
+"""Folders and files at the top of a package, floor by floor from the lowest; a room imports from lower floors only."""
+
+MOST_ROOMS = 22
+
+
 def modules() -> dict[str, Path]:
     """Every module of the layers that exist, by dotted name."""
     found = {}
@@ -73,6 +93,25 @@ def test_layers_import_downwards_only(layer: str) -> None:
         if name.split(".")[0] == layer
         for item in imports(name, path)
         if item.split(".")[0] in above
+    ]
+    assert wrong == []
+
+
+@pytest.mark.parametrize("package", ROOMS)
+def test_rooms_import_downwards_only(package: str) -> None:
+    """A drawing of which folder imports which has no arrow up, and every folder stands in it."""
+    floors = {
+        room: floor for floor, rooms in enumerate(ROOMS[package]) for room in rooms.split()
+    }
+    inner = {name: name.split(".")[1] for name in MODULES if name.startswith(f"{package}.")}
+    inner = {name: room for name, room in inner.items() if room != "__main__"}
+    assert set(inner.values()) == floors.keys()
+    assert len(floors) <= MOST_ROOMS
+    wrong = [
+        f"{name} imports {item}"
+        for name, room in inner.items()
+        for item in own_imports(name)
+        if inner.get(item, room) != room and floors[inner[item]] >= floors[room]
     ]
     assert wrong == []
 
