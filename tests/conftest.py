@@ -5,16 +5,22 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
+from hypothesis import settings
 
 from tests.images import picture
+
+# Examples share the machine with other tests: how long one takes says nothing.
+settings.register_profile("featstore", deadline=None)
+settings.load_profile("featstore")
 
 pytest_plugins = ["tests.servers.fixtures"]
 
 ROOT = Path(__file__).resolve().parents[1]
 
-TINY_ARGS = {"patch_size": 16, "embed_dim": 16, "depth": 1, "num_heads": 1, "num_classes": 0}
+TINY_ARGS: dict[str, Any] = {"patch_size": 16, "embed_dim": 16, "depth": 1, "num_heads": 1, "num_classes": 0}
 """What makes timm's vit_tiny_patch16_224 a model of 20 kB; with image_size 32 it sees 2 x 2 patches."""
 
 RunTwo = Callable[[Sequence[str]], subprocess.CompletedProcess[str]]

@@ -34,7 +34,7 @@ def test_no_number_may_be_negative(name: str) -> None:
                 dataclasses.replace(section, **{field.name: -1})
 
 
-def easy(name: str) -> dict[str, float]:
+def easy(name: str) -> dict[str, Any]:
     """Options with which the tiny student's guesses are trusted."""
     return {"threshold": 0.3} if hasattr(PARTNERS[name].Options(), "threshold") else {}
 

@@ -30,7 +30,7 @@ def test_the_number_of_parameters_is_that_of_the_literature(
     with torch.device("meta"):
         model = timm.create_model(name, num_classes=classes)
     assert count(model) / 1e6 == pytest.approx(millions, abs=0.05)
-    biases = sum(p.bias.numel() for p in model.modules() if isinstance(p, nn.Conv2d))
+    biases = sum(p.bias.numel() for p in model.modules() if isinstance(p, nn.Conv2d) and p.bias is not None)
     assert model.get_classifier().in_features == model.num_features == width
     if classes == 10:
         assert count(model) - biases == 1_467_610

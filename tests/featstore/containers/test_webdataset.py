@@ -283,7 +283,7 @@ def test_work_is_cut_as_the_images_are(tmp_path: Path) -> None:
     assert work.shard_sizes == (1, 3, 2)
     assert (work.shard_rows, work.batch_size) == (3, 7)
     assert list(source.sample_ids)[1] == "b/x/0"
-    config = SourceConfig(kind="tars", path=str(tmp_path / "**/*.tar"), include=("*/[034]",))
+    config = SourceConfig(kind="tars", path=str(tmp_path / "**/*.tar"), include=["*/[034]"])
     part = mirror_work(open_source(config), batch_size=7)
     assert part.shard_names == ("b/x", "b/y")
     assert part.shard_sizes == (1, 2)
@@ -366,7 +366,7 @@ def reindexed(data: bytes, rows: int) -> bytes:
     """Correct ``starts`` in a tar of one shard, as an honest writer would."""
     with tarfile.open(fileobj=io.BytesIO(data)) as archive:
         members = archive.getmembers()
-    head = {}
+    head: dict[str, Any] = {}
     for member in members:
         key = webdataset.tariterators.base_plus_ext(member.name)[0]
         if not member.name.startswith("__featstore__/"):

@@ -338,7 +338,7 @@ def test_a_manifest_cannot_excuse_everything(sound: Path) -> None:
     """However large an error an int8 field states, the tolerance has an end."""
     manifest = FeatureStore.open(sound).manifest
     spec, teacher = manifest.fields["cls"], manifest.teachers["teacher"]
-    numbers = {"sample_rows": 1, "cosine_mean": 0.0, "cosine_worst": 0.0}
+    numbers: dict[str, Any] = {"sample_rows": 1, "cosine_mean": 0.0, "cosine_worst": 0.0}
     for stated, allowed in ((0.01, 0.032), (100.0, INT8_MOST + 0.002)):
         encoding = Int8Encoding(scheme="row", relative_l2=stated, **numbers)
         changed = spec.model_copy(update={"encoding": encoding})

@@ -237,7 +237,7 @@ def test_a_limit_on_file_size(image_folder: Path, tmp_path: Path) -> None:
     A shard of 16 rows x 2 views x (6 + 12) float32 numbers has objects of up to 1,536 bytes and text of 300; the
     limit lies between them.
     """
-    settings = {"fields": ["cls", "grid2"], "dtype": "float32", "shard_rows": 16}
+    settings: dict[str, Any] = {"fields": ["cls", "grid2"], "dtype": "float32", "shard_rows": 16}
     path, straight = tmp_path / "s", tmp_path / "straight"
     run(make_config(image_folder, straight, store=StoreConfig(path=str(straight), **settings)))
     config = make_config(image_folder, path, store=StoreConfig(path=str(path), **settings))
