@@ -20,7 +20,13 @@ pytest_plugins = ["tests.servers.fixtures"]
 
 ROOT = Path(__file__).resolve().parents[1]
 
-TINY_ARGS: dict[str, Any] = {"patch_size": 16, "embed_dim": 16, "depth": 1, "num_heads": 1, "num_classes": 0}
+TINY_ARGS: dict[str, Any] = {
+    "patch_size": 16,
+    "embed_dim": 16,
+    "depth": 1,
+    "num_heads": 1,
+    "num_classes": 0,
+}
 """What makes timm's vit_tiny_patch16_224 a model of 20 kB; with image_size 32 it sees 2 x 2 patches."""
 
 RunTwo = Callable[[Sequence[str]], subprocess.CompletedProcess[str]]

@@ -100,9 +100,7 @@ def test_layers_import_downwards_only(layer: str) -> None:
 @pytest.mark.parametrize("package", ROOMS)
 def test_rooms_import_downwards_only(package: str) -> None:
     """A drawing of which folder imports which has no arrow up, and every folder stands in it."""
-    floors = {
-        room: floor for floor, rooms in enumerate(ROOMS[package]) for room in rooms.split()
-    }
+    floors = {room: floor for floor, rooms in enumerate(ROOMS[package]) for room in rooms.split()}
     inner = {name: name.split(".")[1] for name in MODULES if name.startswith(f"{package}.")}
     inner = {name: room for name, room in inner.items() if room != "__main__"}
     assert set(inner.values()) == floors.keys()

@@ -88,7 +88,7 @@ def finished_run(
     write_json(folder / "evaluation.json", evaluation)
     write_json(folder / "run.json", record)
     write_json(folder / "config.json", {"architecture": "tiny", "teacher": {"name": "vit"}})
-    lines = [
+    lines: list[dict[str, Any]] = [
         {"step": 10 * (i + 1), "epoch": i, "loss/ce": 1 / (i + 1), "lr": 0.1, "cka/f_s,f_t": 0.1 * i, "empty": None}
         for i in range(3)
     ]  # fmt: skip

@@ -235,7 +235,7 @@ class Rows:
                 np.testing.assert_array_equal(found.values, np.concatenate([empty, *expected]))
             elif isinstance(found, TopK):
                 wide = written[at].astype(np.float32)
-                expected = np.sort(wide, axis=-1)[..., ::-1][..., : record.shape[-1]]
+                expected = np.sort(wide, axis=-1)[..., ::-1][..., : record.shape[-1]]  # type: ignore[assignment]
                 np.testing.assert_array_equal(found.values.astype(np.float32), expected)
                 picked = np.take_along_axis(wide, found.indices.astype(np.int64), axis=-1)
                 np.testing.assert_array_equal(picked, expected)

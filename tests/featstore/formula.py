@@ -30,7 +30,7 @@ class FormulaTeacher:
     """
 
     def __init__(
-        self, dtype: Dtype = "float32", spoil: Callable[[Tensor, Tensor], None] | None = None
+        self, dtype: Dtype = "float32", spoil: Callable[[Tensor, Tensor], object] | None = None
     ) -> None:
         self.record = TEACHER
         self.preprocessing = RULE

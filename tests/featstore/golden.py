@@ -47,7 +47,12 @@ CHANNELS = Channels(
     np.array([0.5, 1, 2, 4], dtype=np.float32), np.array([0, 1, -1, 8], dtype=np.float32)
 )
 
-_INT8: dict[str, Any] = {"sample_rows": ROWS, "relative_l2": 0.0, "cosine_mean": 1.0, "cosine_worst": 1.0}
+_INT8: dict[str, Any] = {
+    "sample_rows": ROWS,
+    "relative_l2": 0.0,
+    "cosine_mean": 1.0,
+    "cosine_worst": 1.0,
+}
 
 
 def _field(shape: tuple[int, ...], dtype: str, **options: Any) -> FieldRecord:

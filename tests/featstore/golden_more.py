@@ -55,7 +55,12 @@ CHANNELS = Channels(
     np.array([0.25, 1, 3], dtype=np.float32), np.array([0.1, -1, 8], dtype=np.float32)
 )
 
-_INT8: dict[str, Any] = {"sample_rows": 7, "relative_l2": 0.5, "cosine_mean": 1.0, "cosine_worst": 0.25}
+_INT8: dict[str, Any] = {
+    "sample_rows": 7,
+    "relative_l2": 0.5,
+    "cosine_mean": 1.0,
+    "cosine_worst": 0.25,
+}
 
 TEACHERS = {
     "teacher": TEACHER,

@@ -22,17 +22,17 @@ MANIFEST = make_manifest(num_rows=19, shard_rows=2, views=1, fields={"cls": fiel
 """10 shards, the last one short, of 4 objects each."""
 
 STEPS: list[tuple[Any, str]] = [
-    (atomic.tempfile, "mkstemp"),
-    (atomic.os, "open"),
-    (atomic.os, "write"),
-    (atomic.os, "pwrite"),
-    (atomic.os, "fchmod"),
-    (atomic.os, "fsync"),
-    (atomic.os, "link"),
+    (atomic.tempfile, "mkstemp"),  # type: ignore[attr-defined]
+    (atomic.os, "open"),  # type: ignore[attr-defined]
+    (atomic.os, "write"),  # type: ignore[attr-defined]
+    (atomic.os, "pwrite"),  # type: ignore[attr-defined]
+    (atomic.os, "fchmod"),  # type: ignore[attr-defined]
+    (atomic.os, "fsync"),  # type: ignore[attr-defined]
+    (atomic.os, "link"),  # type: ignore[attr-defined]
     (Path, "mkdir"),
     (Path, "replace"),
     (Path, "unlink"),
-    (locks.fcntl, "flock"),
+    (locks.fcntl, "flock"),  # type: ignore[attr-defined]
 ]
 """Every call by which a job changes a disk, or who may."""
 

@@ -311,7 +311,7 @@ def test_runs_share_what_is_read_and_decoded(write: Write, monkeypatch: pytest.M
         "fewer: {methods: [kd], data.labels_per_class: 2}}\n"
     )
     from distill.data import joined
-    from distill.data import pictures as data
+    from featstore.sources import load as data
 
     count = {"join": 0, "decode": 0, "probe": 0}
 

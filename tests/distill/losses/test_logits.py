@@ -128,7 +128,7 @@ def test_dist_by_hand(beta: float, gamma: float, temperature: float) -> None:
     q = np.array([softmax(row, temperature) for row in STUDENT])
     p = np.array([softmax(row, temperature) for row in TEACHER])
     rows = np.mean([pearson(q[i], p[i]) for i in range(3)])
-    columns = np.mean([pearson(q[:, c], p[:, c]) for c in range(4)])
+    columns = np.mean([pearson(q[:, c].tolist(), p[:, c].tolist()) for c in range(4)])
     expected = temperature**2 * (beta * (1 - rows) + gamma * (1 - columns))
     found = dist(
         per_class(STUDENT), per_class(TEACHER), beta=beta, gamma=gamma, temperature=temperature

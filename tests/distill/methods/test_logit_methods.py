@@ -235,7 +235,7 @@ def test_simkd_refuses_what_it_cannot_fold(make_config: MakeConfig) -> None:
     with pytest.raises(ConfigError, match=r"--student.feature prelogits"):
         Bench(make_config(student__feature="pooled"), "simkd")
     bench = Bench(make_config(), "kd")
-    bench.student.classifier.bias = None
+    bench.student.classifier.bias = None  # type: ignore[assignment]
     with pytest.raises(ConfigError):
         SimKD(bench.setup, SimKD.Options())
     with pytest.raises(ConfigError, match="finetune_epochs"):

@@ -274,17 +274,21 @@ def test_projections_of_two_layers(make_config: MakeConfig) -> None:
     """Depth 2 on both sides, with the width asked for; the larger of the two if none is."""
     bench = CustomBench(make_config, depth=2, hidden=7)
     trainee = snapshot(bench.trainee)
-    assert [part.in_features for part in bench.method.custom if isinstance(part, nn.Linear)] == [
+    assert [
+        part.in_features
+        for part in nn.ModuleList([bench.method.custom]).modules()
+        if isinstance(part, nn.Linear)
+    ] == [
         24,
         7,
-    ]  # type: ignore[union-attr]
+    ]
     first = bench.begin(0)
     assert same(bench.trainee, trainee)
     bench.backward()
     assert all(parameter.grad is not None for parameter in bench.trainee.parameters())
     assert bench.begin(1)["stage1/loss"] < first["stage1/loss"]
     wide = CustomBench(make_config, depth=2).trainee.sides["general"]
-    assert [part.in_features for part in wide if isinstance(part, nn.Linear)] == [64, 64]  # type: ignore[union-attr]
+    assert [part.in_features for part in wide.modules() if isinstance(part, nn.Linear)] == [64, 64]
 
 
 def test_the_optimiser_of_stage_1_is_an_option(make_config: MakeConfig) -> None:

@@ -4,7 +4,7 @@ import copy
 import dataclasses
 from functools import partial
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
 import numpy as np
 import pytest
@@ -105,7 +105,7 @@ def test_places_and_last_of_each() -> None:
     assert last_of_each(torch.zeros(0, dtype=torch.int64)).tolist() == []
 
 
-TOGETHER: dict[str, dict[str, float]] = {
+TOGETHER: dict[str, dict[str, Any]] = {
     "pseudo_label": {"threshold": 0.5},
     "flexmatch": {"threshold": 0.5},
     "freematch": {},

@@ -179,4 +179,4 @@ def test_shares_and_momentums_have_an_upper_end() -> None:
         Bench("fixmatch", threshold=1.5)
     for name, option in (("freematch", "momentum"), ("simmatch", "bank_momentum")):
         with pytest.raises(ConfigError, match=rf"--{name}\.{option} 1\.0"):
-            Bench(name, **{option: 1.0})
+            Bench(name, **{option: 1.0})  # type: ignore[arg-type]

@@ -30,7 +30,9 @@ def test_the_number_of_parameters_is_that_of_the_literature(
     with torch.device("meta"):
         model = timm.create_model(name, num_classes=classes)
     assert count(model) / 1e6 == pytest.approx(millions, abs=0.05)
-    biases = sum(p.bias.numel() for p in model.modules() if isinstance(p, nn.Conv2d) and p.bias is not None)
+    biases = sum(
+        p.bias.numel() for p in model.modules() if isinstance(p, nn.Conv2d) and p.bias is not None
+    )
     assert model.get_classifier().in_features == model.num_features == width
     if classes == 10:
         assert count(model) - biases == 1_467_610
@@ -110,7 +112,7 @@ def test_weights_travel_through_timm(tmp_path: Path) -> None:
     again = timm.create_model(
         "wide_resnet28_2", num_classes=4, checkpoint_path=str(tmp_path / "w.safetensors")
     )
-    assert torch.equal(again.fc.weight, model.fc.weight)
+    assert torch.equal(again.fc.weight, model.fc.weight)  # type: ignore[arg-type]
     trunk = timm.create_model("wide_resnet28_2", num_classes=0, in_chans=1).eval()
     assert trunk(torch.randn(1, 1, 32, 32)).shape == (1, 128)
     assert isinstance(trunk.norm, Activation)

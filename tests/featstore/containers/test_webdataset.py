@@ -122,7 +122,7 @@ def test_stock_tar_reads_it(tmp_path: Path) -> None:
         with tarfile.open(path) as archive:
             names = archive.getnames()
         assert done.stdout.splitlines() == names
-        done = subprocess.run(["tar", "-xOf", path, names[-1]], capture_output=True, check=True)
+        done = subprocess.run(["tar", "-xOf", path, names[-1]], capture_output=True, check=True)  # type: ignore[assignment]
         json.loads(done.stdout)
 
 

@@ -256,7 +256,7 @@ def test_a_kill_at_each_step(tmp_path: Path) -> None:
         def work(path: Path = path, step: int = step) -> None:
             steps = Steps(step, lambda: os.kill(os.getpid(), signal.SIGKILL))
             steps.patch(setattr, without=["open"])
-            module.exchange = steps._wrap("exchange", atomic.exchange)  # type: ignore[assignment]
+            module.exchange = steps._wrap("exchange", atomic.exchange)  # type: ignore[assignment, attr-defined]
             append(path, more)
 
         status = wait(fork(work))

@@ -364,7 +364,7 @@ def test_what_cannot_be_merged(tmp_path: Path) -> None:
     paths = []
     for seed, head in enumerate(heads):
         part = made(3, seed=10 + seed)
-        part.files = lambda head=head: {"head": head}  # type: ignore[method-assign]
+        part.files = lambda head=head: {"head": head}  # type: ignore[method-assign, misc]
         records = {"head": describe(head, meaning="classifier")}
         paths.append(write(part, tmp_path / f"h{seed}", artefacts=records))
     with pytest.raises(ConfigError, match="'head'"):

@@ -354,7 +354,7 @@ def test_the_commands(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Non
     assert "5 webdataset shards, fingerprint" in run(
         "convert", path, tars, "--container", "webdataset"
     )
-    arguments = ("convert", tars, tmp_path / "back", "--container", "zarr", "--codec", "zstd")
+    arguments = ("convert", tars, tmp_path / "back", "--container", "zarr", "--codec", "zstd")  # type: ignore[assignment]
     assert json.loads(run(*arguments, "--json"))["fingerprint"] == manifest_of(path).fingerprint
     assert main(["convert", str(path), str(path), "--codec", "zstd"]) == 2
     assert "into itself" in capsys.readouterr().err

@@ -163,7 +163,7 @@ def test_a_main_process_that_fails_tells_the_others(
     place = tmp_path / "s"
     place.write_bytes(b"mine")
     config = make_config(image_folder, place)
-    teacher: Any = FormulaTeacher(config.store.dtype)
+    teacher: Any = FormulaTeacher(config.store.dtype)  # type: ignore[arg-type]
     source = open_source(config.source)
     manifest = design_store(config, source=source, teacher=teacher).manifest
     sent: list[Any] = []

@@ -86,7 +86,8 @@ def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
         model = timm.create_model(
             "vit_tiny_patch16_224", img_size=32, **{**TINY_ARGS, "num_classes": 5}
         )
-        torch.nn.init.normal_(model.head.weight)  # timm begins with zeros
+        # timm begins with zeros.
+        torch.nn.init.normal_(model.head.weight)  # type: ignore[arg-type]
     path = tmp_path_factory.mktemp("weights") / "tiny.safetensors"
     save_file(model.state_dict(), path)
     return path

@@ -136,7 +136,7 @@ def test_memory_that_is_short_while_decoding(images: Path, monkeypatch: pytest.M
     """A MemoryError of a decoder is no property of the image."""
     dataset = ViewDataset(folder_source(images), ViewSet(), RULE)
     calls = Counter[str]()
-    real = load.decode_image
+    real = load.decode_image  # type: ignore[attr-defined]
 
     def decode(data: bytes) -> Any:
         calls["decode"] += 1

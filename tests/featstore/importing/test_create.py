@@ -80,17 +80,23 @@ def test_every_kind_of_field(tmp_path: Path) -> None:
         "mask": ((3,), "bool"),
         "caption": ((), "text"),
         "logits": FieldRecord(
-            shape=(2,), dtype="float16", encoding=TopKEncoding(num_classes=7), **record
+            shape=(2,),
+            dtype="float16",
+            encoding=TopKEncoding(num_classes=7),
+            **record,  # type: ignore[arg-type]
         ),
         "points": FieldRecord(
-            shape=(3,), dtype="float32", encoding=RaggedEncoding(most_items=9), **record
+            shape=(3,),
+            dtype="float32",
+            encoding=RaggedEncoding(most_items=9),
+            **record,  # type: ignore[arg-type]
         ),
         "boxes": FieldRecord(
             shape=(3,),
             dtype="float32",
             encoding=RaggedEncoding(most_items=9),
             per_view=False,
-            **record,
+            **record,  # type: ignore[arg-type]
         ),
         "codes": FieldRecord(
             shape=(4,),
@@ -98,7 +104,7 @@ def test_every_kind_of_field(tmp_path: Path) -> None:
             encoding=Int8Encoding(
                 scheme="row", sample_rows=1, relative_l2=0, cosine_mean=1, cosine_worst=1
             ),
-            **record,
+            **record,  # type: ignore[arg-type]
         ),
     }
     generator = np.random.default_rng(1)
@@ -319,7 +325,7 @@ def test_wrong_arguments_are_refused(tmp_path: Path) -> None:
         add_all(path, ids=[*IDS[:-1], IDS[0]])
     with pytest.raises(SourceError):
         add_all(path, ids=[])
-    for wrong in (
+    for wrong in (  # type: ignore[var-annotated]
         {"fields": {}},
         {"fields": {"cls": (6, "float64")}},
         {"fields": {"../cls": (6, "float32")}},

@@ -329,7 +329,7 @@ LEDGERS: dict[str, Change] = {
         path / "ledger/00000000.json", path / "ledger/99999999.json"
     ),
     "entry of another spelling": lambda path: (
-        (path / "ledger/complete.json").unlink(),
+        (path / "ledger/complete.json").unlink(),  # type: ignore[func-returns-value]
         (path / "ledger/00000000.json").rename(path / "ledger/000000000.json"),
     ),
     "mark of other sums": lambda path: edit_json(

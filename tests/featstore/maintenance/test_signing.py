@@ -25,7 +25,7 @@ from featstore.errors import ConfigError, StoreError, StoreIncomplete
 from featstore.format.checksummed_json import seal, unseal
 from featstore.format.ledger import entry_path, mark_complete, read_entry, remove_entries
 from featstore.format.manifest import read_manifest
-from featstore.maintenance.signing import SIGNATURE_NAME, check_signature, sign
+from featstore.maintenance.signing import SIGNATURE_NAME, check_signature, sign  # type: ignore[attr-defined]
 from featstore.maintenance.verify import verify
 from tests.featstore import golden
 

@@ -474,10 +474,10 @@ def test_a_sample_finds_damage_in_proportion(path: Path) -> None:
 def test_the_cost_of_a_sample_does_not_grow(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Of a complete store it lists no folder, and reads no more entries than there are blocks in the sample."""
     reads: list[int] = []
-    original = examine.read_entry
-    monkeypatch.setattr(examine, "read_entry", lambda *a: reads.append(a[1]) or original(*a))  # type: ignore[func-returns-value]
-    monkeypatch.setattr(module.os, "listdir", lambda *_: pytest.fail("listed"))
-    monkeypatch.setattr(module.os, "walk", lambda *_: pytest.fail("walked"))
+    original = examine.read_entry  # type: ignore[attr-defined]
+    monkeypatch.setattr(examine, "read_entry", lambda *a: reads.append(a[1]) or original(*a))  # type: ignore[func-returns-value, redundant-expr]
+    monkeypatch.setattr(module.os, "listdir", lambda *_: pytest.fail("listed"))  # type: ignore[attr-defined]
+    monkeypatch.setattr(module.os, "walk", lambda *_: pytest.fail("walked"))  # type: ignore[attr-defined]
     verify(path, sample=1)
     assert len(reads) == 1
     verify(path, sample=40)

@@ -113,7 +113,7 @@ def test_a_small_disk_is_found_before_anything_is_made(
     """The message names need and free space and what to do; nothing is created, and nothing was measured."""
     monkeypatch.setattr(dry_run, "measure", lambda *_, **__: pytest.fail("measured first"))
     usage = shutil.disk_usage(tmp_path)._replace(free=1000)
-    monkeypatch.setattr(measure.shutil, "disk_usage", lambda path: usage)
+    monkeypatch.setattr(measure.shutil, "disk_usage", lambda path: usage)  # type: ignore[attr-defined]
     config = make_config(image_folder, tmp_path / "a" / "s")
     with pytest.raises(StoreWriteError, match=r"1.87.*\b1\b.*--store.fields"):
         plan_run(config)
@@ -200,9 +200,9 @@ def test_measuring(tmp_path: Path) -> None:
     assert measure_disk(tmp_path / "a" / "b", size=2**20) > 0
     assert not list(tmp_path.iterdir())
     calls = []
-    assert measure_rate(lambda: calls.append(1) or 8, seconds=0.0) > 0  # type: ignore[func-returns-value]
+    assert measure_rate(lambda: calls.append(1) or 8, seconds=0.0) > 0  # type: ignore[func-returns-value, redundant-expr]
     assert len(calls) == 2
-    assert measure_rate(lambda: calls.append(1) or 8, seconds=5, most=3) > 0  # type: ignore[func-returns-value]
+    assert measure_rate(lambda: calls.append(1) or 8, seconds=5, most=3) > 0  # type: ignore[func-returns-value, redundant-expr]
     assert len(calls) == 6
 
 
@@ -214,6 +214,6 @@ def test_a_folder_that_cannot_be_written_to(
     def refuse(**_: Any) -> None:
         raise PermissionError(13, "Permission denied")
 
-    monkeypatch.setattr(measure.tempfile, "TemporaryFile", refuse)
+    monkeypatch.setattr(measure.tempfile, "TemporaryFile", refuse)  # type: ignore[attr-defined]
     with pytest.raises(StoreWriteError, match=r"--store.path"):
         measure_disk(tmp_path)

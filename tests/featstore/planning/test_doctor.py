@@ -25,7 +25,7 @@ def no_network(monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(*_: Any, **__: Any) -> None:
         raise urllib.error.URLError("no route")
 
-    monkeypatch.setattr(doctor.urllib.request, "urlopen", refuse)
+    monkeypatch.setattr(doctor.urllib.request, "urlopen", refuse)  # type: ignore[attr-defined]
     monkeypatch.setattr(doctor, "PROBE_BYTES", 2**20)
 
 
@@ -89,7 +89,7 @@ def _no_lock(*_: Any) -> None:
     ("patch", "problem"),
     [
         (lambda m: m.setattr(Path, "replace", _no_rename), "does not replace"),
-        (lambda m: m.setattr(doctor.mmap, "mmap", _no_map), "cannot be mapped"),
+        (lambda m: m.setattr(doctor.mmap, "mmap", _no_map), "cannot be mapped"),  # type: ignore[attr-defined]
         (lambda m: m.setattr(fcntl, "flock", _no_lock), "flock does not lock"),
         (lambda m: m.setattr(fcntl, "flock", lambda *_: None), "flock does not lock"),
     ],
@@ -137,7 +137,7 @@ def test_the_hub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
         asked.append(f"{request.method} {request.full_url}")
         raise urllib.error.HTTPError(request.full_url, 403, "no", {}, None)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(doctor.urllib.request, "urlopen", answer)
+    monkeypatch.setattr(doctor.urllib.request, "urlopen", answer)  # type: ignore[attr-defined]
     (found,) = of("hub", tmp_path)
     assert found.state == "ok"
     assert asked == [f"HEAD {constants.ENDPOINT}"]
@@ -157,7 +157,7 @@ def test_little_memory_and_few_files(monkeypatch: pytest.MonkeyPatch, tmp_path: 
         "/proc/sys/vm/max_map_count": "1000",
     }
     monkeypatch.setattr(doctor, "_read", lambda path: texts.get(path, ""))
-    monkeypatch.setattr(doctor.resource, "getrlimit", lambda _: (256, 256))
+    monkeypatch.setattr(doctor.resource, "getrlimit", lambda _: (256, 256))  # type: ignore[attr-defined]
     (memory,), (files,), (maps,) = (
         of(name, tmp_path) for name in ("memory", "open files", "mappings")
     )

@@ -6,7 +6,7 @@ import itertools
 import pickle
 import tarfile
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +30,7 @@ def image_of(sample_id: str) -> bytes:
     return b"picture of " + sample_id.encode() * (1 + len(sample_id) % 7)
 
 
-def write_images(folder: Path, keys: dict[str, Sequence[str]]) -> Path:
+def write_images(folder: Path, keys: Mapping[str, Sequence[str]]) -> Path:
     """Image tars with classes and captions between the images, as they are usual."""
     for tar, names in keys.items():
         path = folder / f"{tar}.tar"

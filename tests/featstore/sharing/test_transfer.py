@@ -32,7 +32,7 @@ from featstore.format.ledger import entry_bytes, mark_complete, read_entry
 from featstore.maintenance.verify import verify
 from featstore.places.base import Place, Retry
 from featstore.places.local import LocalPlace
-from featstore.reading.cached.published_store import EXTRAS
+from featstore.reading.cached.published_store import EXTRAS, local_contents
 from featstore.sharing import partial_folder as landing
 from featstore.sharing import pull as pull_module
 from featstore.sharing.part import Part
@@ -468,7 +468,7 @@ def test_other_things_in_the_way_of_a_pull(original: Path, tmp_path: Path) -> No
 
 def test_two_pulls_into_one_folder(original: Path, tmp_path: Path) -> None:
     """The second one is told of the first."""
-    contents = pull_module.local_contents(original)
+    contents = local_contents(original)
     with unfinished(tmp_path / "back", contents), pytest.raises(StoreBusy):
         pull(str(original), tmp_path / "back", retry=QUICK)
 

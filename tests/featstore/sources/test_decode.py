@@ -6,6 +6,7 @@ import subprocess
 import sys
 import time
 import tracemalloc
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -178,7 +179,10 @@ def test_orientation(orientation: int, kind: str) -> None:
         7: upright.transpose(1, 0, 2)[::-1, ::-1],
         8: upright.transpose(1, 0, 2)[:, ::-1],
     }[orientation]
-    options = {"WEBP": {"lossless": True}, "JPEG": {"quality": 95, "subsampling": 0}}.get(kind, {})
+    options: dict[str, Any] = {  # type: ignore[assignment]
+        "WEBP": {"lossless": True},
+        "JPEG": {"quality": 95, "subsampling": 0},
+    }.get(kind, {})
     exif = Image.Exif()
     exif[ORIENTATION] = orientation
     found = decoded(encode(np.ascontiguousarray(turned), kind, exif=exif, **options))

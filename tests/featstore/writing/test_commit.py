@@ -216,7 +216,7 @@ def test_a_disk_that_fills_up_keeps_what_is_committed(
     config = make_config(image_folder, path)
     open_or_create(path, describe(config))
     with monkeypatch.context() as patch:
-        fail_after(patch, atomic.os, "write", calls)
+        fail_after(patch, atomic.os, "write", calls)  # type: ignore[attr-defined]
         with pytest.raises(StoreWriteError) as caught:
             run(config)
     assert "No space left on device" in str(caught.value)
@@ -328,7 +328,7 @@ def test_files_are_old_or_new(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -
     assert write_bytes(path, b"old ", b"content") == 11
     for name in ("write", "fsync", "fchmod"):
         with monkeypatch.context() as patch:
-            fail_after(patch, atomic.os, name, 0)
+            fail_after(patch, atomic.os, name, 0)  # type: ignore[attr-defined]
             with pytest.raises(StoreWriteError, match=r"\b3\b"):
                 write_bytes(path, b"new")
         assert path.read_bytes() == b"old content"
@@ -341,7 +341,7 @@ def test_files_are_old_or_new(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -
 def test_short_writes_are_continued(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """The system may take fewer bytes than it was given (a signal, a limit of 2 GiB); the rest follows."""
     original = os.write
-    monkeypatch.setattr(atomic.os, "write", lambda handle, data: original(handle, data[:3]))
+    monkeypatch.setattr(atomic.os, "write", lambda handle, data: original(handle, data[:3]))  # type: ignore[attr-defined]
     write_bytes(tmp_path / "file", b"0123456789", b"", b"abc")
     assert (tmp_path / "file").read_bytes() == b"0123456789abc"
 

@@ -194,7 +194,7 @@ def test_without_hard_links(store: Path, monkeypatch: pytest.MonkeyPatch) -> Non
     def refuse(*_: Any, **__: Any) -> None:
         raise OSError(errno.EPERM, os.strerror(errno.EPERM))
 
-    monkeypatch.setattr(leases.os, "link", refuse)
+    monkeypatch.setattr(leases.os, "link", refuse)  # type: ignore[attr-defined]
     with Leases(store, lease_s=60) as mine, Leases(store, lease_s=60) as theirs:
         assert mine.claim(0)
         assert not theirs.claim(0)
@@ -210,7 +210,7 @@ def test_without_locks(store: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(*_: Any) -> None:
         raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
 
-    monkeypatch.setattr(leases.fcntl, "flock", refuse)
+    monkeypatch.setattr(leases.fcntl, "flock", refuse)  # type: ignore[attr-defined]
     child = hold(store, 0, lease_s=0.3)
     with Leases(store, lease_s=0.3) as mine:
         for _ in range(8):

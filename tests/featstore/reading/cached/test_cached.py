@@ -281,7 +281,8 @@ def test_evicted_rows_give_back_the_disk_and_come_back_right(
     os.close(handle)
     same_rows(opened, written[2])
     # In the middle of a copy, too: the copy is made again.
-    take, evicted = opened._stored._readers["fields/cls"].take, []
+    take = opened._stored._readers["fields/cls"].take
+    evicted: list[Any] = []
 
     def evict_then_take(rows: Any, out: Any) -> None:
         if not evicted:
