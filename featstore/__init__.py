@@ -39,6 +39,8 @@ if TYPE_CHECKING:
         convert,
         export,
         extract,
+        from_arrays,
+        import_,
         merge,
         open,
         plan,
@@ -51,8 +53,7 @@ if TYPE_CHECKING:
         verify,
     )
     from featstore.format.manifest import Manifest, read_manifest
-    from featstore.importing.create import create, from_arrays
-    from featstore.importing.imports import import_
+    from featstore.importing.create import create
     from featstore.reading.store import FeatureStore
 
 __all__ = [
@@ -100,8 +101,6 @@ _MODULES = {
     "FeatureStore": "featstore.reading.store",
     "Manifest": "featstore.format.manifest",
     "create": "featstore.importing.create",
-    "from_arrays": "featstore.importing.create",
-    "import_": "featstore.importing.imports",
     "read_manifest": "featstore.format.manifest",
 }
 

@@ -6,7 +6,7 @@ Command ``featstore`` does the same from a shell.
 """
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
@@ -29,6 +29,8 @@ __all__ = [
     "convert",
     "export",
     "extract",
+    "from_arrays",
+    "import_",
     "merge",
     "open",
     "plan",
@@ -163,6 +165,106 @@ def extract(
     config = build(ExtractConfig, values, recipe=file)
     run(config, progress=progress)
     return FeatureStore.open(config.store.path)
+
+
+def from_arrays(
+    out: Folder,
+    fields: Mapping[str, Any],
+    ids: Iterable[str],
+    *,
+    teacher: str | None,
+    **options: Any,
+) -> FeatureStore:
+    """Make a store of whole arrays. For rows that come in batches, see ``featstore.create``.
+
+    Args:
+        out: Folder of the store.
+        fields: Arrays by name of the field, (N, *shape) each, numpy or torch, e.g. memory-mapped. Types stay, except
+            that float64 is stored as float32.
+        ids: (N,) sample ids. With images, use the paths below their folder, so that ``distill`` finds them.
+        teacher: Name and version of the model that computed the arrays; None if no model did.
+        options: Further arguments of ``featstore.create``: ``labels``, ``preprocessing``, ``content_sha256``, ...
+
+    Returns:
+        The complete store.
+
+    Raises:
+        ConfigError: Arrays, ids or labels do not fit together.
+        SourceError: Ids repeat or are empty.
+        ManifestMismatch: The folder holds a store that was made with other arguments.
+
+    Example:
+        >>> arrays = {"cls": numpy.ones((2, 4))}
+        >>> store = featstore.from_arrays("stores/two", arrays, ["a.jpg", "b.jpg"], teacher="mine v3")
+        >>> store.gather("cls", [0, 1]).shape
+        (2, 1, 4)
+    """
+    from featstore.importing.create import from_arrays
+
+    from_arrays(_text(out), fields, ids, teacher=teacher, **options)
+    return FeatureStore.open(_text(out))
+
+
+def import_(
+    source: Folder,
+    out: Folder,
+    *,
+    teacher: str,
+    kind: Literal["npy", "parquet", "hf", "clip-retrieval"] | None = None,
+    fields: Mapping[str, str] | None = None,
+    ids: str | None = None,
+    labels: str | None = None,
+    dtype: str | None = None,
+    images: Folder | None = None,
+    progress: bool = True,
+    **options: Any,
+) -> FeatureStore:
+    """Make a store of features that another program wrote. Resumes when it is called again.
+
+    Args:
+        source: npy file or folder, Parquet files, a saved Hugging Face data set, or a folder of clip-retrieval.
+        out: Folder of the store.
+        teacher: Name and version of the model that computed the features.
+        kind: Format of ``source``; by default taken from what is there.
+        fields: Column or file by name of the field; by default all columns of floating point lists.
+        ids: Column or file of the sample ids.
+        labels: Column or file of the labels.
+        dtype: Type of the stored numbers; by default as they are.
+        images: Folder of the images; binds the rows to the images by the SHA-256 of their bytes.
+        progress: Show a progress bar.
+        options: Further arguments of ``featstore.create``: ``preprocessing``, ``container``, ...
+
+    Returns:
+        The complete store.
+
+    Raises:
+        SourceError: The source cannot be read, or ids repeat.
+        MissingSamples: Images of some ids are missing.
+        ConfigError, ManifestMismatch: As for ``featstore.create``.
+
+    Example:
+        >>> numpy.save("cls.npy", numpy.ones((2, 4)))
+        >>> numpy.save("ids.npy", ["a.jpg", "b.jpg"])
+        >>> featstore.import_("cls.npy", "stores/mine", ids="ids.npy", teacher="mine v3").num_rows
+        2
+    """
+    from featstore.importing.imports import import_
+
+    with progress_bar(" rows", show=progress) as report:
+        import_(
+            _text(source),
+            _text(out),
+            teacher=teacher,
+            kind=kind,
+            fields=fields,
+            ids=ids,
+            labels=labels,
+            dtype=dtype,
+            images=None if images is None else _text(images),
+            progress=report,
+            **options,
+        )
+    return FeatureStore.open(_text(out))
 
 
 def merge(

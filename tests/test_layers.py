@@ -27,7 +27,7 @@ ROOMS = {
         "containers sources",
         "reading writing",
         "duplicates maintenance planning",
-        "card derive",
+        "card derive importing",
         "extraction sharing",
         "cli",
         "api",
