@@ -7,10 +7,10 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from distill.options.augment import AugmentConfig, PhotometricConfig
 from PIL import Image, ImageEnhance
 from torch.utils.data import DataLoader, Dataset
 
+from distill.config import AugmentConfig, PhotometricConfig
 from distill.data.augment import GRAY, OPERATIONS, _operations, photometric, strongly, weakly
 from featstore.errors import ConfigError
 

@@ -310,7 +310,7 @@ def test_the_basis_is_that_of_the_stored_features(make_config: MakeConfig) -> No
     assert (covariance - variance.diag()).abs().max() < 1e-4 * variance.max()
     assert (variance.diff() <= 1e-6 * variance.max()).all()
     again = SpecMatch(setup, method.options)
-    assert torch.equal(again.basis.axes_DD, axes)
+    assert torch.equal(again.basis.axes_DD, axes)  # type: ignore[arg-type]
     largest = axes.gather(0, axes.abs().argmax(0, keepdim=True))
     assert (largest > 0).all()
 
