@@ -99,7 +99,7 @@ def test_invalid_rows_of_int8_are_zeros(image_folder: Path, tmp_path: Path) -> N
     summary = run(config, FormulaTeacher("float32", spoil))
     assert summary.invalid
     store = FeatureStore.open(tmp_path / "s")
-    backend = store._backend
+    backend = store._backend  # type: ignore[attr-defined]
     for item in summary.invalid:
         shard = item.row // 4
         for column in ("fields/cls/codes", "fields/cls/scale", "fields/grid2/codes"):
