@@ -54,8 +54,10 @@ def count(number: int, noun: str, plural: str = "") -> str:
     return f"{number:,} {noun if number == 1 else plural}"
 
 
-def format_bytes(size: float) -> str:
-    """``1.5 GB``: three digits, powers of ten."""
+def format_bytes(size: float | None) -> str:
+    """``1.5 GB``: three digits, powers of ten; a dash for None."""
+    if size is None:
+        return "-"
     for unit in ("B", "kB", "MB", "GB"):
         if size < 999.5:
             return f"{size:.3g} {unit}"
@@ -68,8 +70,10 @@ def format_rate(rate: float) -> str:
     return f"{rate:,.0f}" if rate >= 10 else f"{rate:.2g}"
 
 
-def format_seconds(seconds: float) -> str:
-    """``12 s``, ``3.4 min`` or ``7.5 h``."""
+def format_seconds(seconds: float | None) -> str:
+    """``12 s``, ``3.4 min`` or ``7.5 h``; a dash for None."""
+    if seconds is None:
+        return "-"
     if seconds < 90:
         return f"{seconds:.0f} s"
     return f"{seconds / 60:.1f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"

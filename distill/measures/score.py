@@ -28,11 +28,16 @@ class Measure:
     percent: bool = True
     higher_is_better: bool = True
 
+    @property
+    def title(self) -> str:
+        """The label as a heading."""
+        return "Top-1 accuracy" if self.name == "top1" else self.label[:1].upper() + self.label[1:]
+
     def text(self, value: float | None) -> str:
-        """``93.3 %`` or ``0.221``; a dash for None."""
+        """``93.3%`` or ``0.221``; a dash for None."""
         if value is None:
             return "-"
-        return f"{100 * value:.1f}\N{NO-BREAK SPACE}%" if self.percent else f"{value:.3f}"
+        return f"{100 * value:.1f}%" if self.percent else f"{value:.3f}"
 
     def spread(self, values: Sequence[float]) -> str:
         """Mean and sample standard deviation without a unit, ``92.5 +- 1.2``; no deviation for a single value."""
@@ -67,7 +72,7 @@ CLASSIFICATION = (
     Measure("corruptions.mean_top1", "top-1 under corruption"),
 )
 """Measures of a classifier, the score first. The name is the path in evaluation.json."""
-PROBE = "teacher, linear probe"
+PROBE = "teacher's linear probe"
 
 Record = Mapping[str, Any]
 """run.json."""

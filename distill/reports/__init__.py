@@ -1,14 +1,15 @@
-"""Pages about finished runs: one HTML file each, with everything in it, and the same as CSV and JSON.
+"""Pages of finished runs: one HTML file each, and the same data as CSV and JSON.
 
-    folder.py        a run's folder, read back
-    keep.py          what only the end of a run can know: thumbnails, feature maps, the teacher's cost
-    tables.py        what is shown, as rows of plain values
-    figures.py       the same as plotly figures
-    run_page.py      the page of one run
-    comparison.py    all runs of an OUT folder, as rows
-    compare_page.py  the page of them
-    text.py          numbers as text
+    run_files.py     read the folder of a run
+    page_data.py     thumbnails, feature maps and the teacher's cost, written at the end of a run
+    tables.py        one run as rows of plain values
+    comparison.py    all runs of an OUT folder as rows of plain values
+    figures.py       rows as plotly figures
+    run_page.py      page of one run
+    compare_page.py  page of all runs
+    report.py        console table, results.csv, and the functions that write pages
 
-What a page is made of, the manner of its figures and the way to HTML are in ``featstore.pages``. Nothing here trains or
-needs a GPU, and only ``keep`` looks at images and the store.
+HTML and the style of figures are in ``featstore.pages``. Nothing here trains or needs a GPU; only ``page_data`` reads
+images and the store. The name of the score and of all measures comes from each run's own record
+(``distill.measures.score``).
 """

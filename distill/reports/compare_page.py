@@ -1,4 +1,4 @@
-"""The page of all runs of an OUT folder: who is best, by how much, how surely, and at what cost."""
+"""Page that compares all runs of an OUT folder: results, paired tests, learning curves, cost."""
 
 import statistics
 from collections.abc import Sequence
@@ -6,26 +6,27 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
+from distill.measures.score import Measure
 from distill.reports import comparison, figures
-from distill.reports.comparison import MEASURES, Groups, mean
-from distill.reports.run_files import BASELINE, REPORT, Row, Run, measured_part
+from distill.reports.comparison import Groups, mean
+from distill.reports.run_files import BASELINE, REPORT, Row, Run
 from distill.reports.run_page import MOST_CELLS
-from distill.reports.text import duration, percent, points, size, source_name
 from featstore.pages.parts import Block, Page, Section, Table, Text, Tile
+from featstore.text import count, format_bytes, format_seconds
 
 MOST_LINES = 10
-"""Names in a figure with a line for each; the best ones."""
+"""Methods in a figure with a line for each; the best ones."""
 
 
 def build(runs: Sequence[Run], out: Path) -> tuple[Page, dict[str, list[Row]]]:
-    """Put the page together.
+    """Build the page.
 
     Args:
         runs: at least one.
-        out: the folder of the page, for links.
+        out: folder of the page, for links.
 
     Returns:
-        The page, and what it shows by name of the CSV file without its suffix.
+        The page, and its data by name of the CSV file without the suffix.
     """
     groups = comparison.by_name(runs)
     shown = {
@@ -40,12 +41,12 @@ def build(runs: Sequence[Run], out: Path) -> tuple[Page, dict[str, list[Row]]]:
     several = len(groups) > 1
     page = Page(
         title=f"{len(groups)} methods compared" if several else f"{runs[0].name}, all seeds",
-        subtitle=_subtitle(runs),
+        subtitle=_subtitle(runs, groups),
         finding=_finding(groups, shown["paired"]),
         tiles=_tiles(groups, shown["paired"], shown["cost"]),
         sections=[
-            _accuracy(groups, shown["paired"], shown["label_efficiency"]),
-            _quality(shown["methods"]),
+            _results(groups, shown["paired"], shown["label_efficiency"]),
+            _measures(groups, shown["methods"]),
             _curves(groups),
             _classes(groups, shown["per_class"]),
             _robustness(groups, shown["corruptions"]),
@@ -60,41 +61,57 @@ def build(runs: Sequence[Run], out: Path) -> tuple[Page, dict[str, list[Row]]]:
     return page, shown
 
 
-def _subtitle(runs: Sequence[Run]) -> str:
-    seeds = sorted({run.seed for run in runs})
-    contracts = [run.record.get("contract", {}) for run in runs]
-    students = sorted({contract.get("student", {}).get("name", "?") for contract in contracts})
-    counts = sorted({run.evaluation["num_images"] for run in runs})
-    return (
-        f"{len(runs)} runs, seed{'s' * (len(seeds) > 1)} {', '.join(map(str, seeds))}; student {', '.join(students)}; "
-        f"images: {source_name(runs[0])}; measured on {' or '.join(f'{count:,}' for count in counts)} "
-        f"{measured_part(runs[0])} images."
+def _score(groups: Groups) -> Measure:
+    return next(iter(groups.values()))[0].score
+
+
+def _subtitle(runs: Sequence[Run], groups: Groups) -> str:
+    used = comparison.everything(groups)
+    seeds = sorted({run.seed for run in used})
+    students = sorted({run.contract.get("student", {}).get("name", "?") for run in used})
+    counts = sorted(
+        {run.evaluation["num_images"] for run in used if "num_images" in run.evaluation}
     )
+    text = (
+        f"{count(len(used), 'run')}, {'seeds' if len(seeds) > 1 else 'seed'} {', '.join(map(str, seeds))}; student "
+        f"{', '.join(students)}; images: {used[0].source_name}"
+    )  # fmt: skip
+    if counts:
+        text += (
+            f"; measured on {' or '.join(f'{number:,}' for number in counts)} {used[0].part} images"
+        )
+    if len(used) < len(runs):
+        left = sorted({run.score.label for run in runs} - {_score(groups).label})
+        text += f"; {count(len(runs) - len(used), 'run')} judged by {', '.join(left)} left out"
+    return f"{text}."
 
 
 def _finding(groups: Groups, gains: Sequence[Row]) -> str:
-    best = next(iter(groups))
-    values = [run.top1 for run in groups[best]]
+    score, best = _score(groups), next(iter(groups))
+    values = [run.value for run in groups[best]]
     parts = [
-        f"{points(row['gain'])} against {row['baseline']} ({_certainty(row)})"
+        f"{score.difference(row['gain'])} compared with {row['baseline']} ({_certainty(row)})"
         for row in gains
         if row["name"] == best
     ]
-    probes = list(comparison.probes(groups).values())
-    if probes:
-        gap = statistics.fmean(values) - statistics.fmean(probes)
-        parts.append(f"{points(gap)} against the teacher's own linear probe")
-    text = f"{best} reaches {_spread(values)} top-1" + (f": {', '.join(parts)}." if parts else ".")
+    for label, found in comparison.references(groups).items():
+        gap = statistics.fmean(values) - statistics.fmean(found.values())
+        parts.append(f"{score.difference(gap)} compared with the {label}")
+    reached = f"{score.spread(values).replace('+-', PLUS_MINUS)}{'%' if score.percent else ''}"
+    text = f"{best} reaches {reached} {score.label}" + (f": {'; '.join(parts)}." if parts else ".")
     if len(values) == 1:
-        text += " This is one seed: another draw of labels may turn the order around."
+        text += " This is one seed; with other seeds the order may be different."
     return text
+
+
+PLUS_MINUS = "\N{PLUS-MINUS SIGN}"
 
 
 def _certainty(row: Row) -> str:
     if row["p"] is None:
         return "no test"
     if row["seeds"] == 1:
-        return f"one seed; McNemar over images, p {_p(row['p'])}"
+        return f"one seed; McNemar's test over images, p {_p(row['p'])}"
     return f"paired t test over {row['seeds']} seeds, p {_p(row['p'])}"
 
 
@@ -104,83 +121,79 @@ def _p(value: float | None) -> str:
     return "< 0.001" if value < 0.001 else f"{value:.3f}"
 
 
-def _spread(values: Sequence[float]) -> str:
-    if len(values) == 1:
-        return percent(values[0])
-    mean = 100 * statistics.fmean(values)
-    return f"{mean:.1f} \N{PLUS-MINUS SIGN} {100 * statistics.stdev(values):.1f}\N{NO-BREAK SPACE}%"
-
-
 def _tiles(groups: Groups, gains: Sequence[Row], costs: Sequence[Row]) -> list[Tile]:
-    best = next(iter(groups))
-    values = [run.top1 for run in groups[best]]
-    spread = f"; deviation {percent(comparison.deviation(values))} over {len(values)} seeds"
-    tiles = [Tile("Best", percent(mean(values)), best + spread * (len(values) > 1))]
+    score, best = _score(groups), next(iter(groups))
+    values = [run.value for run in groups[best]]
+    note = best
+    if len(values) > 1:
+        note += f"; deviation {score.text(comparison.deviation(values))} over {len(values)} seeds"
+    tiles = [Tile(f"Best {score.label}", score.text(mean(values)), note)]
     for row in gains:
         if row["name"] == best:
-            alone = row["against"] == BASELINE
-            what = "labels alone" if alone else "logits of the teacher's probe"
-            value = percent(mean([run.top1 for run in groups[row["baseline"]]]))
-            tiles.append(Tile(row["baseline"], value, what))
-    probes = list(comparison.probes(groups).values())
-    if probes:
+            note = "labels alone" if row["against"] == BASELINE else "logits of the teacher's probe"
+            value = score.text(mean([run.value for run in groups[row["baseline"]]]))
+            tiles.append(Tile(row["baseline"], value, note))
+    for label, found in comparison.references(groups).items():
         tiles.append(
-            Tile("Teacher's probe", percent(mean(probes)), "linear, on the stored features")
-        )
+            Tile(label[0].upper() + label[1:], score.text(mean([*found.values()])), "on the stored features")
+        )  # fmt: skip
     total = sum(row["seconds"] * row["runs"] for row in costs)
-    tiles.append(Tile("All training", duration(total), f"{sum(row['runs'] for row in costs)} runs"))
+    number = sum(row["runs"] for row in costs)
+    tiles.append(Tile("Training", format_seconds(total), f"{count(number, 'run')} in total"))
     extraction = comparison.extraction_seconds(groups)
     if extraction is not None:
-        tiles.append(Tile("Teacher", duration(extraction), "features extracted once for all"))
+        tiles.append(Tile("Feature extraction", format_seconds(extraction), "once for all runs"))
     return tiles
 
 
-def _accuracy(groups: Groups, gains: Sequence[Row], labels: Sequence[Row]) -> Section:
-    probes = comparison.probes(groups)
-    accuracies = {name: [run.top1 for run in group] for name, group in groups.items()}
-    note = "Diamonds are means, lines the sample standard deviation over seeds, pale points single runs."
-    seeds = sorted({run.seed for group in groups.values() for run in group})
-    by_seed = {name: {run.seed: run.top1 for run in group} for name, group in groups.items()}
-    if probes:
-        by_seed["teacher, linear probe"] = probes
+def _results(groups: Groups, gains: Sequence[Row], labels: Sequence[Row]) -> Section:
+    score, references = _score(groups), comparison.references(groups)
+    values = {name: [run.value for run in group] for name, group in groups.items()}
+    note = "Diamonds: means; lines: sample standard deviation over seeds; pale points: single runs."
+    seeds = sorted({run.seed for run in comparison.everything(groups)})
+    by_seed = {name: {run.seed: run.value for run in group} for name, group in groups.items()}
     rows = [
         (
             name,
             str(len(found)),
-            percent(mean(list(found.values()))),
-            percent(comparison.deviation(list(found.values()))),
-            *(percent(found.get(seed)) for seed in seeds),
+            score.text(mean([*found.values()])),
+            score.text(comparison.deviation([*found.values()])),
+            *(score.text(found.get(seed)) for seed in seeds),
         )
-        for name, found in by_seed.items()
+        for name, found in (by_seed | references).items()
     ]
     columns = ("method", "runs", "mean", "deviation", *(f"seed {seed}" for seed in seeds))
+    lines = {label: [*found.values()] for label, found in references.items()}
     blocks: list[Block] = [
-        figures.seeds("All methods", accuracies, list(probes.values()), note),
-        Table("Mean, spread and every seed", columns, rows, marked=0),
+        figures.seeds("All methods", values, lines, score, note),
+        Table("Mean, deviation and every seed", columns, rows, marked=0),
     ]
     for method in dict.fromkeys(row["against"] for row in gains):
-        blocks.append(_paired_table(method, [row for row in gains if row["against"] == method]))
+        own = [row for row in gains if row["against"] == method]
+        blocks.append(_paired_table(method, own, score))
     series: dict[str, tuple[list[float], list[float]]] = {}
     for row in labels:
-        places, values = series.setdefault(row["method"], ([], []))
+        places, shown = series.setdefault(row["method"], ([], []))
         places.append(row["labels_per_class"])
-        values.append(row["top1"])
+        shown.append(row[score.name])
     if series:
-        title = "Label efficiency"
         plot = figures.curves(
-            title, series, x="labels per class", share=True, log_x=True, wide=True
-        )
+            "Label efficiency", series, x="labels per class", share=score.percent, log_x=True, wide=True
+        )  # fmt: skip
         blocks.insert(1, plot)
-    return Section("Accuracy", blocks)
+    lead = "" if score.higher_is_better else "Lower is better."
+    return Section(score.title, blocks, lead)
 
 
-def _paired_table(method: str, rows: Sequence[Row]) -> Table:
+def _paired_table(method: str, rows: Sequence[Row], score: Measure) -> Table:
     several = len({row["baseline"] for row in rows}) > 1
     cells = [
         (
             f"{row['name']} against {row['baseline']}" if several else row["name"],
-            points(row["gain"]),
-            "-" if row["low"] is None else f"{100 * row['low']:+.1f} to {100 * row['high']:+.1f}",
+            score.difference(row["gain"]),
+            "-"
+            if row["low"] is None
+            else f"{_plain(score, row['low'])} to {_plain(score, row['high'])}",
             f"{row['seeds_better']} : {row['seeds_worse']}",
             "-" if row["images_won"] is None else f"{row['images_won']:,} : {row['images_lost']:,}",
             _p(row["p"]),
@@ -188,66 +201,65 @@ def _paired_table(method: str, rows: Sequence[Row]) -> Table:
         )
         for row in rows
     ]
+    head = (
+        "method",
+        "difference",
+        "95% interval",
+        "seeds better : worse",
+        "images better : worse",
+        "p",
+        "p, Holm",
+    )
     return Table(
-        f"Against {method}, paired",
-        (
-            "method",
-            "gain",
-            "95 % interval",
-            "seeds won : lost",
-            "images won : lost",
-            "p",
-            "p, Holm",
-        ),
-        cells,
-        "Pairs share the seed: labels, order and first weights. p: paired t test over seeds; with one seed, McNemar's "
-        "exact test over the images, which says nothing of other seeds. Holm: corrected for the number of rows.",
-    )
+        f"Compared with {method}, paired", head, cells,
+        "Pairs share the seed: labels, order and initial weights. p: paired t test over seeds; with one seed, "
+        "McNemar's exact test over the images, which says nothing about other seeds. Holm: corrected for the number of "
+        "rows.",
+    )  # fmt: skip
 
 
-def _quality(methods: Sequence[Row]) -> Section:
-    found = [
-        (title, key, unit)
-        for title, key, unit in MEASURES
-        if any(row[key] is not None for row in methods)
-    ]
+def _plain(score: Measure, value: float) -> str:
+    return score.difference(value).removesuffix(" points")
+
+
+def _measures(groups: Groups, methods: Sequence[Row]) -> Section:
+    found = comparison.measures(groups)
     rows = [
-        (
-            row["name"],
-            *(
-                percent(row[key]) if unit == "%" or row[key] is None else f"{row[key]:.3f}"
-                for _, key, unit in found
-            ),
-        )
-        for row in methods
+        (row["name"], *(measure.text(row[measure.name]) for measure in found)) for row in methods
     ]
-    note = (
-        "Means over seeds. Calibration error, NLL, Brier score and KL: smaller is better. Scaled: after temperature "
-        "scaling."
-    )
-    columns = ("method", *(title for title, _, _ in found))
-    return Section("Beyond accuracy", [Table("All measures", columns, rows, note)])
+    lower = [measure.label for measure in found if not measure.higher_is_better]
+    note = "Means over seeds."
+    if lower:
+        note += f" Lower is better: {', '.join(lower)}."
+    if any(measure.name == "calibration_error_scaled" for measure in found):
+        note += " Scaled: after temperature scaling."
+    columns = ("method", *(measure.label for measure in found))
+    return Section("All measures", [Table("Means", columns, rows, note)])
 
 
 def _curves(groups: Groups) -> Section:
     names = list(groups)[:MOST_LINES]
     colours = {name: figures.PALETTE[place] for place, name in enumerate(names)}
+    score = _score(groups)
+    blocks: list[Block] = []
     wanted: tuple[tuple[str, str, dict[str, Any]], ...] = (
         ("Cross entropy on the labels", "loss/ce", {"log": True}),
-        ("Test accuracy during training", "test_top1", {"share": True}),
-        ("CKA(f_s, f_t) over cycles", "cka/f_s,f_t", {"unit": True}),
-        ("CKA(f_s, P_t(f_t)) over cycles", "cka/f_s,P_t(f_t)", {"unit": True}),
-        ("CKA(P_t(f_t), f_t) over cycles", "cka/P_t(f_t),f_t", {"unit": True}),
+        (f"{score.title} during training", f"test_{score.name}", {"share": score.percent}),
+        ("CKA(f_s, f_t) during training", "cka/f_s,f_t", {"unit": True}),
+        ("CKA(f_s, P_t(f_t)) during training", "cka/f_s,P_t(f_t)", {"unit": True}),
+        ("CKA(P_t(f_t), f_t) during training", "cka/P_t(f_t),f_t", {"unit": True}),
     )
-    blocks: list[Block] = []
     for title, key, options in wanted:
         curves = {name: comparison.mean_curve(groups[name], key) for name in names}
         series = {name: curve for name, curve in curves.items() if len(curve[0]) > 1}
-        if series:
+        # A curve that only one of several methods has is on that run's own page.
+        if len(series) > 1 or (series and len(names) == 1):
             blocks.append(figures.curves(title, series, colours=colours, **options))
-    few = len(names) < len(groups)
-    lead = f"Means over seeds, of the best {MOST_LINES} methods." if few else "Means over seeds."
-    return Section("Learning", blocks, lead)
+    several = any(len(group) > 1 for group in groups.values())
+    lead = "Means over seeds" if several else ""
+    if len(names) < len(groups):
+        lead = f"{lead or 'Curves'} of the best {MOST_LINES} methods"
+    return Section("Learning", blocks, lead and f"{lead}.")
 
 
 def _classes(groups: Groups, rows: Sequence[Row]) -> Section:
@@ -260,89 +272,101 @@ def _classes(groups: Groups, rows: Sequence[Row]) -> Section:
     classes = list(dict.fromkeys(label for _, label in gains))
     if not names:
         return Section("Classes", [])
+    # By the sum over methods: where all of them gain or lose most.
+    total = {label: sum(gains.get((name, label), 0.0) for name in names) for label in classes}
+    ordered = sorted(classes, key=lambda label: -total[label])
     note = ""
     if len(classes) > MOST_CELLS:
-        # The most telling ones: where the methods together gain or lose most.
-        total = {label: sum(gains.get((name, label), 0.0) for name in names) for label in classes}
         half = MOST_CELLS // 2
-        ordered = sorted(classes, key=lambda label: -total[label])
         note = f"The {half} classes with the largest gains and the {half} with the smallest, of {len(classes)}."
-        classes = ordered[:half] + ordered[-half:]
-    block = figures.heatmap(
-        "Gain per class over labels alone, in points",
-        [[gains.get((name, label)) for label in classes] for name in names],
-        names,
-        classes,
-        gains=True,
-        note=note,
-        alt=f"Gain per class over labels alone, {len(names)} methods, {len(classes)} classes",
-        wide=True,
-    )
-    lead = "Means over the seeds that both have; small classes vary by chance alone."
-    return Section("Classes", [block], lead)
+        ordered = ordered[:half] + ordered[-half:]
+    lead = "Means over the seeds of both methods, in points; gains of small classes vary by chance."
+    most = max(map(abs, gains.values()))
+    if len(ordered) <= 10 or len(names) > 10:
+        cells = [[gains.get((name, label)) for label in ordered] for name in names]
+        title = "Gain over labels alone"
+        block = figures.heatmap(title, cells, names, ordered, gains=True, note=note, wide=True)
+        return Section("Classes", [block], lead)
+    # Many classes are readable as rows only: the first half, and the second half beside it.
+    half = (len(ordered) + 1) // 2
+    blocks = []
+    for title, some in (("Largest gains", ordered[:half]), ("Smallest gains", ordered[half:])):
+        cells = [[gains.get((name, label)) for name in names] for label in some]
+        blocks.append(
+            figures.heatmap(f"{title} over labels alone", cells, some, names, gains=True, most=most, note=note)
+        )  # fmt: skip
+    return Section("Classes", blocks, lead)
 
 
 def _robustness(groups: Groups, rows: Sequence[Row]) -> Section:
     found: dict[tuple[str, str], list[float]] = {}
     for row in rows:
         found.setdefault((row["name"], row["corruption"]), []).append(row["accuracy"])
-    names = [name for name in groups if any(key[0] == name for key in found)]
-    kinds = list(dict.fromkeys(kind for _, kind in found))
     if not found:
         return Section("Robustness", [])
+    names = [name for name in groups if any(key[0] == name for key in found)]
+    kinds = list(dict.fromkeys(kind for _, kind in found))
     block = figures.heatmap(
         "Accuracy under corruption, in percent",
         [[mean(found.get((name, kind), [])) for kind in kinds] for name in names],
         names,
         [kind.replace("_", " ") for kind in kinds],
-        note="Means over severities 1 to 5 and seeds. After ImageNet-C in kind; the numbers are not ImageNet-C's.",
+        note="Means over severities 1 to 5 and seeds. Kinds as in ImageNet-C; the values are not comparable with its.",
         wide=True,
     )
     return Section("Robustness", [block])
 
 
 def _cost(groups: Groups, rows: Sequence[Row]) -> Section:
+    devices = any(row["peak_device_memory_mb"] for row in rows)
     cells = [
         (
             row["name"],
             str(row["runs"]),
-            duration(row["seconds"]),
-            f"{row['steps']:,}",
-            size(row["peak_memory_mb"] * 2**20),
-            size(row["peak_device_memory_mb"] and row["peak_device_memory_mb"] * 2**20),
+            format_seconds(row["seconds"]),
+            f"{row['steps'] or 0:,}",
+            format_bytes(row["peak_memory_mb"] * 2**20),
+            *([format_bytes((row["peak_device_memory_mb"] or 0) * 2**20)] if devices else []),
             row["device"],
         )
         for row in rows
     ]
-    columns = ("method", "runs", "time per run", "steps", "peak memory", "device memory", "device")
+    head = ["method", "runs", "time per run", "steps", "peak memory", "device memory", "device"]
+    columns = [name for name in head if devices or name != "device memory"]
     lead = ""
     extraction = comparison.extraction_seconds(groups)
     if extraction is not None:
         total = sum(row["seconds"] * row["runs"] for row in rows)
         lead = (
-            f"The teacher's features took {duration(extraction)}, once for all "
-            f"{sum(row['runs'] for row in rows)} runs; the runs took {duration(total)} together."
+            f"Feature extraction took {format_seconds(extraction)}, once for all; "
+            f"{count(sum(row['runs'] for row in rows), 'run')} took {format_seconds(total)} in total."
         )
     blocks: list[Block] = [Table("Time and memory", columns, cells)]
     if len(rows) > 1:
+        score = _score(groups)
         where = [
-            (row["name"], row["seconds"], statistics.fmean(run.top1 for run in groups[row["name"]]))
+            (row["name"], row["seconds"], statistics.fmean(run.value for run in groups[row["name"]]))
             for row in rows
-        ]
-        blocks.append(figures.against("Accuracy against training time", where, x="seconds per run"))
+        ]  # fmt: skip
+        title = f"{score.title} against training time"
+        blocks.append(figures.against(title, where, score, x="seconds per run"))
     return Section("Cost", blocks, lead)
 
 
 def _record(groups: Groups, rows: Sequence[Row]) -> Section:
+    score = _score(groups)
     cells = [
-        (f"{row['name']}, seed {row['seed']}", percent(row["top1"]), duration(row["seconds"]))
+        (f"{row['name']}, seed {row['seed']}", score.text(row[score.name]), format_seconds(row["seconds"]))
         for row in rows
-    ]
+    ]  # fmt: skip
     links = [f"{quote(row['folder'])}/report.html" for row in rows]
-    blocks: list[Block] = [Table("Pages of the runs", ("run", "top-1", "time"), cells, links=links)]
+    blocks: list[Block] = [
+        Table("Pages of the runs", ("run", score.label, "time"), cells, links=links)
+    ]
     differing = comparison.differing(groups)
     if differing:
         text = "\n".join(f"{key}: {' | '.join(values)}" for key, values in differing.items())
-        title = "Settings besides the methods' own that differ between these runs"
-        blocks.append(Text(title, text))
+        blocks.append(
+            Text("Settings that differ between these runs, besides those of the methods", text)
+        )
     return Section("Runs", blocks)

@@ -1,4 +1,4 @@
-"""Runs by name as rows of plain values: means, spread, paired gains, classes, cost. What ``compare_page`` shows."""
+"""All runs of an OUT folder as rows of plain values: means, spread, paired gains, classes, cost."""
 
 import statistics
 from collections.abc import Mapping, Sequence
@@ -7,49 +7,51 @@ from typing import Any
 
 import numpy as np
 
-from distill.measures.paired_tests import holm, mcnemar, paired_test
+from distill.measures.paired_tests import NO_SPREAD, holm, mcnemar, paired_test
+from distill.measures.score import Measure
 from distill.reports import tables
 from distill.reports.run_files import BASELINE, Row, Run, conditions, find_baseline
 
 COMPETITOR = "kd"
-"""The baseline that uses the same stored features in the plainest way: logits of a linear probe."""
+"""The baseline that uses the same stored features in the simplest way: logits of a linear probe."""
 
 SECTIONS = (
     "field", "grid_field", "source", "data", "student", "train", "eval", "store_fingerprint", "teacher_weight",
     "teachers",
 )  # fmt: skip
-"""Parts of a run's settings that a fair comparison shares."""
+"""Settings that runs of a fair comparison share."""
 
 Groups = Mapping[str, Sequence[Run]]
-"""Runs by name, seeds ascending."""
-
-MEASURES: tuple[tuple[str, str, str], ...] = (
-    ("top-1", "top1", "%"),
-    ("mean over classes", "balanced_accuracy", "%"),
-    ("k-NN", "knn_top1", "%"),
-    ("linear probe", "linear_probe_top1", "%"),
-    ("agreement with teacher", "teacher.agreement", "%"),
-    ("KL(teacher || student)", "teacher.kl", ""),
-    ("CKA(f_s, f_t)", "teacher.cka", ""),
-    ("calibration error", "calibration_error", "%"),
-    ("the same, scaled", "calibration_error_scaled", "%"),
-    ("NLL", "nll", ""),
-    ("Brier", "brier", ""),
-    ("under corruption", "corruptions.mean_top1", "%"),
-)
-"""Heading, key in evaluation.json, and unit."""
+"""Runs by name, seeds ascending, the best name first. All have the same score."""
 
 
 def by_name(runs: Sequence[Run]) -> dict[str, list[Run]]:
-    """Runs by name, seeds ascending; the name with the highest mean accuracy first."""
+    """Group runs by name. Runs that have another score than most of them are left out."""
+    names = [run.score.name for run in runs]
+    common = max(names, key=names.count)
     groups: dict[str, list[Run]] = {}
     for run in sorted(runs, key=lambda run: run.seed):
-        groups.setdefault(run.name, []).append(run)
+        if run.score.name == common:
+            groups.setdefault(run.name, []).append(run)
 
     def rank(name: str) -> tuple[float, str]:
-        return -statistics.fmean(run.top1 for run in groups[name]), name
+        group = groups[name]
+        return -group[0].score.rank(statistics.fmean(run.value for run in group)), name
 
     return {name: groups[name] for name in sorted(groups, key=rank)}
+
+
+def everything(groups: Groups) -> list[Run]:
+    """All runs, in the order of the groups."""
+    return [run for group in groups.values() for run in group]
+
+
+def measures(groups: Groups) -> list[Measure]:
+    """All measures of any run, the score first."""
+    found = {
+        measure.name: measure for run in everything(groups) for measure, _ in run.measures.values()
+    }
+    return list(found.values())
 
 
 def runs(groups: Groups, out: Path) -> list[Row]:
@@ -59,11 +61,10 @@ def runs(groups: Groups, out: Path) -> list[Row]:
             "name": run.name,
             "seed": run.seed,
             "folder": run.folder.relative_to(out).as_posix(),
-            **{key: mean(_values([run], key)) for _, key, _ in MEASURES},
+            **{item.name: mean(_values([run], item.name)) for item in measures(groups)},
             "seconds": run.record["seconds"],
         }
-        for group in groups.values()
-        for run in group
+        for run in everything(groups)
     ]
 
 
@@ -72,9 +73,9 @@ def methods(groups: Groups) -> list[Row]:
     rows = []
     for name, group in groups.items():
         row: Row = {"name": name, "runs": len(group)}
-        for _, key, _ in MEASURES:
-            values = _values(group, key)
-            row |= {key: mean(values), f"{key}_deviation": deviation(values)}
+        for item in measures(groups):
+            values = _values(group, item.name)
+            row |= {item.name: mean(values), f"{item.name}_deviation": deviation(values)}
         rows.append(row)
     return rows
 
@@ -82,7 +83,7 @@ def methods(groups: Groups) -> list[Row]:
 def paired(groups: Groups) -> list[Row]:
     """Every name against the best of ``labels`` and the best of ``kd`` under the same conditions.
 
-    Pairs share the seed, see ``folder.conditions``; a single pair is compared image by image.
+    Pairs share the seed, see ``run_files.conditions``; a single pair is compared image by image.
     """
     rows = []
     for method in (BASELINE, COMPETITOR):
@@ -103,7 +104,9 @@ def _against(groups: Groups, name: str, method: str) -> Row | None:
 
 
 def _compared(name: str, base: str, method: str, pairs: Sequence[tuple[Run, Run]]) -> Row:
-    found = paired_test([run.top1 for run, _ in pairs], [other.top1 for _, other in pairs])
+    score = pairs[0][0].score
+    found = paired_test([run.value for run, _ in pairs], [other.value for _, other in pairs])
+    ahead = [score.rank(run.value) - score.rank(other.value) for run, other in pairs]
     won, lost, image_p = _images(pairs)
     return {
         "against": method,
@@ -113,8 +116,8 @@ def _compared(name: str, base: str, method: str, pairs: Sequence[tuple[Run, Run]
         "gain": found.mean,
         "low": found.low,
         "high": found.high,
-        "seeds_better": found.better,
-        "seeds_worse": found.worse,
+        "seeds_better": sum(value > NO_SPREAD for value in ahead),
+        "seeds_worse": sum(value < -NO_SPREAD for value in ahead),
         "images_won": won,
         "images_lost": lost,
         "p": image_p if found.count == 1 else found.p,
@@ -122,7 +125,7 @@ def _compared(name: str, base: str, method: str, pairs: Sequence[tuple[Run, Run]
 
 
 def _images(pairs: Sequence[tuple[Run, Run]]) -> tuple[int | None, int | None, float | None]:
-    """Images that only one run of a pair has right, over all pairs, and McNemar's p of the first pair."""
+    """Images that only one run of a pair classifies correctly, over all pairs, and McNemar's p of the first pair."""
     found = []
     for run, other in pairs:
         mine, theirs = run.predictions, other.predictions
@@ -135,45 +138,36 @@ def _images(pairs: Sequence[tuple[Run, Run]]) -> tuple[int | None, int | None, f
 
 def per_class(groups: Groups) -> list[Row]:
     """Mean accuracy per class and name, and the gain over ``labels`` under the same conditions."""
-    everything = [run for group in groups.values() for run in group]
     rows = []
     for name, group in groups.items():
         accuracies: dict[str, list[float]] = {}
         gains: dict[str, list[float]] = {}
         for run in group:
-            base = find_baseline(run, everything)
-            before = {} if base is None else base.evaluation["per_class"]
-            for label, value in run.evaluation["per_class"].items():
-                if value is not None:
-                    accuracies.setdefault(label, []).append(value)
-                    if before.get(label) is not None:
-                        gains.setdefault(label, []).append(value - before[label])
+            for row in tables.per_class(run, find_baseline(run, everything(groups))):
+                accuracies.setdefault(row["class"], []).append(row["accuracy"])
+                if row["gain"] is not None:
+                    gains.setdefault(row["class"], []).append(row["gain"])
         rows += [
-            {
-                "name": name,
-                "class": label,
-                "accuracy": mean(values),
-                "gain": mean(gains.get(label, [])),
-            }
+            {"name": name, "class": label, "accuracy": mean(values), "gain": mean(gains.get(label, []))}
             for label, values in accuracies.items()
-        ]
+        ]  # fmt: skip
     return rows
 
 
 def label_efficiency(groups: Groups) -> list[Row]:
-    """Mean accuracy by method and number of labels per class; none unless that number varies.
+    """Mean score by method and number of labels per class; none unless that number varies.
 
-    Of several names with one method and one number of labels, the best counts.
+    Of several names with the same method and number of labels, the best is taken.
     """
     found: dict[tuple[str, int], list[float]] = {}
-    probe: dict[tuple[str, int], list[float]] = {}
+    references: dict[tuple[str, int], list[float]] = {}
     for group in groups.values():  # best first
-        count = group[0].record.get("contract", {}).get("data", {}).get("labels_per_class", 0)
+        count = group[0].contract.get("data", {}).get("labels_per_class", 0)
         if count:
-            found.setdefault((group[0].method, count), [run.top1 for run in group])
-            teacher = _values(group, "teacher.probe_top1")
-            if teacher:
-                probe.setdefault(("teacher's probe", count), teacher)
+            found.setdefault((group[0].method, count), [run.value for run in group])
+            for run in group:
+                if run.reference is not None:
+                    references.setdefault((run.reference[0], count), []).append(run.reference[1])
     if len({count for _, count in found}) < 2:
         return []
     return [
@@ -181,10 +175,10 @@ def label_efficiency(groups: Groups) -> list[Row]:
             "method": method,
             "labels_per_class": count,
             "runs": len(values),
-            "top1": mean(values),
+            groups[next(iter(groups))][0].score.name: mean(values),
             "deviation": deviation(values),
         }
-        for (method, count), values in sorted((found | probe).items())
+        for (method, count), values in sorted((found | references).items())
     ]
 
 
@@ -192,8 +186,7 @@ def corruptions(groups: Groups) -> list[Row]:
     """Accuracy of every run by corruption and severity."""
     return [
         {"name": run.name, "seed": run.seed, **row}
-        for group in groups.values()
-        for run in group
+        for run in everything(groups)
         for row in tables.corruptions(run)
     ]
 
@@ -204,6 +197,7 @@ def cost(groups: Groups) -> list[Row]:
     for name, group in groups.items():
         costs = [tables.cost(run) for run in group]
         seconds = [row["training_seconds"] for row in costs]
+        device = max((row["peak_device_memory_mb"] or 0) for row in costs) or None
         rows.append(
             {
                 "name": name,
@@ -212,8 +206,7 @@ def cost(groups: Groups) -> list[Row]:
                 "seconds_deviation": deviation(seconds),
                 "steps": costs[0]["steps"],
                 "peak_memory_mb": max((row["peak_memory_mb"] or 0) for row in costs),
-                "peak_device_memory_mb": max((row["peak_device_memory_mb"] or 0) for row in costs)
-                or None,
+                "peak_device_memory_mb": device,
                 "student_bytes": costs[0]["student_bytes"],
                 "device": costs[0]["device"],
             }
@@ -222,30 +215,27 @@ def cost(groups: Groups) -> list[Row]:
 
 
 def extraction_seconds(groups: Groups) -> float | None:
-    """Time that the stores of all runs took, each counted once; None if a run does not know."""
+    """Time of the extraction of all stores, each counted once; None if a run does not know it."""
     stores: dict[str, float] = {}
-    for group in groups.values():
-        for run in group:
-            for store in run.extraction.get("stores", []):
-                if store["seconds"] is None:
-                    return None
-                stores[store["fingerprint"]] = sum(store["seconds"].values())
+    for run in everything(groups):
+        for store in run.extraction.get("stores", []):
+            if store["seconds"] is None:
+                return None
+            stores[store["fingerprint"]] = sum(store["seconds"].values())
     return sum(stores.values()) if stores else None
 
 
-def probes(groups: Groups) -> dict[int, float]:
-    """Accuracy of the teacher's probe by seed."""
-    found = {
-        run.seed: float(run.evaluation["teacher"]["probe_top1"])
-        for group in groups.values()
-        for run in group
-        if "teacher" in run.evaluation
-    }
-    return dict(sorted(found.items()))
+def references(groups: Groups) -> dict[str, dict[int, float]]:
+    """What the scores are compared with: values by label and seed."""
+    found: dict[str, dict[int, float]] = {}
+    for run in sorted(everything(groups), key=lambda run: run.seed):
+        if run.reference is not None:
+            found.setdefault(run.reference[0], {})[run.seed] = run.reference[1]
+    return found
 
 
 def mean_curve(group: Sequence[Run], key: str) -> tuple[list[float], list[float]]:
-    """Steps and values of a logged number, averaged where all runs of a name have it."""
+    """Steps and values of a logged number, averaged over the steps that all runs of a name have."""
     lines = [
         {line["step"]: line[key] for line in run.metrics if line.get(key) is not None}
         for run in group
@@ -258,10 +248,9 @@ def mean_curve(group: Sequence[Run], key: str) -> tuple[list[float], list[float]
 def differing(groups: Groups) -> dict[str, list[str]]:
     """Shared settings with more than one value among the runs."""
     found: dict[str, list[str]] = {}
-    for group in groups.values():
-        for run in group:
-            for section in SECTIONS:
-                _collect(section, run.record.get("contract", {}).get(section), found)
+    for run in everything(groups):
+        for section in SECTIONS:
+            _collect(section, run.contract.get(section), found)
     return {key: values for key, values in found.items() if len(values) > 1}
 
 
@@ -273,20 +262,13 @@ def _collect(key: str, value: Any, found: dict[str, list[str]]) -> None:
         found[key].append(str(value))
 
 
-def _values(group: Sequence[Run], key: str) -> list[float]:
-    """One measure of every run of a name that has it."""
-    found = []
-    for run in group:
-        value: Any = run.evaluation
-        for part in key.split("."):
-            value = value.get(part) if isinstance(value, dict) else None
-        if isinstance(value, int | float):
-            found.append(float(value))
-    return found
+def _values(group: Sequence[Run], name: str) -> list[float]:
+    """One measure of every run that has it."""
+    return [run.measures[name][1] for run in group if name in run.measures]
 
 
 def mean(values: Sequence[float]) -> float | None:
-    """None for no values."""
+    """Mean; None for no values."""
     return statistics.fmean(values) if values else None
 
 

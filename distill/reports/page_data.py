@@ -1,4 +1,4 @@
-"""What only the end of a run can know, kept for its page: thumbnails, feature maps, the teacher's cost."""
+"""Data of a run's page that need the images or the store, written at the end of the run: thumbnails, maps, cost."""
 
 # N test images, D teacher width, C student width, K classes
 
@@ -29,7 +29,7 @@ from featstore.pages.feature_map import embed
 from featstore.sources.decode import decode_image
 
 Customise = Callable[[Tensor], Tensor]
-"""From stored features (N, D) to what the student imitates, (N, C)."""
+"""Stored features (N, D) to the student's target, (N, C)."""
 
 MOST_HARDEST = 24
 MOST_POINTS = 500
@@ -37,7 +37,7 @@ THUMBNAIL_PX = 128
 CHUNK = 4096
 """Rows at a time."""
 MOST_SHARDS = 10_000
-"""Of a store whose ledger is read for the teacher's time; each shard is one small file."""
+"""Shards of a store whose ledger is read for the teacher's time; each is one small file."""
 
 
 def write(
@@ -48,15 +48,15 @@ def write(
     customise: Customise | None = None,
     device: torch.device | str = "cpu",
 ) -> None:
-    """Write all of it below ``folder/report``.
+    """Write hardest.csv with thumbnails, feature_map.csv and extraction.json below ``folder/report``.
 
     Args:
         folder: of the run.
         data: images and stored features.
         test: (N,) indices of the test images in ``Samples``.
-        measured: the student on them.
-        customise: of a method that adapts the teacher's features to the student.
-        device: where that method computes.
+        measured: evaluation of the student on them.
+        customise: maps stored features to the student's target, for methods that have one.
+        device: of ``customise``.
     """
     write_hardest(folder, data.samples, test, measured.predictions)
     places, features = features_of(data, test, measured, customise, device)
@@ -67,9 +67,8 @@ def write(
 def hardness(answers: Predictions) -> npt.NDArray[np.float64]:
     """(N,) cross entropy of the student's answer to each image, in nats."""
     losses = []
-    for start in range(
-        0, len(answers.labels), CHUNK
-    ):  # 50,000 images of 1,000 classes are 400 MB in float64
+    # In chunks: 50,000 images of 1,000 classes are 400 MB in float64.
+    for start in range(0, len(answers.labels), CHUNK):
         rows = slice(start, start + CHUNK)
         logits = answers.student[rows].astype(np.float64)
         right = np.take_along_axis(logits, answers.labels[rows, None], 1)[:, 0]
@@ -78,7 +77,7 @@ def hardness(answers: Predictions) -> npt.NDArray[np.float64]:
 
 
 def write_hardest(folder: Path, samples: Samples, test: Indices, answers: Predictions) -> None:
-    """The images on which the student is most sure of a wrong answer: a table, and small JPEGs."""
+    """The images with the largest loss, as a table and small JPEGs."""
     loss = hardness(answers)
     rows = []
     for rank, place in enumerate(np.argsort(-loss, kind="stable")[:MOST_HARDEST], start=1):
@@ -114,10 +113,10 @@ def features_of(
     customise: Customise | None,
     device: torch.device | str,
 ) -> tuple[list[int], dict[str, npt.NDArray[np.float32]]]:
-    """The teacher's, the customised and the student's features of at most ``MOST_POINTS`` test images.
+    """Features of the teacher, the customised teacher and the student of at most ``MOST_POINTS`` test images.
 
     Returns:
-        Places among the test images, and (n, width) features of them by name.
+        Indices of these images among the test images, and their features (n, width) by name.
     """
     rows = thin_out(len(test), MOST_POINTS, seed=0)
     features = {}
@@ -135,7 +134,7 @@ def write_feature_map(
     places: list[int],
     features: dict[str, npt.NDArray[np.float32]],
 ) -> None:
-    """Points in the plane for every feature of the same images, with their classes and the student's answers."""
+    """Positions of the same images in a map of each feature, with their classes and the student's answers."""
     maps = embed(features)
     table = [
         {
@@ -154,13 +153,13 @@ def write_feature_map(
 
 
 def write_extraction(folder: Path, data: JoinedData) -> None:
-    """What the stored features cost once, for all runs over them."""
+    """Time and size of the stores of the run."""
     stores = [part.store for part in data.features.teachers]
     write_json(folder / REPORT / EXTRACTION, {"stores": [extraction(store) for store in stores]})
 
 
 def extraction(store: FeatureStore) -> dict[str, object]:
-    """Rows, views, bytes and seconds of a store; seconds and bytes are None where its ledger is too long to be read."""
+    """Rows, views, bytes and seconds of a store; the last two are None with more than ``MOST_SHARDS`` shards."""
     seconds: Counter[str] = Counter()
     size = 0
     readable = len(store.shards) <= MOST_SHARDS

@@ -1,4 +1,4 @@
-"""Tables and pages over finished runs, for people and as files. Drawing is in ``pages``."""
+"""Console table, results.csv and pages of finished runs."""
 
 import csv
 import io
@@ -57,8 +57,8 @@ def write(
     Args:
         out: the OUT folder.
         records: one per run.
-        page: also draw; where that fails, ``say`` is told and the rest is written all the same.
-        say: told of failures.
+        page: also draw the page; if that fails, a warning is printed and the other files are written.
+        say: prints a line.
 
     Returns:
         Paths of the files.
@@ -76,15 +76,15 @@ def write(
     if page:
         try:
             files.append(draw_comparison(out))
-        except Exception as error:  # whatever it is, the runs are worth more than their picture
+        except Exception as error:  # no error of drawing may fail the runs
             say(_undrawn(out, error, out))
     return files
 
 
 def page_hook(config: "DistillConfig", say: Say = print) -> "Callable[[TrainedRun], None] | None":
-    """What draws the page of a run when it has ended; None where no page is wanted.
+    """The function that draws a finished run's page; None if no page is wanted.
 
-    Runs that only choose settings are many and are measured on the validation part; they get no page.
+    Runs on the validation part, made to choose settings, get no page.
     """
     if not config.report or config.eval.part != "test":
         return None
@@ -92,17 +92,17 @@ def page_hook(config: "DistillConfig", say: Say = print) -> "Callable[[TrainedRu
 
 
 def write_run(run: "TrainedRun", *, say: Say = print) -> None:
-    """Keep what a run's page needs, and draw it; called by one process, after run.json was written.
+    """Write the data of a run's page, and draw it; called by one process, after run.json was written.
 
     Args:
         run: finished run.
-        say: prints a line if the page cannot be drawn; that is no error of the run.
+        say: prints a warning if the page cannot be drawn; the run does not fail.
     """
     folder = run.folder
     try:
-        from distill.reports import page_data as keep
+        from distill.reports import page_data
 
-        keep.write(folder, run.data, run.test, run.evaluation, run.customise, run.device)
+        page_data.write(folder, run.data, run.test, run.evaluation, run.customise, run.device)
         draw_run(folder)
     except Exception as error:
         say(_undrawn(folder, error, folder.parent.parent))
@@ -112,7 +112,7 @@ def draw_run(folder: Path) -> Path:
     """Draw the page of one run from its folder, with its data as CSV and JSON below ``report/``.
 
     Args:
-        folder: OUT/METHOD/seedK; a finished OUT/labels/seedK is what it is compared with.
+        folder: OUT/METHOD/seedK; it is compared with OUT/labels/seedK if that is finished.
 
     Returns:
         The page.
@@ -121,11 +121,11 @@ def draw_run(folder: Path) -> Path:
         ConfigError: the folder is not that of a finished run.
     """
     from distill.reports import run_page
-    from distill.reports.run_files import BASELINE, read_run
+    from distill.reports.run_files import BASELINE, find_baseline, read_run
 
-    beside = folder.parent.parent / BASELINE / folder.name
-    baseline = read_run(beside) if (beside / "run.json").is_file() else None
-    return _write_page(folder, *run_page.build(read_run(folder), baseline))
+    run, beside = read_run(folder), folder.parent.parent / BASELINE / folder.name
+    others = [read_run(beside)] if (beside / "run.json").is_file() else []
+    return _write_page(folder, *run_page.build(run, find_baseline(run, others)))
 
 
 def draw_comparison(out: Path) -> Path:
@@ -141,7 +141,7 @@ def draw_comparison(out: Path) -> Path:
 
 
 def rebuild(out: Path) -> list[Path]:
-    """Draw the pages of all finished runs below a folder, and the one that compares them. Only files are read.
+    """Draw the pages of all finished runs below a folder, and the page that compares them, from their files.
 
     Raises:
         ConfigError: there is no run, or one cannot be read.
@@ -175,5 +175,5 @@ def _write_page(folder: Path, page: "Page", shown: "dict[str, list[Row]]") -> Pa
 def _undrawn(where: Path, error: Exception, out: Path) -> str:
     return (
         f"warning: the page of {where} could not be drawn ({type(error).__name__}: {error}). The results are written; "
-        f"try again with: {command('report')} --out {out}"
+        f"retry with: {command('report')} --out {out}"
     )

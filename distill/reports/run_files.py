@@ -1,4 +1,4 @@
-"""A run's folder, read back: what the loop wrote, and what was kept for its page."""
+"""Read the folder of a finished run."""
 
 import csv
 import json
@@ -12,20 +12,22 @@ import yaml
 
 from distill.evaluation import predictions
 from distill.evaluation.predictions import Predictions
+from distill.measures import score
+from distill.measures.score import Measure
 from distill.student.files import read_config
 from distill.training.run_record import read_file, read_record
 from featstore.errors import ConfigError
 
 REPORT = "report"
-"""Folder inside a run's folder (and inside OUT): everything on the page as CSV and JSON."""
+"""Folder inside a run's folder (and inside OUT) with the data of the page as CSV and JSON."""
 HARDEST, FEATURE_MAP, EXTRACTION = "hardest.csv", "feature_map.csv", "extraction.json"
-"""Files there that only the end of a run can write; the rest is made anew with every page."""
+"""Files there that are written at the end of the run; all others are written with every page."""
 
 BASELINE = "labels"
 """Method that others are compared with: cross entropy on the labels alone."""
 
 IMAGES = ("labelled", "unlabelled", "test", "labels_per_class", "label_seed", "validation")
-"""Settings of the data that decide which images and labels a run sees."""
+"""Data settings that decide which images and labels a run gets."""
 
 Row = dict[str, Any]
 
@@ -35,7 +37,7 @@ class Run:
     """One finished run.
 
     Attributes:
-        folder: where it lies.
+        folder: of the run.
         name: METHOD or METHOD+PARTNER, with the folders above it where runs lie deeper in OUT.
         record: run.json.
         evaluation: evaluation.json.
@@ -53,13 +55,45 @@ class Run:
 
     @property
     def seed(self) -> int:
-        """Of the run."""
+        """Seed of the run."""
         return int(self.record["seed"])
 
     @property
-    def top1(self) -> float:
-        """Accuracy on what was measured."""
-        return float(self.record["top1"])
+    def part(self) -> str:
+        """Part of the images that was measured: test or validation."""
+        return str(self.contract.get("eval", {}).get("part", "test"))
+
+    @property
+    def contract(self) -> dict[str, Any]:
+        """All settings that decide the result."""
+        values: dict[str, Any] = self.record.get("contract", {})
+        return values
+
+    @property
+    def score(self) -> Measure:
+        """The measure that the run is judged by."""
+        return score.score_of(self.record)[0]
+
+    @property
+    def value(self) -> float:
+        """Value of the score."""
+        return score.score_of(self.record)[1]
+
+    @property
+    def measures(self) -> dict[str, tuple[Measure, float]]:
+        """All measures by name, the score first."""
+        return {measure.name: (measure, value) for measure, value in score.measures_of(self.record)}
+
+    @property
+    def reference(self) -> tuple[str, float] | None:
+        """Label and value that the score is compared with, e.g. a linear probe on the teacher's features."""
+        return score.reference_of(self.record)
+
+    @property
+    def source_name(self) -> str:
+        """Name of the images: the last part of their path, or the kind of a source without a path."""
+        source = self.settings.get("source", {})
+        return Path(source.get("path") or source.get("kind", "unknown")).name
 
     def _read(self, name: str) -> bytes:
         """A file that the run wrote, its checksum compared; empty if it is gone."""
@@ -70,7 +104,7 @@ class Run:
 
     @cached_property
     def settings(self) -> dict[str, Any]:
-        """config.yaml; empty if it is gone."""
+        """config.yaml; empty if it is missing."""
         values: dict[str, Any] = yaml.safe_load(self._read("config.yaml")) or {}
         return values
 
@@ -81,7 +115,7 @@ class Run:
 
     @cached_property
     def exported(self) -> dict[str, Any]:
-        """config.json beside the student; empty if it is gone."""
+        """config.json beside the student; empty if it is missing."""
         return read_config(self.folder) or {}
 
     @cached_property
@@ -92,20 +126,18 @@ class Run:
 
     @cached_property
     def hardest(self) -> list[Row]:
-        """Rows of ``keep.write_hardest``."""
+        """Rows of ``page_data.write_hardest``."""
         return read_csv(self.folder / REPORT / HARDEST)
 
     @cached_property
     def feature_map(self) -> list[Row]:
-        """Rows of ``keep.write_feature_map``."""
+        """Rows of ``page_data.write_feature_map``."""
         return read_csv(self.folder / REPORT / FEATURE_MAP)
 
     @cached_property
     def extraction(self) -> dict[str, Any]:
-        """What ``keep.write_extraction`` wrote."""
-        path = self.folder / REPORT / EXTRACTION
-        values: dict[str, Any] = json.loads(path.read_bytes()) if path.exists() else {}
-        return values
+        """Content of extraction.json; empty if it is missing."""
+        return _read_json(self.folder / REPORT / EXTRACTION)
 
 
 def read_run(folder: Path, out: Path | None = None) -> Run:
@@ -113,10 +145,10 @@ def read_run(folder: Path, out: Path | None = None) -> Run:
 
     Args:
         folder: with run.json and evaluation.json.
-        out: the OUT folder above it, for the name; None takes the name that the run gives itself.
+        out: the OUT folder above it, for the name; None takes the method's name.
 
     Raises:
-        ConfigError: a file is missing or not what it should be.
+        ConfigError: a file is missing or has another form.
     """
     try:
         record = read_record(folder)
@@ -126,20 +158,22 @@ def read_run(folder: Path, out: Path | None = None) -> Run:
         parts = () if out is None else folder.parent.relative_to(out).parts
         # A row of an experiment that is named after its method lies in METHOD/METHOD.
         name = "/".join(part for place, part in enumerate(parts) if part not in parts[:place])
+        if "score" not in record:  # written by a version that recorded top1 only
+            record = score.classification_record(evaluation) | record
         run = Run(folder, name or record["method"], record, evaluation)
-        assert isinstance(run.seed, int)
-        assert isinstance(run.top1, float)
-    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
+        _ = run.seed, run.measures, run.reference, run.part
+    except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
         raise ConfigError(
             f"{folder}: not the folder of a finished run ({type(error).__name__}: {error}). Expected run.json and "
-            "evaluation.json as pipelines/distill.py writes them."
+            "evaluation.json as `distill` writes them."
         ) from error
     return run
 
 
 def find_runs(out: Path) -> list[Run]:
-    """All finished runs below a folder, by path. Those that were measured on a validation part, to choose settings,
-    count only where there are no others.
+    """All finished runs below a folder, by path.
+
+    Runs on a validation part, made to choose settings, are returned only if there are no others.
 
     Raises:
         ConfigError: there is none, or one cannot be read.
@@ -147,32 +181,30 @@ def find_runs(out: Path) -> list[Run]:
     runs = [read_run(mark.parent, out) for mark in sorted(out.rglob("seed*/run.json"))]
     if not runs:
         raise ConfigError(
-            f"--out {out}: holds no finished run. Expected METHOD/seedK/run.json, as pipelines/distill.py writes it."
+            f"--out {out}: holds no finished run. Expected METHOD/seedK/run.json, as `distill` writes it."
         )
-    tested = [run for run in runs if measured_part(run) == "test"]
-    return tested or runs
+    return [run for run in runs if run.part == "test"] or runs
 
 
 def conditions(run: Run) -> str:
     """What two runs must share to be compared as a pair: seed, images, labels, and the student's architecture."""
-    contract = run.record.get("contract", {})
-    data = contract.get("data", {})
+    data = run.contract.get("data", {})
     parts = {key: data.get(key) for key in IMAGES}
-    student = contract.get("student", {}).get("name")
-    return json.dumps([run.seed, contract.get("source"), parts, student], sort_keys=True)
+    student = run.contract.get("student", {}).get("name")
+    return json.dumps([run.seed, run.contract.get("source"), parts, student], sort_keys=True)
 
 
 def find_baseline(run: Run, runs: Sequence[Run], method: str = BASELINE) -> Run | None:
-    """The run of a method under the same conditions; of several, the most accurate; None if there is none."""
+    """The best run of a method under the same conditions; None if there is none, or the run is of that method."""
     found = [
-        other for other in runs if other.method == method and conditions(other) == conditions(run)
+        other
+        for other in runs
+        if other.method == method
+        and other.folder != run.folder
+        and other.score == run.score
+        and conditions(other) == conditions(run)
     ]
-    return max(found, key=lambda other: other.top1, default=None)
-
-
-def measured_part(run: Run) -> str:
-    """test or validation."""
-    return str(run.record.get("contract", {}).get("eval", {}).get("part", "test"))
+    return max(found, key=lambda other: other.score.rank(other.value), default=None)
 
 
 def read_csv(path: Path) -> list[Row]:
@@ -181,3 +213,8 @@ def read_csv(path: Path) -> list[Row]:
         return []
     with path.open(newline="", encoding="utf-8") as file:
         return list(csv.DictReader(file))
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    values: dict[str, Any] = json.loads(path.read_bytes()) if path.exists() else {}
+    return values

@@ -1,4 +1,4 @@
-"""What is shown, as rows of plain values: the source of every figure, and the CSV and JSON beside a page."""
+"""One run as rows of plain values: the data of every figure, and the CSV and JSON beside a page."""
 
 import csv
 import io
@@ -14,7 +14,7 @@ NOT_SERIES = {"step", "epoch", "warning"}
 
 
 def write_csv(path: Path, rows: Sequence[Row]) -> None:
-    """Write rows of equal keys, with a header. No rows, no file."""
+    """Write rows of equal keys, with a header; without rows no file is written."""
     if not rows:
         return
     text = io.StringIO()
@@ -25,7 +25,7 @@ def write_csv(path: Path, rows: Sequence[Row]) -> None:
 
 
 def curves(run: Run) -> list[Row]:
-    """Every number of metrics.jsonl: step, epoch, name, value. What is no number is left out."""
+    """Every finite number of metrics.jsonl: step, epoch, name, value."""
     return [
         {"step": line["step"], "epoch": line["epoch"], "name": name, "value": value}
         for line in run.metrics
@@ -35,16 +35,16 @@ def curves(run: Run) -> list[Row]:
 
 
 def warnings(run: Run) -> list[str]:
-    """What the loop warned of, each text once."""
+    """Warnings of the training loop, each text once."""
     return list(dict.fromkeys(line["warning"] for line in run.metrics if "warning" in line))
 
 
 def per_class(run: Run, baseline: Run | None) -> list[Row]:
-    """Accuracy of every class that has test images, beside the teacher's and a baseline's."""
+    """Accuracy of every class that has test images, with the teacher's and a baseline's."""
     answers = run.predictions
-    before = {} if baseline is None else baseline.evaluation["per_class"]
+    before = {} if baseline is None else baseline.evaluation.get("per_class", {})
     rows = []
-    for number, (name, value) in enumerate(run.evaluation["per_class"].items()):
+    for number, (name, value) in enumerate(run.evaluation.get("per_class", {}).items()):
         if value is None:
             continue
         row: Row = {"class": name, "accuracy": value, "images": None, "teacher": None}
@@ -60,7 +60,7 @@ def per_class(run: Run, baseline: Run | None) -> list[Row]:
 
 
 def confusion(run: Run) -> list[Row]:
-    """Counts by true and predicted class, without pairs that never occur; most frequent mistakes first."""
+    """Counts by true and predicted class, most frequent mistakes first; pairs that never occur are left out."""
     rows = [
         {"true": true, "predicted": predicted, "images": count}
         for true, counts in run.evaluation.get("confusion", {}).items()
@@ -80,14 +80,15 @@ def corruptions(run: Run) -> list[Row]:
 
 
 def hardest(run: Run) -> list[Row]:
-    """The kept rows with what the student and the teacher's probe answered, and how sure they were."""
+    """Rows of hardest.csv with the answers and confidences of the student and of the teacher's probe, where known."""
     answers = run.predictions
-    if answers is None:
-        return []
     rows = []
     for kept in run.hardest:
         place = int(kept["place"])
         row: Row = {key: kept[key] for key in ("rank", "place", "id", "image", "loss")}
+        rows.append(row)
+        if answers is None:
+            continue
         row["class"] = str(answers.class_names[answers.labels[place]])
         for who, logits, chosen in (
             ("student", answers.student, answers.student_class),
@@ -96,7 +97,6 @@ def hardest(run: Run) -> list[Row]:
             if logits is not None and chosen is not None:
                 row[who] = str(answers.class_names[chosen[place]])
                 row[f"{who}_confidence"] = round(_confidence(logits[place].astype(float)), 4)
-        rows.append(row)
     return rows
 
 
@@ -106,10 +106,11 @@ def _confidence(logits: Any) -> float:
 
 
 def cost(run: Run) -> Row:
-    """Time and memory of a run, and what the stored features had cost before it."""
+    """Time and memory of a run, and the time of the extraction of its features."""
     seconds = [store["seconds"] for store in run.extraction.get("stores", [])]
     known = bool(seconds) and all(item is not None for item in seconds)
     record = run.record
+    student = run.folder / "student.safetensors"
     return {
         "training_seconds": record["seconds"],
         "steps": record.get("steps"),
@@ -123,9 +124,5 @@ def cost(run: Run) -> Row:
         "teacher_seconds": round(sum(item.get("teacher", 0.0) for item in seconds), 1)
         if known
         else None,
-        "student_bytes": _size(run.folder / "student.safetensors"),
+        "student_bytes": student.stat().st_size if student.exists() else None,
     }
-
-
-def _size(path: Path) -> int | None:
-    return path.stat().st_size if path.exists() else None

@@ -4,7 +4,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from distill.experiments.cost import Cost
-from distill.reports.text import duration, percent, size
+from distill.measures.score import TOP1
 from distill.students import tables
 from distill.students.measure import Choice, Student
 from distill.students.pareto_front import steps
@@ -12,7 +12,7 @@ from featstore.files.atomic import write_bytes
 from featstore.pages.parts import Page, Plot, Section, Table, Tile
 from featstore.pages.render import render
 from featstore.pages.style import BLUE, GREY, empty, label, spec
-from featstore.text import count
+from featstore.text import count, format_bytes, format_seconds
 
 NAME = "students.html"
 
@@ -46,14 +46,14 @@ def build(choice: Choice, cost: Cost) -> Page:
         f"{', '.join(map(str, seeds))}. Latency: ONNX Runtime, float32, {kind}.",
         finding=tables.finding(choice),
         tiles=[
-            Tile("Most accurate", percent(best.mean), best.name),
+            Tile("Most accurate", TOP1.text(best.mean), best.name),
             Tile("Fastest", f"{tables.milliseconds(fastest.latency.median_ms)} ms", fastest.name),
-            Tile("Smallest", size(smallest.bytes), smallest.name),
-            Tile("Teacher's probe", percent(best.probe_top1), "linear, on the stored features"),
+            Tile("Smallest", format_bytes(smallest.bytes), smallest.name),
+            Tile("Teacher's probe", TOP1.text(best.probe_top1), "linear, on the stored features"),
             Tile(
                 "Teacher",
-                duration(sum(sum(store.seconds.values()) for store in cost.stores)),
-                f"paid once; students {duration(3600 * cost.hours)} for {cost.runs} runs",
+                format_seconds(sum(sum(store.seconds.values()) for store in cost.stores)),
+                f"paid once; students {format_seconds(3600 * cost.hours)} for {cost.runs} runs",
             ),
         ],
         sections=[
@@ -113,7 +113,7 @@ def picture(
     figure.update_yaxes(tickformat=".0%")
     # Room for the names of the outer points.
     figure.update_layout(margin={"r": 60})
-    alt = ", ".join(f"{item.name} {percent(item.mean)} at {cost(item):.3g}" for item in students)
+    alt = ", ".join(f"{item.name} {TOP1.text(item.mean)} at {cost(item):.3g}" for item in students)
     return Plot(title, spec(figure), f"{title}: {alt}", note, height=420, wide=True)
 
 

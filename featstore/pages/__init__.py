@@ -1,9 +1,9 @@
-"""HTML pages that are one file each and open from disk without a network.
+"""HTML pages of one file each that open from disk without a network.
 
-    parts.py         what a page is made of
-    style.py         the manner of all figures (plotly)
-    feature_map.py   features as points in the plane
+    parts.py         data classes: page, section, table, plot, gallery
+    style.py         colours, axes, names and maps shared by all figures (plotly)
+    feature_map.py   t-SNE of features
     render.py        page -> HTML; templates/ holds its template, style and script
 
-Needs the extra ``card``. ``featstore.card`` draws stores with it, ``distill.reports`` finished runs.
+Needs the extra ``card``. Used by ``featstore.card`` for stores and by ``distill.reports`` for runs.
 """

@@ -1,18 +1,16 @@
-"""What a page is made of. The template draws each kind; all text is plain and is escaped there."""
+"""Parts of a page. The template draws each kind of block; all text is plain and is escaped there."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal
 
-Cell = str | int | float | None
-
 
 @dataclass(frozen=True)
 class Tile:
-    """One number that matters.
+    """One key number.
 
     Attributes:
-        label: what it is.
+        label: name of the number.
         value: as shown.
         note: what to compare it with.
     """
@@ -23,7 +21,7 @@ class Tile:
 
 
 class Block:
-    """What stands under a heading; ``templates/<kind>.html`` draws it. Each has ``title``, ``note`` and ``wide``."""
+    """Content of a section, drawn by ``templates/<kind>.html``. Each has ``title``, ``note`` and ``wide``."""
 
     kind: ClassVar[str]
 
@@ -33,12 +31,13 @@ class Plot(Block):
     """One plotly figure.
 
     Attributes:
-        title: what it shows.
-        spec: data and layout as JSON values; its texts were made safe by ``style.label``.
-        alt: the figure in a sentence, for those who cannot see it.
+        title: heading.
+        spec: data and layout as JSON values; names in it were escaped by ``style.label``.
+        alt: the figure in a sentence, for screen readers.
         note: how to read it.
         height: pixels.
         wide: takes the whole width of the page.
+        least_width: pixels; on a narrower page the figure scrolls sideways. 0 for none.
     """
 
     title: str
@@ -47,6 +46,7 @@ class Plot(Block):
     note: str = ""
     height: int = 300
     wide: bool = False
+    least_width: int = 0
     kind: ClassVar[str] = "plot"
 
 
@@ -55,14 +55,14 @@ class Table(Block):
     """Rows of text.
 
     Attributes:
-        title: what it shows.
-        columns: headings.
-        rows: of cells as shown; numbers are aligned to the right.
+        title: heading.
+        columns: column headings.
+        rows: cells as shown; numbers are aligned to the right.
         note: how to read it.
-        marked: row to stand out; -1 for none.
+        marked: index of a highlighted row; -1 for none.
         links: addresses for the cells of the first column, relative to the page; empty for none.
         wide: takes the whole width of the page.
-        names: leading columns that hold names, aligned to the left.
+        names: number of leading columns that hold names, aligned to the left.
     """
 
     title: str
@@ -78,12 +78,12 @@ class Table(Block):
 
 @dataclass(frozen=True)
 class Picture:
-    """One image with what was said of it.
+    """One image with its answers.
 
     Attributes:
-        source: data URI; "" where the image could not be had.
+        source: data URI; "" if the image could not be read.
         title: sample id.
-        lines: name, answer and how it turned out.
+        lines: name, answer, and whether the answer is right.
     """
 
     source: str
@@ -93,7 +93,7 @@ class Picture:
 
 @dataclass(frozen=True)
 class Gallery(Block):
-    """Images side by side."""
+    """Images in a grid."""
 
     title: str
     pictures: Sequence[Picture]
@@ -104,7 +104,7 @@ class Gallery(Block):
 
 @dataclass(frozen=True)
 class Text(Block):
-    """Preformatted text that is folded away."""
+    """Preformatted text, collapsed."""
 
     title: str
     text: str
@@ -115,13 +115,13 @@ class Text(Block):
 
 @dataclass(frozen=True)
 class Section:
-    """A heading and what belongs under it.
+    """A heading and its blocks.
 
     Attributes:
         title: heading.
-        blocks: in order; those that are not wide share a line where there is room.
-        lead: one or two sentences that say what is to be seen.
-        columns: narrow blocks in one line, at most.
+        blocks: in order; those that are not wide share a row.
+        lead: one or two sentences below the heading.
+        columns: narrow blocks per row, at most.
     """
 
     title: str
@@ -137,10 +137,10 @@ class Page:
     Attributes:
         title: of the page.
         subtitle: what was done, in a line.
-        finding: what came out, in a sentence or two.
-        tiles: the numbers that matter.
+        finding: the result, in a sentence or two.
+        tiles: key numbers.
         sections: in order; those without blocks are left out.
-        files: names of the plain files beside the page.
+        files: names of the data files beside the page.
         closing: last line.
     """
 

@@ -12,7 +12,7 @@ from PIL import Image
 
 from distill.evaluation import predictions
 from distill.measures.metrics import accuracy, agreement, calibration
-from distill.reports import page_data as keep
+from distill.reports import page_data
 from distill.reports.run_files import REPORT, Row
 from distill.reports.tables import write_csv
 from featstore.files.atomic import write_bytes, write_json
@@ -108,7 +108,7 @@ def finished_run(
 
 def write_extras(folder: Path, answers: predictions.Predictions) -> None:
     """Thumbnails of noise, points of noise, and the time of a store."""
-    loss = keep.hardness(answers)
+    loss = page_data.hardness(answers)
     rows: list[Row] = []
     for rank, place in enumerate(np.argsort(-loss)[:5], start=1):
         buffer = io.BytesIO()
@@ -124,7 +124,7 @@ def write_extras(folder: Path, answers: predictions.Predictions) -> None:
         for name in ("teacher", "customised", "student")
     }
     # Four points: principal components, which need no time.
-    keep.write_feature_map(folder, answers, places[:4], features)
+    page_data.write_feature_map(folder, answers, places[:4], features)
     store = {"fingerprint": "f", "teachers": ["vit"], "rows": 9, "views": 1, "bytes": 10}
     write_json(
         folder / REPORT / "extraction.json",

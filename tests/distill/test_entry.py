@@ -52,7 +52,7 @@ def test_train_then_evaluate(make_config: MakeConfig, capsys: pytest.CaptureFixt
     assert [(r["method"], r["seed"]) for r in records] == [
         ("labels", 0), ("customkd", 0), ("labels", 1), ("customkd", 1),
     ]  # fmt: skip
-    assert "teacher, linear probe  2 " in out
+    assert "teacher's linear probe  2 " in out
     assert "timm.create_model(" in out
     assert (
         out.strip()

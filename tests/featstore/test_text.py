@@ -49,5 +49,6 @@ def test_sizes_rates_and_times() -> None:
     assert [text.format_bytes(size) for size in (0, 999, 999.7, 1500, 999_700, 2.6e9, 7e16)] == [
         "0 B", "999 B", "1 kB", "1.5 kB", "1 MB", "2.6 GB", "7e+04 TB",
     ]  # fmt: skip
+    assert text.format_bytes(None) == text.format_seconds(None) == "-"
     assert [text.format_rate(rate) for rate in (0.25, 2.94, 1234.5)] == ["0.25", "2.9", "1,234"]
     assert [text.format_seconds(s) for s in (12, 204, 27000)] == ["12 s", "3.4 min", "7.5 h"]

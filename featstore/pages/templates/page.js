@@ -20,15 +20,28 @@
       hoverlabel: { bgcolor: colour("--paper"), bordercolor: colour("--rule"), font: { color: colour("--ink") }, align: "left" },
     };
   };
-  // Cells are pale on light ground and dark on dark ground; plotly would guess the colour of the text on them.
+  // Cells are pale in light mode and dark in dark mode; plotly would guess a colour for the text on them.
   const readable = (data) => data.map((trace) => trace.type === "heatmap" || trace.mode === "text" ? { ...trace, textfont: { color: colour("--ink") } } : trace);
+  // Names on a plot that would overlap an earlier one, of a larger class, are hidden; drawn again, they are tried again.
+  const thin = (place) => {
+    const kept = [];
+    for (const name of place.querySelectorAll(".textpoint text")) {
+      name.style.visibility = "";
+      const own = name.getBoundingClientRect();
+      const clash = kept.some((other) => own.left < other.right && other.left < own.right && own.top < other.bottom && other.top < own.bottom);
+      if (clash) name.style.visibility = "hidden";
+      else kept.push(own);
+    }
+  };
   const drawings = [...document.querySelectorAll(".drawing")].map((place) => [place, JSON.parse(place.nextElementSibling.textContent)]);
   const draw = async () => {
     await Promise.all(drawings.map(([place, spec]) =>
       Plotly.react(place, readable(spec.data), themed(spec.layout), { displayModeBar: false, responsive: true, scrollZoom: false, doubleClick: false })));
+    for (const [place] of drawings) thin(place);
     document.dispatchEvent(new Event("drawn"));
   };
   await draw();
+  for (const [place] of drawings) place.on("plotly_afterplot", () => thin(place));
   page.dataset.drawn = drawings.length;
   matchMedia("(prefers-color-scheme: dark)").addEventListener("change", draw);
 })().catch((error) => {

@@ -11,7 +11,9 @@ import markupsafe
 import numpy as np
 import pytest
 
-from distill.reports import comparison, report, tables, text
+from distill.measures import score
+from distill.measures.score import Measure
+from distill.reports import comparison, report, run_page, tables
 from distill.reports.run_files import find_baseline, find_runs, read_run
 from featstore.errors import ConfigError
 from featstore.pages import style
@@ -90,14 +92,14 @@ def test_the_page_of_a_run(three: Path) -> None:
     for heading in (
         "Learning",
         "Classes",
-        "Can it be trusted",
+        "Measures",
         "Hardest images",
         "Feature map",
-        "Cost and record",
+        "Cost and settings",
     ):
         assert f">{heading}</h2>" in page, heading
     for title in (
-        "CKA over cycles",
+        "CKA during training",
         "Confusion",
         "Calibration",
         "Accuracy under corruption",
@@ -105,10 +107,10 @@ def test_the_page_of_a_run(three: Path) -> None:
     ):
         assert title in page, title
     assert page.count("data:image/jpeg;base64,") == 5
-    assert "against training on the labels alone" in page
+    assert "compared with training on the labels alone" in page
     assert "the target inflates" in page
     run = read_run(three / "customkd" / "seed1")
-    assert f"{100 * run.top1:.1f}" in page
+    assert f"{100 * run.value:.1f}" in page
 
 
 def test_a_run_without_extras_still_has_a_page(tmp_path: Path) -> None:
@@ -141,8 +143,8 @@ def test_the_page_of_all_runs(three: Path) -> None:
     """Means, spread, paired tests, cost paid once, links that lead to the runs' pages."""
     page = (three / "report.html").read_text()
     for heading in (
-        "Accuracy",
-        "Beyond accuracy",
+        "Top-1 accuracy",
+        "All measures",
         "Learning",
         "Classes",
         "Robustness",
@@ -150,9 +152,9 @@ def test_the_page_of_all_runs(three: Path) -> None:
         "Runs",
     ):
         assert f">{heading}</h2>" in page, heading
-    assert "Against labels, paired" in page
-    assert "Against kd, paired" in page
-    assert "took 8 s, once for all 6 runs" in page
+    assert "Compared with labels, paired" in page
+    assert "Compared with kd, paired" in page
+    assert "took 8 s, once for all; 6 runs took" in page
     for link in re.findall(r'href="([^#"]*report.html)"', page):
         assert (three / link).is_file(), link
     assert page.count("report.html") == 6
@@ -182,7 +184,7 @@ def test_the_plain_files_hold_what_is_shown(three: Path) -> None:
     paired = json.loads((out / "report/report.json").read_text())["paired"]
     gains = {(row["baseline"], row["name"]): row["gain"] for row in paired}
     mine, theirs = (
-        np.mean([read_run(out / name / f"seed{seed}").top1 for seed in (0, 1)])
+        np.mean([read_run(out / name / f"seed{seed}").value for seed in (0, 1)])
         for name in ("customkd", "labels")
     )
     assert gains["labels", "customkd"] == pytest.approx(mine - theirs)
@@ -268,7 +270,7 @@ def test_label_efficiency(tmp_path: Path) -> None:
             finished_run(folder, method, skill=skill, extras=False, labels_per_class=count)
     rows = comparison.label_efficiency(comparison.by_name(find_runs(tmp_path)))
     found = {(row["method"], row["labels_per_class"]) for row in rows}
-    names = ("labels", "customkd", "teacher's probe")
+    names = ("labels", "customkd", "teacher's linear probe")
     assert found == {(name, count) for name in names for count in (1, 4, 16)}
     assert "Label efficiency" in report.draw_comparison(tmp_path).read_text()
     alone = comparison.by_name(find_runs(tmp_path / "labels=4"))
@@ -287,15 +289,9 @@ def test_differing_settings_are_named(tmp_path: Path) -> None:
     assert "train.epochs" in report.draw_comparison(tmp_path).read_text()
 
 
-def test_numbers_as_text() -> None:
-    """Units that suit; dashes where nothing is known."""
-    assert text.duration(12.4) == "12 s"
-    assert text.duration(600) == "10.0 min"
-    assert text.duration(7200) == "2.0 h"
-    assert text.size(999) == "999 B"
-    assert text.size(2.36e6) == "2.4 MB"
-    assert text.percent(None) == text.duration(None) == text.size(None) == text.number(None) == "-"
-    low, high = text.interval(0.5, 100)
+def test_the_interval_of_an_accuracy() -> None:
+    """Wilson's."""
+    low, high = run_page.interval(0.5, 100)
     assert (round(low, 3), round(high, 3)) == (0.404, 0.596)  # Wilson, e.g. in Agresti & Coull 1998
 
 
@@ -323,6 +319,132 @@ def test_feature_maps_keep_neighbours() -> None:
         assert (labels[distances.argmin(1)] == labels).all()
     assert embed({"x": near[:3]})["x"].shape == (3, 2)
     assert np.isfinite(embed({"x": np.zeros((9, 4), np.float32)})["x"]).all()
+
+
+# --- other tasks ----------------------------------------------------------------------------------------------------
+
+
+def unlabelled_run(out: Path, method: str, seed: int, values: tuple[float, float]) -> Path:
+    """A run of a task without labels: an error of reconstruction is its score, lower is better."""
+    folder = finished_run(out, method, seed, extras=False)
+    (folder / "predictions.npz").unlink()
+    measures = [
+        Measure("error", "reconstruction error", percent=False, higher_is_better=False),
+        Measure("recall", "recall@10"),
+    ]
+    evaluation = {"num_images": 40, "error": values[0], "recall": values[1]}
+    record = json.loads((folder / "run.json").read_text())
+    for key in ("top1", "teacher_probe_top1", "num_labelled"):
+        del record[key]
+    record |= score.record(evaluation, measures)
+    (folder / "evaluation.json").write_text(json.dumps(evaluation))
+    (folder / "run.json").write_text(json.dumps(record))
+    with (folder / "metrics.jsonl").open("a") as file:
+        file.write(json.dumps({"step": 10, "epoch": 0, "test_error": 0.9}) + "\n")
+    return folder
+
+
+def test_pages_show_what_a_run_records(tmp_path: Path) -> None:
+    """Names, values and order come from the record: no accuracy, no classes, the lowest error is the best."""
+    for seed in (0, 1):
+        unlabelled_run(tmp_path, "fitnet", seed, (0.125 + seed / 100, 0.75))
+        unlabelled_run(tmp_path, "crd", seed, (0.5, 0.25))
+    pages = report.rebuild(tmp_path)
+    page = (tmp_path / "fitnet" / "seed0" / "report.html").read_text()
+    for shown in (
+        "reconstruction error: 0.125 on 40 test images",
+        "75.0%",
+        "Reconstruction error during training",
+    ):
+        assert shown in page, shown
+    frame = re.sub(r'<script id="library".*?</script>', "", page, flags=re.DOTALL)
+    assert "accuracy" not in frame.lower()
+    assert "predictions.npz" not in frame
+    assert '<h2 id="h2">Classes' not in frame
+    assert list(comparison.by_name(find_runs(tmp_path))) == ["fitnet", "crd"]
+    both = pages[-1].read_text()
+    assert "fitnet reaches 0.130 \N{PLUS-MINUS SIGN} 0.007 reconstruction error" in both
+    assert "Lower is better" in both
+    table = report.table(
+        [read_run(path.parent).record for path in sorted(tmp_path.rglob("run.json"))]
+    )
+    assert "test reconstruction error" in table.splitlines()[0]
+    report.write(tmp_path, [read_run(tmp_path / "crd" / "seed0").record], page=False)
+    assert (tmp_path / "results.csv").read_text().startswith("method,seed,error,recall,")
+
+
+def test_runs_with_another_score_are_left_out(tmp_path: Path) -> None:
+    """A page compares like with like, and says what it leaves out."""
+    unlabelled_run(tmp_path, "fitnet", 0, (0.125, 0.75))
+    for seed in (0, 1):
+        finished_run(tmp_path, "kd", seed, extras=False)
+    page = report.rebuild(tmp_path)[-1].read_text()
+    assert "1 run judged by reconstruction error left out" in page
+    assert (tmp_path / "fitnet" / "seed0" / "report.html").exists()
+
+
+def test_records_of_older_versions_have_pages(tmp_path: Path) -> None:
+    """Their run.json has no score; the measures are then read from evaluation.json."""
+    folder = finished_run(tmp_path, extras=False)
+    record = json.loads((folder / "run.json").read_text())
+    assert "score" not in record
+    run = read_run(folder)
+    assert run.value == record["top1"]
+    assert run.measures["knn_top1"][1] == 0.5
+    assert run.reference == (score.PROBE, record["teacher_probe_top1"])
+
+
+@pytest.mark.parametrize(
+    "content", ["[]", "[" * 100_000, '{"score": 1}', "{", '{"score": {"name": []}}']
+)
+def test_hostile_records_are_an_error(tmp_path: Path, content: str) -> None:
+    folder = finished_run(tmp_path, extras=False)
+    (folder / "run.json").write_text(content)
+    with pytest.raises(ConfigError, match="seed0"):
+        read_run(folder)
+
+
+def test_the_student_is_on_the_curve_without_eval_every(tmp_path: Path) -> None:
+    """Measured at the end only, it is one point there."""
+    folder = finished_run(tmp_path, extras=False)
+    lines = [{"step": step, "epoch": 0, "stage1/train_top1": 0.5} for step in (0, 10)]
+    (folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    page = report.draw_run(folder).read_text()
+    assert "--eval.every 1" in page
+    lines = [line for spec in specs(page) for line in spec["data"]]
+    (line,) = [line for line in lines if line.get("name") == "student, test images"]
+    assert (line["x"], line["y"]) == ([30], [read_run(folder).value])
+
+
+def test_a_run_on_labels_alone_is_not_distilled(tmp_path: Path) -> None:
+    folder = finished_run(tmp_path, "labels", extras=False)
+    record = json.loads((folder / "run.json").read_text())
+    (folder / "run.json").write_text(json.dumps(record | {"teacher_images": 0}))
+    page = report.draw_run(folder).read_text()
+    assert "trained on labels only" in page
+    assert "distilled from" not in page
+
+
+# --- figures --------------------------------------------------------------------------------------------------------
+
+
+def test_axes_have_no_prefixes_and_as_many_ticks_as_names() -> None:
+    """0.0008 is not 800 micro; a logarithmic axis of one decade has more than one tick."""
+    figure = style.empty()
+    assert figure.layout.yaxis.exponentformat == "none"
+    style.log_axis(figure, "y", [3.0, 40.0])
+    assert {"2", "5", "10", "20", "50"} <= set(figure.layout.yaxis.ticktext)
+    style.log_axis(figure, "y", [1e-5, 10.0])
+    assert "0.00001" in figure.layout.yaxis.ticktext
+    assert "2" not in figure.layout.yaxis.ticktext
+
+
+def test_names_of_points_keep_apart() -> None:
+    """Three points in one place get three positions."""
+    found = style.text_positions(
+        [1, 1, 1, 9], [1, 1, 1, 9], ["one", "two", "three", "far"], size=(900, 400)
+    )
+    assert len(set(found[:3])) == 3
 
 
 # --- a real browser ------------------------------------------------------------------------------------------------
@@ -390,3 +512,55 @@ def test_a_browser_draws_the_pages(three: Path, tmp_path: Path) -> None:
         window.colour_scheme("dark")
         dark = "return getComputedStyle(document.body).backgroundColor"
         assert window.run(dark) == "rgb(18, 22, 29)"
+
+
+MISSING_TICKS = """
+const found = [];
+for (const place of document.querySelectorAll(".drawing")) {
+  for (const letter of "xy") {
+    const { ticktext, type, visible } = place.layout[`${letter}axis`];
+    const shown = place.querySelectorAll(`.${letter}tick`).length;
+    if (ticktext && type !== "log" && visible !== false && shown !== ticktext.length) found.push(place.ariaLabel);
+  }
+}
+return found;
+"""
+"""Plots whose named axis lacks a name."""
+BROKEN_LINES = """
+return [...document.querySelectorAll(".pictures dl div")].filter((line) => {
+  const [label, answer] = [...line.children].map((part) => part.getBoundingClientRect());
+  const beside = answer.top < label.bottom;
+  return (beside && label.right + 4 > answer.left) || answer.height > 1.5 * label.height;
+}).map((line) => line.textContent);
+"""
+"""Answers below a picture that touch their label or are broken."""
+OVERLAPPING = """
+const found = [];
+for (const place of document.querySelectorAll(".drawing")) {
+  const names = [...place.querySelectorAll(".textpoint text")].filter((name) => name.style.visibility !== "hidden");
+  const boxes = names.map((name) => name.getBoundingClientRect());
+  boxes.forEach((a, at) => boxes.slice(at + 1).forEach((b) => {
+    if (a.left < b.right && b.left < a.right && a.top < b.bottom && b.top < a.bottom) found.push(place.ariaLabel);
+  }));
+}
+return found;
+"""
+"""Plots with a name on top of another one."""
+
+
+@needs_browser
+@pytest.mark.slow
+def test_a_browser_shows_long_names_whole(tmp_path: Path) -> None:
+    """40 classes with long names: every tick has its label, no word is broken, no name lies on another one."""
+    names = [f"electric_guitar_{number:02d}" for number in range(40)]
+    for method, skill in (("labels", 1.0), ("kd", 2.0), ("customkd", 4.0)):
+        finished_run(tmp_path, method, classes=names, per_class=3, skill=skill)
+    report.rebuild(tmp_path)
+    with browser.browser(tmp_path / "profile") as window:
+        for width in (1400, 1280, 390):
+            window.resize(width)
+            for page in (tmp_path / "customkd" / "seed0" / "report.html", tmp_path / "report.html"):
+                window.open(page)
+                assert window.run(MISSING_TICKS) == [], width
+                assert window.run(BROKEN_LINES) == [], width
+                assert window.run(OVERLAPPING) == [], width

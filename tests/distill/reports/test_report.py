@@ -8,8 +8,7 @@ from pathlib import Path
 import pytest
 
 from distill.config import ReportConfig
-from distill.reports import page_data as keep
-from distill.reports import report, run_page
+from distill.reports import page_data, report, run_page
 from distill.training.run import run as distill_main
 from featstore.errors import ConfigError
 from pipelines.report import DEFAULT_RECIPE
@@ -38,7 +37,7 @@ def test_the_table_gives_means_and_sample_deviations(tmp_path: Path) -> None:
     lines = report.table(records).splitlines()
     assert lines[2].split() == ["labels", "2", "60.0", "+-", "14.1", "2.0"]
     assert lines[3].split() == ["customkd", "1", "80.0", "2.0"]
-    assert lines[4].startswith("teacher, linear probe  2     90.0 +- 0.0")
+    assert lines[4].startswith("teacher's linear probe  2     90.0 +- 0.0")
     files = report.write(tmp_path, records, page=False)
     assert [path.name for path in files] == ["results.json", "results.csv"]
     assert json.loads((tmp_path / "results.json").read_text()) == records
@@ -89,7 +88,7 @@ def test_runs_leave_pages_behind(
         raise RuntimeError("no ink")
 
     capsys.readouterr()
-    monkeypatch.setattr(keep, "write", broken)
+    monkeypatch.setattr(page_data, "write", broken)
     again = make_config(methods=["labels"], train__epochs=1, report=True, out=str(tmp_path / "b"))
     (found,) = distill_main(again)
     text = capsys.readouterr().out
