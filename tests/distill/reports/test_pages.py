@@ -6,6 +6,7 @@ import gzip
 import json
 import re
 from pathlib import Path
+from typing import Any
 
 import markupsafe
 import numpy as np
@@ -411,8 +412,8 @@ def test_the_student_is_on_the_curve_without_eval_every(tmp_path: Path) -> None:
     (folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     page = report.draw_run(folder).read_text()
     assert "--eval.every 1" in page
-    lines = [line for spec in specs(page) for line in spec["data"]]
-    (line,) = [line for line in lines if line.get("name") == "student, test images"]
+    drawn: list[Any] = [line for spec in specs(page) for line in spec["data"]]
+    (line,) = [line for line in drawn if line.get("name") == "student, test images"]
     assert (line["x"], line["y"]) == ([30], [read_run(folder).value])
 
 
