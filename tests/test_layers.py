@@ -4,6 +4,7 @@ The files are parsed, not imported, so that imports inside functions count too.
 """
 
 import ast
+import functools
 import json
 import subprocess
 import sys
@@ -51,7 +52,13 @@ def modules() -> dict[str, Path]:
 MODULES = modules()
 
 
-def imports(name: str, path: Path) -> Iterator[str]:
+@functools.cache
+def imports(name: str, path: Path) -> list[str]:
+    """Dotted names of what a file imports, also under TYPE_CHECKING and inside functions."""
+    return list(_walk(name, path))
+
+
+def _walk(name: str, path: Path) -> Iterator[str]:
     """Dotted names of what a file imports, also under TYPE_CHECKING and inside functions."""
     package = name if path.name == "__init__.py" else name.rpartition(".")[0]
     for node in ast.walk(ast.parse(path.read_text())):
@@ -67,6 +74,7 @@ def imports(name: str, path: Path) -> Iterator[str]:
             yield from (f"{module}.{alias.name}" for alias in node.names)
 
 
+@functools.cache
 def own_imports(name: str) -> set[str]:
     """Modules of the layers that a file imports itself."""
     return {item for item in imports(name, MODULES[name]) if item in MODULES and item != name}

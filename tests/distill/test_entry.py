@@ -44,6 +44,7 @@ def test_both_default_recipes_parse() -> None:
     assert parse(EvaluateConfig, default_recipe=EVALUATE_RECIPE, argv=[]).store == config.store
 
 
+@pytest.mark.slow
 def test_train_then_evaluate(make_config: MakeConfig, capsys: pytest.CaptureFixture[str]) -> None:
     """One command trains and compares; the other measures again and finds the same numbers."""
     config = make_config(methods=["labels", "customkd"], seeds=[0, 1], train__epochs=1)
@@ -82,6 +83,7 @@ def test_train_then_evaluate(make_config: MakeConfig, capsys: pytest.CaptureFixt
     assert capsys.readouterr().out.count("(finished before)") == 4
 
 
+@pytest.mark.slow
 def test_other_classes_are_refused(make_config: MakeConfig, tmp_path: Path) -> None:
     """A student of three classes is not measured on ten digits."""
     config = make_config(methods=["labels"], train__epochs=1)
@@ -93,6 +95,7 @@ def test_other_classes_are_refused(make_config: MakeConfig, tmp_path: Path) -> N
         evaluate_main(dataclasses.replace(digits, model=str(tmp_path)))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "flags",
     [
@@ -113,6 +116,7 @@ def test_a_wrong_setting_is_one_sentence_and_status_2(
     assert "Traceback" not in done.stderr
 
 
+@pytest.mark.slow
 def test_importing_distill_stays_light() -> None:
     """The package and its settings pull in neither torch nor timm; the whole of it no teacher."""
     light = "import sys, distill, distill.config; assert not {'torch', 'timm', 'accelerate'} & set(sys.modules)"

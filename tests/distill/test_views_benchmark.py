@@ -73,6 +73,7 @@ def arguments(recipe: tuple[ExtractConfig, Path], out: Path) -> list[str]:
     return [*flags, "--methods=[customkd]", "--seeds=[0]", "--eval.knn_k=3", "--counts", "2"]
 
 
+@pytest.mark.slow
 def test_the_table(
     recipe: tuple[ExtractConfig, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

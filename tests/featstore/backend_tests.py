@@ -371,6 +371,7 @@ class BackendTests:
         for name in ("float161", "landmarks", "caption"):
             assert store.gather(name, []).shape == (0, *rows.values[name].shape[1:])
 
+    @pytest.mark.slow
     def test_any_rows_of_any_store(self) -> None:
         """gather(rows)[i] is row rows[i] bit by bit, and what describes the samples is as written."""
 
@@ -574,6 +575,7 @@ class BackendTests:
 
     # -------------------------------------------------------- damage
 
+    @pytest.mark.slow
     def test_a_flipped_bit_anywhere(self, tmp_path: Path) -> None:
         """Wherever a byte differs, a row reads as it was written or is refused, with the shard and its rows named."""
         rows = every_kind()

@@ -206,6 +206,7 @@ variants:
 """
 
 
+@pytest.mark.slow
 def test_from_file_to_table(write: Write, capsys: pytest.CaptureFixture[str]) -> None:
     """Equal settings are trained once, a run that diverges is recorded and the others go on, and a second start finds
     all that is finished and tries the failed ones again."""
@@ -256,6 +257,7 @@ def test_from_file_to_table(write: Write, capsys: pytest.CaptureFixture[str]) ->
         start(path, flags={"train.weight_decay": 0.5, "train.sched": "none"})
 
 
+@pytest.mark.slow
 def test_an_interrupted_experiment_goes_on(
     write: Write, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -335,6 +337,7 @@ def test_runs_share_what_is_read_and_decoded(write: Write, monkeypatch: pytest.M
 # -- tuning ------------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_settings_are_chosen_on_validation_images(
     write: Write, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -96,6 +96,7 @@ def expected(path: Path, student: Student) -> tuple[np.ndarray[Any, Any], np.nda
     return shown, torch.from_numpy(logits)[0].softmax(0).numpy()
 
 
+@pytest.mark.slow
 def test_a_chosen_picture_is_answered_as_by_pytorch(
     exported: tuple[Path, Student], window: Browser, tmp_path: Path
 ) -> None:

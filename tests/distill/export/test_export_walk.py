@@ -65,6 +65,7 @@ def settings(run_folder: Path, **changes: Any) -> ExportConfig:
     return dataclasses.replace(base, model=str(run_folder), **changes)
 
 
+@pytest.mark.slow
 def test_the_whole_way(run_folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Every format loads from its file and answers as the student; the manifest, the vectors and the card hold."""
     found: Any = export.main(settings(run_folder, qat="always"))
@@ -126,6 +127,7 @@ def test_the_whole_way(run_folder: Path, capsys: pytest.CaptureFixture[str]) -> 
     assert str(run_folder.parent) not in card
 
 
+@pytest.mark.slow
 def test_normalisation_in_the_graph(run_folder: Path, tmp_path: Path) -> None:
     """A graph that takes bytes answers as the plain one; only what was named is made; the store may be gone."""
     moved = tmp_path / "run"

@@ -125,6 +125,7 @@ def student_folder(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Stud
     return folder, student
 
 
+@pytest.mark.slow
 def test_memory_is_that_of_a_process_of_its_own(student_folder: tuple[Path, Student]) -> None:
     """The runtime alone is loaded, without torch; a file that cannot be opened says so."""
     path = student_folder[0] / onnx_model.NAME
@@ -136,6 +137,7 @@ def test_memory_is_that_of_a_process_of_its_own(student_folder: tuple[Path, Stud
         weigh(candidate("onnx", path=path.with_name("gone.onnx")))
 
 
+@pytest.mark.slow
 def test_all_runtimes_side_by_side(
     student_folder: tuple[Path, Student], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

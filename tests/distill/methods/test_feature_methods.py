@@ -325,6 +325,7 @@ def test_specmatch_with_power_one_is_feature_matching(make_config: MakeConfig) -
     torch.testing.assert_close(bench.terms()["spectrum"], expected, rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.slow
 def test_specmatch_first_trains_its_linear_alone(make_config: MakeConfig) -> None:
     """For a number of steps, which the state keeps; each step may be cut into pieces."""
     changes = {
@@ -353,6 +354,7 @@ def test_specmatch_first_trains_its_linear_alone(make_config: MakeConfig) -> Non
 # In the loop
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", ["crd", "specmatch"])
 def test_a_run_stopped_within_an_epoch_ends_bit_identical(
     make_config: MakeConfig, method: str

@@ -257,6 +257,7 @@ def test_a_random_head_is_trained_with_the_projection(make_config: MakeConfig) -
     assert same(resumed.method.teacher_side, snapshot(bench.method.teacher_side))
 
 
+@pytest.mark.slow
 def test_a_probe_head_reads_the_students_features(make_config: MakeConfig) -> None:
     """Fitted on the labelled images as the student sees them now, and left alone by stage 1."""
     bench = CustomBench(make_config, head="probe")
@@ -405,6 +406,7 @@ def test_without_both_terms_it_is_labels_only(make_config: MakeConfig) -> None:
     assert exported(config, "customkd") == exported(config, "labels")
 
 
+@pytest.mark.slow
 def test_watching_changes_nothing_that_is_learnt(make_config: MakeConfig) -> None:
     """Dropout and order of images are the same with and without the forward passes in between."""
     with_dropout = {"student__model_args": {"drop_rate": 0.3}, "train__epochs": 1}

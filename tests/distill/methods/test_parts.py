@@ -119,6 +119,7 @@ def test_a_method_alone_asks_for_no_more_than_it_needs(make_config: MakeConfig) 
     assert (batch.num_unlabelled, batch.num_strong, batch.teacher, batch.grid) == (0, 0, None, None)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("parts")
 def test_frozen_parameters_rest_and_labels_are_left_out(make_config: MakeConfig) -> None:
     """In the second epoch of two the head moves no more, not even by weight decay, and "ce" is no term."""
@@ -165,6 +166,7 @@ class Scaled(Method):
             student.head.weight.copy_(student.head.weight @ weight)
 
 
+@pytest.mark.slow
 def test_what_is_folded_is_exported_and_measured(
     make_config: MakeConfig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -206,6 +208,7 @@ def test_strong_copies_follow_the_unlabelled_in_the_same_views() -> None:
     assert list(sampler) == [first, second]
 
 
+@pytest.mark.slow
 def test_validation_images_are_held_out_of_everything(make_config: MakeConfig) -> None:
     """The same whatever the method; measured in the test part's place when asked for."""
     config = make_config(data__validation=2)
@@ -231,6 +234,7 @@ def test_a_validation_part_must_exist_to_be_measured(make_config: MakeConfig) ->
         DataConfig(validation=-1)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("parts")
 def test_the_last_epochs_may_train_on_labels_alone(make_config: MakeConfig) -> None:
     """All terms but "ce" are zero there, and a method without it is refused by name."""

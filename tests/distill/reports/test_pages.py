@@ -56,6 +56,7 @@ def test_a_label_is_shown_as_it_is() -> None:
     assert style.symbol("train_top1") == "train_top1"
 
 
+@pytest.mark.slow
 def test_hostile_names_stay_text(three: Path) -> None:
     """In ids, classes and notes: no tag of theirs appears in a page, and the data around it stays readable JSON."""
     run = (three / "customkd" / "seed0" / "report.html").read_text()

@@ -46,6 +46,7 @@ def test_the_table_gives_means_and_sample_deviations(tmp_path: Path) -> None:
     assert rows[1].startswith("labels,0,0.5,0.9,1")
 
 
+@pytest.mark.slow
 def test_runs_leave_pages_behind(
     make_config: MakeConfig,
     capsys: pytest.CaptureFixture[str],

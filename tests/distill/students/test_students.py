@@ -131,6 +131,7 @@ def test_the_recipe_is_an_experiment() -> None:
     assert all(item == rest[0] for item in rest)
 
 
+@pytest.mark.slow
 def test_the_whole_way(
     make_config: MakeConfig, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

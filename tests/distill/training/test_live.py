@@ -135,6 +135,7 @@ def compare(cached: Losses, live: Losses, tolerance: float) -> None:
     assert largest_difference(cached, live) <= tolerance
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("method", "terms", "dtypes"),
     [

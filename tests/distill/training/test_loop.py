@@ -89,6 +89,7 @@ def full(make_config: MakeConfig, **changes: Any) -> DistillConfig:
 
 # 36 - 12 = 24 unlabelled in batches of 8: 3 steps per epoch, 9 in all. Steps 2 and 8 have a checkpoint of their own,
 # 3 ends an epoch, and 5 and 7 fall behind one.
+@pytest.mark.slow
 @pytest.mark.parametrize("stop_after", [2, 3, 5, 7])
 def test_an_interrupted_run_ends_bit_identical(make_config: MakeConfig, stop_after: int) -> None:
     """Weights, metrics and evaluation equal those of an uninterrupted run."""
@@ -144,6 +145,7 @@ def test_kill_9_then_the_same_command(make_config: MakeConfig, tmp_path: Path) -
         assert (folder(straight) / name).read_bytes() == (folder(killed) / name).read_bytes(), name
 
 
+@pytest.mark.slow
 def test_a_finished_run_is_not_repeated(make_config: MakeConfig) -> None:
     """The same command takes its record; only settings that change no result may differ."""
     config = make_config(train__epochs=1)
@@ -199,6 +201,7 @@ def test_a_damaged_checkpoint_is_refused(make_config: MakeConfig) -> None:
         start(config)
 
 
+@pytest.mark.slow
 def test_the_folder_of_a_run(make_config: MakeConfig) -> None:
     """All files are there, and hold what the guide says."""
     config = make_config(trackers=["tensorboard"], train__workers=1)
@@ -273,6 +276,7 @@ def test_a_loss_that_is_no_number_stops_the_run(
         start(make_config(), "labels")
 
 
+@pytest.mark.slow
 def test_accumulated_pieces_equal_one_batch(make_config: MakeConfig) -> None:
     """Without batch norm, 1 and 2 pieces give the same losses; sums in another order differ in the last bits."""
     whole, pieces = make_config(), elsewhere(make_config(train__grad_accum=2))
@@ -319,6 +323,7 @@ def test_wrong_settings_end_before_training(
         start(make_config(trackers=["wandb"]))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", ["labels", "fitnet", "kd"])
 def test_lower_precision_and_other_optimisers_run(make_config: MakeConfig, method: str) -> None:
     """bf16 through autocast, SGD with momentum, a linear course."""

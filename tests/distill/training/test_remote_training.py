@@ -26,6 +26,7 @@ def run(config: DistillConfig) -> Path:
     return Path(config.out) / "customkd" / "seed0"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("workers", [0, 1])
 def test_the_student_is_the_same(
     make_config: MakeConfig,

@@ -99,6 +99,7 @@ def test_every_kind_of_record(tmp_path: Path, container: Container, dtype: Store
         )
 
 
+@pytest.mark.slow
 def test_what_it_costs_is_in_the_manifest(tmp_path: Path) -> None:
     """Against a direct measurement on all rows; for int8 in the encoding, as extraction leaves it."""
     old = FeatureStore.open(small().write(tmp_path / "old", "zarr"))
@@ -122,6 +123,7 @@ def test_what_it_costs_is_in_the_manifest(tmp_path: Path) -> None:
     assert requantise(old.path, tmp_path / "few", "float16", sample_rows=3)[1][0].sample_rows == 3
 
 
+@pytest.mark.slow
 def test_types_with_more_digits_are_refused(tmp_path: Path) -> None:
     """They would pretend to a precision that is gone; who wants them must say so."""
     for source, dtype in (
@@ -181,6 +183,7 @@ def test_a_store_that_is_not_whole(tmp_path: Path) -> None:
         requantise(path, tmp_path / "other", "float16")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("container", ["zarr", "webdataset"])
 def test_killed_before_each_shard(tmp_path: Path, container: Container) -> None:
     """What is left is refused as incomplete; the next run goes on, and ends at the bytes of one that was not killed."""

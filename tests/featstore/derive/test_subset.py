@@ -48,6 +48,7 @@ GOLDEN = Path(__file__).parents[2] / "golden"
 INVALID = {3: "empty file (0 bytes)", 7: "not a picture"}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("container", ["zarr", "webdataset"])
 def test_rows_of_every_kind_of_record(tmp_path: Path, container: Container) -> None:
     """All types, three int8 schemes, top-k, ragged, text, in any order and cut anew: bit by bit what they were."""
@@ -178,6 +179,7 @@ def test_tars_stay_mirrored_while_rows_stay_in_order(tmp_path: Path) -> None:
     same_columns(path, tmp_path / "back")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("container", ["zarr", "webdataset"])
 def test_there_and_back_again(tmp_path: Path, container: Container) -> None:
     """The other container, then this one: every bit, every reason, and one fingerprint for all three."""
@@ -199,6 +201,7 @@ def test_there_and_back_again(tmp_path: Path, container: Container) -> None:
     check(tmp_path / "made-there", rows)
 
 
+@pytest.mark.slow
 def test_codecs_and_sizes_of_shards(tmp_path: Path) -> None:
     """Each codec and cutting holds the same rows; where nothing would change, or cannot, it says so."""
     rows = made(11, invalid=INVALID)

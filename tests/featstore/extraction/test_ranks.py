@@ -86,6 +86,7 @@ def test_two_processes_make_the_same_store(
     assert not leftovers(tmp_path / "begun")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("jobs", [2, 4])
 def test_jobs_at_once_make_the_same_store(image_folder: Path, tmp_path: Path, jobs: int) -> None:
     """Independent jobs that start together on nothing share the work, whoever creates the store: the bytes of one job,

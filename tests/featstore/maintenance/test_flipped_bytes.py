@@ -100,6 +100,7 @@ def judge(path: Path, what: str, original: dict[str, Any]) -> list[str]:
     return wrong
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("fewer_fields")
 @pytest.mark.parametrize("container", ["zarr", "webdataset"])
 def test_flipped_bytes(tmp_path: Path, container: Any) -> None:

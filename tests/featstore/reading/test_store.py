@@ -51,6 +51,7 @@ def manifests(draw: st.DrawFn) -> Manifest:
     )
 
 
+@pytest.mark.slow
 @settings(max_examples=12, deadline=None)
 @given(manifest=manifests())
 def test_objects_are_those_that_zarr_writes(manifest: Manifest) -> None:

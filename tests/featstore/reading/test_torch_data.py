@@ -56,6 +56,7 @@ def test_bfloat16_travels_as_bits() -> None:
     assert torch.equal(as_tensor(array).view(torch.int16), tensor.view(torch.int16))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("workers", "context", "shuffle"),
     [
@@ -89,6 +90,7 @@ def test_an_epoch_is_every_valid_row_once(
     assert sorted(seen[: ROWS - 1]) == [row for row in range(ROWS) if row != 7]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("workers", [0, 2])
 def test_a_loader_goes_on_where_it_stopped(
     stored: tuple[FeatureStore, dict[str, Array]], workers: int

@@ -67,6 +67,7 @@ def is_part(method: str, target: str) -> bool:
     return "/c/" in target
 
 
+@pytest.mark.slow
 def test_push_and_pull_lose_nothing(
     store: Path, s3: OwnBucket, faulty: MakeProxy, tmp_path: Path
 ) -> None:
@@ -171,6 +172,7 @@ def test_a_server_that_damages_every_answer(
     check_same(target, store)
 
 
+@pytest.mark.slow
 def test_uploads_that_are_always_damaged(small: Path, s3: OwnBucket, faulty: MakeProxy) -> None:
     """The push ends with an error that names the object, readers find no store, and a later push goes on."""
     url = f"{s3.url}/store"
@@ -188,6 +190,7 @@ def test_uploads_that_are_always_damaged(small: Path, s3: OwnBucket, faulty: Mak
     assert s3.files("store") == files_of(small)
 
 
+@pytest.mark.slow
 def test_a_store_that_is_there_is_not_taken_for_another(
     small: Path, s3: OwnBucket, faulty: MakeProxy, tmp_path: Path
 ) -> None:

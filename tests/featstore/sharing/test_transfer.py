@@ -118,6 +118,7 @@ def flip(path: Path, at: int = 3) -> None:
     path.write_bytes(data)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["store_v1_zarr", "store_v1_webdataset"])
 def test_there_and_back(name: str, tmp_path: Path) -> None:
     """Every file of every kind of field, artefact and container comes back byte by byte, and nothing travels twice."""
@@ -140,6 +141,7 @@ def test_there_and_back(name: str, tmp_path: Path) -> None:
     assert files_of(there) == files_of(store)
 
 
+@pytest.mark.slow
 def test_over_a_bucket(small: Path, s3: OwnBucket, tmp_path: Path) -> None:
     """The same over S3."""
     push(small, f"{s3.url}/a/store", retry=QUICK)

@@ -167,6 +167,7 @@ def test_a_lease_that_says_nothing_ends(store: Path, content: bytes) -> None:
         until(lambda: mine.claim(0), limit_s=5)
 
 
+@pytest.mark.slow
 def test_one_of_many_takes_over(store: Path, tmp_path: Path) -> None:
     """Whoever rushes at the lease of a dead holder: one of them gets it, every time."""
     for attempt in range(5):

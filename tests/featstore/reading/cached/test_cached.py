@@ -143,6 +143,7 @@ def serve(folder: Path) -> http.server.ThreadingHTTPServer:
     return server
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("container", ["zarr", "webdataset"])
 def test_every_kind_of_field_reads_as_from_the_folder(container: str, tmp_path: Path) -> None:
     """All encodings, small columns, artefacts, invalid rows and errors of both containers, over a web server."""
@@ -301,6 +302,7 @@ def test_evicted_rows_give_back_the_disk_and_come_back_right(
     same_rows(half, written[2])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("container", ["zarr", "webdataset"])
 def test_processes_and_threads_that_crowd_each_other_out_read_the_right_rows(
     container: str, tmp_path: Path
