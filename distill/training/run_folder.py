@@ -24,7 +24,7 @@ FREE = {
     "data": {"cache_mb"},
     "train": {"workers", "checkpoint_every", "log_every", "time_limit"},
     "eval": {"every", "batch_size"},
-    "source": {"path", "allow_cut_tars"},
+    "source": {"path", "allow_cut_tars", "image_member"},
 }
 """Settings that do not change a result, or where files merely lie; they may differ between two starts of one run."""
 

@@ -55,6 +55,8 @@ class Member(NamedTuple):
     """Bytes of its data."""
     end: int
     """First byte of what follows."""
+    link: str = ""
+    """Of a hard link, the name of the earlier member whose data it shares."""
 
 
 class NpyHeader(NamedTuple):
@@ -217,6 +219,7 @@ def read_member(read: Read, start: int, stop: int) -> Member | None:
         BadTar: as ``members``.
     """
     name: str | None = None
+    link: str | None = None
     size: int | None = None
     at = start
     for _ in range(16):  # headers that extend one another
@@ -235,17 +238,29 @@ def read_member(read: Read, start: int, stop: int) -> Member | None:
             at += padded(found)
             if kind == b"L":
                 name = _decode(body.split(b"\0", 1)[0])
+            elif kind == b"K":
+                link = _decode(body.split(b"\0", 1)[0])
             elif kind == b"x":
                 records = _records(body)
                 name = records.get("path", name)
+                link = records.get("linkpath", link)
                 size = _decimal(records["size"]) if "size" in records else size
             continue
-        return _member(block, kind, name, found if size is None else size, start, at, stop)
+        if link is None:
+            link = _decode(block[157:257].split(b"\0", 1)[0])
+        return _member(block, kind, name, link, found if size is None else size, start, at, stop)
     raise BadTar(f"more than 16 extended headers from byte {start} on")
 
 
 def _member(
-    block: bytes, kind: bytes, name: str | None, size: int, start: int, at: int, stop: int
+    block: bytes,
+    kind: bytes,
+    name: str | None,
+    link: str,
+    size: int,
+    start: int,
+    at: int,
+    stop: int,
 ) -> Member:
     if kind == b"S":
         raise BadTar(f"a sparse file at byte {start}, which cannot be read by position")
@@ -256,7 +271,7 @@ def _member(
     if kind == b"\0" and name.endswith("/"):
         kind = b"5"  # as folders were written before 1988
     if kind in _WITHOUT_DATA:
-        return Member(name, False, start, at, 0, at)
+        return Member(name, False, start, at, 0, at, link if kind == b"1" else "")
     end = at + padded(size)
     if at + size > stop:
         raise BadTar(

@@ -22,7 +22,9 @@ KINDS: dict[str, Callable[[SourceConfig], Source]] = {
     "hf": lambda config: HFSource(
         config.path, image_column=config.image_column, label_column=config.label_column
     ),
-    "tars": lambda config: TarSource(config.path, allow_cut_tars=config.allow_cut_tars),
+    "tars": lambda config: TarSource(
+        config.path, allow_cut_tars=config.allow_cut_tars, image_member=config.image_member
+    ),
 }
 
 

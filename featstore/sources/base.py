@@ -3,6 +3,8 @@
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from fnmatch import fnmatchcase
+from functools import cache
+from importlib.util import find_spec
 
 import numpy as np
 import numpy.typing as npt
@@ -15,6 +17,7 @@ IMAGE_SUFFIXES = frozenset(
         ".jpg",
         ".jpeg",
         ".jpe",
+        ".jfif",
         ".png",
         ".webp",
         ".gif",
@@ -27,6 +30,23 @@ IMAGE_SUFFIXES = frozenset(
         ".jp2",
     )
 )
+
+
+HEIF_SUFFIXES = frozenset((".heic", ".heif"))
+HEIF_HINT = (
+    "HEIC pictures are read with the package pillow-heif: pip install 'featstore-distill[heif]'"
+)
+
+
+@cache
+def has_heif() -> bool:
+    """Whether the package that reads HEIC is installed."""
+    return find_spec("pillow_heif") is not None
+
+
+def image_suffixes() -> frozenset[str]:
+    """Endings of the files that are taken as images here, in lower case, with the dot."""
+    return IMAGE_SUFFIXES | HEIF_SUFFIXES if has_heif() else IMAGE_SUFFIXES
 
 
 class Source(ABC):

@@ -32,6 +32,9 @@ class SourceConfig:
     allow_cut_tars: bool = False
     """tars only: take the complete samples of a tar that breaks off, instead of refusing it."""
 
+    image_member: str = ""
+    """tars only: extension of the member that is the image, e.g. jpg, img or seg.png; empty: any ending of an image."""
+
     def __post_init__(self) -> None:
         require(
             self.kind == "digits" or bool(self.path),

@@ -1,19 +1,26 @@
-"""Bytes of an image file -> an upright 8-bit RGB picture, or a reason why not.
+"""Decode an image file into an upright 8-bit RGB picture, or give a reason why not.
 
 Every mode becomes RGB in a stated way (part of the manifest's ``preprocessing.decode``): EXIF
 orientation is applied, transparency is laid over white, CMYK is converted, 16-bit grey is scaled by
 1/257 (16-bit colour is cut to its high byte by Pillow, at most one level away), of an animation the
-first frame counts. A file that declares more pixels than ``max_pixels`` is refused before it is
-unpacked, and formats that need an interpreter (EPS) are not opened at all.
+first frame counts. An integer picture whose values lie in 1..255 is refused: they are 8-bit values in
+a wider type, and scaling would make the picture black.
+
+Memory and time of one picture are limited: a file that declares more pixels than ``max_pixels`` is
+refused before it is unpacked, large pictures are converted in strips, and a progressive JPEG may have
+only so many scans for its size. Formats that need an interpreter (EPS) are not opened at all.
 """
 
 import io
 import warnings
+from functools import cache
+from typing import cast
 
 import numpy as np
 from PIL import ExifTags, Image, UnidentifiedImageError
 
 from featstore.errors import DecodeError
+from featstore.sources.base import has_heif
 
 MAX_PIXELS = 178_956_970
 """Largest picture that is unpacked, in pixels; 512 MiB as RGB (Pillow's own limit for refusing)."""
@@ -34,7 +41,17 @@ FORMATS = (
     "JPEG2000",
 )
 """Pillow's names of what is opened; JPEG includes MPO, which some phones write. Left out: EPS,
-which Pillow gives to Ghostscript, and rare formats whose decoders would only be one more risk."""
+which Pillow gives to Ghostscript, and rare formats whose decoders would only be one more risk. HEIF is
+opened where the package pillow-heif is installed."""
+
+FREE_SCANS = 32
+"""Scans of a JPEG that are always decoded; encoders write about ten."""
+MAX_SCAN_PIXELS = 2_000_000_000
+"""Largest scans x pixels of a JPEG with more scans. Each scan goes over the whole picture once: an empty one takes 2 ns
+per pixel (libjpeg-turbo, 2.5 GHz), so this is 4 s."""
+
+STRIP_PIXELS = 2**22
+"""Larger pictures are converted in strips of about this many pixels: conversions take up to 16 bytes per pixel."""
 
 UPRIGHT = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -68,10 +85,12 @@ def decode_image(data: bytes, *, max_pixels: int = MAX_PIXELS) -> Image.Image:
         with warnings.catch_warnings():
             # Pillow warns from 89 Mpx on and about odd EXIF; the limit below is ours and exact.
             warnings.simplefilter("ignore")
-            image: Image.Image = Image.open(io.BytesIO(data), formats=FORMATS)
+            image: Image.Image = Image.open(io.BytesIO(data), formats=_formats())
             width, height = image.size
             if width * height > max_pixels:
                 raise DecodeError(_too_large(width, height, max_pixels))
+            if image.format in ("JPEG", "MPO"):
+                _check_scans(data, width * height)
             image.load()
             return to_rgb(_upright(image))
     except (DecodeError, MemoryError):
@@ -86,6 +105,24 @@ def decode_image(data: bytes, *, max_pixels: int = MAX_PIXELS) -> Image.Image:
 
 def _too_large(width: int, height: int, max_pixels: int) -> str:
     return f"too many pixels: {width} x {height} declared, at most {max_pixels:,} are unpacked"
+
+
+@cache
+def _formats() -> tuple[str, ...]:
+    if not has_heif():
+        return FORMATS
+    from pillow_heif import register_heif_opener
+
+    register_heif_opener(thumbnails=False)
+    return (*FORMATS, "HEIF")
+
+
+def _check_scans(data: bytes, pixels: int) -> None:
+    scans = data.count(b"\xff\xda")  # start of scan; cannot occur inside compressed data
+    if scans > FREE_SCANS and scans * pixels > MAX_SCAN_PIXELS:
+        raise DecodeError(
+            f"JPEG with {scans:,} scans of {pixels:,} pixels; at most {MAX_SCAN_PIXELS // pixels:,} are decoded"
+        )
 
 
 def _upright(image: Image.Image) -> Image.Image:
@@ -106,6 +143,21 @@ def to_rgb(image: Image.Image) -> Image.Image:
     """Convert a loaded picture of any mode to RGB by the rules named at the top of this file."""
     if image.mode == "RGB" and "transparency" not in image.info:
         return image
+    if image.mode.startswith("I"):
+        if image.mode not in ("I", "I;16"):  # of another byte order
+            image = image.convert("I")
+        _check_integers(image)
+    width, height = image.size
+    rows = max(1, STRIP_PIXELS // max(1, width))
+    if height <= rows:
+        return _convert(image)
+    out = Image.new("RGB", image.size)
+    for top in range(0, height, rows):
+        out.paste(_convert(image.crop((0, top, width, min(height, top + rows)))), (0, top))
+    return out
+
+
+def _convert(image: Image.Image) -> Image.Image:
     if image.mode == "L" and "transparency" not in image.info:
         return image.convert("RGB")
     if image.mode.startswith("I"):
@@ -119,12 +171,21 @@ def to_rgb(image: Image.Image) -> Image.Image:
     return image.convert("RGB")
 
 
-def _from_integers(image: Image.Image) -> Image.Image:
-    values = np.asarray(image).astype(np.int64)
-    low, high = int(values.min()), int(values.max())
+def _check_integers(image: Image.Image) -> None:
+    low, high = cast(tuple[int, int], image.getextrema())
     if low < 0 or high > 65535:
         raise DecodeError(f"integer image with values {low}..{high}; expected 0..65535")
-    grey = ((values + 128) // 257).astype(np.uint8)
+    if 0 < high <= 255:
+        raise DecodeError(
+            f"integer image with values {low}..{high}: 8-bit values in a wider type, which would become black; save it "
+            "as an 8-bit image"
+        )
+
+
+def _from_integers(image: Image.Image) -> Image.Image:
+    values = np.asarray(image)
+    # 32 bits hold 65,535 + 128.
+    grey = ((values.astype(np.int32) + 128) // 257).astype(np.uint8)
     transparent = image.info.get("transparency")
     if isinstance(transparent, int):  # PNG: the one grey value that stands for "nothing here"
         grey[values == transparent] = 255

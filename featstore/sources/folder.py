@@ -9,7 +9,14 @@ import numpy as np
 import numpy.typing as npt
 
 from featstore.errors import SourceError, shorten
-from featstore.sources.base import IMAGE_SUFFIXES, NO_LABEL, Source, suffix_of
+from featstore.sources.base import (
+    HEIF_HINT,
+    HEIF_SUFFIXES,
+    NO_LABEL,
+    Source,
+    image_suffixes,
+    suffix_of,
+)
 
 LabelsFrom = Literal["parent", "top", "none"]
 
@@ -56,6 +63,7 @@ class _Listing:
     def __init__(self) -> None:
         self.images: list[str] = []
         self.others: Counter[str] = Counter()
+        self.examples: dict[str, str] = {}
         self.linked_folders: list[str] = []
 
     def walk(self, root: Path) -> None:
@@ -80,8 +88,10 @@ class _Listing:
             pending.append(relative + "/")
         elif entry.is_dir():
             self.linked_folders.append(relative)
-        elif suffix_of(entry.name) not in IMAGE_SUFFIXES:
-            self.others[suffix_of(entry.name)] += 1
+        elif suffix_of(entry.name) not in image_suffixes():
+            suffix = suffix_of(entry.name)
+            self.others[suffix] += 1
+            self.examples.setdefault(suffix, relative)
         elif entry.is_file() or entry.is_symlink():
             # A link to nothing is listed: it becomes an invalid row with a reason, not a gap.
             self.images.append(relative)
@@ -91,7 +101,21 @@ class _Listing:
     def notes(self, path: str) -> list[str]:
         notes = []
         if self.others:
-            notes.append(f"{path}: left out {_count(self.others)}; not images by name.")
+            named = shorten(
+                [
+                    self.examples[suffix]
+                    for suffix, _ in self.others.most_common()
+                    if suffix in self.examples
+                ]
+            )
+            notes.append(f"{path}: left out {_count(self.others)}, not images by name: {named}.")
+        if self.others.keys() & HEIF_SUFFIXES:
+            notes.append(f"{path}: {HEIF_HINT}.")
+        if self.others[""]:
+            notes.append(
+                f"{path}: {self.others['']:,} files without a suffix were left out, e.g. {self.examples['']}. If they "
+                "are images, give them one (.jpg), or put them into tars (--source.kind tars)."
+            )
         if self.linked_folders:
             notes.append(
                 f"{path}: {len(self.linked_folders)} links to folders were not followed: "
@@ -117,9 +141,10 @@ def _check_folder(path: str, root: Path) -> None:
 
 def _no_images(path: str, others: Counter[str]) -> str:
     found = f"found {_count(others)}, none an image" if others else "the folder is empty"
+    heif = f" {HEIF_HINT}." if others.keys() & HEIF_SUFFIXES else ""
     return (
-        f"{path}: {found} (hidden ones do not count). Expected files ending in "
-        f"{' '.join(sorted(IMAGE_SUFFIXES))}. Set --source.path to the folder that holds the "
+        f"{path}: {found} (hidden ones do not count).{heif} Expected files ending in "
+        f"{' '.join(sorted(image_suffixes()))}. Set --source.path to the folder that holds the "
         f"images{', or use --source.kind tars' if '.tar' in others else ''}."
     )
 

@@ -2,6 +2,11 @@
 
 Members of one tar whose paths agree up to the first dot of the file name form a sample. Nothing is
 ever unpacked. How tars are found and walked is here; what a picture is, is not.
+
+The package webdataset is not used here, nor for tars behind URLs: it reads tars as a stream, so it can
+neither list the ids without reading every byte nor give the image of one row. A tar of 2,000 images of
+100 kB in memory: listing 0.15 s against 0.50 s, the image of row 1,990 0.1 ms against 480 ms; over a
+network of 1 Gbit/s listing would take the 1.6 s of the whole tar, and each shard that is resumed again.
 """
 
 import os
@@ -16,7 +21,16 @@ import numpy as np
 import numpy.typing as npt
 
 from featstore.errors import SourceError, shorten
-from featstore.sources.base import IMAGE_SUFFIXES, NO_LABEL, Source, suffix_of
+from featstore.sources.base import (
+    HEIF_HINT,
+    HEIF_SUFFIXES,
+    NO_LABEL,
+    Source,
+    has_heif,
+    image_suffixes,
+    suffix_of,
+)
+from featstore.sources.labels import check_labels
 
 MAX_OPEN_TARS = 64
 """Tars that one process keeps open, far below the usual limit of 1,024 open files."""
@@ -36,7 +50,23 @@ ALLOW_CUT = "--source.allow_cut_tars true"
 _KEY = re.compile(r"((?:.*/)?[^./][^./]*)\.([^/]*)", re.DOTALL)
 """WebDataset's rule: the key ends at the first dot of the file name, the extension follows."""
 
-_CLASS = re.compile(rb"\s*(-1|[0-9]{1,18})\s*")
+_CLASS = re.compile(rb"\s*(-?[0-9]{1,18})\s*")
+
+COMPRESSED_SUFFIXES = (
+    ".tar.gz",
+    ".tgz",
+    ".tar.zst",
+    ".tzst",
+    ".tar.bz2",
+    ".tbz2",
+    ".tar.xz",
+    ".txz",
+)
+
+UNREAD_IMAGES = frozenset(
+    (".img", ".image", ".jxl", ".svg", ".tga", ".psd", ".exr", ".dng", ".nef", ".cr2", ".raw")
+)
+"""Endings of members that are or may be images, and are not read unless ``image_member`` names them."""
 
 Array = npt.NDArray[np.int64]
 
@@ -51,20 +81,23 @@ class TarSource(Source):
     Args:
         path: a folder of ``*.tar``, one tar, a glob, or a brace pattern (``{000000..000099}``).
         allow_cut_tars: take the complete samples of a tar that breaks off; ``notes`` says which.
+        image_member: extension of the member that is the image, such as "jpg" or "seg.png"; "" for any image.
 
     Raises:
         SourceError: no such tars, or one that is compressed, broken, hostile or without samples.
     """
 
-    def __init__(self, path: str, *, allow_cut_tars: bool = False) -> None:
+    def __init__(self, path: str, *, allow_cut_tars: bool = False, image_member: str = "") -> None:
         self.kind = "tars"
         self.uri = path
-        self.notes = []
         named = named_tars(path)
+        self.notes = _compressed_beside(path)
         self._paths = [str(tar.absolute()) for _, tar in named]
         self._handles: dict[int, _Handle] = {}
         self._lock = threading.Lock()
-        scans = [_scan(tar, allow_cut=allow_cut_tars) for _, tar in named]
+        scans = [
+            _scan(tar, allow_cut=allow_cut_tars, image_member=image_member) for _, tar in named
+        ]
         for scan in scans:
             self.notes += scan.notes
         self.tars = [
@@ -84,7 +117,7 @@ class TarSource(Source):
         )
         self._spans = np.concatenate([scan.spans() for scan in scans])
         labels = np.concatenate([scan.label_array() for scan in scans])
-        self.labels = labels if (labels != NO_LABEL).any() else None
+        self.labels, self.class_names = check_labels(labels, where=path, notes=self.notes)
 
     def __getstate__(self) -> dict[str, Any]:
         # File handles and locks belong to one process.
@@ -141,7 +174,11 @@ def named_tars(pattern: str) -> list[tuple[str, Path]]:
         SourceError: none there, or some tar of a brace pattern is missing.
     """
     paths, base = find_tars(pattern)
-    return sorted((tar.relative_to(base).as_posix().removesuffix(".tar"), tar) for tar in paths)
+    return sorted((_without_suffix(tar.relative_to(base).as_posix()), tar) for tar in paths)
+
+
+def _without_suffix(name: str) -> str:
+    return name[:-4] if suffix_of(name) == ".tar" else name
 
 
 def find_tars(pattern: str) -> tuple[list[Path], Path]:
@@ -187,13 +224,29 @@ def find_tars(pattern: str) -> tuple[list[Path], Path]:
 
 
 def _tars_in(folder: Path) -> list[Path]:
-    found = [path for path in folder.iterdir() if path.name.endswith(".tar") and _is_shown(path)]
+    found = [
+        path for path in folder.iterdir() if suffix_of(path.name) == ".tar" and _is_shown(path)
+    ]
     if not found:
         raise SourceError(
             f"{folder}: no *.tar in this folder; {_contents(folder)}. Plain (not compressed) tars "
             "are expected directly in it; for tars in subfolders give a glob like 'DIR/**/*.tar'."
         )
     return found
+
+
+def _compressed_beside(pattern: str) -> list[str]:
+    """A note on compressed tars in a folder of plain ones."""
+    if not Path(pattern).is_dir():
+        return []
+    names = sorted(path.name for path in Path(pattern).iterdir() if _is_shown(path))
+    found = [name for name in names if name.lower().endswith(COMPRESSED_SUFFIXES)]
+    if not found:
+        return []
+    return [
+        f"{pattern}: {len(found)} compressed tars were left out: {shorten(found)}. Images are read by position, which "
+        "needs plain tars; unpack them once (gunzip, zstd -d)."
+    ]
 
 
 def _expand(pattern: str) -> list[str]:
@@ -247,48 +300,91 @@ class _Break(Exception):
         self.member = member
 
 
+def is_image(extension: str, image_member: str) -> bool:
+    """Whether the member of a sample is its image.
+
+    Args:
+        extension: of the member, after the key, in lower case.
+        image_member: the only extension that counts; "" for every ending of an image.
+    """
+    if image_member:
+        return extension == image_member.lower().removeprefix(".")
+    return suffix_of(f".{extension}") in image_suffixes()
+
+
+def several_images(tar: Path, key: str, member: str) -> SourceError:
+    """The error for a sample with several members that could be its image."""
+    return SourceError(
+        f"{tar}: sample {key!r} has several images, the second is {member!r}; expected one image for each key. Name "
+        "the extension of the image with --source.image_member (such as jpg), or write every image under a key of "
+        "its own."
+    )
+
+
 class _Scan:
     """The samples of one tar: images and labels by key, in the order of the members."""
 
-    def __init__(self, tar: Path) -> None:
+    def __init__(self, tar: Path, image_member: str) -> None:
         self.tar = tar
+        self.image_member = image_member
         self.images: dict[str, tuple[int, int]] = {}
         self.labels: dict[str, int] = {}
         self.notes: list[str] = []
+        # Classes by key and by what lies between the key and ".cls": the class of 22.05.jpg is 22.05.cls.
+        self._classes: dict[tuple[str, str], int] = {}
+        self._between: dict[str, str] = {}
+        # Where members are, for hard links to them.
+        self._members: dict[str, tuple[int, int]] = {}
+        self._without: dict[str, set[str]] = {}
+        self._links: list[str] = []
         # Extensions of the sample that is being read and of the one before, to see what a cut took.
         self._key = ""
         self._extensions: set[str] = set()
         self._before: set[str] = set()
 
     def add(self, member: tarfile.TarInfo, file: BinaryIO) -> None:
-        """Take one regular member."""
+        """Take one member; of links, those to an earlier file of the same tar."""
         found = split_name(member.name)
-        if found is None:
+        if found is None or member.isdir():
+            return
+        span = (member.offset_data, member.size)
+        if member.islnk() and member.linkname.removeprefix("./") in self._members:
+            span = self._members[member.linkname.removeprefix("./")]
+        elif not member.isreg():
+            self._links.append(member.name)
             return
         key, extension = found
         self._open_sample(key)
         self._extensions.add(extension)
-        if suffix_of(f".{extension}") in IMAGE_SUFFIXES:
+        between, _, last = extension.rpartition(".")
+        image = is_image(extension, self.image_member)
+        if image or last == "cls":
+            self._members[member.name.removeprefix("./")] = span
+        if image:
             if key in self.images:
-                raise SourceError(
-                    f"{self.tar}: sample {key!r} has several images, the second is "
-                    f"{member.name!r}; expected one image for each key. Write every image under "
-                    "a key of its own."
-                )
-            self.images[key] = (member.offset_data, member.size)
-        elif extension == "cls":
-            self.labels[key] = self._read_label(member, file)
+                raise several_images(self.tar, key, member.name)
+            self.images[key] = span
+            if between:
+                self._between[key] = between
+        elif last == "cls":
+            self._classes[key, between] = self._read_label(member.name, span, file)
 
     def _open_sample(self, key: str) -> None:
         if key != self._key:
+            self._close_sample()
             self._key, self._before, self._extensions = key, self._extensions, set()
 
-    def _read_label(self, member: tarfile.TarInfo, file: BinaryIO) -> int:
-        text = os.pread(file.fileno(), min(member.size, MAX_LABEL_BYTES), member.offset_data)
+    def _close_sample(self) -> None:
+        if self._key and self._key not in self.images:
+            self._without.setdefault(self._key, set()).update(self._extensions)
+
+    def _read_label(self, name: str, span: tuple[int, int], file: BinaryIO) -> int:
+        offset, size = span
+        text = os.pread(file.fileno(), min(size, MAX_LABEL_BYTES), offset)
         number = _CLASS.fullmatch(text)
-        if number is None or member.size > MAX_LABEL_BYTES:
+        if number is None or size > MAX_LABEL_BYTES:
             raise SourceError(
-                f"{self.tar}: {member.name} holds {text[:20]!r}; expected the class as an integer "
+                f"{self.tar}: {name} holds {text[:20]!r}; expected the class as an integer "
                 "in text, 0 or more (-1 if unknown). Write the tar again."
             )
         return int(number[1])
@@ -308,6 +404,35 @@ class _Scan:
         else:
             key = self._key
         self.images.pop(key, None)
+        if key == self._key:
+            self._key = ""
+
+    def finish(self) -> None:
+        """Match classes to images, and note what was left out."""
+        self._close_sample()
+        for (key, between), label in self._classes.items():
+            if between == self._between.get(key, "") or not between:
+                self.labels.setdefault(key, label)
+            if between and between == self._between.get(key):
+                self.labels[key] = label  # of the image's own name, rather than of the key alone
+        without = {key: kinds for key, kinds in self._without.items() if key not in self.images}
+        if without:
+            named = [f"{key} ({', '.join(sorted(kinds))})" for key, kinds in without.items()]
+            kinds = {suffix_of(f".{kind}") for kinds in without.values() for kind in kinds}
+            heif = f" {HEIF_HINT}." if kinds & HEIF_SUFFIXES and not has_heif() else ""
+            option = " Name the extension of the image with --source.image_member." * bool(
+                kinds & UNREAD_IMAGES
+            )
+            self.notes.append(
+                f"{self.tar}: {len(without)} keys have no image that is read and were left out: {shorten(named)}."
+                f"{heif}{option}"
+            )
+        if self._links:
+            self.notes.append(
+                f"{self.tar}: {len(self._links)} members are links to something else than an earlier file of this tar, "
+                f"or no files, and were left out: {shorten(self._links)}."
+            )
+        self._classes, self._members, self._without = {}, {}, {}
 
     def spans(self) -> Array:
         """(n, 2) offset and size of each image, bytes."""
@@ -327,33 +452,29 @@ def split_name(name: str) -> tuple[str, str] | None:
     return match[1], match[2].lower()
 
 
-def _scan(tar: Path, *, allow_cut: bool) -> _Scan:
-    scan = _Scan(tar)
+def _scan(tar: Path, *, allow_cut: bool, image_member: str) -> _Scan:
+    scan = _Scan(tar, image_member)
     try:
         with tar.open("rb") as file:
             _refuse_compressed(tar, file)
             try:
                 for member in _members(tar, file, scan.notes):
                     _refuse_hostile(tar, member)
-                    if member.isreg():
-                        scan.add(member, file)
+                    scan.add(member, file)
             except _Break as error:
                 _take_cut(scan, error, allow_cut=allow_cut)
+                scan.finish()
                 return scan
     except OSError as error:
         raise SourceError(
             f"{tar}: cannot be read: {error.strerror or error}. Fetch it again or leave it out."
         ) from error
+    scan.finish()
     if not scan.images:
+        wanted = image_member or " ".join(sorted(image_suffixes()))
         raise SourceError(
-            f"{tar}: no sample with an image in this tar. Expected members like 000001.jpg "
-            f"(one of {' '.join(sorted(IMAGE_SUFFIXES))}). Leave it out of --source.path."
-        )
-    without = scan.labels.keys() - scan.images.keys()
-    if without:
-        scan.notes.append(
-            f"{tar}: {len(without)} keys have a class but no image and were left out: "
-            f"{shorten(sorted(without))}."
+            f"{tar}: no sample with an image in this tar. Expected members like 000001.jpg (one of {wanted}). "
+            f"{' '.join(scan.notes)} Leave it out of --source.path."
         )
     return scan
 

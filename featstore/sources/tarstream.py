@@ -1,6 +1,6 @@
-"""The images of one tar from its begin to its end, in large reads: for those who want all of them, in order.
+"""Read the images of one tar from begin to end, in large reads.
 
-``tars.py`` lists tars once and reads by position; this is ten times faster per header and holds nothing.
+``tars.py`` lists tars once and reads by position; this is ten times faster per header and keeps no list.
 """
 
 import os
@@ -9,9 +9,8 @@ from pathlib import Path
 from typing import NamedTuple
 
 from featstore.errors import SourceError
-from featstore.files.tar_headers import BadTar, members
-from featstore.sources.base import IMAGE_SUFFIXES, suffix_of
-from featstore.sources.tars import split_name
+from featstore.files.tar_headers import BadTar, Member, members
+from featstore.sources.tars import is_image, several_images, split_name
 
 READ_BYTES = 4 * 2**20
 """Tars are read in pieces of this size."""
@@ -60,24 +59,33 @@ class TarReader:
     def __exit__(self, *error: object) -> None:
         os.close(self._handle)
 
-    def images(self) -> Iterator[TarImage]:
+    def images(self, *, image_member: str = "") -> Iterator[TarImage]:
         """Every image, by the rules of ``tars.py``: one for each key.
+
+        Args:
+            image_member: extension of the member that is the image; "" for any ending of an image.
 
         Raises:
             BadTar: it breaks off.
             SourceError: a key has several images.
         """
-        seen: set[str] = set()
+        seen: dict[str, Member] = {}
+        keys: set[str] = set()
         for member in members(self.read, 0, self.size):
-            found = split_name(member.name) if member.regular else None
-            if found is None or suffix_of(f".{found[1]}") not in IMAGE_SUFFIXES:
+            found = split_name(member.name)
+            if found is None or not is_image(found[1], image_member):
                 continue
-            if found[0] in seen:
-                raise SourceError(
-                    f"{self.path}: sample {found[0]!r} has several images; expected one for each key. Write every "
-                    "image under a key of its own."
-                )
-            seen.add(found[0])
+            if member.link:
+                target = seen.get(member.link.removeprefix("./"))
+                if target is None:
+                    continue
+                member = member._replace(data=target.data, size=target.size)
+            elif not member.regular:
+                continue
+            if found[0] in keys:
+                raise several_images(self.path, found[0], member.name)
+            keys.add(found[0])
+            seen[member.name.removeprefix("./")] = member
             yield TarImage(found[0], self, member.data, member.data + member.size)
 
     def read(self, start: int, stop: int) -> bytes:

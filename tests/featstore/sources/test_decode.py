@@ -16,7 +16,8 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from featstore.errors import DecodeError
-from featstore.sources.decode import decode_image
+from featstore.sources.decode import decode_image, to_rgb
+from tests.conftest import ROOT
 from tests.images import ORIENTATION, chunk, encode, gradient, png, png16
 
 JPEG_TOLERANCE = 6
@@ -320,3 +321,76 @@ def test_damaged_files(kind: str, changes: list[tuple[float, int]]) -> None:
         assert decode_image(bytes(data), max_pixels=1_000_000).mode == "RGB"
     except DecodeError as error:
         assert str(error)
+
+
+@pytest.mark.parametrize("kind", ["PNG", "TIFF"])
+@pytest.mark.parametrize("high", [1, 200, 255])
+def test_integers_of_8_bits_are_refused(kind: str, high: int) -> None:
+    """Scaling 0..255 by 1/257 would make a picture black; black itself and 16-bit levels are pictures."""
+    values = np.linspace(0, high, 12).astype(np.uint16).reshape(3, 4)
+    with pytest.raises(DecodeError, match=rf"0\.\.{high}"):
+        decode_image(encode(Image.fromarray(values), kind))
+    assert not decoded(encode(Image.fromarray(values * 0), kind)).any()
+    assert decoded(encode(Image.fromarray(values * 257), kind)).max() == high
+
+
+@pytest.mark.parametrize("mode", ["L", "LA", "RGBA", "P", "I;16", "CMYK", "1"])
+def test_strips_change_nothing(mode: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A picture that is converted strip by strip is the one that is converted at once."""
+    pixels = gradient(50, 41)
+    image = Image.fromarray(pixels)
+    if mode == "I;16":
+        image = Image.fromarray(pixels[..., 0].astype(np.uint16) * 257)
+    elif mode == "P":
+        image = image.quantize(16)
+        image.info["transparency"] = bytes(range(0, 160, 10))
+    else:
+        image = image.convert(mode)
+    whole = np.asarray(to_rgb(image))
+    monkeypatch.setattr("featstore.sources.decode.STRIP_PIXELS", 130)
+    np.testing.assert_array_equal(np.asarray(to_rgb(image)), whole)
+
+
+def test_jpeg_with_thousands_of_scans() -> None:
+    """Scans x pixels are limited, and refused within a second; what encoders write is decoded."""
+    data = encode(Image.new("L", (2000, 2000), 90), "JPEG", progressive=True)
+    start, end = data.rfind(b"\xff\xc4", 0, data.rfind(b"\xff\xda")), data.rfind(b"\xff\xd9")
+    bomb = data[:end] + data[start:end] * 4000 + data[end:]
+    begin = time.monotonic()
+    with pytest.raises(DecodeError, match="4,0"):
+        decode_image(bomb)
+    assert time.monotonic() - begin < 5
+    few = data[:end] + data[start:end] * 10 + data[end:]
+    assert decode_image(few).size == decode_image(data).size == (2000, 2000)
+
+
+def test_heic() -> None:
+    """HEIC is decoded where pillow-heif is installed."""
+    pytest.importorskip("pillow_heif").register_heif_opener()
+    data = encode(smooth(), "HEIF", quality=95)
+    # A lossy codec of its own; 12 levels tell a picture from noise.
+    assert worst(decoded(data), smooth()) <= 12
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("depth", "colour", "sample_bytes"), [(16, 0, 2), (8, 6, 4)])
+def test_memory_of_the_largest_picture(depth: int, colour: int, sample_bytes: int) -> None:
+    """A file of some MB that declares nearly the most pixels takes 2 GB at most (with 64-bit integers it was 3.4)."""
+    code = f"""
+import resource, zlib
+from tests import images
+from featstore.sources.decode import decode_image
+width, height = 13000, 13700
+packer = zlib.compressobj(1)
+row = b"\\0" + b"\\x90\\x40" * (width * {sample_bytes} // 2)
+data = b"".join([packer.compress(row) for _ in range(height)] + [packer.flush()])
+images.zlib.compress = lambda rows: data
+file = images.png(width, height, depth={depth}, colour={colour}, rows=b"")
+before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+assert decode_image(file).size == (width, height)
+print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT
+    )
+    assert int(done.stdout) < 2 * 2**20

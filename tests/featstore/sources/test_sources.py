@@ -23,7 +23,8 @@ from featstore.sources import tars as tars_module
 from featstore.sources.base import IMAGE_SUFFIXES
 from featstore.sources.config import SourceConfig
 from featstore.sources.decode import decode_image
-from tests.images import picture
+from featstore.sources.tarstream import TarReader
+from tests.images import gradient, picture
 
 
 def open_kind(kind: Any, path: Path | str, **options: Any) -> Source:
@@ -127,8 +128,9 @@ def test_folder_skips_what_is_not_an_image_and_says_so(tmp_path: Path) -> None:
     (tmp_path / "jpg").write_text("no suffix")
     source = open_kind("folder", tmp_path)
     assert list(source.sample_ids) == ["a/1.png"]
-    assert len(source.notes) == 1
     assert "left out 2 files (1 .txt, 1 without suffix)" in source.notes[0]
+    assert "notes.txt" in source.notes[0]
+    assert "e.g. jpg" in source.notes[1]
 
 
 def test_folder_lists_images_with_bad_content(tmp_path: Path) -> None:
@@ -185,12 +187,27 @@ def test_folder_empty(tmp_path: Path) -> None:
         open_kind("folder", tmp_path)
 
 
-def test_folder_without_images(tmp_path: Path) -> None:
-    """The message counts the files and names the suffixes that are there."""
+def test_folder_without_images(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The message counts the files, names the suffixes that are there, and what would read HEIC."""
+    monkeypatch.setattr("featstore.sources.base.has_heif", lambda: False)
     for name in ("a.txt", "b.txt", "c.heic", "d.tar"):
         (tmp_path / name).write_bytes(b"x")
     with pytest.raises(SourceError, match=r"\b4\b.*\b2\b.*--source\.kind tars"):
         open_kind("folder", tmp_path)
+    with pytest.raises(SourceError, match="pillow-heif"):
+        open_kind("folder", tmp_path)
+
+
+def test_folder_with_heic(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """HEIC files are images where the package is there; else they are left out, named, with what to install."""
+    put(tmp_path, "a.jfif", "b.HEIC", "c.png")
+    monkeypatch.setattr("featstore.sources.base.has_heif", lambda: True)
+    assert list(open_kind("folder", tmp_path).sample_ids) == ["a.jfif", "b.HEIC", "c.png"]
+    monkeypatch.setattr("featstore.sources.base.has_heif", lambda: False)
+    source = open_kind("folder", tmp_path)
+    assert list(source.sample_ids) == ["a.jfif", "c.png"]
+    assert "b.HEIC" in source.notes[0]
+    assert "pillow-heif" in source.notes[1]
 
 
 def test_folder_unreadable_subfolder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -407,7 +424,7 @@ def test_tars_partial_labels(tmp_path: Path) -> None:
     assert open_kind("tars", write_tar(tmp_path / "y.tar", members[0])).labels is None
 
 
-@pytest.mark.parametrize("text", [b"cat", b"", b"1.5", b"-2", b"1_0", b"1" * 100])
+@pytest.mark.parametrize("text", [b"cat", b"", b"1.5", b"--2", b"1_0", b"1" * 100])
 def test_tars_bad_class(tmp_path: Path, text: bytes) -> None:
     path = write_tar(tmp_path / "x.tar", ("1.png", picture()), ("1.cls", text))
     with pytest.raises(SourceError, match=r"x\.tar.*1\.cls"):
@@ -415,11 +432,81 @@ def test_tars_bad_class(tmp_path: Path, text: bytes) -> None:
 
 
 def test_tars_key_without_image(tmp_path: Path) -> None:
-    """A class without an image is left out and said."""
+    """Keys without an image are left out, counted and named."""
     path = write_tar(tmp_path / "x.tar", ("1.cls", b"1"), ("2.png", picture()))
     source = open_kind("tars", path)
     assert list(source.sample_ids) == ["x/2"]
-    assert "1 keys have a class but no image" in source.notes[0]
+    assert "1 (cls)" in source.notes[0]
+
+
+def test_tars_of_other_endings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Upper-case tars are read; compressed ones beside them are named, and unread members with the option for them."""
+    monkeypatch.setattr("featstore.sources.base.has_heif", lambda: False)
+    monkeypatch.setattr("featstore.sources.tars.has_heif", lambda: False)
+    write_tar(tmp_path / "0.tar", ("0.jfif", picture(0)), ("1.heic", b"x"), ("2.img", picture(2)))
+    write_tar(tmp_path / "2.TAR", ("0.jpg", picture(1)))
+    (tmp_path / "1.tar.gz").write_bytes(b"\x1f\x8b")
+    (tmp_path / "3.TGZ").write_bytes(b"\x1f\x8b")
+    source = open_kind("tars", tmp_path)
+    assert list(source.sample_ids) == ["0/0", "2/0"]
+    notes = " ".join(source.notes)
+    for text in ("1.tar.gz, 3.TGZ", "1 (heic), 2 (img)", "pillow-heif", "--source.image_member"):
+        assert text in notes
+
+
+def test_tars_say_which_member_is_the_image(tmp_path: Path) -> None:
+    """An option chooses among several images of a key, and names an ending that is no image's."""
+    members = [("0.jpg", picture(0)), ("0.seg.png", picture(1)), ("0.img", picture(2))]
+    path = write_tar(tmp_path / "x.tar", *members)
+    with pytest.raises(SourceError, match=r"--source\.image_member"):
+        open_kind("tars", path)
+    for number, member in enumerate(("jpg", ".seg.png", "IMG")):
+        source = open_kind("tars", path, image_member=member)
+        assert source.read(0) == picture(number)
+        with TarReader(path) as reader:
+            assert [image.read() for image in reader.images(image_member=member)] == [
+                picture(number)
+            ]
+    with pytest.raises(SourceError, match="webp"):
+        open_kind("tars", path, image_member="webp")
+
+
+@pytest.mark.parametrize("form", [tarfile.USTAR_FORMAT, tarfile.GNU_FORMAT, tarfile.PAX_FORMAT])
+def test_tars_hard_links(tmp_path: Path, form: int) -> None:
+    """A hard link to an earlier file of the tar is that file, image or class; links elsewhere are named."""
+    long = "a" * 60 + "/" + "b" * (20 if form == tarfile.USTAR_FORMAT else 90)
+    with tarfile.open(tmp_path / "x.tar", "w", format=form) as archive:
+        for name, data in ((f"{long}.jpg", picture(5)), ("0.cls", b"7")):
+            member = tarfile.TarInfo(name)
+            member.size = len(data)
+            archive.addfile(member, io.BytesIO(data))
+        for name, target in (("1.jpg", f"{long}.jpg"), ("1.cls", "0.cls"), ("2.jpg", "gone.jpg")):
+            member = tarfile.TarInfo(name)
+            member.type, member.linkname = tarfile.LNKTYPE, target
+            archive.addfile(member)
+    source = open_kind("tars", tmp_path / "x.tar")
+    assert list(source.sample_ids) == [f"x/{long}", "x/1"]
+    assert [source.read(row) for row in range(2)] == [picture(5), picture(5)]
+    assert source.labels is not None
+    assert source.labels.tolist() == [NO_LABEL, 7]
+    assert "2.jpg" in " ".join(source.notes)
+    with TarReader(tmp_path / "x.tar") as reader:
+        found = [(image.key, image.read()) for image in reader.images()]
+    assert found == [(long, picture(5)), ("1", picture(5))]
+
+
+def test_tars_classes_of_keys_with_dots(tmp_path: Path) -> None:
+    """The key ends at the first dot, as in webdataset; the class is the member of the image's own name."""
+    members = [
+        ("22.05.jpg", picture(0)),
+        ("22.05.cls", b"3"),
+        ("23.cls", b"1"),
+        ("23.a.jpg", picture(1)),
+    ]
+    source = open_kind("tars", write_tar(tmp_path / "x.tar", *members))
+    assert list(source.sample_ids) == ["x/22", "x/23"]
+    assert source.labels is not None
+    assert source.labels.tolist() == [3, 1]
 
 
 @pytest.mark.parametrize("second", ["1.jpg", "1.seg.png", "1.png"])
@@ -885,3 +972,63 @@ def test_import_is_light() -> None:
 def test_suffixes_are_lower_case() -> None:
     """Suffixes are compared in lower case, so the list must be."""
     assert all(suffix == suffix.lower() and suffix.startswith(".") for suffix in IMAGE_SUFFIXES)
+
+
+def hf_arrays(hf: Any, path: Path, values: list[Any], feature: Any = None) -> Source:
+    features = None if feature is None else hf.Features({"image": feature})
+    hf.Dataset.from_dict({"image": values}, features=features).save_to_disk(path)
+    return open_kind("hf", path)
+
+
+@pytest.mark.parametrize("kind", ["lists", "uint8 lists", "Array2D", "colour", "channels first"])
+def test_hf_arrays_keep_their_levels(tmp_path: Path, hf: Any, kind: str) -> None:
+    """Arrays of 0..255 become the same 8-bit pictures, whatever integer type the column has; none is black."""
+    pixels = gradient(12, 10)
+    value = {"colour": pixels, "channels first": pixels.transpose(2, 0, 1)}.get(
+        kind, pixels[..., 0]
+    )
+    feature = {
+        "uint8 lists": hf.Sequence(hf.Sequence(hf.Value("uint8"))),
+        "Array2D": hf.Array2D((10, 12), "uint8"),
+        "colour": hf.Array3D((10, 12, 3), "uint8"),
+        "channels first": hf.Array3D((3, 10, 12), "int32"),
+    }.get(kind)
+    source = hf_arrays(hf, tmp_path / "set", [value.tolist()] * 2, feature)
+    found = np.asarray(decode_image(source.read(1)))
+    expected = pixels if value.ndim == 3 else np.repeat(pixels[..., :1], 3, axis=2)
+    np.testing.assert_array_equal(found, expected)
+    assert bool(source.notes) == (kind in ("lists", "channels first"))
+    assert read_in_other_process(source, 1) == source.read(1)
+
+
+def test_hf_arrays_of_other_ranges(tmp_path: Path, hf: Any) -> None:
+    """16-bit levels are scaled by 1/257; floats, negative and larger numbers are refused with what was found."""
+    deep = hf_arrays(hf, tmp_path / "deep", [[[0, 65535], [257, 514]]])
+    assert np.asarray(decode_image(deep.read(0)))[..., 0].tolist() == [[0, 255], [1, 2]]
+    stated = hf.Sequence(hf.Sequence(hf.Value("uint16")))
+    dark = hf_arrays(hf, tmp_path / "dark", [[[0, 300], [1, 2]]], stated)
+    assert np.asarray(decode_image(dark.read(0))).max() == 1
+    for name, values in (("float", [[[0.5]]]), ("low", [[[-1]]]), ("high", [[[70_000]]])):
+        with pytest.raises(SourceError, match="image"):
+            hf_arrays(hf, tmp_path / name, values)
+
+
+def test_hf_labels_that_mean_no_class(tmp_path: Path, hf: Any) -> None:
+    """-100 and its like are images without a class, and are named; a class beyond the names is refused."""
+
+    def save(name: str, labels: list[int], feature: Any) -> Source:
+        rows = {"image": [{"bytes": picture(0), "path": None}] * len(labels), "label": labels}
+        features = hf.Features({"image": hf.Image(), "label": feature})
+        hf.Dataset.from_dict(rows, features=features).save_to_disk(tmp_path / name)
+        return open_kind("hf", tmp_path / name)
+
+    for number, kind in ((-100, hf.Value("int64")), (-1, hf.ClassLabel(names=["cat", "dog"]))):
+        source = save(str(number), [number, 0, 1, -1], kind)
+        assert source.labels is not None
+        assert source.labels.tolist() == [NO_LABEL, 0, 1, NO_LABEL]
+        assert ("-100" in " ".join(source.notes)) == (number == -100)
+    ids = save("ids", [2**40, 2**40 + 7, 2**40], hf.Value("int64"))
+    assert ids.labels is not None
+    assert (ids.labels.tolist(), ids.class_names) == ([0, 1, 0], (str(2**40), str(2**40 + 7)))
+    with pytest.raises(SourceError, match="ids"):
+        save("unsigned", [2**63 + 5, 0], hf.Value("uint64"))
