@@ -88,6 +88,36 @@ def check_real_folder(folder: Path) -> None:
         raise NotADirectoryError(errno.ENOTDIR, "not a folder")
 
 
+def make_real_folders(root: Path, folder: Path) -> None:
+    """Make a folder and its parents below a root for this user alone, none of them reached through a link.
+
+    Raises:
+        OSError: One of them is a link or not a folder, or cannot be made.
+    """
+    at = root
+    for part in folder.relative_to(root).parts:
+        at /= part
+        at.mkdir(mode=0o700, exist_ok=True)
+        check_real_folder(at)
+
+
+def check_private_folder(folder: Path) -> None:
+    """Refuse a folder in which somebody else could put or change files.
+
+    Raises:
+        OSError: It is missing, a link, not a folder, of another user, or others may write to it.
+    """
+    found = folder.lstat()
+    check_real_folder(folder)
+    if found.st_uid != os.geteuid():
+        raise PermissionError(
+            errno.EPERM, f"a folder of user {found.st_uid}, this is user {os.geteuid()}"
+        )
+    if found.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
+        mode = stat.S_IMODE(found.st_mode)
+        raise PermissionError(errno.EPERM, f"others may write to it (mode {mode:o})")
+
+
 @lru_cache(maxsize=4096)  # errors are not kept; shards share most of the folders that lead to them
 def _check_folder(folder: str) -> None:
     mode = os.lstat(folder).st_mode

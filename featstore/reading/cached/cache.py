@@ -19,10 +19,12 @@ and none that sleeps with everything mapped can keep others from making room.
 """
 
 import ctypes
+import errno
 import hashlib
 import mmap
 import os
 import shutil
+import stat
 import tempfile
 import threading
 import time
@@ -35,6 +37,7 @@ from featstore.errors import ConfigError, StoreBusy, StoreWriteError
 from featstore.files.atomic import refused
 from featstore.files.disk import free_bytes
 from featstore.files.locks import FileLock
+from featstore.files.untrusted import check_private_folder, make_real_folders
 from featstore.format.artefacts import FOLDER as ARTEFACT_FOLDER
 from featstore.format.ledger import LEDGER_FOLDER
 from featstore.format.manifest import MANIFEST_NAME
@@ -112,14 +115,14 @@ class Arrival:
         temporary: where to write each file, by where it belongs.
     """
 
-    def __init__(self, folder: Path, lock: FileLock, sizes: Mapping[Path, int]) -> None:
+    def __init__(self, root: Path, folder: Path, lock: FileLock, sizes: Mapping[Path, int]) -> None:
         self.temporary = {path: folder / _reserved_name(path, size) for path, size in sizes.items()}
-        self.folder, self.lock = folder, lock
+        self.root, self.folder, self.lock = root, folder, lock
 
     def publish(self, path: Path) -> None:
         """Give a file, which is complete and was checked, its name."""
         with refused(path, 0):
-            path.parent.mkdir(parents=True, exist_ok=True)
+            make_real_folders(self.root, path.parent)
             self.temporary[path].replace(path)
 
 
@@ -137,13 +140,7 @@ class Cache:
         self.stores = self.folder / "stores"
         self._arriving = self.folder / "arriving"
         self._alone = threading.local()
-        with refused(self.folder, 0):
-            self.stores.mkdir(parents=True, exist_ok=True)
-            self._arriving.mkdir(exist_ok=True)
-        if not os.access(self.folder, os.W_OK):
-            raise StoreWriteError(
-                f"{self.folder}: cannot be written to. Make it writable, or set FEATSTORE_CACHE to another folder."
-            )
+        self.make_folders()
         with self.alone():
             self._map_state()
         used = self._numbers[1]
@@ -164,17 +161,37 @@ class Cache:
         except OSError:
             same = False
         if not same:
-            with refused(self.folder, 0):
-                self.stores.mkdir(parents=True, exist_ok=True)
-                self._arriving.mkdir(exist_ok=True)
+            self.make_folders()
             with self.alone():
                 self._map_state()
+
+    def make_folders(self) -> None:
+        """Make the folders for this user alone, and refuse those in which somebody else could put files or links."""
+        with refused(self.folder, 0):
+            self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        for folder in (self.folder, self.stores, self._arriving):
+            try:
+                folder.mkdir(mode=0o700, exist_ok=True)
+                check_private_folder(folder)
+            except OSError as error:
+                raise StoreWriteError(
+                    f"{folder}: cannot be used as a cache: {error.strerror}. Make it a folder that only you can "
+                    f"write to (chmod 700 {self.folder}), or set FEATSTORE_CACHE to another one."
+                ) from None
+        if not os.access(self.folder, os.W_OK):
+            raise StoreWriteError(
+                f"{self.folder}: cannot be written to. Make it writable, or set FEATSTORE_CACHE to another folder."
+            )
 
     def _map_state(self) -> None:
         path = self.folder / "state"
         with refused(path, 16):
-            handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+            how = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
+            handle = os.open(path, how, 0o600)
             try:
+                found = os.fstat(handle)
+                if not stat.S_ISREG(found.st_mode) or found.st_nlink != 1:
+                    raise OSError(errno.EMLINK, "not a plain file of its own; delete it")
                 new = os.fstat(handle).st_size < 16
                 if new:
                     os.ftruncate(handle, 16)
@@ -203,6 +220,7 @@ class Cache:
             finally:
                 self._alone.depth -= 1
             return
+        self.make_folders()
         lock = FileLock(self.folder / "lock")
         if not lock.acquire(shared=False, timeout_s=LOCK_TIMEOUT_S):
             raise StoreBusy(
@@ -271,13 +289,13 @@ class Cache:
     def touch(self, path: Path, mtime_ns: int) -> None:
         """Note that an object, which was written at some time, was used just now."""
         with suppress(OSError):  # gone meanwhile, or another user's
-            os.utime(path, ns=(time.time_ns(), mtime_ns))
+            os.utime(path, ns=(time.time_ns(), mtime_ns), follow_symlinks=False)
 
     def _begin(self, sizes: Mapping[Path, int]) -> Arrival:
         folder = Path(tempfile.mkdtemp(dir=self._arriving))
         lock = FileLock(folder / "lock")
         lock.acquire(shared=False, timeout_s=0)
-        arrival = Arrival(folder, lock, sizes)
+        arrival = Arrival(self.stores, folder, lock, sizes)
         for path in arrival.temporary.values():
             path.touch()
         return arrival
@@ -286,6 +304,9 @@ class Cache:
         """(bytes reserved, bytes that have arrived) of files that are being fetched, by hash of where they belong."""
         found = {}
         for folder in self._arriving.iterdir():
+            if folder.is_symlink() or not folder.is_dir():
+                folder.unlink(missing_ok=True)
+                continue
             lock = FileLock(folder / "lock")
             if lock.acquire(shared=False, timeout_s=0):  # whoever held it has ended
                 shutil.rmtree(folder, ignore_errors=True)
@@ -318,7 +339,7 @@ class Cache:
             handles = []
             for path in victims[first : first + 64]:
                 with suppress(OSError):
-                    handles.append(os.open(path, os.O_WRONLY | os.O_CLOEXEC))
+                    handles.append(os.open(path, os.O_WRONLY | os.O_CLOEXEC | os.O_NOFOLLOW))
                 _remove(Path(path))
             self._numbers[0] += 1
             for handle in handles:
@@ -329,10 +350,10 @@ class Cache:
 
     def _objects(self) -> Iterator[tuple[int, int, str]]:
         """(time of last use, bytes, path) of everything that may be evicted."""
-        for store in self.stores.glob("*/*/"):
-            with os.scandir(store) as parts:
-                for part in parts:
-                    if part.is_dir(follow_symlinks=False) and part.name not in KEPT_FOLDERS:
+        for url in _folders(self.stores):
+            for store in _folders(url.path):
+                for part in _folders(store.path):
+                    if part.name not in KEPT_FOLDERS:
                         yield from _walk(part.path)
 
     def check_fits(self, size: int, what: str) -> None:
@@ -347,6 +368,11 @@ class Cache:
                 f"FEATSTORE_CACHE_BYTES={size} or more ({format_bytes(size)}), read rows that lie together "
                 '(shuffle="blocks"), or pull the store.'
             )
+
+
+def _folders(folder: str | Path) -> list["os.DirEntry[str]"]:
+    with os.scandir(folder) as items:
+        return [item for item in items if item.is_dir(follow_symlinks=False)]
 
 
 def _walk(folder: str) -> Iterator[tuple[int, int, str]]:
@@ -375,7 +401,7 @@ def _reserved(temporary: Path) -> int:
 def _remove(path: Path) -> int:
     """Delete a file; returns the bytes that it had."""
     with suppress(OSError):
-        size = path.stat().st_size
+        size = path.lstat().st_size
         path.unlink()
         return size
     return 0

@@ -31,7 +31,7 @@ from featstore.errors import (
     StoreError,
 )
 from featstore.files.atomic import TEMPORARY_PREFIX, WRITE_BYTES, refused
-from featstore.files.untrusted import MOST_JSON_BYTES
+from featstore.files.untrusted import MOST_JSON_BYTES, make_real_folders
 from featstore.format.artefacts import artefact_path, read_artefact
 from featstore.format.ledger import (
     LEDGER_FOLDER,
@@ -170,9 +170,11 @@ class Mirror:
 
         try:
             return until_sound(read, advice=PUBLISHER)
-        except RemoteNotFound as error:
-            if self._is_to_blame():
+        except StoreError as error:
+            if self._was_replaced_now():
                 raise self._replaced() from error
+            if not isinstance(error, RemoteNotFound):
+                raise
             raise ShardCorrupt(
                 f"{self.url}/{entry_name(shard)}: missing, so shard {shard} does not exist there. {PUBLISHER}"
             ) from error
@@ -191,7 +193,7 @@ class Mirror:
         if digest.hexdigest() != mark.entries_sha256:
             for path in paths:
                 path.unlink(missing_ok=True)
-            if self._is_to_blame():
+            if self._was_replaced_now():
                 raise self._replaced()
             raise ShardCorrupt(
                 f"{self.url}/{LEDGER_FOLDER}: the entries are not those that {MARK_NAME} was written for. "
@@ -287,7 +289,7 @@ class Mirror:
                 if not problem:
                     arrival.publish(path)
                     return
-            if self._is_to_blame():
+            if self._was_replaced_now():
                 raise self._replaced()
             self.forget_entries()
             raise ShardCorrupt(
@@ -307,7 +309,7 @@ class Mirror:
             with refused(temporary, size), temporary.open("wb", WRITE_BYTES) as file:
                 found = self.place.stream(name, FileSink(file), most_bytes=size)
         except RemoteNotFound as error:
-            if self._is_to_blame():
+            if self._was_replaced_now():
                 raise self._replaced() from error
             raise RemoteNotFound(
                 f"{self.url}/{name}: missing, though the store lists it. {PUBLISHER}"
@@ -315,7 +317,7 @@ class Mirror:
         except TooLong as error:
             return str(error)
         except RemoteError as error:
-            if self._is_to_blame():
+            if self._was_replaced_now():
                 raise self._replaced() from error
             raise
         return "" if found == size else f"{found:,} bytes arrived, expected {size:,}"
@@ -366,8 +368,8 @@ class Mirror:
         except RemoteNotFound:
             return True
 
-    def _is_to_blame(self) -> bool:
-        """Whether it was replaced, asked once after something else has failed; False if nobody answers."""
+    def _was_replaced_now(self) -> bool:
+        """As ``_was_replaced``, asked once after something else has failed; False if the place does not answer."""
         if self.config.offline:
             return False
         try:
@@ -385,7 +387,8 @@ class Mirror:
     def _put(self, path: Path, data: bytes) -> None:
         """Write a small file; not synced, because it is checked when it is read, and can be fetched again."""
         with refused(path, len(data)):
-            path.parent.mkdir(parents=True, exist_ok=True)
+            self.cache.make_folders()  # somebody may have deleted the cache
+            make_real_folders(self.cache.stores, path.parent)
             handle, name = tempfile.mkstemp(prefix=TEMPORARY_PREFIX, dir=path.parent)
             with os.fdopen(handle, "wb") as file:
                 file.write(data)

@@ -2,6 +2,7 @@
 
 import hashlib
 import os
+import re
 import shutil
 import tempfile
 from contextlib import suppress
@@ -10,7 +11,12 @@ from pathlib import Path
 from featstore.containers import make_backend
 from featstore.errors import RemoteError, StoreIncomplete, StoreNotFound
 from featstore.files.atomic import TEMPORARY_PREFIX, refused
-from featstore.files.untrusted import MOST_JSON_BYTES, read_plain
+from featstore.files.untrusted import (
+    MOST_JSON_BYTES,
+    check_real_folder,
+    make_real_folders,
+    read_plain,
+)
 from featstore.format.ledger import LEDGER_FOLDER, complete_path, read_complete
 from featstore.format.manifest import MANIFEST_NAME, Manifest, read_manifest
 from featstore.places.base import Place
@@ -18,6 +24,9 @@ from featstore.places.open_place import open_place
 from featstore.reading.cached.cache import Cache, CacheConfig
 from featstore.reading.cached.mirror import Mirror, speaking_of
 from featstore.reading.cached.published_store import MARK_NAME, remote_contents
+
+_VERSION = re.compile(r"[0-9a-f]{16}")
+"""Names of the folders of versions."""
 
 _URL, _LATEST = "url", "latest"
 """Files beside the folders of the versions of a store: its URL, and which of them was opened last."""
@@ -54,7 +63,8 @@ def open_mirror(url: str, config: CacheConfig | None = None, *, allow_incomplete
         raise
     folder = of_url / hashlib.sha256(manifest + mark).hexdigest()[:16]
     with refused(of_url, 0):
-        of_url.mkdir(exist_ok=True)
+        make_real_folders(cache.stores, of_url)
+        check_real_folder(folder)
         if not _is_intact(folder, manifest, mark):
             with cache.alone():
                 if not _is_intact(folder, manifest, mark):
@@ -82,8 +92,8 @@ def _read_version(place: Place, allow_incomplete: bool) -> tuple[bytes, bytes]:
 def _is_intact(folder: Path, manifest: bytes, mark: bytes) -> bool:
     """Whether a folder is there; a power failure may have left it without its content."""
     try:
-        found = complete_path(folder).read_bytes() if mark else b""
-        return (folder / MANIFEST_NAME).read_bytes() == manifest and found == mark
+        found = read_plain(folder, MARK_NAME) if mark else b""
+        return read_plain(folder, MANIFEST_NAME) == manifest and found == mark
     except OSError:
         return False
 
@@ -120,8 +130,12 @@ def _make_folder(folder: Path, manifest: bytes, mark: bytes, url: str) -> None:
 
 def _open_offline(url: str, of_url: Path, config: CacheConfig, allow_incomplete: bool) -> Mirror:
     try:
-        folder, shown = of_url / (of_url / _LATEST).read_text(), (of_url / _URL).read_text()
-    except OSError:
+        version, shown = (read_plain(of_url, name).decode() for name in (_LATEST, _URL))
+        folder = of_url / version
+        if not _VERSION.fullmatch(version):
+            raise ValueError(version)
+        check_real_folder(folder)
+    except (OSError, ValueError):
         raise StoreNotFound(
             f"{url}: nothing of it is in the cache ({config.folder}), and FEATSTORE_OFFLINE is set. Unset it, and open "
             "it once with a connection."

@@ -25,8 +25,10 @@ from featstore.errors import (
     MissingSamples,
     RemoteError,
     ShardCorrupt,
+    StoreError,
     StoreIncomplete,
     StoreNotFound,
+    StoreWriteError,
 )
 from featstore.format.ledger import entry_path, mark_complete, read_entry
 from featstore.format.manifest import Manifest
@@ -431,6 +433,128 @@ def test_a_store_that_is_replaced_is_noticed(
     shutil.rmtree(store)
     with pytest.raises(RemoteError):
         again.gather("z", rows)
+
+
+def test_a_store_of_other_shards_takes_its_place(
+    store: Path, far: type[Far], tmp_path: Path, written: tuple[Path, Manifest, dict[str, Any]]
+) -> None:
+    """Its ledger, objects and artefacts do not fit the manifest that was opened: replaced, not damaged."""
+    opened = FeatureStore.open(store.as_uri(), cache=config(tmp_path))
+    opened.gather("cls", [SHARD])
+    manifest = make_manifest(num_rows=ROWS, shard_rows=SHARD // 2, fields={"cls": field(512)})
+    shutil.rmtree(store)
+    write_store(store, manifest, make_columns(manifest, seed=1))
+    found = opened.gather("cls", [SHARD])
+    np.testing.assert_array_equal(found, written[2]["fields/cls"][[SHARD]])
+    for field_name in FIELDS:
+        with pytest.raises(RemoteError, match="replaced"):
+            opened.gather(field_name, [3 * SHARD])
+    with pytest.raises(RemoteError, match="replaced"):
+        opened.entries()
+
+
+def test_an_eviction_while_a_batch_is_prepared(
+    store: Path, far: type[Far], tmp_path: Path, written: tuple[Path, Manifest, dict[str, Any]]
+) -> None:
+    """Rows that were ready when a batch began are evicted before they are copied: they are fetched again."""
+    opened = FeatureStore.open(store.as_uri(), cache=config(tmp_path))
+    cache = Cache(config(tmp_path, 1))
+    for name in FIELDS:
+        opened.gather(name, [SHARD])  # ready
+        evicted: list[int] = []
+
+        def evict_then_check(rows: Any, evicted: list[int] = evicted) -> None:
+            if not evicted:
+                evicted.append(len(rows))
+                with cache.alone():
+                    cache._make_room(0, 0, keep=())
+            FeatureStore._check_usable(opened, rows)
+
+        opened._check_usable = evict_then_check  # type: ignore[method-assign]
+        rows = np.array([SHARD, 2 * SHARD])
+        np.testing.assert_array_equal(opened.gather(name, rows), written[2][f"fields/{name}"][rows])
+
+
+@pytest.mark.parametrize("name", ["state", "arriving", "stores", "lock", "."])
+def test_links_in_the_cache_are_refused(name: str, store: Path, tmp_path: Path) -> None:
+    """Nothing behind a link is written or deleted, whatever part of the cache the link takes the place of."""
+    target = tmp_path / "target"
+    (target / "folder").mkdir(parents=True)
+    (target / "folder/file").write_text("precious")
+    precious = tmp_path / "precious"
+    precious.write_bytes(b"x" * 64)
+    cache = tmp_path / "cache"
+    if name == ".":
+        cache.symlink_to(target)
+    else:
+        cache.mkdir(mode=0o700)
+        (cache / name).symlink_to(precious if name in ("state", "lock") else target)
+    with pytest.raises(StoreWriteError, match=str(cache)):
+        FeatureStore.open(store.as_uri(), cache=config(tmp_path)).gather("cls", [9])
+    assert precious.read_bytes() == b"x" * 64
+    assert [path.relative_to(target).as_posix() for path in target.rglob("*")] == [
+        "folder",
+        "folder/file",
+    ]
+
+
+def test_links_among_cached_objects(
+    store: Path, far: type[Far], tmp_path: Path, written: tuple[Path, Manifest, dict[str, Any]]
+) -> None:
+    """A link in the place of an object, a folder or what is fetched just now is replaced or refused, never followed."""
+    opened = FeatureStore.open(store.as_uri(), cache=config(tmp_path))
+    same_rows(opened, written[2])
+    precious = tmp_path / "precious"
+    precious.write_bytes((opened.path / "fields/cls/c/2/0/0").read_bytes())
+    expected, before = precious.read_bytes(), precious.stat().st_blocks
+    victim = opened.path / "fields/cls/c/2/0/0"
+    victim.unlink()
+    victim.symlink_to(precious)
+    away = tmp_path / "away"
+    away.mkdir()
+    (away / "file").write_text("precious")
+    (tmp_path / "cache/arriving/other").symlink_to(away)
+    same_rows(FeatureStore.open(store.as_uri(), cache=config(tmp_path)), written[2])
+    cache = Cache(config(tmp_path, 1))
+    victim.unlink(missing_ok=True)
+    victim.symlink_to(precious)
+    with cache.alone():
+        cache._make_room(0, 0, keep=())
+    assert precious.read_bytes() == expected
+    assert precious.stat().st_blocks == before
+    assert [path.name for path in away.iterdir()] == ["file"]
+    shutil.rmtree(opened.path / "fields/small")
+    (opened.path / "fields/small").symlink_to(away)
+    with pytest.raises(StoreError):
+        FeatureStore.open(store.as_uri(), cache=config(tmp_path)).gather("small", [9])
+    assert [path.name for path in away.iterdir()] == ["file"]
+    latest = opened.path.parent / "latest"
+    latest.write_text("../../../away")
+    with pytest.raises(StoreNotFound):
+        FeatureStore.open(store.as_uri(), cache=config(tmp_path, offline=True))
+
+
+def test_the_cache_is_private(store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Made for its user alone; a folder of another user, or one that others may write to, is refused."""
+    settings = config(tmp_path)
+    before = os.umask(0)
+    try:
+        FeatureStore.open(store.as_uri(), cache=settings).gather("cls", [9])
+    finally:
+        os.umask(before)
+    stores = settings.folder / "stores"
+    for folder in (settings.folder, settings.folder / "arriving", stores, *stores.iterdir()):
+        assert folder.stat().st_mode & 0o777 == 0o700, folder
+    assert (settings.folder / "state").stat().st_mode & 0o777 == 0o600
+    for mode in (0o777, 0o770, 0o1777):
+        settings.folder.chmod(mode)
+        with pytest.raises(StoreWriteError, match=f"{mode:o}"):
+            FeatureStore.open(store.as_uri(), cache=settings)
+    settings.folder.chmod(0o700)
+    user = os.geteuid() + 1
+    monkeypatch.setattr(os, "geteuid", lambda: user)
+    with pytest.raises(StoreWriteError, match=f"{user}"):
+        FeatureStore.open(store.as_uri(), cache=settings)
 
 
 def test_a_ledger_of_mixed_versions_is_refused(store: Path, far: type[Far], tmp_path: Path) -> None:
