@@ -55,6 +55,7 @@ if TYPE_CHECKING:
     from featstore.format.manifest import Manifest, read_manifest
     from featstore.importing.create import create
     from featstore.reading.store import FeatureStore
+    from featstore.selection.choose import select
 
 __all__ = [
     "ConfigError",
@@ -92,6 +93,7 @@ __all__ = [
     "read_manifest",
     "repair",
     "requantise",
+    "select",
     "split",
     "subset",
     "verify",
@@ -102,6 +104,7 @@ _MODULES = {
     "Manifest": "featstore.format.manifest",
     "create": "featstore.importing.create",
     "read_manifest": "featstore.format.manifest",
+    "select": "featstore.selection.choose",
 }
 
 

@@ -50,6 +50,7 @@ def test_the_public_names() -> None:
         "read_manifest",
         "repair",
         "requantise",
+        "select",
         "split",
         "subset",
         "verify",

@@ -10,6 +10,7 @@ the same way, to the same images.
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
@@ -17,7 +18,7 @@ import numpy.typing as npt
 from distill.config import DataConfig
 from featstore import FeatureStore
 from featstore.errors import ConfigError, MissingSamples, ViewMismatch, shorten
-from featstore.format.ids import content_sha256
+from featstore.format.ids import content_sha256, read_ids
 from featstore.format.views import describe
 from featstore.sources.base import NO_LABEL, Source, matches
 
@@ -229,13 +230,27 @@ def match_views(
 
 
 def _select(source: Source, name: str, patterns: Sequence[str]) -> Indices:
-    found = [row for row, sample_id in enumerate(source.sample_ids) if matches(sample_id, patterns)]
+    """Positions of the samples that a pattern matches; ``@FILE`` stands for the ids in a file, one per line."""
+    lists = [read_ids(Path(item[1:]).expanduser()) for item in patterns if item.startswith("@")]
+    listed = {sample_id for ids in lists for sample_id in ids}
+    shells = [item for item in patterns if not item.startswith("@")]
+    ids = source.sample_ids
+    found = [
+        row
+        for row, sample_id in enumerate(ids)
+        if sample_id in listed or matches(sample_id, shells)
+    ]
+    missing = listed.difference(ids) if listed else ()
+    if missing:
+        raise MissingSamples(
+            f"--data.{name} {' '.join(patterns)}: {len(missing)} of {len(listed)} ids are not in {source.uri}: "
+            f"{shorten(sorted(missing))}. Its ids look like {shorten(ids[:2])}."
+        )
     if patterns and not found:
         raise ConfigError(
-            f"--data.{name} {' '.join(map(repr, patterns))}: matches none of the {len(source):,} "
-            f"samples of {source.uri}; "
-            f"ids look like {shorten(source.sample_ids[:: max(1, len(source) // 3)], 3)}. A "
-            "pattern must match the whole id."
+            f"--data.{name} {' '.join(map(repr, patterns))}: matches none of the {len(source):,} samples of "
+            f"{source.uri}; ids look like {shorten(ids[:: max(1, len(source) // 3)], 3)}. A pattern must match the "
+            "whole id."
         )
     return np.array(found, dtype=np.int64)
 

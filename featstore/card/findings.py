@@ -12,13 +12,9 @@ from featstore.card.explore import Map, make_map
 from featstore.card.pictures import thumbnails
 from featstore.card.statistics import Statistics, measurable, measure
 from featstore.card.survey import Sample, Survey, draw, survey
-from featstore.duplicates.groups import (
-    THRESHOLD,
-    Pairs,
-    default_field,
-    exact_duplicates,
-    near_duplicates,
-)
+from featstore.duplicates.groups import exact_duplicates
+from featstore.duplicates.near import THRESHOLD, Pairs, near_duplicates
+from featstore.duplicates.unit_vectors import default_field
 from featstore.errors import ConfigError, ViewMismatch
 from featstore.reading.store import FeatureStore
 

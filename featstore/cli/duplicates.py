@@ -13,19 +13,20 @@ from tqdm import tqdm
 from featstore.cli.arguments import positive
 from featstore.duplicates.groups import (
     TEST,
-    THRESHOLD,
     Overlap,
-    Pairs,
-    comparison_seconds,
-    default_field,
     exact_duplicates,
     join_groups,
-    near_duplicates,
     overlaps,
-    own_crops,
     select_parts,
 )
-from featstore.duplicates.near import ROUNDING, Floats, Rows
+from featstore.duplicates.near import (
+    THRESHOLD,
+    Pairs,
+    comparison_seconds,
+    near_duplicates,
+    own_crops,
+)
+from featstore.duplicates.unit_vectors import ROUNDING, Floats, Rows, default_field
 from featstore.errors import ConfigError, ViewMismatch, shorten
 from featstore.reading.store import FeatureStore
 from featstore.text import format_seconds

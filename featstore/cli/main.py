@@ -22,6 +22,7 @@ COMMANDS = {
     "push": "a store to a bucket, server, hub or folder",
     "pull": "a store, or a part of one, from there",
     "merge": "several stores in one: more rows, or more teachers",
+    "select": "choose images by their features: near to some, unlike others, diverse",
     "subset": "a part of a store: some fields, some rows",
     "split": "a store shared out by content",
     "append": "new images into a finished store",

@@ -8,6 +8,7 @@ from featstore.cli.arguments import names, positive, row_range
 from featstore.cli.progress_bar import progress_bar
 from featstore.derive.subset import choose, subset
 from featstore.errors import shorten
+from featstore.format.ids import read_ids
 from featstore.reading.store import FeatureStore
 
 DESCRIPTION = """\
@@ -16,6 +17,7 @@ images stay as they are. A run that was stopped goes on with the same command.
 
   featstore subset STORE OUT --fields cls
   featstore subset STORE OUT --where 'train/*' --where 'extra/*'
+  featstore subset STORE OUT --ids ids.txt                      # of featstore select
   featstore subset STORE OUT --where 'train/*' --labelled-per-class 4 --seed 0
 """
 
@@ -31,6 +33,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         default=[],
         metavar="PATTERN",
         help="take rows whose sample id matches, e.g. 'train/*'; may be repeated, any of them is enough",
+    )
+    parser.add_argument(
+        "--ids", type=Path, metavar="FILE", help="take the rows of these ids, one per line"
     )
     parser.add_argument(
         "--rows", type=row_range, default=slice(None), metavar="A:B", help="take rows A to B - 1"
@@ -50,6 +55,7 @@ def run(arguments: argparse.Namespace) -> int:
     rows = choose(
         FeatureStore.open(arguments.store),
         where=arguments.where,
+        ids=None if arguments.ids is None else read_ids(arguments.ids),
         rows=arguments.rows,
         labelled_per_class=arguments.labelled_per_class,
         seed=arguments.seed,
@@ -81,6 +87,8 @@ def run(arguments: argparse.Namespace) -> int:
 def _choice(arguments: argparse.Namespace) -> str:
     """What was asked for, in the words of the command."""
     parts = [f"--where {pattern!r}" for pattern in arguments.where]
+    if arguments.ids:
+        parts.append(f"--ids {arguments.ids.name}")
     if arguments.rows != slice(None):
         ends = (arguments.rows.start, arguments.rows.stop)
         parts.append("--rows " + ":".join("" if end is None else str(end) for end in ends))

@@ -160,6 +160,7 @@ def choose(
     store: FeatureStore,
     *,
     where: Sequence[str] = (),
+    ids: Sequence[str] | None = None,
     rows: slice = slice(None),
     labelled_per_class: int = 0,
     seed: int = 0,
@@ -169,6 +170,7 @@ def choose(
     Args:
         store: that was opened.
         where: shell patterns over sample ids, ``*`` also spans slashes; a row is taken if any matches. All if empty.
+        ids: sample ids, e.g. of ``featstore select``; all if not given.
         rows: row numbers.
         labelled_per_class: of the rows that are left, take so many valid ones of each class, all of different content;
             which ones depends on content and seed alone. 0: all, with and without labels.
@@ -176,20 +178,24 @@ def choose(
 
     Raises:
         ConfigError: nothing is left, or a class has too few.
+        MissingSamples: ids are not in the store.
         ShardCorrupt: ids, labels or hashes are damaged.
     """
     taken: Rows | range = range(store.num_rows)[rows]
+    if ids is not None:
+        taken = np.intersect1d(np.asarray(taken, dtype=np.int64), store.rows_of(ids))
     if where:
         span = taken
+        names = ids_of(Axis((store,), span), len(span))
         matching = (
             row
-            for row, sample_id in zip(span, ids_of(Axis((store,), span), len(span)), strict=True)
+            for row, sample_id in zip(span, names, strict=True)
             if any(fnmatchcase(sample_id, pattern) for pattern in where)
         )
         taken = np.fromiter(matching, dtype=np.int64)
     if not len(taken):
         patterns = " ".join(map(repr, where))
-        ids = [str(name) for _, name in zip(range(3), ids_of(whole(store), 3), strict=False)]
+        some = [str(name) for _, name in zip(range(3), ids_of(whole(store), 3), strict=False)]
         raise ConfigError(
             f"{store.path}: none of its {store.num_rows:,} rows is left"
             + (
@@ -197,7 +203,7 @@ def choose(
                 if where
                 else "; ids are"
             )
-            + f" {shorten(ids)}."
+            + f" {shorten(some)}."
         )
     return _per_class(store, taken, labelled_per_class, seed) if labelled_per_class else taken
 

@@ -1,8 +1,6 @@
-"""Images that a store holds more than once: the same bytes, or nearly the same features; and which parts share them.
+"""Find equal files in a store, join duplicates into groups, and find images that two parts share.
 
-Bytes are compared by their stored SHA-256, features by ``featstore.duplicates.near``. Both say what is alike;
-which of the
-images should go is for their owner to decide.
+Files are compared by their stored SHA-256. Near duplicates come from ``featstore.duplicates.near``.
 """
 
 # N rows of the store, P pairs
@@ -14,32 +12,9 @@ from itertools import combinations
 import numpy as np
 import numpy.typing as npt
 
-from featstore.duplicates.near import (
-    THRESHOLD,
-    Pairs,
-    comparison_seconds,
-    default_field,
-    near_duplicates,
-    own_crops,
-)
 from featstore.errors import ConfigError, shorten
 from featstore.reading.store import FeatureStore
 from featstore.sources.base import matches
-
-__all__ = [
-    "TEST",
-    "THRESHOLD",
-    "Overlap",
-    "Pairs",
-    "comparison_seconds",
-    "default_field",
-    "exact_duplicates",
-    "join_groups",
-    "near_duplicates",
-    "overlaps",
-    "own_crops",
-    "select_parts",
-]
 
 Rows = npt.NDArray[np.int64]
 

@@ -1,26 +1,30 @@
-"""Which rows of a store are most alike: the cosine of one field, every row with every other one.
+"""Find near duplicates: the cosine of one field, every row with every other one.
 
-The comparison is exact and complete: blocks of rows are multiplied with each other, in the memory of a few blocks,
-however many rows there are. The mean feature is taken off first: what all images have in common says nothing about two
-of them, and with it gone one threshold means much the same for every field of a teacher.
+The comparison is exact: blocks of rows are multiplied with each other, in the memory of a few blocks, however many rows
+there are.
 """
 
 # n rows compared, D numbers of a row, P pairs
 
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
 
-from featstore.errors import ConfigError, shorten
-from featstore.format.manifest import FieldRecord
+from featstore.duplicates.unit_vectors import (
+    BLOCK_BYTES,
+    ROUNDING,
+    Floats,
+    Rows,
+    UnitVectors,
+    blocks,
+    field_record,
+)
+from featstore.errors import ConfigError
 from featstore.reading.store import FeatureStore
-
-Rows = npt.NDArray[np.int64]
-Floats = npt.NDArray[np.float32]
 
 THRESHOLD = 0.97
 """Cosine from which two images count as near duplicates. On photographs a JPEG of lower quality, three quarters of the
@@ -28,18 +32,6 @@ size or a little more light lies about there or above, other photographs of the 
 
 MOST_PAIRS = 1_000_000
 """Pairs that are listed at most; the most alike are kept, and all are counted."""
-
-BLOCK_ROWS = 4096
-"""Rows of a block; a product of two blocks is 64 MB."""
-
-BLOCK_BYTES = 2**26
-"""Most bytes of a block of features; wide fields get fewer rows."""
-
-CENTRE_ROWS = 4096
-"""Rows, evenly spread, that the mean feature is measured on."""
-
-ROUNDING = 1e-6
-"""Features that are equal may come out so much less alike than 1."""
 
 
 @dataclass(frozen=True)
@@ -102,7 +94,7 @@ def near_duplicates(
     right = valid if others is None else _chosen(store, others)
     if not len(left) or not len(right):
         raise ConfigError(f"{store.address}: no valid rows to compare.")
-    features = _Features(store, field, valid)
+    features = UnitVectors(store, field, valid)
     search = _Search(features, left, right, threshold)
     search.run(progress)
     return search.pairs(field)
@@ -123,13 +115,13 @@ def own_crops(store: FeatureStore, field: str, *, most: int = 512) -> Floats:
         ConfigError, ViewMismatch, ShardCorrupt: see ``near_duplicates``.
     """
     valid = np.flatnonzero(store.valid)
-    features = _Features(store, field, valid)
+    features = UnitVectors(store, field, valid)
     rest = [view for view in range(len(store.manifest.views)) if [view] != features.views]
     if features.views is None or not rest or not len(valid):
         return np.empty(0, np.float32)
     rows = valid[np.unique(np.linspace(0, len(valid) - 1, min(most, len(valid))).astype(np.int64))]
     found = []
-    for block in _blocks(rows, features.block_rows):
+    for block in blocks(rows, features.block_rows):
         canonical = features.units(block)
         found += [
             np.einsum("nd,nd->n", canonical, features.units(block, view=view)) for view in rest
@@ -144,7 +136,7 @@ def comparison_seconds(store: FeatureStore, field: str, rows: int, others: int) 
     Raises:
         ConfigError, ViewMismatch: see ``near_duplicates``.
     """
-    width = math.prod(_record(store, field).shape)
+    width = math.prod(field_record(store, field).shape)
     size = min(2048, max(1, BLOCK_BYTES // (4 * width)))
     block = np.full((size, width), 0.5, np.float32)
     block @ block.T  # the first product starts the threads
@@ -153,32 +145,6 @@ def comparison_seconds(store: FeatureStore, field: str, rows: int, others: int) 
     cosine.max(axis=0)
     cosine.max(axis=1)
     return (time.perf_counter() - start) / size**2 * rows * others
-
-
-def default_field(store: FeatureStore) -> str:
-    """The field to compare by: ``cls`` if there is one, else the shortest vector that a teacher made.
-
-    Raises:
-        ConfigError: no field can be compared.
-    """
-    fields = store.manifest.fields
-    known = {
-        name: math.prod(spec.shape) for name, spec in fields.items() if _comparable(store, name)
-    }
-    if not known:
-        raise ConfigError(
-            f"{store.address}: no field holds floating point numbers to compare; it has: {shorten(sorted(fields))}."
-        )
-    return min(
-        known,
-        key=lambda name: (
-            name != "cls",
-            not fields[name].teacher,
-            len(fields[name].shape),
-            known[name],
-            name,
-        ),
-    )
 
 
 def _chosen(store: FeatureStore, rows: npt.ArrayLike) -> Rows:
@@ -192,71 +158,10 @@ def _chosen(store: FeatureStore, rows: npt.ArrayLike) -> Rows:
     return inside[store.valid[inside]]
 
 
-def _comparable(store: FeatureStore, field: str) -> bool:
-    spec = store.manifest.fields[field]
-    floating = spec.dtype in ("float16", "bfloat16", "float32")
-    return floating and spec.encoding.kind in ("plain", "int8") and bool(spec.shape)
-
-
-def _record(store: FeatureStore, field: str) -> FieldRecord:
-    fields = store.manifest.fields
-    if field not in fields or not _comparable(store, field):
-        known = [name for name in sorted(fields) if _comparable(store, name)]
-        raise ConfigError(
-            f"{store.address}: no field {field!r} of floating point vectors or grids; it has: {shorten(known)}."
-        )
-    return fields[field]
-
-
-class _Features:
-    """Unit vectors of rows, the mean feature taken off."""
-
-    def __init__(self, store: FeatureStore, field: str, valid: Rows) -> None:
-        spec = _record(store, field)
-        self.store, self.field = store, field
-        self.views: list[int] | None = None
-        if spec.per_view:
-            # Raises ViewMismatch, which says what is stored.
-            self.views = store.manifest.views.index(kind="canonical", mirrored=False)[:1]
-        self.width = math.prod(spec.shape)
-        self.block_rows = max(1, min(BLOCK_ROWS, BLOCK_BYTES // (4 * self.width)))
-        self.centre = self._mean(valid)
-
-    def _mean(self, valid: Rows) -> Floats:
-        """(D,) mean feature; zeros if all features are the same, as taking it off would leave nothing to compare."""
-        if not len(valid):
-            return np.zeros(self.width, np.float32)
-        places = np.linspace(0, len(valid) - 1, min(CENTRE_ROWS, len(valid))).astype(np.int64)
-        chosen = valid[np.unique(places)]
-        total, squares = np.zeros(self.width), 0.0
-        for rows in _blocks(chosen, self.block_rows):
-            values = self._read(rows)
-            total += values.sum(axis=0, dtype=np.float64)
-            squares += float(np.square(values, dtype=np.float64).sum())
-        mean = total / len(chosen)
-        spread = squares / len(chosen) - float(mean @ mean)
-        if spread * len(chosen) < ROUNDING * squares:
-            mean[:] = 0
-        return mean.astype(np.float32)
-
-    def _read(self, rows: Rows, view: int | None = None) -> Floats:
-        views = self.views if view is None else [view]
-        values = self.store.gather(self.field, rows, views=views)
-        return values.reshape(len(rows), self.width).astype(np.float32, copy=False)
-
-    def units(self, rows: Rows, view: int | None = None) -> Floats:
-        """(n, D): features of length 1 of the canonical view or another; zeros where a feature is the mean itself."""
-        values = self._read(rows, view)
-        values -= self.centre
-        length = np.sqrt(np.einsum("nd,nd->n", values, values))
-        values /= np.where(length > 0, length, 1)[:, None]
-        return values
-
-
 class _Search:
     """One pass over all pairs of blocks. Where both sides are the same rows, each pair of blocks is taken once."""
 
-    def __init__(self, features: _Features, left: Rows, right: Rows, threshold: float) -> None:
+    def __init__(self, features: UnitVectors, left: Rows, right: Rows, threshold: float) -> None:
         self.features, self.left, self.right, self.threshold = features, left, right, threshold
         self.symmetric = np.array_equal(left, right)
         self.nearest = np.full(len(left), -1, np.float32)
@@ -294,7 +199,7 @@ class _Search:
         if self.symmetric and i != j:
             self._note_nearest(slice(j, j + len(others)), cosine.max(axis=0), cosine.T, rows)
         # A strip at a time, so that a threshold that is far too low does not fill the memory.
-        for strip in _blocks(np.flatnonzero(best >= self.threshold - ROUNDING), 256):
+        for strip in blocks(np.flatnonzero(best >= self.threshold - ROUNDING), 256):
             self._collect(cosine[strip], rows[strip], others)
 
     def _note_nearest(self, span: slice, best: Floats, cosine: Floats, others: Rows) -> None:
@@ -346,8 +251,3 @@ def _is_in(rows: Rows, several: Rows) -> npt.NDArray[np.bool_]:
     """Whether rows are among some, which are sorted."""
     places = np.minimum(np.searchsorted(several, rows), len(several) - 1)
     return np.asarray(several[places] == rows)
-
-
-def _blocks(rows: Rows, size: int) -> Iterator[Rows]:
-    for start in range(0, len(rows), size):
-        yield rows[start : start + size]

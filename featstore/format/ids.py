@@ -4,8 +4,10 @@ import hashlib
 import re
 import unicodedata
 from collections.abc import Iterable, Sequence
+from pathlib import Path
 
-from featstore.errors import SourceError, StoreError, shorten
+from featstore.errors import ConfigError, SourceError, StoreError, shorten
+from featstore.files.atomic import write_bytes
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}")
 
@@ -86,3 +88,35 @@ def ids_sha256(sample_ids: Iterable[str]) -> str:
 def content_sha256(data: bytes) -> bytes:
     """Hash the bytes of an image file; 32 bytes."""
     return hashlib.sha256(data).digest()
+
+
+def write_ids(path: Path, sample_ids: Sequence[str]) -> None:
+    """Write ids to a text file, one per line.
+
+    Raises:
+        ConfigError: an id holds a line break, or the file exists with other content.
+    """
+    odd = [sample_id for sample_id in sample_ids if len(sample_id.splitlines()) > 1]
+    if odd:
+        raise ConfigError(f"ids with line breaks cannot be lines of a file: {shorten(odd)}.")
+    data = "".join(f"{sample_id}\n" for sample_id in sample_ids).encode()
+    if path.exists() and path.read_bytes() != data:
+        raise ConfigError(f"{path.absolute()}: exists with other content. Choose another name.")
+    write_bytes(path, data)
+
+
+def read_ids(path: Path) -> list[str]:
+    """Read ids of a text file, one per line.
+
+    Raises:
+        ConfigError: the file cannot be read, or is empty.
+    """
+    try:
+        found = [line for line in path.read_text(encoding="utf-8").splitlines() if line]
+    except (OSError, ValueError) as error:
+        raise ConfigError(
+            f"{path.absolute()}: cannot be read as a list of ids ({error})."
+        ) from None
+    if not found:
+        raise ConfigError(f"{path.absolute()}: no ids.")
+    return found

@@ -148,6 +148,27 @@ def test_copies_of_test_images_leave_the_training_parts(copy: Path, tmp_path: Pa
         assert any("exact copies" in note and "leak.png" in note for note in part.notes)
 
 
+def test_a_part_may_be_a_list_of_ids(images: Path, store: FeatureStore, tmp_path: Path) -> None:
+    """``@FILE`` takes the ids of a file, alone or beside patterns; an id that the source lacks is named."""
+    ids = [name for name in folder(images).sample_ids if name.startswith("train/")]
+    (tmp_path / "ids.txt").write_text("\n".join(ids[:3]) + "\n")
+    listed = f"@{tmp_path / 'ids.txt'}"
+    config = DataConfig(labelled=["train/*"], unlabelled=[listed], test=["test/*"])
+    samples = join(folder(images), store, config)
+    assert [samples.ids[i] for i in samples.groups["unlabelled"]] == ids[:3]
+    both = DataConfig(labelled=["train/*"], unlabelled=[listed, "train/top/*"], test=["test/*"])
+    found = join(folder(images), store, both)
+    assert {found.ids[i] for i in found.groups["unlabelled"]} >= {
+        *ids[:3],
+        *(name for name in ids if name.startswith("train/top/")),
+    }
+    (tmp_path / "ids.txt").write_text("train/nowhere.png\n")
+    with pytest.raises(MissingSamples, match="nowhere"):
+        join(folder(images), store, config)
+    with pytest.raises(ConfigError, match=r"nothing\.txt"):
+        join(folder(images), store, DataConfig(unlabelled=["@nothing.txt"], test=["test/*"]))
+
+
 def test_a_store_from_arrays_is_joined_by_id(copy: Path, tmp_path: Path) -> None:
     """Without content hashes: said once, no image counts as a copy of another, changed bytes pass."""
     ids = folder(copy).sample_ids

@@ -15,18 +15,16 @@ from scipy.sparse.csgraph import connected_components
 
 from featstore import FeatureStore
 from featstore.cli.main import main
-from featstore.duplicates import near as neighbours
+from featstore.duplicates import near, unit_vectors
 from featstore.duplicates.groups import (
     TEST,
-    Pairs,
-    default_field,
     exact_duplicates,
     join_groups,
-    near_duplicates,
     overlaps,
-    own_crops,
     select_parts,
 )
+from featstore.duplicates.near import Pairs, near_duplicates, own_crops
+from featstore.duplicates.unit_vectors import default_field
 from featstore.errors import ConfigError, ViewMismatch
 from featstore.format.manifest import Container
 from featstore.format.views import ViewSet, make_views
@@ -100,7 +98,7 @@ def test_near_duplicates(
     sides: str,
 ) -> None:
     """Pairs, their order and everybody's nearest other are those of the whole table, in blocks of any size."""
-    monkeypatch.setattr(neighbours, "BLOCK_ROWS", block_rows)
+    monkeypatch.setattr(unit_vectors, "BLOCK_ROWS", block_rows)
     store, values = several
     rows = range(75) if sides == "all" else range(0, 75, 2)
     others = range(75) if sides != "some with some" else range(0, 75, 3)
@@ -136,9 +134,9 @@ def test_too_many_pairs(
 ) -> None:
     """All are counted, and the most alike are kept."""
     store, _ = several
-    monkeypatch.setattr(neighbours, "BLOCK_ROWS", 10)
+    monkeypatch.setattr(unit_vectors, "BLOCK_ROWS", 10)
     every = near_duplicates(store, "cls", -0.5)
-    monkeypatch.setattr(neighbours, "MOST_PAIRS", 20)
+    monkeypatch.setattr(near, "MOST_PAIRS", 20)
     some = near_duplicates(store, "cls", -0.5)
     assert every.found == some.found == len(every.rows) > 1000
     np.testing.assert_array_equal(some.rows, every.rows[:20])
@@ -176,7 +174,7 @@ def test_every_kind_of_feature(tmp_path: Path, kind: str) -> None:
 
 def test_memory_is_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The table of all pairs would take 64 MB, one of two blocks takes 1 MB."""
-    monkeypatch.setattr(neighbours, "BLOCK_ROWS", 512)
+    monkeypatch.setattr(unit_vectors, "BLOCK_ROWS", 512)
     store = make_store(tmp_path / "s", features(4000, copies=[(5, 3999, 0.0)]), shard_rows=4000)
     store.gather("cls", range(4000))  # mapped and checked, which is the reader's memory
     tracemalloc.start()

@@ -1,0 +1,1 @@
+"""Choose images by their stored features: near to some, unlike others, diverse, without duplicates."""
