@@ -29,7 +29,7 @@ ROOMS = {
         "reading writing",
         "duplicates maintenance planning",
         "card derive importing",
-        "extraction sharing",
+        "extraction selection sharing",
         "cli",
         "api",
     ),
