@@ -132,6 +132,11 @@ def printable(text: str, *, keep: str = "") -> str:
     )
 
 
+def first_line(error: object) -> str:
+    """Return the first line of an error of a library, without its full stop, at most 400 characters long."""
+    return str(error).strip().split("\n", 1)[0].rstrip(". ")[:400]
+
+
 def shorten(items: Sequence[object], limit: int = 5) -> str:
     """Join the first ``limit`` items for a message and say how many more there are."""
     shown = ", ".join(_shown(str(item)) for item in items[:limit])

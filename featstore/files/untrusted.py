@@ -8,6 +8,8 @@ is a regular file below its folder, and what is read at once has a limit.
 import errno
 import os
 import stat
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from functools import lru_cache
 from pathlib import Path
 
@@ -52,14 +54,15 @@ def read_plain(store: Path, name: str, *, most_bytes: int = MOST_JSON_BYTES) -> 
     return data
 
 
-def open_plain(path: Path) -> int:
+def open_plain(path: Path | str, *, dir_fd: int | None = None) -> int:
     """Open a regular file for reading; never waits, as opening a pipe would.
 
     Raises:
         OSError: see ``plain_size``; folders on the way are not looked at.
     """
     try:
-        handle = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
+        how = os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
+        handle = os.open(path, how, dir_fd=dir_fd)
     except OSError as error:
         if error.errno == errno.ELOOP:
             raise _link() from None
@@ -70,6 +73,55 @@ def open_plain(path: Path) -> int:
         os.close(handle)
         raise
     return handle
+
+
+@contextmanager
+def folder_below(store: Path, name: str, *, create: bool = False) -> Iterator[tuple[int, str]]:
+    """Open the folder that a file lies in, one part of its path after another, so that no link is ever followed.
+
+    Args:
+        store: folder of the store, which may be reached through links.
+        name: path of the file below it, "/" between its parts.
+        create: create missing folders, durably.
+
+    Yields:
+        Handle of the folder, for the ``dir_fd`` arguments of ``os``, and the last part of the name.
+
+    Raises:
+        FileNotFoundError: there is no such folder.
+        OSError: a folder on the way is a link, or no folder.
+    """
+    how = os.O_RDONLY | os.O_CLOEXEC | os.O_DIRECTORY
+    *parts, last = name.split("/")
+    here = os.open(store, how)
+    try:
+        for part in parts:
+            if create:
+                with suppress(FileExistsError):
+                    os.mkdir(part, dir_fd=here)
+                    os.fsync(here)
+            try:
+                below = os.open(part, how | os.O_NOFOLLOW, dir_fd=here)
+            except NotADirectoryError:
+                if stat.S_ISLNK(os.lstat(part, dir_fd=here).st_mode):
+                    raise _link(f"{part}/ is ") from None
+                raise
+            os.close(here)
+            here = below
+        yield here, last
+    finally:
+        os.close(here)
+
+
+def open_below(store: Path, name: str) -> int:
+    """Open a regular file inside a store for reading; no link is followed below the store, and nothing waits.
+
+    Raises:
+        FileNotFoundError: there is none.
+        OSError: see ``plain_size``.
+    """
+    with folder_below(store, name) as (folder, last):
+        return open_plain(last, dir_fd=folder)
 
 
 def check_real_folder(folder: Path) -> None:

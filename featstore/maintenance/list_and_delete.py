@@ -1,6 +1,7 @@
-"""Which stores there are, and the end of one. No shard is looked into."""
+"""List and delete stores. No shard is read."""
 
 import os
+import re
 import shutil
 import tempfile
 from collections.abc import Iterator
@@ -19,15 +20,15 @@ from featstore.format.manifest import MANIFEST_NAME, Manifest, read_manifest
 from featstore.writing.leases import LEASE_FOLDER
 
 DELETED_PREFIX = ".deleted-"
-"""Begin of the name of a folder that was a store until a moment ago."""
+"""Start of the name of a folder that is being deleted."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Summary:
-    """What can be said of a store without looking into its shards.
+    """What is known of a store without reading its shards.
 
     Attributes:
-        path: its folder.
+        path: its folder, or its URL.
         problem: why it cannot be read; the rest is then empty.
         rows: when it is complete.
         shards: that are there, and that there will be.
@@ -36,7 +37,7 @@ class Summary:
         created: time, ISO 8601.
     """
 
-    path: Path
+    path: str | Path
     problem: str = ""
     rows: int = 0
     shards: tuple[int, int] = (0, 0)
@@ -69,20 +70,25 @@ def find_stores(folder: Path) -> Iterator[Summary]:
 
 
 def summarise(store: Path) -> Summary:
-    """Say what a store is; one that cannot be read is a summary with a problem."""
+    """Describe a store; one that cannot be read is a summary with a problem."""
     try:
         manifest = read_manifest(store)
         mark = read_complete(store, manifest.num_shards)
         shards = len(committed_shards(store, manifest.num_shards))
     except StoreError as error:
         return Summary(path=store, problem=str(error).removeprefix(f"{store}/"))
+    return describe(store, manifest, shards, None if mark is None else mark.bytes)
+
+
+def describe(path: str | Path, manifest: Manifest, shards: int, size: int | None) -> Summary:
+    """Build the summary of a store that can be read."""
     return Summary(
-        path=store,
+        path=path,
         rows=manifest.num_rows,
         shards=(shards, manifest.num_shards),
         fields=tuple(sorted(manifest.fields)),
         teachers=tuple(f"{item.name} {item.tag}".rstrip() for item in manifest.teachers.values()),
-        bytes=None if mark is None else mark.bytes,
+        bytes=size,
         created=manifest.created,
     )
 
@@ -136,20 +142,23 @@ def _foreign_names(store: Path, manifest: Manifest) -> list[str]:
 
 
 def delete_store(store: Path, *, force: bool = False) -> None:
-    """Delete a store: at once it is gone under its name, then its files are removed. Links in it are not followed.
+    """Delete a store: its folder is renamed at once, then its files are removed. Links in it are not followed.
+
+    What an interrupted deletion of the same store has left is removed first; where that is all, it is enough.
 
     Raises:
         StoreNotFound, StoreError: see ``check_deletable``.
-        StoreBusy: somebody writes to it.
+        StoreBusy: another process writes to it.
         StoreWriteError: the disk refuses; the message says what is left.
     """
+    if remove_interrupted_deletions(store.absolute()) and not os.path.lexists(store):
+        return
     check_deletable(store, force=force)
     store = store.resolve()
     with exclusive(store, links=True):
         try:
-            aside = Path(
-                tempfile.mkdtemp(prefix=f"{DELETED_PREFIX}{store.name}-", dir=store.parent)
-            )
+            prefix = f"{DELETED_PREFIX}{store.name}-"
+            aside = Path(tempfile.mkdtemp(prefix=prefix, dir=store.parent))
             store.replace(aside)  # a folder may replace an empty one
             sync_folder(store.parent)
         except OSError as error:
@@ -160,5 +169,24 @@ def delete_store(store: Path, *, force: bool = False) -> None:
         shutil.rmtree(aside)
     except OSError as error:
         raise StoreWriteError(
-            f"{store}: is deleted, but {aside} could not be removed wholly ({error.strerror}). Remove it by hand."
+            f"{store}: is deleted, but {aside} could not be removed completely ({error.strerror}). Remove it by hand."
         ) from error
+
+
+def interrupted_deletions(store: Path) -> list[Path]:
+    """Folders that interrupted deletions of a store have left beside it."""
+    # mkdtemp's random part holds no hyphen, so those of a store called NAME-x do not match.
+    pattern = re.compile(re.escape(f"{DELETED_PREFIX}{store.name}-") + "[a-z0-9_]{8}")
+    try:
+        found = [path for path in store.parent.iterdir() if pattern.fullmatch(path.name)]
+    except OSError:
+        return []
+    return [path for path in found if path.is_dir() and not path.is_symlink()]
+
+
+def remove_interrupted_deletions(store: Path) -> int:
+    """Complete interrupted deletions of a store; returns how many."""
+    found = interrupted_deletions(store)
+    for path in found:
+        shutil.rmtree(path, ignore_errors=True)
+    return len(found)

@@ -23,8 +23,9 @@ from featstore.errors import ConfigError, StoreError, StoreIncomplete, command, 
 from featstore.files.atomic import write_bytes
 from featstore.files.locks import LOCK_NAME, PUBLISH_NAME, exclusive
 from featstore.files.untrusted import read_plain
-from featstore.format.file_names import SIGNATURE_NAME
-from featstore.format.manifest import Manifest, read_manifest
+from featstore.format.file_names import CARD_NAME, CARD_PAGE_NAME, SIGNATURE_NAME
+from featstore.format.ledger import COMPLETE_NAME, LEDGER_FOLDER
+from featstore.format.manifest import MANIFEST_NAME, Manifest, read_manifest
 from featstore.maintenance.verify import verify
 from featstore.writing.commit import remove_leftovers
 from featstore.writing.leases import LEASE_FOLDER
@@ -182,6 +183,26 @@ def check_signature(store: str | Path, public_key: str | Path) -> Signed:
     if problem and said.sound:
         said.problem = problem[:500]
     return said
+
+
+def changed_since_signed(store: Path) -> list[str]:
+    """List the manifest, mark and cards of a store that are not those of its signature; no other file is read.
+
+    Returns:
+        Names; [] also where there is no signature, or none that can be read.
+    """
+    try:
+        _, statement = _parse(read_plain(store, SIGNATURE_NAME, most_bytes=2**30))
+        resources = statement["predicate"]["resources"]
+        signed = {item["name"]: item["digest"] for item in resources}
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+        return []
+    names = (MANIFEST_NAME, f"{LEDGER_FOLDER}/{COMPLETE_NAME}", CARD_NAME, CARD_PAGE_NAME)
+    found: dict[str, str] = {}
+    for name in names:
+        with contextlib.suppress(OSError):
+            found[name] = hashlib.sha256(read_plain(store, name, most_bytes=2**30)).hexdigest()
+    return [name for name in names if found.get(name) != signed.get(name)]
 
 
 def _library() -> Any:

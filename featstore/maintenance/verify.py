@@ -64,7 +64,7 @@ class Report:
     """What ``verify`` found.
 
     Attributes:
-        path: folder of the store.
+        path: folder of the store, or its URL.
         fingerprint: of its manifest.
         rows: of the store when it is complete.
         num_shards: of the store when it is complete.
@@ -80,7 +80,7 @@ class Report:
         notes: what is no damage, and a reader should know.
     """
 
-    path: Path
+    path: str | Path
     fingerprint: str
     rows: int
     num_shards: int
@@ -249,10 +249,11 @@ def _check_artefacts(store: Path, manifest: Manifest) -> Iterator[Damage]:
 
 
 def _read_mark(report: Report) -> CompleteRecord | None:
-    path = complete_path(report.path)
-    where = path.relative_to(report.path).as_posix()
+    store = Path(report.path)
+    path = complete_path(store)
+    where = path.relative_to(store).as_posix()
     try:
-        return read_complete(report.path, report.num_shards)
+        return read_complete(store, report.num_shards)
     except ManifestMismatch:
         problem = f"not the {MANIFEST_NAME} that the store was completed with ({where})"
         report.damages.append(Damage(kind="manifest", problem=problem, object=MANIFEST_NAME))
@@ -263,7 +264,8 @@ def _read_mark(report: Report) -> CompleteRecord | None:
 
 def _list_shards(report: Report) -> list[int]:
     """Shards that have an entry; the names in the folder of the ledger are all that is read."""
-    folder = report.path / LEDGER_FOLDER
+    store = Path(report.path)
+    folder = store / LEDGER_FOLDER
     try:
         check_real_folder(folder)
         names = sorted(os.listdir(folder))  # noqa: PTH208  # ten times as fast
@@ -274,7 +276,7 @@ def _list_shards(report: Report) -> list[int]:
             report.damages.append(Damage(kind="ledger", problem=problem, object=LEDGER_FOLDER))
     numbers = [int(name[:-5]) for name in names if ENTRY.fullmatch(name)]
     for number in numbers:
-        where = entry_path(report.path, number).relative_to(report.path).as_posix()
+        where = entry_path(store, number).relative_to(store).as_posix()
         if number >= report.num_shards:
             problem = f"lies beyond the {report.num_shards} shards of the manifest"
             report.damages.append(Damage(kind="ledger", problem=problem, object=where))
@@ -352,6 +354,15 @@ def _in_order(backend: Backend, shards: Sequence[int], workers: int) -> Iterator
                 future.cancel()
 
 
+def draw_blocks(num_shards: int, sample: int, seed: int) -> Iterator[tuple[int, float, float]]:
+    """Draw random blocks: a shard, one of its objects, one of its blocks (as shares of 1), ascending by shard."""
+    generator = np.random.default_rng(seed)
+    chosen = np.sort(generator.integers(num_shards, size=sample))
+    draws = generator.random((sample, 2))
+    for shard, (which, where) in zip(chosen.tolist(), draws.tolist(), strict=True):
+        yield shard, which, where
+
+
 def _look_at_sample(
     report: Report,
     backend: Backend,
@@ -365,11 +376,8 @@ def _look_at_sample(
         report.missing = _missing(report.num_shards, present).tolist()
     if not present:
         return
-    generator = np.random.default_rng(seed)
-    chosen = np.sort(generator.integers(len(present), size=sample))
-    draws = generator.random((sample, 2))
     found = ShardFindings(-1)
-    for i, (place, (which, where)) in enumerate(zip(chosen.tolist(), draws.tolist(), strict=True)):
+    for i, (place, which, where) in enumerate(draw_blocks(len(present), sample, seed)):
         shard = present[place]
         if found.shard != shard:
             found = ShardFindings(shard)
@@ -392,7 +400,7 @@ def _look_at_sample(
 
 def _list_files(report: Report, backend: Backend) -> None:
     """Files that no part of the format accounts for; they are named, and do no harm."""
-    manifest, store = backend.manifest, report.path
+    manifest, store = backend.manifest, backend.store
     known = {MANIFEST_NAME, LOCK_NAME, PUBLISH_NAME, f"{LEDGER_FOLDER}/{COMPLETE_NAME}"}
     known.update(metadata_files(manifest))
     known.update(f"{ARTEFACT_FOLDER}/{name}.safetensors" for name in manifest.artefacts)

@@ -24,12 +24,14 @@ MENDABLE = ("shard", "metadata", "mark")
 
 _DIGITS = re.compile(r"(?<=/)[0-9]{1,18}(?=[/.]|$)")
 
-_AGAIN = "fetch the store again, or extract it again into a new folder"
+_AGAIN = "pull or copy the store again, or extract it again into a new folder"
+
+_PULL = "for a pulled store, the same featstore pull again fetches it; for your own, extract.py --repair"
 
 ADVICE: dict[Kind, str] = {
-    "shard": f"{command('extract')} --repair makes this shard again",
-    "metadata": f"{command('extract')} --repair writes this file again",
-    "mark": f"{command('extract')} --repair writes this file again",
+    "shard": f"{_PULL} makes this shard again",
+    "metadata": f"{_PULL} writes this file again",
+    "mark": f"{_PULL} writes this file again",
     "manifest": _AGAIN,
     "artefact": _AGAIN,
     "ledger": _AGAIN,
@@ -47,6 +49,7 @@ class Damage:
         shard: number of the shard, if it is about one.
         column: name of the column, if it is about one.
         rows: rows of the store, if it is about some.
+        remedy: what to do about it, where it is not what ``ADVICE`` says of its kind.
     """
 
     kind: Kind
@@ -55,11 +58,12 @@ class Damage:
     shard: int | None = None
     column: str = ""
     rows: range | None = None
+    remedy: str = ""
 
     @property
     def advice(self) -> str:
         """What to do about it."""
-        return ADVICE[self.kind]
+        return self.remedy or ADVICE[self.kind]
 
     def __str__(self) -> str:
         """One line: shard, rows, column, file, what is wrong, what to do."""

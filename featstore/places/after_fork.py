@@ -1,8 +1,9 @@
-"""A process beside this one that asks object stores in its place, for processes that were forked.
+"""A helper process that makes requests to object stores for a process that was forked.
 
-obstore works with threads of its own, and a fork does not copy threads: in the child every request waits for ever. So
-a child whose parent may have used obstore, such as a worker of PyTorch's data loader, starts a fresh process and passes
-its requests on. That one ends with the child, however the child ends.
+obstore has threads of its own, and a fork does not copy threads: in the child every request would wait for ever. So a
+child whose parent may have used obstore, such as a worker of PyTorch's data loader, starts a fresh process and passes
+its requests on. The helper ends with the child, however the child ends. It is a plain subprocess because daemonic
+processes, which those workers are, may not start others through ``multiprocessing``.
 
 Requests and answers are lines of JSON; bytes follow their line.
 """
@@ -18,23 +19,24 @@ from contextlib import contextmanager, suppress
 from io import BufferedRWPair
 from typing import Any
 
-from featstore.errors import ConfigError, RemoteError, RemoteNotFound
+from featstore.errors import ConfigError, RemoteError, RemoteNotFound, StoreError
 from featstore.files.locks import close, keep_from_children
 from featstore.places.base import AccessRefused, Fault
 
 ERRORS: dict[str, type[Exception]] = {
-    kind.__name__: kind for kind in (Fault, RemoteNotFound, AccessRefused, RemoteError, ConfigError)
+    kind.__name__: kind
+    for kind in (Fault, RemoteNotFound, AccessRefused, RemoteError, ConfigError, StoreError)
 }
-"""What a request may end with, the narrowest first."""
+"""Errors that a request may end with, the narrowest first."""
 
 Answer = dict[str, Any]
 
 
 class Helper:
-    """The process, seen from the one that has started it. Safe to use from several threads.
+    """A helper process, seen from the process that started it. Safe to use from several threads.
 
     Args:
-        entry: "module:function", which the process runs; it gets ``serve``'s arguments from ``run``.
+        entry: "module:function" that the helper runs; the function calls ``run``.
     """
 
     def __init__(self, entry: str) -> None:
@@ -54,7 +56,7 @@ class Helper:
                 ],
                 pass_fds=[theirs.fileno()],
                 stdin=subprocess.DEVNULL,
-                start_new_session=True,  # an interrupt from the keyboard is for its user, not for it
+                start_new_session=True,  # an interrupt from the keyboard is for the child
                 env={
                     **os.environ,
                     "PYTHONPATH": os.pathsep.join(path for path in sys.path if path),
@@ -67,18 +69,18 @@ class Helper:
         data: bytes = b"",
         hear: Callable[[Answer], None] = lambda answer: None,
     ) -> Any:
-        """Pass a request on.
+        """Pass a request on and wait for its answer.
 
         Args:
-            request: for the function that serves.
-            data: goes with it.
-            hear: called with each part of the answer but the last.
+            request: For the ``serve`` of ``run``.
+            data: Bytes of the request.
+            hear: Called with each part of the answer but the last.
 
         Returns:
             What the last part holds.
 
         Raises:
-            Fault, RemoteError, ConfigError: as the request did; also where the process has ended.
+            Fault, StoreError, ConfigError: as the request did; Fault also where the helper has ended.
         """
         end = None
         for answer, _ in self.parts(request, data):
@@ -113,26 +115,26 @@ class Helper:
                     line = ours.makefile("rwb")
             yield line
         except (OSError, EOFError, ValueError) as error:
-            raise Fault(f"the process that asks for us has ended ({error})") from error
+            raise Fault(f"the helper process has ended ({error})") from error
         with self._lock:
             self._idle.append(line)
 
     def ended(self) -> bool:
-        """Whether the process has ended, which it should not."""
+        """Whether the helper has ended, which it should not."""
         return self._process.poll() is not None
 
     def close(self) -> None:
-        """Let the process end."""
+        """End the helper."""
         close(self._control.detach())
         with suppress(subprocess.TimeoutExpired):
             self._process.wait(5)
 
 
 def run(serve: Callable[[Answer, bytes, Callable[[Answer, bytes], None]], Any]) -> None:
-    """What the process does: answer requests until nobody is left who could make one.
+    """Answer requests until the process that started this one has ended.
 
     Args:
-        serve: gets a request, its bytes, and a function that sends a part of the answer; returns the last part.
+        serve: Gets a request, its bytes, and a function that sends a part of the answer; returns the last part.
     """
     control = socket.socket(fileno=int(sys.argv[1]))
     while True:
@@ -149,7 +151,7 @@ def _answer(handle: int, serve: Callable[..., Any]) -> None:
     def say(answer: Answer, data: bytes = b"") -> None:
         send(line, answer, data)
 
-    with suppress(OSError, EOFError, ValueError):  # the one who asked has gone
+    with suppress(OSError, EOFError, ValueError):  # the other process has ended
         while True:
             request, data = receive(line)
             try:
@@ -171,7 +173,7 @@ def receive(line: BufferedRWPair) -> tuple[Answer, bytes]:
     """Read one message.
 
     Raises:
-        EOFError: the other side has gone.
+        EOFError: the other process has ended.
     """
     text = line.readline()
     if not text.endswith(b"\n"):

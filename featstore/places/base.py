@@ -1,66 +1,87 @@
-"""The small interface between a store and the place it is sent to or read from: files below one URL.
+"""Files below one URL: the interface that push, pull and the cache use, with retries, resumed transfers and limits.
 
-A place knows nothing of shards or manifests. What it returns is what the server sent: whoever reads compares checksums.
-Every call tries again where that may help (a cut connection, a 500, a time-out), with growing pauses, and then raises
-one error that says what was tried. Here, and nowhere else, is what all kinds of places do alike: trying again, going on
-after the bytes that have arrived, limits, and local files.
+A place knows nothing of shards or manifests, and returns what the server sent: the caller compares checksums. A request
+that may succeed later (a cut connection, a 500, a timeout) is repeated with growing pauses; one that cannot (no such
+bucket, no credentials) is not. Each kind of place translates the errors of its library in one method, ``_meaning``.
 """
 
+import os
 import random
 import threading
+import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol, TypeVar
+from typing import IO, Protocol, TypeVar
 
-from featstore.errors import RemoteError, RemoteNotFound
+from featstore.errors import FeatstoreError, RemoteError, RemoteNotFound, StoreError
 from featstore.files.atomic import refused
+from featstore.files.untrusted import open_plain
 
 PIECE_BYTES = 2 * 2**20
 """About so many bytes are in memory for each transfer."""
 
 T = TypeVar("T")
 
+Count = Callable[[int], None]
+"""Called with the bytes of each piece; with a negative number for bytes that are transferred again."""
+
+
+def no_count(count: int) -> None:
+    """Count nothing."""
+
 
 @dataclass(frozen=True)
 class Retry:
-    """How often a failed request is made again.
+    """How failed requests are repeated, and how slow a transfer may be.
 
     Attributes:
-        attempts: in all, the first one included; counted anew once a transfer has come further.
+        attempts: number of attempts, the first one included; counted anew once a transfer has come further.
         first_s: seconds before the second attempt; doubled each time, with a random part so that many readers do not
-            come back at once.
+            return at once.
         most_s: longest pause, seconds.
         timeout_s: seconds without a byte after which a request counts as failed.
+        least_rate: bytes per second; a transfer that stays below it for ``timeout_s`` seconds counts as failed, and
+            does not count as having come further. 0: no limit.
     """
 
     attempts: int = 6
     first_s: float = 0.5
     most_s: float = 20
     timeout_s: float = 60
+    least_rate: float = 1000
 
 
 class Fault(Exception):
-    """A request failed in a way that may pass; what makes it again knows where and how often."""
+    """A request failed in a way that may pass; ``Place`` repeats it."""
+
+
+class TooSlow(Fault):
+    """A transfer stayed below the least rate."""
 
 
 class AccessRefused(RemoteError):
-    """The place does not let us; some answer so too where there is no such file."""
+    """The server denies access; some answer so too where there is no such file."""
+
+
+class NotFollowed(RemoteError):
+    """A link or redirect that leads elsewhere."""
 
 
 class TooLong(RemoteError):
-    """More bytes came than there may be."""
+    """More bytes arrived than the file may have."""
 
 
 class Sink(Protocol):
     """Takes the bytes of a file in order."""
 
     def write(self, piece: bytes, /) -> object:
-        """The next bytes."""
+        """Take the next bytes."""
 
     def restart(self) -> None:
-        """What was taken is void: the file comes again from its first byte."""
+        """Discard what was taken: the file is sent again from its first byte."""
 
 
 class Place(ABC):
@@ -71,10 +92,10 @@ class Place(ABC):
 
     Attributes:
         url: as it was given, without secrets, for messages.
-        retry: how often a failed request is made again.
+        retry: how failed requests are repeated.
         lists: whether ``sizes`` works; plain web servers have no listing.
         writes: whether ``write`` and ``remove`` work.
-        checks: whether the place compares what it is sent with a checksum before it is there.
+        checks: whether the server compares an upload with a checksum before it accepts it.
     """
 
     url: str
@@ -87,52 +108,76 @@ class Place(ABC):
         self.retry = retry
         self._stopped = threading.Event()
 
+    # The methods that each kind of place has; each makes one attempt and raises the errors of its library.
+
     @abstractmethod
     def _size(self, name: str) -> int:
-        """See ``size``; one attempt. Like all methods of this kind it raises ``Fault``, or what is final."""
+        """See ``size``."""
 
     @abstractmethod
     def _sizes(self, folder: str) -> dict[str, int]:
-        """See ``sizes``; one attempt."""
+        """See ``sizes``."""
 
     @abstractmethod
-    def _pieces(self, name: str, start: int) -> Iterator[tuple[int, bytes]]:
-        """Pieces of a file from a byte on, each with its place: 0 first where the place cannot begin in the middle."""
+    def _pieces(self, name: str, start: int, stop: int | None) -> Iterator[tuple[int, bytes]]:
+        """Yield (offset, bytes) from a byte on; offset 0 first where the server cannot begin in the middle.
+
+        Args:
+            name: Name of the file.
+            start: First byte.
+            stop: One after the last byte that is needed, None for the end; more may be sent.
+        """
+
+    def _own_pieces(self, name: str) -> Iterator[tuple[int, bytes]]:
+        """Yield a file from its beginning; a redirect to another host is an error."""
+        return self._pieces(name, 0, None)
 
     @abstractmethod
-    def _write(self, name: str, data: bytes | Path, progress: Callable[[int], None]) -> None:
-        """See ``write``; one attempt."""
+    def _write(self, name: str, data: bytes | Path, progress: Count) -> None:
+        """See ``write``."""
 
     @abstractmethod
     def _remove(self, name: str) -> None:
-        """Delete one file; one attempt."""
+        """Delete one file."""
+
+    @abstractmethod
+    def _meaning(self, error: Exception, where: str) -> Exception | None:
+        """Translate an error of the library: ``Fault`` if a repeated request may succeed, else a ``RemoteError``.
+
+        Args:
+            error: What an attempt raised.
+            where: URL of the file.
+
+        Returns:
+            None for a programming error.
+        """
 
     def __getstate__(self) -> dict[str, object]:
         """Leave connections behind; each process opens its own."""
         return {name: value for name, value in vars(self).items() if name != "_stopped"}
 
     def __setstate__(self, state: dict[str, object]) -> None:
-        """Open again in another process."""
+        """Connect again in another process."""
         vars(self).update(state)
         self._stopped = threading.Event()
 
     def size(self, name: str) -> int | None:
-        """Bytes of a file; None where there is none."""
+        """Return the bytes of a file; None where there is none."""
         try:
             return self._persist(name, lambda: self._size(name))
         except RemoteNotFound:
             return None
 
     def sizes(self, folder: str = "") -> dict[str, int]:
-        """Bytes of every file below a folder, by name relative to the URL; {} where there is none."""
+        """Return the bytes of every file below a folder, by name relative to the URL; {} where there is none."""
         return self._persist(folder, lambda: self._sizes(folder))
 
     def read(self, name: str, *, most_bytes: int) -> bytes:
-        """A small file as a whole.
+        """Read a small file.
 
         Args:
-            name: of the file.
-            most_bytes: a longer one is an error before it is in memory.
+            name: Name of the file.
+            most_bytes: A longer one is an error before it is in memory.
 
         Raises:
             RemoteNotFound: there is none.
@@ -141,21 +186,32 @@ class Place(ABC):
         self.stream(name, sink, most_bytes=most_bytes)
         return bytes(sink.data)
 
-    def fetch(
-        self,
-        name: str,
-        to: Path,
-        *,
-        most_bytes: int,
-        progress: Callable[[int], None] = lambda count: None,
-    ) -> int:
-        """Copy a file into a local one, which is made or replaced; in pieces, so that memory is bounded.
+    def read_part(self, name: str, part: range) -> bytes:
+        """Read some bytes of a file; fewer where it ends before.
+
+        Raises:
+            RemoteNotFound: there is no such file.
+        """
+
+        def attempt() -> bytes:
+            found = bytearray()
+            for offset, piece in self._pieces(name, part.start, part.stop):
+                self._check_stopped()
+                found += piece[max(0, part.start - offset) :]
+                if len(found) >= len(part):
+                    break
+            return bytes(found[: len(part)])
+
+        return self._persist(name, attempt)
+
+    def fetch(self, name: str, to: Path, *, most_bytes: int, progress: Count = no_count) -> int:
+        """Copy a file into a local one, which is created or replaced; in pieces, so that memory is bounded.
 
         Args:
-            name: of the file.
-            to: a temporary name that belongs to the caller.
-            most_bytes: stop with an error when more arrive.
-            progress: called with the bytes of each piece, and with less than nothing for bytes that come again.
+            name: Name of the file.
+            to: A temporary file of the caller.
+            most_bytes: Stop with an error when more arrive.
+            progress: Called as bytes arrive.
 
         Returns:
             Bytes written.
@@ -173,15 +229,20 @@ class Place(ABC):
         sink: Sink,
         *,
         most_bytes: int,
-        progress: Callable[[int], None] = lambda count: None,
+        start: int = 0,
+        same_host: bool = False,
+        progress: Count = no_count,
     ) -> int:
-        """Pass a file on, piece by piece. After a cut it goes on with the byte that comes next, where the place can.
+        """Pass a file on, piece by piece. After a cut it resumes at the next byte, where the server can.
 
         Args:
-            name: of the file.
-            sink: gets the pieces.
-            most_bytes: stop with an error when more arrive.
-            progress: as for ``fetch``.
+            name: Name of the file.
+            sink: Gets the pieces.
+            most_bytes: Stop with an error when more arrive.
+            start: Bytes that the sink has already.
+            same_host: Refuse a redirect to another host: for a file without checksum, into which a hostile server could
+                put a file of this network.
+            progress: Called as bytes arrive.
 
         Returns:
             Bytes of the file.
@@ -189,29 +250,28 @@ class Place(ABC):
         Raises:
             RemoteNotFound: there is none.
         """
-        transfer = _Transfer(sink, progress, most_bytes, f"{self.url}/{name}")
+        transfer = _Transfer(sink, progress, most_bytes, f"{self.url}/{name}", start)
 
         def attempt() -> int:
-            for start, piece in self._pieces(name, transfer.bytes):
+            pace = _Pace(self.retry)
+            pieces = (
+                self._own_pieces(name) if same_host else self._pieces(name, transfer.bytes, None)
+            )
+            for offset, piece in pieces:
                 self._check_stopped()
-                transfer.take(start, piece)
+                transfer.take(offset, piece)
+                pace.check(len(piece))
             return transfer.bytes
 
         return self._persist(name, attempt, lambda: transfer.most)
 
-    def write(
-        self,
-        name: str,
-        data: bytes | Path,
-        *,
-        progress: Callable[[int], None] = lambda count: None,
-    ) -> None:
-        """Make or replace a file, as a whole or not at all where the place can promise that.
+    def write(self, name: str, data: bytes | Path, *, progress: Count = no_count) -> None:
+        """Create or replace a file, as a whole or not at all where the place can promise that.
 
         Args:
-            name: of the file.
-            data: its bytes, or a local file.
-            progress: as for ``fetch``.
+            name: Name of the file.
+            data: Its bytes, or a local file.
+            progress: Called as bytes are sent.
         """
         if not self.writes:
             raise RemoteError(f"{self.url}: can be read only. Push to a place that can be written.")
@@ -233,7 +293,7 @@ class Place(ABC):
             self._persist(name, attempt)
         except RemoteNotFound:
             raise RemoteError(
-                f"{self.url}: cannot be written: there is no such bucket or folder. Make it first, or check the URL."
+                f"{self.url}: no such bucket or folder. Create it first, or check the URL."
             ) from None
 
     def remove(self, names: Iterable[str]) -> None:
@@ -246,65 +306,76 @@ class Place(ABC):
             except RemoteNotFound:
                 continue
 
-    def finish(self) -> None:  # noqa: B027  # most places keep nothing back
-        """Make what was written so far visible, where the place keeps it back until then."""
+    def finish(self) -> None:  # noqa: B027  # most places publish each file at once
+        """Publish what was written so far, where the place holds it back until then."""
 
     def stop(self) -> None:
-        """Make every call, also one that waits, end with an error soon; for somebody who gives up."""
+        """Make every call, also one that waits, end with an error soon."""
         self._stopped.set()
 
     def _check_stopped(self) -> None:
         if self._stopped.is_set():
             raise RemoteError(f"{self.url}: stopped.")
 
+    @contextmanager
+    def _translated(self, name: str) -> Iterator[None]:
+        """Raise what the library's errors mean."""
+        try:
+            yield
+        except (FeatstoreError, Fault):
+            raise
+        except Exception as error:
+            meaning = self._meaning(error, f"{self.url}/{name}".rstrip("/"))
+            if meaning is None:
+                raise
+            raise meaning from error
+
     def _persist(
         self, name: str, attempt: Callable[[], T], reached: Callable[[], int] = lambda: 0
     ) -> T:
         """Make attempts until one succeeds; those that came further than any before do not count."""
-        pause_s, failed, furthest = self.retry.first_s, 0, 0
+        pause_s, failed, furthest = self.retry.first_s, 0, reached()
         while True:
             self._check_stopped()
             try:
-                return attempt()
+                with self._translated(name):
+                    return attempt()
             except Fault as fault:
-                if reached() > furthest:
-                    failed, furthest, pause_s = 0, reached(), self.retry.first_s
+                if reached() > furthest and not isinstance(fault, TooSlow):
+                    failed, pause_s = 0, self.retry.first_s
+                furthest = max(furthest, reached())
                 failed += 1
                 if failed >= self.retry.attempts:
                     where = f"{self.url}/{name}".rstrip("/")
                     raise RemoteError(
-                        f"{where}: failed {failed} times in a row, at last with: {fault}. Check the network and the "
-                        "server, then run the same again: what has arrived is kept."
+                        f"{where}: failed {failed} times in a row, the last time with: {fault}. Check the network and "
+                        "the server, then run the same command again: it resumes."
                     ) from fault.__cause__
             self._stopped.wait(pause_s * random.uniform(0.5, 1))
             pause_s = min(2 * pause_s, self.retry.most_s)
 
 
+def not_found(where: str) -> RemoteNotFound:
+    """Build the error for a file that is not there."""
+    return RemoteNotFound(f"{where}: no such file.")
+
+
 class FileSink:
     """Writes into a local file that is open for writing."""
 
-    def __init__(self, file: "_File") -> None:
+    def __init__(self, file: IO[bytes]) -> None:
         self._file = file
 
     def write(self, piece: bytes) -> None:
-        """See ``Sink``."""
-        self._file.write(piece)
+        """See ``Sink``; raises StoreWriteError where the disk refuses."""
+        with refused(Path(str(self._file.name)), len(piece)):
+            self._file.write(piece)
 
     def restart(self) -> None:
         """See ``Sink``."""
-        self._file.seek(0)
-        self._file.truncate()
-
-    def flush(self) -> None:
-        """Let others see what was written."""
-        self._file.flush()
-
-
-class _File(Protocol):
-    def write(self, data: bytes, /) -> int: ...
-    def seek(self, place: int, /) -> int: ...
-    def truncate(self) -> int: ...
-    def flush(self) -> None: ...
+        with refused(Path(str(self._file.name)), 0):
+            self._file.seek(0)
+            self._file.truncate()
 
 
 class _Memory:
@@ -322,24 +393,24 @@ class _Transfer:
     """How far a file has come, over several attempts."""
 
     def __init__(
-        self, sink: Sink, progress: Callable[[int], None], most_bytes: int, where: str
+        self, sink: Sink, progress: Count, most_bytes: int, where: str, start: int
     ) -> None:
-        self.bytes = self.most = 0
+        self.bytes = self.most = start
         self._sink, self._progress, self._most_bytes = sink, progress, most_bytes
         self._where = where
 
-    def take(self, start: int, piece: bytes) -> None:
-        """The next piece; ``start`` is 0 again where the place began anew."""
-        if start != self.bytes:
+    def take(self, offset: int, piece: bytes) -> None:
+        """Take the next piece; its offset is 0 again where the server began anew."""
+        if offset != self.bytes:
             self._sink.restart()
             self._progress(-self.bytes)
             self.bytes = 0
-            if start != 0:
-                raise Fault(f"the server sent bytes from {start:,} on, asked for others")
+            if offset != 0:
+                raise Fault(f"the server sent bytes from {offset:,} on, asked for others")
         if self.bytes + len(piece) > self._most_bytes:
             raise TooLong(
-                f"{self._where}: longer than the {self._most_bytes:,} bytes that it may have. Somebody changed it, or "
-                "what describes it is wrong; ask whoever published it."
+                f"{self._where}: longer than the {self._most_bytes:,} bytes that it may have. It was changed, or what "
+                "describes it is wrong; ask its publisher."
             )
         self._sink.write(piece)
         self._progress(len(piece))
@@ -347,9 +418,42 @@ class _Transfer:
         self.most = max(self.most, self.bytes)
 
 
-def file_pieces(path: Path, progress: Callable[[int], None]) -> Iterator[bytes]:
-    """A local file in pieces, for sending it."""
-    with path.open("rb") as file:
-        while piece := file.read(4 * PIECE_BYTES):
-            progress(len(piece))
-            yield piece
+class _Pace:
+    """Compares one attempt with the least rate, once in each time-out."""
+
+    def __init__(self, retry: Retry) -> None:
+        self._retry = retry
+        self._since, self._bytes = time.monotonic(), 0
+
+    def check(self, count: int) -> None:
+        """Count bytes that arrived.
+
+        Raises:
+            TooSlow: they are fewer than they must be.
+        """
+        self._bytes += count
+        seconds = time.monotonic() - self._since
+        if seconds >= self._retry.timeout_s:
+            if self._bytes < self._retry.least_rate * seconds:
+                raise TooSlow(
+                    f"only {self._bytes:,} bytes arrived in {seconds:.0f} s, fewer than {self._retry.least_rate:,.0f} "
+                    "a second"
+                )
+            self._since, self._bytes = time.monotonic(), 0
+
+
+def file_pieces(path: Path, progress: Count) -> Iterator[bytes]:
+    """Yield a local file in pieces, for sending it.
+
+    Raises:
+        StoreError: it cannot be read, or is a link.
+    """
+    try:
+        with os.fdopen(open_plain(path), "rb") as file:
+            while piece := file.read(4 * PIECE_BYTES):
+                progress(len(piece))
+                yield piece
+    except OSError as error:
+        raise StoreError(
+            f"{path}: cannot be read ({error.strerror or error}). Check the disk, then run the same command again."
+        ) from error

@@ -1,19 +1,33 @@
-"""Object stores (S3 and what speaks its language, Google Cloud) and web servers, through obstore."""
+"""Object stores (S3 and compatible servers, Google Cloud, Azure) and web servers, through obstore."""
 
 import atexit
+import base64
 import datetime
 import json
 import os
+import re
 import sys
 import threading
+import urllib.request
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
-from urllib.parse import urlsplit, urlunsplit
+from urllib.error import HTTPError
+from urllib.parse import quote, unquote, urlsplit, urlunsplit
 
-from featstore.errors import ConfigError, RemoteError, RemoteNotFound
+from featstore.errors import ConfigError, RemoteError, first_line
 from featstore.places.after_fork import Answer, Helper, run
-from featstore.places.base import PIECE_BYTES, AccessRefused, Fault, Place, Retry, file_pieces
+from featstore.places.base import (
+    PIECE_BYTES,
+    AccessRefused,
+    Count,
+    Fault,
+    NotFollowed,
+    Place,
+    Retry,
+    file_pieces,
+    not_found,
+)
 
 if TYPE_CHECKING:
     from obstore.store import ObjectStore
@@ -24,14 +38,29 @@ WHOLE_BYTES = 8 * 2**20
 MOST_PARTS = 9_000
 """S3 takes 10,000."""
 
-SCHEMES = ("s3", "s3a", "gs", "http", "https")
+WEB = ("http", "https")
+AZURE = ("az", "azure", "adl", "abfs", "abfss")
+SCHEMES = ("s3", "s3a", "gs", *AZURE, *WEB)
+
+CREDENTIALS = {
+    "gs": "GOOGLE_APPLICATION_CREDENTIALS",
+    **dict.fromkeys(AZURE, "AZURE_STORAGE_ACCOUNT_NAME and AZURE_STORAGE_ACCOUNT_KEY"),
+}
+"""Environment variables with the credentials, by scheme; for the others those of AWS."""
+
+METADATA_SERVICES = ("169.254.169.254", "169.254.170.2", "metadata.google.internal")
+"""Hosts that obstore asks for credentials when it was given none; only machines of a cloud have them."""
+
+REGION = ("PermanentRedirect", "AuthorizationHeaderMalformed", "IllegalLocationConstraintException")
+"""Error codes of a bucket in another region."""
 
 
 class ObjectPlace(Place):
     """Files below a prefix of a bucket, or below the URL of a web server, which can be read only.
 
     Options are those of obstore (``endpoint``, ``region``, ``skip_signature``, ...); what is not given is taken from
-    the usual environment variables (``AWS_*``, ``GOOGLE_*``), for S3 also from boto3's profiles where boto3 is there.
+    the usual environment variables (``AWS_*``, ``GOOGLE_*``, ``AZURE_*``), for S3 also from boto3's profiles where
+    boto3 is installed.
     """
 
     def __init__(self, url: str, retry: Retry, options: Mapping[str, str]) -> None:
@@ -46,7 +75,8 @@ class ObjectPlace(Place):
             raise ConfigError(
                 f"{self.url}: the URL of a store is that of a folder; it has no ? or # part."
             )
-        self.lists = self.writes = parts.scheme not in ("http", "https")
+        self.scheme = parts.scheme.lower()
+        self.lists = self.writes = self.scheme not in WEB
         self._url = url.rstrip("/")
         self._options = dict(options)
         self._store: ObjectStore | None = None
@@ -65,65 +95,86 @@ class ObjectPlace(Place):
     def _size(self, name: str) -> int:
         if _state.forked:
             return int(self._pass_on("size", name))
-        with self._asking(name):
-            return int(self._connect().head(name)["size"])
+        return int(self._connect().head(name)["size"])
 
     def _sizes(self, folder: str) -> dict[str, int]:
         if _state.forked:
             return dict(self._pass_on("sizes", folder))
-        with self._asking(folder):
-            batches = self._connect().list(folder or None, chunk_size=1000)
-            return {item["path"]: int(item["size"]) for batch in batches for item in batch}
+        batches = self._connect().list(folder or None, chunk_size=1000)
+        return {item["path"]: int(item["size"]) for batch in batches for item in batch}
 
-    def _pieces(self, name: str, start: int) -> Iterator[tuple[int, bytes]]:
+    def _pieces(self, name: str, start: int, stop: int | None) -> Iterator[tuple[int, bytes]]:
         if _state.forked:
-            request = self._request("pieces", name, start=start)
-            for answer, piece in helper().parts(request):
+            for answer, piece in helper().parts(
+                self._request("pieces", name, start=start, stop=stop)
+            ):
                 if "start" in answer:
                     yield answer["start"], piece
             return
         import obstore.exceptions as errors
 
-        with self._asking(name):
-            store = self._connect()
-            if start:
-                try:
-                    found = store.get(name, options={"range": {"offset": start}})
-                    start = found.range[0]
-                except (errors.NotSupportedError, errors.GenericError) as error:
-                    # No ranges here, or none after the last byte: from the beginning, then.
-                    if _passing(error) and "416" not in str(error):
-                        raise
-                    start = 0
-            if not start:
-                found = store.get(name)
-            for piece in found.stream(min_chunk_size=PIECE_BYTES):
-                yield start, bytes(piece)
-                start += len(piece)
+        store, found = self._connect(), None
+        if start or stop is not None:
+            try:
+                found = store.get(
+                    name, options={"range": {"offset": start} if stop is None else (start, stop)}
+                )
+                start = found.range[0]
+            except (errors.NotSupportedError, errors.GenericError) as error:
+                if isinstance(self._meaning(error, name), Fault):
+                    raise
+                # No ranges here, or none after the last byte: from the beginning, then.
+        if found is None:
+            start, found = 0, store.get(name)
+        # As they arrive, so that a server that sends a byte a minute is noticed; not slower than larger pieces.
+        for piece in found.stream(min_chunk_size=1):
+            yield start, bytes(piece)
+            start += len(piece)
 
-    def _write(self, name: str, data: bytes | Path, progress: Callable[[int], None]) -> None:
+    def _own_pieces(self, name: str) -> Iterator[tuple[int, bytes]]:
+        if self.scheme not in WEB:
+            yield from self._pieces(name, 0, None)
+            return
+        # obstore cannot be told not to follow redirects.
+        parts = urlsplit(self._url)
+        request = urllib.request.Request(f"{without_secrets(self._url)}/{quote(name)}")
+        if parts.username is not None:
+            user = f"{unquote(parts.username)}:{unquote(parts.password or '')}".encode()
+            request.add_header("Authorization", f"Basic {base64.b64encode(user).decode()}")
+        opener, start = urllib.request.build_opener(_SameHost), 0
+        try:
+            with opener.open(request, timeout=self.retry.timeout_s) as answer:
+                while piece := answer.read1(PIECE_BYTES):
+                    yield start, piece
+                    start += len(piece)
+                if start < int(answer.headers.get("Content-Length") or 0):
+                    raise Fault(f"the connection ended after {start:,} bytes")
+        except HTTPError as error:
+            error.close()
+            raise
+
+    def _write(self, name: str, data: bytes | Path, progress: Count) -> None:
         if _state.forked:
             path, content = ("", data) if isinstance(data, bytes) else (str(data.absolute()), b"")
             request = self._request("write", name, path=path)
             helper().ask(request, content, lambda answer: progress(answer["moved"]))
             return
         size = len(data) if isinstance(data, bytes) else data.stat().st_size
-        with self._asking(name):
-            store = self._connect()
-            if isinstance(data, bytes) or size <= WHOLE_BYTES:
-                content = data if isinstance(data, bytes) else data.read_bytes()
-                store.put(name, content, use_multipart=False)
-                progress(size)
-            else:
-                part = max(WHOLE_BYTES, -(-size // MOST_PARTS))
-                # One part at a time of each file: several files travel at once, and memory stays small.
-                store.put(name, file_pieces(data, progress), chunk_size=part, max_concurrency=1)
+        store = self._connect()
+        if isinstance(data, bytes) or size <= WHOLE_BYTES:
+            sent: list[int] = []
+            content = data if isinstance(data, bytes) else b"".join(file_pieces(data, sent.append))
+            store.put(name, content, use_multipart=False)
+            progress(size)
+        else:
+            part = max(WHOLE_BYTES, -(-size // MOST_PARTS))
+            # One part at a time of each file: several files travel at once, and memory stays small.
+            store.put(name, file_pieces(data, progress), chunk_size=part, max_concurrency=1)
 
     def _remove(self, name: str) -> None:
         if _state.forked:
             self._pass_on("remove", name)
-            return
-        with self._asking(name):
+        else:
             self._connect().delete(name)
 
     def _request(self, call: str, name: str, **more: Any) -> dict[str, Any]:
@@ -140,33 +191,109 @@ class ObjectPlace(Place):
         return helper().ask(self._request(call, name))
 
     def serve(self, request: Answer, data: bytes, say: Callable[[Answer, bytes], None]) -> Any:
-        """Do for a forked process what it asks for; one attempt."""
+        """Make one attempt for a forked process."""
         name = request["name"]
-        match request["call"]:
-            case "size":
-                return self._size(name)
-            case "sizes":
-                return self._sizes(name)
-            case "remove":
-                return self._remove(name)
-            case "pieces":
-                for start, piece in self._pieces(name, request["start"]):
-                    say({"start": start}, piece)
-            case "write":
-                content = Path(request["path"]) if request["path"] else data
-                self._write(name, content, lambda count: say({"moved": count}, b""))
+        with self._translated(name):
+            match request["call"]:
+                case "size":
+                    return self._size(name)
+                case "sizes":
+                    return self._sizes(name)
+                case "remove":
+                    return self._remove(name)
+                case "pieces":
+                    for start, piece in self._pieces(name, request["start"], request["stop"]):
+                        say({"start": start}, piece)
+                case "write":
+                    content = Path(request["path"]) if request["path"] else data
+                    self._write(name, content, lambda count: say({"moved": count}, b""))
         return None
 
-    def _asking(self, name: str) -> "_Asking":
-        return _Asking(f"{self.url}/{name}".rstrip("/"))
+    def _meaning(self, error: Exception, where: str) -> Exception | None:
+        import obstore.exceptions as errors
+
+        text = _plain(error)
+        if "NoSuchBucket" in text or "BucketNotFound" in text or "ContainerNotFound" in text:
+            return RemoteError(
+                f"{self.url}: no such bucket. Create it first, or check the URL and --option endpoint=... ({text})"
+            )
+        if isinstance(error, HTTPError):
+            if error.code in (404, 410):
+                return not_found(where)
+            if error.code in (401, 403):
+                return AccessRefused(f"{where}: access refused ({text}).")
+            if error.code in range(300, 400):
+                return NotFollowed(f"{where}: {text}.")
+            return Fault(text)
+        if isinstance(error, FileNotFoundError):
+            return not_found(where)
+        if any(host in str(error) for host in METADATA_SERVICES):
+            return AccessRefused(
+                f"{where}: no credentials were found. Set {self._credentials()}, or --option skip_signature=true for a "
+                "public bucket."
+            )
+        if "without LOCATION" in text or any(code in text for code in REGION):
+            return RemoteError(
+                f"{where}: the bucket is in another region than was asked. Set AWS_REGION, or --option "
+                f"region=... ({text})"
+            )
+        if isinstance(error, errors.PermissionDeniedError | errors.UnauthenticatedError):
+            return AccessRefused(
+                f"{where}: access refused ({text}). Check the credentials ({self._credentials()}), or --option "
+                "skip_signature=true for a public bucket."
+            )
+        if isinstance(error, errors.BaseError):
+            passing = isinstance(error, errors.GenericError) and not _refused_for_good(error)
+            return Fault(text) if passing else RemoteError(f"{where}: {text}.")
+        if isinstance(error, OSError):  # of urllib; a time-out and a lost connection are such
+            return Fault(text)
+        return None
+
+    def _credentials(self) -> str:
+        return CREDENTIALS.get(self.scheme, "AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY")
+
+
+class _SameHost(urllib.request.HTTPRedirectHandler):
+    """Follows redirects, but not to other hosts."""
+
+    def redirect_request(
+        self, req: urllib.request.Request, fp: Any, code: int, msg: str, headers: Any, newurl: str
+    ) -> urllib.request.Request | None:
+        if urlsplit(newurl).netloc != urlsplit(req.full_url).netloc:
+            fp.close()
+            raise HTTPError(
+                req.full_url,
+                code,
+                f"redirects to another host, {without_secrets(newurl)}, which is not followed for a file without "
+                "checksum",
+                headers,
+                fp,
+            )
+        return super().redirect_request(req, fp, code, msg, headers, newurl)
+
+
+def _plain(error: object) -> str:
+    """Return the first line of an error; code and message of an answer in XML instead of the XML."""
+    text = str(error)
+    found = [re.search(f"<{tag}>([^<]*)</{tag}>", text) for tag in ("Code", "Message")]
+    if any(found):
+        return ": ".join(item[1][:300] for item in found if item)
+    line = first_line(text.split("<", 1)[0]).rstrip(": ")
+    return re.sub(r"^(?:Generic \w+ error|Object at location .* not found): ", "", line)
+
+
+def _refused_for_good(error: Exception) -> bool:
+    """Whether a request that failed with a status will fail again: 400 to 499, but for time-outs and rate limits."""
+    status = re.search(r"status code: (\d+)", str(error))
+    return status is not None and 400 <= int(status[1]) < 500 and int(status[1]) not in (408, 429)
 
 
 class _State:
-    """Of this process.
+    """Whether this process may use obstore.
 
     Attributes:
-        forked: obstore cannot be used here, because a parent may have used it.
-        helper: the process that is asked instead.
+        forked: it may not, because a parent may have used it.
+        helper: the process that makes the requests instead.
     """
 
     def __init__(self) -> None:
@@ -188,7 +315,7 @@ os.register_at_fork(after_in_child=_note_fork)
 
 
 def helper() -> Helper:
-    """The helper of this process, started when it is needed first."""
+    """Return the helper of this process, started when it is needed first."""
     with _state.lock:
         if _state.helper is None or _state.helper.ended():
             _state.helper = Helper("featstore.places.buckets:help_others")
@@ -197,7 +324,7 @@ def helper() -> Helper:
 
 
 def help_others() -> None:
-    """What a helper does, see ``featstore.places.after_fork``."""
+    """Run as a helper process, see ``featstore.places.after_fork``."""
     places: dict[str, ObjectPlace] = {}
 
     def serve(request: Answer, data: bytes, say: Callable[[Answer, bytes], None]) -> Any:
@@ -211,50 +338,8 @@ def help_others() -> None:
     run(serve)
 
 
-class _Asking:
-    """Says what obstore's errors mean in the words of places."""
-
-    def __init__(self, where: str) -> None:
-        self._where = where
-
-    def __enter__(self) -> None:
-        pass
-
-    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
-        import obstore.exceptions as errors
-
-        if isinstance(error, FileNotFoundError):
-            raise RemoteNotFound(f"{self._where}: no such file.") from None
-        if isinstance(error, errors.PermissionDeniedError | errors.UnauthenticatedError):
-            raise AccessRefused(
-                f"{self._where}: access refused ({_first_line(error)}). Check the credentials (environment variables "
-                "AWS_* or GOOGLE_*), or --option skip_signature=true for a public bucket."
-            ) from None
-        if isinstance(error, errors.BaseError):
-            if _passing(error):
-                raise Fault(_first_line(error)) from error
-            raise RemoteError(f"{self._where}: {_first_line(error)}.") from None
-        if isinstance(error, TimeoutError | ConnectionError):
-            raise Fault(str(error)) from error
-
-
-def _passing(error: BaseException) -> bool:
-    """Whether a request that failed may succeed when it is made again."""
-    import obstore.exceptions as errors
-
-    if not isinstance(error, errors.GenericError):
-        return False
-    text = str(error)
-    refusals = ("status code: 400", "status code: 405", "status code: 411", "status code: 416")
-    return not any(refusal in text for refusal in refusals)
-
-
-def _first_line(error: BaseException) -> str:
-    return str(error).split("\n", 1)[0].rstrip(". ")[:400]
-
-
 def without_secrets(url: str) -> str:
-    """A URL without the name and password that may stand before its host, and without the slash at its end."""
+    """Return a URL without the user and password before its host, and without the slash at its end."""
     parts = urlsplit(url)
     if parts.username is None and parts.password is None:
         return url.rstrip("/")
@@ -266,13 +351,13 @@ def without_secrets(url: str) -> str:
 def _open(url: str, retry: Retry, options: Mapping[str, str]) -> "ObjectStore":
     try:
         import obstore.exceptions as errors
-        from obstore.store import GCSStore, HTTPStore, S3Store
+        from obstore.store import AzureStore, GCSStore, HTTPStore, S3Store
     except ImportError:
         raise ConfigError(
             f"{without_secrets(url)}: needs obstore. Install it with: pip install 'featstore-distill[remote]'"
         ) from None
     scheme = urlsplit(url).scheme
-    # Trying again is done in one place, ours, which also knows where to go on.
+    # Requests are repeated in one place, ``Place``, which also knows at which byte to resume.
     patience = datetime.timedelta(seconds=retry.timeout_s)
     common: dict[str, Any] = {
         "retry_config": {"max_retries": 0},
@@ -284,20 +369,22 @@ def _open(url: str, retry: Retry, options: Mapping[str, str]) -> "ObjectStore":
         },
     }
     try:
-        if scheme in ("http", "https"):
+        if scheme in WEB:
             if options:
                 raise ConfigError(f"{without_secrets(url)}: takes no options, given {[*options]}.")
             return HTTPStore.from_url(url, **common)
         if scheme == "gs":
             return GCSStore.from_url(url, config=dict(options), **common)  # type: ignore[arg-type]
+        if scheme in AZURE:
+            return AzureStore.from_url(url, config=dict(options), **common)  # type: ignore[arg-type]
         bucket = "s3://" + url.partition("://")[2]
         return S3Store.from_url(bucket, **_s3_settings(options), **common)
     except errors.BaseError as error:
-        raise ConfigError(f"{without_secrets(url)}: {_first_line(error)}.") from None
+        raise ConfigError(f"{without_secrets(url)}: {first_line(error)}.") from None
 
 
 def _s3_settings(options: Mapping[str, str]) -> dict[str, Any]:
-    """Credentials and region: from options, the environment, then boto3's profiles; obstore reads the first two."""
+    """Find credentials and region: options, the environment, then boto3's profiles; obstore reads the first two."""
     config = dict(options)
     given = {key.removeprefix("aws_").lower() for key in config}
     endpoint = os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL")

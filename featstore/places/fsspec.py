@@ -1,27 +1,36 @@
-"""Everything that fsspec knows a file system for, SFTP first of all, as a place."""
+"""File systems that fsspec supports, SFTP above all, as a place."""
 
 import os
 import posixpath
 import threading
 import uuid
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 from urllib.parse import unquote, urlsplit
 
-from featstore.errors import ConfigError, RemoteError, RemoteNotFound
+from featstore.errors import ConfigError, RemoteError
 from featstore.files.atomic import TEMPORARY_PREFIX
-from featstore.places.base import PIECE_BYTES, AccessRefused, Fault, Place, Retry
+from featstore.places.base import (
+    PIECE_BYTES,
+    AccessRefused,
+    Count,
+    Fault,
+    Place,
+    Retry,
+    not_found,
+)
 from featstore.places.buckets import without_secrets
 
 SSH = ("sftp", "ssh")
 
-WHOLE = ("abfs", "abfss", "az", "adl", "memory", "oci", "oss", "tos")
-"""File systems where a file is there as a whole or not at all; elsewhere it is written aside and renamed."""
+WHOLE = ("memory", "oci", "oss", "tos")
+"""File systems that publish a file as a whole or not at all; elsewhere it is written under a temporary name."""
 
 
 class FilePlace(Place):
-    """Files below a folder of a file system that fsspec knows.
+    """Files below a folder of a file system that fsspec supports.
 
     Options go to that file system: for sftp and ssh they are those of asyncssh (``client_keys``, ``known_hosts``, ...),
     which also reads ~/.ssh/config and, unlike the library that fsspec uses by default, checks the key of the host.
@@ -31,7 +40,7 @@ class FilePlace(Place):
         """See the class.
 
         Raises:
-            ConfigError: a package is missing, or nobody knows the scheme.
+            ConfigError: a package is missing, or no file system has this scheme.
         """
         super().__init__(without_secrets(url), retry)
         self.scheme = urlsplit(url).scheme
@@ -58,7 +67,7 @@ class FilePlace(Place):
         self._thread = threading.local()
 
     def _connect(self) -> Any:
-        """The file system; a forked child and a lost connection get a new one."""
+        """Return the file system; a forked child and a lost connection get a new one."""
         with self._lock:
             if self._system is None or self._owner != os.getpid():
                 self._system, self._root = _open(self._url, self.scheme, self.retry, self._options)
@@ -71,52 +80,48 @@ class FilePlace(Place):
         return posixpath.join(self._root, name) if name else self._root
 
     def _size(self, name: str) -> int:
-        with self._asking(name):
-            system = self._connect()
-            found = system.info(self._path(name))
-            if found["type"] == "directory":
-                raise FileNotFoundError(name)
-            return int(found["size"])
+        found = self._connect().info(self._path(name))
+        if found["type"] == "directory":
+            raise FileNotFoundError(name)
+        return int(found["size"])
 
     def _sizes(self, folder: str) -> dict[str, int]:
-        with self._asking(folder):
-            system = self._connect()
-            try:
-                found = system.find(self._path(folder), detail=True)
-            except FileNotFoundError:
-                return {}
-            root = self._root.rstrip("/") + "/"
-            return {
-                path.removeprefix(root): int(info["size"] or 0)
-                for path, info in found.items()
-                if path.startswith(root)
-            }
+        system = self._connect()
+        try:
+            found = system.find(self._path(folder), detail=True)
+        except FileNotFoundError:
+            return {}
+        root = self._root.rstrip("/") + "/"
+        return {
+            path.removeprefix(root): int(info["size"] or 0)
+            for path, info in found.items()
+            if path.startswith(root)
+        }
 
-    def _pieces(self, name: str, start: int) -> Iterator[tuple[int, bytes]]:
-        with self._asking(name):
-            system = self._connect()
-            with system.open(self._path(name), "rb") as file:
-                if start:
-                    file.seek(start)
-                while piece := file.read(PIECE_BYTES):
-                    yield start, piece
-                    start += len(piece)
+    def _pieces(self, name: str, start: int, stop: int | None) -> Iterator[tuple[int, bytes]]:
+        most = PIECE_BYTES if stop is None else min(PIECE_BYTES, stop - start)
+        with self._connect().open(self._path(name), "rb") as file:
+            if start:
+                file.seek(start)
+            while piece := file.read(most):
+                yield start, piece
+                start += len(piece)
 
-    def _write(self, name: str, data: bytes | Path, progress: Callable[[int], None]) -> None:
-        with self._asking(name):
-            system = self._connect()
-            path = self._path(name)
-            if self.scheme in WHOLE:
-                _send(system, path, data, progress)
-                return
-            self._make_folder(system, posixpath.dirname(path))
-            aside = self._path(f"{TEMPORARY_PREFIX}{uuid.uuid4().hex}")
-            try:
-                _send(system, aside, data, progress)
-                system.mv(aside, path)
-            except BaseException:
-                _remove_quietly(system, aside)
-                raise
+    def _write(self, name: str, data: bytes | Path, progress: Count) -> None:
+        system = self._connect()
+        path = self._path(name)
+        if self.scheme in WHOLE:
+            _send(system, path, data, progress)
+            return
+        self._make_folder(system, posixpath.dirname(path))
+        aside = self._path(f"{TEMPORARY_PREFIX}{uuid.uuid4().hex}")
+        try:
+            _send(system, aside, data, progress)
+            system.mv(aside, path)
+        except BaseException:
+            with suppress(Exception):  # the first error is the one that matters
+                system.rm_file(aside)
+            raise
 
     def _make_folder(self, system: Any, folder: str) -> None:
         with self._lock:
@@ -127,55 +132,36 @@ class FilePlace(Place):
             self._made.add(folder)
 
     def _remove(self, name: str) -> None:
-        with self._asking(name):
-            self._connect().rm_file(self._path(name))
+        self._connect().rm_file(self._path(name))
 
-    def _asking(self, name: str) -> "_Asking":
-        return _Asking(self, f"{self.url}/{name}".rstrip("/"))
+    def _meaning(self, error: Exception, where: str) -> Exception | None:
+        kind = type(error).__name__
+        if isinstance(error, FileNotFoundError):
+            return not_found(where)
+        if isinstance(error, PermissionError) or kind in ("PermissionDenied", "KeyExchangeFailed"):
+            return AccessRefused(
+                f"{where}: access refused ({error}). Check user and keys, and the permissions there."
+            )
+        if kind == "HostKeyNotVerifiable":
+            return RemoteError(
+                f"{where}: {error}. Connect once with ssh to accept the key of the host, or name a file that has it: "
+                "--option known_hosts=FILE."
+            )
+        if isinstance(error, TypeError | AttributeError | NotImplementedError):
+            return RemoteError(
+                f"{where}: this file system cannot do that ({error}). Check the options."
+            )
+        self._disconnect()
+        return Fault(f"{kind}: {error}".rstrip(": "))
 
-    def disconnect(self) -> None:
+    def _disconnect(self) -> None:
         """Let the next attempt connect again, unless another thread has done so since this one got its connection."""
         with self._lock:
             if self._system is getattr(self._thread, "system", None):
                 self._system = None
 
 
-class _Asking:
-    """Says what a file system's errors mean in the words of places."""
-
-    def __init__(self, place: FilePlace, where: str) -> None:
-        self._place = place
-        self._where = where
-
-    def __enter__(self) -> None:
-        pass
-
-    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
-        if error is None or not isinstance(error, Exception):
-            return
-        if isinstance(error, RemoteError | ConfigError | Fault | GeneratorExit):
-            return
-        name = type(error).__name__
-        if isinstance(error, FileNotFoundError):
-            raise RemoteNotFound(f"{self._where}: no such file.") from None
-        if isinstance(error, PermissionError) or name in ("PermissionDenied", "KeyExchangeFailed"):
-            raise AccessRefused(
-                f"{self._where}: access refused ({error}). Check user and keys, and who may write there."
-            ) from None
-        if name == "HostKeyNotVerifiable":
-            raise RemoteError(
-                f"{self._where}: {error}. Connect once with ssh to accept the key of the host, or name a file that has "
-                "it: --option known_hosts=FILE."
-            ) from None
-        if isinstance(error, TypeError | AttributeError | NotImplementedError):
-            raise RemoteError(
-                f"{self._where}: this file system cannot do that ({error}). Check the options."
-            ) from error
-        self._place.disconnect()
-        raise Fault(f"{name}: {error}".rstrip(": ")) from error
-
-
-def _send(system: Any, path: str, data: bytes | Path, progress: Callable[[int], None]) -> None:
+def _send(system: Any, path: str, data: bytes | Path, progress: Count) -> None:
     if isinstance(data, bytes):
         system.pipe_file(path, data)
         progress(len(data))
@@ -183,7 +169,7 @@ def _send(system: Any, path: str, data: bytes | Path, progress: Callable[[int], 
     system.put_file(str(data), path, callback=_counter(progress))
 
 
-def _counter(progress: Callable[[int], None]) -> Any:
+def _counter(progress: Count) -> Any:
     from fsspec.callbacks import Callback
 
     class Counter(Callback):  # type: ignore[misc]  # no type information
@@ -197,13 +183,6 @@ def _counter(progress: Callable[[int], None]) -> Any:
             self.told = self.value
 
     return Counter()
-
-
-def _remove_quietly(system: Any, path: str) -> None:
-    try:
-        system.rm_file(path)
-    except Exception:  # the first error is the one that matters
-        return
 
 
 def _import(scheme: str, url: str) -> Any:
@@ -222,8 +201,8 @@ def _import(scheme: str, url: str) -> Any:
         ) from None
     except ValueError:
         raise ConfigError(
-            f"{url}: no file system is called {scheme!r}. Known are s3, gs, http(s), sftp, ssh, hf, file, and what "
-            "fsspec knows."
+            f"{url}: no file system is called {scheme!r}. Use s3, gs, az, http(s), sftp, ssh, hf, file, or another one "
+            "that fsspec supports."
         ) from None
 
 

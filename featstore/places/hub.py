@@ -1,20 +1,27 @@
 """A data set repository of the Hugging Face hub, or a folder of one, as a place.
 
-What is written is sent to the hub at once, but belongs to no revision until it is committed: in groups, so that a
-commit stays small, and the last group when ``finish`` is called. The hub compares each file that it gets with its
-SHA-256.
+Files are uploaded at once, but belong to no revision until they are committed: in groups, so that a commit stays small,
+and the last group when ``finish`` is called. The hub compares each upload with its SHA-256.
 """
 
 import os
 import re
 import threading
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 from urllib.parse import unquote
 
-from featstore.errors import ConfigError, RemoteError, RemoteNotFound
-from featstore.places.base import PIECE_BYTES, AccessRefused, Fault, Place, Retry
+from featstore.errors import ConfigError, RemoteError, RemoteNotFound, first_line
+from featstore.places.base import (
+    PIECE_BYTES,
+    AccessRefused,
+    Count,
+    Fault,
+    Place,
+    Retry,
+    not_found,
+)
 
 COMMIT_FILES = 1000
 """Files of one commit; the hub refuses much larger ones."""
@@ -23,10 +30,10 @@ _URL = re.compile(r"hf://datasets/([^/@]+/[^/@]+)(?:@([^/]+))?(?:/(.*))?")
 
 
 class HubPlace(Place):
-    """Files of a data set repository; it is made when something is written, and read at one revision.
+    """Files of a data set repository; it is created at the first write, and read at one revision.
 
     Options: ``endpoint`` (else HF_ENDPOINT, else huggingface.co), ``token`` (else HF_TOKEN, else the one of ``hf auth
-    login``), ``private=true`` for a repository that is made.
+    login``), ``private=true`` for a repository that is created.
     """
 
     checks = True
@@ -78,7 +85,7 @@ class HubPlace(Place):
         return "/".join(part for part in (self._folder, name) if part)
 
     def _at(self) -> str:
-        """The commit that is read: the same for all files, whatever is pushed meanwhile."""
+        """Return the commit that is read: the same for all files, whatever is pushed meanwhile."""
         with self._lock:
             if not self._pinned:
                 info = self._api().repo_info(
@@ -88,20 +95,19 @@ class HubPlace(Place):
             return self._pinned
 
     def _size(self, name: str) -> int:
-        with self._asking(name):
-            path = self._path(name)
-            found = self._api().get_paths_info(
-                self._repo, [path], repo_type="dataset", revision=self._at()
-            )
-            sizes = [item.size for item in found if item.path == path and hasattr(item, "size")]
-            if not sizes:
-                raise RemoteNotFound(f"{self.url}/{name}: no such file.")
-            return int(sizes[0])
+        path = self._path(name)
+        found = self._api().get_paths_info(
+            self._repo, [path], repo_type="dataset", revision=self._at()
+        )
+        sizes = [item.size for item in found if item.path == path and hasattr(item, "size")]
+        if not sizes:
+            raise not_found(f"{self.url}/{name}")
+        return int(sizes[0])
 
     def _sizes(self, folder: str) -> dict[str, int]:
         prefix = f"{self._folder}/" if self._folder else ""
         try:
-            with self._asking(folder):
+            with self._translated(folder):
                 found = self._api().list_repo_tree(
                     self._repo,
                     self._path(folder) or None,
@@ -117,50 +123,50 @@ class HubPlace(Place):
         except RemoteNotFound:
             return {}
 
-    def _pieces(self, name: str, start: int) -> Iterator[tuple[int, bytes]]:
-        with self._asking(name):
-            api = self._api()
-            hub = _import(self.url)
-            system = hub.HfFileSystem(
-                endpoint=api.endpoint, token=api.token, skip_instance_cache=True
-            )
-            path = f"datasets/{self._repo}@{self._at()}/{self._path(name)}"
-            # Block size 0 is one request for the whole file; it cannot begin in the middle.
-            with system.open(path, "rb", block_size=4 * PIECE_BYTES if start else 0) as file:
-                if start:
-                    file.seek(start)
-                while piece := file.read(PIECE_BYTES):
-                    yield start, piece
-                    start += len(piece)
+    def _pieces(self, name: str, start: int, stop: int | None) -> Iterator[tuple[int, bytes]]:
+        api = self._api()
+        system = _import(self.url).HfFileSystem(
+            endpoint=api.endpoint, token=api.token, skip_instance_cache=True
+        )
+        path = f"datasets/{self._repo}@{self._at()}/{self._path(name)}"
+        # Block size 0 is one request for the whole file; it cannot begin in the middle. Small reads cost nothing there,
+        # and notice a server that sends a byte a minute.
+        block = min(4 * PIECE_BYTES, stop - start) if stop else 4 * PIECE_BYTES if start else 0
+        with system.open(path, "rb", block_size=block) as file:
+            if start:
+                file.seek(start)
+            while piece := file.read(min(PIECE_BYTES, block) or 2**16):
+                yield start, piece
+                start += len(piece)
 
-    def _write(self, name: str, data: bytes | Path, progress: Callable[[int], None]) -> None:
+    def _write(self, name: str, data: bytes | Path, progress: Count) -> None:
         hub = _import(self.url)
         size = len(data) if isinstance(data, bytes) else data.stat().st_size
-        with self._asking(name):
-            self._make()
-            addition = hub.CommitOperationAdd(self._path(name), data)
-            self._api().preupload_lfs_files(
-                self._repo, [addition], repo_type="dataset", revision=self._revision
-            )
-            with self._lock:
-                self._pending[name] = addition
-                if len(self._pending) >= COMMIT_FILES:
-                    self._commit()
+        self._make()
+        addition = hub.CommitOperationAdd(self._path(name), data)
+        self._api().preupload_lfs_files(
+            self._repo, [addition], repo_type="dataset", revision=self._revision
+        )
+        with self._lock:
+            self._pending[name] = addition
+            if len(self._pending) >= COMMIT_FILES:
+                self._commit()
         progress(size)
 
     def _remove(self, name: str) -> None:
         with self._lock:
             self._pending.pop(name, None)
         self._size(name)
-        with self._asking(name), self._lock:
+        with self._lock:
             self._pending[name] = _import(self.url).CommitOperationDelete(self._path(name))
-            self._commit()
+            if len(self._pending) >= COMMIT_FILES:
+                self._commit()
 
     def finish(self) -> None:
         """See ``Place``."""
 
         def attempt() -> None:
-            with self._asking(""), self._lock:
+            with self._lock:
                 self._commit()
 
         self._persist("", attempt)
@@ -187,22 +193,7 @@ class HubPlace(Place):
         self._pending = {}
         self._pinned = ""
 
-    def _asking(self, name: str) -> "_Asking":
-        return _Asking(f"{self.url}/{name}".rstrip("/"))
-
-
-class _Asking:
-    """Says what the hub's errors mean in the words of places."""
-
-    def __init__(self, where: str) -> None:
-        self._where = where
-
-    def __enter__(self) -> None:
-        pass
-
-    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
-        if error is None or not isinstance(error, Exception) or isinstance(error, RemoteError):
-            return
+    def _meaning(self, error: Exception, where: str) -> Exception | None:
         from huggingface_hub.errors import (
             EntryNotFoundError,
             HfHubHTTPError,
@@ -212,22 +203,18 @@ class _Asking:
 
         missing = (EntryNotFoundError, RepositoryNotFoundError, RevisionNotFoundError)
         if isinstance(error, (*missing, FileNotFoundError)):
-            raise RemoteNotFound(f"{self._where}: no such file, repository or revision.") from None
+            return RemoteNotFound(f"{where}: no such file, repository or revision.")
         status = getattr(getattr(error, "response", None), "status_code", None)
         if isinstance(error, HfHubHTTPError) and status in (401, 403):
-            raise AccessRefused(
-                f"{self._where}: access refused ({_first_line(error)}). Log in with `hf auth login`, or set HF_TOKEN."
-            ) from None
+            return AccessRefused(
+                f"{where}: access refused ({first_line(error)}). Log in with `hf auth login`, or set HF_TOKEN."
+            )
         if isinstance(error, ValueError) or (
             status and 400 <= status < 500 and status not in (408, 409, 412, 429)
         ):
-            raise RemoteError(f"{self._where}: {_first_line(error)}.") from None
-        cause = f" ({_first_line(error.__cause__)})" if error.__cause__ is not None else ""
-        raise Fault(f"{type(error).__name__}: {_first_line(error)}{cause}") from error
-
-
-def _first_line(error: BaseException) -> str:
-    return str(error).strip().split("\n", 1)[0].rstrip(". ")[:400]
+            return RemoteError(f"{where}: {first_line(error)}.")
+        cause = f" ({first_line(error.__cause__)})" if error.__cause__ is not None else ""
+        return Fault(f"{type(error).__name__}: {first_line(error)}{cause}")
 
 
 def _import(url: str) -> Any:

@@ -1,4 +1,4 @@
-"""From a URL to the place that it names."""
+"""Open the place that a URL names."""
 
 import re
 from collections.abc import Mapping
@@ -26,12 +26,13 @@ def open_place(
     retry: Retry = Retry(),  # noqa: B008
     options: Mapping[str, str] | None = None,
 ) -> Place:
-    """The place below a URL; nothing is asked of the server yet.
+    """Open the place below a URL; no request is made yet.
 
     Args:
-        url: folder of a store: a path, file://, s3://bucket/prefix, gs://bucket/prefix, http(s)://, sftp:// or
-            ssh://user@host/path, hf://datasets/org/name[@revision][/path], or another scheme that fsspec knows.
-        retry: how often a failed request is made again.
+        url: folder of a store: a path, file://, s3://bucket/prefix, gs://bucket/prefix, az://container/prefix,
+            http(s)://, sftp:// or ssh://user@host/path, hf://datasets/org/name[@revision][/path], or another scheme
+            that fsspec supports.
+        retry: how failed requests are repeated.
         options: of the client, see ``ObjectPlace``, ``FilePlace`` and ``HubPlace``.
 
     Raises:

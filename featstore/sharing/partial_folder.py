@@ -1,8 +1,10 @@
-"""The local folder that a store is pulled into: no store until everything is there, and found again after a kill.
+"""The local folder that a store is pulled into: no store until every file has arrived, and found again after a kill.
 
-What arrives lies in ``.partial-NAME.pull`` beside the folder that it becomes, bound to the manifest that it is of.
+Files arrive in ``.partial-NAME.pull`` beside the destination folder. A copy of the manifest in it says which store they
+belong to.
 """
 
+import errno
 import os
 import shutil
 import tempfile
@@ -10,67 +12,80 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from featstore.errors import ManifestMismatch, StoreNotFound, StoreWriteError, shorten
-from featstore.files.atomic import TEMPORARY_PREFIX, make_folder, refused, sync_folder, write_bytes
-from featstore.files.disk import free_bytes
+from featstore.errors import ManifestMismatch, StoreBusy, StoreNotFound, StoreWriteError, shorten
+from featstore.files.atomic import (
+    TEMPORARY_PREFIX,
+    exchange,
+    make_folder,
+    refused,
+    sync_folder,
+    write_bytes,
+)
+from featstore.files.disk import format_bytes, free_bytes
 from featstore.files.locks import LOCK_NAME, exclusive
 from featstore.files.untrusted import read_plain
 from featstore.format.manifest import MANIFEST_NAME
-from featstore.maintenance.list_and_delete import DELETED_PREFIX, check_deletable
-from featstore.reading.cached.published_store import MARK_NAME, UNFINISHED_NAME, Contents
-from featstore.sharing.receiver import entries_sha256
-from featstore.text import format_bytes
+from featstore.maintenance.list_and_delete import (
+    DELETED_PREFIX,
+    check_deletable,
+    remove_interrupted_deletions,
+)
+from featstore.reading.cached.published_store import UNFINISHED_NAME, Contents
 
 UNFINISHED_MARK = f"{TEMPORARY_PREFIX}complete.json"
-"""The mark of the store whose files are in a folder so far, when their entries are known to be its."""
+"""The mark of the store whose files are in a folder so far, when its ledger entries are known to be of that store."""
+
+
+def partial_folder(store: Path) -> Path:
+    """Return the folder in which a store arrives."""
+    return store.parent / f"{TEMPORARY_PREFIX}{store.name}.pull"
 
 
 def manifest_at(store: Path, *, replace: bool) -> bytes | None:
-    """The manifest of the store that is in a folder; None where a new one may come.
+    """Read the manifest of the store in a folder; None where a new store may be put.
 
     Args:
-        store: the folder.
-        replace: a store that is there may go; it is looked at whether it may.
+        store: The folder.
+        replace: The store there may be replaced; check that it may be deleted.
 
     Raises:
         StoreNotFound: something else is there.
         StoreError: see ``featstore.maintenance.list_and_delete.check_deletable``.
     """
-    if not store.exists() or (store.is_dir() and not any(store.iterdir())):
-        return None
-    if not (store / MANIFEST_NAME).is_file():
-        raise StoreNotFound(
-            f"{store}: exists but is not a feature store "
-            f"(it holds: {shorten(sorted(path.name for path in store.iterdir())) if store.is_dir() else 'a file'}). "
-            "Choose another folder."
-        )
-    if replace:
-        check_deletable(store, force=False)
     with refused(store, 0):
+        if not store.exists() or (store.is_dir() and not any(store.iterdir())):
+            return None
+        if not (store / MANIFEST_NAME).is_file():
+            held = sorted(path.name for path in store.iterdir()) if store.is_dir() else ["a file"]
+            raise StoreNotFound(
+                f"{store}: exists but is not a feature store (it holds: {shorten(held)}). Choose another folder."
+            )
+        if replace:
+            check_deletable(store, force=False)
         return read_plain(store, MANIFEST_NAME)
 
 
 def another_store(store: Path, url: str) -> ManifestMismatch:
-    """The error for a folder that holds another store."""
+    """Build the error for a folder that holds another store."""
     return ManifestMismatch(
-        f"{store}: holds another store, or another version, than {url}. Choose another folder, or put the one from "
-        "there into its place with --replace: what both have does not travel."
+        f"{store}: holds another store, or another version, than {url}. Choose another folder, or replace it with "
+        "--replace: unchanged files are not downloaded again."
     )
 
 
 @contextmanager
 def unfinished(store: Path, contents: Contents) -> Iterator[Path]:
-    """The folder beside a store in which it grows, held alone; emptied if it belongs to another manifest.
+    """Hold the folder in which a store arrives alone; it is emptied if it belongs to another manifest.
 
     Raises:
-        StoreBusy: somebody else pulls into the same folder.
+        StoreBusy: another process pulls into the same folder.
         StoreWriteError: the disk refused.
     """
-    folder = store.parent / f"{TEMPORARY_PREFIX}{store.name}.pull"
+    folder = partial_folder(store)
     with refused(folder, 0):
         make_folder(folder)
     with exclusive(folder):
-        if _read_if_there(folder, UNFINISHED_NAME) != contents.manifest_bytes:
+        if read_if_there(folder, UNFINISHED_NAME) != contents.manifest_bytes:
             _empty(folder)
             write_bytes(folder / UNFINISHED_NAME, contents.manifest_bytes)
         yield folder
@@ -85,7 +100,8 @@ def _empty(folder: Path) -> None:
                 path.unlink()
 
 
-def _read_if_there(folder: Path, name: str) -> bytes | None:
+def read_if_there(folder: Path, name: str) -> bytes | None:
+    """Read a small file of a store; None where it cannot be read."""
     with suppress(OSError):
         return read_plain(folder, name)
     return None
@@ -93,29 +109,21 @@ def _read_if_there(folder: Path, name: str) -> bytes | None:
 
 def trust_entries(folder: Path, contents: Contents) -> bool:
     """Whether the entries in an unfinished folder come from this very store; from here on they do."""
-    if _read_if_there(folder, UNFINISHED_MARK) == contents.mark_bytes:
+    if read_if_there(folder, UNFINISHED_MARK) == contents.mark_bytes:
         return True
     write_bytes(folder / UNFINISHED_MARK, contents.mark_bytes)
     return False
 
 
-def same_ledger(store: Path, contents: Contents) -> bool:
-    """Whether a store's entries are those of another copy, as their hash says."""
-    expected = contents.mark.entries_sha256
-    if not expected or _read_if_there(store, MARK_NAME) != contents.mark_bytes:
-        return False
-    return entries_sha256(store, contents.mark.shards) == expected
-
-
 def check_room(folder: Path, size: int) -> None:
-    """Refuse to begin what the disk has no room for.
+    """Refuse to start where the disk has no room.
 
     Args:
-        folder: what is in it counts as there.
-        size: bytes of the whole.
+        folder: What is in it counts as there.
+        size: Bytes of all files.
 
     Raises:
-        StoreWriteError: less than that is free.
+        StoreWriteError: there are fewer bytes free.
     """
     there = sum(
         Path(here, file).lstat().st_size for here, _, files in os.walk(folder) for file in files
@@ -139,16 +147,20 @@ def sync_folders_below(folder: Path) -> None:
             sync_folder(Path(here))
 
 
-def give_name(folder: Path, store: Path, *, old: bool) -> None:
-    """Let an unfinished folder that is whole become the store.
+def publish_folder(folder: Path, store: Path, *, old: bool) -> None:
+    """Give a folder whose files have all arrived the name of the store.
+
+    A store that is there and the new one exchange their names in one step, so that at any moment one of them has it.
+    Where the system or the file system cannot do that, there are two renames; a process that is killed between them
+    leaves both folders, and the same pull resumes.
 
     Args:
-        folder: is held alone.
-        store: where it goes.
-        old: a store is there; it is deleted, after the new one has its name.
+        folder: Held alone.
+        store: Its future name.
+        old: A store is there; it is deleted at the end.
 
     Raises:
-        StoreBusy: somebody writes to the old one.
+        StoreBusy: another process writes to the old one.
         StoreWriteError: the disk refused.
     """
     with refused(store, 0):
@@ -158,11 +170,33 @@ def give_name(folder: Path, store: Path, *, old: bool) -> None:
             folder.replace(store)
         else:
             with exclusive(store):
-                prefix = f"{DELETED_PREFIX}{store.name}-"
-                aside = Path(tempfile.mkdtemp(prefix=prefix, dir=store.parent))
-                store.replace(aside)
-                folder.replace(store)
+                aside = Path(
+                    tempfile.mkdtemp(prefix=f"{DELETED_PREFIX}{store.name}-", dir=store.parent)
+                )
+                try:
+                    exchange(folder, store)
+                except OSError as error:
+                    if error.errno not in (errno.ENOSYS, errno.EINVAL, errno.ENOTSUP):
+                        raise
+                    store.replace(aside)
+                    folder.replace(store)
+                else:
+                    folder.replace(aside)
         sync_folder(store.parent)
         (store / UNFINISHED_NAME).unlink(missing_ok=True)
-        if old:
-            shutil.rmtree(aside)
+
+
+def remove_remains(store: Path, manifest: bytes) -> None:
+    """Delete what interrupted pulls and deletions have left beside a store that is whole.
+
+    Args:
+        store: The store.
+        manifest: Its manifest; a pull of another one that was interrupted is kept, as it can be resumed.
+    """
+    remove_interrupted_deletions(store)
+    for folder in (partial_folder(store), partial_folder(store).with_suffix(".part")):
+        begun = read_if_there(folder, UNFINISHED_NAME)
+        if begun in (None, manifest) and folder.is_dir() and not folder.is_symlink():
+            # Without that file it is the store that was there before.
+            with suppress(StoreBusy, StoreWriteError), exclusive(folder, links=True):
+                shutil.rmtree(folder, ignore_errors=True)

@@ -1,33 +1,40 @@
-"""What a transfer has done so far, counted by several threads."""
+"""Count what a transfer has done so far, in several threads, and say so with its errors."""
 
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
-from featstore.text import format_bytes
+from featstore.errors import StoreError
+from featstore.files.disk import format_bytes
+from featstore.format.manifest import Manifest
+from featstore.places.base import Place
 
 Progress = Callable[[int, int], None]
-"""Called with the bytes that have travelled, and those that will have; the latter is an estimate at first."""
+"""Called with the bytes that were transferred, and those that will be; the latter is an estimate at first."""
 
 
 def no_progress(done: int, total: int) -> None:
-    """Tell nobody."""
+    """Report nothing."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Report:
-    """What ``push`` or ``pull`` did.
+    """What ``push`` or ``pull`` did, or would do.
 
     Attributes:
-        url: of the place, without secrets.
-        fingerprint: of the store that is there.
-        rows: that it has.
-        files, bytes: that travelled, those again that arrived damaged not counted twice.
-        skipped_files, skipped_bytes: that were there already, and right.
-        damaged: what arrived damaged, and was sent again until it was right: file and what was wrong.
-        notes: what else somebody should know.
-        seconds: that it took.
+        url: URL of the place, without secrets.
+        fingerprint: Fingerprint of the store that is there.
+        rows: Rows of that store.
+        files: Files that were transferred.
+        bytes: Bytes of these; bytes that were transferred again are not counted twice.
+        skipped_files: Files that were there already, and right. Both counts together are all files of the store.
+        skipped_bytes: Bytes of these.
+        damaged: Files that were damaged, and were transferred again until they were right: name and problem.
+        notes: Other things that a user should know.
+        seconds: Time of the transfer.
+        dry_run: Nothing was transferred; the counts are those of a transfer.
     """
 
     url: str
@@ -40,79 +47,92 @@ class Report:
     damaged: tuple[str, ...]
     notes: tuple[str, ...]
     seconds: float
+    dry_run: bool = False
 
 
 class Meter:
-    """Counts, and tells ``progress``. Safe to use from several threads."""
+    """Counts, and calls ``progress``. Safe to use from several threads.
 
-    def __init__(self, progress: Progress, total: int) -> None:
+    Args:
+        progress: Called as bytes are transferred.
+        total: Bytes of the files, as far as known.
+        passes: How often each byte is transferred: twice where it is read back.
+    """
+
+    def __init__(self, progress: Progress, total: int, passes: int = 1) -> None:
         self.files = self.bytes = self.skipped_files = self.skipped_bytes = 0
         self.damaged: list[str] = []
         self.notes: list[str] = []
-        self._progress, self._total = progress, total
-        self._moving = 0
+        self._progress, self._passes = progress, passes
+        self._total, self._moved = total * passes, 0
         self._start = time.perf_counter()
         self._lock = threading.Lock()
 
     def expect(self, size: int) -> None:
-        """So many bytes are to come, as far as anybody knows."""
+        """Set the bytes that are still to come."""
         with self._lock:
-            self._total = self._moving + size
+            self._total = self._moved + size * self._passes
 
     def move(self, count: int) -> None:
-        """Bytes are on their way; less than nothing where they come again."""
+        """Count bytes that were transferred; a negative number where they are transferred again."""
         with self._lock:
-            self._moving += count
+            self._moved += count
             self._tell()
 
-    def arrive(self, size: int) -> None:
-        """A file is there, and right."""
+    def arrive(self, size: int, kept: int = 0) -> None:
+        """Count a file that has arrived, and is right; ``kept`` bytes of it were there from an earlier run."""
         with self._lock:
             self.files += 1
-            self.bytes += size
+            self.bytes += size - kept
+            self.skipped_bytes += kept
 
-    def skip(self, size: int) -> None:
-        """A file was there already."""
+    def announce(self, size: int) -> None:
+        """Add bytes to the total."""
+        with self._lock:
+            self._total += size * self._passes
+
+    def skip(self, size: int, *, compared: bool = False) -> None:
+        """Count a file that was there already; ``compared``: it was transferred once, to compare it."""
         with self._lock:
             self.skipped_files += 1
             self.skipped_bytes += size
-            self._total -= size
+            self._total -= size * (self._passes - compared)
             self._tell()
 
     def leave_out(self, size: int) -> None:
-        """A file is not wanted."""
+        """Take bytes that are not wanted off the total."""
         with self._lock:
-            self._total -= size
+            self._total -= size * self._passes
             self._tell()
 
     def damage(self, what: str) -> None:
-        """Something arrived damaged, and will be sent again."""
+        """Note something that is damaged, and will be transferred again."""
         with self._lock:
             self.damaged.append(what)
 
     def note(self, text: str) -> None:
-        """Something that the report shall say."""
+        """Note something for the report."""
         with self._lock:
             self.notes.append(text)
 
     def _tell(self) -> None:
-        self._progress(self._moving, max(self._total, self._moving))
+        self._progress(self._moved, max(self._total, self._moved))
 
     def so_far(self) -> str:
-        """What is done, for the message of an error."""
+        """Say what is done."""
         with self._lock:
             return (
-                f"{self.files:,} files ({format_bytes(self.bytes)}) have arrived and were compared, "
-                f"{self.skipped_files:,} were there before"
+                f"So far {self.files:,} files ({format_bytes(self.bytes)}) were transferred and compared, "
+                f"{self.skipped_files:,} were there before."
             )
 
-    def report(self, *, url: str, fingerprint: str, rows: int) -> Report:
-        """Close the count."""
+    def report(self, place: Place, manifest: Manifest, *, dry_run: bool = False) -> Report:
+        """Build the report."""
         with self._lock:
             return Report(
-                url=url,
-                fingerprint=fingerprint,
-                rows=rows,
+                url=place.url,
+                fingerprint=manifest.fingerprint,
+                rows=manifest.num_rows,
                 files=self.files,
                 bytes=self.bytes,
                 skipped_files=self.skipped_files,
@@ -120,4 +140,29 @@ class Meter:
                 damaged=tuple(self.damaged),
                 notes=tuple(self.notes),
                 seconds=time.perf_counter() - self._start,
+                dry_run=dry_run,
             )
+
+
+@contextmanager
+def saying_how_far(meter: Meter, command: str) -> Iterator[None]:
+    """Add to an error what is done so far, and how to resume."""
+    again = f"Run the same featstore {command} again to resume."
+    try:
+        yield
+    except StoreError as error:
+        raise type(error)(f"{error.args[0]} {meter.so_far()} {again}") from error.__cause__
+    except KeyboardInterrupt:
+        raise KeyboardInterrupt(f"interrupted. {meter.so_far()} {again}") from None
+
+
+@contextmanager
+def without_tracebacks(command: str) -> Iterator[None]:
+    """Turn an error of the system that no other code has explained into a StoreError."""
+    try:
+        yield
+    except OSError as error:
+        where = f"{error.filename}: " if error.filename else ""
+        raise StoreError(
+            f"{where}{error.strerror or error}. Check the disk, then run the same featstore {command} again."
+        ) from error

@@ -1,8 +1,12 @@
-"""Pull a store, or part of one, from a URL into a local folder; an interrupted pull resumes."""
+"""Pull a store, or part of one, from a URL into a local folder; an interrupted pull resumes.
+
+List (manifest and mark at the place), compare (with the destination folder), fetch, check, publish: the folder gets its
+name when every file has arrived and was compared.
+"""
 
 import shutil
-from collections.abc import Mapping
-from itertools import chain
+import tempfile
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from featstore.containers.base import Rows
@@ -21,21 +25,29 @@ from featstore.reading.cached.published_store import (
     speaking_of,
 )
 from featstore.reading.store import FeatureStore
+from featstore.sharing.jobs import Job, run_jobs
 from featstore.sharing.part import Part, is_part, names_rows, write_part
 from featstore.sharing.partial_folder import (
     another_store,
     check_room,
-    give_name,
     manifest_at,
-    same_ledger,
+    partial_folder,
+    publish_folder,
+    read_if_there,
+    remove_remains,
     sync_folders_below,
     trust_entries,
     unfinished,
 )
-from featstore.sharing.progress import Meter, Progress, Report, no_progress
-from featstore.sharing.push import _report, _saying_how_far
-from featstore.sharing.receiver import Receiver
-from featstore.sharing.worker_threads import work_off
+from featstore.sharing.progress import (
+    Meter,
+    Progress,
+    Report,
+    no_progress,
+    saying_how_far,
+    without_tracebacks,
+)
+from featstore.sharing.receiver import Receiver, entries_sha256
 
 
 def pull(
@@ -45,122 +57,171 @@ def pull(
     part: Part = Part(),  # noqa: B008
     jobs: int = 8,
     replace: bool = False,
+    dry_run: bool = False,
     retry: Retry = Retry(),  # noqa: B008
     options: Mapping[str, str] | None = None,
     progress: Progress = no_progress,
 ) -> Report:
-    """Bring a store from a place; go on with what was begun, and mend a copy that is damaged.
+    """Download a store, resume an interrupted download, or mend a copy that is damaged.
 
     Args:
-        url: see ``featstore.places.open_place.open_place``.
-        store: folder that it becomes.
-        part: which fields and rows; the result is a store of its own.
-        jobs: files that travel at once.
-        replace: also where another store is; what both have does not travel, and the old one is there to the end.
-        retry: how often a failed request is made again.
-        options: of the client.
-        progress: called as bytes travel.
+        url: See ``featstore.places.open_place.open_place``.
+        store: Destination folder.
+        part: Which fields and rows; the result is a store of its own.
+        jobs: Files that are transferred at once.
+        replace: Replace another store in the folder; unchanged files are not downloaded again, and the old one is there
+            until the new one is complete.
+        dry_run: Only count what would be transferred; nothing is written.
+        retry: How failed requests are repeated.
+        options: Options of the client.
+        progress: Called as bytes are transferred.
 
     Raises:
-        ConfigError: the store has no such part, or does not know an option.
-        StoreNotFound, StoreIncomplete, ShardCorrupt: there is no store at the place, or it is not whole.
+        ConfigError: the store has no such part, or an option is unknown.
+        StoreNotFound, StoreIncomplete, ShardCorrupt: there is no store at the place, or it is not complete.
         ManifestMismatch: another store is in the folder.
-        StoreBusy: somebody else pulls into this folder, or writes to the store there.
+        StoreBusy: another process pulls into this folder, or writes to the store there.
         RemoteError: the place does not answer, or refuses.
         StoreWriteError: the disk refused, or has no room.
     """
-    place = open_place(url, retry=retry, options=options)
-    contents = remote_contents(place)
-    meter = Meter(progress, contents.mark.bytes)
-    store = store.resolve()  # a link to an empty folder: the folder is replaced, not the link
-    old = manifest_at(store, replace=replace)
-    if not part.whole:
-        part.check(contents, place.url)
-        if old is not None and is_part(store, part, contents):
-            return _report(meter, place, read_manifest(store))
-    elif old == contents.manifest_bytes:
-        with exclusive(store):
-            known = same_ledger(store, contents)
-            if not known:
-                complete_path(store).unlink(missing_ok=True)
-            receiver = Receiver(place, contents, store, meter, trust_entries=known)
-            _receive(receiver, place, contents, store, meter, jobs)
-            (store / UNFINISHED_NAME).unlink(missing_ok=True)
-        return _report(meter, place, contents.manifest)
-    if old is not None and not replace:
-        raise another_store(store, place.url)
-    with unfinished(store, contents) as folder:
-        known = trust_entries(folder, contents)
+    with without_tracebacks("pull"):
+        place = open_place(url, retry=retry, options=options)
+        contents = remote_contents(place)
+        store = store.resolve()  # a link to an empty folder: the folder is replaced, not the link
+        old = manifest_at(store, replace=replace)
+        pulling = _Pull(place, contents, store, part, jobs, Meter(progress, contents.mark.bytes))
         if not part.whole:
-            out = folder.with_suffix(".part")
+            part.check(contents, place.url)
+        same = (
+            old == contents.manifest_bytes
+            if part.whole
+            else old is not None and is_part(store, part, contents)
+        )
+        if old is not None and not same and not replace:
+            raise another_store(store, place.url)
+        if dry_run:
+            return pulling.dry_run(same=same)
+        if not same:
+            manifest = pulling.fetch(old=old is not None)
+        elif part.whole:
+            manifest = pulling.mend()
+        else:
+            manifest = read_manifest(store)
+        remove_remains(store, contents.manifest_bytes)
+        return pulling.meter.report(place, manifest)
+
+
+class _Pull:
+    """One pull: where from, what, and where to."""
+
+    def __init__(
+        self, place: Place, contents: Contents, store: Path, part: Part, jobs: int, meter: Meter
+    ) -> None:
+        self.place, self.contents, self.store = place, contents, store
+        self.part, self.threads, self.meter = part, jobs, meter
+        self.shards: range | list[int] = range(contents.manifest.num_shards)
+
+    def mend(self) -> Manifest:
+        """Fetch the files of a copy that are damaged or missing."""
+        with exclusive(self.store), saying_how_far(self.meter, "pull"):
+            known = same_ledger(self.store, self.contents)
+            if not known:
+                complete_path(self.store).unlink(missing_ok=True)
+            self._fetch_whole(Receiver(*self._to(self.store), trust_entries=known), self.store)
+            (self.store / UNFINISHED_NAME).unlink(missing_ok=True)
+        return self.contents.manifest
+
+    def fetch(self, *, old: bool) -> Manifest:
+        """Fetch a store or a part, and publish it; ``old``: another store is there, and is replaced."""
+        with unfinished(self.store, self.contents) as folder, saying_how_far(self.meter, "pull"):
+            known = trust_entries(folder, self.contents)
+            if not self.part.whole:
+                manifest = self._fetch_part(folder, known, old=old)
+                shutil.rmtree(folder)
+                return manifest
+            if not old:
+                check_room(folder, self.contents.mark.bytes)
+            donor = self.store if old else None
+            receiver = Receiver(*self._to(folder), donor=donor, trust_entries=known)
+            self._fetch_whole(receiver, folder)
+            publish_folder(folder, self.store, old=old)
+        return self.contents.manifest
+
+    def dry_run(self, *, same: bool) -> Report:
+        """Count what would be fetched; sample ids are fetched into a temporary folder where patterns choose rows."""
+        with saying_how_far(self.meter, "pull"), tempfile.TemporaryDirectory() as temporary:
+            folder = self.store if same else partial_folder(self.store)
+            if not self.part.whole:
+                manifest = self.contents.manifest
+                self.shards = self.part.shards(manifest, self.part.span(manifest))
+            if self.part.where and not same:
+                folder = Path(temporary)
+                self._fetch_ids(folder, known=False)
+            if self.part.whole or not same:
+                donor = self.store if self.part.whole and not same else None
+                receiver = Receiver(*self._to(folder), donor=donor, dry_run=True)
+                self._run(receiver.jobs(self.shards, None if self.part.whole else self.part.wants))
+                if self.part.whole:
+                    self._keep_marks(receiver)
+        return self.meter.report(self.place, self.contents.manifest, dry_run=True)
+
+    def _to(self, folder: Path) -> tuple[Place, Contents, Path, Meter]:
+        return self.place, self.contents, folder, self.meter
+
+    def _fetch_whole(self, receiver: Receiver, folder: Path) -> None:
+        self._run(receiver.jobs(self.shards))
+        receiver.finish()
+        sync_folders_below(folder)
+        self._keep_marks(receiver)
+
+    def _keep_marks(self, receiver: Receiver) -> None:
+        """The manifest comes last: it makes the folder a store."""
+        receiver.keep(MARK_NAME, self.contents.mark_bytes)
+        receiver.keep(MANIFEST_NAME, self.contents.manifest_bytes)
+
+    def _fetch_part(self, folder: Path, known: bool, *, old: bool) -> Manifest:
+        """Fetch what a part needs into a folder, write the part into another one, and publish that."""
+        write_bytes(folder / MANIFEST_NAME, self.contents.manifest_bytes)
+        rows: Rows | range = self.part.span(self.contents.manifest)
+        if self.part.where:
             try:
-                manifest = _receive_part(place, contents, part, folder, out, meter, jobs, known)
-            except ConfigError:  # no row matches: what came is of no use
+                rows = self._fetch_ids(folder, known)
+            except ConfigError:  # no row matches: what was fetched is of no use
                 shutil.rmtree(folder)
                 raise
-            give_name(out, store, old=old is not None)
-            shutil.rmtree(folder)
-            return _report(meter, place, manifest)
-        donor = None if old is None else store
-        if donor is None:
-            check_room(folder, contents.mark.bytes)
-        receiver = Receiver(place, contents, folder, meter, donor=donor, trust_entries=known)
-        _receive(receiver, place, contents, folder, meter, jobs)
-        give_name(folder, store, old=old is not None)
-    return _report(meter, place, contents.manifest)
-
-
-def _receive_part(
-    place: Place,
-    contents: Contents,
-    part: Part,
-    folder: Path,
-    out: Path,
-    meter: Meter,
-    jobs: int,
-    known: bool,
-) -> Manifest:
-    """Bring what a part needs into a folder, and write the part into another one."""
-    manifest = contents.manifest
-    write_bytes(folder / MANIFEST_NAME, contents.manifest_bytes)
-    rows: Rows | range = part.span(manifest)
-    with _saying_how_far(place, meter, "pull"):
-        if part.where:
-            # Ids of the first rows are shown where nothing matches.
-            shards = sorted({0, *part.shards(manifest, rows)})
-            meter.expect(0)
-            receiver = Receiver(place, contents, folder, meter, trust_entries=known)
-            receiver.clear()
-            work_off(receiver.shard_jobs(shards, names_rows), threads=jobs, stop=place.stop)
-            with speaking_of(place.url, folder):
-                rows = part.choose(FeatureStore.open(folder, allow_incomplete=True))
-        shards = part.shards(manifest, rows)
-        size = contents.mark.bytes * len(shards) // manifest.num_shards
-        meter.expect(size)
+        self.shards = self.part.shards(self.contents.manifest, rows)
+        size = self.contents.mark.bytes * len(self.shards) // self.contents.manifest.num_shards
+        self.meter.expect(size)
         check_room(folder, size)
-        receiver = Receiver(place, contents, folder, meter, trust_entries=known)
-        receiver.clear()
-        everything = chain(receiver.artefact_jobs(), receiver.shard_jobs(shards, part.wants))
-        work_off(everything, threads=jobs, stop=place.stop)
-    store = FeatureStore.open(folder, allow_incomplete=True)
-    return write_part(store, part, rows, contents, out)
+        receiver = Receiver(*self._to(folder), trust_entries=known)
+        self._run(receiver.jobs(self.shards, self.part.wants))
+        out = folder.with_suffix(".part")
+        store = FeatureStore.open(folder, allow_incomplete=True)
+        manifest = write_part(store, self.part, rows, self.contents, out)
+        publish_folder(out, self.store, old=old)
+        return manifest
+
+    def _fetch_ids(self, folder: Path, known: bool) -> Rows | range:
+        """Fetch the sample ids of the rows, and choose among them; sets the shards that are needed."""
+        write_bytes(folder / MANIFEST_NAME, self.contents.manifest_bytes)
+        manifest = self.contents.manifest
+        # Ids of the first rows are shown where nothing matches.
+        shards = sorted({0, *self.part.shards(manifest, self.part.span(manifest))})
+        self.meter.expect(0)
+        receiver = Receiver(*self._to(folder), trust_entries=known)
+        self._run(receiver.shard_jobs(shards, names_rows))
+        with speaking_of(self.place.url, folder):
+            rows = self.part.choose(FeatureStore.open(folder, allow_incomplete=True))
+        self.shards = self.part.shards(manifest, rows)
+        return rows
+
+    def _run(self, jobs: Iterator[Job]) -> None:
+        run_jobs(jobs, threads=self.threads, stop=self.place.stop)
 
 
-def _receive(
-    receiver: Receiver, place: Place, contents: Contents, folder: Path, meter: Meter, jobs: int
-) -> None:
-    """Make a folder the store that is at the place; its manifest comes last."""
-    receiver.clear()
-
-    everything = chain(
-        receiver.metadata_jobs(),
-        receiver.artefact_jobs(),
-        receiver.extra_jobs(),
-        receiver.shard_jobs(range(contents.manifest.num_shards), lambda name: True),
-    )
-    with _saying_how_far(place, meter, "pull"):
-        work_off(everything, threads=jobs, stop=place.stop)
-        receiver.check_entries()
-    sync_folders_below(folder)
-    write_bytes(folder / MARK_NAME, contents.mark_bytes)
-    write_bytes(folder / MANIFEST_NAME, contents.manifest_bytes)
+def same_ledger(store: Path, contents: Contents) -> bool:
+    """Whether a store's entries are those of another copy, as their hash says."""
+    expected = contents.mark.entries_sha256
+    if not expected or read_if_there(store, MARK_NAME) != contents.mark_bytes:
+        return False
+    return entries_sha256(store, contents.mark.shards) == expected

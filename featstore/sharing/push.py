@@ -1,13 +1,12 @@
-"""Push a store to a URL, pull one from a URL: only what is missing or different travels, and both can be interrupted.
+"""Push a store to a URL: only files that are missing or different there are sent; an interrupted push resumes.
 
-A reader never meets half a store. At a place ``manifest.json`` is written last; until then a copy of it lies there
-under ``.partial-manifest.json``, which says whose files those are. How a local folder grows is in ``landing``.
+List (the files at the place), compare, send, check, publish: ``manifest.json`` is written last, so that no reader finds
+half a store. Until then a copy of it lies there as ``.partial-manifest.json``, which says whose files those are.
 """
 
 import hashlib
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from featstore.errors import (
@@ -20,7 +19,9 @@ from featstore.errors import (
 )
 from featstore.files.atomic import TEMPORARY_PREFIX
 from featstore.files.untrusted import MOST_JSON_BYTES
-from featstore.format.manifest import MANIFEST_NAME, Manifest
+from featstore.format.file_names import SIGNATURE_NAME
+from featstore.format.manifest import MANIFEST_NAME
+from featstore.maintenance.signing import changed_since_signed
 from featstore.places.base import Place, Retry, TooLong
 from featstore.places.open_place import open_place
 from featstore.reading.cached.published_store import (
@@ -31,10 +32,18 @@ from featstore.reading.cached.published_store import (
     remote_contents,
 )
 from featstore.reading.store import FeatureStore
+from featstore.sharing.jobs import run_jobs
 from featstore.sharing.part import NOTE, Part, write_part
-from featstore.sharing.progress import Meter, Progress, Report, no_progress
+from featstore.sharing.progress import (
+    Meter,
+    Progress,
+    Report,
+    no_progress,
+    saying_how_far,
+    without_tracebacks,
+)
 from featstore.sharing.sender import Sender
-from featstore.sharing.worker_threads import work_off
+from featstore.sharing.verify_url import check_there
 
 
 def push(
@@ -45,111 +54,156 @@ def push(
     jobs: int = 8,
     read_back: bool = True,
     replace: bool = False,
+    dry_run: bool = False,
     retry: Retry = Retry(),  # noqa: B008
     options: Mapping[str, str] | None = None,
     progress: Progress = no_progress,
 ) -> Report:
-    """Bring a store to a place; go on with what was begun.
+    """Publish a store, resume an interrupted push, or mend a published store that is damaged.
 
     Args:
-        store: folder of a complete store.
-        url: see ``featstore.places.open_place.open_place``.
-        part: which fields and rows; it is written beside the store first, and removed when it was pushed.
-        jobs: files that travel at once.
-        read_back: read what was sent and compare it with the ledger; else the transport is trusted.
-        replace: also where another store is; that one is none any more from the beginning on.
-        retry: how often a failed request is made again.
-        options: of the client.
-        progress: called as bytes travel.
+        store: Folder of a complete store.
+        url: See ``featstore.places.open_place.open_place``.
+        part: Which fields and rows; the part is written beside the store first, and removed after the push.
+        jobs: Files that are transferred at once.
+        read_back: Read what is at the place, uploads too, and compare it with the ledger; else only sizes are compared.
+        replace: Replace another store there; neither can be read until the push is complete.
+        dry_run: Only count what would be sent; nothing is written at the place.
+        retry: How failed requests are repeated.
+        options: Options of the client.
+        progress: Called as bytes are transferred.
 
     Raises:
-        ConfigError: the store has no such part, or does not know an option.
-        StoreNotFound, StoreIncomplete, ShardCorrupt: the local store is none, or not whole.
+        ConfigError: the store has no such part, or an option is unknown.
+        StoreNotFound, StoreIncomplete, ShardCorrupt: the local store is none, or not complete.
         ManifestMismatch: another store is there.
-        StoreError: the folder there holds other files.
-        RemoteError: the place does not answer, refuses, or damages what is sent.
+        StoreError: the folder there holds other files, or the signature is of other files.
+        RemoteError: the place does not answer, refuses, or damages uploads.
     """
-    place = open_place(url, retry=retry, options=options)
-    if not place.writes:
-        raise RemoteError(
-            f"{place.url}: can only be read. Push to s3://, gs://, sftp://, hf:// or a folder; what a web server shows "
-            "is a folder somewhere."
+    with without_tracebacks("push"):
+        place = open_place(url, retry=retry, options=options)
+        if not place.writes:
+            raise RemoteError(
+                f"{place.url}: can only be read. Push to s3://, gs://, az://, sftp://, hf:// or a folder; what a web "
+                "server shows is a folder somewhere."
+            )
+        pushing = _Push(place, jobs, read_back, replace, dry_run, progress)
+        return pushing.whole(store) if part.whole else pushing.part(store, part)
+
+
+class _Push:
+    """One push: where to, and how."""
+
+    def __init__(
+        self,
+        place: Place,
+        jobs: int,
+        read_back: bool,
+        replace: bool,
+        dry_run: bool,
+        progress: Progress,
+    ) -> None:
+        self.place, self.threads, self.read_back = place, jobs, read_back
+        self.replace, self.dry_run, self.progress = replace, dry_run, progress
+
+    def part(self, store: Path, part: Part) -> Report:
+        """Push a part of a store, which is written beside it first."""
+        contents = local_contents(store)
+        part.check(contents, str(store))
+        found = None if self.place.size(MANIFEST_NAME) is None else remote_contents(self.place)
+        scratch = _scratch(store, part.note(contents)[NOTE] + self.place.url)
+        if found is not None and not self.replace:
+            if not part.is_in(found.manifest, contents):
+                raise _another_store(self.place, store)
+            meter = Meter(self.progress, found.mark.bytes)
+            if self.read_back:
+                check_there(self.place, found, threads=self.threads)
+            shutil.rmtree(scratch, ignore_errors=True)
+            return meter.report(self.place, found.manifest, dry_run=self.dry_run)
+        opened = FeatureStore.open(store)
+        write_part(opened, part, part.choose(opened), contents, scratch)
+        report = self.whole(scratch)
+        shutil.rmtree(scratch)
+        return report
+
+    def whole(self, store: Path) -> Report:
+        """Push a store."""
+        place, contents = self.place, local_contents(store)
+        if changed := changed_since_signed(store):
+            raise StoreError(
+                f"{store}: {SIGNATURE_NAME} is not of its files: {shorten(changed)} changed since. Run featstore sign "
+                f"again, or remove {store / SIGNATURE_NAME}."
+            )
+        ours = contents.manifest_bytes
+        manifest, begun = (
+            _read_again(place, name, ours) for name in (MANIFEST_NAME, UNFINISHED_NAME)
         )
-    if part.whole:
-        return _push(store, place, jobs, read_back, replace, progress)
-    contents = local_contents(store)
-    part.check(contents, str(store))
-    found = None if place.size(MANIFEST_NAME) is None else remote_contents(place)
-    if found is not None and part.is_in(found.manifest, contents):
-        return _report(Meter(progress, 0), place, found.manifest)
-    if found is not None and not replace:
-        raise _another_store(place, store)
-    scratch = _scratch(store, part.note(contents)[NOTE] + place.url)
-    opened = FeatureStore.open(store)
-    write_part(opened, part, part.choose(opened), contents, scratch)
-    report = _push(scratch, place, jobs, read_back, replace, progress)
-    shutil.rmtree(scratch)
-    return report
+        # Where a push of this very store was begun, a manifest that is another one arrived damaged.
+        others = begun != ours and bool({manifest, begun} - {None, ours})
+        if others and not self.replace:
+            raise _another_store(place, store)
+        mark = _read_again(place, MARK_NAME, contents.mark_bytes)
+        same = (manifest, mark) == (ours, contents.mark_bytes)
+        meter = Meter(self.progress, contents.mark.bytes, 2 if self.read_back else 1)
+        there = place.sizes()
+        sender = Sender(
+            store,
+            contents,
+            place,
+            meter,
+            read_back=self.read_back,
+            there=there,
+            same=same,
+            dry_run=self.dry_run,
+        )
+        with saying_how_far(meter, "push"):
+            if manifest is None and begun is None:
+                _check_free(place, sender.others())
+            if not self.dry_run:
+                if manifest is not None and not same:
+                    place.remove([MANIFEST_NAME, MARK_NAME])
+                place.remove(sender.leftovers())
+                if not same:
+                    sender.write_small(UNFINISHED_NAME, ours, counted=False)
+            run_jobs(sender.jobs(), threads=self.threads, stop=place.stop)
+            self._remove_stale(sender, meter, same=same)
+            if local_contents(store) != contents:
+                raise StoreError(f"{store}: was changed meanwhile; {place.url} is no store yet.")
+            for name, data in ((MARK_NAME, contents.mark_bytes), (MANIFEST_NAME, ours)):
+                if same:
+                    meter.announce(len(data))
+                    meter.skip(len(data))
+                    continue
+                try:
+                    sender.write_small(name, data)
+                except ShardCorrupt:
+                    place.remove([name])
+                    raise
+            if not self.dry_run:
+                place.remove([] if same else [UNFINISHED_NAME])
+                place.finish()
+        return meter.report(place, contents.manifest, dry_run=self.dry_run)
+
+    def _remove_stale(self, sender: Sender, meter: Meter, *, same: bool) -> None:
+        """Remove what a replaced store has left at the place: objects, its card and its signature."""
+        stale = sender.stale_extras()
+        if not self.replace or same:
+            # Of this very store, or put there by hand; but a signature does not hold once a new card was sent.
+            stale = [name for name in stale if name == SIGNATURE_NAME and sender.sent_extra]
+        for name in stale:
+            meter.note(f"{name} at {self.place.url} is not of this store, and was removed there")
+        if not self.dry_run:
+            self.place.remove([*(sender.foreign() if self.replace else []), *stale])
 
 
 def _scratch(store: Path, what: str) -> Path:
-    """Where a part of a store is written, found again by the same command."""
+    """Where a part of a store is written; the same command finds it again."""
     digest = hashlib.sha256(what.encode()).hexdigest()[:16]
     return store.resolve().parent / f"{TEMPORARY_PREFIX}{store.resolve().name}.push.{digest}"
 
 
-def _push(
-    store: Path, place: Place, jobs: int, read_back: bool, replace: bool, progress: Progress
-) -> Report:
-    contents = local_contents(store)
-    ours = contents.manifest_bytes
-    manifest, begun = (_read_again(place, name, ours) for name in (MANIFEST_NAME, UNFINISHED_NAME))
-    # Where a push of this very store was begun, a manifest that is another one arrived damaged.
-    others = begun != ours and bool({manifest, begun} - {None, ours})
-    if others and not replace:
-        raise _another_store(place, store)
-    mark = _read_again(place, MARK_NAME, contents.mark_bytes)
-    same = (manifest, mark) == (ours, contents.mark_bytes)
-    if manifest is not None and not same:
-        place.remove([MANIFEST_NAME, MARK_NAME])
-    meter = Meter(progress, contents.mark.bytes)
-    there = place.sizes()
-    sender = Sender(
-        store,
-        contents,
-        place,
-        meter,
-        read_back=read_back,
-        there=there,
-        same_ledger=same,
-    )
-    with _saying_how_far(place, meter, "push"):
-        if manifest is None and begun is None:
-            _check_free(place, sender.others())
-        if not same:
-            sender.write_small(UNFINISHED_NAME, ours)
-        work_off(sender.jobs(), threads=jobs, stop=place.stop)
-        if others:
-            place.remove(sender.foreign())
-        if local_contents(store) != contents:
-            raise StoreError(f"{store}: was changed meanwhile; {place.url} is no store yet.")
-        if not same:
-            sender.write_small(MARK_NAME, contents.mark_bytes)
-            try:
-                sender.write_small(MANIFEST_NAME, ours)
-            except ShardCorrupt:
-                place.remove([MANIFEST_NAME])
-                raise
-        # Files that a killed push was writing; on object stores there are none.
-        place.remove(name for name in there if name.startswith(TEMPORARY_PREFIX))
-        if not same:
-            place.remove([UNFINISHED_NAME])
-        place.finish()
-    return _report(meter, place, contents.manifest)
-
-
 def _read_again(place: Place, name: str, ours: bytes) -> bytes | None:
-    """A small file at a place; one that is not ours is read until it is the same twice, as answers may be damaged."""
+    """Read a small file at a place; one that is not ours may be damaged, and is read until it is the same twice."""
     before, found = None, _read_if_there(place, name)
     for _ in range(TRIES):
         if found in (None, ours, before):
@@ -169,29 +223,15 @@ def _read_if_there(place: Place, name: str) -> bytes | None:
 
 def _another_store(place: Place, store: Path) -> ManifestMismatch:
     return ManifestMismatch(
-        f"{place.url}: another store, or a half of one, is there, so {store} was not pushed. Choose another URL, or "
-        "put this store into its place with --replace."
+        f"{place.url}: another store, or a part of one, is there, so {store} was not pushed. Choose another URL, or "
+        "replace it with --replace."
     )
 
 
 def _check_free(place: Place, others: Sequence[str]) -> None:
-    """A new store goes into a folder of its own, so that nobody's files are taken for its."""
+    """A new store goes into a folder of its own, so that other files are not taken for its."""
     foreign = [name for name in others if not name.rpartition("/")[2].startswith(".")]
     if foreign:
         raise StoreError(
             f"{place.url}: holds {len(foreign):,} other files: {shorten(foreign)}. Push into a folder of its own."
         )
-
-
-@contextmanager
-def _saying_how_far(place: Place, meter: Meter, command: str) -> Iterator[None]:
-    """Say with an error what is done so far."""
-    try:
-        yield
-    except StoreError as error:
-        done = f"So far {meter.so_far()}; the same featstore {command} goes on from there."
-        raise type(error)(f"{error.args[0]} {done}") from error.__cause__
-
-
-def _report(meter: Meter, place: Place, manifest: Manifest) -> Report:
-    return meter.report(url=place.url, fingerprint=manifest.fingerprint, rows=manifest.num_rows)

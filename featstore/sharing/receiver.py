@@ -1,15 +1,13 @@
-"""Bring the files of a store from a place into a local folder; each gets its name when its bytes are those of the
-ledger.
-"""
+"""Fetch the files of a store from a place into a local folder; each gets its name when its checksums are right."""
 
 import hashlib
 import os
-import tempfile
 import threading
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
+from typing import IO
 
 from featstore.containers import make_backend
 from featstore.containers.block_checksums import damaged_blocks
@@ -24,7 +22,7 @@ from featstore.files.untrusted import (
     read_plain,
 )
 from featstore.format.ledger import ObjectRecord, ShardRecord
-from featstore.places.base import AccessRefused, FileSink, Place, TooLong
+from featstore.places.base import AccessRefused, FileSink, NotFollowed, Place, Sink, TooLong
 from featstore.reading.cached.published_store import (
     EXTRAS,
     MARK_NAME,
@@ -34,26 +32,30 @@ from featstore.reading.cached.published_store import (
     parse_entry,
     until_sound,
 )
+from featstore.sharing.comparisons import BlockSums, Comparison, Sha256Sum
+from featstore.sharing.jobs import Countdown, Job
 from featstore.sharing.progress import Meter
-from featstore.sharing.stream_checksums import BlockSums
-from featstore.sharing.worker_threads import Countdown, Job
 
 ARRIVING = "-arriving"
-"""End of the name of a file that is on its way."""
+"""End of the name of a file that is being fetched."""
 
-ADVICE = "The copy there is damaged, or the network is: have it verified and pushed again where it was made."
+ADVICE = (
+    "The copy there is damaged, or the network damages it: ask its publisher to run featstore push again, which "
+    "compares and mends it."
+)
 
 
 class Receiver:
-    """Fetches what a folder lacks of a store.
+    """Fetches the files of a store that a folder lacks.
 
     Args:
-        place: where the store is.
-        contents: what it says of itself.
-        folder: of the copy; whoever calls has it alone.
-        meter: counts.
-        donor: an older store on the same disk, from which objects are linked that are the same.
-        trust_entries: entries of the ledger that are in the folder came from this very store.
+        place: Where the store is.
+        contents: Its manifest and mark.
+        folder: Destination; held alone by the caller.
+        meter: Counts.
+        donor: An older store on the same disk; objects that are the same are linked from there.
+        trust_entries: Entries of the ledger in the folder come from this very store.
+        dry_run: Only count what would be fetched; nothing is written.
     """
 
     def __init__(
@@ -65,40 +67,40 @@ class Receiver:
         *,
         donor: Path | None = None,
         trust_entries: bool = False,
+        dry_run: bool = False,
     ) -> None:
         self._place, self._contents, self._folder = place, contents, folder
         self._meter, self._donor, self._trust_entries = meter, donor, trust_entries
+        self._dry_run = dry_run
         self._backend = make_backend(folder, contents.manifest)
         self._announced = 0
         self._lock = threading.Lock()
 
-    def clear(self) -> None:
-        """Remove what a killed run left half-written."""
-        for path in self._folder.glob(f"{TEMPORARY_PREFIX}*{ARRIVING}"):
-            path.unlink(missing_ok=True)
+    def jobs(
+        self, shards: Iterable[int], wanted: Callable[[str], bool] | None = None
+    ) -> Iterator[Job]:
+        """Artefacts and shards; all other files but manifest and mark too, if all objects are wanted.
 
-    def metadata_jobs(self) -> Iterator[Job]:
-        """What the container writes first."""
-        for name, made in metadata_files(self._contents.manifest).items():
-            yield partial(self._metadata, name, made)
-
-    def artefact_jobs(self) -> Iterator[Job]:
-        """Artefacts."""
+        Args:
+            shards: Numbers of the shards.
+            wanted: Whether an object is needed, by its name; None for the whole store.
+        """
+        if wanted is None:
+            for name, made in metadata_files(self._contents.manifest).items():
+                yield partial(self._metadata, name, made)
+            for name, most_bytes in EXTRAS.items():
+                yield partial(self._extra, name, most_bytes)
         for name in self._contents.manifest.artefacts:
             yield partial(self._artefact, name)
-
-    def extra_jobs(self) -> Iterator[Job]:
-        """What people and tools put beside a store."""
-        for name, most_bytes in EXTRAS.items():
-            yield partial(self._extra, name, most_bytes)
+        yield from self.shard_jobs(shards, wanted or (lambda name: True))
 
     def shard_jobs(self, shards: Iterable[int], wanted: Callable[[str], bool]) -> Iterator[Job]:
         """Shards: the ledger's entry of each first, then the objects that are wanted."""
         for shard in shards:
             yield partial(self._shard, shard, wanted)
 
-    def check_entries(self) -> None:
-        """Compare all entries together with the mark of the complete store.
+    def finish(self) -> None:
+        """Compare all entries together with the mark of the complete store, and remove files that were not completed.
 
         Raises:
             ShardCorrupt: one is not the one that the store was completed with.
@@ -106,9 +108,25 @@ class Receiver:
         expected = self._contents.mark.entries_sha256
         if expected and entries_sha256(self._folder, self._contents.mark.shards) != expected:
             raise ShardCorrupt(
-                f"{self._place.url}: the entries of its ledger are not those that {MARK_NAME} was written for. Was it "
-                f"pushed anew just now? Then run the same again."
+                f"{self._place.url}: the entries of its ledger are not those that {MARK_NAME} was written for. If it "
+                "is being pushed now, run the same command again afterwards."
             )
+        for path in self._folder.glob(f"{TEMPORARY_PREFIX}*{ARRIVING}"):
+            path.unlink(missing_ok=True)
+
+    def keep(self, name: str, data: bytes, *, there: bool = False) -> None:
+        """Write a small file, unless it is in the folder, and count it; ``there``: it was not transferred."""
+        found = b""
+        with suppress(OSError):
+            found = read_plain(self._folder, name)
+        if found != data and not self._dry_run:
+            make_folders(self._folder, self._folder / name)
+            write_bytes(self._folder / name, data)
+        if found == data or there:
+            self._meter.announce(len(data))
+            self._meter.skip(len(data))
+        else:
+            self._meter.arrive(len(data))
 
     def _shard(self, shard: int, wanted: Callable[[str], bool]) -> list[Job]:
         entry, data = self._entry(shard)
@@ -116,7 +134,7 @@ class Receiver:
         names = sorted(name for name in entry.objects if wanted(name))
         for name in entry.objects.keys() - names:
             self._meter.leave_out(entry.objects[name].bytes)
-        left = Countdown(len(names), lambda: self._keep(entry_name(shard), data))
+        left = Countdown(len(names), lambda: self.keep(entry_name(shard), data))
         return [partial(self._object, shard, name, entry.objects[name], left) for name in names]
 
     def _entry(self, shard: int) -> tuple[ShardRecord, bytes]:
@@ -138,24 +156,22 @@ class Receiver:
         return until_sound(read, self._meter.damage, ADVICE)
 
     def _announce(self, size: int, shard: int) -> None:
-        """Entries that add up to more than the store claims to have are not followed: disks are finite."""
+        """Refuse entries that add up to more than the mark says: the disk would fill."""
         with self._lock:
             self._announced += size
             total = self._announced
         if total > self._contents.mark.bytes:
             raise ShardCorrupt(
                 f"{self._place.url}/{entry_name(shard)}: with this entry the shards have {total:,} bytes or more, and "
-                f"the whole store should have {self._contents.mark.bytes:,}. Ask whoever published it."
+                f"the whole store should have {self._contents.mark.bytes:,}. Ask its publisher."
             )
 
     def _object(self, shard: int, name: str, record: ObjectRecord, left: Countdown) -> list[Job]:
         if has_object(self._folder, name, record) or self._link(name, record):
             self._meter.skip(record.bytes)
         else:
-            until_sound(
-                partial(self._fetch_object, shard, name, record), self._meter.damage, ADVICE
-            )
-            self._meter.arrive(record.bytes)
+            comparison = partial(BlockSums, self._backend, shard, name, record)
+            self._fetch(name, record.bytes, comparison, f"shard {shard}: ")
         left.one_less()
         return []
 
@@ -164,61 +180,70 @@ class Receiver:
         if self._donor is None or not has_object(self._donor, name, record):
             return False
         path = self._folder / name
+        if self._dry_run:
+            return True
         make_folders(self._folder, path)
-        with suppress(OSError):  # a file system without links, for one: then it travels
+        with suppress(OSError):  # a file system without links, for one: then it is fetched
             os.link(self._donor / name, path)
             return True
         return False
 
-    def _fetch_object(self, shard: int, name: str, record: ObjectRecord) -> None:
-        where = f"{self._place.url}/{name}"
-        with self._arriving(name) as arrival:
-            sums = BlockSums(record, arrival.sink)
-            try:
-                self._place.stream(name, sums, most_bytes=record.bytes, progress=arrival.count)
-                problem = sums.problem(self._backend, shard, name)
-            except RemoteNotFound:
-                problem = f"shard {shard}: missing"
-            except TooLong:
-                problem = (
-                    f"shard {shard}: longer than the {record.bytes:,} bytes that the ledger says"
-                )
-            if problem:
-                raise ShardCorrupt(f"{where}: {problem}.")
-
     def _artefact(self, artefact: str) -> list[Job]:
         name, record = artefact_name(artefact), self._contents.manifest.artefacts[artefact]
         with suppress(OSError):
+            self._meter.announce(record.bytes)
             if _sha256(self._folder, name) == record.sha256:
                 self._meter.skip(record.bytes)
                 return []
+        self._fetch(name, record.bytes, partial(Sha256Sum, record.sha256))
+        return []
+
+    def _fetch(
+        self, name: str, size: int, comparison: Callable[[Sink], Comparison], what: str = ""
+    ) -> None:
+        """Fetch a file and compare it; what arrived of it in an earlier run, and is right, is not fetched again."""
+        if self._dry_run:
+            self._meter.arrive(size)
+            return
+        arrival = _Arrival(self._folder, name, self._meter)
+        first = -1  # bytes that an earlier run has left
 
         def fetch() -> None:
-            found = ""
-            with self._arriving(name) as arrival:
+            nonlocal first
+            with arrival as file:
+                sums = comparison(FileSink(file))
+                kept = sums.resume(arrival.path)
+                first = kept if first < 0 else first
+                arrival.keep(file, kept)
                 try:
-                    self._place.stream(
-                        name, arrival.sink, most_bytes=record.bytes, progress=arrival.count
-                    )
-                    arrival.sink.flush()
-                    found = _sha256(self._folder, arrival.path.name)
-                except (RemoteNotFound, TooLong) as error:
-                    found = "none: " + str(error)
-                if found != record.sha256:
-                    raise ShardCorrupt(
-                        f"{self._place.url}/{name}: sha256 {found}, expected {record.sha256}."
-                    )
+                    if kept < size:
+                        self._place.stream(
+                            name, sums, most_bytes=size, start=kept, progress=arrival.count
+                        )
+                    problem = sums.problem()
+                except ShardCorrupt as error:
+                    problem = error.args[0]
+                except RemoteNotFound:
+                    problem = f"{what}missing"
+                except TooLong:
+                    problem = f"{what}longer than {size:,} bytes"
+                if problem:
+                    if isinstance(sums, Sha256Sum):
+                        arrival.keep(file, 0)
+                    raise ShardCorrupt(f"{self._place.url}/{name}: {problem}.")
+                arrival.publish(file)
 
         until_sound(fetch, self._meter.damage, ADVICE)
-        self._meter.arrive(record.bytes)
-        return []
+        self._meter.arrive(size, max(first, 0))
 
     def _metadata(self, name: str, made: bytes) -> list[Job]:
         """Kept as it is there if it says what the manifest asks for, so that a signature holds; else made here."""
-        with suppress(OSError):
-            if not difference(read_plain(self._folder, name), made):
-                self._meter.skip(0)
-                return []
+        for folder in (self._folder, self._donor or self._folder):
+            with suppress(OSError):
+                found = read_plain(folder, name)
+                if not difference(found, made):
+                    self.keep(name, found, there=True)
+                    return []
         try:
             found = self._place.read(name, most_bytes=4 * len(made) + 2**16)
             problem = difference(found, made)
@@ -226,74 +251,99 @@ class Receiver:
             found, problem = b"", str(error)
         if problem:
             self._meter.note(f"{name} was made anew from the manifest; at the place: {problem}")
-        self._keep(name, made if problem else found)
+        self.keep(name, made if problem else found)
         return []
 
     def _extra(self, name: str, most_bytes: int) -> list[Job]:
-        size = 0
-        with suppress(RemoteNotFound, AccessRefused), self._arriving(name) as arrival:
-            size = self._place.stream(
-                name, arrival.sink, most_bytes=most_bytes, progress=arrival.count
-            )
-        if size:
-            self._meter.arrive(size)
+        """Card or signature: no checksum covers it, so it must come from this very place."""
+        if self._dry_run:
+            size = self._place.size(name)
+            if size is not None:
+                self._meter.arrive(size)
+            return []
+        arrival = _Arrival(self._folder, name, self._meter)
+        try:
+            with arrival as file:
+                arrival.keep(file, 0)
+                size = self._place.stream(
+                    name,
+                    FileSink(file),
+                    most_bytes=most_bytes,
+                    same_host=True,
+                    progress=arrival.count,
+                )
+                file.flush()
+                if _same(arrival.path, self._folder, name):
+                    self._meter.announce(size)
+                    self._meter.skip(size, compared=True)
+                elif size:
+                    self._meter.announce(size)
+                    arrival.publish(file)
+                    self._meter.arrive(size)
+        except NotFollowed as error:
+            self._meter.note(f"{name} was left out: {error}")
+        except (RemoteNotFound, AccessRefused):
+            pass
+        arrival.path.unlink(missing_ok=True)
         return []
-
-    def _keep(self, name: str, data: bytes) -> None:
-        """Write a small file, unless it is there."""
-        with suppress(OSError):
-            if read_plain(self._folder, name) == data:
-                return
-        path = self._folder / name
-        make_folders(self._folder, path)
-        write_bytes(path, data)
-
-    @contextmanager
-    def _arriving(self, name: str) -> Iterator["_Arrival"]:
-        """A file that gets its name at the end of the block; if the block fails, its bytes do not count."""
-        path = self._folder / name
-        make_folders(self._folder, path)
-        with refused(path, 0):
-            handle, temporary = tempfile.mkstemp(
-                prefix=TEMPORARY_PREFIX, suffix=ARRIVING, dir=self._folder
-            )
-            file = os.fdopen(handle, "wb")
-            arrival = _Arrival(Path(temporary), FileSink(file), self._meter)
-            try:
-                with file:
-                    yield arrival
-                    file.flush()
-                    os.fchmod(handle, 0o644)
-                    os.fsync(handle)
-                arrival.path.replace(path)
-            except BaseException:
-                self._meter.move(-arrival.bytes)
-                arrival.path.unlink(missing_ok=True)
-                raise
 
 
 class _Arrival:
-    """A file that is on its way.
+    """A file that is being fetched, under a temporary name that the next run finds again.
 
-    Attributes:
-        path: its temporary name.
-        sink: takes its bytes.
-        bytes: that count as moved.
+    Use as a context manager; the file is open for reading and writing inside.
     """
 
-    def __init__(self, path: Path, sink: FileSink, meter: Meter) -> None:
-        self.path, self.sink = path, sink
-        self.bytes = 0
-        self._meter = meter
+    def __init__(self, folder: Path, name: str, meter: Meter) -> None:
+        digest = hashlib.sha256(name.encode()).hexdigest()[:32]
+        self.path = folder / f"{TEMPORARY_PREFIX}{digest}{ARRIVING}"
+        self._target = folder / name
+        self._folder, self._meter = folder, meter
+        self._counted = 0
+        self._file: IO[bytes] | None = None
+
+    def __enter__(self) -> IO[bytes]:
+        with refused(self._target, 0):
+            make_folders(self._folder, self._target)
+            how = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
+
+            def opener(path: str, flags: int) -> int:
+                return os.open(path, how, 0o644)
+
+            self._file = open(self.path, "r+b", opener=opener)
+            return self._file
+
+    def __exit__(self, kind: object, error: object, trace: object) -> None:
+        assert self._file is not None
+        if kind is not None:
+            self._meter.move(-self._counted)
+            self._counted = 0
+        with refused(self._target, 0):
+            self._file.close()
+
+    def keep(self, file: IO[bytes], size: int) -> None:
+        """Keep the first bytes of the file, and count them as there."""
+        with refused(self._target, 0):
+            file.seek(size)
+            file.truncate()
+        self.count(size)
 
     def count(self, number: int) -> None:
-        """Count bytes that have come."""
-        self.bytes += number
+        """Count bytes that have arrived."""
+        self._counted += number
         self._meter.move(number)
+
+    def publish(self, file: IO[bytes]) -> None:
+        """Give the file its name."""
+        with refused(self._target, 0):
+            file.flush()
+            os.fchmod(file.fileno(), 0o644)
+            os.fsync(file.fileno())
+            self.path.replace(self._target)
 
 
 def has_object(folder: Path, name: str, record: ObjectRecord) -> bool:
-    """Whether a folder has an object with every byte that the ledger says."""
+    """Whether a folder has an object with every byte that the ledger lists."""
     try:
         if plain_size(folder, name) != record.bytes:
             return False
@@ -316,7 +366,7 @@ def make_folders(root: Path, path: Path) -> None:
 
 
 def entries_sha256(folder: Path, num_shards: int) -> str:
-    """SHA-256 of all entries of a ledger in order; "" if one is missing."""
+    """Return the SHA-256 of all entries of a ledger in order; "" if one is missing."""
     digest = hashlib.sha256()
     try:
         for shard in range(num_shards):
@@ -324,6 +374,12 @@ def entries_sha256(folder: Path, num_shards: int) -> str:
     except OSError:
         return ""
     return digest.hexdigest()
+
+
+def _same(path: Path, folder: Path, name: str) -> bool:
+    with suppress(OSError):
+        return _sha256(path.parent, path.name) == _sha256(folder, name)
+    return False
 
 
 def _sha256(folder: Path, name: str) -> str:

@@ -1,19 +1,20 @@
-"""Bring the files of a local store to a place; what was sent is read back and compared to the ledger."""
+"""Bring the files of a local store to a place; uploads are read back and compared with the ledger."""
 
 import hashlib
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from functools import partial
 from pathlib import Path
-from typing import Protocol
 
-from featstore.containers import Backend, make_backend
+from featstore.containers import make_backend
 from featstore.containers.block_checksums import why_unreadable
 from featstore.errors import RemoteNotFound, ShardCorrupt, StoreError
+from featstore.files.atomic import TEMPORARY_PREFIX
 from featstore.files.untrusted import open_plain, plain_size, read_plain
 from featstore.format.ledger import ObjectRecord
+from featstore.format.manifest import MANIFEST_NAME
 from featstore.maintenance.verify_shard import check_object, of_a_shard
-from featstore.places.base import Place, Sink, TooLong
+from featstore.places.base import Place, TooLong
 from featstore.reading.cached.published_store import (
     EXTRAS,
     FOLDERS,
@@ -24,27 +25,26 @@ from featstore.reading.cached.published_store import (
     parse_entry,
     until_sound,
 )
+from featstore.sharing.comparisons import BlockSums, Comparison, Sha256Sum
+from featstore.sharing.jobs import Countdown, Job
 from featstore.sharing.progress import Meter
-from featstore.sharing.stream_checksums import BlockSums
-from featstore.sharing.worker_threads import Countdown, Job
 
-ADVICE = (
-    "Something on the way to this place, or the place itself, damages what is sent. Nothing there is a store yet; the "
-    "same command goes on."
-)
+ADVICE = "Uploads arrive damaged: check the network, or push to another place. Nothing there is a store yet."
 
 
 class Sender:
-    """Sends what a place lacks of a store.
+    """Sends the files of a store that a place lacks.
 
     Args:
-        store: its folder.
-        contents: what it says of itself.
-        place: where it goes.
-        meter: counts.
-        read_back: compare what arrived by reading it; else the transport is trusted.
-        there: bytes of the files that are at the place, by name; only those are looked at.
-        same_ledger: the ledger there is ours, as its mark says.
+        store: Folder of the store.
+        contents: Its manifest and mark.
+        place: Destination.
+        meter: Counts.
+        read_back: Compare files at the place by reading them; else their sizes are compared, and uploads trusted.
+        there: Bytes of the files at the place, by name.
+        same: The place has this store, complete; then all its files are compared, else those that an interrupted push
+            has compared already are not compared again.
+        dry_run: Only count what would be sent.
     """
 
     def __init__(
@@ -56,37 +56,50 @@ class Sender:
         *,
         read_back: bool,
         there: dict[str, int],
-        same_ledger: bool,
+        same: bool,
+        dry_run: bool = False,
     ) -> None:
         self._store, self._contents, self._place, self._meter = store, contents, place, meter
-        self._read_back = read_back and not place.checks
-        self._there, self._same_ledger = there, same_ledger
+        self._compare, self._read_back = read_back, read_back and not place.checks
+        self._there, self._same, self._dry_run = there, same, dry_run
         self._backend = make_backend(store, contents.manifest)
+        self.sent_extra = False
 
     def jobs(self) -> Iterator[Job]:
-        """Everything but the marks that make it a store."""
-        for name in self._contents.small_names():
+        """All files but the manifest and the mark, which make it a store."""
+        for name in (*self._contents.small_names(), *self._extras()):
             yield partial(self._small, name)
-        for name in EXTRAS:
-            if os.path.lexists(self._store / name):
-                yield partial(self._small, name)
         for shard in range(self._contents.manifest.num_shards):
             yield partial(self._shard, shard)
 
+    def _extras(self) -> list[str]:
+        return [name for name in EXTRAS if os.path.lexists(self._store / name)]
+
+    def stale_extras(self) -> list[str]:
+        """Card, page and signature at the place that this store does not have."""
+        return [name for name in EXTRAS if name in self._there and name not in self._extras()]
+
+    def leftovers(self) -> list[str]:
+        """Files that an interrupted push was writing; on object stores there are none."""
+        return [
+            name
+            for name in self._there
+            if name.startswith(TEMPORARY_PREFIX) and name != UNFINISHED_NAME
+        ]
+
     def others(self) -> list[str]:
         """Files at the place that are not of this store; extras count as its own, whether or not it has any."""
-        own = {UNFINISHED_NAME, MARK_NAME, *EXTRAS, *self._contents.small_names()}
-        return sorted(
-            name for name in self._there if name not in own and not of_a_shard(self._backend, name)
-        )
+        return foreign_files(self._contents, self._there)
 
     def foreign(self) -> list[str]:
-        """What lies in a store's folders at the place, and is not of this one."""
+        """Files in the folders of a store at the place that are not of this one."""
         return [name for name in self.others() if name.split("/")[0] in FOLDERS]
 
-    def write_small(self, name: str, data: bytes) -> None:
+    def write_small(self, name: str, data: bytes, *, counted: bool = True) -> None:
         """Write a small file, and compare it."""
-        self._send(name, data, len(data), lambda: _Hash(hashlib.sha256(data).hexdigest()))
+        self._meter.announce(len(data))
+        comparison = partial(Sha256Sum, hashlib.sha256(data).hexdigest())
+        self._send(name, data, len(data), comparison, counted=counted)
 
     def _shard(self, shard: int) -> list[Job]:
         name = entry_name(shard)
@@ -97,11 +110,19 @@ class Sender:
                 f"{self._store / name}: cannot be sent ({why_unreadable(error)}). Run featstore verify {self._store}."
             ) from None
         entry = parse_entry(data, self._backend, shard, str(self._store))
+        trusted = self._same and not self._compare
         finished = self._there.get(name) == len(data) and (
-            self._same_ledger or self._is_there(name, _Hash(hashlib.sha256(data).hexdigest()))
+            trusted or self._is_there(name, Sha256Sum(hashlib.sha256(data).hexdigest()))
         )
-        commit = partial(self.write_small, name, data)
-        left = Countdown(len(entry.objects), (lambda: None) if finished else commit)
+
+        def commit() -> None:
+            if finished:
+                self._meter.announce(len(data))
+                self._meter.skip(len(data), compared=not trusted)
+            else:
+                self.write_small(name, data)
+
+        left = Countdown(len(entry.objects), commit)
         return [
             partial(self._object, shard, name, record, finished, left)
             for name, record in sorted(entry.objects.items())
@@ -110,18 +131,17 @@ class Sender:
     def _object(
         self, shard: int, name: str, record: ObjectRecord, finished: bool, left: Countdown
     ) -> list[Job]:
-        """One object; under an entry that is there it was compared before, else it may be half of another one."""
-
-        def sums() -> _Sums:
-            return _Sums(self._backend, shard, name, record)
-
-        if self._there.get(name) == record.bytes and (
-            finished or (self._read_back and self._is_there(name, sums()))
-        ):
+        comparison = partial(BlockSums, self._backend, shard, name, record)
+        # Under an entry that an interrupted push has written, objects were compared.
+        trusted = finished and not (self._same and self._compare)
+        there = self._there.get(name) == record.bytes
+        if there and trusted:
             self._meter.skip(record.bytes)
+        elif there and self._compare and self._is_there(name, comparison()):
+            self._meter.skip(record.bytes, compared=True)
         else:
             self._check_local(shard, name, record)
-            self._send(name, self._store / name, record.bytes, sums)
+            self._send(name, self._store / name, record.bytes, comparison)
         left.one_less()
         return []
 
@@ -144,22 +164,47 @@ class Sender:
             raise ShardCorrupt(
                 f"{path}: sha256 {digest}, expected {expected}. Fetch the store again, or extract it again."
             )
-        if self._there.get(name) == size and self._is_there(name, _Hash(digest)):
-            self._meter.skip(size)
+        self._meter.announce(size)
+        if self._there.get(name) == size and self._is_there(name, Sha256Sum(digest)):
+            self._meter.skip(size, compared=True)
         else:
-            self._send(name, path, size, lambda: _Hash(digest))
+            self.sent_extra |= name in EXTRAS
+            self._send(name, path, size, partial(Sha256Sum, digest))
         return []
 
-    def _is_there(self, name: str, sums: "_Comparison") -> bool:
-        """Whether the place has a file as it should be."""
+    def _is_there(self, name: str, sums: Comparison) -> bool:
+        """Whether the place has a file as it should be; what is damaged at a complete store is noted."""
+        problem = self._read(name, sums, self._there[name])
+        if problem and self._same and not self._dry_run:
+            self._meter.damage(f"{self._place.url}/{name}: {problem}")
+        return not problem
+
+    def _read(self, name: str, sums: Comparison, size: int) -> str:
+        """Read a file at the place; returns what is wrong with it."""
+        moved = 0
+
+        def count(number: int) -> None:
+            nonlocal moved
+            moved += number
+            self._meter.move(number)
+
         try:
-            self._place.stream(name, sums, most_bytes=self._there[name])
-        except (RemoteNotFound, TooLong):
-            return False
-        return not sums.difference()
+            self._place.stream(name, sums, most_bytes=size, progress=count)
+            problem = sums.problem()
+        except (RemoteNotFound, TooLong, ShardCorrupt) as error:
+            problem = str(error.args[0])
+        if problem:
+            self._meter.move(-moved)
+        return problem
 
     def _send(
-        self, name: str, data: bytes | Path, size: int, compare: Callable[[], "_Comparison"]
+        self,
+        name: str,
+        data: bytes | Path,
+        size: int,
+        comparison: Callable[[], Comparison],
+        *,
+        counted: bool = True,
     ) -> None:
         moved = 0
 
@@ -173,47 +218,22 @@ class Sender:
             self._meter.move(-moved)
             moved = 0
             self._place.write(name, data, progress=count)
-            if self._read_back:
-                sums = compare()
-                try:
-                    self._place.stream(name, sums, most_bytes=size)
-                    problem = sums.difference()
-                except (RemoteNotFound, TooLong) as error:
-                    problem = str(error)
-                if problem:
-                    raise ShardCorrupt(f"{self._place.url}/{name}: {problem}.")
+            if self._read_back and (problem := self._read(name, comparison(), size)):
+                raise ShardCorrupt(f"{self._place.url}/{name}: {problem}.")
 
-        until_sound(send, self._meter.damage, ADVICE)
-        self._meter.arrive(size)
+        if not self._dry_run:
+            until_sound(send, self._meter.damage, ADVICE)
+        if counted:
+            self._meter.arrive(size)
 
 
-class _Comparison(Sink, Protocol):
-    """A sink that knows what should have come."""
+def foreign_files(contents: Contents, names: Iterable[str]) -> list[str]:
+    """List the files at a place that no part of the format accounts for.
 
-    def difference(self) -> str:
-        """What is wrong with what came, in words; "" if nothing is."""
-
-
-class _Sums(BlockSums):
-    def __init__(self, backend: Backend, shard: int, name: str, record: ObjectRecord) -> None:
-        super().__init__(record)
-        self._names = backend, shard, name
-
-    def difference(self) -> str:
-        return self.problem(*self._names)
-
-
-class _Hash:
-    def __init__(self, expected: str) -> None:
-        self._expected = expected
-        self.restart()
-
-    def write(self, piece: bytes) -> None:
-        self._digest.update(piece)
-
-    def restart(self) -> None:
-        self._digest = hashlib.sha256()
-
-    def difference(self) -> str:
-        found = self._digest.hexdigest()
-        return "" if found == self._expected else f"sha256 {found}, expected {self._expected}"
+    Args:
+        contents: Manifest and mark of the store there.
+        names: Names of all files there.
+    """
+    backend = make_backend(Path(), contents.manifest)
+    own = {MANIFEST_NAME, UNFINISHED_NAME, MARK_NAME, *EXTRAS, *contents.small_names()}
+    return sorted(name for name in names if name not in own and not of_a_shard(backend, name))

@@ -234,9 +234,9 @@ class Watch:
         """See ``sys.addaudithook``."""
         if not self.active or event not in EVENTS:
             return
-        if event in FOLDERS and arguments[FOLDERS[event]] not in (None, -1):
-            return  # relative to a folder that was opened, and looked at, before
-        for path in arguments[: EVENTS[event]]:
+        for i, path in enumerate(arguments[: EVENTS[event]]):
+            if event in FOLDERS and arguments[FOLDERS[event] + i] not in (None, -1):
+                continue  # relative to a folder that was opened, and looked at, before
             if isinstance(path, bytes | str | os.PathLike):
                 flags = arguments[2] if event == "open" else 0
                 self._look(event, os.fsdecode(path), int(flags or 0))
@@ -277,8 +277,8 @@ EVENTS = {
 }
 """Audit events, and how many of their first arguments are paths."""
 
-FOLDERS = {"os.remove": 1, "os.rmdir": 1, "os.mkdir": 2, "shutil.rmtree": 1}
-"""Which argument may be the handle of a folder that paths are relative to."""
+FOLDERS = {"os.remove": 1, "os.rmdir": 1, "os.mkdir": 2, "os.rename": 2, "shutil.rmtree": 1}
+"""Which argument may be the handle of a folder that the (first) path is relative to; that of the second one follows."""
 
 
 class _Hangs(BaseException):

@@ -1,7 +1,9 @@
 """Every kind of place does the same; what fails is tried again, goes on where it stopped, and ends in one error."""
 
+import errno
 import os
 import pickle
+import re
 import socket
 import sys
 import threading
@@ -11,12 +13,21 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from obstore.exceptions import GenericError
 
-from featstore.errors import ConfigError, RemoteError, RemoteNotFound
-from featstore.places.base import PIECE_BYTES, AccessRefused, Fault, Place, Retry
+from featstore.errors import (
+    ConfigError,
+    RemoteError,
+    RemoteNotFound,
+    StoreError,
+    StoreWriteError,
+)
+from featstore.places import base
+from featstore.places.base import PIECE_BYTES, AccessRefused, Fault, FileSink, Place, Retry
 from featstore.places.buckets import WHOLE_BYTES, ObjectPlace
 from featstore.places.open_place import is_url, open_place
 from tests.featstore.processes import fork, wait
+from tests.servers.answers import serve_answers
 from tests.servers.fixtures import OwnBucket
 from tests.servers.hub import serve_hub
 from tests.servers.sftp import Sftp
@@ -28,6 +39,9 @@ pytestmark = pytest.mark.filterwarnings(
 )
 
 QUICK = Retry(attempts=3, first_s=0.001, most_s=0.01, timeout_s=5)
+
+SLOW = Retry(first_s=10, most_s=10)
+"""A second attempt would take longer than a test may."""
 
 NAMES = ("a/b/plain.bin", "shards/\xe4 b#1?%41&.tar", "empty")
 """What image tars may be called, and so shards."""
@@ -89,10 +103,13 @@ def test_what_is_written_is_there(place: Place, tmp_path: Path) -> None:
     assert place.fetch(NAMES[0], big, most_bytes=len(data), progress=arrived.append) == len(data)
     assert sum(arrived) == len(data)
     assert big.read_bytes() == data
-    parts = list(place._pieces(NAMES[0], most))
+    parts = list(place._pieces(NAMES[0], most, None))
     assert parts[0][0] == most
     assert b"".join(piece for _, piece in parts) == b"the end"
+    assert place.read_part(NAMES[0], range(most - 2, most + 3)) == b"\xfe\xffthe"
+    assert place.read_part(NAMES[0], range(most + 4, most + 99)) == b"end"
     place.remove([*NAMES[1:], "nowhere"])
+    place.finish()
     assert place.sizes() == {NAMES[0]: len(data)}
 
 
@@ -150,8 +167,8 @@ def test_web_servers_are_read_only(web: Web, tmp_path: Path) -> None:
     assert place.size("missing") is None
     assert place.read(NAMES[1], most_bytes=7) == b"new one"
     assert place.read(NAMES[2], most_bytes=0) == b""
-    assert [start for start, _ in place._pieces(NAMES[0], PIECE_BYTES)] == [PIECE_BYTES]
-    with pytest.raises(RemoteError):
+    assert [start for start, _ in place._pieces(NAMES[0], PIECE_BYTES, None)] == [PIECE_BYTES]
+    with pytest.raises(RemoteError, match="read only"):
         place.write("x", b"")
     with pytest.raises(RemoteError):
         place.remove(["x"])
@@ -171,7 +188,7 @@ class Broken(Place):
     def _sizes(self, folder: str) -> dict[str, int]:
         raise AccessRefused("not for you")
 
-    def _pieces(self, name: str, start: int) -> Iterator[tuple[int, bytes]]:
+    def _pieces(self, name: str, start: int, stop: int | None) -> Iterator[tuple[int, bytes]]:
         self.asked.append(start)
         for at in range(start if self.ranges else 0, len(self.data)):
             if self.faults and self.faults[0] == at:
@@ -186,6 +203,9 @@ class Broken(Place):
 
     def _remove(self, name: str) -> None:
         raise NotImplementedError
+
+    def _meaning(self, error: Exception, where: str) -> Exception | None:
+        return None
 
 
 def test_a_cut_transfer_goes_on_where_it_was(tmp_path: Path) -> None:
@@ -290,12 +310,167 @@ def test_paths_and_urls() -> None:
 
 
 def test_a_bucket_that_does_not_exist(s3: OwnBucket) -> None:
-    """Reading finds nothing; writing says what is wrong."""
-    place = open_place("s3://no-such-bucket-anywhere/store", retry=QUICK)
-    with pytest.raises(RemoteNotFound):
-        place.read("manifest.json", most_bytes=10)
-    with pytest.raises(RemoteError):
-        place.write("manifest.json", b"")
+    """One attempt, one error without XML, for reading, writing and listing."""
+    place = open_place("s3://no-such-bucket-anywhere/store", retry=SLOW)
+    for call in (
+        lambda: place.read("manifest.json", most_bytes=10),
+        lambda: place.write("manifest.json", b""),
+        place.sizes,
+    ):
+        with pytest.raises(RemoteError, match=r"no-such-bucket-anywhere.*NoSuchBucket") as caught:
+            call()
+        assert not isinstance(caught.value, RemoteNotFound)
+        assert "<" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("status", "code", "found"),
+    [
+        (301, "PermanentRedirect", "region"),
+        (400, "AuthorizationHeaderMalformed", "AWS_REGION"),
+        (400, "ExpiredToken", "ExpiredToken"),
+        (403, "InvalidAccessKeyId", "AWS_ACCESS_KEY_ID"),
+        (403, "SignatureDoesNotMatch", "AWS_SECRET_ACCESS_KEY"),
+        (404, "NoSuchBucket", "no such bucket"),
+    ],
+)
+def test_errors_that_stay(
+    status: int, code: str, found: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Wrong regions, keys and buckets: one request for each call, and a message without XML."""
+    text = f"<?xml version='1.0'?>\n<Error><Code>{code}</Code><Message>told so</Message></Error>"
+    with serve_answers(lambda request: (status, {}, text.encode())) as server:
+        monkeypatch.setenv("AWS_ENDPOINT_URL", server.url)
+        monkeypatch.setenv("AWS_ACCESS_KEY_ID", "a")
+        monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "b")
+        place = open_place("s3://bucket/store", retry=SLOW)
+        for call in (lambda: place.read("x", most_bytes=9), lambda: place.write("x", b"")):
+            server.requests.clear()
+            with pytest.raises(RemoteError, match=found) as caught:
+                call()
+            assert len(server.requests) == 1
+            assert "<" not in str(caught.value)
+
+
+def test_no_credentials(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """One attempt at the cloud's own service for them, then what to set."""
+    for name in [name for name in os.environ if name.startswith("AWS_")]:
+        monkeypatch.delenv(name)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
+    place = open_place("s3://bucket/store", retry=SLOW)
+    error = "Error performing PUT http://169.254.169.254/latest/api/token in 2s: cannot connect"
+
+    def fail(*arguments: Any) -> Any:
+        raise GenericError(error)
+
+    monkeypatch.setattr(place, "_size", fail)
+    with pytest.raises(AccessRefused, match=r"AWS_ACCESS_KEY_ID.*skip_signature"):
+        place.size("x")
+
+
+def test_a_server_that_drips() -> None:
+    """A byte now and then is no progress: the transfer ends after the set number of attempts."""
+    retry = Retry(attempts=2, first_s=0.001, most_s=0.01, timeout_s=0.4, least_rate=1000)
+
+    def drip(request: Any) -> Any:
+        yield 200, {"content-length": "1000000"}
+        while True:
+            time.sleep(0.05)
+            yield b"x"
+
+    with serve_answers(drip) as server:
+        start = time.monotonic()
+        with pytest.raises(RemoteError, match=r"failed 2 times .* 1,000 a second"):
+            open_place(server.url, retry=retry).read("x", most_bytes=10**6)
+        assert time.monotonic() - start < 20
+        assert len(server.requests) == 3  # the second attempt asked for a range first
+    with serve_answers(lambda request: (200, {}, b"all")) as server:
+        assert open_place(server.url, retry=retry).read("x", most_bytes=3) == b"all"
+
+
+def test_redirects_to_other_hosts(tmp_path: Path) -> None:
+    """Files with a checksum may come from another host; for those without one it is an error that names the host."""
+    opened = (tmp_path / "sink").open("wb")
+    with opened, serve_answers(lambda request: (200, {}, b"secret")) as other:
+
+        def redirect(request: Any) -> Any:
+            if request.path == "/moved":
+                return 200, {}, b"mine"
+            return 302, {"location": other.url if request.path == "/away" else "/moved"}, b""
+
+        with serve_answers(redirect) as server:
+            place = open_place(server.url, retry=SLOW)
+            assert place.read("away", most_bytes=9) == b"secret"
+            sink = FileSink(opened)
+            assert place.stream("here", sink, most_bytes=9, same_host=True) == 4
+            requests = len(other.requests)
+            with pytest.raises(RemoteError, match=re.escape(other.url)):
+                place.stream("away", sink, most_bytes=9, same_host=True)
+            assert len(other.requests) == requests
+
+
+@pytest.mark.parametrize("code", [errno.EIO, errno.ESTALE])
+def test_a_disk_that_fails(code: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Reading is repeated, and ends in one error that names the file; listing is not silent about it."""
+    (tmp_path / "x").write_bytes(b"content")
+    place = open_place(str(tmp_path), retry=QUICK)
+    calls = []
+
+    def fail(*arguments: Any, **options: Any) -> Any:
+        calls.append(arguments)
+        raise OSError(code, os.strerror(code))
+
+    for name, call in (
+        ("open", lambda: place.read("x", most_bytes=9)),
+        ("open", lambda: place.size("x")),
+        ("scandir", place.sizes),
+        ("open", lambda: place.remove(["x"])),
+    ):
+        with monkeypatch.context() as patch:
+            patch.setattr(os, name, fail)
+            calls.clear()
+            with pytest.raises(RemoteError, match=f"3 times .*{os.strerror(code)}"):
+                call()
+            assert len(calls) == 3
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "fsync", fail)
+        with pytest.raises(StoreWriteError, match=os.strerror(code)):
+            place.write("x", b"new")
+    assert place.read("x", most_bytes=9) == b"content"
+    with monkeypatch.context() as patch:
+        patch.setattr(base, "open_plain", fail)
+        with pytest.raises(StoreError, match=os.strerror(code)):
+            place.write("y", tmp_path / "x")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["x"]
+
+
+def test_links_below_a_folder(tmp_path: Path) -> None:
+    """Nothing is read, written or removed through a link, at the end of a name or on the way."""
+    outside, root = tmp_path / "outside", tmp_path / "root"
+    (outside / "c").mkdir(parents=True)
+    (outside / "c/secret").write_bytes(b"secret")
+    root.mkdir()
+    (root / "file").symlink_to(outside / "c/secret")
+    (root / "folder").symlink_to(outside)
+    place = open_place(str(root), retry=QUICK)
+    assert place.sizes() == {}
+    for name in ("file", "folder/c/secret"):
+        for call in (
+            lambda name=name: place.read(name, most_bytes=9),
+            lambda name=name: place.size(name),
+        ):
+            with pytest.raises(RemoteError, match="link"):
+                call()
+    for name in ("folder/c/secret", "folder/new"):
+        with pytest.raises(StoreWriteError, match="link"):
+            place.write(name, b"mine")
+        with pytest.raises(RemoteError, match="link"):
+            place.remove([name])
+    place.write("file", b"mine")  # the link is replaced, what it leads to is not
+    place.remove(["file"])
+    assert [path.name for path in outside.rglob("*")] == ["c", "secret"]
+    assert (outside / "c/secret").read_bytes() == b"secret"
 
 
 def test_an_unknown_host_is_not_believed(sftp: Sftp, tmp_path: Path) -> None:
@@ -347,5 +522,6 @@ def test_hub_commits_are_whole(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) 
         assert old.read("small", most_bytes=10) == b"one"
         place.write("dropped", b"")
         place.remove(["dropped", "small"])
+        place.finish()
         assert set(running.files("team/name")) == {".gitattributes", "large"}
         assert len(running.uploads) == 1

@@ -1,0 +1,129 @@
+"""Sinks that compare the bytes of a file with its checksums while it is transferred."""
+
+import hashlib
+import os
+from pathlib import Path
+from typing import Protocol
+
+import google_crc32c
+import numpy as np
+
+from featstore.containers import Backend
+from featstore.containers.block_checksums import damaged_blocks
+from featstore.errors import ShardCorrupt
+from featstore.files.untrusted import open_plain
+from featstore.format.ledger import ObjectRecord
+from featstore.places.base import Sink
+
+
+class Comparison(Sink, Protocol):
+    """A sink that knows which bytes are expected, and passes them on to another one if there is one."""
+
+    def resume(self, path: Path) -> int:
+        """Take the bytes that are in a file already; returns how many of them can be kept."""
+
+    def problem(self) -> str:
+        """What is wrong with the bytes that have passed, in words; "" if nothing is."""
+
+
+class BlockSums:
+    """Compares an object with the CRC-32C of each block in the ledger.
+
+    ``write`` raises ShardCorrupt at the first block that differs, so that the rest is not transferred for nothing.
+    """
+
+    def __init__(
+        self,
+        backend: Backend,
+        shard: int,
+        name: str,
+        record: ObjectRecord,
+        onward: Sink | None = None,
+    ) -> None:
+        self._backend, self._shard, self._name = backend, shard, name
+        self._record, self._onward = record, onward
+        self._bytes = self._crc = 0
+
+    def resume(self, path: Path) -> int:
+        """See ``Comparison``: the blocks before the first damaged one are kept."""
+        record = self._record
+        damaged = next(iter(damaged_blocks(path, record, range(record.num_blocks))), None)
+        self._bytes = record.bytes if damaged is None else damaged[0] * record.block_bytes
+        self._crc = 0
+        return self._bytes
+
+    def write(self, piece: bytes) -> None:
+        """See ``Sink``."""
+        data = np.frombuffer(piece, dtype=np.uint8)
+        size = self._record.block_bytes
+        while len(data):
+            part, data = np.split(data, [min(len(data), size - self._bytes % size)])
+            self._crc = google_crc32c.extend(self._crc, part)
+            self._bytes += len(part)
+            if self._bytes % size == 0:
+                self._end_block()
+        if self._onward is not None:
+            self._onward.write(piece)
+
+    def _end_block(self) -> None:
+        block = (self._bytes - 1) // self._record.block_bytes
+        crc, self._crc = self._crc, 0
+        if block < self._record.num_blocks and crc != self._record.crc(block):
+            span = self._record.block(block)
+            column, rows = self._backend.holds(self._shard, self._name, span.start, span.stop)
+            raise ShardCorrupt(
+                f'shard {self._shard} (rows {rows.start}-{rows.stop - 1}), column "{column}": crc32c {crc:08x}, '
+                f"expected {self._record.crc(block):08x}"
+            )
+
+    def restart(self) -> None:
+        """See ``Sink``."""
+        self._bytes = self._crc = 0
+        if self._onward is not None:
+            self._onward.restart()
+
+    def problem(self) -> str:
+        """See ``Comparison``."""
+        if self._bytes != self._record.bytes:
+            rows = self._backend.manifest.shard_range(self._shard)
+            found = f"{self._bytes:,} bytes, expected {self._record.bytes:,}"
+            return f"shard {self._shard} (rows {rows.start}-{rows.stop - 1}): {found}"
+        if self._bytes % self._record.block_bytes:
+            try:
+                self._end_block()
+            except ShardCorrupt as error:
+                return str(error.args[0])
+        return ""
+
+
+class Sha256Sum:
+    """Compares a file with its SHA-256."""
+
+    def __init__(self, expected: str, onward: Sink | None = None) -> None:
+        self._expected, self._onward = expected, onward
+        self._digest = hashlib.sha256()
+
+    def resume(self, path: Path) -> int:
+        """See ``Comparison``: all bytes are kept, as nothing tells which of them are right."""
+        with os.fdopen(open_plain(path), "rb") as file:
+            self._digest = hashlib.sha256()
+            while piece := file.read(2**20):
+                self._digest.update(piece)
+            return file.tell()
+
+    def write(self, piece: bytes) -> None:
+        """See ``Sink``."""
+        self._digest.update(piece)
+        if self._onward is not None:
+            self._onward.write(piece)
+
+    def restart(self) -> None:
+        """See ``Sink``."""
+        self._digest = hashlib.sha256()
+        if self._onward is not None:
+            self._onward.restart()
+
+    def problem(self) -> str:
+        """See ``Comparison``."""
+        found = self._digest.hexdigest()
+        return "" if found == self._expected else f"sha256 {found}, expected {self._expected}"

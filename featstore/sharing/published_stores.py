@@ -1,0 +1,111 @@
+"""List, delete and retract stores at a URL."""
+
+import datetime
+from collections.abc import Iterator, Mapping
+
+from featstore.errors import RemoteError, StoreError, shorten
+from featstore.format.file_names import CARD_NAME
+from featstore.format.ledger import LEDGER_FOLDER
+from featstore.format.manifest import MANIFEST_NAME
+from featstore.maintenance.list_and_delete import Summary, describe
+from featstore.places.base import Retry
+from featstore.places.open_place import open_place
+from featstore.reading.cached.published_store import MARK_NAME, UNFINISHED_NAME, remote_contents
+from featstore.sharing.progress import without_tracebacks
+from featstore.sharing.sender import foreign_files
+
+
+def find_published(
+    url: str,
+    *,
+    retry: Retry = Retry(),  # noqa: B008
+    options: Mapping[str, str] | None = None,
+) -> Iterator[Summary]:
+    """Find every store at or below a URL, in the order of their URLs; unfinished ones have a problem.
+
+    Raises:
+        RemoteError: the place does not answer, or refuses.
+    """
+    with without_tracebacks("list"):
+        place = open_place(url, retry=retry, options=options)
+        if not place.lists:  # a web server
+            yield summarise_published(url, retry=retry, options=options)
+            return
+        names = place.sizes()
+        folders = {
+            name.rpartition("/")[0]
+            for name in names
+            if name.rpartition("/")[2] in (MANIFEST_NAME, UNFINISHED_NAME)
+        }
+        ledgers = {name.split(f"{LEDGER_FOLDER}/")[0].rstrip("/") for name in names}
+        found = ""
+        for folder in sorted(folders & ledgers):
+            if not found or not f"{folder}/".startswith(f"{found}/"):
+                found = folder
+                address = f"{url.rstrip('/')}/{folder}".rstrip("/")
+                yield summarise_published(address, retry=retry, options=options)
+
+
+def summarise_published(
+    url: str,
+    *,
+    retry: Retry = Retry(),  # noqa: B008
+    options: Mapping[str, str] | None = None,
+) -> Summary:
+    """Describe the store at a URL; one that cannot be read is a summary with a problem."""
+    place = open_place(url, retry=retry, options=options)
+    try:
+        contents = remote_contents(place)
+    except StoreError as error:
+        return Summary(path=place.url, problem=str(error).removeprefix(f"{place.url}: "))
+    manifest = contents.manifest
+    return describe(place.url, manifest, manifest.num_shards, contents.mark.bytes)
+
+
+def delete_published(
+    url: str,
+    *,
+    force: bool = False,
+    reason: str = "",
+    retry: Retry = Retry(),  # noqa: B008
+    options: Mapping[str, str] | None = None,
+) -> None:
+    """Delete the store at a URL: its manifest first, so that no reader finds half a store.
+
+    Args:
+        url: URL of the store.
+        force: Delete all files there, also where the manifest cannot be read, or other files are there.
+        reason: Retract the store: leave a README.md that names its fingerprint, the date and this reason.
+        retry: How failed requests are repeated.
+        options: Options of the client.
+
+    Raises:
+        StoreNotFound, ManifestMismatch, StoreIncomplete: there is no store that can be read.
+        StoreError: other files are there.
+        RemoteError: the place does not answer, refuses, or cannot be written.
+    """
+    with without_tracebacks("delete"):
+        place = open_place(url, retry=retry, options=options)
+        if not place.writes:
+            raise RemoteError(f"{place.url}: can be read only; nothing was deleted.")
+        names, fingerprint = place.sizes(), "unknown"
+        try:
+            contents = remote_contents(place)
+            fingerprint = contents.manifest.fingerprint
+            foreign = foreign_files(contents, names)
+        except StoreError:
+            if not force or not names:
+                raise
+            foreign = []
+        if foreign and not force:
+            raise StoreError(
+                f"{place.url}: holds files that are not of the store: {shorten(foreign)}. Move them away, or delete "
+                "them with it: --force."
+            )
+        place.remove([MANIFEST_NAME, MARK_NAME, UNFINISHED_NAME])
+        if reason:
+            today = datetime.datetime.now(datetime.UTC).date()
+            text = f"# Retracted\n\nThe feature store {fingerprint} was retracted on {today}.\n\n{reason}\n"
+            place.write(CARD_NAME, text.encode())
+        place.remove(sorted(names.keys() - ({CARD_NAME} if reason else set())))
+        place.finish()
