@@ -119,7 +119,9 @@ class Place(ABC):
         """See ``sizes``."""
 
     @abstractmethod
-    def _pieces(self, name: str, start: int, stop: int | None) -> Iterator[tuple[int, bytes]]:
+    def _pieces(
+        self, name: str, start: int, stop: int | None = None
+    ) -> Iterator[tuple[int, bytes]]:
         """Yield (offset, bytes) from a byte on; offset 0 first where the server cannot begin in the middle.
 
         Args:
@@ -130,7 +132,7 @@ class Place(ABC):
 
     def _own_pieces(self, name: str) -> Iterator[tuple[int, bytes]]:
         """Yield a file from its beginning; a redirect to another host is an error."""
-        return self._pieces(name, 0, None)
+        return self._pieces(name, 0)
 
     @abstractmethod
     def _write(self, name: str, data: bytes | Path, progress: Count) -> None:
@@ -254,9 +256,7 @@ class Place(ABC):
 
         def attempt() -> int:
             pace = _Pace(self.retry)
-            pieces = (
-                self._own_pieces(name) if same_host else self._pieces(name, transfer.bytes, None)
-            )
+            pieces = self._own_pieces(name) if same_host else self._pieces(name, transfer.bytes)
             for offset, piece in pieces:
                 self._check_stopped()
                 transfer.take(offset, piece)

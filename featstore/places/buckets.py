@@ -103,7 +103,9 @@ class ObjectPlace(Place):
         batches = self._connect().list(folder or None, chunk_size=1000)
         return {item["path"]: int(item["size"]) for batch in batches for item in batch}
 
-    def _pieces(self, name: str, start: int, stop: int | None) -> Iterator[tuple[int, bytes]]:
+    def _pieces(
+        self, name: str, start: int, stop: int | None = None
+    ) -> Iterator[tuple[int, bytes]]:
         if _state.forked:
             for answer, piece in helper().parts(
                 self._request("pieces", name, start=start, stop=stop)

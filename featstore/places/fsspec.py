@@ -98,7 +98,9 @@ class FilePlace(Place):
             if path.startswith(root)
         }
 
-    def _pieces(self, name: str, start: int, stop: int | None) -> Iterator[tuple[int, bytes]]:
+    def _pieces(
+        self, name: str, start: int, stop: int | None = None
+    ) -> Iterator[tuple[int, bytes]]:
         most = PIECE_BYTES if stop is None else min(PIECE_BYTES, stop - start)
         with self._connect().open(self._path(name), "rb") as file:
             if start:

@@ -123,7 +123,9 @@ class HubPlace(Place):
         except RemoteNotFound:
             return {}
 
-    def _pieces(self, name: str, start: int, stop: int | None) -> Iterator[tuple[int, bytes]]:
+    def _pieces(
+        self, name: str, start: int, stop: int | None = None
+    ) -> Iterator[tuple[int, bytes]]:
         api = self._api()
         system = _import(self.url).HfFileSystem(
             endpoint=api.endpoint, token=api.token, skip_instance_cache=True

@@ -56,7 +56,9 @@ class LocalPlace(Place):
                     found[path.relative_to(self.folder).as_posix()] = status.st_size
         return found
 
-    def _pieces(self, name: str, start: int, stop: int | None) -> Iterator[tuple[int, bytes]]:
+    def _pieces(
+        self, name: str, start: int, stop: int | None = None
+    ) -> Iterator[tuple[int, bytes]]:
         with os.fdopen(open_below(self.folder, name), "rb") as file:
             file.seek(start)
             most = PIECE_BYTES if stop is None else min(PIECE_BYTES, stop - start)

@@ -103,7 +103,7 @@ def test_what_is_written_is_there(place: Place, tmp_path: Path) -> None:
     assert place.fetch(NAMES[0], big, most_bytes=len(data), progress=arrived.append) == len(data)
     assert sum(arrived) == len(data)
     assert big.read_bytes() == data
-    parts = list(place._pieces(NAMES[0], most, None))
+    parts = list(place._pieces(NAMES[0], most))
     assert parts[0][0] == most
     assert b"".join(piece for _, piece in parts) == b"the end"
     assert place.read_part(NAMES[0], range(most - 2, most + 3)) == b"\xfe\xffthe"
@@ -167,7 +167,7 @@ def test_web_servers_are_read_only(web: Web, tmp_path: Path) -> None:
     assert place.size("missing") is None
     assert place.read(NAMES[1], most_bytes=7) == b"new one"
     assert place.read(NAMES[2], most_bytes=0) == b""
-    assert [start for start, _ in place._pieces(NAMES[0], PIECE_BYTES, None)] == [PIECE_BYTES]
+    assert [start for start, _ in place._pieces(NAMES[0], PIECE_BYTES)] == [PIECE_BYTES]
     with pytest.raises(RemoteError, match="read only"):
         place.write("x", b"")
     with pytest.raises(RemoteError):
@@ -188,7 +188,9 @@ class Broken(Place):
     def _sizes(self, folder: str) -> dict[str, int]:
         raise AccessRefused("not for you")
 
-    def _pieces(self, name: str, start: int, stop: int | None) -> Iterator[tuple[int, bytes]]:
+    def _pieces(
+        self, name: str, start: int, stop: int | None = None
+    ) -> Iterator[tuple[int, bytes]]:
         self.asked.append(start)
         for at in range(start if self.ranges else 0, len(self.data)):
             if self.faults and self.faults[0] == at:

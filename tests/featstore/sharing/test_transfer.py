@@ -240,10 +240,10 @@ def test_an_error_says_how_far_it_went(
     """The network goes: one error with the file and what is done; the same command goes on."""
     read = LocalPlace._pieces
 
-    def gone(place: LocalPlace, name: str, start: int, stop: int | None) -> Any:
+    def gone(place: LocalPlace, name: str, start: int) -> Any:
         if name.startswith(("fields/grid2/c/2", "valid/c/2")):
             raise PermissionError(13, "gone")
-        return read(place, name, start, stop)
+        return read(place, name, start)
 
     with monkeypatch.context() as patch:
         patch.setattr(LocalPlace, "_pieces", gone)
@@ -570,11 +570,9 @@ def asked_for(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     names: list[str] = []
     read = LocalPlace._pieces
 
-    def spy(
-        place: LocalPlace, name: str, start: int, stop: int | None
-    ) -> Iterator[tuple[int, bytes]]:
+    def spy(place: LocalPlace, name: str, start: int) -> Iterator[tuple[int, bytes]]:
         names.append(name)
-        return read(place, name, start, stop)
+        return read(place, name, start)
 
     monkeypatch.setattr(LocalPlace, "_pieces", spy)
     return names
