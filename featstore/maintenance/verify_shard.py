@@ -26,7 +26,7 @@ _DIGITS = re.compile(r"(?<=/)[0-9]{1,18}(?=[/.]|$)")
 
 _AGAIN = "pull or copy the store again, or extract it again into a new folder"
 
-_PULL = "for a pulled store, the same featstore pull again fetches it; for your own, extract.py --repair"
+_PULL = f"for a pulled store, the same featstore pull again fetches it; for your own, {command('extract')} --repair"
 
 ADVICE: dict[Kind, str] = {
     "shard": f"{_PULL} makes this shard again",

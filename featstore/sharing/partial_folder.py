@@ -21,7 +21,7 @@ from featstore.files.atomic import (
     sync_folder,
     write_bytes,
 )
-from featstore.files.disk import format_bytes, free_bytes
+from featstore.files.disk import free_bytes
 from featstore.files.locks import LOCK_NAME, exclusive
 from featstore.files.untrusted import read_plain
 from featstore.format.manifest import MANIFEST_NAME
@@ -31,6 +31,7 @@ from featstore.maintenance.list_and_delete import (
     remove_interrupted_deletions,
 )
 from featstore.reading.cached.published_store import UNFINISHED_NAME, Contents
+from featstore.text import format_bytes
 
 UNFINISHED_MARK = f"{TEMPORARY_PREFIX}complete.json"
 """The mark of the store whose files are in a folder so far, when its ledger entries are known to be of that store."""

@@ -7,9 +7,9 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 
 from featstore.errors import StoreError
-from featstore.files.disk import format_bytes
 from featstore.format.manifest import Manifest
 from featstore.places.base import Place
+from featstore.text import format_bytes
 
 Progress = Callable[[int, int], None]
 """Called with the bytes that were transferred, and those that will be; the latter is an estimate at first."""

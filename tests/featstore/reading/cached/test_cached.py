@@ -61,9 +61,11 @@ class Far(LocalPlace):
     asked: ClassVar[Counter[str]] = Counter()
     changes: ClassVar[list[Change]] = []
 
-    def _pieces(self, name: str, start: int) -> Iterator[tuple[int, bytes]]:
+    def _pieces(
+        self, name: str, start: int, stop: int | None = None
+    ) -> Iterator[tuple[int, bytes]]:
         self.asked[name] += 1
-        for at, piece in super()._pieces(name, start):
+        for at, piece in super()._pieces(name, start, stop):
             for change in self.changes:
                 piece = change(name, piece)
             yield at, piece
