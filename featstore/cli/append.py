@@ -8,16 +8,16 @@ from featstore.cli.progress_bar import progress_bar
 from featstore.derive.append import append
 
 DESCRIPTION = """\
-Put the rows of a store of new images behind those of a finished store that was made alike. Old rows keep number, bytes
-and values; the manifest notes the version before. Whoever reads the store meanwhile keeps the old version. A run that
-was stopped goes on with the same command. To extract new images straight into a store: extract.py --append true.
+Append the rows of a store of new images to a finished store that was made alike. Old rows keep number, bytes and
+values; the manifest records the earlier version. Processes that have the store open keep reading the old version. Run
+the same command again to resume. To extract new images directly into a store: featstore extract --append true.
 """
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the arguments."""
     parser.add_argument("store", type=Path, help="folder of the store that grows")
-    parser.add_argument("new", type=Path, help="folder of the store of new images; it stays")
+    parser.add_argument("new", type=Path, help="folder of the store of new images; it is kept")
     parser.add_argument(
         "--duplicates",
         choices=["refuse", "skip", "keep"],
@@ -27,7 +27,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Let a store grow; returns the exit status."""
+    """Append rows to a store; returns the exit status."""
     with progress_bar(" shards", show=not arguments.json) as progress:
         made = append(
             arguments.store, arguments.new, duplicates=arguments.duplicates, progress=progress

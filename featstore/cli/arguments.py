@@ -7,28 +7,28 @@ from featstore.places.open_place import is_url
 
 
 def store_address(text: str) -> str | Path:
-    """A folder, or a URL as it was typed: a path would lose one of its slashes."""
+    """Return a folder as Path, a URL unchanged (a Path would lose one of its slashes)."""
     return text if is_url(text) else Path(text)
 
 
 def store_folder(text: str) -> Path:
-    """A folder.
+    """Return a folder as Path.
 
     Raises:
-        argparse.ArgumentTypeError: it is a URL; says how to come by a folder.
+        argparse.ArgumentTypeError: It is a URL; the message says how to get a folder.
     """
     if is_url(text):
         raise argparse.ArgumentTypeError(
-            f"{text} is a URL; fetch the store first: featstore pull {text} FOLDER"
+            f"{text} is a URL; pull the store first: featstore pull {text} FOLDER"
         )
     return Path(text)
 
 
 def positive(text: str) -> int:
-    """A whole number above zero.
+    """Parse a positive integer.
 
     Raises:
-        ValueError: it is not; argparse makes it a message.
+        ValueError: It has another form; argparse turns this into a message.
     """
     number = int(text)
     if number <= 0:
@@ -37,10 +37,10 @@ def positive(text: str) -> int:
 
 
 def names(text: str) -> list[str]:
-    """Names with commas between them.
+    """Parse names separated by commas.
 
     Raises:
-        ValueError: one is empty.
+        ValueError: A name is empty.
     """
     several = [name.strip() for name in text.split(",")]
     if not all(several):
@@ -49,10 +49,10 @@ def names(text: str) -> list[str]:
 
 
 def row_range(text: str) -> slice:
-    """Rows ``A:B``, the first counted and the last not; either may be left out, negative ones count from the end.
+    """Parse ``A:B`` as a slice: A included, B not; either may be missing or negative.
 
     Raises:
-        ValueError: it is not; argparse makes it a message.
+        ValueError: It has another form; argparse turns this into a message.
     """
     first, colon, last = text.partition(":")
     if not colon:

@@ -16,11 +16,10 @@ from featstore.format.manifest import Manifest
 from featstore.reading.store import FeatureStore
 
 DESCRIPTION = """\
-Describe a store. Without --html: a card in Markdown, README.md in the store, with the front matter that the Hugging
-Face hub reads. What is stated with flags (title, authors, licences) is kept in the card and need not be said again; so
-is what stands between its two lines of notes. With --html: one HTML page with statistics of the features, a map of the
-images to search, duplicates and times; it opens from disk without a network and needs the extra "card".
-Neither is part of the store's fingerprint, and nothing else in the store is touched.
+Describe a store. Without --html: writes README.md into the store, with the front matter of the Hugging Face hub. Title,
+authors and licences given as options are kept in it, and so are your own notes between its two note lines. With --html:
+writes one HTML page with statistics of the features, a searchable map of the images, duplicates and times; it opens
+without a network and needs the extra "card". Neither changes the store's fingerprint or any other file.
 """
 
 
@@ -39,28 +38,29 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     said.add_argument("--title", help="name of the store")
     said.add_argument("--author", action="append", default=[], help="may be repeated")
-    said.add_argument("--homepage", metavar="URL", help="where one reads more")
+    said.add_argument("--homepage", metavar="URL", help="page with more information")
     said.add_argument(
         "--image-licence",
         metavar="LICENCE",
-        help="of the images, e.g. cc-by-4.0 as the hub spells it, or any text",
+        help="licence of the images, e.g. cc-by-4.0, or any text",
     )
     said.add_argument(
         "--teacher-licence", action="append", default=[], metavar="[NAME=]LICENCE",
-        help="of a teacher's weights, where the manifest does not say it; NAME where there are several",
+        help="licence of a teacher's weights if the manifest has none; NAME if there are several",
     )  # fmt: skip
     page = parser.add_argument_group("the page")
-    page.add_argument(
-        "--field", default="", help="lay out and compare images by this field (default: cls)"
-    )
+    page.add_argument("--field", default="", help="field for map and comparison (default: cls)")
     page.add_argument(
         "--points",
         type=positive,
         default=4000,
-        help="most images of the map and the statistics (default: 4000)",
+        help="most images in map and statistics (default: 4000)",
     )
     page.add_argument(
-        "--images", type=Path, metavar="FOLDER", help="show small pictures of the images there"
+        "--images",
+        type=Path,
+        metavar="FOLDER",
+        help="folder of the images: show small pictures of them",
     )
 
 
@@ -122,7 +122,7 @@ def _write_page(arguments: argparse.Namespace, store: FeatureStore, statement: S
 
 
 def _signed(store: Path, path: Path) -> str:
-    """What to do where a file that the signature covers has changed."""
+    """Return a hint if a signed file has changed."""
     inside = path.resolve().parent == store.resolve()
     return (
         "; sign the store again (featstore sign)"

@@ -9,8 +9,8 @@ from featstore.cli.progress_bar import progress_bar
 from featstore.derive.convert import convert
 
 DESCRIPTION = """\
-Pack the rows of a store anew: in the other container, with another codec, in shards of another size. Every row stays as
-it is, bit by bit, and so does the fingerprint. A run that was stopped goes on with the same command.
+Write the rows of a store in the other container, with another codec, or in shards of another size. Rows are equal bit
+by bit, and so is the fingerprint. Run the same command again to resume.
 
   featstore convert STORE OUT --container webdataset
   featstore convert STORE OUT --codec bitshuffle
@@ -35,7 +35,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Pack a store anew; returns the exit status."""
+    """Write a store in another container; returns the exit status."""
     with progress_bar(" shards", show=not arguments.json) as progress:
         manifest = convert(
             arguments.store,

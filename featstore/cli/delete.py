@@ -9,25 +9,22 @@ from featstore.cli.store_table import as_json, table
 from featstore.errors import ConfigError
 from featstore.maintenance.list_and_delete import Summary, check_deletable, delete_store, summarise
 
-DESCRIPTION = (
-    "Delete a store, after a question. Deletes nothing that is not a store, and none that is being "
-    "written."
-)
+DESCRIPTION = "Delete a store after asking. Refuses folders that are not stores, and stores that are being written."
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the arguments."""
     parser.add_argument("store", type=Path, help="folder of the store")
-    parser.add_argument("--yes", action="store_true", help="do not ask")
+    parser.add_argument("--yes", action="store_true", help="do not ask for confirmation")
     parser.add_argument(
         "--force",
         action="store_true",
-        help="also if the manifest cannot be read, or the folder holds files that are not the store's",
+        help="also delete if the manifest cannot be read, or the folder holds other files",
     )
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Delete a store, after a question; returns the exit status."""
+    """Delete a store after asking; returns the exit status."""
     store: Path = arguments.store
     check_deletable(store, force=arguments.force)
     summary = summarise(store)

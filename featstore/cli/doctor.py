@@ -13,12 +13,15 @@ DESCRIPTION = "Check what extraction needs of this machine: versions, processor,
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the arguments."""
     parser.add_argument(
-        "--path", type=Path, default=Path(), help="where stores will lie (default: here)"
+        "--path",
+        type=Path,
+        default=Path(),
+        help="folder for stores (default: the working directory)",
     )
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Look at the machine; returns the exit status."""
+    """Check the machine; returns the exit status."""
     found = []
     for check in examine(arguments.path):
         found.append(check)

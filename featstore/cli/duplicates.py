@@ -1,4 +1,4 @@
-"""The part of ``featstore inspect`` that looks for duplicates and leaks."""
+"""``featstore inspect --duplicates``: find duplicates, and test images in other parts."""
 
 import argparse
 import sys
@@ -32,21 +32,21 @@ from featstore.reading.store import FeatureStore
 from featstore.text import format_seconds
 
 SHOWN = 20
-"""Pairs and groups that are written out for people."""
+"""Pairs and groups that are printed."""
 
 LADDER = (0.8, 0.9, 0.95, 0.97, 0.98, 0.99, 0.995, 0.999)
-"""Cosines that neighbours are counted at, so that a threshold can be chosen."""
+"""Cosines at which neighbours are counted, to help choose a threshold."""
 
 QUANTILES = (0.5, 0.9, 0.99, 1.0)
 
 MANY = 0.2
-"""Share of images with a near duplicate from which on the field, not the images, is to be doubted."""
+"""Share of images with a near duplicate above which the field is probably unsuitable."""
 
 LONG_S = 10.0
-"""Comparisons that take longer are announced."""
+"""Longer comparisons are announced, in seconds."""
 
 DEFAULT_PARTS = {"labelled": ("train/*",), TEST: ("test/*",)}
-"""Those of phase two; taken where both match something."""
+"""Default parts of distill; used if both match something."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -55,8 +55,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--duplicates",
         action="store_true",
-        help="look for equal files, for images with nearly equal features, and for images of the test part that are "
-        "in another part too; then the exit status is 1",
+        help="find equal files, images with nearly equal features, and images of the test part that are in "
+        "another part too (exit status 1)",
     )
     group.add_argument(
         "--threshold",
@@ -68,8 +68,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--sample",
         type=positive,
         metavar="N",
-        help="compare N random images of the test part, or of all if there is none, with all others; the time is "
-        "then in proportion to the images, not to their square",
+        help="compare N random images of the test part, or of all if there is none, with all others; the time "
+        "then grows with the number of images, not with its square",
     )
     parts = group.add_mutually_exclusive_group()
     parts.add_argument(
@@ -80,30 +80,30 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "if both match); a name may be repeated",
     )
     parts.add_argument(
-        "--recipe", type=Path, help="take the parts from a recipe of distill.py (its data: section)"
+        "--recipe", type=Path, help="take the parts from section data of a recipe of distill"
     )
 
 
 def asked_for(arguments: argparse.Namespace) -> bool:
-    """Whether duplicates are to be looked for.
+    """Return whether duplicates were asked for.
 
     Raises:
-        ConfigError: it was not said, but how was.
+        ConfigError: An option of the search was given without --duplicates.
     """
     if arguments.duplicates:
         return True
     for name in ("threshold", "field", "sample", "parts", "recipe"):
         if getattr(arguments, name) is not None:
-            raise ConfigError(f"--{name} is about duplicates; say --duplicates as well.")
+            raise ConfigError(f"--{name} needs --duplicates; add it.")
     return False
 
 
 def look(store: FeatureStore, arguments: argparse.Namespace) -> dict[str, Any]:
-    """Look for duplicates and leaks; what was found, as plain JSON values.
+    """Find duplicates and leaks; returns plain JSON values.
 
     Raises:
-        ConfigError: parts match nothing, or no such field.
-        ViewMismatch: a field was asked for that has no canonical view.
+        ConfigError: Parts match nothing, or there is no such field.
+        ViewMismatch: The field has no canonical view.
     """
     start = time.perf_counter()
     parts = select_parts(store, _patterns(store, arguments))
@@ -154,7 +154,7 @@ def _patterns(store: FeatureStore, arguments: argparse.Namespace) -> Mapping[str
 
 
 def _recipe_patterns(path: Path) -> dict[str, list[str]]:
-    """Patterns of the parts of phase two; what the recipe leaves out is as distill.py has it."""
+    """Return the patterns of the parts in a recipe; missing ones have the defaults of distill."""
     import yaml
 
     try:
@@ -164,7 +164,7 @@ def _recipe_patterns(path: Path) -> dict[str, list[str]]:
     data = recipe.get("data", {}) if isinstance(recipe, dict) else None
     if not isinstance(data, dict) or not {"data", "methods", "student"} & set(recipe):
         raise ConfigError(
-            f"{path}: not a recipe of distill.py, which has a section data: with lists of patterns called labelled, "
+            f"{path}: not a recipe of distill: expected a section data with lists of patterns called labelled, "
             f"unlabelled and {TEST}."
         )
     patterns = {}
@@ -183,7 +183,7 @@ def _compare(
     arguments: argparse.Namespace,
     parts: Mapping[str, Rows],
 ) -> Pairs:
-    """Compare all images with each other, or a sample with all; say first if it takes long."""
+    """Compare all images with each other, or a sample with all; announce a long run."""
     everyone = np.flatnonzero(store.valid)
     rows = everyone
     if arguments.sample:
@@ -242,7 +242,7 @@ def _near(store: FeatureStore, pairs: Pairs, crops: Floats) -> dict[str, Any]:
 
 
 def _quantiles(cosine: Floats) -> dict[str, float]:
-    """Cosine below which a share of the images lies."""
+    """Return the cosine below which each share of the images lies."""
     if not len(cosine):
         return {}
     values = np.quantile(cosine, QUANTILES).tolist()
@@ -266,7 +266,7 @@ def _names(ids: list[str], rows: Rows) -> list[str]:
 
 
 def lines(found: dict[str, Any]) -> list[str]:
-    """The same for people."""
+    """Return the same as lines of text."""
     exact, near = found["exact"], found["near"]
     copies = sum(len(group) for group in exact)
     text = [
@@ -283,7 +283,7 @@ def lines(found: dict[str, Any]) -> list[str]:
     if not found["parts"]:
         return [
             *text,
-            "leaks        not looked for: --parts or --recipe says which images are the test part",
+            "leaks        not checked: set the test part with --parts or --recipe",
         ]
     text.append(
         "parts        " + ", ".join(f"{name} {size:,}" for name, size in found["parts"].items())
@@ -308,8 +308,8 @@ def _near_lines(near: dict[str, Any], images: int) -> list[str]:
     text += _more(len(near["pairs"]) - SHOWN, "pairs")
     if near["found"] > len(near["pairs"]):
         text.append(
-            f"  ...        beyond the {len(near['pairs']):,} most alike nothing is listed, and no leak looked for: "
-            "raise --threshold"
+            f"  ...        only the {len(near['pairs']):,} most similar pairs are listed and checked for leaks: raise "
+            "--threshold"
         )
     text.append(f"nearest      {_spread(near['nearest'])}: an image and its nearest other one")
     if near["own_crops"]:
@@ -321,16 +321,16 @@ def _near_lines(near: dict[str, Any], images: int) -> list[str]:
     ]
     if near["images"] > MANY * near["compared"]:
         text.append(
-            f"doubt        {near['images'] / near['compared']:.0%} of the images have a near duplicate: either they "
-            "repeat each other, or this field cannot tell them apart. Look at some pairs; try another --field, or a "
-            "higher --threshold."
+            f"warning      {near['images'] / near['compared']:.0%} of the images have a near duplicate: either "
+            "images repeat, or this field does not separate them. Look at some pairs; try another --field or a higher "
+            "--threshold."
         )
     return text
 
 
 def _spread(quantiles: dict[str, float]) -> str:
     half, tenth, hundredth, highest = quantiles.values()
-    return f"cosine {half:.3f} in the middle, 10 % above {tenth:.3f}, 1 % above {hundredth:.3f}, highest {highest:.3f}"
+    return f"cosine {half:.3f} median, 10 % above {tenth:.3f}, 1 % above {hundredth:.3f}, highest {highest:.3f}"
 
 
 def _overlap_lines(item: dict[str, Any]) -> list[str]:

@@ -13,21 +13,21 @@ from featstore.derive.export import export
 from featstore.text import format_bytes
 
 DESCRIPTION = """\
-Write features for tools that know nothing of stores:
+Write features for tools that do not read stores:
 
   npy      one array per field, to be memory-mapped, and the ids in a text file
   parquet  tables for DuckDB, Polars, Spark, vector databases, datasets.load_dataset
   hf       a Hugging Face data set, for datasets.load_from_disk
 
-export.json says what every column is and where it comes from. Images without a usable feature are left out and counted.
-A run that was stopped goes on with the same command.
+export.json describes every column and its origin. Images without a usable feature are left out and counted. Run the
+same command again to resume.
 """
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the arguments."""
     parser.add_argument("store", type=store_address, help="folder or URL of the store")
-    parser.add_argument("out", type=Path, help="folder to make")
+    parser.add_argument("out", type=Path, help="folder to write")
     parser.add_argument("--format", required=True, choices=["npy", "parquet", "hf"])
     parser.add_argument("--fields", type=names, metavar="A,B", help="fields to take (default: all)")
     parser.add_argument(
@@ -58,8 +58,7 @@ def run(arguments: argparse.Namespace) -> int:
     """Write a store in another format; returns the exit status."""
 
     def announce(rows: int, size: int) -> None:
-        if not arguments.json and sys.stderr.isatty():
-            tqdm.write(f"{rows:,} rows, about {format_bytes(size)}", file=sys.stderr)
+        tqdm.write(f"{rows:,} rows, about {format_bytes(size)}", file=sys.stderr)
 
     with progress_bar(" rows", show=not arguments.json) as progress:
         made = export(
@@ -80,7 +79,7 @@ def run(arguments: argparse.Namespace) -> int:
         print(json.dumps({**found, "left_out": left_out, "resumed": made.resumed}, indent=2))
         return 0
     if made.resumed:
-        print(f"went on after {made.resumed:,} rows of a run that was stopped")
+        print(f"resumed after {made.resumed:,} rows")
     print(f"{made.path}: {made.rows:,} rows, {format_bytes(made.bytes)}")
     if made.invalid:
         print(f"left out: {made.invalid:,} images without a usable feature (--keep-invalid)")
@@ -91,7 +90,7 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def _next(arguments: argparse.Namespace) -> str:
-    """How to read it."""
+    """Return the code that reads the export."""
     out = arguments.out
     if arguments.format == "hf":
         return f'datasets.load_from_disk("{out}")'

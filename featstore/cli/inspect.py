@@ -7,7 +7,7 @@ from typing import Any
 
 from featstore.cli import duplicates
 from featstore.cli.arguments import store_address
-from featstore.errors import printable
+from featstore.errors import command, printable
 from featstore.format.ledger import read_complete
 from featstore.format.manifest import (
     FieldRecord,
@@ -22,25 +22,25 @@ from featstore.text import format_bytes
 
 SHOWN = 20
 COUNTED_SHARDS = 1000
-"""Stores of fewer shards are counted without being asked: their ledger is read in a second or so."""
+"""Stores of fewer shards are counted without --counts: reading their ledger takes about a second."""
 
 
 DESCRIPTION = """\
-Say what a store holds: teachers, views, fields, counts, skipped images. Exit status 1 if shards are missing.
-Counts that have to be read from every shard are given for stores of fewer than 1,000 shards, or with --counts.
-With --duplicates, also which images it holds twice, and exit status 1 if any of the test part are in another part too.
+Show what a store holds: teachers, views, fields, counts, skipped images. Exit status 1 if shards are missing.
+Counts that need every shard are shown for stores of fewer than 1,000 shards, or with --counts.
+With --duplicates, also equal and nearly equal images; exit status 1 if test images are in another part too.
 """
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the arguments."""
     parser.add_argument("store", type=store_address, help="folder or URL of the store")
-    parser.add_argument("--counts", action="store_true", help="count, however many shards")
+    parser.add_argument("--counts", action="store_true", help="count for any number of shards")
     duplicates.add_arguments(parser)
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Say what a store holds; returns the exit status."""
+    """Show what a store holds; returns the exit status."""
     store = FeatureStore.open(arguments.store, allow_incomplete=True)
     manifest = store.manifest
     counts = arguments.counts or manifest.num_shards < COUNTED_SHARDS
@@ -56,11 +56,11 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def summarise(store: FeatureStore, *, counts: bool) -> dict[str, Any]:
-    """What ``inspect`` says, as plain JSON values.
+    """Return what ``inspect`` shows, as plain JSON values.
 
     Args:
-        store: may be incomplete.
-        counts: read the whole ledger and the small columns; else what only they know is None.
+        store: May be incomplete.
+        counts: Read the whole ledger and the small columns; without it, the values that need them are None.
     """
     manifest = store.manifest
     mark = read_complete(store.path, manifest.num_shards)
@@ -115,8 +115,12 @@ def _counts(store: FeatureStore) -> dict[str, Any]:
 
 
 def lines(manifest: Manifest, summary: dict[str, Any]) -> list[str]:
-    """The same for people."""
-    state = "complete" if summary["complete"] else "INCOMPLETE: run extract.py again to go on"
+    """Return the same as lines of text."""
+    state = (
+        "complete"
+        if summary["complete"]
+        else f"INCOMPLETE: run {command('extract')} again to resume"
+    )
     done, total = summary["shards"]
     size = "bytes not counted" if summary["bytes"] is None else f"{summary['bytes']:,} bytes"
     source = manifest.source

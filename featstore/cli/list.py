@@ -7,15 +7,17 @@ from pathlib import Path
 from featstore.cli.store_table import as_json, table
 from featstore.maintenance.list_and_delete import find_stores
 
-DESCRIPTION = (
-    "Find the stores below some folders. Looks into no shard. Exit status 1 if one cannot be read."
-)
+DESCRIPTION = "List the stores below some folders, without reading shards. Exit status 1 if one cannot be read."
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the arguments."""
     parser.add_argument(
-        "folder", nargs="*", type=Path, default=[Path()], help="where to look (default: here)"
+        "folder",
+        nargs="*",
+        type=Path,
+        default=[Path()],
+        help="folders to search (default: the working directory)",
     )
 
 

@@ -1,7 +1,4 @@
-"""The ``featstore`` command: look after stores without a teacher.
-
-What a command takes and does is in ``featstore/commands``; its file is imported when the command is asked for.
-"""
+"""The ``featstore`` command. Each sub-command has a file in this folder, which is imported when it is used."""
 
 import argparse
 import contextlib
@@ -15,40 +12,40 @@ from featstore.version import __version__
 
 COMMANDS = {
     "extract": "run a teacher over images and write its features into a store",
-    "plan": "bytes of each type and codec, files, hours",
-    "inspect": "what a store holds, and whether it is complete",
+    "plan": "estimate bytes, files and hours",
+    "inspect": "show what a store holds, and whether it is complete",
     "verify": "check a store: every byte, its signature, its features",
-    "sign": "vouch for a store with a key",
-    "push": "a store to a bucket, server, hub or folder",
-    "pull": "a store, or a part of one, from there",
-    "merge": "several stores in one: more rows, or more teachers",
+    "sign": "sign a store with a private key",
+    "push": "upload a store to a bucket, server, hub or folder",
+    "pull": "download a store, or a part of one",
+    "merge": "join several stores: more rows, or more teachers",
     "select": "choose images by their features: near to some, unlike others, diverse",
-    "subset": "a part of a store: some fields, some rows",
-    "split": "a store shared out by content",
-    "append": "new images into a finished store",
-    "convert": "the same rows in another container, codec or shards",
-    "requantise": "a store's features in another type",
-    "import": "features of another program (npy, Parquet, Hugging Face, clip-retrieval) as a store",
-    "export": "features as npy arrays, Parquet files or a Hugging Face data set",
-    "card": "what a store is, as a card and as a page",
-    "list": "the stores below a folder",
+    "subset": "write some rows or fields of a store as a new store",
+    "split": "split a store, e.g. for training and test",
+    "append": "add the rows of another store to a finished store",
+    "convert": "write a store in another container, codec or shard size",
+    "requantise": "write a store with its features in another type",
+    "import": "make a store of npy, Parquet, Hugging Face or clip-retrieval files",
+    "export": "write npy arrays, Parquet files or a Hugging Face data set",
+    "card": "write the card (README.md) or the HTML page of a store",
+    "list": "list the stores below a folder",
     "delete": "delete a store",
-    "doctor": "what this machine can and cannot do",
+    "doctor": "check what this machine can run",
 }
 """Name and summary of each command, in the order of the help."""
 
 EXIT_STATUS = """\
 exit status:
-  0    all is well
-  1    found wanting: a store damaged, incomplete or unreadable, test images among those for training, a disk too small
-       for a plan, a machine that cannot extract, a deletion not confirmed
-  2    an error: wrong arguments, nothing there, a manifest that cannot be read, a disk that refuses
+  0    success
+  1    a check failed: store damaged, incomplete or unreadable, test images among those for training, disk too small for
+       a plan, machine unable to extract, deletion not confirmed
+  2    an error: wrong arguments, no store, unreadable manifest, disk full or read-only
   130  interrupted
 """
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command line; returns the exit status (0 fine, 1 found wanting, 2 error)."""
+    """Run the command line; returns the exit status (0 success, 1 a check failed, 2 error)."""
     words = list(sys.argv[1:] if argv is None else argv)
     if words[:1] == ["extract"]:  # has the flags of a recipe, which argparse does not know
         from featstore.cli import extract
@@ -68,23 +65,23 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         return 130
-    except BrokenPipeError:  # the reader of our output (head, less) has seen enough
+    except BrokenPipeError:  # the program that reads the output (head, less) has ended
         sys.stderr.close()
         return 0
 
 
 class PlainText:
-    """A text stream that spells out what could do more to a terminal than show: stores come from anybody.
+    """A text stream that escapes control characters, because names in stores come from other people.
 
     Args:
-        stream: gets the text.
+        stream: Where the text is written.
     """
 
     def __init__(self, stream: Any) -> None:
         self._stream = stream
 
     def write(self, text: str) -> int:
-        """Write text; line breaks and tabs stay."""
+        """Write text; line breaks and tabs are kept."""
         self._stream.write(printable(text, keep="\n\t"))
         return len(text)
 
@@ -93,10 +90,10 @@ class PlainText:
 
 
 def _parser(asked: str) -> argparse.ArgumentParser:
-    """Of all commands, with the arguments of the one that was asked for."""
+    """Build the parser of all commands; only the one that was asked for gets its arguments."""
     parser = argparse.ArgumentParser(
         prog="featstore",
-        description="Look after stores of vision foundation model features.",
+        description="Make, check, combine and share stores of features of vision foundation models.",
         epilog=EXIT_STATUS,
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,

@@ -10,13 +10,13 @@ from featstore.derive.merge import Merged, merge
 from featstore.errors import ConfigError
 
 DESCRIPTION = """\
-Write several stores as one. What that means follows from them, or from --as:
+Write several stores as one. By default the kind follows from the stores; --as sets it:
 
-  rows      made alike (same teachers, views, fields) from other images: all rows, one store's behind another's
-  teachers  other teachers or fields, the same images and views: fields side by side. Images are matched by content, so
+  rows      stores made alike (same teachers, views, fields) of other images: rows are appended
+  teachers  other teachers or fields, same images and views: fields side by side. Images are matched by content, so
             files may be in another order or renamed. Ids and order are the first store's
 
-A run that was stopped goes on with the same command.
+Run the same command again to resume.
 
   featstore merge A B OUT
   featstore merge DINO CLIP OUT --names dino,clip
@@ -28,20 +28,20 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("store", nargs="+", type=Path, help="folders of two or more stores")
     parser.add_argument("out", type=Path, help="folder of the new store")
     parser.add_argument(
-        "--as", dest="kind", choices=["rows", "teachers"], help="what is meant (default: see above)"
+        "--as", dest="kind", choices=["rows", "teachers"], help="kind of merge (default: see above)"
     )
     parser.add_argument(
         "--names",
         type=names,
         default=[],
         metavar="A,B",
-        help="one for each store; teachers: put before the names of its fields, A_cls; rows: before its ids, A/ID",
+        help="one per store; teachers: prefix of its field names, A_cls; rows: prefix of its ids, A/ID",
     )
     parser.add_argument(
         "--duplicates",
         choices=["refuse", "skip", "keep"],
         default="refuse",
-        help="rows: images that a store before has under another id (default: refuse)",
+        help="rows: images that an earlier store has under another id (default: refuse)",
     )
     parser.add_argument(
         "--missing",
@@ -54,12 +54,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> int:
     """Write several stores as one; returns the exit status."""
     if arguments.kind == "rows" and arguments.missing != "refuse":
-        raise ConfigError(
-            "--missing is for --as teachers: rows that stand behind each other lack nothing."
-        )
+        raise ConfigError("--missing is for --as teachers: appended rows need no match.")
     if arguments.kind == "teachers" and arguments.duplicates != "refuse":
         raise ConfigError(
-            "--duplicates is for --as rows: of several teachers, the same images are wanted."
+            "--duplicates is for --as rows: several teachers are merged on the same images."
         )
     with progress_bar(" shards", show=not arguments.json) as progress:
         made = merge(
@@ -93,7 +91,7 @@ def _as_json(out: Path, made: Merged) -> str:
 
 
 def _lines(out: Path, made: Merged) -> list[str]:
-    how = {"rows": "rows behind each other", "teachers": "fields side by side"}[made.kind]
+    how = {"rows": "rows appended", "teachers": "fields side by side"}[made.kind]
     fields = ", ".join(sorted(made.manifest.fields))
     return [
         f"merged       {how}",

@@ -7,9 +7,9 @@ from featstore.cli.transfer_options import add_transfer_arguments, byte_bar, par
 from featstore.sharing.pull import pull
 
 DESCRIPTION = """\
-Download a store, or a part of one. Every byte is compared with the store's ledger before it gets its name, and the
-folder appears when everything is there. A run that was stopped goes on with the same command; on a copy that is there
-already it finds and mends what is damaged.
+Download a store, or a part of one. Every byte is compared with the store's ledger, and the destination folder
+appears when all files are complete. Run the same command again to resume; on an existing copy it finds and repairs
+damage.
 
   featstore pull https://example.org/stores/imagenet STORE
   featstore pull s3://bucket/prefix STORE --fields cls --where 'train/*'
@@ -19,13 +19,13 @@ already it finds and mends what is damaged.
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the arguments."""
-    parser.add_argument("url", help="of the folder with the store's manifest.json")
-    parser.add_argument("store", type=store_folder, help="folder that it becomes")
+    parser.add_argument("url", help="URL of the folder that holds the store's manifest.json")
+    parser.add_argument("store", type=store_folder, help="destination folder")
     add_transfer_arguments(parser)
     parser.add_argument(
         "--replace",
         action="store_true",
-        help="also where another store, or another version, is; what both have does not travel",
+        help="overwrite another store or another version; unchanged files are not downloaded again",
     )
 
 

@@ -7,8 +7,8 @@ from featstore.cli.transfer_options import add_transfer_arguments, byte_bar, par
 from featstore.sharing.push import push
 
 DESCRIPTION = """\
-Publish a store: bring it to a folder or bucket, where readers find it only when it is whole. What is there already does
-not travel, what was sent is read back and compared. A run that was stopped goes on with the same command.
+Upload a store to a folder or bucket; readers see it only when it is complete. Unchanged files are skipped; uploaded
+files are read back and compared. Run the same command again to resume.
 
   featstore push STORE s3://bucket/prefix                 AWS_* variables, or --option endpoint=... region=...
   featstore push STORE gs://bucket/prefix
@@ -21,17 +21,17 @@ not travel, what was sent is read back and compared. A run that was stopped goes
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the arguments."""
     parser.add_argument("store", type=store_folder, help="folder of the store")
-    parser.add_argument("url", help="where it goes: a folder of its own")
+    parser.add_argument("url", help="destination, a folder of its own")
     add_transfer_arguments(parser)
     parser.add_argument(
         "--no-read-back",
         action="store_true",
-        help="trust the transport instead of reading back what was sent; half the bytes",
+        help="do not read back what was uploaded; half the traffic",
     )
     parser.add_argument(
         "--replace",
         action="store_true",
-        help="also where another store, or another version, is; nobody can read either meanwhile",
+        help="overwrite another store or another version; neither can be read in the meantime",
     )
 
 

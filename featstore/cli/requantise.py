@@ -10,8 +10,8 @@ from featstore.cli.progress_bar import progress_bar
 from featstore.derive.requantise import Change, requantise
 
 DESCRIPTION = """\
-Write a store again with its features in another type, without the teacher: the same rows, ids and views. What the type
-costs is measured and kept in the new manifest. A run that was stopped goes on with the same command.
+Write a store with its features in another type, without the teacher; rows, ids and views are the same. The rounding
+error is measured and recorded in the new manifest. Run the same command again to resume.
 """
 
 
@@ -28,7 +28,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--allow-widening",
         action="store_true",
-        help="also to a type with more digits than there are",
+        help="allow a type with more digits than the stored one",
     )
     parser.add_argument(
         "--rows",

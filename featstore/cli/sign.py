@@ -10,8 +10,8 @@ from featstore.format.file_names import SIGNATURE_NAME
 from featstore.maintenance import signing
 
 DESCRIPTION = f"""\
-Check every byte of a store and sign it, by the OpenSSF's model-signing; the signature is written into the store, as
-{SIGNATURE_NAME}. Write the card first (featstore card): it is signed too. A receiver checks with
+Check every byte of a store and sign it with the OpenSSF's model-signing. The signature is written into the store as
+{SIGNATURE_NAME}. Write the card first (featstore card): it is signed too. To check it, run
 featstore verify STORE --public-key KEY.pub. No network is used. To make a pair of keys:
   {signing.MAKE_KEYS}
 """

@@ -9,9 +9,9 @@ from featstore.derive.split import split
 from featstore.errors import ConfigError
 
 DESCRIPTION = """\
-Write a store as several stores, e.g. one to train on and one to test on. Rows are shared out by the content of their
-images, so that equal images never part, whatever they are called and in which order they come. A run that was stopped
-goes on with the same command.
+Write a store as several stores, e.g. one for training and one for test. Rows are assigned by the content of their
+images, so images of equal content stay together, whatever their names and order. Run the same command again to
+resume.
 
   featstore split STORE TRAIN=0.8 TEST=0.2 --by-class
 """
@@ -27,12 +27,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="OUT=SHARE",
         help="folder of a part, and its share of the rows; shares add up to 1",
     )
-    parser.add_argument("--seed", type=int, default=0, help="of the choice (default: 0)")
+    parser.add_argument("--seed", type=int, default=0, help="seed of the choice (default: 0)")
     parser.add_argument(
         "--by-class",
         action="store_true",
-        help="share out each class exactly. Without it shares are met nearly, but an image stays in its part when the "
-        "store grows",
+        help="meet the shares exactly in each class. Without it they are met nearly, but an image stays in its part "
+        "when the store grows",
     )
 
 
@@ -47,7 +47,9 @@ def run(arguments: argparse.Namespace) -> int:
     """Write the parts of a store; returns the exit status."""
     outs = dict(arguments.out)
     if len(outs) < len(arguments.out):
-        raise ConfigError("one folder is named twice.")
+        raise ConfigError(
+            "OUT=SHARE: a folder is given twice; name a different folder for each part."
+        )
     with progress_bar(" shards", show=not arguments.json) as progress:
         made = split(
             arguments.store,

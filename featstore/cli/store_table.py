@@ -1,4 +1,4 @@
-"""Summaries of stores, as ``featstore list`` and ``featstore delete`` show them."""
+"""Tables of stores for ``featstore list`` and ``featstore delete``."""
 
 from typing import Any
 
@@ -7,7 +7,7 @@ from featstore.text import columns, format_bytes
 
 
 def as_json(summary: Summary) -> dict[str, Any]:
-    """A summary as plain JSON values."""
+    """Return a summary as plain JSON values."""
     return {
         "path": str(summary.path),
         "problem": summary.problem,
@@ -22,7 +22,7 @@ def as_json(summary: Summary) -> dict[str, Any]:
 
 
 def table(found: list[Summary]) -> list[str]:
-    """Summaries in columns, a line each."""
+    """Return a table of summaries, one line per store."""
     rows = [("store", "rows", "bytes", "state", "created", "teacher", "fields")]
     for item in found:
         if item.problem:

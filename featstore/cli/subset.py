@@ -13,7 +13,7 @@ from featstore.reading.store import FeatureStore
 
 DESCRIPTION = """\
 Write a part of a store as a new store: some fields, some rows, or both. Values, ids, labels and the reasons of unusable
-images stay as they are. A run that was stopped goes on with the same command.
+images do not change. Run the same command again to resume.
 
   featstore subset STORE OUT --fields cls
   featstore subset STORE OUT --where 'train/*' --where 'extra/*'
@@ -32,7 +32,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         action="append",
         default=[],
         metavar="PATTERN",
-        help="take rows whose sample id matches, e.g. 'train/*'; may be repeated, any of them is enough",
+        help="take rows whose sample id matches, e.g. 'train/*'; may be repeated: one match is enough",
     )
     parser.add_argument(
         "--ids", type=Path, metavar="FILE", help="take the rows of these ids, one per line"
@@ -45,9 +45,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         type=positive,
         default=0,
         metavar="N",
-        help="take N usable, different images of each class and nothing else; chosen by content and --seed",
+        help="take only N valid, different images of each class; chosen by content and --seed",
     )
-    parser.add_argument("--seed", type=int, default=0, help="of that choice (default: 0)")
+    parser.add_argument("--seed", type=int, default=0, help="seed of that choice (default: 0)")
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -85,7 +85,7 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def _choice(arguments: argparse.Namespace) -> str:
-    """What was asked for, in the words of the command."""
+    """Return the options as text, for the manifest."""
     parts = [f"--where {pattern!r}" for pattern in arguments.where]
     if arguments.ids:
         parts.append(f"--ids {arguments.ids.name}")

@@ -1,4 +1,4 @@
-"""What the commands ``push`` and ``pull`` share: arguments, the bar, and the report."""
+"""Arguments, progress bar and report of ``featstore push`` and ``featstore pull``."""
 
 import argparse
 import json
@@ -14,7 +14,7 @@ from featstore.text import format_bytes, format_seconds
 
 
 def add_transfer_arguments(parser: argparse.ArgumentParser) -> None:
-    """Declare what both commands take besides store and URL."""
+    """Declare the arguments of both commands besides store and URL."""
     parser.add_argument(
         "--fields", type=names, default=[], metavar="A,B", help="only these fields (default: all)"
     )
@@ -23,13 +23,13 @@ def add_transfer_arguments(parser: argparse.ArgumentParser) -> None:
         action="append",
         default=[],
         metavar="PATTERN",
-        help="only rows whose sample id matches, e.g. 'train/*'; may be repeated, any of them is enough",
+        help="only rows whose sample id matches, e.g. 'train/*'; may be repeated: one match is enough",
     )
     parser.add_argument(
         "--rows", type=row_range, default=slice(None), metavar="A:B", help="only rows A to B - 1"
     )
     parser.add_argument(
-        "--jobs", type=positive, default=8, help="files that travel at once (default: 8)"
+        "--jobs", type=positive, default=8, help="files transferred at the same time (default: 8)"
     )
     parser.add_argument(
         "--option",
@@ -42,7 +42,7 @@ def add_transfer_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def part_of(arguments: argparse.Namespace) -> Part:
-    """What of the store is wanted."""
+    """Return the part of the store that was asked for."""
     return Part(tuple(arguments.fields), tuple(arguments.where), arguments.rows)
 
 
@@ -54,7 +54,7 @@ def byte_bar(arguments: argparse.Namespace) -> AbstractContextManager[Progress]:
 
 
 def print_report(arguments: argparse.Namespace, report: Report, where: str) -> None:
-    """Say what was done; ``where`` is the store that is there afterwards."""
+    """Print what was done; ``where`` is the resulting store."""
     if arguments.json:
         print(json.dumps(asdict(report), indent=2))
         return
@@ -64,7 +64,7 @@ def print_report(arguments: argparse.Namespace, report: Report, where: str) -> N
     )
     if report.skipped_files:
         print(
-            f"there      {report.skipped_files:,} files, {format_bytes(report.skipped_bytes)}, did not travel"
+            f"there      {report.skipped_files:,} files, {format_bytes(report.skipped_bytes)}, unchanged"
         )
     for text in report.damaged:
         print(f"damaged    sent again: {text}")

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 from featstore.cli.arguments import positive, store_folder
 from featstore.cli.progress_bar import progress_bar
-from featstore.errors import ConfigError, printable, shorten
+from featstore.errors import ConfigError, command, printable, shorten
 from featstore.format.manifest import read_manifest
 from featstore.maintenance import signing
 from featstore.maintenance import verify as library
@@ -23,16 +23,16 @@ if TYPE_CHECKING:
 SHOWN = 20
 
 DESCRIPTION = """\
-Check a store, one's own or another team's. Nothing is changed. Exit status 1 if anything is wrong.
+Check a store. Nothing is changed. Exit status 1 if anything is wrong.
 
   featstore verify STORE
       every byte against its checksum; names, types and sizes against the manifest; features finite, labels within
-      the classes, ids unique. Damage is named by shard, column, rows and file; extract.py --repair makes damaged
-      shards again.
+      the classes, ids unique. Damage is listed by shard, column, rows and file; featstore extract --repair makes
+      damaged shards again.
   featstore verify STORE --public-key KEY.pub
-      also the signature: whether the owner of that key signed exactly these files
+      also the signature: whether the owner of this key signed exactly these files
   featstore verify STORE --recompute 32 --source.path IMAGES --weights MODEL.safetensors
-      also the features: the teacher that the store names is run again on 32 random images of your copy (needs torch)
+      also the features: runs the store's teacher again on 32 random images of your copy (needs torch)
 """
 
 
@@ -43,10 +43,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--sample",
         type=positive,
         metavar="N",
-        help="look at N random blocks only; takes the same time however large the store is",
+        help="check N random blocks only; takes the same time for any size of store",
     )
     parser.add_argument(
-        "--seed", type=int, default=0, help="of --sample and --recompute (default: 0)"
+        "--seed", type=int, default=0, help="seed of --sample and --recompute (default: 0)"
     )
     parser.add_argument(
         "--workers", type=positive, default=2, help="threads that read (default: 2)"
@@ -55,7 +55,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--public-key",
         type=Path,
         metavar="KEY.pub",
-        help="check the signature by this key, which its owner gave you by another way than the store",
+        help="check the signature with this key; get it from its owner, not from where the store is",
     )
     parser.add_argument(
         "--recompute",
@@ -68,14 +68,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         action="append",
         default=[],
         metavar="[TEACHER=]FILE",
-        help="of --recompute: local weights instead of the hub's; with several teachers one for each",
+        help="of --recompute: local weights instead of those of the hub; one per teacher",
     )
     parser.add_argument(
         "--source.path",
         dest="source_path",
         default="",
         metavar="PATH",
-        help="of --recompute: your copy of the images, as extract.py would be given it",
+        help="of --recompute: your copy of the images, as for featstore extract",
     )
     parser.add_argument(
         "--source.kind",
@@ -131,7 +131,7 @@ def _recompute(arguments: argparse.Namespace) -> "Recomputed":
     kind = arguments.source_kind or read_manifest(arguments.store).source.kind
     if kind not in ("folder", "tars", "hf", "digits"):
         raise ConfigError(
-            f"{arguments.store}: made from a source of kind {kind!r}. Say what your copy of the images is: "
+            f"{arguments.store}: made from a source of kind {kind!r}. Give the kind of your copy of the images: "
             "--source.kind folder, tars, hf or digits."
         )
     source = SourceConfig(
@@ -163,7 +163,7 @@ def _recompute(arguments: argparse.Namespace) -> "Recomputed":
 
 
 def as_json(report: Report) -> dict[str, Any]:
-    """A report as plain JSON values."""
+    """Return a report as plain JSON values."""
     return {
         "path": str(report.path),
         "fingerprint": report.fingerprint,
@@ -203,28 +203,28 @@ def lines(report: Report) -> list[str]:
     found += [f"damaged    {damage}" for damage in report.damages]
     if report.missing:
         found.append(
-            f"missing    {len(report.missing):,} shards were not extracted yet: {shorten(report.missing)}; extract.py "
-            "goes on where it stopped"
+            f"missing    {len(report.missing):,} shards were not extracted: {shorten(report.missing)}; run "
+            f"{command('extract')} again to resume"
         )
     elif not report.marked and report.sound:
         found.append(
-            "unmarked   every shard is there, but the store is not marked as complete; run extract.py"
+            f"unmarked   every shard exists, but the store is not marked as complete: run {command('extract')}"
         )
     if report.foreign:
         found.append(
-            f"foreign    {len(report.foreign):,} files are not of the store: {shorten(report.foreign)}"
+            f"foreign    {len(report.foreign):,} files do not belong to the store: {shorten(report.foreign)}"
         )
     if report.leftovers:
         found.append(
-            f"leftover   {len(report.leftovers):,} files of a killed run: {shorten(report.leftovers)}; the next run "
-            "clears them away"
+            f"leftover   {len(report.leftovers):,} temporary files of a killed run: {shorten(report.leftovers)}; "
+            "the next run deletes them"
         )
     found += [f"note       {note}" for note in report.notes]
     return found
 
 
 def verdict_of(report: Report) -> str:
-    """What a report comes to, for people."""
+    """Return the result of a report in one line."""
     if not report.sound:
         shards = report.damaged_shards
         which = f" in {len(shards):,} shards: {shorten(shards, 20)}" if shards else ""
@@ -233,13 +233,13 @@ def verdict_of(report: Report) -> str:
     if not report.sampled:
         return f"sound, {state}"
     return (
-        f"the sample is sound, {state}; were {report.likely_share:.2%} of all blocks damaged, it would have shown with "
-        "95 % probability"
+        f"the sample is sound, {state}; damage of {report.likely_share:.2%} of all blocks would have been found "
+        "with 95 % probability"
     )
 
 
 def signature_lines(signed: Signed) -> list[str]:
-    """What a signature is worth, for people."""
+    """Return the result of a signature check as lines of text."""
     if signed.sound:
         return [
             f"signature  GOOD: {signed.files:,} files, signed as {signed.name!r}, digest {signed.digest}",
@@ -257,7 +257,7 @@ def signature_lines(signed: Signed) -> list[str]:
 
 
 def recomputed_lines(found: "Recomputed") -> list[str]:
-    """What came of running the teacher again, for people."""
+    """Return the comparison with the teacher as lines of text."""
     rows = [
         ("field", "rows", "max abs error", "relative L2", "worst cosine", "tolerance", "verdict")
     ]
@@ -281,9 +281,9 @@ def recomputed_lines(found: "Recomputed") -> list[str]:
         if item.problem:
             out.append(f"DIFFERS    {item.field}: {item.problem}")
         elif not item.sound:
-            out.append(f"DIFFERS    {item.field}: most in {printable(item.worst)}")
+            out.append(f"DIFFERS    {item.field}: largest in {printable(item.worst)}")
     for what, names in (
-        ("another image than the one that was extracted", found.other_content),
+        ("image differs from the extracted one", found.other_content),
         ("cannot be used here", found.unusable),
     ):
         if names:

@@ -408,7 +408,7 @@ def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None
         said = capsys.readouterr()
         return said.err if status else said.out
 
-    assert "merged       rows behind each other\n" in run(a, b, out)
+    assert "merged       rows appended\n" in run(a, b, out)
     assert json.loads(run(a, b, out, "--json"))["rows"] == 11
     assert "merged       fields side by side\n" in run("--names", "x,y", a, c, tmp_path / "wide")
     assert "--names a,c" in run(a, c, tmp_path / "x", status=2)

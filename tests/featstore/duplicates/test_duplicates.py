@@ -353,7 +353,7 @@ def test_wrong_words(
     (tmp_path / "broken.yaml").write_text("data: [")
     (tmp_path / "text.yaml").write_text("data: {test: test/*}")
     for words, message in (
-        (["--threshold", "0.9"], "say --duplicates as well"),
+        (["--threshold", "0.9"], "--duplicates"),
         (["--duplicates", "--threshold", "2"], "threshold 2"),
         (["--duplicates", "--field", "grid"], "no field 'grid'"),
         (["--duplicates", "--parts", "train/*"], "expected NAME=PATTERN"),
