@@ -5,10 +5,12 @@ a ``ConfigError`` that names the setting as it is spelled on the command line.
 """
 
 import dataclasses
+import re
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+from featstore.errors import ConfigError
 from featstore.sources.config import SourceConfig, require
 
 RECIPES = Path(__file__).parent / "recipes" / "digits"
@@ -74,6 +76,17 @@ class DataConfig(PhotometricConfig):
     """Shell patterns: images that are used without their labels. Those drawn as labelled are left out."""
     test: list[str] = field(default_factory=lambda: ["test/*"])
     """Shell patterns: held-out images. Exact copies of them are dropped from the other two parts."""
+    holdout: float = 0.0
+    """Share of every class of the labelled images to hold out as the test part, in place of ``test``, e.g. 0.2; at
+    least one image per class. Decided by the content of each image, so that it stays the same when files are renamed
+    or images are added. 0: ``test`` names the test part. Where ``labelled`` is not set and nothing lies in train/, all
+    images are meant."""
+    fold: int = 0
+    """Which of the 1 / holdout parts is held out, from 0; -1 takes the run's seed, so that seeds 0 to 4 with holdout
+    0.2 are a five-fold cross-validation."""
+    group: str = ""
+    """Regular expression searched in every sample id, e.g. 'person_\\d+'. Images with the same match (of its first
+    bracket, if it has one) never lie on both sides: of a test or validation image, none of the group is trained on."""
     labels_per_class: int = 0
     """Labelled images drawn per class; 0 keeps all. What is not drawn is unlabelled if a pattern there matches."""
     validation: int = 0
@@ -93,7 +106,10 @@ class DataConfig(PhotometricConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         require(bool(self.labelled), "--data.labelled is empty: no image could give a label.")
-        require(bool(self.test), "--data.test is empty: nothing could be measured.")
+        require(
+            bool(self.test or self.holdout),
+            "--data.test is empty: nothing could be measured. Give patterns, or --data.holdout 0.2.",
+        )
         require(
             self.labels_per_class >= 0,
             f"--data.labels_per_class {self.labels_per_class} must not be negative.",
@@ -103,6 +119,22 @@ class DataConfig(PhotometricConfig):
             self.label_seed >= -1,
             f"--data.label_seed {self.label_seed} must be -1 (each run's own seed) or at least 0.",
         )
+        require(
+            self.holdout == 0 or 0 < self.holdout <= 0.5,
+            f"--data.holdout {self.holdout} must be 0 or a share up to 0.5.",
+        )
+        parts = round(1 / self.holdout) if self.holdout else 1
+        require(
+            -1 <= self.fold < parts,
+            f"--data.fold {self.fold} must be from 0 to {parts - 1} with --data.holdout {self.holdout}, or -1 for the "
+            "run's seed.",
+        )
+        try:
+            re.compile(self.group)
+        except re.error as error:
+            raise ConfigError(
+                f"--data.group {self.group}: no regular expression ({error})."
+            ) from None
         require(self.seeded >= 0, f"--data.seeded {self.seeded} must not be negative.")
         require(
             not (self.seeded and self.views == "canonical"),

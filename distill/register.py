@@ -56,7 +56,7 @@ def load_plugins(paths: Sequence[str]) -> None:
     Raises:
         ConfigError: A file is missing or cannot be run.
     """
-    for text in paths:
+    for text in [paths] if isinstance(paths, str) else paths:
         path = Path(text).absolute()
         name = f"distill_plugin_{path.stem}"
         loaded = sys.modules.get(name)

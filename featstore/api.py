@@ -145,10 +145,11 @@ def extract(
     from featstore.cli.schema import build
     from featstore.extraction.config import DEFAULT_RECIPE, ExtractConfig
     from featstore.extraction.run import run
+    from featstore.sources.config import source_of
 
     named = {"name": teacher} if isinstance(teacher, str) else dict(teacher or {})
     sections: dict[str, dict[str, Any]] = {
-        "source": {**(_source_of(images) if images is not None else {}), **(source or {})},
+        "source": {**(source_of(_text(images)) if images is not None else {}), **(source or {})},
         "teacher": named,
         "views": dict(views or {}),
         "store": {
@@ -827,18 +828,3 @@ def _folder(store: Address) -> Path:
 
 def _given(**values: Any) -> dict[str, Any]:
     return {name: value for name, value in values.items() if value is not None}
-
-
-def _source_of(images: Folder) -> dict[str, Any]:
-    """Settings of section ``source`` for a path."""
-    text = _text(images)
-    if text == "digits":
-        return {"kind": "digits"}
-    folder = Path(text)
-    if text.endswith(".tar") or (folder.is_dir() and any(folder.glob("*.tar"))):
-        kind = "tars"
-    elif any((folder / name).is_file() for name in ("state.json", "dataset_dict.json")):
-        kind = "hf"
-    else:
-        kind = "folder"
-    return {"kind": kind, "path": text}

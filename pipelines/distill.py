@@ -10,15 +10,10 @@ Several GPUs: accelerate launch --multi_gpu pipelines/distill.py ...
 import sys
 from pathlib import Path
 
-# This folder comes first on sys.path, and in it this very file would hide the package `distill`.
+# This folder comes first on sys.path, and in it distill.py would hide the package `distill`.
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from distill.config import RECIPES, DistillConfig
-from distill.register import kinds
-from distill.training.run import run
-from featstore.cli.recipe import run_main
-
-DEFAULT_RECIPE = RECIPES / "distill.yaml"
+from distill.cli import main
 
 if __name__ == "__main__":
-    run_main(run, DistillConfig, default_recipe=DEFAULT_RECIPE, extend=kinds)
+    sys.exit(main(["run", *sys.argv[1:]]))

@@ -1,128 +1,21 @@
-"""Train a whole table: rows of settings x seeds over one store, several at a time, compared by paired tests.
+"""Run a grid of runs over one store, described by one file, and compare them.
 
-    python pipelines/experiments.py --config experiment.yaml               start, or go on where it stopped
+    python pipelines/experiments.py --config experiment.yaml               all rows and seeds; again: resumes
     python pipelines/experiments.py --config experiment.yaml --jobs 2      two runs at a time (auto: as many as fit)
     python pipelines/experiments.py --config experiment.yaml --dry-run     what would be run, and what is finished
     python pipelines/experiments.py --config experiment.yaml --only kd     some rows; the table shows all
     python pipelines/experiments.py --config experiment.yaml --store DIR --source.path DIR --seeds '[0]'
 
 Settings after the options (--NAME VALUE, as of distill.py) hold for all rows. The file's format: docs/experiments.md.
-Exit status: 0 done, 1 some runs failed (the same command tries them again), 2 a mistake to be mended, 130 interrupted.
 """
 
-import argparse
 import sys
-from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 # This folder comes first on sys.path, and in it distill.py would hide the package `distill`.
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from featstore.cli.recipe import run_alone, split_flags
-from featstore.cli.yaml_with_lines import Node, parse_flag
-from featstore.errors import ConfigError
-
-EXIT_FAILURES = 1
-"""Exit status when some runs failed."""
-
-
-def main(
-    path: Path,
-    *,
-    jobs: int = 0,
-    only: Sequence[str] = (),
-    dry_run: bool = False,
-    flags: dict[str, Any] | None = None,
-) -> int:
-    """Run an experiment and print its table. Returns the exit status.
-
-    Args:
-        path: of the experiment file.
-        jobs: runs at a time; 0 chooses.
-        only: variants or rows to run; empty for all.
-        dry_run: only say what would be run.
-        flags: settings for all rows, by dotted name.
-
-    Raises:
-        FeatstoreError: something the user can mend; nothing was started.
-    """
-    from distill.experiments.command import conduct, report
-    from distill.experiments.plan import Planner
-    from distill.experiments.runs_to_do import Agenda
-    from distill.experiments.spec import read_experiment
-
-    experiment = read_experiment(path, flags)
-    # Checked here, all of them: the settings of every run.
-    agenda = Agenda(experiment, Planner(experiment), only)
-    print("\n".join([f"{path}", *agenda.lines()]))
-    if dry_run:
-        return 0
-    try:
-        # Trained: one student for each run. Frozen: the stored features. The teacher is never loaded.
-        conduct(agenda, jobs=jobs)
-    except KeyboardInterrupt:
-        report(agenda)
-        raise
-    text, failures, files = report(agenda)
-    print(f"\n{text}\n")
-    print("files: " + ", ".join(str(item) for item in files))
-    for failure in failures:
-        print(f"failed: {failure}", file=sys.stderr)
-    if failures:
-        print("the same command tries the failed ones again", file=sys.stderr)
-    return EXIT_FAILURES if failures else 0
-
-
-def parse(arguments: Sequence[str] | None = None) -> dict[str, Any]:
-    """Arguments of ``main`` from the command line.
-
-    Raises:
-        ConfigError: a setting without a value.
-        SystemExit: an unknown option (status 2, after a message).
-    """
-    summary, _, rest = (__doc__ or "").partition("\n")
-    parser = argparse.ArgumentParser(
-        description=summary,
-        epilog=rest,
-        allow_abbrev=False,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    parser.add_argument("--config", dest="path", type=Path, required=True, metavar="FILE")
-    parser.add_argument(
-        "--jobs", type=number_of_jobs, default=0, metavar="N|auto", help="runs at a time"
-    )
-    parser.add_argument("--only", nargs="+", default=[], metavar="NAME", help="variants or rows")
-    parser.add_argument("--dry-run", "--dry_run", action="store_true", help="say what would be run")
-    known, others = parser.parse_known_args(arguments)
-    return {**vars(known), "flags": settings(others)}
-
-
-def number_of_jobs(text: str) -> int:
-    """A number from 1 on; 0 for auto."""
-    if text != "auto" and not (text.isdecimal() and int(text) > 0):
-        raise argparse.ArgumentTypeError(f"{text!r}: expected auto, or a number from 1 on")
-    return 0 if text == "auto" else int(text)
-
-
-def settings(arguments: Sequence[str]) -> dict[str, Node]:
-    """``--train.lr 0.01`` and ``--train.lr=0.01``, as values by name.
-
-    Raises:
-        ConfigError: a setting without a value.
-    """
-    found = {}
-    for name, text in split_flags(arguments):
-        if text is None:
-            raise ConfigError(f"--{name}: expected --NAME VALUE. See --help.")
-        found[name] = parse_flag(name, text)
-    return found
-
-
-def run() -> int:
-    """Parse the command line, run ``main``, and turn our errors into one message and an exit status."""
-    return run_alone(lambda: main(**parse()))
-
+from distill.cli import main
 
 if __name__ == "__main__":
-    sys.exit(run())
+    sys.exit(main(["experiments", *sys.argv[1:]]))

@@ -15,12 +15,13 @@ import torch
 
 from distill.config import DataConfig, DistillConfig, EvalConfig, StudentConfig, TrainConfig
 from distill.config import TeacherConfig as FurtherTeacher
+from distill.training.run import run as distill_run
 from featstore import FeatureStore
 from featstore.cli.main import main
 from featstore.extraction.config import ExtractConfig, StoreConfig, TeacherConfig
 from featstore.format.ids import content_sha256
 from featstore.sources.config import SourceConfig
-from pipelines import distill, extract
+from pipelines import extract
 from tests.conftest import ROOT, TINY_ARGS, save_teacher
 from tests.distill.stores import draw_images
 from tests.servers.fixtures import OwnBucket
@@ -87,7 +88,7 @@ def train(images: Path, store: str, out: Path, *, fields: Sequence[str]) -> byte
         trackers=[],
         report=False,
     )
-    distill.run(config)
+    distill_run(config)
     return (out / "customkd/seed0/student.safetensors").read_bytes()
 
 

@@ -7,6 +7,8 @@ the same way, to the same images.
 
 # n samples that take part
 
+import hashlib
+import re
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -104,11 +106,7 @@ def join(
         ConfigError: a part's patterns match nothing, or nobody knows a label.
         MissingSamples: images are not in a store, under no name, or another store was made from other bytes.
     """
-    parts = {
-        "labelled": config.labelled,
-        "unlabelled": config.unlabelled,
-        "test": config.test,
-    }
+    parts = patterns_of(source, config)
     chosen = {name: _select(source, name, patterns) for name, patterns in parts.items()}
     positions = np.unique(np.concatenate(list(chosen.values())))
     ids = [source.sample_ids[position] for position in positions]
@@ -229,6 +227,17 @@ def match_views(
     return np.array([held.get(view, -1) for view in first.views], dtype=np.int64)
 
 
+def patterns_of(source: Source, config: DataConfig) -> dict[str, list[str]]:
+    """Patterns of the three parts; with ``--data.holdout`` the test part is cut from the labelled one, in ``split``."""
+    labelled, test = config.labelled, config.test
+    if config.holdout:
+        test = []
+        found = any(matches(sample_id, labelled) for sample_id in source.sample_ids)
+        if labelled == DataConfig().labelled and not found:
+            labelled = ["*"]
+    return {"labelled": labelled, "unlabelled": config.unlabelled, "test": test}
+
+
 def _select(source: Source, name: str, patterns: Sequence[str]) -> Indices:
     """Positions of the samples that a pattern matches; ``@FILE`` stands for the ids in a file, one per line."""
     lists = [read_ids(Path(item[1:]).expanduser()) for item in patterns if item.startswith("@")]
@@ -333,26 +342,36 @@ def split(samples: Samples, config: DataConfig, seed: int) -> Split:
         ConfigError: no label in a part that needs one, or a class with fewer images than are to be drawn.
     """
     notes: list[str] = []
-    test = _with_labels(samples, samples.groups["test"], "test", notes)
-    held_out = np.isin(np.arange(len(samples.ids)), samples.groups["test"])
-    held_out |= _copies(samples, samples.groups["test"])
+    keys = _keys_that_stay_together(samples, config)
     labelled = samples.groups["labelled"]
     unlabelled = samples.groups["unlabelled"]
-    dropped = np.flatnonzero(
-        held_out & np.isin(np.arange(len(held_out)), np.union1d(labelled, unlabelled))
-    )
+    chosen = samples.groups["test"]
+    if config.holdout:
+        known = _with_labels(samples, labelled, "labelled", notes)
+        chosen = _hold_out(samples, known, keys, share=config.holdout, fold=_fold(config, seed))
+    test = _with_labels(samples, chosen, "test", notes)
+    held_out = _share_a_key(keys, chosen)
+    both = np.union1d(labelled, unlabelled)
+    dropped = both[held_out[both] & ~np.isin(both, chosen if config.holdout else [])]
     if len(dropped):
-        shown = shorten([samples.ids[index] for index in dropped])
-        notes.append(
-            f"{len(dropped)} training images are test images or exact copies of one and are left out: {shown}"
+        reason = (
+            "share a group (--data.group) or their bytes with one"
+            if config.group
+            else "are exact copies of one"
         )
+        notes.append(
+            f"{len(dropped)} training images are test images or {reason}, and are left out: "
+            f"{shorten([samples.ids[index] for index in dropped])}"
+        )
+    if not (~held_out[labelled]).any() and len(labelled):
+        raise ConfigError(_all_are_test_images(config, len(labelled), len(chosen)))
     labelled = _with_labels(samples, labelled[~held_out[labelled]], "labelled", notes)
     unlabelled = unlabelled[~held_out[unlabelled]]
     draw = seed if config.label_seed < 0 else config.label_seed
     validation = np.empty(0, np.int64)
     if config.validation:
         validation = _draw(samples, labelled, config.validation, [draw, 1], "validation")
-        held_back = np.union1d(validation, np.flatnonzero(_copies(samples, validation)))
+        held_back = np.union1d(validation, np.flatnonzero(_share_a_key(keys, validation)))
         labelled = np.setdiff1d(labelled, held_back)
         unlabelled = np.setdiff1d(unlabelled, held_back)
     if config.labels_per_class:
@@ -360,13 +379,78 @@ def split(samples: Samples, config: DataConfig, seed: int) -> Split:
     return Split(labelled, np.setdiff1d(unlabelled, labelled), test, notes, validation)
 
 
-def _copies(samples: Samples, members: Indices) -> npt.NDArray[np.bool_]:
-    """Which samples have the same bytes as one of the members."""
-    if samples.hashes is None:
-        return np.zeros(len(samples.ids), dtype=np.bool_)
-    keys = [row.tobytes() for row in samples.hashes]
-    tested = {keys[index] for index in members} - {NO_HASH}
-    return np.array([key in tested for key in keys], dtype=np.bool_)
+def _keys_that_stay_together(samples: Samples, config: DataConfig) -> list[frozenset[bytes]]:
+    """For every sample, what it must not share with a sample on another side: its bytes, and its group."""
+    keys: list[set[bytes]] = [set() for _ in samples.ids]
+    if samples.hashes is not None:
+        for own, row in zip(keys, samples.hashes, strict=True):
+            own.add(row.tobytes())
+    if config.group:
+        found = [re.search(config.group, sample_id) for sample_id in samples.ids]
+        if not any(found):
+            raise ConfigError(
+                f"--data.group {config.group}: matches none of {len(samples.ids)} sample ids such as "
+                f"{shorten(samples.ids, 3)}."
+            )
+        for own, match in zip(keys, found, strict=True):
+            if match is not None:
+                own.add(b"group " + ((match.re.groups and match[1]) or match[0]).encode())
+    return [frozenset(own) for own in keys]
+
+
+def _share_a_key(keys: Sequence[frozenset[bytes]], members: Indices) -> npt.NDArray[np.bool_]:
+    """Which samples are one of the members, or must stay on their side."""
+    taken = frozenset().union(*(keys[index] for index in members))
+    shared = np.array([not taken.isdisjoint(own) for own in keys], dtype=np.bool_)
+    shared[members] = True
+    return shared
+
+
+def _content(samples: Samples, index: int) -> bytes:
+    return content_sha256(samples.source.read(int(samples.positions[index])))
+
+
+def _fold(config: DataConfig, seed: int) -> int:
+    return config.fold if config.fold >= 0 else seed % round(1 / config.holdout)
+
+
+def _hold_out(
+    samples: Samples, members: Indices, keys: Sequence[frozenset[bytes]], *, share: float, fold: int
+) -> Indices:
+    """The share of the members whose content (or group) hashes into one part of all; at least one per class.
+
+    An image's number depends on nothing but its content or group, so that adding images moves no other image.
+    """
+    numbers = {}
+    for index in members:
+        names = sorted(keys[index], key=lambda key: not key.startswith(b"group "))
+        key = names[0] if names else _content(samples, index)
+        digest = hashlib.sha256(b"holdout" + key).digest()
+        numbers[int(index)] = int.from_bytes(digest[:8]) / 2**64
+    chosen = {
+        index for index, number in numbers.items() if fold * share <= number < (fold + 1) * share
+    }
+    for label in np.unique(samples.labels[members]):
+        of_class = [int(index) for index in members if samples.labels[index] == label]
+        if len(of_class) > 1 and chosen.isdisjoint(of_class):
+            # The nearest above the part's start, so that folds choose different ones.
+            nearest = min(of_class, key=lambda index: (numbers[index] - fold * share) % 1)
+            chosen.add(nearest)
+    together = _share_a_key(keys, np.array(sorted(chosen), np.int64))
+    return members[together[members]]
+
+
+def _all_are_test_images(config: DataConfig, labelled: int, test: int) -> str:
+    if config.holdout:
+        return (
+            f"--data.holdout {config.holdout}: takes all {labelled} labelled images, no image is left to train on. "
+            "Give more images, or a --data.group that matches smaller groups."
+        )
+    return (
+        f"--data.test {' '.join(map(repr, config.test))}: takes all {labelled} images of --data.labelled "
+        f"{' '.join(map(repr, config.labelled))}: no image is left to train on. Hold out a part of every class with "
+        "--data.holdout 0.2 in place of --data.test, or give patterns that do not overlap."
+    )
 
 
 def _with_labels(samples: Samples, members: Indices, name: str, notes: list[str]) -> Indices:

@@ -36,7 +36,16 @@ OUTPUT_NAME = "output.txt"
 
 COLOURS = tuple(item.name for item in dataclasses.fields(PhotometricConfig))
 """Settings of the data that change pictures after they were decoded and cut."""
-LATER = ("labels_per_class", "label_seed", "validation", "strong", "cache_mb", *COLOURS)
+LATER = (
+    "fold",
+    "group",
+    "labels_per_class",
+    "label_seed",
+    "validation",
+    "strong",
+    "cache_mb",
+    *COLOURS,
+)
 """Settings of the data that decide neither which images are joined nor which views are in use."""
 
 

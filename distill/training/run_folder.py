@@ -28,6 +28,13 @@ FREE = {
 }
 """Settings that do not change a result, or where files merely lie; they may differ between two starts of one run."""
 
+ADDED: dict[str, dict[str, Any]] = {
+    "data": {"holdout": 0.0, "fold": 0, "group": ""},
+    "source": {"labels": "", "image_member": ""},
+}
+"""Settings that older versions did not have, with the values that mean what those did: left out of the contract, so
+that its hash stays the same and older runs are found again."""
+
 TEACHER_MODULES = ("featstore.extraction.teachers", "featstore.extraction.shards", "open_clip")
 """What must not be imported in phase two; the run record says whether it was."""
 
@@ -65,6 +72,10 @@ def contract(
             parts[name] = dataclasses.asdict(options_of(config, name))
     for section, names in FREE.items():
         parts[section] = {key: value for key, value in parts[section].items() if key not in names}
+    for section, added in ADDED.items():
+        for key, default in added.items():
+            if parts[section].get(key) == default:
+                del parts[section][key]
     parts |= {"method": method, "partner": config.partner, "seed": seed}
     parts["store_fingerprint"] = fingerprints[0]
     parts["grid_field"] = config.grid_field

@@ -33,6 +33,7 @@ def parse(
     default_recipe: Path,
     argv: Sequence[str] | None = None,
     extend: Extend | None = None,
+    program: str = "",
 ) -> Config:
     """Read ``--config recipe.yaml`` and flags; the last one wins, unknown names are errors.
 
@@ -44,6 +45,7 @@ def parse(
         default_recipe: Read if no other is given.
         argv: Without the program's name; None takes the process's.
         extend: See ``Extend``.
+        program: How the command is called, for its help; "" takes the name of the process.
 
     Raises:
         ConfigError: The recipe cannot be read, there is no such setting, or a value is of another type or out of range.
@@ -59,7 +61,7 @@ def parse(
     ]
     schema = Schema(config_class, None if extend is None else extend(_plugins(layers)))
     if wants_help is not None:
-        print_help(schema, arguments[wants_help + 1 :])
+        print_help(schema, arguments[wants_help + 1 :], program or Path(sys.argv[0]).name)
         sys.exit(0)
     settings: Settings = {}
     for layer in layers:
@@ -128,11 +130,20 @@ def run_main(
     default_recipe: Path,
     argv: Sequence[str] | None = None,
     extend: Extend | None = None,
+    program: str = "",
 ) -> None:
     """Parse the command line, run ``main``, and end the process with a message and a status if that fails."""
 
     def work() -> int:
-        main(parse(config_class, default_recipe=default_recipe, argv=argv, extend=extend))
+        main(
+            parse(
+                config_class,
+                default_recipe=default_recipe,
+                argv=argv,
+                extend=extend,
+                program=program,
+            )
+        )
         return 0
 
     if status := exit_status(work):

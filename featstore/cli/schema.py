@@ -131,7 +131,8 @@ class Schema(Generic[Config]):
         for name, kind in _fields(config_class).items():
             full = prefix + name
             if full in self.sections:
-                values[name] = kind(**self._values(kind, f"{full}.", settings))
+                if any(given.startswith(f"{full}.") for given in settings):
+                    values[name] = kind(**self._values(kind, f"{full}.", settings))
             elif full in settings:
                 values[name] = convert(settings[full], self.leaves[full], full)
         return values
@@ -139,7 +140,14 @@ class Schema(Generic[Config]):
 
 def _fields(config_class: Any) -> dict[str, Any]:
     kinds = get_type_hints(config_class)
-    return {item.name: kinds[item.name] for item in dataclasses.fields(config_class)}
+    return {item.name: _section(kinds[item.name]) for item in dataclasses.fields(config_class)}
+
+
+def _section(kind: Any) -> Any:
+    """``Section | None`` as ``Section``: one that stays None unless something of it is given."""
+    parts = [part for part in get_args(kind) if part is not type(None)]
+    optional = len(parts) < len(get_args(kind)) and len(parts) == 1
+    return parts[0] if optional and dataclasses.is_dataclass(parts[0]) else kind
 
 
 def _entries_joined(settings: Settings, leaves: Mapping[str, Any]) -> Settings:

@@ -3,11 +3,9 @@
 import ast
 import dataclasses
 import inspect
-import sys
 import textwrap
 from collections.abc import Iterator, Sequence
 from functools import cache
-from pathlib import Path
 from typing import Any, get_args, get_origin
 
 from featstore.cli.schema import Schema, choices_of
@@ -17,13 +15,12 @@ WIDTH = 110
 ALL = "all"
 
 
-def print_help(schema: Schema[Any], topics: Sequence[str]) -> None:
+def print_help(schema: Schema[Any], topics: Sequence[str], program: str) -> None:
     """Print ``--help``, ``--help SECTION`` or ``--help all``.
 
     Raises:
         ConfigError: There is no such section or setting.
     """
-    program = Path(sys.argv[0]).name
     common = getattr(schema.config_class, "COMMON", None)
     topic = topics[0].removeprefix("--") if topics else ""
     names = [

@@ -1,6 +1,7 @@
 """Sources of images: ids and bytes, nothing decoded. ``open_source`` chooses one by its kind."""
 
 from collections.abc import Callable, Sequence
+from pathlib import Path
 
 import numpy as np
 
@@ -12,6 +13,7 @@ from featstore.sources.config import SourceConfig
 from featstore.sources.digits import DigitsSource
 from featstore.sources.folder import FolderSource
 from featstore.sources.hf import HFSource
+from featstore.sources.label_file import apply_labels
 from featstore.sources.tars import TarSource
 
 __all__ = ["NO_LABEL", "Source", "SourcePart", "mirror_work", "open_source"]
@@ -36,6 +38,8 @@ def open_source(config: SourceConfig) -> Source:
     """
     source = KINDS[config.kind](config)
     check_sample_ids(source.sample_ids, where=source.uri)
+    if config.labels:
+        apply_labels(source, Path(config.labels))
     if "*" in config.include:
         return source
     rows = [

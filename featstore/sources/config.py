@@ -1,7 +1,9 @@
 """Settings of image sources."""
 
+import os
 from dataclasses import dataclass, field
-from typing import Literal
+from pathlib import Path
+from typing import Any, Literal
 
 from featstore.errors import ConfigError
 
@@ -25,6 +27,9 @@ class SourceConfig:
     """Shell patterns over sample ids ("train/*"); a sample is taken if any of them matches."""
     labels_from: Literal["parent", "top", "none"] = "parent"
     """folder only: the class is the folder an image lies in, the topmost folder, or nothing."""
+    labels: str = ""
+    """CSV or Parquet file with the label of each image (columns id and label), in place of labels_from. Images that it
+    does not name have no label. An image is named by its id, or by its file name where that is unique."""
     image_column: str = "image"
     """hf only."""
     label_column: str = "label"
@@ -41,3 +46,18 @@ class SourceConfig:
             f"--source.path is missing: a source of kind {self.kind!r} needs to know where the images are.",
         )
         require(bool(self.include), "--source.include is empty: no sample could match.")
+
+
+def source_of(images: str | os.PathLike[str]) -> dict[str, Any]:
+    """The settings of section ``source`` for a path, by what lies there; ``"digits"`` is the data set of that name."""
+    text = os.fspath(images)
+    if text == "digits":
+        return {"kind": "digits"}
+    folder = Path(text)
+    if text.endswith(".tar") or (folder.is_dir() and any(folder.glob("*.tar"))):
+        kind = "tars"
+    elif any((folder / name).is_file() for name in ("state.json", "dataset_dict.json")):
+        kind = "hf"
+    else:
+        kind = "folder"
+    return {"kind": kind, "path": text}

@@ -11,13 +11,11 @@ import pytest
 import yaml
 
 from distill import register
-from distill.config import DistillConfig, EvaluateConfig
+from distill.config import RECIPES, DistillConfig, EvaluateConfig
+from distill.evaluation.run import run as evaluate_main
 from distill.training.run import run as main
 from featstore.cli.recipe import parse
 from featstore.errors import ConfigError
-from pipelines.distill import DEFAULT_RECIPE
-from pipelines.evaluate import DEFAULT_RECIPE as EVALUATE_RECIPE
-from pipelines.evaluate import main as evaluate_main
 from tests.conftest import RunTwo
 from tests.distill.conftest import MakeConfig
 
@@ -37,11 +35,17 @@ def launch(*arguments: str) -> "subprocess.CompletedProcess[str]":
 def test_both_default_recipes_parse() -> None:
     """Every key is known, and flags after the recipe win."""
     config = parse(
-        DistillConfig, extend=register.kinds, default_recipe=DEFAULT_RECIPE, argv=["--seeds", "[7]"]
+        DistillConfig,
+        extend=register.kinds,
+        default_recipe=RECIPES / "distill.yaml",
+        argv=["--seeds", "[7]"],
     )
     assert config.seeds == [7]
     assert config.source.kind == "digits"
-    assert parse(EvaluateConfig, default_recipe=EVALUATE_RECIPE, argv=[]).store == config.store
+    assert (
+        parse(EvaluateConfig, default_recipe=RECIPES / "evaluate.yaml", argv=[]).store
+        == config.store
+    )
 
 
 @pytest.mark.slow

@@ -16,6 +16,7 @@ from distill.config import EvalConfig, EvaluateConfig
 from distill.data import joined
 from distill.evaluation import predictions
 from distill.evaluation.evaluate import Evaluation, corruption_names, evaluate
+from distill.evaluation.run import run as evaluate_main
 from distill.measures.metrics import accuracy, agreement, calibration, feature_quality
 from distill.student.model import build_student
 from distill.training.run import run as main
@@ -23,7 +24,6 @@ from featstore import FeatureStore
 from featstore.errors import ConfigError
 from featstore.extraction.accelerator import start_accelerator
 from featstore.sources import open_source
-from pipelines.evaluate import main as evaluate_main
 from tests.conftest import RunTwo
 from tests.distill.conftest import MakeConfig
 

@@ -15,6 +15,7 @@ import yaml
 
 from distill.evaluation.predictions import read as read_predictions
 from distill.experiments import command
+from distill.experiments.cli import main, parse
 from distill.experiments.cost import store_cost
 from distill.experiments.plan import Planner, baseline_of, rows_of
 from distill.experiments.pool import Failure, Tell
@@ -25,7 +26,6 @@ from distill.experiments.worker import Workshop
 from featstore import FeatureStore
 from featstore.errors import ConfigError
 from featstore.files.locks import LOCK_NAME, FileLock
-from pipelines.experiments import main, parse
 from tests.distill.conftest import MakeConfig
 from tests.distill.pool_work import alive, children, wait_for
 

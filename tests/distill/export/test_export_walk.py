@@ -15,15 +15,17 @@ import torch
 from PIL import Image
 
 from distill import register
-from distill.config import DistillConfig
+from distill.config import RECIPES, DistillConfig
 from distill.export import onnx_model, preprocessing, program
 from distill.export.config import ExportConfig
 from distill.export.edge import export_run
 from distill.export.preprocessing import InputSpec
+from distill.export.run import run as export_main
+from distill.training.run import run as train
 from featstore.cli.recipe import parse
 from featstore.errors import ConfigError, FeatstoreError
 from featstore.extraction.config import ExtractConfig
-from pipelines import distill, export, extract
+from pipelines import extract
 
 DIGITS = '["train/00*", "train/010*", "test/14[45]*"]'
 
@@ -44,9 +46,9 @@ def run_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     student = ["--student.name", "test_efficientnet", "--trackers", "[]", "--report", "false"]
     out = ["--out", str(folder / "out"), "--source.include", DIGITS]
     argv = ["--store", store[1], *out, *few, *student]
-    distill.run(
+    train(
         parse(
-            DistillConfig, extend=register.kinds, default_recipe=distill.DEFAULT_RECIPE, argv=argv
+            DistillConfig, extend=register.kinds, default_recipe=RECIPES / "distill.yaml", argv=argv
         )
     )
     return folder / "out" / "fitnet" / "seed0"
@@ -56,7 +58,7 @@ def settings(run_folder: Path, **changes: Any) -> ExportConfig:
     """The recipe of the digits, for this run, with few images."""
     base = parse(
         ExportConfig,
-        default_recipe=export.DEFAULT_RECIPE,
+        default_recipe=RECIPES / "export.yaml",
         argv=[
             *("--calibration.images", "32", "--calibration.held_out", "24"),
             *("--calibration.method", "minmax", "--finetune.epochs", "1", "--latency.rounds", "0"),
@@ -68,7 +70,7 @@ def settings(run_folder: Path, **changes: Any) -> ExportConfig:
 @pytest.mark.slow
 def test_the_whole_way(run_folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Every format loads from its file and answers as the student; the manifest, the vectors and the card hold."""
-    found: Any = export.main(settings(run_folder, qat="always"))
+    found: Any = export_main(settings(run_folder, qat="always"))
     out = run_folder / "export"
     assert found == json.loads((out / "export.json").read_text())
     made = ["safetensors", "onnx", "int8", "program"]

@@ -7,12 +7,11 @@ from pathlib import Path
 
 import pytest
 
+from distill.cli import redraw as report_main
 from distill.config import ReportConfig
 from distill.reports import page_data, report, run_page
 from distill.training.run import run as distill_main
 from featstore.errors import ConfigError
-from pipelines.report import DEFAULT_RECIPE
-from pipelines.report import main as report_main
 from tests.distill.conftest import MakeConfig
 from tests.distill.finished import finished_run
 
@@ -116,7 +115,6 @@ def test_a_comparison_that_cannot_be_drawn_is_a_warning(
 
 def test_the_command_refuses_a_folder_without_runs(tmp_path: Path) -> None:
     """One sentence; the default recipe names the embedded default."""
-    assert DEFAULT_RECIPE.is_file()
     with pytest.raises(ConfigError, match=r"--out.*METHOD/seedK"):
         report_main(ReportConfig(out=str(tmp_path)))
     with pytest.raises(ConfigError, match="--out"):

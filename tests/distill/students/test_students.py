@@ -14,12 +14,12 @@ from hypothesis import strategies as some
 from distill.experiments.cost import Cost, StoreCost
 from distill.experiments.spec import read_experiment
 from distill.export.latency import Timing
+from distill.students import cli as command
 from distill.students import page, tables
 from distill.students.measure import Choice, Student
 from distill.students.pareto_front import front, steps
 from featstore.errors import ConfigError
 from featstore.text import columns
-from pipelines import students as command
 from tests.distill.conftest import MakeConfig
 
 FILE = command.DEFAULT_RECIPE

@@ -1,0 +1,130 @@
+"""The ``distill`` command, also ``python -m distill`` and ``accelerate launch -m distill``.
+
+Nothing heavy is imported before recipe and flags are checked.
+"""
+
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from distill.config import RECIPES, DistillConfig, EvaluateConfig, ReportConfig
+from featstore.cli.recipe import run_main
+from featstore.errors import command
+from featstore.version import __version__
+
+COMMANDS = {
+    "run": "train students from a feature store and images",
+    "evaluate": "measure a trained student, on any source",
+    "export": "take a trained student to the edge: ONNX, int8, ExecuTorch, model card",
+    "report": "draw the pages of finished runs again",
+    "experiments": "run a grid of runs over one store, described by one file, and compare them",
+    "students": "which student? accuracy against latency and size",
+}
+"""Name and summary of each command, in the order of the help."""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line; returns the exit status. Flags without a command are those of ``run``."""
+    words = list(sys.argv[1:] if argv is None else argv)
+    if words in (["--version"], ["version"]):
+        print(__version__)
+        return 0
+    if not words or words[0] in ("--help", "-h", "help"):
+        print(usage())
+        return 0
+    name = "run" if words[0].startswith("-") else words.pop(0)
+    if name not in COMMANDS:
+        print(f"error: {name}: there is no such command.\n\n{usage()}", file=sys.stderr)
+        return 2
+    run = {"run": _run, "evaluate": _evaluate, "export": _export, "report": _report}.get(name)
+    if run is not None:
+        run(words)
+        return 0
+    if name == "experiments":
+        from distill.experiments.cli import run as experiments
+
+        return experiments(words)
+    from distill.students.cli import run as students
+
+    return students(words)
+
+
+def usage() -> str:
+    """What ``--help`` prints."""
+    lines = [f"  {name:<12} {summary}" for name, summary in COMMANDS.items()]
+    return "\n".join(
+        [
+            "usage: distill COMMAND [--config FILE] [--NAME VALUE ...]",
+            "",
+            "Train small students from the stored features of a large teacher, measure and export them.",
+            "",
+            *lines,
+            "",
+            "distill COMMAND --help shows its settings. Several GPUs: accelerate launch --multi_gpu -m distill run ...",
+        ]
+    )
+
+
+def _run(words: Sequence[str]) -> None:
+    from distill.register import kinds
+
+    def train(config: DistillConfig) -> object:
+        from distill.training.run import run
+
+        return run(config)
+
+    recipe = RECIPES / "distill.yaml"
+    run_main(
+        train,
+        DistillConfig,
+        default_recipe=recipe,
+        argv=words,
+        extend=kinds,
+        program=command("distill"),
+    )
+
+
+def _evaluate(words: Sequence[str]) -> None:
+    def evaluate(config: EvaluateConfig) -> object:
+        from distill.evaluation.run import run
+
+        return run(config)
+
+    recipe = RECIPES / "evaluate.yaml"
+    run_main(
+        evaluate, EvaluateConfig, default_recipe=recipe, argv=words, program=command("evaluate")
+    )
+
+
+def _export(words: Sequence[str]) -> None:
+    from distill.export.config import ExportConfig
+    from distill.export.run import run
+
+    recipe = RECIPES / "export.yaml"
+    run_main(run, ExportConfig, default_recipe=recipe, argv=words, program=command("export"))
+
+
+def _report(words: Sequence[str]) -> None:
+    recipe = RECIPES / "report.yaml"
+    run_main(redraw, ReportConfig, default_recipe=recipe, argv=words, program=command("report"))
+
+
+def redraw(config: ReportConfig) -> list[Path]:
+    """Draw report.html of every finished run below a folder, and the page that compares them. Returns their paths.
+
+    Raises:
+        FeatstoreError: The folder holds no finished run, or one cannot be read.
+    """
+    from distill.reports import report
+
+    # Nothing is trained and nothing is measured: all numbers come from the runs' own files.
+    pages: Callable[[Path], list[Path]] = report.rebuild
+    found = pages(Path(config.out))
+    for page in found:
+        print(page)
+    print(f"\n{len(found) - 1} runs; compared in {found[-1]}")
+    return found
+
+
+if __name__ == "__main__":
+    sys.exit(main())

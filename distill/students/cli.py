@@ -1,0 +1,107 @@
+"""``distill students``: distil several students over one store, and draw accuracy against latency and size."""
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from distill.config import RECIPES
+from distill.experiments.cli import EXIT_FAILURES, number_of_jobs, parser_of, settings
+from featstore.cli.recipe import run_alone
+
+DEFAULT_RECIPE = RECIPES / "students.yaml"
+
+
+def main(
+    path: Path = DEFAULT_RECIPE,
+    *,
+    jobs: int = 0,
+    dry_run: bool = False,
+    batches: Sequence[int] = (1, 8),
+    threads: Sequence[int] = (1, 2),
+    rounds: int = 20,
+    flags: dict[str, Any] | None = None,
+) -> int:
+    """Train, export, measure, draw. Returns the exit status.
+
+    Args:
+        path: of the experiment file.
+        jobs: runs at a time; 0 chooses.
+        dry_run: only say what would be run.
+        batches: images per call that latency is measured with; the fronts are drawn by the first.
+        threads: of one call; likewise. Those above the machine's cores are left out.
+        rounds: visits of every student.
+        flags: settings for all rows, by dotted name.
+
+    Raises:
+        FeatstoreError: something the user can mend.
+    """
+    from distill.experiments.command import conduct, report
+    from distill.experiments.plan import Planner
+    from distill.experiments.runs_to_do import Agenda
+    from distill.experiments.spec import read_experiment
+    from distill.export.onnx_model import require_installed
+    from distill.students import page, tables
+    from distill.students.measure import measure_students
+    from featstore.files.machine import cores
+    from featstore.text import columns
+
+    require_installed()
+    experiment = read_experiment(path, flags)
+    agenda = Agenda(experiment, Planner(experiment))
+    print("\n".join([f"{path}", *agenda.lines()]))
+    if dry_run:
+        return 0
+    # Trained: one student for each row and seed. Frozen: the stored features. The teacher is never loaded.
+    conduct(agenda, jobs=jobs)
+    _, failures, _ = report(agenda)
+    results, cost = agenda.outcome()
+    # Measured when nothing is being trained any more.
+    choice = measure_students(
+        results,
+        agenda.out / "onnx",
+        batches=batches,
+        threads=[count for count in threads if count <= cores()] or [cores()],
+        rounds=rounds,
+    )
+    files = [*tables.write(agenda.out, choice, cost), page.write(agenda.out, choice, cost)]
+    print(f"\n{columns(tables.cells(choice))}\n")
+    print("\n".join([tables.finding(choice), *tables.notes(choice, cost)]))
+    print("files: " + ", ".join(str(item) for item in files))
+    for failure in failures:
+        print(f"failed: {failure}", file=sys.stderr)
+    return EXIT_FAILURES if failures else 0
+
+
+def parse(arguments: Sequence[str] | None = None) -> dict[str, Any]:
+    """Arguments of ``main`` from the command line.
+
+    Raises:
+        ConfigError: a setting without a value.
+        SystemExit: an unknown option (status 2, after a message).
+    """
+    parser = parser_of(
+        "students",
+        "Distil several students over one store with one budget; draw accuracy against latency and size.",
+    )
+    add = parser.add_argument
+    add("--config", dest="path", type=Path, default=DEFAULT_RECIPE, metavar="FILE")
+    add("--jobs", type=number_of_jobs, default=0, metavar="N|auto", help="runs at a time")
+    add("--dry-run", "--dry_run", action="store_true", help="say what would be run")
+    add("--batches", type=_positive, nargs="+", default=[1, 8], metavar="N", help="images per call")
+    add("--threads", type=_positive, nargs="+", default=[1, 2], metavar="N", help="of one call")
+    add("--rounds", type=_positive, default=20, metavar="N", help="visits of every student")
+    known, others = parser.parse_known_args(arguments)
+    return {**vars(known), "flags": settings(others)}
+
+
+def _positive(text: str) -> int:
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r}: expected a number from 1 on")
+    return int(text)
+
+
+def run(argv: Sequence[str] | None = None) -> int:
+    """Parse the command line, run ``main``, and turn our errors into one message and an exit status."""
+    return run_alone(lambda: main(**parse(argv)))
