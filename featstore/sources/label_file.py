@@ -2,7 +2,7 @@
 
 import csv
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -96,7 +96,7 @@ def _read_parquet(path: Path) -> tuple[list[str], list[Sequence[object]]]:
         raise ConfigError(
             f"--source.labels {path}: Parquet needs pyarrow: pip install 'featstore-distill[hf]', or give a CSV file."
         ) from None
-    table: Any = parquet.read_table(path)  # type: ignore[no-untyped-call]
+    table: Any = parquet.read_table(path)
     return table.column_names, [column.to_pylist() for column in table.columns]
 
 
@@ -116,7 +116,10 @@ def _number_or_text(name: str) -> tuple[int, int, str]:
 def _match(sample_ids: Sequence[str], known: dict[str, str]) -> dict[int, str]:
     """By row, the name in the file that means it: the id, else its last part, else that without its ending."""
     found = {row: name for row, name in enumerate(sample_ids) if name in known}
-    shortened = (lambda name: Path(name).name, lambda name: Path(name).stem)
+    shortened: Sequence[Callable[[str], str]] = (
+        lambda name: Path(name).name,
+        lambda name: Path(name).stem,
+    )
     for shorter in shortened:
         if len(found) == len(sample_ids):
             break
