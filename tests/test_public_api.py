@@ -90,17 +90,17 @@ def test_extract_refuses_unknown_settings(tmp_path: Path) -> None:
 @pytest.mark.parametrize("images", ["digits", "tars", "hf", "folder", "a/{0..3}.tar"])
 def test_kind_of_images(tmp_path: Path, images: str) -> None:
     """The kind of a source follows from what is there."""
-    from featstore.api import _source_of
+    from featstore.sources.config import source_of
 
     (tmp_path / "tars").mkdir()
     (tmp_path / "tars" / "0.tar").touch()
     (tmp_path / "hf").mkdir()
     (tmp_path / "hf" / "dataset_dict.json").touch()
     if images == "digits":
-        assert _source_of(images) == {"kind": "digits"}
+        assert source_of(images) == {"kind": "digits"}
     else:
         kind = "tars" if images.endswith(".tar") else images
-        assert _source_of(tmp_path / images) == {"kind": kind, "path": str(tmp_path / images)}
+        assert source_of(tmp_path / images) == {"kind": kind, "path": str(tmp_path / images)}
 
 
 def test_a_function_wants_a_folder_not_a_url() -> None:
