@@ -8,7 +8,7 @@ import dataclasses
 import re
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 from featstore.errors import ConfigError
 from featstore.sources.config import SourceConfig, require
@@ -27,11 +27,11 @@ class PhotometricConfig:
     jitter: float = 0.0
     """Strength of random brightness, contrast and saturation on the student's side, 0 to 1; 0 is off."""
     hue: float = 0.0
-    """Largest turn of the hue, as a part of the colour circle, 0 to 0.5; 0 is off."""
+    """Largest random shift of the hue as a share of the colour circle, 0 to 0.5; 0 is off."""
     grayscale: float = 0.0
-    """Probability that a picture loses its colours."""
+    """Probability that a picture is turned to grey, 0 to 1."""
     blur: float = 0.0
-    """Probability that a picture is blurred."""
+    """Probability that a picture is blurred, 0 to 1."""
 
     def __post_init__(self) -> None:
         for name, most in (("jitter", 1), ("hue", 0.5), ("grayscale", 1), ("blur", 1)):
@@ -43,19 +43,19 @@ class PhotometricConfig:
 class AugmentConfig:
     """Strong copies of unlabelled images, which a partner compares to the view itself. No teacher's loss sees them.
 
-    The defaults are those of semi-supervised benchmarks on CIFAR [C], without their flip.
+    The defaults are those of semi-supervised benchmarks on CIFAR, without their flip.
     """
 
     ops: int = 3
-    """Operations of RandAugment on every copy, each drawn from thirteen; 0 is off."""
+    """RandAugment operations per strong view, each drawn from thirteen; 0 is off."""
     magnitude: float = 10.0
-    """Largest magnitude of an operation, 0 to 10; each draws its own, uniform from 0 up to it."""
+    """Largest magnitude of an operation, 0 to 10; each draws its own, uniform from 0."""
     cutout: float = 0.5
-    """Largest side of a square that is painted over, as a part of the picture's side; 0 is off."""
+    """Largest side of the square that is painted over, as a share of the picture's side; 0 is off."""
     translate: float = 0.125
-    """Largest shift along each side, as a part of it, with a reflected border; 0 is off."""
+    """Largest shift along each side as a share of it, with a reflected border; 0 is off."""
     flip: bool = False
-    """Mirror every second copy, for images that keep their meaning when mirrored."""
+    """Mirror every second strong view; only for images that keep their meaning when mirrored."""
 
     def __post_init__(self) -> None:
         require(self.ops >= 0, f"--data.strong.ops {self.ops} must not be negative.")
@@ -73,7 +73,8 @@ class DataConfig(PhotometricConfig):
     labelled: list[str] = field(default_factory=lambda: ["train/*"])
     """Shell patterns over sample ids: images whose labels may be used."""
     unlabelled: list[str] = field(default_factory=list)
-    """Shell patterns: images that are used without their labels. Those drawn as labelled are left out."""
+    """Shell patterns over sample ids: images that are used without their labels. Images drawn as labelled are left
+    out."""
     test: list[str] = field(default_factory=lambda: ["test/*"])
     """Shell patterns: held-out images. Exact copies of them are dropped from the other two parts."""
     holdout: float = 0.0
@@ -88,20 +89,22 @@ class DataConfig(PhotometricConfig):
     """Regular expression searched in every sample id, e.g. 'person_\\d+'. Images with the same match (of its first
     bracket, if it has one) never lie on both sides: of a test or validation image, none of the group is trained on."""
     labels_per_class: int = 0
-    """Labelled images drawn per class; 0 keeps all. What is not drawn is unlabelled if a pattern there matches."""
+    """Labelled images drawn per class; 0 keeps all. Images that are not drawn are unlabelled if a pattern there
+    matches."""
     validation: int = 0
-    """Labelled images per class that are held out of training, to choose settings by (``--eval.part validation``)."""
+    """Labelled images per class that are held out of training to choose settings by (--eval.part validation)."""
     label_seed: int = -1
-    """Seed of that draw; -1 takes the seed of each run, so that three seeds also use three draws."""
+    """Seed of the draw of labelled images; -1 takes each run's own seed."""
     views: Literal["all", "canonical", "seeded"] = "all"
-    """Which of the stored views training picks from, a new one at every pass over an image."""
+    """Stored views that training picks from, a new one at every pass over an image: all, canonical, or seeded
+    crops."""
     seeded: int = 0
-    """Pick only from the first so many of the stored seeded views; 0 takes all of them."""
+    """Number of stored seeded views to pick from, counted from the first; 0 takes all."""
     mirror: bool = False
     """Also pick mirrored views; refused unless the store holds them."""
     strong: AugmentConfig = field(default_factory=AugmentConfig)
     cache_mb: int = 256
-    """Memory for decoded views, in MB per loading process, so that small sets are decoded once; 0 is off."""
+    """Memory for decoded views in MB per loading process, so that small data sets are decoded once; 0 is off."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -152,14 +155,14 @@ class StudentConfig:
     """The model that is trained and exported: any classifier of timm that ends in one Linear."""
 
     name: str = "mobilenetv3_small_050"
-    """timm's model name, with a pretrained tag after a dot if wanted."""
+    """Model name in timm, with a pretrained tag after a dot if wanted."""
     pretrained: bool = False
-    """Start from the weights that timm fetches from the hub."""
+    """Start from pretrained weights, which timm downloads."""
     weights: str = ""
     """Start from a local file (safetensors, or a PyTorch file of plain tensors) with timm's keys.
     ``{seed}`` in it stands for the run's seed."""
     model_args: dict[str, Any] = field(default_factory=dict)
-    """Further arguments of ``timm.create_model``, e.g. img_size or drop_rate."""
+    """Further arguments of timm.create_model, e.g. {drop_rate: 0.1}."""
     image_size: int = 0
     """Side of the student's input in pixels; 0 keeps the model's own."""
     feature: FeatureTap = "prelogits"
@@ -188,39 +191,40 @@ class TrainConfig:
     """The loop that all methods share."""
 
     epochs: int = 20
-    """Epochs; one epoch passes once over the larger of the two training parts."""
+    """Number of epochs; one epoch passes once over the larger of the labelled and the unlabelled part."""
     finetune_epochs: int = 0
-    """So many of the last epochs train on the labels alone: all other terms of the loss are switched off."""
+    """Number of last epochs that train on labels only, with all other loss terms switched off."""
     labelled_batch: int = 64
     """Labelled images per optimiser step, over all processes and accumulated parts."""
     unlabelled_batch: int = 64
     """Unlabelled images per optimiser step, over all processes and accumulated parts."""
     opt: str = "adamw"
-    """timm's name of the optimiser."""
+    """Name of the optimiser in timm."""
     lr: float = 1e-3
-    """Peak learning rate."""
+    """Peak learning rate, reached after the warm-up."""
     weight_decay: float = 0.01
-    """Not applied to biases and normalisation layers."""
+    """Weight decay; not applied to biases and normalisation layers."""
     momentum: float = 0.9
-    """For optimisers that have one."""
+    """Momentum of optimisers that have one, 0 to below 1."""
     sched: Literal["cosine", "linear", "none"] = "cosine"
-    """Course of the learning rate after the warm-up, down to zero, or constant (none); updated at every step."""
+    """Course of the learning rate after the warm-up: cosine or linear to zero, or constant (none); updated every
+    step."""
     warmup_epochs: int = 1
-    """Epochs in which the learning rate rises from zero."""
+    """Epochs in which the learning rate rises linearly from zero."""
     grad_accum: int = 1
-    """Parts that the batch of one optimiser step is cut into, to save memory."""
+    """Parts that the batch of one optimiser step is split into to save memory."""
     clip_grad: float = 0.0
     """Largest norm of the gradient; 0 is off."""
     ema: float = 0.0
     """Decay per step of a moving average of the student, which is then what is exported; 0 is off."""
     precision: Literal["no", "bf16", "fp16"] = "no"
-    """Arithmetic of the student's forward and backward pass."""
+    """Arithmetic of the student's forward and backward pass: float32 (no), bf16 or fp16."""
     workers: int = 2
-    """Processes that read and decode images, for each training process; 0 decodes in line."""
+    """Processes that read and decode images, per training process; 0 decodes in the training process."""
     checkpoint_every: int = 0
-    """Optimiser steps between two checkpoints, besides the one after every epoch."""
+    """Optimiser steps between two checkpoints, in addition to the one after every epoch; 0: none in addition."""
     log_every: int = 50
-    """Optimiser steps between two logged means of the loss terms."""
+    """Optimiser steps between two lines in metrics.jsonl with the mean of every loss term."""
     time_limit: float = 0.0
     """Minutes after the start of the command at which the run writes a checkpoint and ends; the same command resumes.
     0: no limit."""
@@ -264,7 +268,7 @@ class EvalConfig:
     """How a student is measured."""
 
     part: Literal["test", "validation"] = "test"
-    """What it is measured on; validation (see ``--data.validation``) is for choosing settings."""
+    """Part that the student is measured on; validation (--data.validation) is for choosing settings."""
     batch_size: int = 256
     """Images per forward pass of one process."""
     every: int = 0
@@ -272,9 +276,9 @@ class EvalConfig:
     knn_k: int = 5
     """Neighbours of the k-NN classifier on the student's features."""
     probe_rows: int = 50_000
-    """Most labelled images used to fit a linear probe or k-NN; more are thinned out by the run's seed."""
+    """Most labelled images that a linear probe or k-NN is fitted on; drawn by the run's seed if there are more."""
     bins: int = 15
-    """Bins of the calibration error."""
+    """Bins of the expected calibration error."""
     corruptions: list[CorruptionName | Literal["all"]] = field(default_factory=list)
     """Corruptions of the test images under which the accuracy is measured too, at severities 1 to 5; all: every one.
     Each costs five more passes over the test part; none by default, so that training runs stay short."""
@@ -294,9 +298,9 @@ class TeacherConfig:
     store: str = ""
     """Folder or URL of its feature store; rows are found by sample id, then by content."""
     field: str = "cls"
-    """Field of that store; one vector per view."""
+    """Field of that store with one vector per view."""
     weight: float = 1.0
-    """Of this teacher among all; only the ratio to ``--teacher_weight`` and to the others counts."""
+    """Weight of this teacher; only the ratio to --teacher_weight and to other teachers counts."""
 
     def __post_init__(self) -> None:
         require(bool(self.store), "--teachers: store is empty.")
@@ -306,30 +310,39 @@ class TeacherConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class DistillConfig:
-    """Phase two: train students from a feature store and images; the teacher is not needed."""
+    """Phase two: train students from a feature store and images. The teacher is not needed."""
+
+    COMMON: ClassVar[tuple[str, ...]] = (
+        "store", "field", "source.kind", "source.path", "source.labels_from", "source.labels", "data.labelled",
+        "data.unlabelled", "data.test", "data.holdout", "data.labels_per_class", "student.name", "student.weights",
+        "student.image_size", "methods", "partner", "seeds", "out", "train.epochs", "train.lr",
+        "train.labelled_batch", "train.unlabelled_batch", "train.precision", "train.workers",
+    )  # fmt: skip
+    """What ``--help`` shows first."""
 
     store: str = "outputs/store"
-    """Folder or URL (s3://, https://, ...) of the feature store; of a URL, what is read is kept in a cache."""
+    """Folder or URL (s3://, https://, ...) of the feature store; what is read from a URL is cached."""
     field: str = "cls"
-    """Field of the store that the student imitates; one vector per view."""
+    """Field of the store that the student imitates, with one vector per view."""
     teacher_weight: float = 1.0
-    """Weight of this teacher where ``teachers`` names further ones."""
+    """Weight of this teacher where --teachers names further ones."""
     teachers: list[TeacherConfig] = dataclasses.field(default_factory=list)
     """Further teachers: '[{store: DIR, field: pooled, weight: 0.5}]'. Vectors are put side by side; a squared error
     over them is the weighted mean of the teachers' own."""
     grid_field: str = ""
     """Field with patch grids, for methods that need one; empty takes the largest gridK of the store."""
     out: str = "outputs/distill"
-    """Folder of the results: OUT/METHOD/seedK/ for every run, and one table over all."""
+    """Folder of the results: OUT/METHOD/seedK for every run, and tables and a page over all."""
     source: SourceConfig = dataclasses.field(default_factory=SourceConfig)
     data: DataConfig = dataclasses.field(default_factory=DataConfig)
     student: StudentConfig = dataclasses.field(default_factory=StudentConfig)
     methods: list[str] = dataclasses.field(default_factory=lambda: ["labels", "customkd"])
     """Methods to run one after another. labels: cross entropy only, with as many steps as the others."""
     partner: str = "none"
-    """A semi-supervised or domain-adaptation loss on the student's own predictions, beside every one of the methods."""
+    """Semi-supervised or domain-adaptation loss on the student's predictions, added to every method."""
     seeds: list[int] = dataclasses.field(default_factory=lambda: [0, 1, 2])
-    """One run of each method per seed: initial weights, order, views, and the draw of labels."""
+    """Seeds of the runs, one run per method and seed; a seed decides initial weights, order, views and the draw of
+    labels."""
     plugins: list[str] = dataclasses.field(default_factory=list)
     """Python files of yours that call ``distill.register_method``, read before the methods are looked up."""
     options: dict[str, Any] = dataclasses.field(default_factory=dict)
@@ -340,9 +353,9 @@ class DistillConfig:
     trackers: list[Literal["tensorboard", "wandb", "mlflow"]] = dataclasses.field(
         default_factory=lambda: ["tensorboard"]
     )
-    """Where curves go besides metrics.jsonl."""
+    """Experiment trackers that curves are sent to; metrics.jsonl is always written."""
     report: bool = True
-    """Draw an HTML page of every run, report.html in its folder, and one that compares all runs in OUT."""
+    """Draw report.html for every run, and a page in OUT that compares all runs."""
 
     def __post_init__(self) -> None:
         for name in ("store", "field", "out"):
@@ -369,7 +382,13 @@ class DistillConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class EvaluateConfig:
-    """Measure an exported student again, on any source."""
+    """Measure a trained student on any images."""
+
+    COMMON: ClassVar[tuple[str, ...]] = (
+        "model", "store", "source.kind", "source.path", "data.test", "data.holdout", "eval.corruptions", "workers",
+        "out",
+    )  # fmt: skip
+    """What ``--help`` shows first."""
 
     model: str = "outputs/distill/customkd/seed0"
     """Folder that holds student.safetensors and config.json."""
@@ -382,12 +401,12 @@ class EvaluateConfig:
     source: SourceConfig = dataclasses.field(default_factory=SourceConfig)
     data: DataConfig = dataclasses.field(default_factory=DataConfig)
     seed: int = 0
-    """Seed of the draw of labels, for the probes and k-NN."""
+    """Seed of the draw of labelled images, for k-NN and linear probes."""
     eval: EvalConfig = dataclasses.field(default_factory=EvalConfig)
     workers: int = 2
-    """Processes that read and decode images; 0 decodes in line."""
+    """Processes that read and decode images; 0 decodes in the same process."""
     out: str = ""
-    """JSON file to write; empty writes reevaluation.json beside the model."""
+    """JSON file to write; empty writes reevaluation.json into the folder of the model."""
 
     def __post_init__(self) -> None:
         require(bool(self.model), "--model is empty.")

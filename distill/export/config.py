@@ -1,7 +1,7 @@
 """Settings of the export command. Nothing heavy is imported here."""
 
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import ClassVar, Literal
 
 from featstore.sources.config import require
 
@@ -77,6 +77,12 @@ class LatencyConfig:
 @dataclass(frozen=True, kw_only=True)
 class ExportConfig:
     """Take a finished run to the edge."""
+
+    COMMON: ClassVar[tuple[str, ...]] = (
+        "model", "out", "store", "images", "formats", "bake_normalisation", "uint8_input", "calibration.images", "qat",
+        "most_lost", "latency.rounds", "latency.batches", "latency.threads", "browser", "workers",
+    )  # fmt: skip
+    """What ``--help`` shows first."""
 
     model: str = "outputs/digits/distill/customkd/seed0"
     """Folder of a finished run of distill.py."""

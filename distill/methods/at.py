@@ -21,7 +21,7 @@ class ATConfig:
     """Method ``at``: where the student's last map and the stored grid have their energy (attention transfer)."""
 
     weight: float = 1000.0
-    """Weight of the term [C]."""
+    """Weight of the attention term beside the cross entropy."""
 
     def __post_init__(self) -> None:
         not_negative("at", self, "weight")

@@ -33,17 +33,18 @@ class CRDConfig:
     """Method ``crd``: contrast against memory banks over the training images (Tian et al., ICLR 2020)."""
 
     weight: float = 0.8
-    """Weight of the term [C]."""
+    """Weight of the contrastive term beside the cross entropy."""
     width: int = 128
-    """Width of both embeddings, one Linear each [C]."""
+    """Width of both embeddings, each made by one Linear."""
     negatives: int = 16384
-    """Rows of a bank that a step compares with, at most all training images [C]."""
+    """Memory bank rows that each step is contrasted with; at most the number of training images."""
     temperature: float = 0.07
-    """Of the similarities [C]."""
+    """Temperature that similarities are divided by."""
     momentum: float = 0.5
-    """Share of the old row when a row of a bank is replaced [C]."""
+    """Share of the old row that is kept when a memory bank row is updated, 0 to below 1."""
     norm: Norm = "none"
-    """Normalisation of the stored feature."""
+    """Normalisation of the stored feature before it is compared: none, standardize (zero mean and unit variance per
+    channel over the training images), layernorm (per image) or l2 (length 1)."""
 
     def __post_init__(self) -> None:
         not_negative("crd", self, "weight")

@@ -35,74 +35,75 @@ from featstore.sources.config import require
 
 @dataclass(frozen=True, kw_only=True)
 class CustomKDConfig:
-    """Method ``customkd``. No source gives these values of the paper: all are choices of this product [I].
+    """Method ``customkd``. No source gives these values of the paper: all are choices of this product.
 
     Weights and normalisations are those that did best where they were chosen on held-out images (docs/results).
     """
 
     w_general: float = 100.0
-    """Weight of MSE(P_s(f_s), f_t), the task-general term; 0: specific only."""
+    """Weight of the task-general term MSE(P_s(f_s), f_t); 0 switches it off."""
     w_specific: float = 10.0
-    """Weight of MSE(f_s, P_t(f_t)), the task-specific term; 0: general only, which is ``fitnet``."""
+    """Weight of the task-specific term MSE(f_s, P_t(f_t)); 0 switches it off, which is method fitnet."""
     reduction: Literal["mean", "sum"] = "mean"
-    """Of both squared errors over the width of the feature; over images it is always the mean."""
+    """Reduction of both squared errors over the feature's width; over images it is always the mean."""
     norm: Norm = "standardize"
-    """Normalisation of the stored feature f_t."""
+    """Normalisation of the stored feature before it is compared: none, standardize (zero mean and unit variance per
+    channel over the training images), layernorm (per image) or l2 (length 1)."""
     depth: int = 1
-    """Linears in each of P_t and P_s. 1: one Linear, as "projection layer" suggests [S]. 2: a hidden layer between."""
+    """Linear layers in each of P_t and P_s: 1, or 2 with a hidden layer between them."""
     hidden: int = 0
     """Width of that hidden layer; 0 takes the larger of the teacher's and the student's width."""
     match_activation: Literal["none", "relu", "hardswish"] = "none"
-    """What P_t ends in: relu for students whose feature is never negative, hardswish for the MobileNetV3 family."""
+    """Last activation of P_t: relu for students whose feature is never negative, hardswish for MobileNetV3."""
     match_norm: Literal["none", "layernorm"] = "layernorm"
-    """layernorm: both sides of the task-specific MSE are normalised, which stops a drift of scale."""
+    """layernorm normalises both sides of the task-specific term, so that the scale of the target cannot drift."""
     head: Literal["student", "random", "probe"] = "student"
-    """What P_t(f_t) is classified by in stage 1. student: the student's own head, frozen [P]. random: a head of the
-    teacher's own, trained with P_t, the paper's ablation [S]. probe: a linear probe on the student's features of the
-    labelled images, fitted at the start of every stage 1; one forward pass over them [I]."""
+    """Classifier on P_t(f_t) in stage 1. student: the student's own head, frozen. random: a new head, trained with P_t.
+    probe: a linear probe on the student's features of the labelled images, fitted before every stage 1."""
 
     w_logits: float = 0.0
-    """Weight of a further term that compares logits; 0 is the method without it."""
+    """Weight of an additional term that compares logits; 0 switches it off."""
     logits_from: Literal["custom", "probe"] = "custom"
-    """custom: the head of stage 1 on P_t(f_t). probe: a linear probe on f_t."""
+    """Where the target logits come from. custom: the head of stage 1 on P_t(f_t). probe: a linear probe on f_t."""
     logits_loss: Literal["kl", "mse", "dkd", "dist"] = "kl"
-    """The loss of method kd, logits, dkd (the paper's CustomKD + DKD [S]) or dist."""
+    """Loss on the logits, as in the methods kd (kl), logits (mse), dkd and dist."""
     temperature: float = 4.0
-    """Of kl, dkd and dist."""
+    """Temperature of kl, dkd and dist."""
     logits_warmup_epochs: int = 1
-    """Epoch e counts the term with (e + 1) / logits_warmup_epochs, at most 1."""
+    """Epochs in which the weight of the logit term rises to w_logits."""
     dkd_alpha: float = 1.0
-    """Weight of dkd's target-class term [C]."""
+    """Weight of the target-class term of dkd."""
     dkd_beta: float = 2.0
-    """Weight of dkd's non-target term [C]."""
+    """Weight of the non-target term of dkd."""
     dkd_target: Target = "teacher"
-    """Class of an image in dkd. teacher: its label, else the teacher's choice. labels: unlabelled ones are left out."""
+    """Class of an image in this loss. teacher: its label where known, else the class with the largest teacher logit.
+    labels: its label only; images without one are left out of the term."""
     dist_beta: float = 1.0
-    """Weight of dist's rows [C]."""
+    """Weight of the relations between classes (rows) in dist."""
     dist_gamma: float = 1.0
-    """Weight of dist's columns [C]."""
+    """Weight of the relations between images (columns) in dist."""
 
     stage1: Literal["cycle", "once", "never"] = "cycle"
-    """cycle: a stage 1 at the start of every cycle [P]. once: in the first alone. never: P_t stays random."""
+    """When stage 1 trains P_t: at the start of every cycle, once in the first cycle, or never (P_t stays random)."""
     start: Literal["stage1", "stage2"] = "stage1"
-    """stage2: the first cycle goes without a stage 1, so that the head has learnt something before features are
-    customised to it; the terms that need P_t wait for it."""
+    """stage2 skips stage 1 in the first cycle, so that the head is trained before features are customised to it; terms
+    that need P_t start after the first stage 1."""
     stage1_epochs: int = 1
     """Passes over the labelled features in each stage 1."""
     stage2_epochs: int = 1
-    """Epochs of a cycle; the paper alternates every epoch [P], and 1:1 was its best [S]."""
+    """Epochs of one cycle; the paper alternates the stages every epoch."""
     stage1_batch: int = 64
-    """Features per step of stage 1."""
+    """Stored features per optimiser step of stage 1."""
     stage1_opt: str = "adamw"
-    """timm's name of the optimiser of stage 1."""
+    """Name of the optimiser of stage 1 in timm."""
     stage1_lr: float = 1e-3
-    """Learning rate of stage 1, constant."""
+    """Learning rate of stage 1; constant."""
     stage1_weight_decay: float = 1e-4
     """Weight decay of stage 1; not applied to biases and normalisation layers."""
 
     watch_every: int = 1
-    """Cycles between two measurements of the alignment (CKA) of student, teacher and customised feature on at most
-    1,024 test images, one forward pass over them; 0 is off. It changes nothing that is learnt."""
+    """Cycles between two measurements of the alignment (CKA) of student, teacher and customised feature, on at most
+    1,024 test images; 0 switches them off. Does not change the training."""
 
     def __post_init__(self) -> None:
         not_negative(

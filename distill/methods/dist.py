@@ -19,13 +19,13 @@ class DISTConfig:
     """Method ``dist``: correlations of rows and columns with the probe's softmax (Huang et al., NeurIPS 2022)."""
 
     weight: float = 2.0
-    """Weight of both terms beside the cross entropy [C]."""
+    """Weight of both terms together beside the cross entropy."""
     beta: float = 1.0
-    """Weight of the rows: relations between classes [C]."""
+    """Weight of the relations between the classes of an image (rows)."""
     gamma: float = 1.0
-    """Weight of the columns: relations between the images of a batch; each process takes its own share [C]."""
+    """Weight of the relations between the images of a batch (columns); each process compares its own images."""
     temperature: float = 1.0
-    """T; 4 on CIFAR, 1 on ImageNet [C]. Correlations do not shrink with T, so that T^2 weighs both terms up."""
+    """Temperature of both softmaxes; the authors use 4 on CIFAR and 1 on ImageNet."""
 
     def __post_init__(self) -> None:
         not_negative("dist", self, "weight", "beta", "gamma")

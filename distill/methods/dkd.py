@@ -21,15 +21,16 @@ class DKDConfig:
     """Method ``dkd``: decoupled KD (Zhao et al., CVPR 2022) towards the probe's logits."""
 
     alpha: float = 1.0
-    """Weight of the target-class term TCKD [C]."""
+    """Weight of the target-class term TCKD."""
     beta: float = 2.0
-    """Weight of the non-target term NCKD; 2, 6 or 8 on CIFAR by pair of networks, 0.5 or 2 on ImageNet [C]."""
+    """Weight of the non-target term NCKD; the authors use 2 to 8 on CIFAR, 0.5 or 2 on ImageNet."""
     temperature: float = 4.0
-    """T; 4 on CIFAR, 1 on ImageNet [C]."""
+    """Temperature of both softmaxes; the authors use 4 on CIFAR and 1 on ImageNet."""
     warmup_epochs: int = 1
-    """Epoch e counts with (e + 1) / warmup_epochs, at most 1; 20 of 240 epochs on CIFAR, 1 on ImageNet [C]."""
+    """Epochs in which the weight of both terms rises linearly; the authors use 20 of 240 on CIFAR, 1 on ImageNet."""
     target: Target = "teacher"
-    """Class of an image. teacher: its label, else the teacher's choice. labels: images without a label are left out."""
+    """Class of an image in this loss. teacher: its label where known, else the class with the largest teacher logit.
+    labels: its label only; images without one are left out of the term."""
 
     def __post_init__(self) -> None:
         not_negative("dkd", self, "alpha", "beta")

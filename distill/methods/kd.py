@@ -18,9 +18,9 @@ class KDConfig:
     """Method ``kd``: T^2 KL towards the logits of a linear probe on the stored features (Hinton et al. 2015)."""
 
     weight: float = 1.0
-    """Weight of the term beside the cross entropy; code in public has 9 (CIFAR) and 1 (ImageNet, OFA-KD) [C]."""
+    """Weight of the KL term beside the cross entropy; published code uses 9 on CIFAR and 1 on ImageNet."""
     temperature: float = 4.0
-    """T; 4 on CIFAR, 1 on ImageNet [C]."""
+    """Temperature T of both softmaxes; 4 is common on CIFAR, 1 on ImageNet."""
 
     def __post_init__(self) -> None:
         not_negative("kd", self, "weight")

@@ -19,7 +19,7 @@ class LogitsConfig:
     """Method ``logits``: mean squared error towards the probe's logits (Ba & Caruana 2014)."""
 
     weight: float = 1.0
-    """Weight of the term beside the cross entropy [C]."""
+    """Weight of the squared error beside the cross entropy."""
 
     def __post_init__(self) -> None:
         not_negative("logits", self, "weight")

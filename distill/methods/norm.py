@@ -29,11 +29,12 @@ class NORMConfig:
     """Method ``norm``: many representations of the student imitate one feature (NORM, Liu et al., ICLR 2023)."""
 
     weight: float = 1.0
-    """Weight of N times the MSE; against it, code in public weighs the cross entropy with 1/16 to 1 [C]."""
+    """Weight of N times the squared error beside the cross entropy; published code uses 1 to 16."""
     copies: int = 8
-    """N, student representations per stored feature [C]."""
+    """Number N of student representations per stored feature."""
     norm: Norm = "none"
-    """Normalisation of the stored feature."""
+    """Normalisation of the stored feature before it is compared: none, standardize (zero mean and unit variance per
+    channel over the training images), layernorm (per image) or l2 (length 1)."""
 
     def __post_init__(self) -> None:
         not_negative("norm", self, "weight")

@@ -24,15 +24,16 @@ class OFAConfig:
     """Method ``ofa``: OFA-KD (Hao et al., NeurIPS 2023), the logits of every stage towards those of the probe."""
 
     weight: float = 1.0
-    """Weight of each exit beside the cross entropy [C]."""
+    """Weight of each exit beside the cross entropy."""
     eps: float = 1.0
-    """Exponent; 1 (a cross entropy to the teacher) on CIFAR with a Swin-T teacher, 1.5 on ImageNet with DeiT-T [C]."""
+    """Exponent of the target class's probability; the authors use 1 on CIFAR and 1.5 on ImageNet."""
     temperature: float = 1.0
-    """T of both softmaxes [C]."""
+    """Temperature of both softmaxes."""
     stages: bool = True
-    """An exit at every stage of the student; false keeps that of the final logits alone."""
+    """Add an exit at every stage of the student; false compares the final logits only."""
     target: Target = "teacher"
-    """Class of an image. teacher: its label, else the teacher's choice. labels: images without a label are left out."""
+    """Class of an image in this loss. teacher: its label where known, else the class with the largest teacher logit.
+    labels: its label only; images without one are left out of the term."""
 
     def __post_init__(self) -> None:
         not_negative("ofa", self, "weight")

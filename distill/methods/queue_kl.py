@@ -25,13 +25,14 @@ class QueueKLConfig:
     """Method ``queue_kl``: similarities to a queue of stored features as pseudo-classes (LightlyTrain, v1)."""
 
     weight: float = 1.0
-    """Weight of the KL; 1 is our choice [I]."""
+    """Weight of the KL term beside the cross entropy."""
     size: int = 8192
-    """Rows of the queue, at most all training images; drawn anew in every epoch [C]."""
+    """Stored features in the queue, drawn again in every epoch; at most the number of training images."""
     temperature: float = 0.07
-    """Of both softmaxes [C]."""
+    """Temperature of both softmaxes."""
     norm: Norm = "none"
-    """Normalisation of the stored feature, before all lengths are made 1."""
+    """Normalisation of the stored feature before it is compared: none, standardize (zero mean and unit variance per
+    channel over the training images), layernorm (per image) or l2 (length 1)."""
 
     def __post_init__(self) -> None:
         not_negative("queue_kl", self, "weight")

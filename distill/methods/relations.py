@@ -29,15 +29,16 @@ class RKDConfig:
     """Method ``rkd``: distances and angles between the images of a batch (Park et al., CVPR 2019)."""
 
     weight: float = 1.0
-    """Weight of both terms together [C]."""
+    """Weight of both terms together beside the cross entropy."""
     w_distance: float = 25.0
-    """Share of the distances [C]."""
+    """Weight of the distances within the sum."""
     w_angle: float = 50.0
-    """Share of the angles [C]."""
+    """Weight of the angles within the sum."""
     most: int = 128
-    """Most images whose angles are compared, evenly spread over the batch; the memory grows with the cube."""
+    """Most images of a batch whose angles are compared, evenly spread; memory grows with the cube."""
     norm: Norm = "none"
-    """Normalisation of the stored feature."""
+    """Normalisation of the stored feature before it is compared: none, standardize (zero mean and unit variance per
+    channel over the training images), layernorm (per image) or l2 (length 1)."""
 
     def __post_init__(self) -> None:
         not_negative("rkd", self, "weight", "w_distance", "w_angle")
@@ -49,13 +50,14 @@ class CCConfig:
     """Method ``cc``: correlations between the images of a batch, by a Gaussian kernel (Peng et al., ICCV 2019)."""
 
     weight: float = 100.0
-    """Weight of the MSE between both matrices; that of the script in Knowledge-Distillation-Zoo [C]."""
+    """Weight of the squared error between both matrices beside the cross entropy."""
     gamma: float = 0.4
-    """Of the kernel [C]."""
+    """Width parameter of the Gaussian kernel."""
     order: int = 2
-    """Last power of its Taylor series [C]."""
+    """Last power of the kernel's Taylor series."""
     norm: Norm = "none"
-    """Normalisation of the stored feature."""
+    """Normalisation of the stored feature before it is compared: none, standardize (zero mean and unit variance per
+    channel over the training images), layernorm (per image) or l2 (length 1)."""
 
     def __post_init__(self) -> None:
         not_negative("cc", self, "weight")
@@ -67,9 +69,10 @@ class SPConfig:
     """Method ``sp``: similarities between the images of a batch (Tung and Mori, ICCV 2019)."""
 
     weight: float = 3000.0
-    """Weight of the term [C]."""
+    """Weight of the similarity term beside the cross entropy."""
     norm: Norm = "none"
-    """Normalisation of the stored feature."""
+    """Normalisation of the stored feature before it is compared: none, standardize (zero mean and unit variance per
+    channel over the training images), layernorm (per image) or l2 (length 1)."""
 
     def __post_init__(self) -> None:
         not_negative("sp", self, "weight")
@@ -80,9 +83,10 @@ class PKTConfig:
     """Method ``pkt``: probabilities of being neighbours in a batch (Passalis and Tefas, ECCV 2018)."""
 
     weight: float = 30000.0
-    """Weight of the term [C]."""
+    """Weight of the neighbour term beside the cross entropy."""
     norm: Norm = "none"
-    """Normalisation of the stored feature."""
+    """Normalisation of the stored feature before it is compared: none, standardize (zero mean and unit variance per
+    channel over the training images), layernorm (per image) or l2 (length 1)."""
 
     def __post_init__(self) -> None:
         not_negative("pkt", self, "weight")
@@ -93,11 +97,12 @@ class CCCRDConfig:
     """Method ``cc_crd``: CC as the authors of CRD wrote it, over trained embeddings; depends on the batch's order."""
 
     weight: float = 0.02
-    """Weight of the term [C]."""
+    """Weight of the correlation term beside the cross entropy."""
     width: int = 128
-    """Width of both embeddings, one Linear each [C]."""
+    """Width of both embeddings, each made by one Linear."""
     norm: Norm = "none"
-    """Normalisation of the stored feature."""
+    """Normalisation of the stored feature before it is compared: none, standardize (zero mean and unit variance per
+    channel over the training images), layernorm (per image) or l2 (length 1)."""
 
     def __post_init__(self) -> None:
         not_negative("cc_crd", self, "weight")

@@ -26,7 +26,7 @@ class SimKDConfig:
     """Method ``simkd``: the student's feature, through one Linear, imitates f_t; the probe is reused as the head."""
 
     weight: float = 1.0
-    """Weight of MSE(P_s(f_s), f_t), the only term [C]; it matters beside a partner's."""
+    """Weight of MSE(P_s(f_s), f_t), the only term of this method; it matters beside that of a partner."""
 
     def __post_init__(self) -> None:
         positive("simkd", self, "weight")

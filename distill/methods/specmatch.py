@@ -25,17 +25,17 @@ class SpecMatchConfig:
     """Method ``specmatch``: coefficients in the PCA basis of the stored features, small components lifted (2026)."""
 
     weight: float = 1e-3
-    """Weight of the sum over components: about one over their number, which makes it as large as the cross entropy.
-    Our choice [I]: the source trains with this term alone."""
+    """Weight of the sum over components beside the cross entropy; about 1 / components makes both equally large."""
     beta: float = 1 / 3
-    """Power of each component's error; 1 is the plain squared error [S]."""
+    """Power of each component's squared error; below 1, small components count more. 1: plain squared error."""
     eps: float = 1e-6
-    """Added to each component's error [I]."""
+    """Added to each component's error, so that the power has a gradient at zero."""
     warmup_steps: int = 500
-    """Optimiser steps in which the term trains its Linear alone and leaves the student to the labels [S]; at most a
-    tenth of the run [I]."""
+    """Optimiser steps in which the term trains its Linear only, without a gradient to the student; at most a tenth of
+    the run."""
     norm: Norm = "none"
-    """Normalisation of the stored feature, before the basis is computed."""
+    """Normalisation of the stored feature before it is compared: none, standardize (zero mean and unit variance per
+    channel over the training images), layernorm (per image) or l2 (length 1)."""
 
     def __post_init__(self) -> None:
         not_negative("specmatch", self, "weight", "warmup_steps")

@@ -24,9 +24,9 @@ class SRDConfig:
     """Method ``srd``: semantic representational distillation, through the probe as the teacher's head."""
 
     w_feature: float = 1.0
-    """Weight of MSE(P_s(f_s), f_t) [C]."""
+    """Weight of MSE(P_s(f_s), f_t) beside the cross entropy."""
     w_logits: float = 1.0
-    """Weight of MSE(probe(P_s(f_s)), probe(f_t)) [C]."""
+    """Weight of MSE(probe(P_s(f_s)), probe(f_t)) beside the cross entropy."""
 
     def __post_init__(self) -> None:
         not_negative("srd", self, "w_feature", "w_logits")

@@ -26,9 +26,9 @@ class TfFDConfig:
     """Method ``tffd``: the student's own maps teach each other; no teacher is used (a control)."""
 
     w_inter: float = 5e-4
-    """Weight of the MSE between neighbouring stages [C]."""
+    """Weight of the squared error between neighbouring stages."""
     w_intra: float = 8e-4
-    """Weight of the MSE between weaker and stronger channels of a stage [C]."""
+    """Weight of the squared error between weaker and stronger channels of a stage."""
 
     def __post_init__(self) -> None:
         not_negative("tffd", self, "w_inter", "w_intra")

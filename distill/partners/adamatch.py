@@ -28,11 +28,11 @@ class AdaMatchConfig:
     """Partner ``adamatch``: aligned guesses, threshold relative to the labelled images (Berthelot et al. 2022)."""
 
     weight: float = 1.0
-    """Weight of the term."""
+    """Weight of this partner's term beside the method's loss."""
     threshold: float = 0.95
-    """Least probability of the guessed class, as a share of the mean confidence on labelled images [C]."""
+    """Least probability of a predicted class, as a share of the mean confidence on labelled images; 0 to 1."""
     momentum: float = 0.999
-    """Of the moving means, per step [C]; 0.99 suits runs of a few hundred steps better [I]."""
+    """Momentum of the moving averages per step, 0 to below 1; 0.99 suits runs of a few hundred steps."""
 
     def __post_init__(self) -> None:
         not_negative("adamatch", self, "weight")

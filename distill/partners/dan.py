@@ -23,7 +23,7 @@ class DANConfig:
     """Partner ``dan``: multi-kernel MMD between source and target features (Long et al. 2015)."""
 
     weight: float = 0.5
-    """Weight of the term [C]."""
+    """Weight of this partner's term beside the method's loss."""
 
     def __post_init__(self) -> None:
         not_negative("dan", self, "weight")

@@ -29,12 +29,11 @@ class DANNConfig:
     """Partner ``dann``: a discriminator of the domains behind a reversed gradient (Ganin et al. 2016)."""
 
     weight: float = 1.0
-    """Weight of the term [C]."""
+    """Weight of this partner's term beside the method's loss."""
     gamma: float = 1.0
-    """The reversed gradient is scaled by 2 / (1 + exp(-gamma p)) - 1, p = 0 to 1 over training. 1: DeepDA and
-    TLlib [C]; 10: the paper [M]."""
+    """Growth of the reversed gradient, 2 / (1 + exp(-gamma p)) - 1 with p from 0 to 1 over training; paper: 10."""
     width: int = 256
-    """Of the discriminator's two hidden layers [C]."""
+    """Width of the discriminator's two hidden layers."""
 
     def __post_init__(self) -> None:
         not_negative("dann", self, "weight", "gamma")

@@ -22,7 +22,7 @@ class DeepCORALConfig:
     """Partner ``deepcoral``: distance of the two covariances (Sun and Saenko 2016)."""
 
     weight: float = 10.0
-    """Weight of the term [C]."""
+    """Weight of this partner's term beside the method's loss."""
 
     def __post_init__(self) -> None:
         not_negative("deepcoral", self, "weight")

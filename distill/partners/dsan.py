@@ -26,9 +26,9 @@ class DSANConfig:
     """Partner ``dsan``: MMD within every class that source and target share in a batch (Zhu et al. 2020)."""
 
     weight: float = 0.5
-    """Weight of the term [C]."""
+    """Weight of this partner's term beside the method's loss."""
     gamma: float = 10.0
-    """The weight is scaled by 2 / (1 + exp(-gamma p)) - 1, p = 0 to 1 over training. 10: the authors; 1: DeepDA [C]."""
+    """Growth of the weight, 2 / (1 + exp(-gamma p)) - 1 with p from 0 to 1 over training."""
 
     def __post_init__(self) -> None:
         not_negative("dsan", self, "weight", "gamma")

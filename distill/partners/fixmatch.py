@@ -20,11 +20,12 @@ class FixMatchConfig:
     """Partner ``fixmatch``: the strong view learns the confident argmax of the weak one (Sohn et al. 2020)."""
 
     weight: float = 1.0
-    """Weight of the term."""
+    """Weight of this partner's term beside the method's loss."""
     threshold: float = 0.95
-    """Least probability of the guessed class [C]."""
+    """Least probability at which a predicted class is trusted, 0 to 1."""
     labels_from: LabelsFrom = "student"
-    """student: guess on the weak view. probe: the linear probe on the stored feature [I]."""
+    """Where the label of an unlabelled image comes from: the student's prediction on the weak view (student), or the
+    linear probe's on the stored feature (probe)."""
 
     def __post_init__(self) -> None:
         not_negative("fixmatch", self, "weight")

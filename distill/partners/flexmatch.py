@@ -25,11 +25,12 @@ class FlexMatchConfig:
     """Partner ``flexmatch``: FixMatch with a lower threshold for classes that are learnt slowly (Zhang et al. 2021)."""
 
     weight: float = 1.0
-    """Weight of the term."""
+    """Weight of this partner's term beside the method's loss."""
     threshold: float = 0.95
-    """Threshold of the class that is learnt best, and least probability with which an image counts as learnt [C]."""
+    """Threshold of the class that is learnt best, and least probability at which an image counts as learnt; 0 to 1."""
     labels_from: LabelsFrom = "student"
-    """student: guess on the weak view. probe: the linear probe on the stored feature [I]."""
+    """Where the label of an unlabelled image comes from: the student's prediction on the weak view (student), or the
+    linear probe's on the stored feature (probe)."""
 
     def __post_init__(self) -> None:
         not_negative("flexmatch", self, "weight")

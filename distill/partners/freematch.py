@@ -25,13 +25,14 @@ class FreeMatchConfig:
     """Partner ``freematch``: thresholds that follow the student's own confidence, and fairness (Wang et al. 2023)."""
 
     weight: float = 1.0
-    """Weight of the cross entropy on guessed labels."""
+    """Weight of the cross entropy on predicted labels."""
     w_fairness: float = 0.01
-    """Weight of the fairness term (lambda_e); the authors use 0.001 for CIFAR-100 with 400 labels [C]."""
+    """Weight of the fairness term; the authors use 0.001 for CIFAR-100 with 400 labels."""
     momentum: float = 0.999
-    """Of the moving means, per step [C]; 0.99 suits runs of a few hundred steps better [I]."""
+    """Momentum of the moving averages per step, 0 to below 1; 0.99 suits runs of a few hundred steps."""
     labels_from: LabelsFrom = "student"
-    """student: guess on the weak view. probe: the linear probe on the stored feature [I]."""
+    """Where the label of an unlabelled image comes from: the student's prediction on the weak view (student), or the
+    linear probe's on the stored feature (probe)."""
 
     def __post_init__(self) -> None:
         not_negative("freematch", self, "weight", "w_fairness")

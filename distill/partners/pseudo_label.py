@@ -19,16 +19,17 @@ from distill.partners.selftraining import TrustedGuess
 
 @dataclass(frozen=True, kw_only=True)
 class PseudoLabelConfig:
-    """Partner ``pseudo_label``: a confident weak view is trained on its own argmax (Lee 2013, as in USB [C])."""
+    """Partner ``pseudo_label``: a confident weak view is trained on its own argmax (Lee 2013, as in USB)."""
 
     weight: float = 1.0
-    """Weight of the term, reached at the end of the warm-up."""
+    """Weight of the term at the end of the warm-up, beside the method's loss."""
     threshold: float = 0.95
-    """Least probability of the guessed class."""
+    """Least probability at which a predicted class is trusted, 0 to 1."""
     warmup: float = 0.4
-    """Share of all steps in which the weight rises from zero [C]."""
+    """Share of all steps in which the weight rises from zero, 0 to 1."""
     labels_from: LabelsFrom = "student"
-    """student: the weak view's own argmax. probe: the linear probe on the stored feature [I]."""
+    """Where the label of an unlabelled image comes from: the student's prediction on the weak view (student), or the
+    linear probe's on the stored feature (probe)."""
 
     def __post_init__(self) -> None:
         not_negative("pseudo_label", self, "weight")

@@ -38,15 +38,15 @@ class SENTRYConfig:
     """Partner ``sentry``: sharpen what strong views agree on, unlearn what they do not (Prabhu et al. 2021)."""
 
     source_epochs: int = 10
-    """Epochs of training on the source alone before adaptation; the authors take 20 [C]."""
+    """Epochs on labelled images only before adaptation starts; the authors use 20."""
     w_entropy: float = 1.0
-    """Weight of the two entropy terms [C]."""
+    """Weight of the two entropy terms."""
     w_frequency: float = 0.1
-    """Weight of the term that pushes away from frequently predicted classes [C]."""
+    """Weight of the term against frequently predicted classes."""
     committee: int = 3
-    """Strong views that vote [C]."""
+    """Strong views per image that vote."""
     queue: int = 256
-    """Latest predictions that the frequencies are taken from [C]."""
+    """Number of latest predictions from which class frequencies are computed."""
 
     def __post_init__(self) -> None:
         not_negative("sentry", self, "source_epochs", "w_entropy", "w_frequency")

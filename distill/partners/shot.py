@@ -40,13 +40,13 @@ class SHOTConfig:
     (Liang et al. 2020)."""
 
     source_epochs: int = 10
-    """Epochs of training on the source before adaptation; the authors take 20, and 15 for the target [C]."""
+    """Epochs on labelled images before adaptation starts; the authors use 20."""
     label_smoothing: float = 0.1
-    """Of the cross entropy on the source [C]."""
+    """Label smoothing of the cross entropy on labelled images, 0 to below 1."""
     w_information: float = 1.0
-    """Weight of the information maximisation: mean entropy minus entropy of the mean [C]."""
+    """Weight of information maximisation: mean entropy minus entropy of the mean prediction."""
     w_pseudo: float = 0.3
-    """Weight of the cross entropy to the pseudo-labels of the epoch [C]."""
+    """Weight of the cross entropy on the pseudo-labels of the epoch."""
 
     def __post_init__(self) -> None:
         not_negative("shot", self, "source_epochs", "w_information", "w_pseudo")

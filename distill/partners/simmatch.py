@@ -33,25 +33,25 @@ from featstore.sources.config import require
 class SimMatchConfig:
     """Partner ``simmatch``: classes and similarities to labelled images must agree (Zheng et al. 2022).
 
-    ImageNet with 1 % labels, by the authors: threshold 0.7, weight 10, w_instance 5 [C].
+    ImageNet with 1 % labels, by the authors: threshold 0.7, weight 10, w_instance 5.
     """
 
     weight: float = 1.0
-    """Weight of the cross entropy on guessed class probabilities (lambda_u)."""
+    """Weight of the cross entropy on predicted class probabilities."""
     w_instance: float = 1.0
-    """Weight of the cross entropy between similarities (lambda_in) [C]."""
+    """Weight of the cross entropy between similarities to labelled images."""
     threshold: float = 0.95
-    """Least probability of the guessed class."""
+    """Least probability at which a predicted class is trusted, 0 to 1."""
     temperature: float = 0.1
-    """Of the similarities, on both sides."""
+    """Temperature of the similarities."""
     smoothing: float = 0.9
-    """Share of the student's own class probabilities; the rest comes from similar labelled images."""
+    """Share of the student's own class probabilities; the rest comes from similar labelled images. 0 to 1."""
     bank_momentum: float = 0.7
-    """Share of the old embedding when a labelled image is seen again [C]."""
+    """Share of the old embedding that is kept when a labelled image is seen again, 0 to below 1."""
     queue: int = 32
-    """Batches over whose mean prediction the guesses are aligned."""
+    """Batches over whose mean prediction the predictions are aligned."""
     width: int = 128
-    """Of the embedding."""
+    """Width of the embedding."""
 
     def __post_init__(self) -> None:
         not_negative("simmatch", self, "weight", "w_instance")

@@ -28,13 +28,14 @@ class SoftMatchConfig:
     """Partner ``softmatch``: no threshold but a weight that falls off like a Gaussian (Chen et al. 2023)."""
 
     weight: float = 1.0
-    """Weight of the term."""
+    """Weight of this partner's term beside the method's loss."""
     n_sigma: float = 2.0
-    """The Gaussian's deviation is that of the confidences divided by this [C]."""
+    """Divisor of the confidences' standard deviation, which gives the width of the Gaussian."""
     momentum: float = 0.999
-    """Of the moving means, per step [C]; 0.99 suits runs of a few hundred steps better [I]."""
+    """Momentum of the moving averages per step, 0 to below 1; 0.99 suits runs of a few hundred steps."""
     labels_from: LabelsFrom = "student"
-    """student: guess on the weak view. probe: the linear probe on the stored feature [I]."""
+    """Where the label of an unlabelled image comes from: the student's prediction on the weak view (student), or the
+    linear probe's on the stored feature (probe)."""
 
     def __post_init__(self) -> None:
         not_negative("softmatch", self, "weight")

@@ -175,6 +175,9 @@ def exit_status(work: Callable[[], int]) -> int:
             raise
         print(f"\nerror: {error}. {INSTALL}", file=sys.stderr)
         return EXIT_ERROR
+    except BrokenPipeError:  # the reader of our output (head, less) has ended
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
     except KeyboardInterrupt:
         print("\ninterrupted; run the same command again to resume", file=sys.stderr)
         return EXIT_INTERRUPTED

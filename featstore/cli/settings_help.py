@@ -94,5 +94,6 @@ def _docs(owner: Any) -> dict[str, str]:
                 and isinstance(node, ast.Expr)
                 and isinstance(node.value, ast.Constant)
             ):
-                found[before.target.id] = " ".join(str(node.value.value).split())
+                text = str(node.value.value).replace("``", "")
+                found[before.target.id] = " ".join(text.split())
     return found

@@ -6,7 +6,7 @@ a ``ConfigError`` that names the setting as it is spelled on the command line.
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 from featstore.extraction.field_names import check_fields
 from featstore.sources.config import SourceConfig, require
@@ -153,6 +153,13 @@ class StoreConfig:
 @dataclass(frozen=True, kw_only=True)
 class ExtractConfig:
     """Phase one: run a frozen teacher once over the images and write its features into a store."""
+
+    COMMON: ClassVar[tuple[str, ...]] = (
+        "source.kind", "source.path", "source.include", "source.labels_from", "source.labels", "teacher.library",
+        "teacher.name", "teacher.weights", "teacher.image_size", "teacher.precision", "views.seeded", "store.path",
+        "store.fields", "store.dtype", "store.container", "batch_size", "workers", "dry_run", "repair", "append",
+    )  # fmt: skip
+    """What ``--help`` shows first."""
 
     source: SourceConfig = field(default_factory=SourceConfig)
     teacher: TeacherConfig = field(default_factory=TeacherConfig)

@@ -1,6 +1,7 @@
 """The public functions, the command, and methods of the user's own."""
 
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -175,6 +176,25 @@ def test_the_command_lists_and_refuses(capsys: pytest.CaptureFixture[str]) -> No
         assert not caught.value.code
         assert "--" in capsys.readouterr().out
     assert main(["trian"]) == 2
+
+
+def test_the_common_settings_exist(capsys: pytest.CaptureFixture[str]) -> None:
+    """Those that each ``--help`` opens with; no more than people read, each with a text."""
+    from distill.register import schema
+    from featstore.cli.schema import Schema
+    from featstore.cli.settings_help import print_help
+    from featstore.extraction.config import ExtractConfig
+
+    every: list[Schema[Any]] = [
+        schema(),
+        *(Schema(kind) for kind in (ExtractConfig, distill.EvaluateConfig, distill.ExportConfig)),
+    ]
+    for item in every:
+        assert set(item.config_class.COMMON) <= item.leaves.keys()
+        assert len(item.config_class.COMMON) <= 25
+        print_help(item, ["all"], "x")
+        shown = capsys.readouterr().out
+        assert not re.search(r"\[[CISPM]\]|``|^  --.*\n      \(default", shown, re.M)
 
 
 def test_help_and_mistakes_come_before_torch(tmp_path: Path) -> None:

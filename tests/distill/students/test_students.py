@@ -167,7 +167,7 @@ def test_arguments() -> None:
     found = command.parse(["--rounds", "3", "--threads", "1", "--train.lr", "0.01"])
     assert found["path"] == command.DEFAULT_RECIPE
     assert (found["rounds"], found["threads"], found["batches"]) == (3, [1], [1, 8])
-    assert found["flags"] == {"train.lr": 0.01}
+    assert found["flags"]["train.lr"].plain() == 0.01
     with pytest.raises(SystemExit):
         command.parse(["--rounds", "0"])
     with pytest.raises(ConfigError, match="--NAME VALUE"):
