@@ -84,6 +84,7 @@ class ViewsConfig:
     mirrored: bool = False
     """Store every view a second time, mirrored left to right."""
     seed: int = 0
+    """Seed of the crops; with an image's id and the number of the crop it decides the region."""
     scale: list[float] = field(default_factory=lambda: [0.35, 1.0])
     """Share of the image's area that a seeded crop covers, smallest and largest."""
     ratio: list[float] = field(default_factory=lambda: [3 / 4, 4 / 3])
