@@ -384,7 +384,8 @@ def _keys_that_stay_together(samples: Samples, config: DataConfig) -> list[froze
     keys: list[set[bytes]] = [set() for _ in samples.ids]
     if samples.hashes is not None:
         for own, row in zip(keys, samples.hashes, strict=True):
-            own.add(row.tobytes())
+            if row.any():  # zeros: the store knows no content hash
+                own.add(row.tobytes())
     if config.group:
         found = [re.search(config.group, sample_id) for sample_id in samples.ids]
         if not any(found):
