@@ -2,6 +2,7 @@
 
 import argparse
 import contextlib
+import errno
 import importlib
 import sys
 from collections.abc import Sequence
@@ -68,6 +69,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     except BrokenPipeError:  # the program that reads the output (head, less) has ended
         sys.stderr.close()
         return 0
+    except OSError as error:
+        advice = " Raise the limit: ulimit -n 4096." if error.errno == errno.EMFILE else ""
+        print(f"error: {printable(str(error))}.{advice}", file=sys.stderr)
+        return 2
 
 
 class PlainText:

@@ -71,7 +71,7 @@ class SideBySide:
         """
         length = -(-payload_bytes // PAGE_BYTES) * PAGE_BYTES
         at = self.start + number * self.payload_bytes
-        _map(at, length, mmap.PROT_READ, mmap.MAP_SHARED | _MAP_FIXED, handle)
+        map_over(at, length, handle)
 
     def bytes(self) -> npt.NDArray[np.uint8]:
         """The whole range, without a copy; it lives as long as this object, so keep it."""
@@ -121,6 +121,15 @@ def _first_granted(sizes: Sequence[int]) -> SideBySide:
         with suppress(OSError):
             return SideBySide(size // PAGE_BYTES, PAGE_BYTES)
     return SideBySide(sizes[-1] // PAGE_BYTES, PAGE_BYTES)
+
+
+def map_over(at: int, size: int, handle: int) -> None:
+    """Map the beginning of an open file, read-only, in place of addresses that are mapped already.
+
+    Raises:
+        OSError: The system's limit on mappings is reached.
+    """
+    _map(at, size, mmap.PROT_READ, mmap.MAP_SHARED | _MAP_FIXED, handle)
 
 
 def _map(at: int | None, size: int, protection: int, flags: int, handle: int) -> int:

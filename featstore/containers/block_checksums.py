@@ -4,6 +4,7 @@ Bytes are read with ``pread``, not through a memory map: a bad sector is then an
 end of the process.
 """
 
+import ctypes
 import errno
 import mmap
 import os
@@ -15,7 +16,8 @@ import google_crc32c
 import numpy as np
 import numpy.typing as npt
 
-from featstore.errors import ShardCorrupt, command
+from featstore.containers.address_range import map_over
+from featstore.errors import ShardCorrupt, StoreError, command
 from featstore.files.untrusted import open_plain, plain_size
 from featstore.format.ledger import ObjectRecord
 
@@ -76,7 +78,11 @@ class ObjectFile:
         """Build the error for a file that is not as it was written."""
         return corrupt(self.path, self._describe(0, self.record.bytes), problem)
 
-    def _unreadable(self, error: OSError) -> ShardCorrupt:
+    def _unreadable(self, error: OSError) -> StoreError:
+        if error.errno in (errno.EMFILE, errno.ENFILE):
+            return StoreError(
+                f"{self.path}: too many open files. Raise the limit (ulimit -n 4096), or close some."
+            )
         return self.corrupt(f"{why_unreadable(error)}, expected {self.record.bytes:,} bytes")
 
     @contextmanager
@@ -129,9 +135,17 @@ class ObjectFile:
 
 
 def map_file(handle: int, size: int) -> npt.NDArray[np.uint8]:
-    """The bytes of a file, mapped into memory read-only; the mapping outlives the descriptor."""
-    data = mmap.mmap(handle, size, prot=mmap.PROT_READ) if size else b""
-    return np.frombuffer(data, dtype=np.uint8)
+    """The bytes of a file, mapped into memory read-only; the mapping outlives the descriptor and holds none.
+
+    ``mmap.mmap`` of a file keeps a copy of its descriptor, so that many shards would exceed ``ulimit -n``.
+    """
+    if not size:
+        return np.empty(0, dtype=np.uint8)
+    area = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    map_over(ctypes.addressof(ctypes.c_char.from_buffer(area)), size, handle)
+    values: npt.NDArray[np.uint8] = np.frombuffer(area, dtype=np.uint8)
+    values.flags.writeable = False
+    return values
 
 
 def damaged_blocks(

@@ -22,6 +22,7 @@ from featstore.reading import shards as reader
 from featstore.version import __version__
 from tests.conftest import ROOT
 from tests.featstore import golden
+from tests.featstore.backend_tests import every_kind
 from tests.featstore.stores import make_columns, make_manifest, write_store
 
 
@@ -397,3 +398,16 @@ def test_plans_that_cannot_be_made(
     """Status 2, and one sentence that says which argument."""
     assert main(["plan", *arguments]) == 2
     assert message in capsys.readouterr().err
+
+
+def test_few_descriptors_are_enough(tmp_path: Path) -> None:
+    """A store of many shards and columns is read and written with 24 open files; with 8 the error names the limit."""
+    every_kind(rows=60).write(tmp_path / "s", "zarr")
+    for limit, status in ((24, 0), (8, 2)):
+        words = [sys.executable, "-m", "featstore.cli.main", "convert", str(tmp_path / "s")]
+        words += [str(tmp_path / str(limit)), "--container", "webdataset"]
+        shell = ["bash", "-c", f'ulimit -n {limit}; exec "$@"', "bash", *words]
+        done = subprocess.run(shell, capture_output=True, text=True, cwd=ROOT, timeout=120)
+        assert done.returncode == status, done.stderr
+        assert "Traceback" not in done.stderr
+        assert status == 0 or "ulimit -n" in done.stderr
