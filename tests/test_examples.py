@@ -13,7 +13,7 @@ from featstore.format.manifest import SourceRecord, WorkRecord, new_manifest
 from featstore.format.views import ViewSet, make_views
 from tests.featstore.stores import CLASSES, TEACHER, field, make_columns, write_store
 
-ELSEWHERE = {"extract", "FeatureStore", "Manifest", "read_manifest", "__version__"}
+ELSEWHERE = {"extract", "Manifest", "read_manifest", "__version__"}
 """Public names without a doctest of their own; the notebook and the reference show them."""
 
 
@@ -78,3 +78,11 @@ def test_example_of_a_function(name: str, folder: Path) -> None:
 def test_example_of_the_package(folder: Path) -> None:
     """The example of ``help(featstore)`` runs."""
     assert run(featstore.__doc__ or "", "featstore", {"featstore": featstore}) > 0
+
+
+@pytest.mark.parametrize("name", ["", "dataset", "loader"])
+def test_example_of_an_open_store(name: str, folder: Path) -> None:
+    """``FeatureStore`` and the methods that give loaders have an example."""
+    item = getattr(featstore.FeatureStore, name) if name else featstore.FeatureStore
+    found: dict[str, object] = {"featstore": featstore, "numpy": np}
+    assert run(inspect.getdoc(item) or "", f"FeatureStore.{name}", found) > 0

@@ -38,15 +38,22 @@ class Shards:
         manifest: Of the store.
         numbers: Numbers of the shards that can be read.
         backend: Reads the folder.
+        mark: Mark of a complete ledger; None where shards are missing.
         evicts: Whether objects may be removed from the folder while they are read.
     """
 
     evicts = False
 
     def __init__(
-        self, path: Path, address: str, manifest: Manifest, numbers: Sequence[int]
+        self,
+        path: Path,
+        address: str,
+        manifest: Manifest,
+        mark: CompleteRecord | None,
+        numbers: Sequence[int],
     ) -> None:
-        self.path, self.address, self.manifest, self.numbers = path, address, manifest, numbers
+        self.path, self.address = path, address
+        self.manifest, self.mark, self.numbers = manifest, mark, numbers
         self.backend: Backend = make_backend(path, manifest)
         self._entries: dict[int, ShardRecord] = {}
 
@@ -145,8 +152,8 @@ class LocalShards(Shards):
         files: tuple[object, ...],
     ) -> None:
         """See ``open``; ``files`` tells the manifest and the mark from others of the same names."""
-        super().__init__(path, str(path), manifest, numbers)
-        self._mark, self._files = mark, files
+        super().__init__(path, str(path), manifest, mark, numbers)
+        self._files = files
 
     @classmethod
     def open(cls, path: Path, *, allow_incomplete: bool) -> "LocalShards":
@@ -171,7 +178,7 @@ class LocalShards(Shards):
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Leave memory maps behind; each process makes its own."""
-        state = (self.path, self.manifest, self._mark, self.numbers, self._files)
+        state = (self.path, self.manifest, self.mark, self.numbers, self._files)
         return LocalShards, state
 
     def _read_entry(self, shard: int) -> ShardRecord:
@@ -221,7 +228,7 @@ class LocalShards(Shards):
                 f"{self.path}: was deleted or replaced since it was opened ({error}) Open it again when it is back."
             ) from (cause or error)
         old = self.manifest
-        if found == old and self._mark in (None, mark):
+        if found == old and self.mark in (None, mark):
             self._files = files
         elif found == old:
             raise StoreError(

@@ -137,12 +137,13 @@ class StoredRows:
             out[at] = texts[rows[at] - self.manifest.shard_range(shard).start]
         return out
 
-    def ragged(self, field: str, rows: Rows) -> Ragged:
+    def ragged(self, field: str, rows: Rows, views: Rows | None = None) -> Ragged:
         """Rows of a ragged field; V is 1 where it is not per view.
 
         Args:
             field: Name of the field.
             rows: (n,) in any order, repeats allowed.
+            views: (n, k) columns of the view axis; all if not given.
 
         Raises:
             ShardCorrupt: Bytes are not those that were written, or ranges point outside of their shard.
@@ -151,6 +152,8 @@ class StoredRows:
         record = self.manifest.fields[field]
         num_views = len(self.manifest.views) if record.per_view else 1
         ranges = self.numbers(f"fields/{field}/ranges", rows).reshape(len(rows), num_views, 2)
+        if views is not None:
+            ranges = ranges[np.arange(len(rows))[:, None], views]
         lengths = ranges[..., 1] - ranges[..., 0]
         parts, place = [], np.zeros(ranges.shape[:2], dtype=np.int64)
         done = 0

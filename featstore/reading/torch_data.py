@@ -17,8 +17,8 @@ from featstore.containers.base import Array
 from featstore.errors import ConfigError
 from featstore.format.fields import Codes, Ragged, TopK
 from featstore.format.manifest import Int8Encoding, RaggedEncoding, TopKEncoding
+from featstore.reading.open_store import OpenStore
 from featstore.reading.shuffling import BatchSampler, Order, Rows
-from featstore.reading.store import FeatureStore
 
 TORCH_DTYPES = {
     "float16": torch.float16,
@@ -59,14 +59,21 @@ def as_array(tensor: Tensor) -> Array:
 
 
 def gather_tensors(
-    store: FeatureStore, fields: Sequence[str], rows: Rows, *, pinned: bool = False
+    store: OpenStore,
+    fields: Sequence[str],
+    rows: Rows,
+    *,
+    views: Rows | None = None,
+    pinned: bool = False,
 ) -> Batch:
     """Read rows of several fields.
 
     Args:
-        store: where.
-        fields: which.
-        rows: (B,).
+        store: An open store.
+        fields: Names of fields.
+        rows: (B,) row numbers.
+        views: (k,) columns of the view axis to read, or (B, k) of each row its own; all if not given. Fields that are
+            not per view are read as they are.
         pinned: gather straight into page-locked memory, from which a GPU copies without waiting.
 
     Returns:
@@ -79,21 +86,25 @@ def gather_tensors(
     batch: Batch = {}
     for name in fields:
         spec = store.manifest.fields.get(name)
-        if spec is not None and isinstance(spec.encoding, TopKEncoding):
-            batch |= _named(name, store.gather_topk(name, rows))
-        elif spec is not None and isinstance(spec.encoding, RaggedEncoding):
-            batch |= _named(name, store.gather_ragged(name, rows))
-        elif spec is None or spec.dtype == "text":
-            batch[name] = store.gather(name, rows).tolist()
+        if spec is None:
+            batch[name] = store.gather(name, rows)  # says which fields there are
+            continue
+        picked = views if spec.per_view else None
+        if isinstance(spec.encoding, TopKEncoding):
+            batch |= _named(name, store.gather_topk(name, rows, views=picked))
+        elif isinstance(spec.encoding, RaggedEncoding):
+            batch |= _named(name, store.gather_ragged(name, rows, views=picked))
+        elif spec.dtype == "text":
+            batch[name] = store.gather(name, rows, views=picked).tolist()
         elif isinstance(spec.encoding, Int8Encoding):
-            codes = store.gather_codes(name, rows)
+            codes = store.gather_codes(name, rows, views=picked)
             tensor = torch.empty(codes.codes.shape, pin_memory=pinned)
             batch[name] = numbers_of(codes, out=tensor)
         else:
-            views = (len(store.manifest.views),) if spec.per_view else ()
-            dtype = TORCH_DTYPES[spec.dtype]
-            tensor = torch.empty((len(rows), *views, *spec.shape), dtype=dtype, pin_memory=pinned)
-            store.gather(name, rows, out=as_array(tensor))
+            count = len(store.manifest.views) if picked is None else picked.shape[-1]
+            shape = (len(rows), *((count,) if spec.per_view else ()), *spec.shape)
+            tensor = torch.empty(shape, dtype=TORCH_DTYPES[spec.dtype], pin_memory=pinned)
+            store.gather(name, rows, views=picked, out=as_array(tensor))
             batch[name] = tensor
     return batch
 
@@ -141,6 +152,7 @@ class FeatureDataset(Dataset[Batch]):
         store: an open store.
         fields: what to read.
         rows: (n,) rows of the store that make up the data set; None takes all valid ones, which reads ``valid`` once.
+        views: columns of the view axis to read; all if not given.
         labels: also give ``label``, (B,) int64, -1 unknown.
         pinned: see ``gather_tensors``; ignored in worker processes, whose batches travel through shared memory.
 
@@ -150,10 +162,11 @@ class FeatureDataset(Dataset[Batch]):
 
     def __init__(
         self,
-        store: FeatureStore,
+        store: OpenStore,
         fields: Sequence[str],
         *,
         rows: Rows | None = None,
+        views: Sequence[int] | None = None,
         labels: bool = False,
         pinned: bool = False,
     ) -> None:
@@ -167,6 +180,7 @@ class FeatureDataset(Dataset[Batch]):
         self.fields = tuple(fields)
         self.rows = np.flatnonzero(store.valid) if rows is None else np.asarray(rows, np.int64)
         self.pinned = pinned
+        self.views = None if views is None else store.view_numbers(views)
         self._labels = store.labels[self.rows] if labels else None
 
     def __len__(self) -> int:
@@ -177,7 +191,7 @@ class FeatureDataset(Dataset[Batch]):
         chosen = np.asarray(indices, dtype=np.int64)
         rows = self.rows[chosen]
         pinned = self.pinned and get_worker_info() is None
-        batch = gather_tensors(self.store, self.fields, rows, pinned=pinned)
+        batch = gather_tensors(self.store, self.fields, rows, views=self.views, pinned=pinned)
         batch["row"] = torch.from_numpy(rows)
         if self._labels is not None:
             batch["label"] = torch.from_numpy(self._labels[chosen])

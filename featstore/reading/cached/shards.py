@@ -21,7 +21,7 @@ from featstore.errors import FeatstoreError, ShardCorrupt, StoreError
 from featstore.files.array_types import Array, Rows
 from featstore.files.thread_lock import ThreadLock
 from featstore.format.int8 import Channels
-from featstore.format.ledger import ObjectRecord, ShardRecord
+from featstore.format.ledger import ObjectRecord, ShardRecord, read_complete
 from featstore.format.manifest import Int8Encoding
 from featstore.reading.cached.mirror import Mirror, Objects, speaking_of
 from featstore.reading.shards import Shards
@@ -56,7 +56,8 @@ class CachedShards(Shards):
     evicts = True
 
     def __init__(self, mirror: Mirror) -> None:
-        super().__init__(mirror.folder, mirror.url, mirror.manifest, mirror.shards)
+        mark = read_complete(mirror.folder, mirror.manifest.num_shards)
+        super().__init__(mirror.folder, mirror.url, mirror.manifest, mark, mirror.shards)
         self.mirror = mirror
         self._cache = mirror.cache
         self._forget: list[weakref.WeakMethod[Callable[[int], None]]] = []
