@@ -124,9 +124,9 @@ def test_masks_and_whole_arrays(stored: tuple[FeatureStore, dict[str, Array]]) -
     for wrong in (20, -21, [0, 99], (0, 2), (0, 0, 0, 0), (0, [1]), None):
         with pytest.raises((IndexError, ConfigError)):
             field[wrong]
-    for wrong in ([0.5], np.ones(3, bool), "cls"):
+    for key in ([0.5], np.ones(3, bool), "cls"):
         with pytest.raises(ConfigError):
-            field[wrong]
+            field[key]
 
 
 def test_an_array_of_all_rows(tmp_path: Path) -> None:
