@@ -254,8 +254,9 @@ def test_extract_from_recipe_to_store(
         "26 rows in",
         "26 of them from this run",
         "0 without a usable image",
-        "next: accelerate launch pipelines/distill.py --config RECIPE.yaml --source.kind folder",
-        f"--store {recipe.parent}",
+        f"next: accelerate launch pipelines/distill.py --store {recipe.parent}",
+        "--source.kind folder --source.path ",
+        "--data.holdout 0.2",
     ):
         assert part in text, part
     store = FeatureStore.open(recipe.parent / "store")

@@ -2,6 +2,7 @@
 
 # B batch, C student width, K classes, H W input side in pixels, M channels and h w sides of a feature map
 
+import difflib
 import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -16,6 +17,7 @@ from torch.nn import functional as F
 import distill.student.wideresnet  # noqa: F401  timm.create_model knows it from then on
 from distill.config import FeatureTap, StudentConfig
 from distill.student.start_weights import load_weights
+from featstore.cli.schema import did_you_mean
 from featstore.errors import ConfigError
 
 SPLIT_TOLERANCE = 1e-4
@@ -267,10 +269,11 @@ def build_student(config: StudentConfig, num_classes: int, *, seed: int = 0) -> 
 def _create(config: StudentConfig, num_classes: int) -> nn.Module:
     base = config.name.split(".")[0]
     if not timm.is_model(base):
-        near = timm.list_models(f"*{base.split('_')[0]}*")[:5]
+        plain = {name.replace("_", ""): name for name in timm.list_models()}
+        near = difflib.get_close_matches(base.replace("_", "").lower(), plain, n=3)
         raise ConfigError(
-            f"--student.name {config.name}: timm {timm.__version__} has no such model"
-            + (f"; near: {', '.join(near)}." if near else ".")
+            f"--student.name {config.name}: timm {timm.__version__} has no such model. "
+            + did_you_mean([plain[name] for name in near])
         )
     try:
         return timm.create_model(

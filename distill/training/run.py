@@ -18,6 +18,7 @@ def run(config: DistillConfig) -> list[dict[str, object]]:
     """
     from distill.data import joined
     from distill.measures import score
+    from distill.measures.advice import advice
     from distill.reports import report
     from distill.student.model import build_student
     from distill.training import loop
@@ -85,6 +86,8 @@ def run(config: DistillConfig) -> list[dict[str, object]]:
         best = score.best(records)
         folder = Path(config.out) / best["method"] / f"seed{best['seed']}"
         say(f"\n{report.table(records)}\n")
+        for note in advice(records):
+            say(f"note: {note}")
         say(
             "files: "
             + ", ".join(str(path) for path in files)

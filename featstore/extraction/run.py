@@ -5,6 +5,7 @@
 Torch and the teacher's library are imported inside the functions, so that a wrong flag fails at once.
 """
 
+import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -58,9 +59,9 @@ def run(config: ExtractConfig, *, progress: bool = True) -> None:
         summary = fill(config, source, accelerator, progress=progress)
         if summary is not None:
             summary.check(config.max_invalid_share)
-            images = f"--source.kind {config.source.kind} --source.path {config.source.path}"
-            recipe = "" if config.source.kind == "digits" else f" --config RECIPE.yaml {images}"
-            say(f"next: {command('distill')}{recipe} --store {summary.store}")
+            say(
+                f"next: {command('distill')} {shlex.join(_next_flags(config, source, summary.store))}"
+            )
         return
     with new_images.growing(config, source, accelerator) as growth:
         if growth is None:
@@ -78,6 +79,20 @@ def run(config: ExtractConfig, *, progress: bool = True) -> None:
                 f"{done.manifest.num_rows:,} rows"
             )
         accelerator.wait_for_everyone()
+
+
+def _next_flags(config: ExtractConfig, source: "Source", store: Path) -> list[str]:
+    """Flags with which the second phase can start from here."""
+    flags = ["--store", str(store)]
+    if config.source.kind != "digits":
+        flags += ["--source.kind", config.source.kind, "--source.path", config.source.path]
+    if config.source.labels:
+        flags += ["--source.labels", config.source.labels]
+    if source.labels is not None and not any(
+        name.startswith("test/") for name in source.sample_ids
+    ):
+        flags += ["--data.holdout", "0.2"]  # a folder of classes without a part to measure on
+    return flags
 
 
 def fill(

@@ -19,8 +19,8 @@ class SourceConfig:
     """Where the images are."""
 
     kind: Literal["folder", "tars", "hf", "digits"] = "digits"
-    """folder: image files below a folder. tars: WebDataset tars. hf: a Hugging Face dataset saved on disk.
-    digits: the 1,797 handwritten digits that scikit-learn ships."""
+    """folder: image files below a folder. tars: WebDataset tars. hf: a Hugging Face dataset saved on disk. digits: the
+    1,797 handwritten digits that scikit-learn ships. Where only a path is given, what lies there decides."""
     path: str = ""
     """folder: the folder. tars: a folder of tars, or a brace or glob pattern. hf: what ``save_to_disk`` wrote."""
     include: list[str] = field(default_factory=lambda: ["*"])
@@ -41,6 +41,8 @@ class SourceConfig:
     """tars only: extension of the member that is the image, e.g. jpg, img or seg.png; empty: any ending of an image."""
 
     def __post_init__(self) -> None:
+        if self.kind == "digits" and self.path:
+            object.__setattr__(self, "kind", source_of(self.path)["kind"])
         require(
             self.kind == "digits" or bool(self.path),
             f"--source.path is missing: a source of kind {self.kind!r} needs to know where the images are.",

@@ -253,8 +253,13 @@ def test_models_without_a_last_linear_are_refused() -> None:
 
 def test_an_unknown_model_names_near_ones() -> None:
     """A typing error is found before anything is fetched."""
-    with pytest.raises(ConfigError, match="mobilenetv3"):
-        build_student(StudentConfig(name="mobilenetv3_smal"), 5)
+    for typed, meant in (
+        ("mobilenet_v3_smal_100", "mobilenetv3_small_100"),
+        ("MobileNetV3_small_050", "mobilenetv3_small_050"),
+        ("resnet_50", "resnet50"),
+    ):
+        with pytest.raises(ConfigError, match=rf"{typed}.*{meant}"):
+            build_student(StudentConfig(name=typed), 5)
 
 
 def test_weights_without_a_head_load_with_a_fresh_one(tmp_path: Path) -> None:

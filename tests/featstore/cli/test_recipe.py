@@ -189,6 +189,18 @@ def test_merges_and_aliases_still_work(tmp_path: Path) -> None:
     assert MOST_VALUES > 1000
 
 
+def test_images_of_ones_own_leave_the_default_recipe_out(tmp_path: Path) -> None:
+    """The kind follows from what lies there; nothing of the default recipe is left."""
+    from featstore.extraction.config import DEFAULT_RECIPE, ExtractConfig
+
+    argv = ["--source.path", str(tmp_path), "--store.path", "s"]
+    config = parse(ExtractConfig, default_recipe=DEFAULT_RECIPE, argv=argv)
+    assert (config.source.kind, config.teacher.weights, config.views.seeded) == ("folder", "", 0)
+    other = parse(ExtractConfig, default_recipe=DEFAULT_RECIPE, argv=["--store.path", "s"])
+    assert other.source.kind == "digits"
+    assert other.teacher.weights
+
+
 def test_calls_from_python_use_the_same_names(tmp_path: Path) -> None:
     """Paths, tuples and ranges are fine; a wrong name is named."""
     made = build(Outer, {"text": tmp_path, "train": {"names": ("a",), "lr": 1}, "kinds": ["a"]})

@@ -1,0 +1,39 @@
+"""Advice from the numbers of finished runs: is the teacher good enough on these images to be imitated?"""
+
+from collections.abc import Sequence
+
+from distill.measures.score import Record, reference_of, score_of
+
+CLEARLY = 0.05
+"""A difference of accuracy from which on the advice is given."""
+
+
+def advice(records: Sequence[Record]) -> list[str]:
+    """What the teacher's linear probe says of the choice of methods; nothing where it says nothing.
+
+    Methods that imitate a teacher gain where its probe is clearly ahead of what labels alone reach, be it across
+    domains or within one; where it is not, a partner without a teacher can do more (docs/partners.md).
+
+    Args:
+        records: One per run of a command.
+    """
+    references = [found[1] for record in records if (found := reference_of(record))]
+    if not references:
+        return []
+    teacher = sum(references) / len(references)
+    own = [record for record in records if record["method"].split("+")[0] == "labels"]
+    scores = [score_of(record)[1] for record in own or records]
+    reached = sum(scores) / len(scores)
+    shown = f"the teacher's linear probe reaches {100 * teacher:.1f} %"
+    # Students that imitate a good teacher come near its probe: only those that do not can be compared with a margin.
+    if teacher < reached + (CLEARLY if own else 0):
+        return [
+            f"{shown}, the students {100 * reached:.1f} %: little to learn from this teacher on these images. Try "
+            "another teacher or --field; for unlabelled images of another domain, --methods labels --partner dan"
+        ]
+    if len(own) == len(records):
+        return [
+            f"{shown}, labels alone {100 * reached:.1f} %: methods that imitate the teacher should gain, also across "
+            "domains: --methods '[kd, fitnet, customkd]'"
+        ]
+    return []
