@@ -33,6 +33,7 @@ from featstore.errors import (
 from featstore.format.ids import content_sha256
 from featstore.format.views import View
 from featstore.sources.load import ViewRule, decode, read_image
+from featstore.sources.loading import TIMEOUT_S, fit_workers, guarded
 
 
 def rule_of(store: FeatureStore, field: str) -> ViewRule:
@@ -211,18 +212,22 @@ def load(
     Raises:
         MissingSamples: the bytes of an image are not those that the teacher saw.
         ConfigError: an image that the store knows as valid cannot be read or decoded here.
-        SourceError: the disk, the network or the memory failed while an image was read.
+        SourceError: the disk, the network or the memory failed while an image was read, or a loading process ended.
     """
+    height, width = dataset.size
+    first = next(iter(batches), [])
+    workers = fit_workers(workers, batch_bytes=len(first) * 3 * height * width, tensors=2)
     loader = DataLoader(
         dataset,
         batch_sampler=batches,
         num_workers=workers,
+        timeout=TIMEOUT_S if workers else 0,
         collate_fn=_same,
         # A generator of its own: otherwise starting the loader would move the global one, and a resumed run differ.
         generator=torch.Generator().manual_seed(0),
     )
     where = dataset.samples.source.uri
-    for pictures in loader:
+    for pictures in guarded(loader):
         if pictures.failure is not None:
             raise SourceError(pictures.failure)
         if pictures.changed:

@@ -6,7 +6,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from distill.experiments.pool import Seat
-from featstore.files.machine import CGROUP, cores
+from featstore.files.limits import CGROUP, cores
 
 RUN_BYTES = 1536 * 2**20
 """Memory of one run as long as none has been measured: libraries, a small student, its pictures."""

@@ -26,7 +26,7 @@ from tqdm import tqdm
 
 from distill.export.manifest import versions
 from distill.export.runtimes import Call, Candidate, open_model
-from featstore.files.machine import cores
+from featstore.files.limits import cores
 
 VISIT_S = 0.05
 """A visit calls until so much time has passed, ..."""

@@ -11,7 +11,7 @@ from distill.export.runtimes import Candidate, Dtype, Precision, Runtime
 from distill.export.work import Work
 from distill.student.files import WEIGHTS
 from featstore.files.atomic import write_json
-from featstore.files.machine import cores
+from featstore.files.limits import cores
 from featstore.text import columns, count
 
 LATENCY = "latency.json"

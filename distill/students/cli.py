@@ -44,7 +44,7 @@ def main(
     from distill.export.onnx_model import require_installed
     from distill.students import page, tables
     from distill.students.measure import measure_students
-    from featstore.files.machine import cores
+    from featstore.files.limits import cores
     from featstore.text import columns
 
     require_installed()

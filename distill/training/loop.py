@@ -96,6 +96,7 @@ def make_accelerator(config: DistillConfig, folder: Path | None = None) -> Accel
             "metrics.jsonl is always written."
         )
     return start_accelerator(
+        workers=config.train.workers,
         mixed_precision=config.train.precision,
         gradient_accumulation_steps=config.train.grad_accum,
         log_with=list(config.trackers) or None if folder is not None else None,

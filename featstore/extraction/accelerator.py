@@ -8,13 +8,26 @@ import torch
 from accelerate import Accelerator
 
 from featstore.errors import ConfigError
+from featstore.files.limits import asked_threads, share_of_cores
 
 OWN_LOOPS = ("DEEPSPEED", "FSDP", "MEGATRON_LM", "PARALLELISM_CONFIG")
 """Ways to train for which accelerate replaces model and optimiser, so that checkpoints here would not hold them."""
 
 
-def start_accelerator(**settings: Any) -> Accelerator:
-    """Build accelerate's front end.
+def use_cores(workers: int) -> int:
+    """Let torch use the cores that are there, unless the user asked for a number of threads; returns that number.
+
+    Args:
+        workers: loading processes of this process.
+    """
+    threads = asked_threads() or share_of_cores(workers)
+    if threads != torch.get_num_threads():
+        torch.set_num_threads(threads)
+    return threads
+
+
+def start_accelerator(*, workers: int = 0, **settings: Any) -> Accelerator:
+    """Build accelerate's front end, and let torch use the cores that are there.
 
     On a machine without an accelerator accelerate 1.15 takes every process that torchrun starts for the only one,
     unless it is told to stay on the CPU: two processes would do the same work and write the same files.
@@ -23,11 +36,13 @@ def start_accelerator(**settings: Any) -> Accelerator:
     of this project, which decide; a difference is printed once.
 
     Args:
+        workers: loading processes of this process, which share the cores with it.
         settings: further arguments of ``Accelerator``.
 
     Raises:
         ConfigError: accelerate was told to train in a way that is not supported.
     """
+    use_cores(workers)
     unfit = [name for name in OWN_LOOPS if _asked(f"USE_{name}", "false").lower() == "true"]
     if unfit:
         raise ConfigError(

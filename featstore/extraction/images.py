@@ -55,6 +55,12 @@ class ViewDataset(Dataset[Batch]):
     def __len__(self) -> int:
         return len(self.source)
 
+    @property
+    def row_bytes(self) -> int:
+        """Bytes of the decoded views of one image."""
+        height, width = self.rule.size
+        return len(self.rule.views) * 3 * height * width
+
     def load(self, rows: Sequence[int]) -> Batch:
         """Load one batch in this process.
 

@@ -36,7 +36,7 @@ def run(config: ExtractConfig, *, progress: bool = True) -> None:
     from featstore.maintenance.verify import repair
     from featstore.sources import open_source
 
-    accelerator = start_accelerator()
+    accelerator = start_accelerator(workers=config.workers)
     say = accelerator.print if progress else _print_nothing
 
     source = open_source(config.source)
@@ -112,8 +112,11 @@ def fill(
         growth: of the store that the rows are for, if they are for another one.
         progress: as for ``run``.
     """
+    import torch
+
     from featstore.extraction import dry_run, new_manifest, shards
     from featstore.extraction.teachers import build_teacher
+    from featstore.files.limits import cores
     from featstore.format.views import describe
     from featstore.sources.load import was_unreadable
 
@@ -146,6 +149,10 @@ def fill(
         )
         name = " ".join([teacher.record.name, teacher.record.tag]).strip()
         say(f"teacher   {name}, {teacher.record.precision} on {teacher.device}")
+        say(
+            f"cores     {torch.get_num_threads()} threads for the teacher on {cores()} cores, {config.workers} loading "
+            "processes"
+        )
         say(f"views     {len(manifest.views)}: {describe(manifest.views.views)}")
         say(f"store     {config.store.path}")
         say("\n".join(plan.lines()))

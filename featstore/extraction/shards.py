@@ -47,6 +47,7 @@ from featstore.format.manifest import (
 from featstore.reading.store import FeatureStore
 from featstore.reading.torch_data import TORCH_DTYPES, as_array
 from featstore.sources import NO_LABEL, Source
+from featstore.sources.loading import TIMEOUT_S, fit_workers, guarded
 from featstore.writing.commit import (
     Shard,
     open_or_create,
@@ -284,7 +285,7 @@ class _Work:
 def _make_shards(work: _Work, claims: Claims, first: int) -> Iterator[Shard]:
     """Extract a shard, and then others for as long as there are any to claim."""
     batches = _ClaimedBatches(work.manifest, claims, first)
-    loader = iter(_make_loader(work, batches, num_left=1 + len(claims)))
+    loader = guarded(_make_loader(work, batches, num_left=1 + len(claims)))
     while True:
         start = time.perf_counter()
         batch = next(loader, None)
@@ -336,11 +337,14 @@ def _make_loader(work: _Work, batches: _ClaimedBatches, *, num_left: int) -> Dat
     # What the workers are given is claimed: at most one shard beyond the one in work, unless a shard is smaller than
     # what keeps them busy.
     ahead = 2 if 2 * workers <= per_shard else 1
+    dataset = ViewDataset(work.source, work.manifest.views, work.teacher.preprocessing)
+    workers = fit_workers(workers, batch_bytes=cut.batch_size * dataset.row_bytes, ahead=ahead)
     return DataLoader(
-        ViewDataset(work.source, work.manifest.views, work.teacher.preprocessing),
+        dataset,
         batch_sampler=batches,
         num_workers=workers,
         prefetch_factor=ahead if workers else None,
+        timeout=TIMEOUT_S if workers else 0,
         collate_fn=_same,
         pin_memory=work.teacher.device.type == "cuda",
     )

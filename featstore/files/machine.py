@@ -5,8 +5,6 @@ than there is and ends the process when it is used, so large amounts are compare
 """
 
 import math
-import os
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -93,15 +91,3 @@ def too_little(where: object, shape: tuple[int, ...], dtype: npt.DTypeLike) -> S
 
 def _bytes(shape: tuple[int, ...], dtype: npt.DTypeLike) -> int:
     return math.prod(shape) * np.dtype(dtype).itemsize
-
-
-CGROUP = Path("/sys/fs/cgroup")
-
-
-def cores() -> int:
-    """Processor cores that this process may use, also inside a container."""
-    count = len(os.sched_getaffinity(0))
-    with suppress(OSError, ValueError):
-        quota, period = (CGROUP / "cpu.max").read_text().split()
-        count = min(count, max(1, int(quota) // int(period)))
-    return count

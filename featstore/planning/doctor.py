@@ -24,6 +24,7 @@ from typing import Literal
 
 from featstore.errors import StoreWriteError, command
 from featstore.files.disk import existing_parent, free_bytes, measure_disk
+from featstore.files.limits import SHARED_MEMORY, cores, free_shared_memory
 from featstore.text import format_bytes
 
 State = Literal["ok", "warn", "fail"]
@@ -48,6 +49,8 @@ PROBE_BYTES = 64 * 2**20
 LEAST_FREE_BYTES = 10**9
 LEAST_MEMORY_BYTES = 4 * 10**9
 LEAST_FILES = 1024
+LEAST_SHARED_BYTES = 2**30
+"""Two loading processes with batches of 64 images and nine views of 224 px need half of it."""
 USUAL_MAPPINGS = 65_530
 
 
@@ -135,11 +138,10 @@ def _version(name: str) -> str:
 
 
 def _processor() -> Iterator[Check]:
-    count = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     flags = set(_read("/proc/cpuinfo").split())
     native = flags & {"avx512_bf16", "amx_bf16", "bf16", "svebf16"}
     arithmetic = f"native ({', '.join(sorted(native))})" if native else "emulated, slower than fp32"
-    yield Check("processor", "ok", f"{count} usable cores, bf16 arithmetic {arithmetic}")
+    yield Check("processor", "ok", f"{cores()} usable cores, bf16 arithmetic {arithmetic}")
 
 
 def _memory() -> Iterator[Check]:
@@ -169,6 +171,17 @@ def _limits() -> Iterator[Check]:
         f"{files:,} at most",
         "" if enough else f"Raise it: ulimit -n {LEAST_FILES}.",
     )
+    memory = free_shared_memory()
+    if memory < 2**62:
+        enough = memory >= LEAST_SHARED_BYTES
+        yield Check(
+            "shared memory",
+            "ok" if enough else "warn",
+            f"{format_bytes(memory)} free in {SHARED_MEMORY}; loading processes hand over batches in it",
+            ""
+            if enough
+            else "Give the container more (docker run --shm-size 8g), or use --workers 0.",
+        )
     text = _read("/proc/sys/vm/max_map_count").strip()
     if text.isdecimal():
         enough = int(text) >= USUAL_MAPPINGS
