@@ -1,15 +1,15 @@
-"""The card of a store: what it is, where it comes from, what one may do with it, and how to cite it.
+"""The card of a store: README.md with content, origin, licences and citation, and an HTML page.
 
-    statement.py    what only its authors can say: title, names, licences; kept in the card
-    licences.py     licences in plain words, and what is known of well-known teachers
-    survey.py       counts, sizes, skips and times of a store, read in bounded time
+    statement.py    title, authors and licences as given by the store's authors; kept in the card
+    licences.py     terms of licences; licences and citations of well-known teachers
+    survey.py       counts, sizes, skipped images and times of a store, in bounded time
     escape.py       text from outside as Markdown and BibTeX
-    text.py         parts of a manifest in words
-    markdown.py     README.md; front.py, examples.py: its front matter and the code in it
-    statistics.py   numbers that describe a field
-    explore.py      the samples as a map with neighbours; pictures.py: small pictures of them
-    findings.py     all that the page shows
-    figures.py      plotly figures; page.py: the HTML page; templates/: what only this page has
+    text.py         fields, sources and titles as text
+    markdown.py     README.md; front.py, examples.py: its front matter and code examples
+    statistics.py   statistics of a field's vectors
+    explore.py      map of the samples with neighbours; pictures.py: their thumbnails
+    findings.py     all data of the page
+    figures.py      plotly figures; page.py: the HTML page; templates/: its own templates
 
 The Markdown card needs the core packages only; the page needs the extra ``card``.
 """

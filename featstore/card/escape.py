@@ -1,10 +1,10 @@
-"""Text from outside as Markdown and as BibTeX: what somebody wrote into an id or a licence stays text."""
+"""Text from outside as Markdown and as BibTeX, with all markup escaped."""
 
 import html
 import re
 
 LONGEST = 200
-"""Characters of one text from outside; what is longer loses its middle."""
+"""Characters of one text from outside; longer texts lose their middle."""
 
 
 def plain(text: str, most: int = LONGEST) -> str:
@@ -16,14 +16,14 @@ def plain(text: str, most: int = LONGEST) -> str:
 
 
 def escape(text: str) -> str:
-    """Markdown that shows the text as it is: no markup, no HTML, no formula. Not for the begin of a line."""
+    """Markdown that shows the text as it is. Not for the start of a line."""
     shown = html.escape(plain(text), quote=False)
-    # An underscore inside of a word is no markup.
+    # An underscore inside a word is no markup.
     return re.sub(r"([\\`*\[\]|~$]|(?<![A-Za-z0-9])_|_(?![A-Za-z0-9]))", r"\\\1", shown)
 
 
 def code(text: str) -> str:
-    """Markdown that shows the text as code; safe in a table too."""
+    """Markdown that shows the text as code, also in a table."""
     shown = plain(text).replace("|", "\\|")
     longest = max((len(run) for run in re.findall("`+", shown)), default=0)
     fence = "`" * (longest + 1)

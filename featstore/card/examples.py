@@ -1,4 +1,4 @@
-"""Code that reads a store, as it stands in its card: it runs in the folder of the card."""
+"""Code examples of a card that read its store; they run in the folder of the card."""
 
 import json
 
@@ -6,7 +6,7 @@ from featstore.format.manifest import Manifest
 
 
 def examples(manifest: Manifest) -> list[str]:
-    """Markdown with code, with this package and without it."""
+    """Markdown with code that reads the store with this package and without it."""
     name = _example_field(manifest)
     lines = [
         "`pip install featstore-distill` (no torch is needed to read):",
@@ -33,7 +33,7 @@ def examples(manifest: Manifest) -> list[str]:
             "import zarr",
             "",
             'group = zarr.open_group(".", mode="r")',
-            'valid = group["valid"][:]  # (N,) bool; rows that are not valid hold zeros',
+            'valid = group["valid"][:]  # (N,) bool; invalid rows hold zeros',
             'ids = group["sample_id"][:2]',
         ]
         if column:
@@ -41,7 +41,7 @@ def examples(manifest: Manifest) -> list[str]:
         lines += ["```"]
     else:
         lines += [
-            "Without this package, the tars are plain WebDataset; with nothing but Python:",
+            "Without this package, with the standard library (the tars are plain WebDataset):",
             "",
             "```python",
             "import json, pathlib, tarfile",
@@ -56,13 +56,13 @@ def examples(manifest: Manifest) -> list[str]:
     return [
         *lines,
         "",
-        "To train a student from it: `accelerate launch pipelines/distill.py --store FOLDER` of the same project. The "
-        "format is documented, versioned (version 1) and readable without this package.",
+        "To train a student from it: `distill --store FOLDER` of the same project. The format is documented, versioned "
+        "(version 1) and readable without this package.",
     ]
 
 
 def _example_field(manifest: Manifest) -> str:
-    """A field that ``gather`` reads, a short one if there is one; "" where there is none."""
+    """The field with the shortest rows that ``gather`` reads; "" if there is none."""
     kinds = {
         name: spec
         for name, spec in manifest.fields.items()
@@ -76,5 +76,5 @@ def _example_field(manifest: Manifest) -> str:
 
 
 def literal(text: str) -> str:
-    """A Python string of ASCII that cannot end a block of code."""
+    """An ASCII Python string that cannot end a block of code."""
     return json.dumps(text).replace("`", "\\u0060")

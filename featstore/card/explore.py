@@ -1,4 +1,4 @@
-"""The samples as a map: where each lies, which are its neighbours, and how alike the nearest ones are."""
+"""A map of the samples: their positions, nearest neighbours and cosines."""
 
 # n samples, D numbers of a row, K neighbours
 
@@ -23,23 +23,23 @@ Rows = npt.NDArray[np.int64]
 NEIGHBOURS = 12
 """K."""
 LONGEST_ID = 300
-"""Characters; what somebody wrote into a store may be longer than any page."""
+"""Characters of an id or class name on the page."""
 BLOCK_ROWS = 1024
-"""Rows of cosines that are in memory at a time."""
+"""Rows of cosines in memory at a time."""
 MOST_BYTES = 512 * 2**20
-"""Of features in memory; of wide fields, fewer samples are mapped."""
+"""Features in memory; of wide fields, fewer samples are mapped."""
 
 
 @dataclass(frozen=True)
 class Map:
-    """Samples in the plane and their neighbours among each other.
+    """Samples in two dimensions and their nearest neighbours.
 
     Attributes:
-        field: by whose features.
+        field: field of the features.
         sample: the rows.
         points: (n, 2).
-        neighbours: (n, K) places in the sample, nearest first.
-        cosines: (n, K) of each, after the mean feature was taken off.
+        neighbours: (n, K) indices into the sample, nearest first.
+        cosines: (n, K) cosines of the centred features.
     """
 
     field: str
@@ -51,14 +51,14 @@ class Map:
 
 @dataclass(frozen=True)
 class Explorer(Block):
-    """A map to search, point at and click on.
+    """A map with search, hover and click.
 
     Attributes:
         title: heading.
-        spec: plotly's data and layout; of the traces, the last three are empty and show what was found, neighbours
-            and the chosen sample.
-        data: what the script needs besides, see ``explorer_data``.
-        alt: the map in a sentence.
+        spec: plotly's data and layout; the last three traces are empty, for search results, neighbours and the selected
+            sample.
+        data: of ``explorer_data``, for the script.
+        alt: the map in a sentence, for screen readers.
         note: how to read it.
     """
 
@@ -72,17 +72,17 @@ class Explorer(Block):
 
 
 def make_map(store: FeatureStore, field: str, sample: Sample) -> Map | None:
-    """Lay out some samples; None where fewer than two have finite features.
+    """Map some samples; None if fewer than two have finite features.
 
-    Principal components, then t-SNE; neighbours are by cosine in the field's own space, not in the plane.
+    Positions: principal components, then t-SNE. Neighbours: cosine of the centred features.
 
     Args:
-        store: complete.
-        field: a field of floating point numbers; grids are compared place by place.
-        sample: what is laid out, or a part of it where the field is wide.
+        store: complete store.
+        field: a field of floating point numbers; grids are compared position by position.
+        sample: samples of the map; of a wide field, a random part of them is used.
 
     Raises:
-        ShardCorrupt: a shard that is read is damaged.
+        ShardCorrupt: a shard is damaged.
     """
     spec = store.manifest.fields[field]
     most = max(2, MOST_BYTES // (4 * int(np.prod(spec.shape)) * len(store.manifest.views)))
@@ -101,7 +101,7 @@ def make_map(store: FeatureStore, field: str, sample: Sample) -> Map | None:
         sample.hashes[places],
         sample.whole and len(places) == len(sample.rows),
     )
-    # Half-precision numbers up to 65,504 and float32 ones far beyond: squares must not overflow.
+    # Squares of large values must not overflow.
     largest = float(np.abs(features).max()) or 1.0
     centred = features / np.float32(largest)
     centred -= centred.mean(axis=0)
@@ -124,7 +124,7 @@ def _principal(centred: Floats) -> Floats:
 
 
 def _one_sign(scores: npt.NDArray[np.float64]) -> Floats:
-    """An axis may point either way; the largest score is made positive, so that every run draws the same map."""
+    """Flip axes so that the largest score is positive, and every run draws the same map."""
     largest = scores[np.abs(scores).argmax(axis=0), np.arange(scores.shape[1])]
     return (scores * np.where(largest < 0, -1, 1)).astype(np.float32)
 
@@ -149,12 +149,12 @@ def _nearest(centred: Floats) -> tuple[Rows, Floats]:
 
 
 def explorer_data(manifest: Manifest, found: Map, pictures: Sequence[str]) -> dict[str, Any]:
-    """What the script of the map works with: texts are plain, the page escapes them.
+    """Data for the script of the map; texts are plain, the page escapes them.
 
     Args:
         manifest: of the store.
         found: the map.
-        pictures: a data URI for each sample, "" for none; empty if there are no pictures at all.
+        pictures: a data URI per sample, "" for none; empty for a map without pictures.
     """
     classes = sorted(set(found.sample.labels.tolist()) - {-1})
     place = {label: number for number, label in enumerate(classes)}

@@ -1,4 +1,4 @@
-"""All that the page of a store shows, found out in bounded time and memory."""
+"""All data of a store's page, computed in bounded time and memory."""
 
 import math
 from collections.abc import Callable
@@ -19,12 +19,12 @@ from featstore.errors import ConfigError, ViewMismatch
 from featstore.reading.store import FeatureStore
 
 MOST_PRODUCTS = 4 * 10**11
-"""Products that a comparison of all images may take, some ten seconds: 20,000 rows of 1,000 numbers. Of a larger store,
-the images of the map are compared with each other."""
+"""Multiplications for a comparison of all images (20,000 rows of 1,000 numbers, about ten seconds). Of a larger store,
+only the images of the map are compared."""
 MOST_MEASURED = 24
-"""Fields that are measured."""
+"""Fields with statistics."""
 MOST_HASHED = 2_000_000
-"""Rows of a store whose hashes are all compared."""
+"""Rows of a store up to which all hashes are compared."""
 MOST_LISTED = 20
 """Duplicates whose ids are kept."""
 
@@ -33,14 +33,14 @@ Steps = Callable[[str], None]
 
 @dataclass(frozen=True)
 class Duplicates:
-    """What a store holds twice.
+    """Identical and similar images of a store.
 
     Attributes:
-        exact: groups of ids with the same bytes.
-        near: pairs of ids and their cosine, the most alike first.
-        found: near pairs that there are.
-        cosines: (n,) of every compared image with the nearest other one.
-        whole: every valid image was compared.
+        exact: groups of ids with the same bytes; after ``MOST_LISTED`` groups, empty ones.
+        near: pairs of ids and their cosine, the most similar first.
+        found: number of near pairs.
+        cosines: (n,) cosine of every compared image with its nearest neighbour.
+        whole: all valid images were compared.
     """
 
     exact: list[list[str]]
@@ -52,14 +52,14 @@ class Duplicates:
 
 @dataclass(frozen=True)
 class Findings:
-    """All that the page shows.
+    """All data of the page.
 
     Attributes:
         survey: counts.
-        sample: rows that were looked into.
+        sample: rows of the statistics.
         fields: statistics by field.
-        map: of the samples; None where no field can be laid out.
-        duplicates: None where there is no map.
+        map: of the samples; None if no field can be mapped.
+        duplicates: None if there is no map.
         pictures: data URIs of the map's samples; empty for none.
     """
 
@@ -108,29 +108,27 @@ def look(
     images: Path | None = None,
     step: Steps = lambda text: None,
 ) -> Findings:
-    """Count, measure and lay out.
+    """Compute all data of the page.
 
     Args:
-        store: complete.
-        field: by which images are laid out and compared; chosen if empty.
-        points: most images of the map and of the statistics of vectors.
-        images: folder of the images, for small pictures; None for none.
-        step: called with what comes next.
+        store: complete store.
+        field: field of the map and of the duplicates; "" for cls or the best substitute.
+        points: most images of the map and of the statistics.
+        images: folder of the images, for thumbnails; None for none.
+        step: called with the name of each step.
 
     Raises:
-        ConfigError: the field cannot be laid out, no row is valid, or no image is found.
-        ShardCorrupt: a shard that is read is damaged.
+        ConfigError: the field cannot be mapped, no row is valid, or no image is found.
+        ShardCorrupt: a shard is damaged.
     """
     step("counts")
     counted = survey(store)
     sample = draw(store, points)
     if not len(sample.rows):
-        raise ConfigError(
-            f"{store.path}: none of its rows has features, so there is nothing to show."
-        )
+        raise ConfigError(f"{store.path}: no row has features, so there is nothing to show.")
     fields = {}
     named = [name for name, spec in sorted(store.manifest.fields.items()) if measurable(spec)]
-    # Those that were asked for first, if there are too many.
+    # The requested field is among the first.
     for name in sorted(sorted(named, key=lambda name: name != field)[:MOST_MEASURED]):
         step(f"field {name}")
         found = measure(store, name, sample)
@@ -138,7 +136,7 @@ def look(
             fields[name] = found
     if field and field not in fields:
         raise ConfigError(
-            f"{store.path}: field {field!r} cannot be laid out; expected one of {', '.join(fields) or 'none'}."
+            f"{store.path}: field {field!r} cannot be mapped; expected one of {', '.join(fields) or 'none'}."
         )
     if not fields:
         return Findings(counted, sample, {}, None, None, [])
@@ -177,12 +175,10 @@ def _duplicates(store: FeatureStore, laid_out: Map) -> Duplicates:
     width = math.prod(store.manifest.fields[laid_out.field].shape)
     if store.num_rows**2 * width <= MOST_PRODUCTS:
         try:
-            with np.errstate(
-                invalid="ignore", over="ignore"
-            ):  # numbers of others need not be finite
+            with np.errstate(invalid="ignore", over="ignore"):  # vectors need not be finite
                 pairs: Pairs | None = near_duplicates(store, laid_out.field)
         except ViewMismatch:
-            pairs = None  # no canonical view: crops of one image differ, so that copies would too
+            pairs = None  # no canonical view: crops of identical images differ
         if pairs is not None:
             names = store.sample_ids
             near = [
@@ -206,6 +202,6 @@ def _finite(cosines: Any) -> Any:
 
 
 def _mutual(neighbours: Any) -> Any:
-    """(n, K): whether a neighbour has the sample among its own neighbours, so that the pair comes twice."""
+    """(n, K): the sample is among its neighbour's neighbours, so the pair is found twice."""
     samples = np.arange(len(neighbours))[:, None, None]
     return (neighbours[neighbours] == samples).any(axis=2)

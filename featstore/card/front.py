@@ -1,4 +1,4 @@
-"""The front matter of a card, in the keys of the Hugging Face hub's dataset cards."""
+"""Front matter of a card with the keys of the Hugging Face hub's dataset cards."""
 
 import re
 from typing import Any
@@ -36,7 +36,7 @@ def front_matter(manifest: Manifest, statement: Statement) -> list[str]:
             *sorted(libraries),
         ],
         "size_categories": [SIZES[size]],
-        # The hub would take arrays and tars of features for images or tables.
+        # The hub would interpret arrays and tars of features as images or tables.
         "viewer": False,
         KEY: {
             "uuid": plain(manifest.uuid),
@@ -50,5 +50,5 @@ def front_matter(manifest: Manifest, statement: Statement) -> list[str]:
 
 
 def _tag(text: str) -> str:
-    """A word for the hub's tags; "" where it is none."""
+    """The text if it is a valid tag of the hub, else ""."""
     return text if re.fullmatch(r"[A-Za-z0-9._-]{1,40}", text) else ""

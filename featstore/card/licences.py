@@ -1,6 +1,6 @@
-"""Licences in plain words, and what the publishers of well-known teachers say.
+"""Licences and their terms in short, and the licences and citations of well-known teachers.
 
-Only what is certain is in these tables. A licence that is not in them is carried along as the text it is.
+A licence that is not in the table is kept as text.
 """
 
 from dataclasses import dataclass
@@ -10,13 +10,13 @@ from featstore.format.manifest import TeacherRecord
 
 @dataclass(frozen=True)
 class Licence:
-    """A licence that the Hugging Face hub or this package knows by name.
+    """A known licence.
 
     Attributes:
-        name: in full.
-        url: its text.
-        terms: what it asks, in a few words.
-        on_hub: whether the hub knows the identifier; else a card says ``license: other`` and names it.
+        name: full name.
+        url: of its text.
+        terms: in a few words.
+        on_hub: the Hugging Face hub knows the identifier; otherwise a card has ``license: other`` and its name.
     """
 
     name: str
@@ -27,71 +27,46 @@ class Licence:
 
 _CREDIT = "any use, with credit"
 _NO_TRADE = "no commercial use; credit"
+_ALIKE = "adaptations under the same licence"
+_NONE = "no sharing of adaptations"
+
+_CC = "https://creativecommons.org/licenses"
+_BSD = ("https://opensource.org/license", "any use; keep the notice")
 
 LICENCES = {
     "apache-2.0": Licence(
-        "Apache License 2.0",
-        "https://www.apache.org/licenses/LICENSE-2.0",
-        "any use; keep the notices",
+        "Apache License 2.0", "https://www.apache.org/licenses/LICENSE-2.0", "any use; keep the notices"
     ),
-    "mit": Licence("MIT License", "https://opensource.org/license/mit", "any use; keep the notice"),
-    "bsd-2-clause": Licence(
-        "BSD 2-Clause License",
-        "https://opensource.org/license/bsd-2-clause",
-        "any use; keep the notice",
-    ),
-    "bsd-3-clause": Licence(
-        "BSD 3-Clause License",
-        "https://opensource.org/license/bsd-3-clause",
-        "any use; keep the notice",
-    ),
+    "mit": Licence("MIT License", f"{_BSD[0]}/mit", _BSD[1]),
+    "bsd-2-clause": Licence("BSD 2-Clause License", f"{_BSD[0]}/bsd-2-clause", _BSD[1]),
+    "bsd-3-clause": Licence("BSD 3-Clause License", f"{_BSD[0]}/bsd-3-clause", _BSD[1]),
     "cc0-1.0": Licence(
         "Creative Commons Zero 1.0", "https://creativecommons.org/publicdomain/zero/1.0/", "any use"
     ),
-    "cc-by-4.0": Licence(
-        "Creative Commons Attribution 4.0", "https://creativecommons.org/licenses/by/4.0/", _CREDIT
-    ),
-    "cc-by-sa-4.0": Licence(
-        "Creative Commons Attribution-ShareAlike 4.0",
-        "https://creativecommons.org/licenses/by-sa/4.0/",
-        f"{_CREDIT}; what is adapted from it under the same licence",
-    ),
-    "cc-by-nd-4.0": Licence(
-        "Creative Commons Attribution-NoDerivatives 4.0",
-        "https://creativecommons.org/licenses/by-nd/4.0/",
-        f"{_CREDIT}; nothing adapted may be shared",
-    ),
-    "cc-by-nc-4.0": Licence(
-        "Creative Commons Attribution-NonCommercial 4.0",
-        "https://creativecommons.org/licenses/by-nc/4.0/",
-        _NO_TRADE,
-    ),
-    "cc-by-nc-sa-4.0": Licence(
-        "Creative Commons Attribution-NonCommercial-ShareAlike 4.0",
-        "https://creativecommons.org/licenses/by-nc-sa/4.0/",
-        f"{_NO_TRADE}; what is adapted from it under the same licence",
-    ),
-    "cc-by-nc-nd-4.0": Licence(
-        "Creative Commons Attribution-NonCommercial-NoDerivatives 4.0",
-        "https://creativecommons.org/licenses/by-nc-nd/4.0/",
-        f"{_NO_TRADE}; nothing adapted may be shared",
-    ),
+    **{
+        f"cc-{kind}-4.0": Licence(f"Creative Commons {name} 4.0", f"{_CC}/{kind}/4.0/", terms)
+        for kind, name, terms in (
+            ("by", "Attribution", _CREDIT),
+            ("by-sa", "Attribution-ShareAlike", f"{_CREDIT}; {_ALIKE}"),
+            ("by-nd", "Attribution-NoDerivatives", f"{_CREDIT}; {_NONE}"),
+            ("by-nc", "Attribution-NonCommercial", _NO_TRADE),
+            ("by-nc-sa", "Attribution-NonCommercial-ShareAlike", f"{_NO_TRADE}; {_ALIKE}"),
+            ("by-nc-nd", "Attribution-NonCommercial-NoDerivatives", f"{_NO_TRADE}; {_NONE}"),
+        )
+    },
     "odc-by": Licence(
         "Open Data Commons Attribution License", "https://opendatacommons.org/licenses/by/", _CREDIT
     ),
     "pddl": Licence(
-        "Open Data Commons Public Domain Dedication and License",
-        "https://opendatacommons.org/licenses/pddl/",
+        "Open Data Commons Public Domain Dedication and License", "https://opendatacommons.org/licenses/pddl/",
         "any use",
     ),
     "dinov3-license": Licence(
-        "DINOv3 License",
-        "https://ai.meta.com/resources/models-and-libraries/dinov3-license/",
-        "Meta's own terms; read them before you share anything made with the model",
-        on_hub=False,
+        "DINOv3 License", "https://ai.meta.com/resources/models-and-libraries/dinov3-license/",
+        "Meta's own terms; read them before you share anything made with the model", on_hub=False,
     ),
-}
-"""By identifier, lower case; those of the hub are in its list of licences."""
+}  # fmt: skip
+"""By identifier, lower case. The hub's are in its list of licences."""
 
 
 @dataclass(frozen=True)
@@ -100,10 +75,10 @@ class Family:
 
     Attributes:
         name: of the family.
-        marks: a teacher belongs to it if its name or tag holds one of these.
+        marks: a teacher belongs to it if its name or tag contains one of these.
         citation: the publication as BibTeX.
-        licence: identifier of the licence that its publishers gave the weights; "" where that is not certain.
-        source: where they say so.
+        licence: identifier of the published weights' licence; "" if not certain.
+        source: page that states the licence.
     """
 
     name: str
@@ -212,13 +187,13 @@ FAMILIES = (
         "https://github.com/openai/CLIP",
     ),
 )
-"""The first whose mark is found counts: a longer mark stands before the one it contains."""
+"""The first match counts, so a mark stands before a shorter one that it contains."""
 
 
 def family_of(teacher: TeacherRecord) -> Family | None:
-    """The family that a teacher's name and tag point to; None where they point to none.
+    """The family that a teacher's name and tag indicate; None if there is none.
 
-    A name is no proof: weights of one's own can be loaded under it.
+    The name is no proof: other weights can be loaded under it.
     """
     if teacher.library not in ("timm", "open_clip"):
         return None
@@ -227,5 +202,5 @@ def family_of(teacher: TeacherRecord) -> Family | None:
 
 
 def known(licence: str) -> Licence | None:
-    """The licence of an identifier, however it is written; None where it is not in the table."""
+    """The licence of an identifier in any spelling; None if it is not in the table."""
     return LICENCES.get(licence.strip().lower().replace(" ", "-"))

@@ -1,6 +1,6 @@
-"""README.md: the card of a store, for people and for the Hugging Face hub.
+"""README.md: the card of a store, for readers and for the Hugging Face hub.
 
-It depends on the store and on what its authors state, on nothing else: no clock, no path of this machine.
+It depends only on the store and on the authors' statement, not on the time or on paths of this machine.
 """
 
 import re
@@ -19,24 +19,24 @@ from featstore.card.survey import Survey, class_name, survey
 from featstore.card.text import encoding_text, shape_text, source_name, title_of
 from featstore.format.manifest import Manifest, TeacherRecord
 from featstore.reading.store import FeatureStore
-from featstore.text import format_bytes, markdown_table
+from featstore.text import count, format_bytes, markdown_table
 
 MOST_SKIPS = 20
-"""Skipped images that are listed."""
+"""Skipped images in the list."""
 MOST_VIEWS = 12
-"""Views that are listed."""
+"""Views in the list."""
 
 
 def write_card(store: FeatureStore, statement: Statement, notes: str = "") -> str:
-    """The card of a complete store. Equal stores and statements give equal text.
+    """The card of a store. Equal stores and statements give equal text.
 
     Args:
-        store: complete.
+        store: complete store.
         statement: of its authors.
-        notes: Markdown of theirs that is carried along.
+        notes: Markdown by the authors, inserted unchanged.
 
     Raises:
-        ShardCorrupt: a shard that is read is damaged.
+        ShardCorrupt: a shard is damaged.
     """
     counted = survey(store)
     manifest = store.manifest
@@ -45,9 +45,9 @@ def write_card(store: FeatureStore, statement: Statement, notes: str = "") -> st
         [f"# {escape(title_of(manifest, statement))}", "", *_what(counted, statement)],
         [NOTES_BEGIN, notes or "", NOTES_END],
         ["## Licence", "", *_licence(manifest, statement)],
-        ["## What is in it", "", *_content(counted)],
-        ["## How to read it", "", *examples(manifest)],
-        ["## How to check it", "", *_verification(manifest)],
+        ["## Content", "", *_content(counted)],
+        ["## Usage", "", *examples(manifest)],
+        ["## Verification", "", *_verification(manifest)],
         ["## Skipped images", "", *_skips(counted)],
         ["## Versions", "", *_versions(manifest)],
         ["## Citation", "", *_citation(manifest, statement)],
@@ -56,7 +56,7 @@ def write_card(store: FeatureStore, statement: Statement, notes: str = "") -> st
 
 
 def missing(manifest: Manifest, statement: Statement) -> list[str]:
-    """What a receiver will look for and nobody has stated, with the flag that states it."""
+    """What the card lacks because it was not stated, each with the flag that states it."""
     found = [
         f"licence of teacher {name}: --teacher-licence {f'{name}=' if len(manifest.teachers) > 1 else ''}LICENCE"
         for name in sorted(manifest.teachers)
@@ -76,10 +76,9 @@ def _what(counted: Survey, statement: Statement) -> list[str]:
     )
     views = len(manifest.views)
     lines = [
-        f"Stored features of **{manifest.num_rows:,} images** ({escape(source_name(manifest.source))}), computed once "
-        f"by {f'the frozen {names}' if names else 'no teacher'}, {'one view' if views == 1 else f'{views} views'} of "
-        "each image. They take the place of the teacher when a small model is distilled from it. The images "
-        "themselves are not in here.",
+        f"Stored features of **{manifest.num_rows:,} images** ({escape(source_name(manifest.source))}), computed "
+        f"{f'once by the frozen {names}' if names else 'without a teacher'}, {count(views, 'view')} per image. They "
+        "replace the teacher when a small model is distilled from it. The images are not included.",
         "",
     ]
     if statement.authors:
@@ -98,7 +97,7 @@ def _what(counted: Survey, statement: Statement) -> list[str]:
         ("container", "Zarr v3" if manifest.container == "zarr" else "WebDataset tars"),
         ("fingerprint", code(manifest.fingerprint)),
         ("uuid", code(manifest.uuid)),
-        ("made", escape(manifest.created)),
+        ("created", escape(manifest.created)),
     ]
     return [*lines, *markdown_table(("", ""), facts)]
 
@@ -107,32 +106,31 @@ def _licence(manifest: Manifest, statement: Statement) -> list[str]:
     rows = []
     for name, teacher in sorted(manifest.teachers.items()):
         text = teacher_licence(manifest, statement, name)
-        who = "the authors of the store" if statement.teacher_licences.get(name) else "the manifest"
+        who = "authors of the store" if statement.teacher_licences.get(name) else "manifest"
         rows.append((f"teacher {code(name)}", *_licence_cells(text, who)))
         note = _family_note(teacher, text)
         if note:
             rows[-1] = (*rows[-1][:3], f"{rows[-1][3]} {note}".strip())
-    rows.append(("images", *_licence_cells(statement.image_licence, "the authors of the store")))
+    rows.append(("images", *_licence_cells(statement.image_licence, "authors of the store")))
     unknown = [row[0] for row in rows if row[1] == "**unknown**"]
     lines = [
-        "Features are made from images by a model. What you may do with them is decided by the licence of the "
-        "teacher's weights **and** by that of the images: where they differ, the narrower one holds. Both are "
-        "carried along here as they were stated; nobody has checked them for you.",
+        "Features are derived from the images and from the teacher's weights, so the licences of **both** apply; where "
+        "they differ, the stricter one does. They are given here as stated, without verification.",
         "",
-        *markdown_table(("of", "licence", "stated by", "in short"), rows),
+        *markdown_table(("of", "licence", "stated by", "summary"), rows),
     ]
     if unknown:
         lines += [
             "",
-            f"**Unknown: {', '.join(unknown)}.** Unknown is not free: ask the authors before you pass on the features, "
-            "or a model that was trained on them.",
+            f"**Unknown: {', '.join(unknown)}.** Ask the authors before you share the features or a model trained on "
+            "them.",
         ]
     return lines
 
 
 def _licence_cells(text: str, who: str) -> tuple[str, str, str]:
     if not text:
-        return "**unknown**", "nobody", ""
+        return "**unknown**", "-", ""
     entry = known(text)
     if entry is None:
         return escape(text), who, ""
@@ -140,7 +138,7 @@ def _licence_cells(text: str, who: str) -> tuple[str, str, str]:
 
 
 def _family_note(teacher: TeacherRecord, stated: str) -> str:
-    """What the publishers say of weights of this name, where that is known and not what is stated."""
+    """The licence of the published weights of this name, if it is known and differs from the stated one."""
     family = family_of(teacher)
     if family is None or not family.licence:
         return ""
@@ -149,8 +147,8 @@ def _family_note(teacher: TeacherRecord, stated: str) -> str:
     if known(stated) is entry:
         return ""
     return (
-        f"({family.name} weights are published under {entry.name}, <{family.source}>; whether these are the published "
-        "weights, only the authors of the store know.)"
+        f"(The published {family.name} weights are under {entry.name}, <{family.source}>; these may be other weights "
+        "of that name.)"
     )
 
 
@@ -174,20 +172,18 @@ def _content(counted: Survey) -> list[str]:
                 format_bytes(size),
             )
         )
-    lines = markdown_table(
-        ("field", "what it is", "teacher", "per view", "stored as", "bytes"), rows
-    )
+    lines = markdown_table(("field", "content", "teacher", "per view", "stored as", "bytes"), rows)
     if manifest.container == "webdataset":
         lines += [
             "",
-            "Bytes of a field are those of its numbers; headers of tars, texts and ragged items count last.",
+            "Bytes of a field are its numbers; tar headers, texts and ragged items are in the last row.",
         ]
     lines += ["", "**Teachers**", ""]
     for name, teacher in sorted(manifest.teachers.items()):
         lines.append(f"- {code(name)}: {_teacher(teacher)}")
         weights = teacher.weights_sha256
         known = code(weights) if weights.strip("0") else "not known"
-        lines.append(f"  - SHA-256 of the weights as run: {known}")
+        lines.append(f"  - SHA-256 of the weights: {known}")
         rule = teacher.preprocessing
         if rule is not None:
             lines.append(
@@ -197,11 +193,11 @@ def _content(counted: Survey) -> list[str]:
             )
     if not manifest.teachers:
         lines.append("- none")
-    lines += ["", f"**Views** (the second axis of a field; seed {manifest.views.seed})", ""]
+    lines += ["", f"**Views** (second axis of a field; seed {manifest.views.seed})", ""]
     views = [f"{number}. {view}" for number, view in enumerate(manifest.views.views)]
     lines += [f"- {text.replace('. ', ': ', 1)}" for text in views[:MOST_VIEWS]]
     if len(views) > MOST_VIEWS:
-        lines.append(f"- and {len(views) - MOST_VIEWS} more, all in `manifest.json`")
+        lines.append(f"- and {len(views) - MOST_VIEWS} more, listed in `manifest.json`")
     return [*lines, "", *_images(counted)]
 
 
@@ -210,9 +206,9 @@ def _numbers(values: tuple[float, ...]) -> str:
 
 
 def _teacher(teacher: TeacherRecord) -> str:
-    text = f"{code(f'{teacher.library} {teacher.name} {teacher.tag}'.strip())}, arithmetic {teacher.precision}"
+    text = f"{code(f'{teacher.library} {teacher.name} {teacher.tag}'.strip())}, precision {teacher.precision}"
     if teacher.mode == "batch":
-        text += ", **normalised by batch**: a row depends on its neighbours"
+        text += ", **with batch statistics**: a row depends on the other images of its batch"
     return text
 
 
@@ -221,35 +217,35 @@ def _images(counted: Survey) -> list[str]:
     source = manifest.source
     lines = [
         f"**Images**: {escape(source_name(source))} (source kind {code(source.kind)}), {source.num_samples:,} samples. "
-        "A row is found by its sample id and bound to its image by the SHA-256 of the image's bytes."
+        "A row has the sample id of its image and the SHA-256 of the image's bytes."
     ]
     if not source.has_labels:
         return [*lines, "No labels."]
     about = "" if counted.whole else "about "
     lines.append(
-        f"{about}{counted.labelled_rows:,} of them have a label, of {len(counted.class_counts):,} classes:"
+        f"{about}{counted.labelled_rows:,} of them are labelled, {count(len(counted.class_counts), 'class')}:"
     )
     counts = list(counted.class_counts.items())
     shown = counts if len(counts) <= 12 else counts[:6]
     listed = [f"{code(class_name(manifest, key))} {value:,}" for key, value in shown]
     if len(counts) > len(shown):
         key, value = counts[-1]
-        listed.append(f"... the smallest {code(class_name(manifest, key))} {value:,}")
+        listed.append(f"... smallest: {code(class_name(manifest, key))} {value:,}")
     return [*lines, ", ".join(listed) + "."] if counts else lines
 
 
 def _verification(manifest: Manifest) -> list[str]:
     return [
         "```bash",
-        "featstore verify .                                   # every byte against the checksums in the ledger",
-        "featstore verify . --recompute 32 --source.path IMAGES  # run the teacher again on 32 of your own images",
-        "featstore verify . --public-key KEY.pub              # the authors' signature, if there is a model.sig",
-        "featstore inspect . --duplicates                     # images that are there twice",
+        "featstore verify .                                   # compare all bytes with the checksums in the ledger",
+        "featstore verify . --recompute 32 --source.path IMAGES  # recompute the features of 32 of your images",
+        "featstore verify . --public-key KEY.pub              # check the authors' signature, if there is a model.sig",
+        "featstore inspect . --duplicates                     # find duplicate images",
         "```",
         "",
-        f"The fingerprint {code(manifest.fingerprint)} says what the rows are (teacher, weights, preprocessing, views, "
-        "images); `featstore inspect .` must print the same one. It does not protect against somebody who changes the "
-        "store and its checksums together: the signature does.",
+        f"`featstore inspect .` must print the fingerprint {code(manifest.fingerprint)}. It identifies teacher, "
+        "weights, preprocessing, views and images. Against deliberate changes of the store together with its "
+        "checksums, only the signature protects.",
     ]
 
 
@@ -257,8 +253,8 @@ def _skips(counted: Survey) -> list[str]:
     if not counted.invalid_rows:
         return ["None: every image has features."]
     lines = [
-        f"{counted.invalid_rows:,} of {counted.manifest.num_rows:,} images have no usable features. Their rows are "
-        "marked as not valid, hold zeros, and are refused by the reader.",
+        f"{counted.invalid_rows:,} of {count(counted.manifest.num_rows, 'image')} have no features. Their rows are "
+        "marked invalid, hold zeros, and the reader refuses them.",
         "",
     ]
     reasons: dict[str, int] = {}
@@ -274,19 +270,19 @@ def _skips(counted: Survey) -> list[str]:
     lines += [
         "",
         *markdown_table(
-            ("image", "why"), [(code(item.sample_id), escape(item.reason)) for item in shown]
+            ("image", "reason"), [(code(item.sample_id), escape(item.reason)) for item in shown]
         ),
     ]
     if counted.invalid_rows > len(shown):
         lines += [
             "",
-            f"{len(shown)} of {counted.invalid_rows:,}; all are in the ledger (`featstore inspect . --json`).",
+            f"{len(shown)} of {counted.invalid_rows:,}; all are listed by `featstore inspect . --json`.",
         ]
     return lines
 
 
 def _kind_of(reason: str) -> str:
-    """A reason without what is special to one image: numbers, and what follows a colon or a bracket."""
+    """A reason without its details: what follows a colon or a bracket."""
     return re.split(r"[:(]", plain(reason))[0].strip() or plain(reason)
 
 
@@ -298,8 +294,8 @@ def _versions(manifest: Manifest) -> list[str]:
     before = manifest.history[-1].rows if manifest.history else 0
     rows.append(
         (
-            str(manifest.version), f"{escape(manifest.created)}{'' if before else ', made'}", f"{manifest.num_rows:,}",
-            code(manifest.fingerprint),
+            str(manifest.version), f"{escape(manifest.created)}{'' if before else ' (created)'}",
+            f"{manifest.num_rows:,}", code(manifest.fingerprint),
         )
     )  # fmt: skip
     made = ", ".join(
@@ -307,11 +303,11 @@ def _versions(manifest: Manifest) -> list[str]:
     )
     lines = markdown_table(("version", "date", "images", "fingerprint"), rows)
     if manifest.history:
-        lines += ["", "Images were appended; rows of an earlier version are the same in this one."]
+        lines += ["", "Each version appended images; the rows of earlier versions are unchanged."]
     return [
         *lines,
         "",
-        f"Made with {made}." if made else "Nothing is said of the software that made it.",
+        f"Created with {made}." if made else "The software that created it is not recorded.",
     ]
 
 
@@ -334,10 +330,10 @@ def _citation(manifest: Manifest, statement: Statement) -> list[str]:
     for name, family in sorted(families.items()):
         lines += [
             "",
-            f"The teacher ({name}, by its name):",
+            f"The teacher ({name}, inferred from its name):",
             "",
             "```bibtex",
             *family.citation.split("\n"),
             "```",
         ]
-    return [*lines, "", "And the images' own publication, if there is one."]
+    return [*lines, "", "Cite the publication of the images as well, if there is one."]

@@ -1,7 +1,7 @@
-"""The HTML page of a store: what is in it, how it is spread, what lies beside what, and what it cost."""
+"""The HTML page of a store: map of the images, statistics of the features, duplicates, extraction, licences."""
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
@@ -18,18 +18,18 @@ from featstore.card.text import encoding_text, shape_text, source_name, title_of
 from featstore.duplicates.near import THRESHOLD
 from featstore.pages.parts import Block, Page, Section, Table, Text, Tile
 from featstore.pages.render import render
-from featstore.text import format_bytes, format_rate, format_seconds
+from featstore.text import count, format_bytes, format_rate, format_seconds
 
 MORE = Path(__file__).parent / "templates"
 
 MOST_LISTED = 20
-"""Lines of a table of skipped images."""
+"""Rows of the table of skipped images."""
 MOST_ABOVE = 0.25
-"""Share of images with a near duplicate above which the threshold says nothing of copies."""
+"""Share of images with a near duplicate above which the threshold is not evidence of copies."""
 
 
 def build(findings: Findings, statement: Statement) -> Page:
-    """Put the page together."""
+    """Build the page."""
     manifest = findings.survey.manifest
     return Page(
         title=title_of(manifest, statement),
@@ -40,12 +40,12 @@ def build(findings: Findings, statement: Statement) -> Page:
             _explorer(findings),
             _fields(findings),
             _classes(findings),
-            _twice(findings),
+            _duplicates(findings),
             _extraction(findings),
             _sizes(findings),
             _origin(findings, statement),
         ],
-        closing=f"Fingerprint {manifest.fingerprint}, uuid {plain(manifest.uuid)}, made {plain(manifest.created)}.",
+        closing=f"Fingerprint {manifest.fingerprint}, uuid {plain(manifest.uuid)}, created {plain(manifest.created)}.",
     )
 
 
@@ -60,45 +60,43 @@ def _subtitle(findings: Findings) -> str:
         plain(f"{item.library} {item.name} {item.tag}")
         for _, item in sorted(manifest.teachers.items())
     )
-    views = len(manifest.views)
-    form = "Zarr arrays" if manifest.container == "zarr" else "WebDataset tars"
+    form = "Zarr v3" if manifest.container == "zarr" else "WebDataset tars"
     return (
-        f"Features of {source_name(manifest.source)} by {teachers or 'no teacher'}; {_count(views, 'view')} of each "
-        f"image; {form}."
+        f"Features of {source_name(manifest.source)}{f' by {teachers}' if teachers else ''}; "
+        f"{count(len(manifest.views), 'view')} per image; {form}."
     )
 
 
 def _finding(findings: Findings) -> str:
-    manifest, parts = findings.survey.manifest, []
+    manifest = findings.survey.manifest
+    parts = [f"Features of {count(findings.survey.valid_rows, 'image')}."]
+    if not findings.fields:
+        parts = [f"{count(manifest.num_rows, 'row')} without a field of floating point vectors."]
     if findings.map is not None:
         item = findings.fields[findings.map.field]
         parts.append(
-            f"{item.name} spans about {item.entropy:.0f} of its {item.width} dimensions; {item.for_90} principal "
-            "components hold 90 % of its variance."
+            f"Effective dimension of {item.name}: {item.entropy:.0f} of {item.width}; "
+            f"{count(item.for_90, 'principal component', 'principal components')} hold 90% of its variance."
         )
     dead = {name: len(item.dead) for name, item in findings.fields.items() if len(item.dead)}
     broken = {name: item.not_finite for name, item in findings.fields.items() if item.not_finite}
     if dead:
-        parts.append(f"Channels that do not move: {_listed(dead)}.")
-    elif findings.fields:
-        parts.append("No channel is dead.")
+        parts.append(f"Constant channels: {_listed(dead)}.")
     if broken:
         parts.append(f"Vectors with NaN or infinity in the sample: {_listed(broken)}.")
     own = findings.duplicates
     if own is not None:
-        among = "" if own.whole else f" among {len(own.cosines):,} images of the sample"
-        twice = [
-            _count(number, what)
+        among = "" if own.whole else f" among {count(len(own.cosines), 'image')} of the sample"
+        found = [
+            count(number, what)
             for number, what in (
-                (len(own.exact), "group of images with the same bytes"),
+                (len(own.exact), "group of identical files"),
                 (own.found if _above(own) <= MOST_ABOVE else 0, "pair of near duplicates"),
             )
             if number
         ]
-        if twice or not own.found:
-            parts.append(f"{', '.join(twice) or 'No image is there twice'}{among}.")
-    if not parts:
-        parts.append(f"{manifest.num_rows:,} rows without a field of floating point vectors.")
+        if found or not own.found:
+            parts.append(f"{', '.join(found) or 'No duplicates'}{among}.")
     return " ".join(parts)
 
 
@@ -111,70 +109,50 @@ def _listed(numbers: Mapping[str, int]) -> str:
     return ", ".join(f"{name} {number:,}" for name, number in numbers.items())
 
 
-def _count(number: int, what: str) -> str:
-    """``2 groups of images``: the first word is what is counted."""
-    noun, space, rest = what.partition(" ")
-    plural = noun if number == 1 else f"{noun}es" if noun.endswith("s") else f"{noun}s"
-    return f"{number:,} {plural}{space}{rest}"
-
-
 def _tiles(findings: Findings) -> list[Tile]:
     counted, manifest = findings.survey, findings.survey.manifest
-    about = "" if counted.whole else "about "
+    skipped = f"{counted.invalid_rows:,} skipped" if counted.invalid_rows else "none skipped"
+    per_image = f"{format_bytes(counted.bytes / manifest.num_rows)} per image"
     tiles = [
-        Tile(
-            "Images", f"{counted.valid_rows:,}", _count(counted.invalid_rows, "image") + " skipped"
-        ),
-        Tile(
-            "Size",
-            format_bytes(counted.bytes),
-            f"{format_bytes(counted.bytes / manifest.num_rows)} per image",
-        ),
-        Tile("Fields", str(len(manifest.fields)), f"{_count(len(manifest.views), 'view')} each"),
+        Tile("Images", f"{counted.valid_rows:,}", skipped),
+        Tile("Size", format_bytes(counted.bytes), per_image),
+        Tile("Fields", str(len(manifest.fields)), f"{count(len(manifest.views), 'view')} each"),
     ]
     if counted.class_counts:
-        tiles.append(
-            Tile(
-                "Classes",
-                f"{len(counted.class_counts):,}",
-                f"{about}{counted.labelled_rows:,} labelled",
-            )
-        )
+        about = "" if counted.whole else "about "
+        labelled = f"{about}{counted.labelled_rows:,} labelled"
+        tiles.append(Tile("Classes", f"{len(counted.class_counts):,}", labelled))
     if findings.map is not None:
         item = findings.fields[findings.map.field]
         tiles.append(
-            Tile(f"Effective dimension, {item.name}", f"{item.entropy:.0f}", f"of {item.width}")
+            Tile("Effective dimension", f"{item.entropy:.0f}", f"of {item.width}, {item.name}")
         )
     rate = _rate(counted.seconds, sum(entry.rows[1] - entry.rows[0] for entry in counted.entries))
     if rate is not None:
-        tiles.append(Tile("Extraction", f"{format_rate(rate)}/s", "images, one process"))
+        tiles.append(Tile("Extraction", f"{format_rate(rate)}/s", "images per process"))
     return tiles
 
 
 def _rate(seconds: Mapping[str, float], rows: int) -> float | None:
-    """Images per second of a process: it waits for images or for the teacher, and writes beside that."""
+    """Images per second of a process, which loads images or waits for the teacher, and writes in parallel."""
     spent = seconds.get("load", 0.0) + seconds.get("teacher", 0.0)
     return rows / spent if spent > 0 and "teacher" in seconds else None
 
 
 def _explorer(findings: Findings) -> Section:
-    laid_out, manifest = findings.map, findings.survey.manifest
-    if laid_out is None:
+    found, manifest = findings.map, findings.survey.manifest
+    if found is None:
         return Section("Map of the images", [])
-    count = len(laid_out.sample.rows)
-    whole = (
-        "All"
-        if laid_out.sample.whole
-        else f"{count:,} random images of {findings.survey.valid_rows:,}:"
-    )
+    number = count(len(found.sample.rows), "image")
+    which = f"All {number}" if found.sample.whole else f"{number} of {findings.survey.valid_rows:,}"
     block = Explorer(
-        f"{whole} {f'{count:,} images ' if laid_out.sample.whole else ''}by {laid_out.field}",
-        figures.sample_map(manifest, laid_out),
-        explorer_data(manifest, laid_out, findings.pictures),
-        f"Map of {count:,} images; the search beside it finds them by id and class",
-        "Principal components, then t-SNE: groups mean something, distances between far groups and the axes do not. "
-        "Neighbours are by cosine in the field's own space, among the images of this map, after their mean was taken "
-        "off. Colours are classes.",
+        f"{which}, by {found.field}",
+        figures.sample_map(manifest, found),
+        explorer_data(manifest, found, findings.pictures),
+        f"Map of {number}; the search beside it finds them by id and class",
+        "t-SNE of the principal components: groups are meaningful; axes and distances between distant groups are not. "
+        "Neighbours: cosine of the centred features among the images of this map. Colours: classes; names that would "
+        "overlap are hidden.",
     )
     return Section("Map of the images", [block])
 
@@ -182,7 +160,7 @@ def _explorer(findings: Findings) -> Section:
 def _fields(findings: Findings) -> Section:
     if not findings.fields:
         return Section("Features", [])
-    manifest = findings.survey.manifest
+    manifest, sample = findings.survey.manifest, findings.sample
     shown = list(findings.fields.values())
     drawn = shown[: figures.MOST_FIELDS]
     rows = []
@@ -198,25 +176,23 @@ def _fields(findings: Findings) -> Section:
             )
         )  # fmt: skip
     head = (
-        "field", "vectors", "median norm", "norms, 1 to 99 %", "mean cosine", "effective dimension",
-        "participation ratio", "components for 90 %", "dead channels", "channel means", "channel deviations",
+        "field", "vectors", "median norm", "norms, 1% to 99%", "mean cosine", "effective dimension",
+        "participation ratio", "components for 90%", "constant channels", "channel means", "channel deviations",
     )  # fmt: skip
     note = (
-        "Mean cosine: of two vectors as they are; near 1, all point one way. With v the variances of the principal "
-        "components: effective dimension exp(-sum p ln p), p = v / sum v; participation ratio (sum v)^2 / sum v^2. "
-        "Dead: a deviation below a millionth of the median channel's."
+        "Mean cosine: between two vectors, not centred. With v the variances of the principal components and "
+        "p = v / sum(v): effective dimension exp(-sum(p ln p)), participation ratio sum(v)^2 / sum(v^2). Constant: "
+        "standard deviation below one millionth of the median channel's."
     )
     left = [name for name in sorted(manifest.fields) if name not in findings.fields]
     if left:
-        note += f" Not looked into, because they are no floating point vectors: {', '.join(left)}."
-    view = manifest.views.views[canonical(manifest)]
-    sample = findings.sample
-    lead = (
-        f"From {'all' if sample.whole else 'a sample of'} {len(sample.rows):,} images, the {view} view. A grid gives "
-        "one vector per place."
-    )
+        note += f" Not measured, no floating point vectors: {', '.join(left)}."
+    which = "All" if sample.whole else "A sample of"
+    lead = f"{which} {count(len(sample.rows), 'image')}, {manifest.views.views[canonical(manifest)]} view."
+    if any(len(manifest.fields[item.name].shape) > 1 for item in shown):
+        lead += " A grid has one vector per position."
     blocks: list[Block] = [figures.norms(drawn), figures.spectra(drawn), figures.channels(drawn)]
-    return Section("Features", [*blocks, Table("In numbers", head, rows, note)], lead, columns=3)
+    return Section("Features", [*blocks, Table("Statistics", head, rows, note)], lead, columns=3)
 
 
 def _classes(findings: Findings) -> Section:
@@ -225,52 +201,51 @@ def _classes(findings: Findings) -> Section:
         return Section("Classes", [])
     names = [(class_name(manifest, key), value) for key, value in counts.items()]
     values = np.array(list(counts.values()), dtype=np.float64)
-    shares = values / values.sum()
-    even = float(np.exp(-(shares * np.log(shares)).sum()))
-    unlabelled = manifest.num_rows - findings.survey.labelled_rows
-    lead = f"{_count(len(names), 'class')} of {names[0][1]:,} images each."
-    if values.max() > values.min():
+    equal = values.max() == values.min()
+    if equal:
+        lead = f"{count(len(names), 'class')} of {count(names[0][1], 'image')} each."
+    else:
+        shares = values / values.sum()
+        even = float(np.exp(-(shares * np.log(shares)).sum()))
         lead = (
-            f"{_count(len(names), 'class')} of {names[-1][1]:,} to {names[0][1]:,} images; as balanced as {even:.1f} "
-            "classes of one size (exp of the entropy)."
+            f"{count(len(names), 'class')} of {names[-1][1]:,} to {names[0][1]:,} images; effective number of classes "
+            f"(exp of the entropy): {even:.1f}."
         )
+    unlabelled = manifest.num_rows - findings.survey.labelled_rows
     if unlabelled > 0:
         lead += f" {unlabelled:,} images have no label."
     if not findings.survey.whole:
-        lead += (
-            f" Reckoned from {len(findings.survey.entries):,} of {manifest.num_shards:,} shards."
-        )
+        lead += f" Estimated from {len(findings.survey.entries):,} of {count(manifest.num_shards, 'shard')}."
     empty = [name for at, name in enumerate(manifest.source.class_names) if at not in counts]
     if empty:
         shown = ", ".join(plain(name, 40) for name in empty[:5])
-        lead += f" {len(empty):,} of the named classes have no image: {shown}{', ...' if len(empty) > 5 else ''}."
+        lead += (
+            f" Classes without images: {len(empty):,} ({shown}{', ...' if len(empty) > 5 else ''})."
+        )
+    if equal and len(names) > figures.MOST_BARS:  # equal bars without names show nothing
+        rows = [(plain(name, 60), f"{value:,}") for name, value in names]
+        text = "\n".join(f"{name}  {value}" for name, value in rows)
+        return Section("Classes", [Text("Names of the classes", text[:200_000])], lead)
     blocks: list[Block] = [figures.classes(manifest, counts)]
-    if len(names) > figures.MOST_BARS and values.max() > values.min():
+    if len(names) > figures.MOST_BARS:
         for title, some in (("Largest classes", names[:5]), ("Smallest classes", names[:-6:-1])):
             rows = [(plain(name, 60), f"{value:,}") for name, value in some]
             blocks.append(Table(title, ("class", "images"), rows, wide=False))
     return Section("Classes", blocks, lead)
 
 
-def _twice(findings: Findings) -> Section:
-    own, laid_out = findings.duplicates, findings.map
-    if own is None or laid_out is None:
+def _duplicates(findings: Findings) -> Section:
+    own, found = findings.duplicates, findings.map
+    if own is None or found is None:
         return Section("Duplicates", [])
     blocks: list[Block] = []
     if len(own.cosines):
         blocks.append(figures.nearest(own.cosines, THRESHOLD))
-    rows = [(plain(one, 60), plain(other, 60), f"{cosine:.4f}") for one, other, cosine in own.near]
-    if rows:
-        more = f"The {len(rows)} most alike of {own.found:,}." if own.found > len(rows) else ""
-        blocks.append(
-            Table(
-                "Near duplicates",
-                ("image", "other image", "cosine"),
-                rows,
-                more,
-                names=2,
-            )
-        )
+    near = [(plain(one, 60), plain(other, 60), f"{cosine:.4f}") for one, other, cosine in own.near]
+    if near:
+        more = f"The {len(near)} most similar of {own.found:,}." if own.found > len(near) else ""
+        head: tuple[str, ...] = ("image", "other image", "cosine")
+        blocks.append(Table("Near duplicates", head, near, more, names=2))
     groups = [
         (plain(group[0], 60), ", ".join(plain(name, 60) for name in group[1:6]))
         for group in own.exact
@@ -282,20 +257,14 @@ def _twice(findings: Findings) -> Section:
             if len(own.exact) > len(groups)
             else ""
         )
-        blocks.append(Table("The same bytes", ("image", "also as"), groups, more, names=2))
-    compared = (
-        f"All {len(own.cosines):,} valid images were compared with each other"
-        if own.whole
-        else f"The {len(own.cosines):,} images of the map were compared with each other"
-    )
+        blocks.append(Table("Identical files", ("image", "same bytes"), groups, more, names=2))
+    which = "valid images" if own.whole else "images of the map"
+    lead = f"All pairs of the {len(own.cosines):,} {which} were compared by {found.field}."
     above = _above(own)
     if above > MOST_ABOVE:
-        compared += (
-            f"; {above:.0%} have another one above the threshold, so that it tells no copies here"
-        )
-    lead = (
-        f"By {laid_out.field}, {compared[0].lower()}{compared[1:]}. To check test images against "
-        "training images: featstore inspect STORE --duplicates."
+        lead += f" {above:.0%} of them have a neighbour above the threshold, so it does not indicate copies here."
+    lead += (
+        " To compare test images with training images, run: featstore inspect STORE --duplicates."
     )
     return Section("Duplicates", blocks, lead)
 
@@ -312,7 +281,7 @@ def _extraction(findings: Findings) -> Section:
     if len(rates) > 1:
         blocks.append(figures.rate([shard for shard, _ in rates], [rate for _, rate in rates]))
     if seconds:
-        blocks.append(figures.split(seconds))
+        blocks.append(figures.times(seconds, wide=not blocks))
     skipped = counted.invalid[:MOST_LISTED]
     if skipped:
         rows = [(plain(item.sample_id, 80), plain(item.reason)) for item in skipped]
@@ -323,15 +292,17 @@ def _extraction(findings: Findings) -> Section:
     if not blocks:
         return Section("Extraction", [])
     spent = sum(seconds.get(name, 0.0) for name in ("load", "teacher"))
-    lead = (
-        f"{format_seconds(spent)} of waiting for images and for the teacher, all processes together."
-        if spent
-        else ""
-    )
+    lead = []
+    if spent:
+        lead.append(
+            f"{format_seconds(spent)} of loading images and of the teacher, summed over processes."
+        )
     if not counted.whole:
-        lead += f" From {len(counted.entries):,} of {counted.manifest.num_shards:,} shards."
-    lead += " No image was skipped." if not counted.invalid_rows else ""
-    return Section("Extraction", blocks, lead.strip())
+        total = count(counted.manifest.num_shards, "shard")
+        lead.append(f"From {len(counted.entries):,} of {total}.")
+    if not counted.invalid_rows:
+        lead.append("No image was skipped.")
+    return Section("Extraction", blocks, " ".join(lead))
 
 
 def _sizes(findings: Findings) -> Section:
@@ -339,62 +310,59 @@ def _sizes(findings: Findings) -> Section:
     views, whole = len(manifest.views), counted.bytes or 1
     rows = []
     for name, size in counted.field_bytes.items():
-        share = f"{size / whole:.1%}"
-        per_row = format_bytes(size / manifest.num_rows)
-        if name == OTHERS:
-            rows.append((name, "", "", "", "", per_row, format_bytes(size), share))
-            continue
-        spec = manifest.fields[name]
-        rows.append(
-            (
-                name, spec.meaning[:80], shape_text(spec), f"{views if spec.per_view else 1}", encoding_text(spec),
-                per_row, format_bytes(size), share,
-            )
+        spec = None if name == OTHERS else manifest.fields[name]
+        what = (
+            ("", "", "", "")
+            if spec is None
+            else (spec.meaning[:80], shape_text(spec), str(views if spec.per_view else 1), encoding_text(spec))
         )  # fmt: skip
-    head = ("field", "what it is", "shape", "views", "stored as", "per image", "bytes", "share")
-    note = (
-        ""
-        if manifest.container == "zarr"
-        else "Fields lie mixed in tars: bytes of their numbers, without headers; texts and ragged items count below."
-    )
-    lead = f"{format_bytes(counted.bytes)} in {manifest.num_shards:,} shards of {manifest.work.shard_rows:,} rows."
-    return Section("Size", [Table("By field", head, _plain_rows(rows), note, names=3)], lead)
-
-
-def _plain_rows(rows: Sequence[Sequence[str]]) -> list[list[str]]:
-    return [[plain(cell) for cell in row] for row in rows]
+        per_row = format_bytes(size / manifest.num_rows)
+        cells = (name, *what, per_row, format_bytes(size), f"{size / whole:.1%}")
+        rows.append([plain(cell) for cell in cells])
+    head = ("field", "content", "shape", "views", "stored as", "per image", "bytes", "share")
+    note = ""
+    if manifest.container == "webdataset":
+        note = "Bytes of a field are its numbers; tar headers, texts and ragged items are in the last row."
+    shards = count(manifest.num_shards, "shard")
+    lead = f"{format_bytes(counted.bytes)} in {shards} of up to {count(manifest.work.shard_rows, 'row')}."
+    return Section("Size", [Table("By field", head, rows, note, names=3)], lead)
 
 
 def _origin(findings: Findings, statement: Statement) -> Section:
     manifest = findings.survey.manifest
-    licences = [
-        (f"teacher {name}", teacher_licence(manifest, statement, name))
-        for name in sorted(manifest.teachers)
+    teachers = sorted(manifest.teachers.items())
+    stated = [
+        (
+            "teacher's weights" if len(teachers) == 1 else f"teacher {name}",
+            teacher_licence(manifest, statement, name),
+        )
+        for name, _ in teachers
     ]
-    licences.append(("images", statement.image_licence))
-    rows = []
-    for what, licence in licences:
+    rows: list[tuple[str, ...]] = []
+    for what, licence in [*stated, ("images", statement.image_licence)]:
         entry = known(licence)
         rows.append((what, plain(licence) or "unknown", entry.terms if entry else ""))
+    if not any(row[2] for row in rows):
+        rows = [row[:2] for row in rows]
     blocks: list[Block] = [
         Table(
-            "Licences", ("of", "licence", "in short"), rows,
-            "What a receiver may do with the features follows from all of these together.", names=3, wide=False,
+            "Licences", ("of", "licence", "summary")[: len(rows[0])], rows,
+            "All of them apply to the features.", names=3, wide=False,
         )
     ]  # fmt: skip
     made = [(plain(name), plain(version)) for name, version in sorted(manifest.created_by.items())]
-    blocks.append(Table("Made with", ("what", "version"), made, wide=False, names=2))
+    blocks.append(Table("Software", ("package", "version"), made, wide=False, names=2))
     weights = [
         (
-            name,
-            plain(f"{item.library} {item.name} {item.tag}"),
-            f"{item.precision}, {item.weights_sha256}",
+            plain(f"{item.library} {item.name} {item.tag}"), item.precision, plain(item.weights_sha256),
+            *([name] if len(teachers) > 1 else []),
         )
-        for name, item in sorted(manifest.teachers.items())
-    ]
+        for name, item in teachers
+    ]  # fmt: skip
     if weights:
-        head = ("teacher", "model", "arithmetic, SHA-256 of the weights")
-        blocks.append(Table("Teachers", head, weights, names=3))
+        head = ("model", "precision", "SHA-256 of the weights", "name in the store")
+        title = "Teachers" if len(teachers) > 1 else "Teacher"
+        blocks.append(Table(title, head[: len(weights[0])], weights, names=4))
     text = json.dumps(manifest.model_dump(mode="json"), indent=1, sort_keys=True, ensure_ascii=True)
-    blocks.append(Text("The whole manifest", text[:200_000]))
-    return Section("Origin and licence", blocks)
+    blocks.append(Text("Manifest", text[:200_000]))
+    return Section("Origin and licences", blocks)

@@ -1,4 +1,4 @@
-"""Small pictures of samples, from somebody's own copy of the images."""
+"""Thumbnails of samples from a local copy of the images."""
 
 import base64
 import io
@@ -17,7 +17,7 @@ from featstore.sources.decode import decode_image
 SIDE_PX = 72
 QUALITY = 70
 MOST_BYTES = 64 * 2**20
-"""A file that is larger gets no picture."""
+"""A larger file gets no thumbnail."""
 
 Read = Callable[[str], bytes]
 
@@ -28,20 +28,19 @@ def thumbnails(
     sample: Sample,
     progress: Callable[[], None] = lambda: None,
 ) -> list[str]:
-    """A data URI for each sample, "" where its image is not there, cannot be read or is another one.
+    """A data URI per sample, "" if its image is missing, unreadable or has another SHA-256 than the stored one.
 
-    Only a file whose SHA-256 is the stored one is shown. Ids come from the store, which may be another team's: nothing
-    outside of the folder is opened.
+    Ids of an untrusted store open no file outside the folder.
 
     Args:
-        images: where the images of the store's source are.
+        images: local copy of the store's images.
         manifest: of the store.
-        sample: whose pictures.
-        progress: called after each.
+        sample: samples.
+        progress: called after each thumbnail.
 
     Raises:
-        ConfigError: no image of the sample is there.
-        SourceError: the images are not files, and cannot be listed.
+        ConfigError: no image of the sample was found.
+        SourceError: the images cannot be listed.
     """
     read = (
         _folder_reader(images)
@@ -54,7 +53,7 @@ def thumbnails(
         progress()
     if not any(found):
         raise ConfigError(
-            f"{images}: none of {len(sample.ids):,} images of the store is there with the content that was extracted. "
+            f"{images}: holds none of {len(sample.ids):,} images of the store with the extracted content. "
             f"Expected files such as {sample.ids[0]!r} below that folder."
         )
     return found

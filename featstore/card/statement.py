@@ -1,4 +1,4 @@
-"""What only the authors of a store can say. It is kept in the front matter of the card, so that it is said once."""
+"""Title, authors and licences as given by the authors of a store, kept in the front matter of its card."""
 
 import re
 from collections.abc import Mapping, Sequence
@@ -15,9 +15,9 @@ from featstore.files.untrusted import read_plain
 from featstore.format.manifest import Manifest
 
 KEY = "featstore"
-"""Of the front matter: what of it is ours, and the mark of a card that may be written again."""
+"""Key of the front matter with our data; a file without it is never overwritten."""
 MOST_BYTES = 4 * 2**20
-"""A card that is longer is not one of ours."""
+"""Longest card that is read."""
 NOTES_BEGIN = (
     "<!-- notes: what stands between these two lines is kept when the card is written again -->"
 )
@@ -25,7 +25,7 @@ NOTES_END = "<!-- end of notes -->"
 
 
 class Statement(BaseModel):
-    """What the authors say."""
+    """Statements of the authors."""
 
     model_config = ConfigDict(frozen=True, extra="ignore")
 
@@ -34,7 +34,7 @@ class Statement(BaseModel):
     homepage: str = ""
     image_licence: str = ""
     teacher_licences: dict[str, str] = Field(default_factory=dict)
-    """By name of the teacher in the manifest; where the manifest says something else, this counts."""
+    """By name of the teacher in the manifest; takes precedence over the manifest."""
 
     def changed(
         self,
@@ -45,13 +45,13 @@ class Statement(BaseModel):
         image_licence: str | None = None,
         teacher_licences: Mapping[str, str] | None = None,
     ) -> "Statement":
-        """The same with what is given anew; None and nothing leave what there is, "" takes it away.
+        """A copy with the given values; None leaves a value, "" removes it.
 
         Raises:
-            ConfigError: the homepage is no address on the web.
+            ConfigError: the homepage is not a URL.
         """
         if homepage and not re.fullmatch(r"https?://[!-~]+", homepage):
-            raise ConfigError(f"homepage {homepage!r} is no address; expected https://...")
+            raise ConfigError(f"homepage {homepage!r} is not a URL; expected https://...")
         given = {"title": title, "homepage": homepage, "image_licence": image_licence}
         values: dict[str, Any] = {
             name: value.strip() for name, value in given.items() if value is not None
@@ -66,11 +66,11 @@ class Statement(BaseModel):
 
 @dataclass(frozen=True)
 class Kept:
-    """What an existing card holds that is not in the store.
+    """Content of an existing card that is not in the store.
 
     Attributes:
         statement: of the authors.
-        notes: Markdown that was written by hand between the two marks.
+        notes: Markdown between the two marks.
     """
 
     statement: Statement = field(default_factory=Statement)
@@ -78,10 +78,10 @@ class Kept:
 
 
 def read_card(path: Path) -> Kept:
-    """Take from a card what has to be kept; nothing where there is no card.
+    """Read the statement and the notes of a card; both are empty if there is no card.
 
     Raises:
-        ConfigError: there is a file that this package did not write.
+        ConfigError: the file was not written by this package.
     """
     try:
         data = read_plain(path.parent, path.name, most_bytes=MOST_BYTES)
@@ -93,8 +93,8 @@ def read_card(path: Path) -> Kept:
     front = re.match(r"---\n(.*?)\n---\n", text, re.DOTALL)
     if front is None or f"\n{KEY}:" not in front[1]:
         raise ConfigError(
-            f"{path}: was not written by `featstore card`, so it is left as it is. Move it away, or write the card "
-            "somewhere else with --out FILE."
+            f"{path}: was not written by `featstore card` and is not overwritten. Move it, or write the card elsewhere "
+            "with --out FILE."
         )
     try:
         statement = Statement.model_validate(yaml.safe_load(front[1])[KEY]["statement"])
@@ -102,7 +102,7 @@ def read_card(path: Path) -> Kept:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise ConfigError(
             f"{path}: the front matter under {KEY!r} cannot be read ({reason}). Repair it, or delete the file and "
-            "state title, authors and licences again."
+            "give title, authors and licences again."
         ) from None
     _, _, after = text.partition(f"{NOTES_BEGIN}\n")
     notes, mark, _ = after.partition(NOTES_END)
@@ -110,19 +110,18 @@ def read_card(path: Path) -> Kept:
 
 
 def teacher_licence(manifest: Manifest, statement: Statement, name: str) -> str:
-    """What is stated of a teacher's licence: by the authors, else by the manifest; "" where nobody does."""
+    """Licence of a teacher as stated by the authors, else by the manifest; "" if not stated."""
     return statement.teacher_licences.get(name, "") or manifest.teachers[name].licence
 
 
 def hub_licence(licences: Sequence[str]) -> dict[str, str]:
-    """The licence of a store in the terms of the hub.
+    """The licence of a store as front matter of the hub.
 
     Args:
-        licences: of the images and of every teacher, "" where one is not known.
+        licences: of the images and of every teacher, "" if unknown.
 
     Returns:
-        ``license``, and ``license_name`` where the hub knows no name for it. What a receiver may do follows from all
-        of them together, so one that is not known makes the whole unknown.
+        ``license``, and ``license_name`` if it is not one of the hub's. If one licence is unknown, the whole is.
     """
     if not licences or not all(licences):
         return {"license": "unknown"}

@@ -1,4 +1,4 @@
-"""Numbers that describe what a field holds, from a sample of its vectors."""
+"""Statistics of a field from a sample of its vectors."""
 
 # n rows, P vectors of the sample, C channels (last axis)
 
@@ -16,15 +16,15 @@ from featstore.reading.store import FeatureStore
 Floats = npt.NDArray[np.float64]
 
 MOST_BYTES = 512 * 2**20
-"""Of one field, at most so much is read: rows with all their views, because checksums are over whole rows."""
+"""Most bytes read of one field. Rows are read with all their views, because checksums cover whole rows."""
 MOST_VECTORS = 16_384
-"""Vectors that are looked into."""
+"""Most vectors of the statistics."""
 SPARE = 4
-"""A grid gives several vectors per row, much alike; so many times more rows are read than would do."""
+"""Factor of additional rows read of a grid, whose vectors of one row are similar."""
 MOST_SIDE = 2048
-"""Longest side of the matrix whose eigenvalues are taken; of wider fields, fewer vectors are."""
+"""Longest side of the matrix whose eigenvalues are computed; of wider fields, fewer vectors are used."""
 DEAD = 1e-6
-"""A channel counts as dead if its standard deviation is below this share of the median channel's."""
+"""A channel is constant if its standard deviation is below this share of the median channel's."""
 
 
 @dataclass(frozen=True)
@@ -33,16 +33,16 @@ class Statistics:
 
     Attributes:
         name: of the field.
-        vectors: P, how many were looked into.
+        vectors: P.
         width: C.
-        not_finite: vectors left out because they hold NaN or infinity.
-        norms: (P,) Euclidean length of each vector.
-        mean_cosine: mean cosine of two vectors, as they are; near 1 means that they all lie in one direction.
+        not_finite: vectors left out because of NaN or infinity.
+        norms: (P,) Euclidean norm of each vector.
+        mean_cosine: mean cosine of two vectors, not centred.
         channel_mean, channel_std: (C,).
-        spectrum: (k,) singular values of the centred vectors over the largest, descending.
+        spectrum: (k,) singular values of the centred vectors relative to the largest, descending.
         participation: (sum v)^2 / sum v^2, v the variances of the principal components.
         entropy: exp of the entropy of v / sum v.
-        for_90: principal components that hold 90 % of the variance.
+        for_90: number of principal components that hold 90% of the variance.
     """
 
     name: str
@@ -60,18 +60,18 @@ class Statistics:
 
     @property
     def dead(self) -> npt.NDArray[np.int64]:
-        """Channels that do not move."""
+        """Indices of constant channels."""
         return np.flatnonzero(self.channel_std <= DEAD * np.median(self.channel_std))
 
 
 def measurable(spec: FieldRecord) -> bool:
-    """Whether a field holds vectors of floating point numbers, one per row or per view."""
+    """Whether a field holds floating point vectors."""
     floating = spec.dtype in ("float16", "bfloat16", "float32")
     return floating and spec.encoding.kind in ("plain", "int8") and bool(spec.shape)
 
 
 def canonical(manifest: Manifest) -> int:
-    """The view that is looked at: the canonical one, else the first."""
+    """Index of the canonical view, or of the first view if there is none."""
     views = manifest.views.views
     wanted = [at for at, view in enumerate(views) if view.kind == "canonical" and not view.mirrored]
     return wanted[0] if wanted else 0
@@ -89,15 +89,15 @@ def read_vectors(
 
 
 def measure(store: FeatureStore, field: str, sample: Sample) -> Statistics | None:
-    """Describe a field; None where there are not two vectors of finite numbers.
+    """Statistics of a field; None if fewer than two vectors are finite.
 
     Args:
-        store: complete.
-        field: a ``measurable`` one.
-        sample: rows that vectors are taken from.
+        store: complete store.
+        field: a ``measurable`` field.
+        sample: rows to take vectors from.
 
     Raises:
-        ShardCorrupt: a shard that is read is damaged.
+        ShardCorrupt: a shard is damaged.
     """
     spec = store.manifest.fields[field]
     width = spec.shape[-1]
@@ -142,9 +142,9 @@ def measure(store: FeatureStore, field: str, sample: Sample) -> Statistics | Non
 
 
 def _variances(centred: Floats) -> Floats:
-    """Of the principal components, descending."""
+    """Variances of the principal components, descending."""
     count, width = centred.shape
     gram = centred.T @ centred if width <= count else centred @ centred.T
     found: Floats = np.linalg.eigvalsh(gram)[::-1].clip(min=0) / count
-    # What is left of rounding is no variance.
+    # Rounding errors are no variance.
     return np.where(found > found[0] * 1e-12, found, 0)

@@ -1,7 +1,7 @@
-"""What a store holds, counted in bounded time: a store of a billion rows is surveyed as fast as one of a million.
+"""Counts of a store in bounded time.
 
-Of a store with more than ``MOST_SHARDS`` shards, so many are read, evenly spread; what follows from them is an
-estimate, and ``Survey.whole`` says so.
+Of a store with more than ``MOST_SHARDS`` shards, that many are read, evenly spaced; the counts are then estimates, and
+``Survey.whole`` is False.
 """
 
 from collections import Counter
@@ -22,28 +22,28 @@ Rows = npt.NDArray[np.int64]
 MOST_SHARDS = 1000
 """Shards whose ledger entry and labels are read."""
 SAMPLED_SHARDS = 256
-"""Shards that sampled rows come from."""
+"""Shards of the sampled rows."""
 SAMPLED_IDS = 2_000_000
-"""Ids that are read to have those of the sampled rows: ids of a shard are one compressed text."""
+"""Ids read for the sampled rows; the ids of a shard are one compressed text."""
 MOST_INVALID = 10_000
-"""Skipped rows that are kept with their reasons."""
+"""Skipped rows kept with their reasons."""
 
 OTHERS = "ids, hashes, labels"
-"""What is not of any field."""
+"""Name of the bytes that belong to no field."""
 
 
 @dataclass(frozen=True)
 class Survey:
-    """What was counted.
+    """Counts of a store.
 
     Attributes:
         manifest: of the store.
-        whole: every shard was read; else counts by class and field are estimates.
+        whole: every shard was read; otherwise counts by class and field are estimates.
         entries: of the shards that were read.
         valid_rows: rows with features.
         bytes: of all objects.
-        field_bytes: bytes by field, and of the rest, largest first.
-        class_counts: rows by class index, most frequent first; of valid and of skipped rows.
+        field_bytes: bytes by field and of the rest, largest first.
+        class_counts: rows by class index, most frequent first, including skipped rows.
         labelled_rows: rows with a label.
         invalid: skipped rows, at most ``MOST_INVALID`` of them.
     """
@@ -65,7 +65,7 @@ class Survey:
 
     @property
     def seconds(self) -> dict[str, float]:
-        """Time by part, of the shards that were read."""
+        """Seconds by part of the shards that were read."""
         total = Counter[str]()
         for entry in self.entries:
             total.update(entry.seconds)
@@ -122,7 +122,7 @@ def survey(store: FeatureStore) -> Survey:
 
 
 def _spread(count: int, most: int) -> list[int]:
-    """At most so many of the first ``count`` numbers, evenly spread."""
+    """At most ``most`` of the first ``count`` integers, evenly spaced."""
     return (
         list(range(count))
         if count <= most
@@ -142,7 +142,7 @@ def _class_counts(store: FeatureStore, shards: list[int]) -> dict[int, int]:
 
 
 def _field_bytes(manifest: Manifest, entries: list[ShardRecord], share: float) -> dict[str, int]:
-    """Bytes by field; in tars, where fields lie mixed, those of the numbers, and of texts and items none."""
+    """Bytes by field; in tars, which mix fields, computed from shapes, without texts and ragged items."""
     total = Counter[str]()
     if manifest.container == "zarr":
         for entry in entries:
@@ -162,15 +162,15 @@ def _field_bytes(manifest: Manifest, entries: list[ShardRecord], share: float) -
 
 
 def draw(store: FeatureStore, most: int, *, seed: int = 0) -> Sample:
-    """Draw valid rows at random: all of them where there are no more, else from shards all over the store.
+    """Draw valid rows at random from evenly spaced shards; all rows if there are no more than ``most``.
 
     Args:
-        store: complete.
-        most: rows.
-        seed: equal seeds draw equal rows.
+        store: complete store.
+        most: number of rows.
+        seed: of the draw.
 
     Raises:
-        ShardCorrupt: a shard that is read is damaged.
+        ShardCorrupt: a shard is damaged.
     """
     manifest = store.manifest
     whole = manifest.num_rows <= most
@@ -199,7 +199,7 @@ def _draw_rows(manifest: Manifest, most: int, seed: int) -> Rows:
 
 
 def class_name(manifest: Manifest, label: int) -> str:
-    """Name of a class; its number where the manifest has no name for it, "" where the label is not known."""
+    """Name of a class; its number if the manifest has no name for it, "" for an unknown label."""
     names = manifest.source.class_names
     if label < 0:
         return ""

@@ -1,4 +1,4 @@
-"""Parts of a manifest in words, for the card and for the page."""
+"""Fields, sources and titles as text, for the card and the page."""
 
 from pathlib import PurePosixPath
 
@@ -15,7 +15,7 @@ from featstore.format.manifest import (
 
 
 def title_of(manifest: Manifest, statement: Statement) -> str:
-    """What the authors call the store; else what was seen, and by whom."""
+    """The title by the authors; by default the names of source and teachers."""
     if statement.title:
         return plain(statement.title)
     teachers = " and ".join(plain(item.name) for _, item in sorted(manifest.teachers.items()))
@@ -24,7 +24,7 @@ def title_of(manifest: Manifest, statement: Statement) -> str:
 
 
 def source_name(source: SourceRecord) -> str:
-    """What the images are called: the last part of a path, because the rest of it is somebody's disk."""
+    """Name of the images: the last part of their path, without private folders."""
     if source.kind in ("folder", "tars", "hf"):
         return plain(PurePosixPath(source.uri.split("{")[0].rstrip("/*-")).name, 80) or plain(
             source.kind
@@ -33,12 +33,12 @@ def source_name(source: SourceRecord) -> str:
 
 
 def shape_text(spec: FieldRecord) -> str:
-    """``7 x 7 x 1,024``; of one view of one row."""
+    """Shape of one view of one row: ``7 x 7 x 1,024``."""
     return " x ".join(f"{size:,}" for size in spec.shape) or "one"
 
 
 def encoding_text(spec: FieldRecord) -> str:
-    """The type on disk, and what it costs where that was measured."""
+    """The type on disk, with its error if that was measured."""
     encoding = spec.encoding
     codec = "" if spec.codec == "raw" else f", {spec.codec}"
     if isinstance(encoding, Int8Encoding):

@@ -14,6 +14,7 @@ from featstore.files.atomic import write_bytes
 from featstore.format.file_names import CARD_NAME, CARD_PAGE_NAME, SIGNATURE_NAME
 from featstore.format.manifest import Manifest
 from featstore.reading.store import FeatureStore
+from featstore.text import count
 
 DESCRIPTION = """\
 Describe a store. Without --html: writes README.md into the store, with the front matter of the Hugging Face hub. Title,
@@ -34,7 +35,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help=f"write the page instead (default: STORE/{CARD_PAGE_NAME})",
     )  # fmt: skip
     said = parser.add_argument_group(
-        "what only you can say (kept in the card; an empty text takes it back)"
+        "statements of the authors (kept in the card; an empty text removes one)"
     )
     said.add_argument("--title", help="name of the store")
     said.add_argument("--author", action="append", default=[], help="may be repeated")
@@ -92,6 +93,18 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def _write_page(arguments: argparse.Namespace, store: FeatureStore, statement: Statement) -> int:
+    visible = sys.stderr.isatty()
+
+    def step(name: str) -> None:
+        """Show the current step: in a bar on a terminal, else as a line."""
+        if visible:
+            bar.set_description_str(name)
+        elif not arguments.json:
+            print(f"  {name}", file=sys.stderr, flush=True)
+
+    if not arguments.json:
+        rows = count(store.num_rows, "row")
+        print(f"{arguments.store}: {rows}, computing the page", file=sys.stderr, flush=True)
     try:
         from featstore.card.findings import look
         from featstore.card.page import build, html
@@ -100,16 +113,16 @@ def _write_page(arguments: argparse.Namespace, store: FeatureStore, statement: S
             f"the page needs {error.name}, which is not installed: pip install 'featstore-distill[card]'"
         ) from None
     path = arguments.html if arguments.html != Path() else arguments.store / CARD_PAGE_NAME
-    quiet = arguments.json or not sys.stderr.isatty()
-    with tqdm(disable=quiet, file=sys.stderr, leave=False, bar_format="{desc} [{elapsed}]") as bar:
+    hidden = arguments.json or not visible
+    with tqdm(disable=hidden, file=sys.stderr, leave=False, bar_format="{desc} [{elapsed}]") as bar:
         findings = look(
             store,
             field=arguments.field,
             points=arguments.points,
             images=arguments.images,
-            step=bar.set_description_str,
+            step=step,
         )
-        bar.set_description_str("page")
+        step("page")
         text = html(build(findings, statement)).encode()
     write_bytes(path, text)
     if arguments.json:
@@ -138,8 +151,8 @@ def _teacher_licences(given: list[str], manifest: Manifest) -> dict[str, str]:
         if not equals:
             if len(manifest.teachers) != 1:
                 raise ConfigError(
-                    f"--teacher-licence {text!r}: the store has {len(manifest.teachers)} teachers; say which one, "
-                    f"NAME=LICENCE, NAME one of {', '.join(sorted(manifest.teachers)) or 'none'}."
+                    f"--teacher-licence {text!r}: the store has {count(len(manifest.teachers), 'teacher')}. Use "
+                    f"NAME=LICENCE with NAME one of {', '.join(sorted(manifest.teachers)) or 'none'}."
                 )
             name, licence = next(iter(manifest.teachers)), text
         if name not in manifest.teachers:

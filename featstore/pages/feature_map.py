@@ -1,4 +1,4 @@
-"""Features as points in the plane, so that several can be looked at side by side."""
+"""t-SNE of several features of the same images."""
 
 # N images, D width of a feature
 
@@ -8,20 +8,20 @@ import numpy.typing as npt
 Points = npt.NDArray[np.float64]
 
 PCA_WIDTH = 50
-"""Features are reduced to so many principal components before t-SNE, as van der Maaten & Hinton (2008) do."""
+"""Principal components given to t-SNE."""
 
 
 def embed(features: dict[str, npt.NDArray[np.float32]]) -> dict[str, Points]:
-    """t-SNE (van der Maaten & Hinton 2008) of several features of the same images, each on its own.
+    """t-SNE (van der Maaten & Hinton 2008) of several features of the same images.
 
-    All maps start from the same points, the first two principal components of the first feature, and with the same
-    seed, so that what they share lies in similar places. Distances between far clusters mean little in any of them.
+    All maps start from the first two principal components of the first feature with the same seed, so that common
+    structure has similar positions.
 
     Args:
-        features: by name, (N, D) of any width; the first gives the start.
+        features: by name, (N, D) of any width.
 
     Returns:
-        By name, (N, 2). With fewer than five images, principal components alone.
+        By name, (N, 2). With fewer than five images, the first two principal components.
     """
     from sklearn.decomposition import PCA
     from sklearn.manifold import TSNE

@@ -1,7 +1,7 @@
-"""From a page to one HTML file that opens anywhere, without a network.
+"""Render a page as one HTML file that opens without a network.
 
-The plotting library lies in the file, compressed. A content security policy allows the page's own scripts by their
-hashes and no address at all: a name with markup in it could not run, and nothing could be fetched.
+The plotting library is in the file, compressed. A content security policy allows the page's own scripts by their hashes
+and no address, so that markup in a name cannot run and nothing is fetched.
 """
 
 import base64
@@ -23,9 +23,8 @@ def render(page: Page, *, more: Path | None = None) -> str:
 
     Args:
         page: the page.
-        more: folder with templates of further kinds of blocks, ``<kind>.html``, and what they need in the style and
-            the script of the page, ``page.css`` and ``page.js``. That script runs first; after each drawing of the
-            plots the document gets the event ``drawn``.
+        more: folder with templates of further kinds of blocks, ``<kind>.html``, and their ``page.css`` and ``page.js``.
+            Its script runs first; each time the plots are drawn, the document gets the event ``drawn``.
     """
     folders = [TEMPLATES] if more is None else [TEMPLATES, more]
     environment = jinja2.Environment(
@@ -35,7 +34,7 @@ def render(page: Page, *, more: Path | None = None) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    # The last folder first: what it listens to must be listened to before the page draws.
+    # The last folder first: its listeners must be in place before the page draws.
     scripts = [(folder / "page.js").read_text() for folder in reversed(folders)]
     packed, library_hash = _library()
     return environment.get_template("page.html").render(

@@ -164,7 +164,8 @@ def name_classes(figure: go.Figure, points: npt.NDArray[Any], classes: Sequence[
         middles = np.array([np.median(points[own == name], axis=0) for name in names])
         figure.add_scatter(
             x=rounded(middles[:, 0], 6), y=rounded(middles[:, 1], 6), mode="text", hoverinfo="skip", showlegend=False,
-            text=[f"<b>{label(str(name), 20)}</b>" for name in names],
+            cliponaxis=False, text=[f"<b>{label(str(name), 20)}</b>" for name in names],
+            textfont={"size": 11 if len(found) > 20 else 12},
         )  # fmt: skip
     figure.update_xaxes(visible=False)
     figure.update_yaxes(visible=False)

@@ -56,14 +56,30 @@ for (const atlas of document.querySelectorAll(".atlas")) {
     const bright = found === null ? null : new Set([...found, ...lists[1], ...lists[2]]);
     Plotly.restyle(place, { "marker.opacity": [bright === null ? 0.8 : ids.map((_, one) => (bright.has(one) ? 0.95 : 0.1))] }, [0]);
   };
-  const search = () => {
-    const wanted = field.value.trim().toLowerCase();
-    found = wanted === "" ? null : words.flatMap((text, at) => (text.includes(wanted) ? [at] : []));
-    hits.replaceChildren(...(found ?? []).slice(0, MOST_HITS).map((at) => item(at)));
+  // Without a search, the classes with their colours: a legend, and a filter.
+  const members = classes.map((_, label) => labels.flatMap((own, at) => (own === label ? [at] : [])));
+  const legend = () => members.map((own, label) => {
+    const button = element("button", undefined, "legend");
+    button.type = "button";
+    const dot = element("span", "", "dot");
+    dot.style.background = place.data[0].marker.color[own[0]];
+    button.append(dot, element("span", classes[label], "id"), element("span", own.length.toLocaleString("en"), "cosine"));
+    button.addEventListener("click", () => { field.value = classes[label]; show(own); });
+    const entry = element("li");
+    entry.append(button);
+    return entry;
+  });
+  const show = (list) => {
+    found = list;
+    hits.replaceChildren(...(found === null ? legend() : found.slice(0, MOST_HITS).map((at) => item(at))));
     status.textContent = found === null
-      ? `${ids.length.toLocaleString("en")} images. Click one for its nearest neighbours.`
+      ? "Click a point for its nearest neighbours" + (classes.length ? ", or a class to show it alone." : ".")
       : `${found.length.toLocaleString("en")} of ${ids.length.toLocaleString("en")} images${found.length > MOST_HITS ? `; the first ${MOST_HITS}:` : ""}`;
     mark();
+  };
+  const search = () => {
+    const wanted = field.value.trim().toLowerCase();
+    show(wanted === "" ? null : words.flatMap((text, at) => (text.includes(wanted) ? [at] : [])));
   };
   const choose = (at) => {
     chosen = at;
@@ -72,7 +88,7 @@ for (const atlas of document.querySelectorAll(".atlas")) {
     list.append(...neighbours[at].map((other, rank) => item(other, cosines[at][rank])));
     panel.replaceChildren(
       element("h4", ids[at]), element("p", about), ...(pictures[at] ? [picture(at)] : []),
-      element("p", "Nearest neighbours, with their cosines"), list);
+      element("p", "Nearest neighbours and their cosines"), list);
     panel.scrollTop = 0;
     mark();
   };

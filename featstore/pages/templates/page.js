@@ -21,14 +21,15 @@
     };
   };
   // Cells are pale in light mode and dark in dark mode; plotly would guess a colour for the text on them.
-  const readable = (data) => data.map((trace) => trace.type === "heatmap" || trace.mode === "text" ? { ...trace, textfont: { color: colour("--ink") } } : trace);
-  // Names on a plot that would overlap an earlier one, of a larger class, are hidden; drawn again, they are tried again.
+  const readable = (data) => data.map((trace) => trace.type === "heatmap" || trace.mode === "text" ? { ...trace, textfont: { ...trace.textfont, color: colour("--ink") } } : trace);
+  // Names on a plot that would overlap an earlier one, of a larger class, or leave the plot are hidden.
   const thin = (place) => {
     const kept = [];
+    const whole = place.getBoundingClientRect();
     for (const name of place.querySelectorAll(".textpoint text")) {
       name.style.visibility = "";
       const own = name.getBoundingClientRect();
-      const clash = kept.some((other) => own.left < other.right && other.left < own.right && own.top < other.bottom && other.top < own.bottom);
+      const clash = own.left < whole.left || own.right > whole.right || kept.some((other) => own.left < other.right + 10 && other.left < own.right + 10 && own.top < other.bottom + 8 && other.top < own.bottom + 8);
       if (clash) name.style.visibility = "hidden";
       else kept.push(own);
     }
