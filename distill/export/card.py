@@ -62,7 +62,13 @@ def front_matter(run: FinishedRun, data: RunData) -> str:
     values = {
         "library_name": "timm",
         "pipeline_tag": "image-classification",
-        "tags": ["image-classification", "timm", "onnx", "knowledge-distillation", "edge"],
+        "tags": [
+            "image-classification",
+            "timm",
+            "onnx",
+            *(["knowledge-distillation"] if run.teachers else []),
+            "edge",
+        ],
         **hub_licence(licences),
         "metrics": ["accuracy"],
     }
@@ -77,10 +83,14 @@ def title(manifest: dict[str, Any], run: FinishedRun) -> str:
     )
     height, width = manifest["input"]["size"]
     return (
-        f"# {escape(student['architecture'])}, distilled\n\n"
+        f"# {escape(student['architecture'])}{', distilled' if run.teachers else ''}\n\n"
         f"A classifier of {student['num_classes']} classes for pictures of {width} x {height} pixels, "
-        f"{student['parameters']:,} parameters. Distilled"
-        + (f" from {teachers}" if teachers else "")
+        f"{student['parameters']:,} parameters. "
+        + (
+            f"Distilled from {teachers}"
+            if run.teachers
+            else "Trained on labels alone, without a teacher,"
+        )
         + f" with the method {code(run.record['method'])}, seed {run.record['seed']}, by featstore-distill "
         f"{manifest['versions']['featstore-distill']}."
     )
@@ -171,16 +181,20 @@ def origin(run: FinishedRun, data: RunData) -> str:
     lines = [
         "## What it was made from",
         "",
-        *markdown_table(
-            ["teacher", "licence of its weights", "weights, SHA-256", "feature store"], rows
+        *(
+            markdown_table(
+                ["teacher", "licence of its weights", "weights, SHA-256", "feature store"], rows
+            )
+            if rows
+            else ["No teacher: the run looked at no stored feature."]
         ),
         "",
         f"Images: {code(source.kind)} source {code(Path(source.uri).name or source.uri)}; "
         f"{record['num_labelled']:,} with labels and {record['num_unlabelled']:,} without were trained on, "
         f"{record['num_test']:,} were measured. Licence of the images: {escape(_image_licence(data) or 'not stated')}.",
         "",
-        f"Starting weights: {_start(run)}. A student learns from its teacher's answers and from the images: what their "
-        "licences ask of derived work is for its owner to check.",
+        f"Starting weights: {_start(run)}. A student learns from its images, and from its teacher's answers if it has "
+        "one: what their licences ask of derived work is for its owner to check.",
     ]
     return "\n".join(lines)
 

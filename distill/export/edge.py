@@ -5,7 +5,7 @@ of the preprocessing, and a card. The folder appears when it is whole.
 # N test images, K classes
 
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -24,7 +24,7 @@ from distill.export import (
     qat,
     timm_folder,
 )
-from distill.export.config import ExportConfig, wants
+from distill.export.config import ExportConfig, Format, wants
 from distill.export.finished import open_data, read_run
 from distill.export.int8 import make_int8
 from distill.export.manifest import MANIFEST, describe
@@ -32,6 +32,7 @@ from distill.export.parity import answers, torch_runner
 from distill.export.quiet import reason
 from distill.export.work import Say, Work
 from distill.student.model import Student
+from distill.training import run_folder
 from featstore.errors import ConfigError
 from featstore.files.atomic import make_folder, refused, sync_tree, write_json
 
@@ -47,8 +48,8 @@ def export_run(config: ExportConfig, *, say: Say = print) -> dict[str, Any]:
         What is also written to export.json.
 
     Raises:
-        ConfigError: no finished run, a format that was named and cannot be made, an operator without a counterpart,
-            or images that cannot calibrate.
+        ConfigError: no finished run; or a format that was named could not be made: the others are written.
+        StoreBusy: another export writes to the folder.
         StoreWriteError: the disk refused. Nothing but a temporary folder is left, which the next start clears.
     """
     run = read_run(Path(config.model))
@@ -60,7 +61,8 @@ def export_run(config: ExportConfig, *, say: Say = print) -> dict[str, Any]:
     spec = preprocessing.input_spec(
         run.student, baked=config.bake_normalisation, uint8=config.uint8_input
     )
-    with staged(out) as folder:
+    lock = run_folder.lock(out.with_name(f".{out.name}.lock"), str(out.absolute()))
+    with lock, staged(out) as folder:
         work = Work(config, run, data, spec, folder, say)
         work.notes += [*data.images.samples.notes, *data.part.notes]
         say(f"run       {run.folder}: {run.record['method']}, seed {run.record['seed']}")
@@ -68,7 +70,7 @@ def export_run(config: ExportConfig, *, say: Say = print) -> dict[str, Any]:
         make_float(work)
         logits = answers(work.pictures(data.part.test), work.runners)
         if wants(config, "int8") and "int8" not in work.skipped:
-            make_int8(work, logits)
+            attempt(work, "int8", lambda: make_int8(work, logits))
         manifest = describe(work, logits)
         write_preprocessing(work)
         if config.latency.rounds:
@@ -76,6 +78,11 @@ def export_run(config: ExportConfig, *, say: Say = print) -> dict[str, Any]:
         if web is not None:
             manifest["browser"] = make_page(work, web)
         finish(work, manifest)
+    lacking = [f"{name} ({why})" for name, why in work.skipped.items() if name in config.formats]
+    if lacking:
+        raise ConfigError(
+            f"--formats: not made: {'; '.join(lacking)}. The other formats are in {out.absolute()}."
+        )
     return manifest
 
 
@@ -137,7 +144,7 @@ def make_float(work: Work) -> None:
     work.runners["pytorch"] = torch_runner(run.student)
     if wants(config, "safetensors"):
         work.files["safetensors"] = timm_folder.write(
-            folder, run.student, run.rule, described=run.described
+            folder, run.student, run.rule, described=run.described, teachers=run.teachers
         )
         work.runners["safetensors"] = torch_runner(reload(folder, run.student))
     module = preprocessing.graph_module(run.student, work.spec)
@@ -147,27 +154,51 @@ def make_float(work: Work) -> None:
             why = f"{', '.join(missing)} not installed: {onnx_model.MISSING}"
             work.skip("onnx", why)
             work.skip("int8", why)
-    traced = None
-    if wants(config, "program") or ("onnx" not in work.skipped and _wants_graph(config)):
-        traced = program.trace(module, work.spec)
-    if traced is not None and _wants_graph(config) and "onnx" not in work.skipped:
-        path = onnx_model.write(folder, traced, work.spec)
+    traced: list[program.Program] = []  # traced once, for two formats
+
+    def trace() -> program.Program:
+        if not traced:
+            traced.append(program.trace(module, work.spec))
+        return traced[0]
+
+    def make_onnx() -> None:
+        path = onnx_model.write(folder, trace(), work.spec)
         work.files["onnx"] = [path]
         work.runners["onnx"] = onnx_model.runner(path, work.spec)
-    if wants(config, "program"):
-        assert traced is not None
-        path = program.write(folder, traced)
+
+    def make_program() -> None:
+        path = program.write(folder, trace())
         work.files["program"] = [path]
         work.runners["program"] = program.runner(path, work.spec)
+
+    def make_executorch() -> None:
+        path, left = executorch_model.write(folder, module, work.spec)
+        work.files["executorch"], work.extra["executorch"] = [path], left
+        work.runners["executorch"] = executorch_model.runner(path, work.spec)
+
+    if "onnx" not in work.skipped and _wants_graph(config):
+        attempt(work, "onnx", make_onnx)
+        if "onnx" not in work.files:
+            work.skip("int8", "it is made from the ONNX file")
+    if wants(config, "program"):
+        attempt(work, "program", make_program)
     if wants(config, "executorch"):
-        if not executorch_model.installed():
-            work.skip("executorch", executorch_model.MISSING)
+        if executorch_model.installed():
+            attempt(work, "executorch", make_executorch)
         else:
-            path, left = executorch_model.write(folder, module, work.spec)
-            work.files["executorch"], work.extra["executorch"] = [path], left
-            work.runners["executorch"] = executorch_model.runner(path, work.spec)
+            work.skip("executorch", executorch_model.MISSING)
     for name, files in work.files.items():
         work.say(f"made      {name}: {', '.join(path.name for path in files)}")
+
+
+def attempt(work: Work, name: Format, make: Callable[[], None]) -> None:
+    """Make one format; where it fails, the others are kept and the reason is recorded."""
+    try:
+        make()
+    except ConfigError as error:
+        work.files.pop(name, None)
+        work.runners.pop(name, None)
+        work.skip(name, str(error))
 
 
 def _wants_graph(config: ExportConfig) -> bool:

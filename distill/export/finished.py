@@ -56,8 +56,8 @@ class FinishedRun:
 
     @property
     def teachers(self) -> list[dict[str, Any]]:
-        """Who it was distilled from."""
-        return teachers_of(self.described)
+        """Who it was distilled from; nobody if its method looks at no stored feature."""
+        return teachers_of(self.described) if self.record.get("teacher_images", 1) else []
 
     @property
     def fingerprints(self) -> list[str]:

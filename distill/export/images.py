@@ -54,7 +54,7 @@ def draw(samples: Samples, part: Split, config: CalibrationConfig) -> Draw:
     pool = np.union1d(part.labelled, part.unlabelled)
     if len(pool) < 2:
         raise ConfigError(
-            f"int8: {len(pool)} training images to calibrate on and to compare by, in {samples.source.uri}; expected "
+            f"{len(pool)} training images to calibrate on and to compare by, in {samples.source.uri}; expected "
             f"--calibration.images {config.images} and some more. Give the run's images with --images, or leave "
             "int8 out of --formats."
         )
@@ -63,7 +63,7 @@ def draw(samples: Samples, part: Split, config: CalibrationConfig) -> Draw:
     if len(classes) == 1 and samples.num_classes > 1 and NO_LABEL not in labels:
         name = samples.class_names[int(classes[0])]
         raise ConfigError(
-            f"int8: all {len(pool)} training images in {samples.source.uri} are of the class {name!r}, the student "
+            f"all {len(pool)} training images in {samples.source.uri} are of the class {name!r}, the student "
             f"knows {samples.num_classes}. Ranges measured on one class do not hold for the others. Give images of "
             "all classes with --images, or leave int8 out of --formats."
         )

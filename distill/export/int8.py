@@ -25,7 +25,7 @@ def make_int8(work: Work, logits: dict[str, Logits]) -> None:
     work.notes += drawn.notes
     calibration, held_out = work.pixels(drawn.calibration), work.pixels(drawn.held_out)
     path = work.folder / onnx_model.INT8
-    taken, trials = search(
+    taken, trials, failed = search(
         work.folder / onnx_model.NAME,
         path,
         calibration=calibration,
@@ -53,6 +53,7 @@ def make_int8(work: Work, logits: dict[str, Logits]) -> None:
             **compare(first, logits["pytorch"]),
         },
         "tried": [trial.describe() for trial in trials],
+        "failed": failed,
         "from": "post_training",
     }  # fmt: skip
     logits["int8"], work.files["int8"] = first, [path]
@@ -60,10 +61,6 @@ def make_int8(work: Work, logits: dict[str, Logits]) -> None:
         tuned = finetune_int8(work, taken, calibration, held_out, drawn, record)
         if tuned is not None:
             logits["int8"] = tuned
-    elif config.qat == "never" and lost > config.most_lost:
-        work.notes.append(
-            f"int8 loses {lost:.1f} points; --qat auto would fine-tune the student for it"
-        )
     found = work.measured(logits["int8"])["top1"]
     record["lost_points"] = 100 * (before - found)
     # Fine-tuning trains on, so that the run's own float student no longer tells what int8 costs.
@@ -72,7 +69,11 @@ def make_int8(work: Work, logits: dict[str, Logits]) -> None:
     if record["lost_points"] > config.most_lost:
         work.notes.append(
             f"int8 loses {record['lost_points']:.1f} points of test accuracy; {len(trials)} settings were tried, "
-            + ("and fine-tuning" if "fine_tuned" in record else "without fine-tuning")
+            + (
+                "and fine-tuning"
+                if "fine_tuned" in record
+                else "without fine-tuning (--qat auto would fine-tune)"
+            )
         )
     work.extra["int8"] = record
     work.runners["int8"] = onnx_model.runner(path, work.spec)
@@ -160,7 +161,11 @@ def finetune_int8(
     record["from"] = "fine_tuned"
     # The float weights behind the int8 file, so that it can be quantised again for another runtime.
     work.files["int8"] += timm_folder.write(
-        work.folder / "int8_float", student, work.run.rule, described=work.run.described
+        work.folder / "int8_float",
+        student,
+        work.run.rule,
+        described=work.run.described,
+        teachers=work.run.teachers,
     )
     return after["int8"]
 

@@ -57,15 +57,20 @@ class Setting:
 
 
 class Reader:
-    """Feeds calibration images to onnxruntime; its name and methods are what ``quantize_static`` calls."""
+    """Feeds calibration images to onnxruntime; its methods are those that ``quantize_static`` calls.
+
+    All batches have one size: onnxruntime stacks what it saw of them. Of n images in k batches at most k - 1 are left
+    out, the last ones of an order without meaning.
+    """
 
     def __init__(self, pixels: Pixels, spec: InputSpec) -> None:
         self.pixels, self.spec = pixels, spec
         self._batches = self._all()
 
     def _all(self) -> Iterator[dict[str, Any]]:
-        for start in range(0, len(self.pixels), BATCH):
-            yield {onnx_model.INPUT: self.spec.feed(self.pixels[start : start + BATCH])}
+        size = len(self.pixels) // -(-len(self.pixels) // BATCH)
+        for start in range(0, len(self.pixels) - size + 1, size):
+            yield {onnx_model.INPUT: self.spec.feed(self.pixels[start : start + size])}
 
     def get_next(self) -> dict[str, Any] | None:
         """The next batch, or None."""
@@ -99,7 +104,7 @@ def quantise(
         ``out``.
 
     Raises:
-        ConfigError: onnxruntime cannot quantise this graph.
+        ConfigError: onnxruntime cannot quantise this graph with this setting.
     """
     onnx_model.require_installed()
     from onnxruntime.quantization import CalibrationMethod, QuantFormat, QuantType, quantize_static
@@ -137,8 +142,7 @@ def quantise(
             raise
         except Exception as error:  # its errors have no common base
             raise ConfigError(
-                f"int8: onnxruntime cannot quantise the student ({setting}): {reason(error)}. Leave int8 out of "
-                "--formats, or choose another student."
+                f"onnxruntime cannot quantise the student ({setting}): {reason(error)}"
             ) from error
         shutil.move(made, out)
     return out

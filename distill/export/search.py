@@ -15,7 +15,15 @@ from distill.export.config import CalibrationConfig
 from distill.export.images import BATCH, Pixels
 from distill.export.parity import Logits, answers, compare
 from distill.export.preprocessing import InputSpec
-from distill.export.quantise import Block, Method, Setting, Weights, has_squeeze_excite, quantise
+from distill.export.quantise import (
+    Block,
+    Method,
+    Setting,
+    Weights,
+    has_squeeze_excite,
+    quantise,
+)
+from featstore.errors import ConfigError
 
 WORTH = 0.9
 """A further setting is taken only if it lowers the divergence to this share of the best one's so far."""
@@ -60,7 +68,7 @@ def search(
     spec: InputSpec,
     config: CalibrationConfig,
     say: Callable[[str], None],
-) -> tuple[Trial, list[Trial]]:
+) -> tuple[Trial, list[Trial], dict[str, str]]:
     """Quantise by the setting that changes the answers least, and write that file.
 
     The plainest one comes first; another is taken only where it is clearly better. Other types of weights than the one
@@ -76,18 +84,24 @@ def search(
         say: prints a line.
 
     Returns:
-        The setting that was taken, and all that were tried.
+        The setting that was taken, all that were tried, and by name of the others why they failed.
 
     Raises:
-        ConfigError: see ``quantise``.
+        ConfigError: no setting works.
     """
     reference = _run(path, held_out, spec)
     trials: list[Trial] = []
+    failed: dict[str, str] = {}
     scratch = out.with_name(f".partial-{out.name}")
 
-    def attempt(setting: Setting) -> Trial:
+    def attempt(setting: Setting) -> Trial | None:
         began = time.monotonic()
-        quantise(path, scratch, setting, calibration, spec, percentile=config.percentile)
+        try:
+            quantise(path, scratch, setting, calibration, spec, percentile=config.percentile)
+        except ConfigError as error:
+            failed[str(setting)] = str(error)
+            say(f"  int8 {setting}: skipped, {error}")
+            return None
         seconds = time.monotonic() - began
         here = compare(_run(scratch, held_out, spec), reference)
         exact = compare(_run(scratch, held_out, spec, exact=True), reference)
@@ -103,19 +117,21 @@ def search(
         best: Trial | None = None
         for setting in first_settings(config):
             trial = attempt(setting)
-            if setting.weights == config.weights and (best is None or _better(trial, best)):
+            fits = trial is not None and setting.weights == config.weights
+            if trial is not None and fits and (best is None or _better(trial, best)):
                 best = trial
                 scratch.replace(out)
-        assert best is not None
+        if best is None:
+            raise ConfigError("; ".join(failed.values()))
         for block in blocks(path):
             kept = (*best.setting.keep_float, block)
             trial = attempt(Setting(best.setting.method, best.setting.weights, kept))
-            if _better(trial, best):
+            if trial is not None and _better(trial, best):
                 best = trial
                 scratch.replace(out)
     finally:
         scratch.unlink(missing_ok=True)
-    return best, trials
+    return best, trials, failed
 
 
 def first_settings(config: CalibrationConfig) -> Iterator[Setting]:

@@ -9,7 +9,7 @@ from typing import Any
 from safetensors.torch import save
 
 from distill.student.model import Student
-from distill.training.saved_student import plain_state, teachers_of
+from distill.training.saved_student import plain_state
 from featstore.files.atomic import write_bytes, write_json
 from featstore.sources.load import ViewRule
 
@@ -19,7 +19,12 @@ CONFIG = "config.json"
 
 
 def write(
-    folder: Path, student: Student, rule: ViewRule, *, described: dict[str, Any]
+    folder: Path,
+    student: Student,
+    rule: ViewRule,
+    *,
+    described: dict[str, Any],
+    teachers: list[dict[str, Any]],
 ) -> list[Path]:
     """Write weights and config.
 
@@ -28,16 +33,19 @@ def write(
         student: plain.
         rule: which region of an image it is shown; timm's own transform cuts the same one up to a pixel.
         described: config.json of the run.
+        teachers: whose features the student imitated.
 
     Returns:
         The files.
     """
     write_bytes(folder / WEIGHTS, save(plain_state(student.model), metadata={"format": "pt"}))
-    write_json(folder / CONFIG, hub_config(student, rule, described))
+    write_json(folder / CONFIG, hub_config(student, rule, described, teachers))
     return [folder / WEIGHTS, folder / CONFIG]
 
 
-def hub_config(student: Student, rule: ViewRule, described: dict[str, Any]) -> dict[str, Any]:
+def hub_config(
+    student: Student, rule: ViewRule, described: dict[str, Any], teachers: list[dict[str, Any]]
+) -> dict[str, Any]:
     """The values of config.json; keys as ``timm.models.push_to_hf_hub`` writes them."""
     own: Any = student.model.pretrained_cfg
     kept = {
@@ -62,5 +70,5 @@ def hub_config(student: Student, rule: ViewRule, described: dict[str, Any]) -> d
             "num_classes": described["num_classes"],
             **kept,
         },
-        "distilled_from": teachers_of(described),
+        "distilled_from": teachers,
     }  # fmt: skip

@@ -71,7 +71,7 @@ class Work:
         return accuracy(logits, self.labels, self.run.label_names)
 
     def skip(self, name: Format, why: str) -> None:
-        """Say why a format of the default list is not made."""
+        """Record why a format is not made."""
         if wants(self.config, name):
             self.skipped[name] = why
             self.say(f"skipped   {name}: {why}")

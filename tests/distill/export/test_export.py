@@ -3,7 +3,9 @@
 import dataclasses
 import json
 import math
+import os
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -17,6 +19,8 @@ from distill.config import DistillConfig, StudentConfig, TeacherConfig
 from distill.data import joined
 from distill.data.samples import Samples, Split
 from distill.export import (
+    card,
+    edge,
     fake_quant,
     finished,
     preprocessing,
@@ -410,3 +414,122 @@ def test_settings_out_of_range(values: dict[str, Any], message: str) -> None:
         CalibrationConfig(images=0)
     with pytest.raises(ConfigError, match=r"--finetune\.epochs 0\b"):
         FinetuneConfig(epochs=0)
+
+
+# --- calibration of any number of images ---------------------------------------------------------------------------
+
+
+def test_batches_of_the_calibration_have_one_size() -> None:
+    """For every count from 1 to 300; fewer images are left out than there are batches."""
+    spec = InputSpec((2, 2), (0.5,) * 3, (0.5,) * 3)
+    for count in range(1, 301):
+        reader = quantise.Reader(np.zeros((count, 3, 2, 2), np.uint8), spec)
+        sizes = []
+        while (batch := reader.get_next()) is not None:
+            sizes.append(len(batch["image"]))
+        assert len(set(sizes)) == 1
+        assert max(sizes) <= draws.BATCH
+        assert count - sum(sizes) < len(sizes)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("method", ["percentile", "entropy", "minmax"])
+def test_any_number_of_images_calibrates(tmp_path: Path, method: quantise.Method) -> None:
+    """onnxruntime takes one, a prime number, and one more or less than whole batches."""
+    from onnx import TensorProto, helper, numpy_helper, save
+
+    generator = np.random.default_rng(0)
+    weights = {
+        "w": generator.standard_normal((4, 3, 1, 1)).astype(np.float32),
+        "v": generator.standard_normal((4, 2)).astype(np.float32),
+    }
+    nodes = [
+        helper.make_node("Conv", ["image", "w"], ["a"], name="conv"),
+        helper.make_node("Relu", ["a"], ["b"], name="relu"),
+        helper.make_node("GlobalAveragePool", ["b"], ["c"], name="pool"),
+        helper.make_node("Flatten", ["c"], ["d"], name="flat"),
+        helper.make_node("MatMul", ["d", "v"], ["logits"], name="head"),
+    ]
+    graph = helper.make_graph(
+        nodes,
+        "tiny",
+        [helper.make_tensor_value_info("image", TensorProto.FLOAT, ["batch", 3, 4, 4])],
+        [helper.make_tensor_value_info("logits", TensorProto.FLOAT, ["batch", 2])],
+        [numpy_helper.from_array(value, name) for name, value in weights.items()],
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=10)
+    save(model, tmp_path / "tiny.onnx")
+    spec = InputSpec((4, 4), (0.5,) * 3, (0.5,) * 3)
+    pixels = generator.integers(0, 256, (300, 3, 4, 4), np.uint8)
+    counts = os.environ.get("CALIBRATION_COUNTS")  # 1-300 tries all of them
+    low, high = map(int, counts.split("-")) if counts else (0, -1)
+    for count in (*range(low, high + 1), 1, 63, 65, 127, 129, 240, 241, 300):
+        out = quantise.quantise(
+            tmp_path / "tiny.onnx",
+            tmp_path / "int8.onnx",
+            quantise.Setting(method),
+            pixels[:count],
+            spec,
+            percentile=99.99,
+        )
+        assert out.is_file(), count
+
+
+def test_a_setting_that_fails_is_skipped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The others are tried, the reason is kept; with none left the error names every setting."""
+    broken = {"percentile"}
+
+    def fake(path: Path, out: Path, setting: quantise.Setting, *args: Any, **more: Any) -> Path:
+        if setting.method in broken:
+            raise ConfigError(f"{setting.method} is broken")
+        out.write_bytes(b"int8")
+        return out
+
+    values = {"kl": 0.1, "top1_agreement": 1.0}
+    monkeypatch.setattr(search, "quantise", fake)
+    monkeypatch.setattr(search, "_run", lambda *args, **more: None)
+    monkeypatch.setattr(search, "compare", lambda *args: values)
+    monkeypatch.setattr(search, "blocks", lambda path: [])
+    pixels = np.zeros((2, 3, 4, 4), np.uint8)
+
+    def run() -> Any:
+        return search.search(
+            tmp_path / "m.onnx", tmp_path / "int8.onnx",
+            calibration=pixels, held_out=pixels, spec=SPEC, config=CalibrationConfig(), say=print,
+        )  # fmt: skip
+
+    best, trials, failed = run()
+    assert best.setting.method == "minmax"
+    assert "percentile" not in {trial.setting.method for trial in trials}
+    assert list(failed.values()) == ["percentile is broken"]
+    broken |= {"minmax", "entropy"}
+    with pytest.raises(ConfigError, match=r"minmax.*percentile.*entropy"):
+        run()
+
+
+def test_a_format_that_fails_leaves_the_others(capsys: Any) -> None:
+    """Its reason is recorded; what it had made so far is not listed."""
+    work: Any = SimpleNamespace(files={"onnx": []}, runners={"onnx": None}, skipped={})
+    work.skip = lambda name, why: work.skipped.update({name: why})
+
+    def fail() -> None:
+        work.files["program"] = [Path("half")]
+        raise ConfigError("no such operator")
+
+    edge.attempt(work, "program", fail)
+    assert work.files == {"onnx": []}
+    assert work.skipped == {"program": "no such operator"}
+
+
+@pytest.mark.parametrize("teacher_images", [0, 640])
+def test_a_card_names_a_teacher_only_where_one_taught(teacher_images: int) -> None:
+    """A student of the method labels was not distilled from anybody."""
+    described = {"teacher": {"name": "vit_large"}, "architecture": "tiny"}
+    record = {"teacher_images": teacher_images, "method": "labels", "seed": 0}
+    run: Any = finished.FinishedRun(Path(), None, record, {}, described, None)  # type: ignore[arg-type]
+    manifest = {
+        "student": {"architecture": "tiny", "num_classes": 3, "parameters": 7},
+        "input": {"size": [4, 4]}, "versions": {"featstore-distill": "1"},
+    }  # fmt: skip
+    text = card.title(manifest, run)
+    assert ("vit_large" in text) == ("istilled from" in text) == bool(teacher_images)
