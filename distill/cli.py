@@ -73,7 +73,9 @@ def _run(words: Sequence[str]) -> None:
 
         return run(config)
 
-    recipe = RECIPES / "distill.yaml"
+    # The digits are for a command without images of its own.
+    own = any(word.split("=")[0] in ("--source.path", "--source.kind") for word in words)
+    recipe = RECIPES.parent / "own_images.yaml" if own else RECIPES / "distill.yaml"
     run_main(
         train,
         DistillConfig,

@@ -76,7 +76,8 @@ class DataConfig(PhotometricConfig):
     """Shell patterns over sample ids: images that are used without their labels. Images drawn as labelled are left
     out."""
     test: list[str] = field(default_factory=lambda: ["test/*"])
-    """Shell patterns: held-out images. Exact copies of them are dropped from the other two parts."""
+    """Shell patterns: held-out images. Exact copies of them are dropped from the other two parts. Task none holds out
+    5 %, at most 2,000, chosen by content, unless this is changed."""
     holdout: float = 0.0
     """Share of every class of the labelled images to hold out as the test part, in place of ``test``, e.g. 0.2; at
     least one image per class. Decided by the content of each image, so that it stays the same when files are renamed
@@ -108,11 +109,6 @@ class DataConfig(PhotometricConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        require(bool(self.labelled), "--data.labelled is empty: no image could give a label.")
-        require(
-            bool(self.test or self.holdout),
-            "--data.test is empty: nothing could be measured. Give patterns, or --data.holdout 0.2.",
-        )
         require(
             self.labels_per_class >= 0,
             f"--data.labels_per_class {self.labels_per_class} must not be negative.",
@@ -225,6 +221,10 @@ class TrainConfig:
     """Optimiser steps between two checkpoints, in addition to the one after every epoch; 0: none in addition."""
     log_every: int = 50
     """Optimiser steps between two lines in metrics.jsonl with the mean of every loss term."""
+    keep_best: bool = False
+    """Export the student of the epoch with the best score on the held-out images, not that of the last one."""
+    patience: int = 0
+    """Epochs without a better score after which training ends; 0 trains to the end. Only with keep_best."""
     time_limit: float = 0.0
     """Minutes after the start of the command at which the run writes a checkpoint and ends; the same command resumes.
     0: no limit."""
@@ -237,12 +237,16 @@ class TrainConfig:
         require(self.lr > 0, f"--train.lr {self.lr} must be positive.")
         for name in (
             "weight_decay", "clip_grad", "warmup_epochs", "workers", "checkpoint_every", "finetune_epochs",
-            "time_limit",
+            "time_limit", "patience",
         ):  # fmt: skip
             require(
                 getattr(self, name) >= 0,
                 f"--train.{name} {getattr(self, name)} must not be negative.",
             )
+        require(
+            self.keep_best or not self.patience,
+            f"--train.patience {self.patience} needs --train.keep_best true.",
+        )
         require(0 <= self.ema < 1, f"--train.ema {self.ema} must be at least 0 and below 1.")
         require(
             0 <= self.momentum < 1,
@@ -272,7 +276,7 @@ class EvalConfig:
     batch_size: int = 256
     """Images per forward pass of one process."""
     every: int = 0
-    """Epochs between two measurements of the test accuracy during training; 0 measures at the end only."""
+    """Epochs between two measurements of the score during training; 0: at the end only, for task none every epoch."""
     knn_k: int = 5
     """Neighbours of the k-NN classifier on the student's features."""
     probe_rows: int = 50_000
@@ -336,8 +340,12 @@ class DistillConfig:
     source: SourceConfig = dataclasses.field(default_factory=SourceConfig)
     data: DataConfig = dataclasses.field(default_factory=DataConfig)
     student: StudentConfig = dataclasses.field(default_factory=StudentConfig)
-    methods: list[str] = dataclasses.field(default_factory=lambda: ["labels", "customkd"])
-    """Methods to run one after another. labels: cross entropy only, with as many steps as the others."""
+    task: str = "auto"
+    """What the student is for. none: a backbone, taught by the stored features of all images; no label is needed.
+    classify: a classifier. auto: classify where images with labels were chosen or found by --data, else none."""
+    methods: list[str] = dataclasses.field(default_factory=list)
+    """Methods to run one after another; empty takes those of the task: labels and customkd, or fitnet without labels.
+    labels: cross entropy only, with as many steps as the others."""
     partner: str = "none"
     """Semi-supervised or domain-adaptation loss on the student's predictions, added to every method."""
     seeds: list[int] = dataclasses.field(default_factory=lambda: [0, 1, 2])
@@ -363,7 +371,6 @@ class DistillConfig:
         require(
             self.teacher_weight > 0, f"--teacher_weight {self.teacher_weight} must be positive."
         )
-        require(bool(self.methods), "--methods is empty: nothing would be run.")
         require(bool(self.seeds), "--seeds is empty: nothing would be run.")
         for name in ("methods", "seeds", "trackers"):
             values = getattr(self, name)
@@ -393,13 +400,19 @@ class EvaluateConfig:
     model: str = "outputs/distill/customkd/seed0"
     """Folder that holds student.safetensors and config.json."""
     store: str = ""
-    """Folder or URL of a feature store, for the agreement with the teacher; empty measures the student alone."""
-    field: str = "cls"
-    """Field of the store."""
+    """Folder or URL of a feature store, for the agreement with the teacher; empty takes the run's own where it measures
+    the run's own images, none measures the student alone."""
+    field: str = ""
+    """Field of the store; empty takes the run's own."""
     teachers: list[TeacherConfig] = dataclasses.field(default_factory=list)
-    """Further teachers, as distill.py was given them; the agreement is then with all of them side by side."""
-    source: SourceConfig = dataclasses.field(default_factory=SourceConfig)
-    data: DataConfig = dataclasses.field(default_factory=DataConfig)
+    """Further teachers, as the run was given them; the agreement is then with all of them side by side."""
+    source: SourceConfig | None = None
+    """Images, as for training; empty takes the run's own. A path alone names another place of the same kind."""
+    data: DataConfig | None = None
+    """Which images play which part, as for training; empty takes those of the run with its own images. For a backbone,
+    all images with labels take part, and a fifth of each class is measured."""
+    backbone: bool = False
+    """Measure the features only, on any classes: k-NN, linear probe and few-shot accuracy."""
     seed: int = 0
     """Seed of the draw of labelled images, for k-NN and linear probes."""
     eval: EvalConfig = dataclasses.field(default_factory=EvalConfig)

@@ -22,6 +22,7 @@ the package stay plain ``AssertionError`` or ``TypeError``; they are not part of
           |- RemoteNotFound   it answers that there is no such file
 """
 
+import shlex
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -107,9 +108,12 @@ def command(name: str) -> str:
     Returns:
         The script in a checkout, the installed command elsewhere.
     """
-    if (Path(__file__).parents[1] / "pipelines" / f"{name}.py").is_file():
+    root = Path(__file__).parents[1]
+    script = root / "pipelines" / f"{name}.py"
+    if script.is_file():
+        shown = script.relative_to(root) if Path.cwd() == root else script
         launcher = "accelerate launch" if name in ("extract", "distill", "evaluate") else "python"
-        return f"{launcher} pipelines/{name}.py"
+        return f"{launcher} {shlex.quote(str(shown))}"
     return {"extract": "featstore extract", "distill": "distill"}.get(name, f"distill {name}")
 
 

@@ -1,10 +1,10 @@
 """Measure an exported student: accuracy, calibration, its features, agreement with the teacher, corruptions.
 
-    accelerate launch pipelines/evaluate.py --model outputs/digits/distill/customkd/seed0 --store outputs/digits/store
-    accelerate launch pipelines/evaluate.py --config recipe.yaml              any model, any source
-    accelerate launch pipelines/evaluate.py --eval.corruptions '[all]'        also on corrupted pictures
+    accelerate launch pipelines/evaluate.py --model outputs/digits/distill/customkd/seed0
+    accelerate launch pipelines/evaluate.py --model RUN --source.path LABELLED      any backbone, on images with labels
+    accelerate launch pipelines/evaluate.py --model RUN --eval.corruptions '[all]'  also on corrupted pictures
 
-About 15 s on the embedded digits. Without --store the student is measured alone; no teacher is needed either way.
+About 15 s on the embedded digits. Images and store are those of the run unless others are named; no teacher is needed.
 """
 
 import sys

@@ -156,7 +156,8 @@ def make_plan(
     pieces = processes * config.grad_accum
     for name in ("labelled_batch", "unlabelled_batch"):
         size = getattr(config, name)
-        if size % pieces:
+        used = num_labelled if name == "labelled_batch" else num_unlabelled
+        if used and size % pieces:
             raise ConfigError(
                 f"--train.{name} {size} cannot be cut evenly into {processes} processes x "
                 f"{config.grad_accum} accumulated "
@@ -167,7 +168,7 @@ def make_plan(
         steps = max(steps, -(-num_unlabelled // config.unlabelled_batch))
     with_unlabelled = use_unlabelled and num_unlabelled > 0
     return Plan(
-        labelled=config.labelled_batch // pieces,
+        labelled=config.labelled_batch // pieces if num_labelled else 0,
         unlabelled=config.unlabelled_batch // pieces if with_unlabelled else 0,
         pieces=pieces,
         steps_per_epoch=steps,
@@ -184,7 +185,7 @@ class JointSampler:
     def __init__(
         self,
         *,
-        labelled: Stream,
+        labelled: Stream | None,
         unlabelled: Stream | None,
         picker: ViewPicker,
         plan: Plan,
@@ -212,7 +213,9 @@ class JointSampler:
         for step in range(self.start, self.stop):
             for piece in range(self.rank, per_step, self.processes):
                 slot = step * per_step + piece
-                batch = self._share(self.labelled, self.plan.labelled, slot, labelled=True)
+                batch: list[Request] = []
+                if self.labelled is not None:
+                    batch += self._share(self.labelled, self.plan.labelled, slot, labelled=True)
                 if self.unlabelled is not None:
                     batch += self._share(
                         self.unlabelled, self.plan.unlabelled, slot, labelled=False

@@ -18,6 +18,7 @@ from distill.data.joined import Data, JoinedData, few
 from distill.data.pictures import PictureCache, Pictures, load
 from distill.data.samples import Samples, Split
 from distill.data.schedule import CANONICAL, Indices, Request
+from distill.evaluation.embedding import EmbeddingHead
 from distill.evaluation.predictions import Predictions, predictions
 from distill.measures.feature_similarity import linear_cka, mean_norm, thin_out
 from distill.measures.linear_probe import LinearProbe
@@ -36,93 +37,105 @@ class Evaluation:
 
     Attributes:
         result: JSON values; shares lie between 0 and 1.
-        predictions: its answers and the teacher's to every test image.
         features: (N, C) float32 of the test images on the CPU.
+        predictions: its answers and the teacher's to every test image; None if the student has no classes.
+        head: from the student's features to the teacher's; None if none was fitted.
     """
 
     result: dict[str, Any]
-    predictions: Predictions
     features: Tensor
+    predictions: Predictions | None = None
+    head: EmbeddingHead | None = None
 
 
-@torch.no_grad()
-def run_student(
-    data: Data,
-    student: Student,
-    indices: Indices,
-    *,
-    settings: EvalConfig,
-    workers: int,
-    accelerator: Accelerator,
-    rule: ViewRule | None = None,
-    cache: PictureCache | None = None,
-) -> tuple[Tensor, Tensor]:
-    """Show the student the canonical view of each image; every process takes its share.
+@dataclass(frozen=True, kw_only=True)
+class Viewer:
+    """Shows pictures to students; several processes share the work.
 
-    The region is that of the *teacher's* canonical view, at the student's size, whether or not the store holds it;
-    ``rule`` replaces the data's.
+    The region is that of the *teacher's* canonical view, at the student's size, whether or not the store holds it.
 
-    Returns:
-        Features (S, C) and logits (S, K), float32 on the CPU, in the order of ``indices``, on every process.
+    Attributes:
+        data: images.
+        settings: batch size and other numbers of the measurement.
+        workers: loading processes.
+        accelerator: device, and the processes that share the work.
+        rule: how pictures are cut; None takes that of the data.
+        cache: of decoded pictures, if there is one.
     """
-    rank, processes = accelerator.process_index, accelerator.num_processes
-    mine = indices[rank::processes]
-    maker = data.maker(student, accelerator.device)
-    features = torch.zeros(len(mine), student.width)
-    logits = torch.zeros(len(mine), student.num_classes)
-    done = 0
-    with evaluating(student):
-        for pictures in _share(data, student, mine, settings, workers, rule, cache):
-            seen = student(maker.normalise(pictures.pixels))
-            rows = slice(done, done := done + len(seen.logits))
-            features[rows], logits[rows] = seen.features.float().cpu(), seen.logits.float().cpu()
-    if processes == 1:
-        return features, logits
-    shares = gather_object([(features.numpy(), logits.numpy())])
-    out_features = torch.zeros(len(indices), student.width)
-    out_logits = torch.zeros(len(indices), student.num_classes)
-    for other, (some_features, some_logits) in enumerate(shares):
-        out_features[other::processes] = torch.from_numpy(some_features)
-        out_logits[other::processes] = torch.from_numpy(some_logits)
-    return out_features, out_logits
+
+    data: Data
+    settings: EvalConfig
+    workers: int
+    accelerator: Accelerator
+    rule: ViewRule | None = None
+    cache: PictureCache | None = None
+
+    @torch.no_grad()
+    def run(self, student: Student, indices: Indices) -> tuple[Tensor, Tensor]:
+        """Show the student the canonical view of each image.
+
+        Args:
+            student: in any mode; it is run in eval mode.
+            indices: (S,) in ``Samples``, on every process the same.
+
+        Returns:
+            Features (S, C) and logits (S, K), float32 on the CPU, in the order of ``indices``, on every process.
+        """
+        rank, processes = self.accelerator.process_index, self.accelerator.num_processes
+        mine = indices[rank::processes]
+        maker = self.data.maker(student, self.accelerator.device)
+        features = torch.zeros(len(mine), student.width)
+        logits = torch.zeros(len(mine), student.num_classes)
+        done = 0
+        with evaluating(student):
+            for pictures in self.pictures(student, mine):
+                seen = student(maker.normalise(pictures.pixels))
+                rows = slice(done, done := done + len(seen.logits))
+                features[rows], logits[rows] = (
+                    seen.features.float().cpu(),
+                    seen.logits.float().cpu(),
+                )
+        if processes == 1:
+            return features, logits
+        shares = gather_object([(features.numpy(), logits.numpy())])
+        out_features = torch.zeros(len(indices), student.width)
+        out_logits = torch.zeros(len(indices), student.num_classes)
+        for other, (some_features, some_logits) in enumerate(shares):
+            out_features[other::processes] = torch.from_numpy(some_features)
+            out_logits[other::processes] = torch.from_numpy(some_logits)
+        return out_features, out_logits
+
+    def pictures(self, student: Student, indices: Indices) -> Iterator[Pictures]:
+        """Canonical views at the student's size, batch by batch."""
+        requests = [Request(int(index), CANONICAL, 0, False) for index in indices]
+        size = self.settings.batch_size
+        batches = [requests[i : i + size] for i in range(0, len(requests), size)]
+        dataset = self.data.dataset(student, rule=self.rule, cache=self.cache)
+        return load(dataset, batches, workers=self.workers)
 
 
 @torch.no_grad()
-def corruption_robustness(
-    data: Data,
-    student: Student,
-    indices: Indices,
-    *,
-    settings: EvalConfig,
-    workers: int,
-    accelerator: Accelerator,
-    rule: ViewRule | None = None,
-    cache: PictureCache | None = None,
-) -> dict[str, Any]:
+def corruption_robustness(viewer: Viewer, student: Student, indices: Indices) -> dict[str, Any]:
     """Accuracy on corrupted canonical views. Each image is decoded once, and corrupted by a seed of its own.
 
     Args:
-        data: images with labels.
+        viewer: of images with labels; its settings name the corruptions.
         student: in any mode.
         indices: (S,) labelled images in ``Samples``, on every process the same.
-        settings: names the corruptions.
-        workers: loading processes.
-        accelerator: device, and the processes that share the work.
-        rule: how pictures are cut; None takes the data's.
-        cache: of decoded pictures, if there is one.
 
     Returns:
         ``top1``: by corruption, the accuracy at severities 1 to 5; ``mean``: by corruption; ``mean_top1``: of all.
     """
-    kinds = corruption_names(settings)
+    kinds = corruption_names(viewer.settings)
+    samples, accelerator = viewer.data.samples, viewer.accelerator
     mine = indices[accelerator.process_index :: accelerator.num_processes]
-    maker = data.maker(student, accelerator.device)
+    maker = viewer.data.maker(student, accelerator.device)
     right = np.zeros((len(kinds), len(SEVERITIES)), np.int64)
     with evaluating(student):
-        for pictures in _share(data, student, mine, settings, workers, rule, cache):
-            samples = pictures.requests[:, 0].numpy()
-            labels = torch.from_numpy(data.samples.labels[samples])
-            ids = [data.samples.stored_ids[sample] for sample in samples]
+        for pictures in viewer.pictures(student, mine):
+            shown = pictures.requests[:, 0].numpy()
+            labels = torch.from_numpy(samples.labels[shown])
+            ids = [samples.stored_ids[sample] for sample in shown]
             images = pictures.pixels.numpy().transpose(0, 2, 3, 1)
             for row, kind in enumerate(kinds):
                 for column, severity in enumerate(SEVERITIES):
@@ -152,61 +165,24 @@ def corruption_names(settings: EvalConfig) -> list[CorruptionName]:
     ]
 
 
-def _share(
-    data: Data,
-    student: Student,
-    mine: Indices,
-    settings: EvalConfig,
-    workers: int,
-    rule: ViewRule | None,
-    cache: PictureCache | None,
-) -> Iterator[Pictures]:
-    """Canonical views of this process's images, at the student's size."""
-    requests = [Request(int(index), CANONICAL, 0, False) for index in mine]
-    size = settings.batch_size
-    batches = [requests[i : i + size] for i in range(0, len(requests), size)]
-    return load(data.dataset(student, rule=rule, cache=cache), batches, workers=workers)
-
-
 def evaluate(
-    data: Data,
-    student: Student,
-    part: Split,
-    *,
-    settings: EvalConfig,
-    workers: int,
-    accelerator: Accelerator,
-    seed: int,
-    probe: LinearProbe | None = None,
-    rule: ViewRule | None = None,
-    cache: PictureCache | None = None,
+    viewer: Viewer, student: Student, part: Split, *, seed: int, probe: LinearProbe | None = None
 ) -> Evaluation:
-    """Measure a student on the test part.
+    """Measure a classifier on the test part.
 
     Args:
-        data: images, joined to a store if there is one.
+        viewer: of images with labels, joined to a store if there is one.
         student: in any mode; it is shown pictures in eval mode.
         part: the labelled part fits k-NN and the probe of the student's features; the test part is measured.
-        settings: numbers of the measurement.
-        workers: loading processes.
-        accelerator: device, and the processes that share the work.
         seed: thins out the labelled part where it is too large.
         probe: of the teacher's features; None leaves out the agreement.
-        rule: how the student's pictures are cut; None takes the data's.
-        cache: of decoded pictures, if there is one.
 
     Returns:
         The same on every process, and with any number of processes.
     """
-    shown: dict[str, Any] = {
-        "settings": settings,
-        "workers": workers,
-        "accelerator": accelerator,
-        "rule": rule,
-        "cache": cache,
-    }
+    data, settings = viewer.data, viewer.settings
     fit = few(part.labelled, settings.probe_rows, seed)
-    all_features, all_logits = run_student(data, student, np.concatenate([part.test, fit]), **shown)
+    all_features, all_logits = viewer.run(student, np.concatenate([part.test, fit]))
     count = len(part.test)
     features, logits = all_features[:count], all_logits[:count]
     samples = data.samples
@@ -235,7 +211,7 @@ def evaluate(
             "cka": linear_cka(features[rows], teacher[rows]) if count > 1 else 0.0,
         }
     if settings.corruptions:
-        result["corruptions"] = corruption_robustness(data, student, part.test, **shown)
+        result["corruptions"] = corruption_robustness(viewer, student, part.test)
     answers = predictions(
         [samples.ids[index] for index in part.test],
         samples.class_names,
@@ -243,7 +219,7 @@ def evaluate(
         logits.numpy(),
         teacher_logits,
     )
-    return Evaluation(result, answers, features)
+    return Evaluation(result, features, answers)
 
 
 def check_classes(samples: Samples, label_names: list[str], model: str) -> None:

@@ -1,20 +1,31 @@
-"""Measure a saved student on any source."""
+"""Measure the student of a run again: on the run's own images, or on others."""
 
+import dataclasses
 from pathlib import Path
+from typing import Any
 
-from distill.config import EvaluateConfig
+from distill.config import DataConfig, DistillConfig, EvaluateConfig
+from featstore.errors import ConfigError, FeatstoreError
+from featstore.sources.config import SourceConfig
+
+ALONE = "none"
+"""Value of ``--store`` that measures the student without a store."""
 
 
 def run(config: EvaluateConfig) -> dict[str, object]:
-    """Load a student and measure it on the test part. Returns what is also written as JSON.
+    """Load a student and measure it. Returns what is also written as JSON.
+
+    Source, store and parts are those of the run itself where the settings name none.
 
     Raises:
         FeatstoreError: something the user can mend.
     """
+    from distill import tasks
     from distill.data import joined
-    from distill.evaluation.evaluate import check_classes, evaluate
+    from distill.evaluation import backbone
+    from distill.evaluation.evaluate import Viewer, check_classes, evaluate
+    from distill.training.run_folder import lock
     from distill.training.saved_student import load_exported, store_fingerprints
-    from featstore import FeatureStore
     from featstore.extraction.accelerator import start_accelerator
     from featstore.files.atomic import write_json
     from featstore.sources import open_source
@@ -23,51 +34,157 @@ def run(config: EvaluateConfig) -> dict[str, object]:
     accelerator = start_accelerator()
     say = accelerator.print
 
-    student, described = load_exported(Path(config.model))
+    folder = Path(config.model)
+    student, described = load_exported(folder)
+    task_name = described.get("task", "classify")
     rule = ViewRule.from_description(described["input"]["region"])
-    source = open_source(config.source)
-    probe = None
+    own = settings_of(folder)
+    given = dataclasses.replace(config, **_taken_over(config, own))
+    assert given.source is not None
+    settings = given.data or DataConfig()
+    source = open_source(given.source)
+    say(f"model     {folder.absolute()}, {described['architecture']}, task {task_name}")
+    say(f"source    {source.uri}, {len(source):,} images")
+    own_images = config.source is None and own is not None
+    as_backbone = config.backbone or (task_name == "none" and not own_images)
+    named = config.data is not None
+    if as_backbone and not named:
+        settings = backbone.all_images(settings)
+    store = open_store(given.store, required=bool(config.store), say=say)
     data: joined.Data
-    if config.store:
-        store = FeatureStore.open(config.store)
-        data = joined.prepare(source, store, config.data, config.field, teachers=config.teachers)
-        if data.fingerprints != store_fingerprints(described):
+    if store is not None:
+        data = joined_data = joined.prepare(
+            source, store, settings, given.field or "cls", teachers=given.teachers
+        )
+        say(f"store     {store.address}")
+        if joined_data.fingerprints != store_fingerprints(described):
             say(
                 "note: these are not the stores the student was trained from; the agreement is with their teachers"
             )
     else:
-        data = joined.prepare_without_store(source, config.data, rule)
-    check_classes(data.samples, described["label_names"], config.model)
-    part = data.split(config.seed)
-    if isinstance(data, joined.JoinedData):
-        probe = data.fit_probe(part, most=config.eval.probe_rows, seed=config.seed)
-    for note in data.samples.notes + part.notes:
+        data = joined.prepare_without_store(source, settings, rule)
+    viewer = Viewer(
+        data=data,
+        settings=given.eval,
+        workers=given.workers,
+        accelerator=accelerator,
+        rule=rule,
+    )
+    student.to(accelerator.device)
+    for note in data.samples.notes + student.notes:
         say(f"note: {note}")
 
     # Nothing is trained but a k-NN and linear probes on fixed features.
-    student.to(accelerator.device)
-    measured = evaluate(
-        data,
-        student,
-        part,
-        settings=config.eval,
-        workers=config.workers,
-        accelerator=accelerator,
-        seed=config.seed,
-        probe=probe,
-        rule=rule,
-    )
-    result = measured.result
-    out = Path(config.out or Path(config.model) / "reevaluation.json")
-    if accelerator.is_main_process:
-        write_json(out, result)
-    for name, value in result.items():
-        if isinstance(value, float):
-            say(f"{name:<28} {value:.4f}")
-    for name, value in dict(result.get("teacher", {})).items():
-        say(f"teacher {name:<20} {value:.4f}")
-    for name, value in dict(result.get("corruptions", {}).get("mean", {})).items():
-        say(f"corrupted {name:<18} {value:.4f}")
-    say(f"\n{result['num_images']:,} test images; written to {out}")
+    out = Path(given.out or folder / "reevaluation.json")
+    main = accelerator.is_main_process
+    with lock(out.with_name(f".{out.name}.lock"), str(out.absolute()), enabled=main):
+        if as_backbone:
+            part = backbone.labelled_split(data, seed=given.seed, named=named)
+            result = backbone.measure_backbone(viewer, student, part, seed=given.seed)
+        elif task_name == "none":
+            if not isinstance(data, joined.JoinedData) or own is None:
+                raise ConfigError(
+                    f"--model {folder.absolute()}: a backbone is measured against its feature store, which is not at "
+                    "hand, or on images with labels: give --store, or --source of images with labels."
+                )
+            task = tasks.build(own, data)
+            part = task.split(given.seed)
+            result = task.measure(viewer, student, part, seed=given.seed, probe=None).result
+        else:
+            check_classes(data.samples, described["label_names"], given.model)
+            part = data.split(given.seed)
+            for note in part.notes:
+                say(f"note: {note}")
+            probe = None
+            if isinstance(data, joined.JoinedData):
+                probe = data.fit_probe(part, most=given.eval.probe_rows, seed=given.seed)
+            result = evaluate(viewer, student, part, seed=given.seed, probe=probe).result
+        if main:
+            write_json(out, result)
+    for line in lines(result):
+        say(line)
+    say(f"\n{result['num_images']:,} images measured; written to {out.absolute()}")
     accelerator.end_training()
     return result
+
+
+def settings_of(folder: Path) -> DistillConfig | None:
+    """The settings that a student was trained with; None if its folder holds none.
+
+    Raises:
+        ConfigError: they are damaged.
+    """
+    from distill.register import config_of
+    from distill.training.run_settings import read_settings
+
+    values = read_settings(folder)
+    try:
+        return None if values is None else config_of(values)
+    except TypeError as error:
+        raise ConfigError(f"{(folder / 'config.yaml').absolute()}: {error}") from None
+
+
+def _taken_over(config: EvaluateConfig, own: DistillConfig | None) -> dict[str, Any]:
+    """Settings that the user left to the run's own."""
+    found: dict[str, Any] = {}
+    source = config.source
+    if own is None:
+        if source is None:
+            raise ConfigError(
+                f"--model {Path(config.model).absolute()}: has no config.yaml that says which images it was trained "
+                "on; give them, --source.kind folder --source.path PHOTOS."
+            )
+        return found
+    if source is None:
+        found["source"] = own.source
+        found["data"] = config.data or own.data
+        found["store"] = config.store or own.store
+    elif source == SourceConfig(path=source.path) and source.path:
+        # A path alone: the run's own kind of source in another place.
+        kind = own.source.kind if own.source.kind != "digits" else "folder"
+        found["source"] = dataclasses.replace(own.source, kind=kind, path=source.path)
+    found["field"] = config.field or own.field
+    if found.get("store") == own.store or not config.teachers:
+        found["teachers"] = config.teachers or (own.teachers if source is None else [])
+    return found
+
+
+def open_store(address: str, *, required: bool, say: Any) -> Any:
+    """The feature store; None if there is none, which is an error only where the user named it."""
+    from featstore import FeatureStore
+
+    if address in ("", ALONE):
+        return None
+    try:
+        return FeatureStore.open(address)
+    except FeatstoreError as error:
+        if required:
+            raise
+        say(f"note: the student is measured without its feature store: {error}")
+        return None
+
+
+def lines(result: dict[str, Any]) -> list[str]:
+    """The numbers of a measurement as text."""
+    found = [
+        f"{name:<28} {value:.4f}" for name, value in result.items() if isinstance(value, float)
+    ]
+    found += [
+        f"{shots + ' labels per class':<28} {values['mean']:.4f} +- {values['std']:.4f}"
+        for shots, values in result.get("few_shot", {}).items()
+    ]
+    teacher = result.get("teacher", {})
+    found += [
+        f"teacher {name:<20} {value:.4f}"
+        for name, value in teacher.items()
+        if isinstance(value, float)
+    ]
+    found += [
+        f"teacher {shots + ' labels per class':<20} {values['mean']:.4f} +- {values['std']:.4f}"
+        for shots, values in teacher.get("few_shot", {}).items()
+    ]
+    found += [
+        f"corrupted {name:<18} {value:.4f}"
+        for name, value in result.get("corruptions", {}).get("mean", {}).items()
+    ]
+    return found

@@ -16,7 +16,8 @@ from distill.export.quantise import Setting
 from distill.student.files import WEIGHTS
 from distill.student.model import Student, build_student
 from distill.training import checkpoint, run_folder
-from distill.training.loop import Loop, make_accelerator
+from distill.training.launch import make_accelerator
+from distill.training.loop import Loop
 
 FOLDER = "qat"
 
@@ -34,7 +35,7 @@ class QuantisedLoop(Loop):
     def _exported(self) -> Student:
         """The plain student with the trained weights; nothing in it is rounded."""
         trained = super()._exported()
-        plain = build_student(self.config.student, self.data.samples.num_classes, seed=self.seed)
+        plain = build_student(self.config.student, self.task.num_outputs, seed=self.seed)
         plain.model.load_state_dict(plain_weights(trained.model))
         return plain.to(self.accelerator.device)
 
@@ -63,6 +64,8 @@ def finetune_config(
             warmup_epochs=min(1, settings.epochs - 1),
             finetune_epochs=0,
             ema=0.0,
+            keep_best=False,
+            patience=0,
             workers=workers,
         ),
         # A partner has phases of its own that a few epochs would not reach.

@@ -47,17 +47,20 @@ class Needs:
         unlabelled: a step also shows unlabelled images.
         vector: a batch carries the stored vector of every image.
         grid: a batch carries the stored patch grid of every image (``--grid_field``).
+        labels: it needs labelled images or a classifier.
     """
 
     unlabelled: bool = True
     vector: bool = True
     grid: bool = False
+    labels: bool = False
 
     def __or__(self, other: Needs) -> Needs:
         return Needs(
             self.unlabelled or other.unlabelled,
             self.vector or other.vector,
             self.grid or other.grid,
+            self.labels or other.labels,
         )
 
 
@@ -117,7 +120,8 @@ class Setup:
         features: the stored vectors; of all teachers, side by side, if there are several.
         grid: the stored patch grids, for those that need them; else None.
         picker: which view of a sample is used in which pass.
-        probe: linear probe on the stored features of the labelled part, over raw (not normalised) features.
+        probe: linear probe on the stored features of the labelled part, over raw (not normalised) features; None where
+            the task has no classes.
         student: to be read only: widths, shapes of maps. Not wrapped, on the CPU while methods are built.
         device: where tensors live.
         processes: number of training processes.
@@ -134,7 +138,7 @@ class Setup:
     features: Features
     grid: Grid | None
     picker: ViewPicker
-    probe: LinearProbe
+    probe: LinearProbe | None
     student: Student
     device: torch.device
     processes: int

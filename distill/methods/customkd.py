@@ -183,9 +183,10 @@ class CustomKD(Method):
 
     @classmethod
     def needs(cls, options: CustomKDConfig) -> Needs:
-        """Nothing but labelled images if all three terms are off."""
+        """Nothing but labelled images if all three terms are off; no label if the general term alone is on."""
         distils = options.distils
-        return Needs(unlabelled=distils, vector=distils)
+        labels = options.customises or options.w_logits > 0 or not distils
+        return Needs(unlabelled=distils, vector=distils, labels=labels)
 
     def student_sides(self) -> dict[str, Side]:
         """P_s: student width -> teacher width. P_t is not here: the loop must never train it."""

@@ -13,7 +13,7 @@ class Labels(Method):
     @classmethod
     def needs(cls, options: NoOptions) -> Needs:
         """Labelled images, and nothing of the store."""
-        return Needs(unlabelled=False, vector=False)
+        return Needs(unlabelled=False, vector=False, labels=True)
 
     def loss(self, output: Output, batch: Batch, student: Student) -> dict[str, Tensor]:
         """See ``Method.loss``."""

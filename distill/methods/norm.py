@@ -15,11 +15,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from distill.lazy import Tensor, nn, no_grad
 from distill.losses import cross_entropy
 from distill.losses.features import many_to_one_mse
-from distill.methods.base import ADAPTER, Batch, Method, Output, Setup, Side, Student
+from distill.methods.base import ADAPTER, Batch, Method, Needs, Output, Setup, Side, Student
 from distill.options import Norm, not_negative, positive
 from featstore.errors import ConfigError
 
@@ -61,6 +62,11 @@ class NORM(Method):
                 "into which the expansion is merged. Use --student.feature prelogits, another student, or "
                 "--methods fitnet."
             )
+
+    @classmethod
+    def needs(cls, options: Any) -> Needs:
+        """A classifier: its logits are compared."""
+        return Needs(labels=True)
 
     def student_sides(self) -> dict[str, Side]:
         """The residual expansion in front of the head."""

@@ -15,12 +15,19 @@ from distill.lazy import Tensor, nn, no_grad, torch
 from distill.losses import cross_entropy
 from distill.losses.logits import target_classes
 from distill.measures.linear_probe import LinearProbe
-from distill.methods.base import Batch, Method, Output, Setup, Student
+from distill.methods.base import Batch, Method, Needs, Output, Setup, Student
 from distill.options import Target
+from featstore.errors import ConfigError
 
 
-def probe_layer(probe: LinearProbe, device: torch.device) -> nn.Linear:
-    """A fitted probe as a frozen Linear."""
+def probe_layer(probe: LinearProbe | None, device: torch.device) -> nn.Linear:
+    """A fitted probe as a frozen Linear.
+
+    Raises:
+        ConfigError: the task has no classes, and so no probe.
+    """
+    if probe is None:
+        raise ConfigError("a method or partner of this run needs classes, which its task has not.")
     layer = nn.utils.skip_init(nn.Linear, probe.weight_KD.shape[1], len(probe.bias_K))
     set_probe(layer, probe)
     return layer.requires_grad_(False).to(device)
@@ -69,6 +76,11 @@ class ProbeLogits(Method):
         assert batch.teacher is not None  # needs
         logits: Tensor = self.probe(batch.teacher)
         return logits
+
+    @classmethod
+    def needs(cls, options: Any) -> Needs:
+        """A classifier: its logits are compared."""
+        return Needs(labels=True)
 
     def loss(self, output: Output, batch: Batch, student: Student) -> dict[str, Tensor]:
         """See ``Method.loss``."""

@@ -12,10 +12,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from distill.lazy import Tensor, nn, no_grad
 from distill.losses import cross_entropy, feature_mse
-from distill.methods.base import Batch, Method, Output, Setup, Side, Student
+from distill.methods.base import Batch, Method, Needs, Output, Setup, Side, Student
 from distill.methods.probe_logits import probe_layer
 from distill.options import positive
 from featstore.errors import ConfigError
@@ -60,6 +61,11 @@ class SimKD(Method):
                 "--methods simkd: has no cross entropy, so that nothing would be trained in the "
                 f"{setup.config.train.finetune_epochs} --train.finetune_epochs. Set 0."
             )
+
+    @classmethod
+    def needs(cls, options: Any) -> Needs:
+        """A classifier: its logits are compared."""
+        return Needs(labels=True)
 
     def student_sides(self) -> dict[str, Side]:
         """P_s: student width -> teacher width."""

@@ -9,11 +9,12 @@ the signed features of a ViT could not be matched.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 from distill.lazy import Tensor, nn
 from distill.losses import cross_entropy, feature_mse
 from distill.losses.logits import logit_mse
-from distill.methods.base import Batch, Method, Output, Setup, Side, Student
+from distill.methods.base import Batch, Method, Needs, Output, Setup, Side, Student
 from distill.methods.probe_logits import probe_layer
 from distill.options import not_negative
 from featstore.sources.config import require
@@ -48,6 +49,11 @@ class SRD(Method):
     def __init__(self, setup: Setup, options: SRDConfig) -> None:
         super().__init__(setup, options)
         self.probe = probe_layer(setup.probe, setup.device)
+
+    @classmethod
+    def needs(cls, options: Any) -> Needs:
+        """A classifier: its logits are compared."""
+        return Needs(labels=True)
 
     def student_sides(self) -> dict[str, Side]:
         """P_s: student width -> teacher width."""

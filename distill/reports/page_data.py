@@ -58,6 +58,7 @@ def write(
         customise: maps stored features to the student's target, for methods that have one.
         device: of ``customise``.
     """
+    assert measured.predictions is not None  # runs without classes have no such page
     write_hardest(folder, data.samples, test, measured.predictions)
     places, features = features_of(data, test, measured, customise, device)
     write_feature_map(folder, measured.predictions, places, features)

@@ -15,7 +15,7 @@ from featstore.text import columns
 if TYPE_CHECKING:
     from distill.config import DistillConfig
     from distill.reports.run_files import Row
-    from distill.training.loop import TrainedRun
+    from distill.training.results import TrainedRun
     from featstore.pages.parts import Page
 
 COLUMNS = (
@@ -86,7 +86,7 @@ def page_hook(config: "DistillConfig", say: Say = print) -> "Callable[[TrainedRu
 
     Runs on the validation part, made to choose settings, get no page.
     """
-    if not config.report or config.eval.part != "test":
+    if not config.report or config.eval.part != "test" or config.task == "none":
         return None
     return lambda run: write_run(run, say=say)
 

@@ -1,4 +1,4 @@
-"""The student: any timm classifier that ends in one Linear, split into feature and head without changing it."""
+"""The student: a timm backbone, or a classifier that ends in one Linear, split into feature and head unchanged."""
 
 # B batch, C student width, K classes, H W input side in pixels, M channels and h w sides of a feature map
 
@@ -33,7 +33,7 @@ class StudentOutput(NamedTuple):
     features: Tensor
     """(B, C), f_s: what the head is given; without the head's dropout."""
     logits: Tensor
-    """(B, K)."""
+    """(B, K); K is 0 for a backbone without a classifier."""
     map: Tensor
     """(B, M, h, w), the last feature map; of token models, the patch tokens on their grid."""
     stages: tuple[Tensor, ...]
@@ -43,14 +43,15 @@ class StudentOutput(NamedTuple):
 class Student(nn.Module):
     """A plain timm model whose forward pass also returns what its head sees.
 
-    The feature is what the last Linear sees (``prelogits``, the reading of the paper [I]) or what comes out of global
-    pooling (``pooled``, the alternative of 1.6 A1 [I]: 576 instead of 1024 channels in MobileNetV3-small).
+    The feature is what the last Linear sees (``prelogits``) or what comes out of global pooling (``pooled``): 1024 or
+    576 channels in MobileNetV3-small. Both are readings of the CustomKD paper, which does not say. Without a last
+    Linear (``num_classes=0``) the feature is the model's output.
 
     Attributes:
         model: the timm model; its state dict is what is exported, key for key.
         feature: "prelogits" or "pooled".
         width: C.
-        num_classes: K.
+        num_classes: K; 0 for a backbone without a classifier.
         input_size: (H, W), pixels.
         mean: channel means of the normalisation.
         std: channel deviations of the normalisation.
@@ -82,7 +83,8 @@ class Student(nn.Module):
         self.std: tuple[float, ...] = tuple(settings["std"])
         self.notes = notes or []
         self.feature = feature
-        self.num_classes = self.classifier.out_features
+        self.has_classifier = not isinstance(model.get_classifier(), nn.Identity)  # type: ignore[operator]
+        self.num_classes = self.classifier.out_features if self.has_classifier else 0
         self.drop_rate = 0.0
         # In a tuple, because a module that is an attribute would add its keys to the state dict.
         self._pooled_head: tuple[PooledHead, ...] = ()
@@ -151,7 +153,11 @@ class Student(nn.Module):
         )
         seen = features if adapter is None else adapter(features)
         hidden = seen if pooled is None else pooled.hidden(seen)
-        logits = self.classifier(F.dropout(hidden, self.drop_rate, self.training))
+        logits = (
+            self.classifier(F.dropout(hidden, self.drop_rate, self.training))
+            if self.has_classifier
+            else features.new_zeros(len(features), 0)
+        )
         return StudentOutput(features, logits, self._as_map(last, features), tuple(maps))
 
     def _as_map(self, last: Tensor, features: Tensor) -> Tensor:
@@ -192,12 +198,14 @@ class Student(nn.Module):
             ) from error
         self.width, self.map_channels = features.shape[1], last_map.shape[1]
         self.map_size = (last_map.shape[2], last_map.shape[3])
-        if features.dim() != 2 or plain.shape != (1, self.num_classes):
+        if not self.has_classifier:
+            self._check_backbone(plain, features)
+        elif features.dim() != 2 or plain.shape != (1, self.num_classes):
             raise ConfigError(
                 f"--student.name {self.name}: feature {tuple(features.shape)} and logits {tuple(plain.shape)}; "
                 f"expected (1, width) and (1, {self.num_classes}). Choose a plain classifier."
             )
-        if not _alike(plain, logits) or not _alike(plain, self.head(features)):
+        elif not _alike(plain, logits) or not _alike(plain, self.head(features)):
             raise ConfigError(
                 f"--student.name {self.name}: its head on its feature ({self.feature}) is not the model's output, so "
                 "the feature cannot be told from the head. Choose another model"
@@ -208,6 +216,16 @@ class Student(nn.Module):
             if _alike(last, final) and all(item.dim() == 4 for item in maps):
                 self._stages = _spread(len(maps))
                 self.stage_channels = tuple(maps[index].shape[1] for index in self._stages)
+
+    def _check_backbone(self, plain: Tensor, features: Tensor) -> None:
+        """Check that the feature is the model's output, or what its last layers make of it."""
+        output = self._pooled_head[0].hidden(features) if self._pooled_head else features
+        if features.dim() != 2 or not _alike(plain, output):
+            raise ConfigError(
+                f"--student.name {self.name}: its output has shape {tuple(plain.shape)}, its feature "
+                f"({self.feature}) {tuple(features.shape)}; expected one vector per image, and the output to follow "
+                "from it. Choose another model, or --student.feature prelogits."
+            )
 
 
 class PooledHead(nn.Module):
@@ -254,7 +272,7 @@ def build_student(config: StudentConfig, num_classes: int, *, seed: int = 0) -> 
 
     Args:
         config: which model, and its starting weights.
-        num_classes: K.
+        num_classes: K; 0 builds a backbone without a classifier.
         seed: of the run; takes the place of ``{seed}`` in ``config.weights``.
 
     Raises:
@@ -354,7 +372,10 @@ def _pooled_head(model: Any, name: str, last: Tensor) -> tuple[PooledHead, ...]:
     pools = [getattr(place, "global_pool", None) for place in (model, getattr(model, "head", None))]
     for pool in pools:
         if isinstance(pool, nn.Module):
-            return (PooledHead(model, pool, [*parts, model.get_classifier()]),)
+            last_layers = (
+                [] if isinstance(model.get_classifier(), nn.Identity) else [model.get_classifier()]
+            )
+            return (PooledHead(model, pool, [*parts, *last_layers]),)
     raise ConfigError(
         f"--student.feature pooled: {name} has {len(parts)} layers in front of its last Linear, and no pooling module "
         "that could be told from them. Choose --student.feature prelogits."

@@ -2,30 +2,25 @@
 
 import copy
 import dataclasses
-import importlib.util
 import math
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import timm.utils
 import torch
-import yaml
 from accelerate import Accelerator
-from accelerate.utils import ProjectConfiguration, broadcast, gather_object, set_seed
+from accelerate.utils import broadcast, gather_object, set_seed
 from torch import Tensor
 
+from distill import tasks
 from distill.config import DistillConfig
 from distill.data.joined import JoinedData
 from distill.data.pictures import Batch, BatchMaker, Changes, Pictures, load
 from distill.data.samples import Split
 from distill.data.schedule import Indices, JointSampler, Plan, Stream, make_plan
-from distill.evaluation import predictions
-from distill.evaluation.evaluate import Evaluation, evaluate, run_student
-from distill.measures import score
-from distill.measures.feature_similarity import top1
+from distill.evaluation.evaluate import Viewer
 from distill.measures.linear_probe import LinearProbe
 from distill.methods import METHODS, Method, Output, Setup
 from distill.methods.base import Needs, Part, Side
@@ -34,6 +29,8 @@ from distill.partners import PARTNERS, Partner
 from distill.register import options_of, resolved
 from distill.student.model import Student, build_student
 from distill.training import checkpoint, run_folder
+from distill.training.best import Best
+from distill.training.launch import make_accelerator
 from distill.training.optim import (
     Meter,
     OutOfTime,
@@ -43,74 +40,19 @@ from distill.training.optim import (
     read_terms,
 )
 from distill.training.progress import Progress
-from distill.training.run_record import write_record
-from distill.training.saved_student import save_student
+from distill.training.results import FinishHook, TrainedRun, write_results
+from distill.training.run_settings import write_settings
+from distill.training.saved_student import plain_state
 from featstore.errors import ConfigError
-from featstore.extraction.accelerator import start_accelerator
-from featstore.files.atomic import write_bytes, write_json
 
 StepHook = Callable[[int], None]
 """Called with the number of finished optimiser steps, after a checkpoint that is due."""
 
 
-@dataclass(frozen=True)
-class TrainedRun:
-    """A run that has just been measured and written.
-
-    Attributes:
-        folder: folder of the run.
-        data: images and stored features.
-        test: indices of the images it was measured on.
-        evaluation: measurements.
-        customise: maps stored features (B, D) to those made for the student (B, C); None if the method does not.
-        device: device of that mapping.
-    """
-
-    folder: Path
-    data: JoinedData
-    test: Indices
-    evaluation: Evaluation
-    customise: Callable[[Tensor], Tensor] | None
-    device: torch.device
-
-
-RECORDED = (
-    "config.yaml", "config.json", "student.safetensors", "evaluation.json", "predictions.npz", "metrics.jsonl",
-)  # fmt: skip
-"""Files whose checksums go into the record of a run."""
-
-FinishHook = Callable[[TrainedRun], None]
-"""Called in the main process after the record of a run was written, for example to draw its page."""
-
-
-def make_accelerator(config: DistillConfig, folder: Path | None = None) -> Accelerator:
-    """Build accelerate's front end; with a folder, also the trackers of one run.
-
-    Raises:
-        ConfigError: a tracker's package is missing (accelerate would go on without it).
-    """
-    missing = [name for name in config.trackers if importlib.util.find_spec(name) is None]
-    if missing:
-        raise ConfigError(
-            f"--trackers {' '.join(missing)}: not installed. pip install {' '.join(missing)}, or leave it out; "
-            "metrics.jsonl is always written."
-        )
-    return start_accelerator(
-        workers=config.train.workers,
-        mixed_precision=config.train.precision,
-        gradient_accumulation_steps=config.train.grad_accum,
-        log_with=list(config.trackers) or None if folder is not None else None,
-        project_config=ProjectConfiguration(
-            project_dir=None if folder is None else str(folder),
-            logging_dir=None if folder is None else str(folder),
-        ),
-    )
-
-
 def run(
     config: DistillConfig,
     data: JoinedData,
-    probe: LinearProbe,
+    probe: LinearProbe | None,
     *,
     method: str,
     seed: int,
@@ -121,9 +63,9 @@ def run(
     """Train, export and measure one student; go on from a checkpoint, and skip what is finished.
 
     Args:
-        config: of the whole command.
+        config: of the whole command, resolved (``tasks.resolve``).
         data: the checked data.
-        probe: linear probe on the teacher's features of this seed's labelled part.
+        probe: linear probe on the teacher's features of this seed's labelled part; None without labels.
         method: a key of ``METHODS``.
         seed: of the run.
         on_step: called after every step.
@@ -176,7 +118,7 @@ class Loop:
         self,
         config: DistillConfig,
         data: JoinedData,
-        probe: LinearProbe,
+        probe: LinearProbe | None,
         *,
         method: str,
         seed: int,
@@ -188,7 +130,8 @@ class Loop:
         self.method_name, self.folder, self.contract = method, folder, asked
         self.name = run_folder.run_name(config, method)
         self.accelerator = accelerator
-        self.part: Split = data.split(seed, measured=config.eval.part)
+        self.task = tasks.build(config, data)
+        self.part: Split = self.task.split(seed, measured=config.eval.part)
         self.picker = data.picker(seed)
         partner = PARTNERS.get(config.partner)
         self.strong = 0
@@ -198,7 +141,13 @@ class Loop:
             self.needs |= partner.needs(partner_options)
             self.strong = partner.strong_views(partner_options)
         self.plan = self._plan()
-        self.cache = data.cache(config.data.cache_mb)
+        self.viewer = Viewer(
+            data=data,
+            settings=config.eval,
+            workers=config.train.workers,
+            accelerator=accelerator,
+            cache=data.cache(config.data.cache_mb),
+        )
         # The student comes first after seeding, so that all methods start from the same weights.
         set_seed(seed)
         self.student: Student = self._build_student()
@@ -223,13 +172,15 @@ class Loop:
             else None
         )
         self.meter = Meter()
+        self.measure = self.task.measures[0]
+        self.best = Best(self.measure, config.train.patience)
         self._warned: set[str] = set()
         self.step = 0
         self.seconds = 0.0
         self.log = run_folder.MetricsLog(folder / "metrics.jsonl", enabled=False)
 
     def _build_student(self) -> Student:
-        return build_student(self.config.student, self.data.samples.num_classes, seed=self.seed)
+        return build_student(self.config.student, self.task.num_outputs, seed=self.seed)
 
     def _plan(self) -> Plan:
         return make_plan(
@@ -273,15 +224,7 @@ class Loop:
         return sides
 
     def _predict(self, indices: Indices) -> tuple[Tensor, Tensor]:
-        return run_student(
-            self.data,
-            self._folded(self.trainee),
-            indices,
-            settings=self.config.eval,
-            workers=self.config.train.workers,
-            accelerator=self.accelerator,
-            cache=self.cache,
-        )
+        return self.viewer.run(self._folded(self.trainee), indices)
 
     @property
     def total_steps(self) -> int:
@@ -296,11 +239,11 @@ class Loop:
             self._restore(saved)
         main = self.accelerator.is_main_process
         if main:
-            values = resolved(
-                dataclasses.replace(self.config, methods=[self.method_name], seeds=[self.seed])
-            )
-            write_bytes(
-                self.folder / "config.yaml", yaml.safe_dump(values, sort_keys=False).encode()
+            write_settings(
+                self.folder,
+                resolved(
+                    dataclasses.replace(self.config, methods=[self.method_name], seeds=[self.seed])
+                ),
             )
         self.log = run_folder.MetricsLog(
             self.folder / "metrics.jsonl",
@@ -352,7 +295,7 @@ class Loop:
             enabled=self.accelerator.is_main_process,
         )
         with self.progress:
-            while self.step < self.total_steps:
+            while self.step < self.total_steps and not self.best.over:
                 epoch = self.step // per_epoch
                 if self.step % per_epoch == 0:
                     self._begin_epoch(epoch)
@@ -384,13 +327,11 @@ class Loop:
 
     def _pictures(self) -> Iterator[Pictures]:
         """One loader for all that is left of the run, so that its processes start once."""
+        sizes = {"labelled": self.plan.labelled, "unlabelled": self.plan.unlabelled}
         streams = {
-            "labelled": Stream(self.part.labelled, seed=self.seed, name="labelled"),
-            "unlabelled": Stream(self.part.unlabelled, seed=self.seed, name="unlabelled")
-            if self.plan.unlabelled
-            else None,
+            name: Stream(getattr(self.part, name), seed=self.seed, name=name) if size else None
+            for name, size in sizes.items()
         }
-        assert streams["labelled"] is not None
         sampler = JointSampler(
             labelled=streams["labelled"],
             unlabelled=streams["unlabelled"],
@@ -403,7 +344,7 @@ class Loop:
             strong=self.strong,
         )
         dataset = self.data.dataset(
-            self.student, changes=Changes(self.config.data), cache=self.cache
+            self.student, changes=Changes(self.config.data), cache=self.viewer.cache
         )
         return load(dataset, sampler, workers=self.config.train.workers)
 
@@ -445,6 +386,8 @@ class Loop:
     def _terms(self, batch: Batch, epoch: int) -> dict[str, Tensor]:
         """The loss, by weighted terms; in the final fine-tuning only the cross entropy on labels counts."""
         terms = self._all_terms(batch, epoch)
+        if not self.task.supervised:
+            terms.pop("ce", None)
         if epoch < self.config.train.epochs - self.config.train.finetune_epochs:
             return terms
         if "ce" not in terms:
@@ -464,6 +407,10 @@ class Loop:
         labelled, unlabelled = batch.num_labelled, batch.num_unlabelled
         both = labelled + unlabelled
         terms = self.method.loss(output.rows(0, both), batch, self.student)
+        if not self.task.supervised:
+            # Times zero, so that every parameter has a gradient in distributed training.
+            first = next(iter(terms))
+            terms[first] = terms[first] + 0 * output.features.float().mean()
         if self.partner is None:
             return terms
         if not self.partner.uses_labels(epoch):
@@ -494,10 +441,12 @@ class Loop:
         for part in self.parts:
             numbers |= part.end_epoch(epoch)
             warnings |= part.warnings()
-        every = self.config.eval.every
-        if every and (epoch + 1) % every == 0 and self.step < self.total_steps:
-            numbers["test_top1"] = self._test_top1()
-            self.progress.score = f"test top-1 {100 * numbers['test_top1']:.1f} %"
+        keep_best = self.config.train.keep_best
+        every = self.config.eval.every or self.task.every or int(keep_best)
+        due = bool(every) and (epoch + 1) % every == 0
+        # After the last epoch everything is measured anyway.
+        if due and (keep_best or self.step < self.total_steps):
+            numbers[f"test_{self.measure.name}"] = self._measure(keep_best=keep_best)
         if numbers:
             self._log(numbers, epoch)
         for kind, text in warnings.items():
@@ -508,17 +457,20 @@ class Loop:
                     f"warning: {self.name} seed {self.seed}, epoch {epoch}: {text}"
                 )
 
-    def _test_top1(self) -> float:
-        _, logits = run_student(
-            self.data,
-            self._exported(),
-            self.part.test,
-            settings=self.config.eval,
-            workers=self.config.train.workers,
-            accelerator=self.accelerator,
-            cache=self.cache,
-        )
-        return top1(logits, torch.from_numpy(self.data.samples.labels[self.part.test]))
+    def _measure(self, *, keep_best: bool) -> float:
+        student = self._exported()
+        value = self.task.score(self.viewer, student, self.part)
+        if keep_best:
+            better = self.best.is_better(value)
+            weights = plain_state(student.model) if better else None
+            self.best.update(value, self.step, weights)
+        self.progress.score = f"{self.measure.label} {self.measure.text(value)}"
+        if self.task.every:
+            epoch = self.step // self.plan.steps_per_epoch
+            self.accelerator.print(
+                f"  {self.name} seed {self.seed}, epoch {epoch} of {self.config.train.epochs}: {self.progress.score}"
+            )
+        return value
 
     def _exported(self) -> Student:
         """The student that counts: the moving average if there is one, with what the method folds into it."""
@@ -533,7 +485,7 @@ class Loop:
         return student
 
     def _log(self, numbers: dict[str, float], epoch: int) -> None:
-        if "loss/ce" in numbers:
+        if any(name.startswith("loss/") for name in numbers):
             numbers = {**numbers, "lr": self.optimiser.param_groups[0]["lr"]}
         self.log.write({"step": self.step, "epoch": epoch, **numbers})
         self.accelerator.log(numbers, step=self.step)
@@ -561,6 +513,7 @@ class Loop:
                 "ema": None if self.ema is None else self.ema.module.state_dict(),
                 "parts": [part.state() for part in self.parts],
                 "meter": dataclasses.asdict(self.meter),
+                "best": self.best.state(),
                 "rng": states,
             },
         )
@@ -576,6 +529,7 @@ class Loop:
         for part, state in zip(self.parts, saved["parts"], strict=True):
             part.load_state(state)
         self.meter = Meter(**saved["meter"])
+        self.best.load_state(saved.get("best", {}))
         self.step, self.seconds = saved["step"], saved["seconds"]
         self.accelerator.print(
             f"{self.name} seed {self.seed}: resumes at step {self.step} of "
@@ -590,26 +544,18 @@ class Loop:
     def finish(self, on_finish: FinishHook | None = None) -> dict[str, Any]:
         """Export the student, measure it, and write the record that marks the run as finished."""
         student = self._exported()
-        measured = evaluate(
-            self.data,
-            student,
-            self.part,
-            settings=self.config.eval,
-            workers=self.config.train.workers,
-            accelerator=self.accelerator,
-            seed=self.seed,
-            probe=self.probe,
-            cache=self.cache,
+        if self.best.weights is not None:
+            student.model.load_state_dict(self.best.weights)
+        measured = self.task.measure(
+            self.viewer, student, self.part, seed=self.seed, probe=self.probe
         )
-        result = measured.result
         record = {
             "method": self.name,
             "seed": self.seed,
-            **score.classification_record(result),
-            "top1": result["top1"],
-            "teacher_probe_top1": result["teacher"]["probe_top1"],
+            **self.task.record(measured.result),
             "seconds": round(self.seconds, 2),
             "steps": self.step,
+            **({"best_step": self.best.step} if self.best.weights is not None else {}),
             "num_labelled": len(self.part.labelled),
             "num_unlabelled": len(self.part.unlabelled),
             "num_test": len(self.part.test),
@@ -621,10 +567,14 @@ class Loop:
             "contract": self.contract,
         }
         if self.accelerator.is_main_process:
-            save_student(self.folder, student, config=self.config.student, data=self.data)
-            write_json(self.folder / "evaluation.json", result)
-            predictions.write(self.folder, measured.predictions)
-            record = write_record(self.folder, record, RECORDED)
+            record = write_results(
+                self.folder,
+                student,
+                measured,
+                task=self.task,
+                config=self.config.student,
+                record=record,
+            )
             if on_finish is not None:
                 on_finish(
                     TrainedRun(

@@ -1,6 +1,7 @@
 """Run phase two: every method with every seed over one store, then a comparison of the runs."""
 
 import math
+import shlex
 import time
 from pathlib import Path
 
@@ -16,9 +17,12 @@ def run(config: DistillConfig) -> list[dict[str, object]]:
     Raises:
         FeatstoreError: something the user can mend; the same command resumes a run that was stopped.
     """
+    from distill import tasks
     from distill.data import joined
     from distill.measures import score
     from distill.measures.advice import advice
+    from distill.methods import METHODS
+    from distill.register import options_of
     from distill.reports import report
     from distill.student.model import build_student
     from distill.training import loop
@@ -31,10 +35,15 @@ def run(config: DistillConfig) -> list[dict[str, object]]:
     accelerator = loop.make_accelerator(config)
     say = accelerator.print
 
-    # Checked against each other before any training: store, field, views, images, labels.
-    store = FeatureStore.open(config.store)
+    # Checked against each other before any training: task, methods, store, field, views, images, labels.
+    source, store = open_source(config.source), FeatureStore.open(config.store)
+    config = tasks.resolve(config, source, store)
+    kinds = [METHODS[name] for name in config.methods]
+    tasks.TASKS[config.task].check(
+        kinds, [options_of(config, name) for name in config.methods], config.partner
+    )
     data = joined.prepare(
-        open_source(config.source),
+        source,
         store,
         config.data,
         config.field,
@@ -42,7 +51,9 @@ def run(config: DistillConfig) -> list[dict[str, object]]:
         teachers=config.teachers,
         grid_field=config.grid_field,
     )
-    student = build_student(config.student, data.samples.num_classes)
+    task = tasks.build(config, data)
+    student = build_student(config.student, task.num_outputs)
+    say(f"task      {task.name}; methods: {', '.join(config.methods)}")
     say(
         f"store     {store.address}, {store.num_rows:,} rows, field {config.field} by "
         f"{store.manifest.teacher_of(config.field).name}"
@@ -56,23 +67,26 @@ def run(config: DistillConfig) -> list[dict[str, object]]:
             f"--student.name {config.student.name} has {parameters / 1e6:.0f} million parameters: not a small student; "
             "it trains slowly and may not fit an edge device"
         )
-    probes = joined.Probes(data, config.eval)
     draw = report.page_hook(config, say)
 
     records = []
     for seed in config.seeds:
-        part = data.split(seed)
+        part = task.split(seed)
+        probe = task.probe(part, seed)
         for note in [*notes, *part.notes]:
             say(f"note: {note}")
         notes = []
-        say(
-            f"seed {seed}    {len(part.labelled):,} labelled, {len(part.unlabelled):,} unlabelled, "
-            f"{len(part.test):,} test images"
-        )
+        counts = {
+            "labelled": part.labelled,
+            "unlabelled": part.unlabelled,
+            "test" if task.supervised else "held-out": part.test,
+        }
+        shown = ", ".join(f"{len(rows):,} {name}" for name, rows in counts.items() if len(rows))
+        say(f"seed {seed}    {shown} images")
         for method in config.methods:
             # Trained: the student and projections. Frozen: the stored features. See distill/methods/.
             record = loop.run(
-                config, data, probes(seed), method=method, seed=seed, on_finish=draw, until=until
+                config, data, probe, method=method, seed=seed, on_finish=draw, until=until
             )
             how = "finished before" if record.get("skipped") else f"{record['seconds']:.1f} s"
             measure, value = score.score_of(record)
@@ -82,9 +96,11 @@ def run(config: DistillConfig) -> list[dict[str, object]]:
             records.append(record)
 
     if accelerator.is_main_process:
-        files = report.write(Path(config.out), records, page=config.report, say=say)
+        files = report.write(
+            Path(config.out), records, page=config.report and task.supervised, say=say
+        )
         best = score.best(records)
-        folder = Path(config.out) / best["method"] / f"seed{best['seed']}"
+        folder = Path(config.out).absolute() / best["method"] / f"seed{best['seed']}"
         say(f"\n{report.table(records)}\n")
         for note in advice(records):
             say(f"note: {note}")
@@ -94,6 +110,6 @@ def run(config: DistillConfig) -> list[dict[str, object]]:
             + f", and a folder for each run, e.g. {folder}"
         )
         say(f"\n{snippet(folder, student, config.student)}\n")
-        say(f"next: {command('evaluate')} --model {folder} --store {config.store}")
+        say(f"next: {command('evaluate')} --model {shlex.quote(str(folder))}")
     accelerator.end_training()
     return records

@@ -31,6 +31,7 @@ FREE = {
 ADDED: dict[str, dict[str, Any]] = {
     "data": {"holdout": 0.0, "fold": 0, "group": ""},
     "source": {"labels": "", "image_member": ""},
+    "train": {"keep_best": False, "patience": 0},
 }
 """Settings that older versions did not have, with the values that mean what those did: left out of the contract, so
 that its hash stays the same and older runs are found again."""
@@ -76,6 +77,8 @@ def contract(
         for key, default in added.items():
             if parts[section].get(key) == default:
                 del parts[section][key]
+    if config.task not in ("auto", "classify"):  # the only task of older versions
+        parts["task"] = config.task
     parts |= {"method": method, "partner": config.partner, "seed": seed}
     parts["store_fingerprint"] = fingerprints[0]
     parts["grid_field"] = config.grid_field

@@ -4,6 +4,7 @@
 """
 
 import hashlib
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,20 +13,34 @@ from torch import nn
 
 from distill.config import StudentConfig
 from distill.data.joined import Data, JoinedData
-from distill.data.samples import Samples
 from distill.data.stored_features import StoredField
+from distill.evaluation.embedding import HEAD
 from distill.student.files import CONFIG, SHA256, WEIGHTS, read_config
 from distill.student.model import Student, build_student
 from distill.student.start_weights import read_weights
+from distill.tasks import Task
 from featstore.errors import ConfigError, command
 from featstore.files.atomic import write_bytes
 from featstore.format.checksummed_json import seal
 
 
-def save_student(folder: Path, student: Student, *, config: StudentConfig, data: Data) -> None:
-    """Write the student; nothing of the training (projections, probes, wrappers) is in it."""
+def save_student(
+    folder: Path, student: Student, *, config: StudentConfig, task: Task, head: bool = False
+) -> None:
+    """Write the student; nothing of the training (projections, probes, wrappers) is in it.
+
+    Args:
+        folder: folder of the run.
+        student: the student to export.
+        config: how it was built.
+        task: what it was trained for.
+        head: whether an embedding head lies beside it.
+    """
     weights = save(plain_state(student.model))
-    described = describe(student, config, data.samples, data)
+    described = describe(student, config, task.data, label_names=task.label_names())
+    described["task"] = task.name
+    if head:
+        described["embedding_head"] = HEAD
     write_bytes(folder / WEIGHTS, weights)
     write_bytes(folder / CONFIG, seal({**described, SHA256: hashlib.sha256(weights).hexdigest()}))
 
@@ -38,7 +53,7 @@ def plain_state(model: nn.Module) -> dict[str, Any]:
 
 
 def describe(
-    student: Student, config: StudentConfig, samples: Samples, data: Data
+    student: Student, config: StudentConfig, data: Data, *, label_names: Sequence[str]
 ) -> dict[str, Any]:
     """What a user of the model must know; the first keys are those of a timm model folder."""
     values: dict[str, Any] = {
@@ -46,7 +61,7 @@ def describe(
         "num_classes": student.num_classes,
         "model_args": config.model_args,
         "feature": config.feature,
-        "label_names": list(samples.class_names),
+        "label_names": list(label_names),
         "input": {
             "size": list(student.input_size),
             "mean": list(student.mean),

@@ -15,7 +15,7 @@ from sklearn.neighbors import KNeighborsClassifier
 from distill.config import EvalConfig, EvaluateConfig
 from distill.data import joined
 from distill.evaluation import predictions
-from distill.evaluation.evaluate import Evaluation, corruption_names, evaluate
+from distill.evaluation.evaluate import Evaluation, Viewer, corruption_names, evaluate
 from distill.evaluation.run import run as evaluate_main
 from distill.measures.metrics import accuracy, agreement, calibration, feature_quality
 from distill.student.model import build_student
@@ -216,13 +216,11 @@ def measured(make_config: MakeConfig, **changes: object) -> tuple[Evaluation, jo
     )
     part = data.split(0)
     torch.manual_seed(0)
+    viewer = Viewer(data=data, settings=config.eval, workers=0, accelerator=start_accelerator())
     found = evaluate(
-        data,
+        viewer,
         build_student(config.student, data.samples.num_classes),
         part,
-        settings=config.eval,
-        workers=0,
-        accelerator=start_accelerator(),
         seed=0,
         probe=data.fit_probe(part, most=100, seed=0),
     )

@@ -336,7 +336,7 @@ def test_all_teachers_are_described(make_config: MakeConfig, images: Path, tmp_p
     first = FeatureStore.open(config.store)
     data = joined.prepare(source, first, config.data, config.field, teachers=config.teachers)
     student = build_student(config.student, data.samples.num_classes)
-    found = describe(student, config.student, data.samples, data)
+    found = describe(student, config.student, data, label_names=data.samples.class_names)
     assert store_fingerprints(found) == [first.fingerprint, second.fingerprint] == data.fingerprints
     assert [teacher["weight"] for teacher in found["teachers"]] == [1.0, 0.5]
     assert found["teacher"] == found["teachers"][0]

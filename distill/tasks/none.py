@@ -1,0 +1,168 @@
+"""Task ``none``: a backbone, taught by stored features alone. No label is needed; where there are some, they measure.
+
+The score is the agreement of nearest neighbours: it depends on no head, no scale and no method, so that all methods can
+be compared by it, and it is what retrieval, k-NN and clustering make use of (docs/decisions).
+"""
+
+import hashlib
+from typing import Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from distill.config import DataConfig
+from distill.data.joined import Data, few
+from distill.data.samples import Samples, Split
+from distill.data.schedule import Indices
+from distill.evaluation import embedding
+from distill.evaluation.evaluate import MOST_FOR_CKA, Evaluation, Viewer
+from distill.measures.feature_similarity import mean_norm, thin_out
+from distill.measures.linear_probe import LinearProbe
+from distill.measures.metrics import feature_quality
+from distill.measures.score import Measure
+from distill.student.model import Student
+from distill.tasks.base import Task
+from featstore.errors import ConfigError
+from featstore.sources.base import NO_LABEL
+
+SHARE, MOST, FEWEST = 0.05, 2000, 100
+"""Held-out images: this share, at most and (of a fifth of all) at least so many."""
+
+MOST_FOR_HEAD = 10_000
+"""Most training images that the embedding head is fitted on: more change it little and have to be shown again."""
+
+NEEDED = 20
+"""Fewest images; below, nothing that is measured means anything."""
+
+
+class Backbone(Task):
+    """No supervised loss: the stored features of all images teach."""
+
+    name = "none"
+    measures = (
+        Measure("neighbour_agreement", "same 10 nearest neighbours"),
+        Measure("explained_variance", "explained variance", percent=False),
+        Measure("cosine", "cosine to teacher", percent=False),
+        Measure("recall_at_1", "recall@1"),
+        Measure("recall_at_10", "recall@10"),
+        Measure("cka", "CKA(f_s, f_t)", percent=False),
+        Measure("knn_top1", "k-NN"),
+        Measure("linear_probe_top1", "linear probe"),
+    )
+    supervised = False
+    every = 1
+    methods = ("fitnet",)
+
+    @property
+    def num_outputs(self) -> int:
+        """None: a backbone."""
+        return 0
+
+    def split(self, seed: int, *, measured: Literal["test", "validation"] = "test") -> Split:
+        """All images train, but for those that are held out; the same for every seed.
+
+        Raises:
+            ConfigError: too few images; or a validation part is asked for.
+        """
+        if measured == "validation":
+            raise ConfigError(
+                "--eval.part validation: --task none has no validation part; it is measured on held-out images."
+            )
+        samples = self.data.samples
+        given = samples.groups["test"]
+        everything = np.arange(len(samples.ids))
+        test = given if len(given) else held_out(samples)
+        train = np.setdiff1d(samples.groups["unlabelled"], _and_copies(samples, test))
+        if len(everything) < NEEDED or len(test) < 3 or len(train) < 2:
+            raise ConfigError(
+                f"{samples.source.uri}: {len(train)} images to train on and {len(test)} to measure on; expected "
+                f"{NEEDED} or more together. Give more images (--source.path, --data.unlabelled)."
+            )
+        return Split(np.empty(0, np.int64), train, test)
+
+    def score(self, viewer: Viewer, student: Student, part: Split) -> float:
+        """Agreement of the nearest neighbours of the held-out images."""
+        features, _ = viewer.run(student, part.test)
+        return embedding.neighbour_agreement(features, self.data.features.take(part.test))
+
+    def measure(
+        self, viewer: Viewer, student: Student, part: Split, *, seed: int, probe: LinearProbe | None
+    ) -> Evaluation:
+        """See ``embedding.compare``; where labels are known, also k-NN and a linear probe on them."""
+        fit = few(part.unlabelled, min(MOST_FOR_HEAD, viewer.settings.probe_rows), seed)
+        shown = np.concatenate([part.test, fit])
+        every, _ = viewer.run(student, shown)
+        count = len(part.test)
+        head = embedding.fit_head(every[count:], self.data.features.take(fit))
+        teacher = self.data.features.take(part.test)
+        rows = thin_out(count, MOST_FOR_CKA, seed=0)
+        result = {
+            "num_images": count,
+            **embedding.compare(every[:count], teacher, head, rows=rows),
+            "feature_norm": mean_norm(every[:count]),
+            **labelled_quality(self.data, every, shown, count, k=viewer.settings.knn_k),
+        }
+        return Evaluation(result, every[:count], head=head)
+
+
+def held_out(samples: Samples) -> Indices:
+    """Images to measure on, chosen by their content alone: the same whatever the files are called.
+
+    Copies of a chosen image are chosen too.
+    """
+    assert samples.hashes is not None  # joined to a store
+    keys = [hashlib.sha256(b"held-out" + row.tobytes()).digest() for row in samples.hashes]
+    count = min(MOST, max(round(SHARE * len(keys)), min(FEWEST, len(keys) // 5)))
+    last = sorted(keys)[count - 1] if count else b""
+    return np.flatnonzero([key <= last for key in keys])
+
+
+def _and_copies(samples: Samples, members: Indices) -> Indices:
+    """The members, and all images with the same bytes as one of them."""
+    assert samples.hashes is not None
+    chosen = {samples.hashes[index].tobytes() for index in members}
+    return np.flatnonzero([row.tobytes() in chosen for row in samples.hashes])
+
+
+def labelled_quality(
+    data: Data, features_SC: Tensor, indices: Indices, count: int, *, k: int
+) -> dict[str, float]:
+    """k-NN and linear probe on the images whose labels are known.
+
+    Args:
+        data: images.
+        features_SC: the student's features of ``indices``.
+        indices: (S,) the measured images first, then those that may fit a classifier.
+        count: of the measured ones.
+        k: neighbours.
+
+    Returns:
+        See ``feature_quality``; nothing where there are too few labels.
+    """
+    labels = data.samples.labels[indices]
+    known = labels != NO_LABEL
+    test, fit = np.flatnonzero(known[:count]), count + np.flatnonzero(known[count:])
+    if not len(test) or len(np.unique(labels[fit])) < 2:
+        return {}
+    return feature_quality(
+        features_SC[torch.from_numpy(fit)],
+        torch.from_numpy(labels[fit]),
+        features_SC[torch.from_numpy(test)],
+        torch.from_numpy(labels[test]),
+        k=k,
+        num_classes=data.samples.num_classes,
+    )
+
+
+def without_labels(settings: DataConfig) -> DataConfig:
+    """The same settings with no labelled part; all images train, and none is named as held out unless a user did."""
+    import dataclasses
+
+    default = DataConfig()
+    return dataclasses.replace(
+        settings,
+        labelled=[],
+        unlabelled=settings.unlabelled or ["*"],
+        test=[] if settings.test == default.test else settings.test,
+    )
