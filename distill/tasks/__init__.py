@@ -51,8 +51,8 @@ def resolve(config: DistillConfig, source: Source, store: FeatureStore) -> Disti
     elif not data.labelled or not (data.test or data.holdout):
         part = "test" if data.labelled else "labelled"
         raise ConfigError(
-            f"--task {name}: --data.{part} is empty. Name images with labels (or --data.holdout 0.2), or use --task none, which "
-            "needs no label."
+            f"--task {name}: --data.{part} is empty. Name images with labels (or --data.holdout 0.2), or use --task "
+            "none, which needs no label."
         )
     methods: Any = config.methods or list(TASKS[name].methods)
     return dataclasses.replace(config, task=name, data=data, methods=methods)
