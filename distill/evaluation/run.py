@@ -20,10 +20,10 @@ def run(config: EvaluateConfig) -> dict[str, object]:
     Raises:
         FeatstoreError: something the user can mend.
     """
-    from distill import tasks
     from distill.data import joined
     from distill.evaluation import backbone
     from distill.evaluation.evaluate import Viewer, check_classes, evaluate
+    from distill.tasks import build_task
     from distill.training.run_folder import lock
     from distill.training.saved_student import load_exported, store_fingerprints
     from featstore.extraction.accelerator import start_accelerator
@@ -87,7 +87,7 @@ def run(config: EvaluateConfig) -> dict[str, object]:
                     f"--model {folder.absolute()}: a backbone is measured against its feature store, which is not at "
                     "hand, or on images with labels: give --store, or --source of images with labels."
                 )
-            task = tasks.build(own, data)
+            task = build_task(own, data)
             part = task.split(given.seed)
             result = task.measure(viewer, student, part, seed=given.seed, probe=None).result
         else:

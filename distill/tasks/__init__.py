@@ -14,7 +14,7 @@ from featstore import FeatureStore
 from featstore.errors import ConfigError, shorten
 from featstore.sources.base import NO_LABEL, Source, matches
 
-__all__ = ["TASKS", "Task", "build", "resolve"]
+__all__ = ["TASKS", "Task", "build_task", "resolve"]
 
 TASKS: dict[str, type[Task]] = {"none": Backbone, "classify": Classify}
 
@@ -58,7 +58,7 @@ def resolve(config: DistillConfig, source: Source, store: FeatureStore) -> Disti
     return dataclasses.replace(config, task=name, data=data, methods=methods)
 
 
-def build(config: DistillConfig, data: JoinedData) -> Task:
+def build_task(config: DistillConfig, data: JoinedData) -> Task:
     """The task of a resolved config."""
     return TASKS["classify" if config.task == "auto" else config.task](config, data)
 

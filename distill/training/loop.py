@@ -14,7 +14,6 @@ from accelerate import Accelerator
 from accelerate.utils import broadcast, gather_object, set_seed
 from torch import Tensor
 
-from distill import tasks
 from distill.config import DistillConfig
 from distill.data.joined import JoinedData
 from distill.data.pictures import Batch, BatchMaker, Changes, Pictures, load
@@ -28,6 +27,7 @@ from distill.methods.trainee import Trainee
 from distill.partners import PARTNERS, Partner
 from distill.register import options_of, resolved
 from distill.student.model import Student, build_student
+from distill.tasks import build_task
 from distill.training import checkpoint, run_folder
 from distill.training.best import Best
 from distill.training.launch import make_accelerator
@@ -130,7 +130,7 @@ class Loop:
         self.method_name, self.folder, self.contract = method, folder, asked
         self.name = run_folder.run_name(config, method)
         self.accelerator = accelerator
-        self.task = tasks.build(config, data)
+        self.task = build_task(config, data)
         self.part: Split = self.task.split(seed, measured=config.eval.part)
         self.picker = data.picker(seed)
         partner = PARTNERS.get(config.partner)

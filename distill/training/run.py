@@ -17,7 +17,6 @@ def run(config: DistillConfig) -> list[dict[str, object]]:
     Raises:
         FeatstoreError: something the user can mend; the same command resumes a run that was stopped.
     """
-    from distill import tasks
     from distill.data import joined
     from distill.measures import score
     from distill.measures.advice import advice
@@ -25,6 +24,7 @@ def run(config: DistillConfig) -> list[dict[str, object]]:
     from distill.register import options_of
     from distill.reports import report
     from distill.student.model import build_student
+    from distill.tasks import TASKS, build_task, resolve
     from distill.training import loop
     from distill.training.saved_student import snippet
     from featstore.errors import command
@@ -37,9 +37,9 @@ def run(config: DistillConfig) -> list[dict[str, object]]:
 
     # Checked against each other before any training: task, methods, store, field, views, images, labels.
     source, store = open_source(config.source), FeatureStore.open(config.store)
-    config = tasks.resolve(config, source, store)
+    config = resolve(config, source, store)
     kinds = [METHODS[name] for name in config.methods]
-    tasks.TASKS[config.task].check(
+    TASKS[config.task].check(
         kinds, [options_of(config, name) for name in config.methods], config.partner
     )
     data = joined.prepare(
@@ -51,7 +51,7 @@ def run(config: DistillConfig) -> list[dict[str, object]]:
         teachers=config.teachers,
         grid_field=config.grid_field,
     )
-    task = tasks.build(config, data)
+    task = build_task(config, data)
     student = build_student(config.student, task.num_outputs)
     say(f"task      {task.name}; methods: {', '.join(config.methods)}")
     say(
