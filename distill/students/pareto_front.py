@@ -1,17 +1,16 @@
-"""Pareto fronts: who is beaten by nobody in cost and value at once."""
+"""Pareto fronts: candidates not dominated on cost and value."""
 
 from collections.abc import Sequence
 
 
 def front(costs: Sequence[float], values: Sequence[float]) -> list[bool]:
-    """Mark what is on the front.
+    """Mark the points on the front.
 
-    A point is off it if another one costs no more and is worth no less, and differs in one of the two. Equal points are
-    on it together.
+    A point is dominated if another one costs no more, is worth no less, and differs in one of the two.
 
     Args:
-        costs: less is better.
-        values: more is better; as many.
+        costs: lower is better.
+        values: higher is better.
     """
     points = list(zip(costs, values, strict=True))
     return [
@@ -21,7 +20,7 @@ def front(costs: Sequence[float], values: Sequence[float]) -> list[bool]:
 
 
 def steps(costs: Sequence[float], values: Sequence[float]) -> list[tuple[float, float]]:
-    """Corners of the front as a line of steps, from the cheapest point to the dearest."""
+    """Corners of the front as a line of steps, from the lowest cost to the highest."""
     kept = sorted(
         {
             point

@@ -52,50 +52,51 @@ def cells(choice: Choice) -> list[tuple[str, ...]]:
 
 
 def on_front(latency: bool, size: bool) -> str:
-    """On which fronts a student is, in words."""
+    """The fronts that a student is on, as text."""
     return " and ".join(name for name, on in (("latency", latency), ("size", size)) if on) or "-"
 
 
 def accuracy(student: Student) -> str:
-    """Mean and sample standard deviation over seeds, percent."""
+    """Mean and sample standard deviation over seeds in percent."""
     return TOP1.spread([*student.top1.values()])
 
 
 def notes(choice: Choice, cost: Cost) -> list[str]:
-    """What belongs under the table: how it was measured, what it cost, what is missing."""
+    """Notes below the table: measurement, cost, missing students."""
     timings = [item for student in choice.students for item in student.timings]
     times, ratios = noise(timings)
     machine = choice.machine
     found = [
         f"latency: ONNX Runtime {machine['versions']['onnxruntime']}, float32, all students in turn in one process, "
         f"{choice.rounds} rounds in shuffled order, at least {min(item.calls for item in timings)} calls each; on "
-        f"{machine['cpu']}, {machine['architecture']}, {machine['cores']} cores, load average "
+        f"{machine['cpu']}, {machine['architecture']}, {count(machine['cores'], 'core')}, load average "
         f"{machine['load_average_1min']:.1f} before and {machine['load_average_1min_after']:.1f} after.",
-        f"noise: the middle 80 % of the rounds' medians span {100 * times:.0f} % of the time; ratios of two students "
-        f"within a round {100 * ratios:.0f} %. CPU ms is the processor's time of a call of the first kind.",
-        "front: no other student is at least as accurate (mean over seeds) and at most as slow, or as large. "
-        "Differences within the spread over seeds are no differences.",
+        f"noise: the middle 80% of the rounds' medians span {100 * times:.0f}% of the time, those of the ratio of two "
+        f"students within a round {100 * ratios:.0f}%. CPU ms: processor time of a call with the first batch size and "
+        "number of threads.",
+        "front: no other student is at least as accurate (mean over seeds) and at most as slow (or large). Differences "
+        "within the standard deviation over seeds are not significant.",
         *cost_lines(cost),
     ]
     if choice.unfinished:
-        found.append(f"without a finished run, left out: {', '.join(choice.unfinished)}.")
+        found.append(f"left out, without a finished run: {', '.join(choice.unfinished)}.")
     return found
 
 
 def finding(choice: Choice) -> str:
-    """What the front says, in two sentences."""
+    """The students on the fronts, in two sentences."""
     fast = sorted(
         (item for item, on in zip(choice.students, choice.by_latency, strict=True) if on),
         key=lambda item: item.latency.median_ms,
     )
     walk = ", ".join(
-        f"{item.name} ({accuracy(item)} %, {milliseconds(item.latency.median_ms)} ms)"
+        f"{item.name} ({accuracy(item)}%, {milliseconds(item.latency.median_ms)} ms)"
         for item in fast
     )
     small = [item.name for item, on in zip(choice.students, choice.by_size, strict=True) if on]
     return (
-        f"Of {len(choice.students)} students {len(fast)} are on the front of accuracy and latency: {walk}. On that of "
-        f"accuracy and size: {', '.join(reversed(small))}."
+        f"On the Pareto front of accuracy and latency: {walk}. On that of accuracy and size: "
+        f"{', '.join(reversed(small))}."
     )
 
 

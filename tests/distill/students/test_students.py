@@ -35,7 +35,7 @@ def test_front_by_hand() -> None:
 
 @given(some.lists(some.tuples(some.integers(0, 5), some.integers(0, 5)), min_size=1, max_size=9))
 def test_front_holds(points: Sequence[tuple[int, int]]) -> None:
-    """Nobody on the front is beaten; everybody else is beaten by somebody on it; best and cheapest are there."""
+    """No point of the front is dominated, every other one is; the best and the cheapest are on it."""
     costs, values = [x for x, _ in points], [y for _, y in points]
     kept = [point for point, on in zip(points, front(costs, values), strict=True) if on]
 
@@ -97,8 +97,8 @@ def test_tables_say_the_same(tmp_path: Path) -> None:
     text = paths[2].read_text()
     assert "fast\\|er" in text
     assert "teacher, paid once: 100 images" in text
-    assert "left out: lost" in text
-    assert "2 are on the front of accuracy and latency: fast|er (70.0 %, 0.5 ms), big" in text
+    assert "left out, without a finished run: lost" in text
+    assert "front of accuracy and latency: fast|er (70.0%, 0.5 ms), big" in text
     assert len({line.count(" | ") for line in text.splitlines()[:1] + text.splitlines()[2:4]}) == 1
     assert "big" in columns(tables.cells(choice()))
 
@@ -114,7 +114,8 @@ def test_the_page_shows_both_fronts(tmp_path: Path) -> None:
         assert set(front_points["x"]) <= set(line["x"])
     text = page.write(tmp_path, choice(), cost()).read_text()
     assert "<b>small</b>" not in text
-    assert "Which student?" in text
+    assert "Students compared" in text
+    assert "3 students distilled from one feature store, seeds 0, 1" in text
 
 
 def test_the_recipe_is_an_experiment() -> None:
@@ -159,7 +160,7 @@ def test_the_whole_way(
     assert all(len(item["timings"]) == 1 for item in values["students"])
     assert (tmp_path / "out" / "students.html").stat().st_size > 1e6
     assert sorted(item.stem for item in (tmp_path / "out" / "onnx").iterdir()) == sorted(names)
-    assert "on the front of accuracy and latency" in capsys.readouterr().out
+    assert "front of accuracy and latency" in capsys.readouterr().out
 
 
 def test_arguments() -> None:
