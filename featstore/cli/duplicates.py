@@ -98,7 +98,7 @@ def asked_for(arguments: argparse.Namespace) -> bool:
     return False
 
 
-def look(store: FeatureStore, arguments: argparse.Namespace) -> dict[str, Any]:
+def find(store: FeatureStore, arguments: argparse.Namespace) -> dict[str, Any]:
     """Find duplicates and leaks; returns plain JSON values.
 
     Raises:

@@ -48,7 +48,7 @@ def run(arguments: argparse.Namespace) -> int:
     text = [] if arguments.json else lines(manifest, summary)
     leak = False
     if duplicates.asked_for(arguments):
-        found = duplicates.look(store, arguments)
+        found = duplicates.find(store, arguments)
         summary["duplicates"], leak = found, found["leak"]
         text += [] if arguments.json else duplicates.lines(found)
     print(json.dumps(summary, indent=2) if arguments.json else "\n".join(map(printable, text)))

@@ -12,7 +12,7 @@ from featstore.errors import ConfigError
 DESCRIPTION = """\
 Write several stores as one. By default the kind follows from the stores; --as sets it:
 
-  rows      stores made alike (same teachers, views, fields) of other images: rows are appended
+  rows      other images, the same teachers, views and fields: rows are appended
   teachers  other teachers or fields, same images and views: fields side by side. Images are matched by content, so
             files may be in another order or renamed. Ids and order are the first store's
 

@@ -1,1 +1,1 @@
-"""New stores from old ones: merge, subset, split, append, convert, requantise, export."""
+"""Make stores from stores: merge, subset, split, append, convert, requantise, export."""

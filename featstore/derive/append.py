@@ -1,8 +1,8 @@
-"""New images into a finished store: its rows stay where they are, the new ones come behind them, the version counts up.
+"""Append rows to a finished store as a new version; old rows keep their numbers.
 
-The new version is built beside the store. Full shards are not copied, both versions name the same files (hard links);
-only a last shard that was not full is written again, with the new rows. Then the two folders change names in one step.
-So a kill leaves the old version or the new one, whole, and whoever reads the old one keeps what is mapped.
+The new version is built in a temporary folder next to the store. Full shards are hard links to the same files; only a
+last shard that was not full is written again, with the new rows. Then the two folders are exchanged in one step. So a
+kill leaves the old version or the new one, and readers of the old version keep their mapped files.
 """
 
 # N rows of the new version
@@ -55,18 +55,18 @@ from featstore.reading.store import FeatureStore
 from featstore.writing.commit import open_or_create, remove_leftovers
 from featstore.writing.fill import Progress, check_apart, make_store, no_progress
 
-CARRIED = ("README.md", "card.html")
-"""Files beside a store's own that go over into the new version. A signature does not: it is of the old one."""
+OPTIONAL_FILES = ("README.md", "card.html")
+"""Optional files that are copied into the new version; a signature is not, because it signs the old one."""
 
 
 @dataclass(frozen=True)
 class Appended:
-    """What became of a store.
+    """Result of ``append``.
 
     Attributes:
-        manifest: of the store as it is; ``manifest.version`` says which one.
-        rows: how many were added; 0 if all of them were there already.
-        notes: what a user should hear, e.g. how many rows were left out.
+        manifest: Manifest of the new version.
+        rows: Number of rows that were added; 0 if the store had all of them.
+        notes: Notes for the user, e.g. how many rows were left out.
     """
 
     manifest: Manifest
@@ -82,22 +82,22 @@ def append(
     lease_s: float = 60,
     progress: Progress = no_progress,
 ) -> Appended:
-    """Put the rows of a store behind those of another, finished one; go on with what was begun.
+    """Append the rows of a store to another, finished one, or resume.
 
     Args:
-        store: folder of the store that grows.
-        new: folder of a complete store of other images, made alike (same teachers, views and fields).
-        duplicates: see ``featstore.derive.merge_rows.Duplicates``. If the store has all images, nothing is done.
-        lease_s: seconds without a sign of life after which another process counts as gone.
-        progress: see ``featstore.writing.fill.Progress``; of the shards that are written.
+        store: Folder of the store that grows.
+        new: Folder of a complete store of other images with the same teachers, views and fields.
+        duplicates: See ``featstore.derive.merge_rows.Duplicates``. If the store has all images, nothing is done.
+        lease_s: Seconds without a change after which another process's lease is stale.
+        progress: See ``featstore.writing.fill.Progress``; of the shards that are written.
 
     Raises:
-        ManifestMismatch: the stores were not made alike.
-        ConfigError: images repeat, or the tars that a store mirrors do.
-        StoreIncomplete, ShardCorrupt: a store is not whole.
-        StoreBusy: somebody writes to the store.
-        StoreWriteError: the disk refused, or its file system cannot let two folders change names. The store is as it
-            was.
+        ManifestMismatch: Teachers, views or fields of the stores differ.
+        ConfigError: Images repeat, or the tars that a store mirrors do.
+        StoreIncomplete, ShardCorrupt: A store is incomplete or damaged.
+        StoreBusy: Another process writes to the store.
+        StoreWriteError: The disk is full or read-only, or its file system cannot exchange two folders. The store is
+            unchanged.
     """
     with exclusive(store):
         return append_alone(store, new, duplicates=duplicates, lease_s=lease_s, progress=progress)
@@ -111,8 +111,8 @@ def append_alone(
     lease_s: float = 60,
     progress: Progress = no_progress,
 ) -> Appended:
-    """As ``append``, for a caller that holds the store alone."""
-    store = store.resolve()  # a link to a store: the store grows, the link stays
+    """As ``append``, for a caller that holds the exclusive lock of the store."""
+    store = store.resolve()  # of a link, the target grows
     check_apart(new, store)
     old, other = FeatureStore.open(store), FeatureStore.open(new)
     check_same_rows(old, other.manifest, where=other.path)
@@ -122,32 +122,32 @@ def append_alone(
         return Appended(old.manifest, 0, notes)
     check_tars(old, other.manifest.work, where=other.path)
     plan, more = plan_append(old, other, rows)
-    beside = _beside(old, other)
-    _begin(beside, plan)
-    _link_shards(old, beside, plan.manifest)
+    folder = _version_folder(old, other)
+    _create_or_reuse(folder, plan)
+    _link_shards(old, folder, plan.manifest)
     make = ShardMaker(plan)
     manifest = make_store(
-        beside, plan.manifest, plan.artefacts, make, lease_s=lease_s, progress=progress
+        folder, plan.manifest, plan.artefacts, make, lease_s=lease_s, progress=progress
     )
-    _carry(store, beside)
-    _replace(store, beside)
+    _copy_optional_files(store, folder)
+    _replace(store, folder)
     remove_leftovers(store)
     return Appended(manifest, len(rows) - old.num_rows, notes + more)
 
 
 def plan_append(old: FeatureStore, new: FeatureStore, rows: Rows) -> tuple[Composition, list[str]]:
-    """Settle what the next version of a store will be.
+    """Plan what the next version of a store will be.
 
     Args:
-        old: the store that grows.
-        new: the store whose rows are added.
-        rows: (N,) rows of both, the new ones counted behind the old ones; begins with all old ones.
+        old: The store that grows.
+        new: The store whose rows are added.
+        rows: (N,) row numbers, counted through both stores; all old ones first.
 
     Returns:
-        The plan, and what a user should hear.
+        The plan, and notes for the user.
 
     Raises:
-        ConfigError: names of classes or artefacts do not fit together.
+        ConfigError: Names of classes or artefacts conflict.
     """
     stores, before, notes = (old, new), old.manifest, []
     everything = len(rows) == old.num_rows + new.num_rows
@@ -195,7 +195,7 @@ def plan_append(old: FeatureStore, new: FeatureStore, rows: Rows) -> tuple[Compo
 
 
 def _longer_work(old: FeatureStore, new: FeatureStore, rows: Rows) -> WorkRecord:
-    """The old shards, and behind them new ones; of stores that mirror tars, one more for each new tar."""
+    """The old shards followed by new ones; one for each new tar where shards mirror tars."""
     work, names = old.manifest.work, new.manifest.work.shard_names
     if not work.shard_sizes:
         return work
@@ -215,15 +215,15 @@ def _longer_work(old: FeatureStore, new: FeatureStore, rows: Rows) -> WorkRecord
 
 
 def check_tars(old: FeatureStore, new: WorkRecord, *, where: object) -> None:
-    """Refuse rows of tars that a store cannot mirror.
+    """Check that a store which mirrors tars can take the new rows.
 
     Args:
-        old: the store that grows.
-        new: how the work of the new rows is cut.
-        where: they are, for the message.
+        old: The store that grows.
+        new: Shards of the new rows.
+        where: Address of the new rows, for the message.
 
     Raises:
-        ConfigError: the store mirrors tars of images, and the new rows are of none, or of some of those.
+        ConfigError: The store mirrors tars, and the new rows are of no tar or of tars that it mirrors already.
     """
     names = old.manifest.work.shard_names
     repeated = sorted(set(names) & set(new.shard_names))
@@ -237,31 +237,28 @@ def check_tars(old: FeatureStore, new: WorkRecord, *, where: object) -> None:
             if repeated
             else f"{where} mirrors none. Extract the new images from tars, with container webdataset"
         )
-        + f"; or give up the tars: featstore convert {old.path} OUT --container zarr."
+        + f"; or do not mirror tars any more: featstore convert {old.path} OUT --container zarr."
     )
 
 
-def _beside(old: FeatureStore, new: FeatureStore) -> Path:
-    """Where the new version is built: found again by a later run, and cleared away like all that is unfinished."""
+def _version_folder(old: FeatureStore, new: FeatureStore) -> Path:
+    """Temporary folder of the new version; a later run finds it again, and leftovers of this name are deleted."""
     both = f"{old.manifest.uuid} {old.manifest.created} {new.manifest.uuid} {new.fingerprint}"
     digest = hashlib.sha256(both.encode()).hexdigest()[:8]
     return old.path.parent / f"{TEMPORARY_PREFIX}{old.path.name}-append_{digest}"
 
 
-def _begin(beside: Path, plan: Composition) -> None:
-    """Make the folder of the new version, or go on with it if it is of the same rows."""
+def _create_or_reuse(folder: Path, plan: Composition) -> None:
+    """Create the folder of the new version, or reuse it if it has the same contract."""
     try:
-        open_or_create(beside, plan.manifest, plan.artefacts)
+        open_or_create(folder, plan.manifest, plan.artefacts)
     except ManifestMismatch:  # of a run with other arguments
-        shutil.rmtree(beside)
-        open_or_create(beside, plan.manifest, plan.artefacts)
+        shutil.rmtree(folder)
+        open_or_create(folder, plan.manifest, plan.artefacts)
 
 
 def kept_shards(old: Manifest, new: Manifest) -> range:
-    """Shards whose files stay as they are: all that are full.
-
-    None where ragged fields get more room: their positions are counted through all shards.
-    """
+    """Shards whose files are kept: all full ones; none if ragged fields reserve more positions."""
     for name, record in new.fields.items():
         before = old.fields[name].encoding
         if isinstance(record.encoding, RaggedEncoding) and (
@@ -273,28 +270,28 @@ def kept_shards(old: Manifest, new: Manifest) -> range:
     return range(old.num_rows // old.work.shard_rows)
 
 
-def _link_shards(old: FeatureStore, beside: Path, manifest: Manifest) -> None:
-    """Give the files of shards that stay a second name in the new version, their ledger entries last."""
+def _link_shards(old: FeatureStore, folder: Path, manifest: Manifest) -> None:
+    """Hard-link the files of kept shards into the new version, their ledger entries last."""
     backend = make_backend(old.path, old.manifest)
-    with Disk(beside) as disk, refused(beside, 0):
+    with Disk(folder) as disk, refused(folder, 0):
         for shard in kept_shards(old.manifest, manifest):
             names = backend.object_names(shard)
             entry = entry_path(old.path, shard).relative_to(old.path).as_posix()
-            if all(_is_linked(old.path / name, beside / name) for name in [*names, entry]):
+            if all(_is_linked(old.path / name, folder / name) for name in [*names, entry]):
                 continue
-            (beside / entry).unlink(missing_ok=True)
-            disk.make_folders([(beside / name).parent for name in names])
+            (folder / entry).unlink(missing_ok=True)
+            disk.make_folders([(folder / name).parent for name in names])
             try:
                 for name in names:
-                    _link(old.path / name, beside / name)
+                    _link(old.path / name, folder / name)
             except OSError as error:
-                # Some file systems know no hard links, or not so many of one file: the shard is written again.
+                # No hard links on this file system, or too many of one file: the shard is written again.
                 if error.errno not in (errno.EPERM, errno.ENOTSUP, errno.EXDEV, errno.EMLINK):
                     raise
                 continue
-            sync_folders({(beside / name).parent for name in names}, disk.pool)
-            _link(old.path / entry, beside / entry)
-        sync_folder(beside / LEDGER_FOLDER)
+            sync_folders({(folder / name).parent for name in names}, disk.pool)
+            _link(old.path / entry, folder / entry)
+        sync_folder(folder / LEDGER_FOLDER)
 
 
 def _is_linked(path: Path, other: Path) -> bool:
@@ -308,20 +305,20 @@ def _link(path: Path, other: Path) -> None:
     os.link(path, other)
 
 
-def _carry(store: Path, beside: Path) -> None:
-    for name in CARRIED:
+def _copy_optional_files(store: Path, folder: Path) -> None:
+    for name in OPTIONAL_FILES:
         path = store / name
         if path.is_file() and not path.is_symlink():
-            write_bytes(beside / name, path.read_bytes())
+            write_bytes(folder / name, path.read_bytes())
 
 
-def _replace(store: Path, beside: Path) -> None:
-    """Let the new version take the store's name; the old one is left under the other."""
+def _replace(store: Path, folder: Path) -> None:
+    """Exchange the folders of the new and the old version."""
     try:
-        exchange(beside, store)
+        exchange(folder, store)
     except OSError as error:
         raise StoreWriteError(
-            f"{store}: cannot change names with {beside} in one step ({error.strerror}); this file system or system "
-            f"cannot do that. The new version is complete there. When nobody reads the store: mv {store} {store}-old "
-            f"&& mv {beside} {store}"
+            f"{store}: cannot be exchanged with {folder} in one step ({error.strerror}); the file system or "
+            "system does not support it. The new version is complete there. While no process reads the store: "
+            f"mv {store} {store}-old && mv {folder} {store}"
         ) from error

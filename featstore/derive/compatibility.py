@@ -1,7 +1,7 @@
-"""Whether rows of several stores may stand in one, and what that one says of them.
+"""Check whether rows of several stores fit into one, and combine their manifests.
 
-They may if they were made alike: the same teachers, views and fields. What only says how rows are packed (codec,
-container, the room that ragged rows reserve) or what was measured on a sample may differ, and is brought together here.
+They fit if teachers, views and fields are the same. Codec, container, the positions that ragged rows reserve, and
+errors that were measured on a sample may differ.
 """
 
 import re
@@ -26,24 +26,24 @@ from featstore.version import __version__
 _MEASURED = ("sample_rows", "relative_l2", "cosine_mean", "cosine_worst")
 
 _NOTE = re.compile(r"; from \w+, relative error [^;]*")
-"""What requantise adds to the meaning of a field: measured on other rows, it differs though the fields are alike."""
+"""Note that requantise adds to the meaning of a field; it is measured on a sample, so it is not compared."""
 
 
 def row_differences(first: Manifest, other: Manifest) -> list[tuple[str, Any, Any]]:
-    """Why rows of two stores cannot stand in one: (dotted key, value there, value here) for each reason."""
+    """Differences that prevent rows of two stores from being in one: (dotted key, first value, other value)."""
     return differences(_made(first), _made(other))
 
 
 def check_same_rows(first: FeatureStore, other: Manifest, *, where: object) -> None:
-    """Refuse to put rows of two stores into one unless they were made alike.
+    """Check that rows of two stores fit into one.
 
     Args:
-        first: that was opened.
-        other: manifest of the second store.
-        where: that one is, for the message.
+        first: The first store.
+        other: Manifest of the second store.
+        where: Address of the second store, for the message.
 
     Raises:
-        ManifestMismatch: names every value that differs, on both sides.
+        ManifestMismatch: Names every value that differs, on both sides.
     """
     differing = row_differences(first.manifest, other)
     if not differing:
@@ -51,7 +51,7 @@ def check_same_rows(first: FeatureStore, other: Manifest, *, where: object) -> N
     lines = "\n".join(f"  {key}: {was!r} and {now!r}" for key, was, now in differing)
     scales = any(key.startswith("scales.") for key, *_ in differing)
     raise ManifestMismatch(
-        f"{first.path} and {where}: rows of both cannot be mixed, they were made differently:\n{lines}\n"
+        f"{first.path} and {where}: rows of both cannot be mixed, because they differ in:\n{lines}\n"
         + (
             "Codes of eight bits are numbers only with the scales they were made with. "
             f"{command('extract')} --append true uses those of the store; or merge the stores "
@@ -63,7 +63,7 @@ def check_same_rows(first: FeatureStore, other: Manifest, *, where: object) -> N
 
 
 def _made(manifest: Manifest) -> dict[str, Any]:
-    """What rows that stand in one store must share, as plain JSON values."""
+    """The part of a manifest that rows in one store must share, as JSON values."""
     parts = manifest.contract()
     scales = {}
     for name, field in parts["fields"].items():
@@ -81,7 +81,7 @@ def _made(manifest: Manifest) -> dict[str, Any]:
 
 
 def common_fields(manifests: Sequence[Manifest]) -> dict[str, FieldRecord]:
-    """Fields of a store with the rows of several that were made alike; codec and names of artefacts are the first's."""
+    """Fields of a store with the rows of several; codec and names of artefacts are those of the first."""
     return {
         name: _common_field([manifest.fields[name] for manifest in manifests])
         for name in manifests[0].fields
@@ -124,10 +124,10 @@ def _common_errors(several: Sequence[Int8Encoding]) -> Int8Encoding:
 def common_artefacts(
     stores: Sequence[FeatureStore],
 ) -> tuple[dict[str, ArtefactRecord], dict[str, FeatureStore]]:
-    """Artefacts of several stores together, and in which store each lies.
+    """Artefacts of several stores together, and the store of each.
 
     Raises:
-        ConfigError: two of one name differ.
+        ConfigError: Two of one name differ.
     """
     records: dict[str, ArtefactRecord] = {}
     places: dict[str, FeatureStore] = {}
@@ -135,7 +135,7 @@ def common_artefacts(
         for name, record in store.manifest.artefacts.items():
             if records.setdefault(name, record).sha256 != record.sha256:
                 raise ConfigError(
-                    f"{places[name].path} and {store.path}: artefacts of the one name {name!r} and different content. "
+                    f"{places[name].path} and {store.path}: artefacts named {name!r} with different content. "
                     "Leave out the field that it belongs to (featstore subset --fields)."
                 )
             places.setdefault(name, store)
@@ -145,13 +145,13 @@ def common_artefacts(
 def common_classes(
     stores: Sequence[FeatureStore],
 ) -> tuple[tuple[str, ...], list[Sequence[int] | None]]:
-    """Class names of several stores together, the first store's first, and for each store its classes among them.
+    """Combine the class names of several stores, the first store's first.
 
     Returns:
-        Names, and per store the new number of each old one; None where numbers stay as they are.
+        Names, and per store the new number of each class; None if the numbers are unchanged.
 
     Raises:
-        ConfigError: some classes have names and some have not.
+        ConfigError: Some classes have names and some have not.
     """
     named = [s.manifest.source.class_names for s in stores if s.manifest.source.has_labels]
     if len(set(named)) <= 1:
@@ -172,11 +172,11 @@ def common_classes(
 
 
 def renumbered(labels: Rows, numbers: Sequence[int] | None) -> Rows:
-    """Labels in new numbers; -1 stays.
+    """Renumber labels; -1 is kept.
 
     Args:
-        labels: (n,) old numbers.
-        numbers: new number of each old one, or None.
+        labels: (n,) class numbers.
+        numbers: New number of each class; None: unchanged.
     """
     if numbers is None:
         return labels
@@ -186,7 +186,7 @@ def renumbered(labels: Rows, numbers: Sequence[int] | None) -> Rows:
 
 
 def common_origin(stores: Sequence[FeatureStore], verb: str) -> dict[str, str]:
-    """``created_by`` of a store made of several: what each says, and what was done."""
+    """``created_by`` of a store made of several: the values of all of them, and the operation."""
     several: dict[str, dict[str, None]] = {}
     for store in stores:
         for key, text in store.manifest.created_by.items():

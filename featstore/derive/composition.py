@@ -27,21 +27,21 @@ from featstore.writing.commit import Shard, text_column
 from featstore.writing.fill import Progress, check_apart, make_store, no_progress
 
 NO_ROW = -1
-"""Where none of an axis's stores has a row for a row of the new store."""
+"""No store of an axis has a row for a row of the new store."""
 
 STEP_ROWS = 65_536
-"""Rows that are looked at together where all of a store have to be."""
+"""Rows that are read at a time where all rows of a store are needed."""
 
 
 @dataclass(frozen=True, eq=False)
 class Axis:
-    """Which old row each row of the new store is.
+    """The old row of each row of the new store.
 
     Attributes:
-        stores: where the rows are.
+        stores: Stores of the old rows.
         rows: (N,) row numbers, counted through all stores one after another; ``NO_ROW`` where there is none.
-        missing: why there is none, for the ledger.
-        prefixes: put before the sample ids of each store; none if empty.
+        missing: Reason of missing rows, for the ledger.
+        prefixes: Prefix of the sample ids of each store; none if empty.
     """
 
     stores: tuple[FeatureStore, ...]
@@ -61,7 +61,7 @@ class Axis:
         return np.arange(rows.start, rows.stop, rows.step) if isinstance(rows, range) else rows
 
     def parts(self, span: range) -> Iterator[tuple[int, Rows, Rows]]:
-        """For each store that holds any of some new rows: its place, which of them, and its own row numbers."""
+        """For each store with any of some new rows: its index, places among the new rows, and its own row numbers."""
         rows = self.at(span)
         for i in range(len(self.stores)):
             at = np.flatnonzero((rows >= self.starts[i]) & (rows < self.starts[i + 1]))
@@ -76,16 +76,16 @@ def whole(store: FeatureStore) -> Axis:
 
 @dataclass(frozen=True)
 class Composition:
-    """A store that is about to be made of others.
+    """Plan of a store that is made of others.
 
     Attributes:
-        manifest: what it will say of itself.
-        artefacts: bytes of the files that the manifest lists, by name.
-        samples: whose ids, hashes and, unless given, labels the rows have.
-        fields: by name, where the values come from and what the field is called there; a row is valid if it is in all.
-        labels: (N,) int64 if they are not those of ``samples``.
-        conversions: by name of a field whose numbers change: returns some rows of an old store as they shall be put.
-        channels: by name of a converted field, its scales per channel.
+        manifest: Its manifest.
+        artefacts: Bytes of the files that the manifest lists, by name.
+        samples: Axis of ids, hashes and, unless given, labels.
+        fields: By name, the axis of the values and the name of the field there; a row is valid if it is valid in all.
+        labels: (N,) int64 if they differ from those of ``samples``.
+        conversions: By name of a field whose numbers change, a function that reads rows of an old store as new values.
+        channels: By name of a converted field, its scales per channel.
     """
 
     manifest: Manifest
@@ -103,10 +103,10 @@ class Composition:
 
 
 class ShardMaker:
-    """Makes the shards of a composition, any of them in any order.
+    """Makes the shards of a composition, in any order.
 
     Args:
-        plan: the composition.
+        plan: The composition.
     """
 
     def __init__(self, plan: Composition) -> None:
@@ -114,17 +114,17 @@ class ShardMaker:
         self._readers = Readers()
 
     def __call__(self, number: int) -> Shard:
-        """Make one shard, every byte that goes into it compared to a ledger.
+        """Make one shard; every byte is compared with the ledger of its store.
 
         Raises:
-            ShardCorrupt: an old store is damaged.
+            ShardCorrupt: An old store is damaged.
         """
         plan, span = self._plan, self._plan.manifest.shard_range(number)
         columns = empty_columns(plan.manifest, number)
-        said: list[list[str]] = [[] for _ in span]
+        found: list[list[str]] = [[] for _ in span]
         for axis in plan.axes:
-            self._add_reasons(axis, span, said)
-        reasons = ["; ".join(dict.fromkeys(several)) if several else None for several in said]
+            self._add_reasons(axis, span, found)
+        reasons = ["; ".join(dict.fromkeys(several)) if several else None for several in found]
         self._put_samples(span, columns)
         bad = np.array([reason is not None for reason in reasons])
         columns["valid"][:] = ~bad
@@ -132,15 +132,15 @@ class ShardMaker:
             self._put_field(name, number, columns, bad)
         return Shard(number, columns, reasons, {})
 
-    def _add_reasons(self, axis: Axis, span: range, said: Sequence[list[str]]) -> None:
+    def _add_reasons(self, axis: Axis, span: range, found: Sequence[list[str]]) -> None:
         for i in np.flatnonzero(axis.at(span) == NO_ROW).tolist():
-            said[i].append(axis.missing)
+            found[i].append(axis.missing)
         for store, at, rows in axis.parts(span):
             for i, reason in zip(
                 at.tolist(), self._readers[axis.stores[store]].reasons(rows), strict=True
             ):
                 if reason is not None:
-                    said[i].append(reason)
+                    found[i].append(reason)
 
     def _put_samples(self, span: range, columns: dict[str, Array]) -> None:
         samples = self._plan.samples
@@ -205,12 +205,10 @@ class ShardMaker:
 
 
 class Readers:
-    """A reader of each store, made when it is needed first."""
+    """Readers of stores, created at first use."""
 
     def __init__(self) -> None:
-        self._of: dict[
-            int, RowReader
-        ] = {}  # they keep their stores alive, so that numbers stay theirs
+        self._of: dict[int, RowReader] = {}  # they keep their stores alive, so ids are not reused
 
     def __getitem__(self, store: FeatureStore) -> RowReader:
         """The reader of a store."""
@@ -220,7 +218,7 @@ class Readers:
 
 
 def ids_of(axis: Axis, num_rows: int) -> Iterator[str]:
-    """Sample ids of an axis without missing rows, in the order of the new store; a part is in memory at a time."""
+    """Yield the sample ids of an axis without missing rows, in the order of the new store, block by block."""
     readers = Readers()
     for start in range(0, num_rows, STEP_ROWS):
         span = range(start, min(start + STEP_ROWS, num_rows))
@@ -235,10 +233,10 @@ def _named(axis: Axis, store: int, ids: Array) -> Array:
 
 
 def cut_like(old: Manifest, rows: Rows | range) -> WorkRecord:
-    """How the work of a part of a store is cut: as before; shards that mirror tars stay as long as rows stay in order.
+    """Shards of a part of a store: of the same size; shards that mirror tars are kept if the rows are in order.
 
     Args:
-        old: manifest of the store.
+        old: Manifest of the store.
         rows: (n,) rows of the part, in its order.
     """
     cut = WorkRecord(shard_rows=old.work.shard_rows, batch_size=old.work.batch_size)
@@ -257,10 +255,10 @@ def cut_like(old: Manifest, rows: Rows | range) -> WorkRecord:
 
 
 def artefact_bytes(store: FeatureStore, names: Sequence[str]) -> dict[str, bytes]:
-    """Files of a store, their hashes compared.
+    """Bytes of artefacts of a store, after their hashes were compared.
 
     Raises:
-        ShardCorrupt: one is missing, or not the one that was written.
+        ShardCorrupt: An artefact is missing or damaged.
     """
     found = {}
     for name in names:
@@ -276,21 +274,21 @@ def compose(
     lease_s: float = 60,
     progress: Progress = no_progress,
 ) -> Manifest:
-    """Write a new store, or go on with one that was begun.
+    """Write a composition as a new store, or resume.
 
     Args:
-        plan: what it is made of.
-        out: its folder.
-        lease_s: seconds without a sign of life after which another process counts as gone.
-        progress: see ``featstore.writing.fill.Progress``.
+        plan: The composition.
+        out: Folder of the new store.
+        lease_s: Seconds without a change after which another process's lease is stale.
+        progress: See ``featstore.writing.fill.Progress``.
 
     Returns:
         The manifest on disk.
 
     Raises:
-        ConfigError: ``out`` is one of the old stores, or lies inside one.
-        ShardCorrupt: an old store is damaged.
-        ManifestMismatch, StoreNotFound, StoreBusy, StoreWriteError: see ``featstore.writing.fill``.
+        ConfigError: ``out`` is one of the old stores, or a folder inside one.
+        ShardCorrupt: An old store is damaged.
+        ManifestMismatch, StoreNotFound, StoreBusy, StoreWriteError: See ``featstore.writing.fill``.
     """
     check_apart(out, *(store.path for axis in plan.axes for store in axis.stores))
     make = ShardMaker(plan)

@@ -1,4 +1,4 @@
-"""A store in the other container, or with another codec or shards of another size: the same rows, bit by bit."""
+"""Write the rows of a store in another container or codec, or in shards of another size, bit by bit."""
 
 from pathlib import Path
 
@@ -11,7 +11,7 @@ from featstore.version import __version__
 from featstore.writing.fill import Progress, no_progress
 
 MOST_SHARD_MB = 256
-"""Of the widest column, where the size of shards has to be chosen anew."""
+"""Most megabytes of the widest column of a shard, where the size of shards has to be chosen."""
 
 
 def convert(
@@ -24,25 +24,25 @@ def convert(
     lease_s: float = 60,
     progress: Progress = no_progress,
 ) -> Manifest:
-    """Pack the rows of a store anew, or go on with a store that was begun. The fingerprint stays.
+    """Write the rows of a store in another container, codec or shard size, or resume. The fingerprint is unchanged.
 
     Args:
-        source: folder of a complete store.
-        out: folder of the new one.
-        container: of the new one; as before if not given.
-        codec: of all fields of numbers; as before if not given, raw in webdataset, which has no other.
-        shard_rows: of the new one; as before if not given, but that tars that mirror tars of images become shards of a
-            power of two.
-        lease_s: seconds without a sign of life after which another process counts as gone.
-        progress: see ``featstore.writing.fill.Progress``.
+        source: Folder of a complete store.
+        out: Folder of the new one.
+        container: Container of the new store; unchanged if not given.
+        codec: Codec of all fields of numbers; unchanged if not given; webdataset has raw only.
+        shard_rows: Rows of a shard; unchanged if not given, except that tars which mirror tars of images become shards
+            of a power of two.
+        lease_s: Seconds without a change after which another process's lease is stale.
+        progress: See ``featstore.writing.fill.Progress``.
 
     Returns:
         The manifest of the new store.
 
     Raises:
-        ConfigError: nothing would change, the container has no such codec, or cannot hold a field.
-        StoreIncomplete, ShardCorrupt: the store is not whole.
-        ManifestMismatch, StoreNotFound, StoreBusy, StoreWriteError: see ``featstore.writing.fill``.
+        ConfigError: Nothing would change, or the container does not support the codec or a field.
+        StoreIncomplete, ShardCorrupt: The store is incomplete or damaged.
+        ManifestMismatch, StoreNotFound, StoreBusy, StoreWriteError: See ``featstore.writing.fill``.
     """
     store = FeatureStore.open(source)
     plan = plan_convert(store, container=container, codec=codec, shard_rows=shard_rows)
@@ -56,7 +56,7 @@ def plan_convert(
     codec: Codec | None,
     shard_rows: int | None,
 ) -> Composition:
-    """Settle what the new store will be; arguments and errors as for ``convert``."""
+    """Plan what the new store will be; arguments and errors as for ``convert``."""
     old = store.manifest
     container = container or old.container
     if container == "webdataset" and codec not in (None, "raw"):
@@ -87,7 +87,8 @@ def plan_convert(
     assert manifest.fingerprint == old.fingerprint, (manifest.fingerprint, old.fingerprint)
     if manifest.contract() == old.contract():
         raise ConfigError(
-            f"{store.path}: is a {old.container} store with these codecs and shards already; to have it twice, copy it."
+            f"{store.path}: is a {old.container} store with these codecs and shards already. Copy the folder to "
+            "duplicate it."
         )
     axis = whole(store)
     files = artefact_bytes(store, list(old.artefacts))

@@ -1,7 +1,7 @@
-"""Rows of a store in formats of other tools: npy arrays, Parquet files, or a Hugging Face data set.
+"""Export rows of a store as npy arrays, Parquet files, or a Hugging Face data set.
 
-Shards are read one after another, every byte is compared to the ledger, and memory holds one batch of rows. The folder
-has its name only when it is whole; until then it lies beside, and a run that was stopped goes on in it.
+Shards are read one after another, every byte is compared with the ledger, and memory holds one batch of rows. The
+export is written to a temporary folder next to its destination, renamed when it is complete, and resumed after a kill.
 """
 
 # n rows of a batch, N rows of the store, V views
@@ -37,7 +37,7 @@ PACKAGES: dict[Format, tuple[str, ...]] = {
     "parquet": ("pyarrow",),
     "hf": ("pyarrow", "datasets"),
 }
-"""What a format needs besides; an extra."""
+"""Optional packages of each format."""
 
 DESCRIPTION_NAME = "export.json"
 PROGRESS_NAME = "progress.json"
@@ -49,21 +49,21 @@ SAMPLE_ROWS = 20
 """Rows of each of three shards that the size of texts and ragged items is measured on."""
 
 STATE_S = 5.0
-"""Seconds between two states that a stopped run can go on from."""
+"""Seconds between two saved states to resume from."""
 
 
 @dataclass(frozen=True)
 class Exported:
-    """What was written.
+    """Result of ``export``.
 
     Attributes:
-        path: the folder.
-        rows: in it.
-        invalid: rows left out because they have no usable feature.
-        unmatched: rows left out because no pattern matched their id.
-        bytes: of its files.
-        description: what ``export.json`` says.
-        resumed: rows that an earlier, stopped run had written.
+        path: The folder.
+        rows: In it.
+        invalid: Rows left out because they have no usable feature.
+        unmatched: Rows left out because no pattern matched their id.
+        bytes: Of its files.
+        description: Content of ``export.json``.
+        resumed: Rows that an earlier, stopped run had written.
     """
 
     path: Path
@@ -88,30 +88,30 @@ def export(
     announce: Callable[[int, int], None] = lambda rows, size: None,
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> Exported:
-    """Write rows of a store in another format; go on with an export that was stopped.
+    """Write rows of a store in another format, or resume.
 
     Quantised fields become float32, and so does bfloat16, which these formats do not know: nothing is lost by it.
     A top-k field becomes two columns; in npy a text or ragged one becomes two files.
 
     Args:
-        source: folder or URL of a complete store.
-        out: folder to make; one that already holds this very export is left as it is.
+        source: Folder or URL of a complete store.
+        out: Destination folder; if it holds this export already, nothing is done.
         form: npy, parquet or hf.
-        fields: names; all if not given.
-        where: shell patterns over sample ids, of which one must match; all ids if empty.
-        float32: write float16 as float32 too.
-        canonical: write the canonical view alone; arrays then have no view axis.
-        keep_invalid: also write rows without usable features, as zeros with ``valid`` false.
-        announce: called once with the numbers of rows and, about, of bytes, before anything is written.
-        progress: called with the numbers of rows done and to do.
+        fields: Names; all if not given.
+        where: Shell patterns over sample ids, of which one must match; all ids if empty.
+        float32: Write float16 as float32 too.
+        canonical: Write the canonical view alone; arrays then have no view axis.
+        keep_invalid: Also write rows without usable features, as zeros with ``valid`` false.
+        announce: Called once with the numbers of rows and, about, of bytes, before anything is written.
+        progress: Called with the numbers of rows done and to do.
 
     Raises:
-        ConfigError: no such field, nothing matches, two columns of one name, a package is missing, or ``out`` holds
+        ConfigError: No such field, nothing matches, two columns of one name, a package is missing, or ``out`` holds
             something else.
-        ViewMismatch: the store has no canonical view.
-        StoreIncomplete, ShardCorrupt: the store is not whole.
-        StoreBusy: another run is writing the same export.
-        StoreWriteError: the disk refused, or has too little room.
+        ViewMismatch: The store has no canonical view.
+        StoreIncomplete, ShardCorrupt: The store is incomplete or damaged.
+        StoreBusy: Another run is writing the same export.
+        StoreWriteError: The disk refused, or has too little room.
     """
     _check_packages(form)
     store = FeatureStore.open(source)
@@ -138,7 +138,7 @@ def export(
 
 
 def _check_packages(form: Format) -> None:
-    """Refuse before anything is written."""
+    """Check that the packages of a format are installed."""
     for name in PACKAGES[form]:
         if importlib.util.find_spec(name) is None:
             raise ConfigError(
@@ -147,10 +147,10 @@ def _check_packages(form: Format) -> None:
 
 
 def _is_done(out: Path, data: bytes) -> bool:
-    """Whether a folder holds the very export already.
+    """Whether a folder holds this export already.
 
     Raises:
-        ConfigError: it holds something else.
+        ConfigError: It holds something else.
     """
     if not out.exists() or (out.is_dir() and not any(out.iterdir())):
         return False
@@ -180,7 +180,7 @@ def _row_bytes(reader: FieldReader, rows: Selection) -> int:
 
 
 def _describe(form: Format, reader: FieldReader, rows: Selection) -> dict[str, Any]:
-    """What an export says of itself; the same for the same rows of the same store."""
+    """Content of ``export.json``: the same for the same rows of the same store."""
     manifest = reader.store.manifest
     fields = {name: manifest.fields[name] for name in reader.names}
     teachers = {record.teacher for record in fields.values()}
@@ -227,7 +227,7 @@ def _fill(
     row_bytes: int,
     progress: Callable[[int, int], None],
 ) -> int:
-    """Write what is not there yet; returns how many rows were."""
+    """Write the missing rows; returns how many existed already."""
     parts_done, state = _state(folder, data)
     done = resumed = sum(count for _, count in rows.parts[:parts_done])
     step = max(1, BATCH_BYTES // row_bytes)
@@ -258,7 +258,7 @@ def _save(folder: Path, data: bytes, parts: int, state: dict[str, int]) -> None:
 
 
 def _state(folder: Path, data: bytes) -> tuple[int, dict[str, int]]:
-    """How far a run came that was stopped. What is left of another export, or of none, is cleared away."""
+    """Saved state of an earlier run of the same export; files of other exports are deleted."""
     path = folder / PROGRESS_NAME
     if path.is_file():
         known = json.loads(path.read_bytes())
@@ -277,7 +277,7 @@ def _digest(data: bytes) -> str:
 
 
 def _check_room(folder: Path, size: int) -> None:
-    """Refuse what the disk cannot hold; what a stopped run has written counts as room."""
+    """Check the free space; files of an earlier run count as free."""
     free = free_bytes(folder)
     if free + _size(folder) < size:
         raise StoreWriteError(

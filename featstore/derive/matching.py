@@ -1,7 +1,6 @@
-"""Which rows of several stores are of the same sample: by the content of its file, and by its id.
+"""Match rows of several stores by the content of their files and by sample id.
 
-Only numbers are compared, 40 bytes a row, so that nothing here grows with the length of ids; where two ids look alike
-by their hashes, the caller reads them.
+Hashes are compared, 40 bytes a row, so that memory does not grow with the length of ids.
 """
 
 # N rows of all stores, one store after another
@@ -24,7 +23,7 @@ class Samples:
     """What identifies each row of several stores; equal numbers mean the same.
 
     Attributes:
-        axis: all rows, one store after another.
+        axis: All rows, one store after another.
         store: (N,) place of the row's store among the stores.
         content: (N,) number of the row's content; -1 where it could not be read.
         name: (N,) number of the row's sample id, after prefixes.
@@ -45,11 +44,11 @@ def samples_of(stores: Sequence[FeatureStore], prefixes: tuple[str, ...] = ()) -
     """Number contents and ids of all rows.
 
     Args:
-        stores: that were opened.
-        prefixes: put before the ids of each store; none if empty.
+        stores: Opened stores.
+        prefixes: Put before the ids of each store; none if empty.
 
     Raises:
-        ShardCorrupt: ids or hashes are damaged.
+        ShardCorrupt: Ids or hashes are damaged.
     """
     count = sum(store.num_rows for store in stores)
     axis = Axis(tuple(stores), range(count), prefixes=prefixes)
@@ -79,6 +78,6 @@ def first_of(groups: npt.NDArray[np.int64], values: npt.NDArray[np.int64]) -> np
     return found
 
 
-def depend_on_names(views: ViewSet) -> bool:
+def views_depend_on_ids(views: ViewSet) -> bool:
     """Whether crops were cut by sample id, so that the same image under another id has other features."""
     return any(view.kind == "seeded" for view in views.views)

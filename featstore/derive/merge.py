@@ -1,4 +1,4 @@
-"""Several stores in one: either more rows made alike, or fields of more teachers of the same images."""
+"""Merge stores: rows of other images, or fields of other teachers of the same images."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -19,12 +19,12 @@ Kind = Literal["rows", "teachers"]
 
 @dataclass(frozen=True)
 class Merged:
-    """What became of several stores.
+    """Result of ``merge``.
 
     Attributes:
-        manifest: of the new store.
-        kind: rows: its rows are those of all stores. teachers: its fields are.
-        notes: what a user should hear, e.g. how many rows were left out.
+        manifest: Manifest of the new store.
+        kind: Rows: it has the rows of all stores. teachers: it has the fields of all stores.
+        notes: Notes for the user, e.g. how many rows were left out.
     """
 
     manifest: Manifest
@@ -43,23 +43,23 @@ def merge(
     lease_s: float = 60,
     progress: Progress = no_progress,
 ) -> Merged:
-    """Write several stores as one, or go on with one that was begun.
+    """Write several stores as one, or resume.
 
     Args:
-        sources: folders of complete stores, two or more; the first one gives container, order and cutting.
-        out: folder of the new store.
-        kind: rows: one store's rows behind another's. teachers: fields side by side, images matched by content. If not
-            given, rows where the stores were made alike (same teachers, views and fields), else teachers.
-        duplicates: rows only, see ``featstore.derive.merge_rows.Duplicates``.
-        missing: teachers only, see ``featstore.derive.merge_teachers.plan_teachers``.
-        names: one for each store; put before sample ids (rows), or before names of fields (teachers).
-        lease_s: seconds without a sign of life after which another process counts as gone.
-        progress: see ``featstore.writing.fill.Progress``.
+        sources: Folders of complete stores, two or more; container, order and shards are those of the first.
+        out: Folder of the new store.
+        kind: Rows: append the rows of all stores. teachers: join the fields, with images matched by content. If not
+            given, rows if teachers, views and fields of the stores are the same, else teachers.
+        duplicates: Rows only, see ``featstore.derive.merge_rows.Duplicates``.
+        missing: Teachers only, see ``featstore.derive.merge_teachers.plan_teachers``.
+        names: One for each store; put before sample ids (rows), or before names of fields (teachers).
+        lease_s: Seconds without a change after which another process's lease is stale.
+        progress: See ``featstore.writing.fill.Progress``.
 
     Raises:
-        ConfigError, ManifestMismatch: they do not fit together; the message says what to do.
-        StoreIncomplete, ShardCorrupt: a store is not whole.
-        StoreNotFound, StoreBusy, StoreWriteError: see ``featstore.writing.fill``.
+        ConfigError, ManifestMismatch: The stores cannot be merged; the message names the differences.
+        StoreIncomplete, ShardCorrupt: A store is incomplete or damaged.
+        StoreNotFound, StoreBusy, StoreWriteError: See ``featstore.writing.fill``.
     """
     if len(sources) < 2:
         raise ConfigError("merge needs two stores or more.")
@@ -83,15 +83,13 @@ def merge(
 
 
 def kind_of(stores: Sequence[FeatureStore]) -> Kind:
-    """What merging some stores means: more rows where all were made alike, else more fields."""
+    """Kind of merge: rows if teachers, views and fields are the same, else teachers."""
     first = stores[0].manifest
-    alike = not any(row_differences(first, other.manifest) for other in stores[1:])
-    return "rows" if alike else "teachers"
+    same = not any(row_differences(first, other.manifest) for other in stores[1:])
+    return "rows" if same else "teachers"
 
 
 def _why_not_rows(stores: Sequence[FeatureStore]) -> str:
     first = stores[0].manifest
     keys = {key: None for other in stores[1:] for key, *_ in row_differences(first, other.manifest)}
-    return (
-        f"Nor can their rows stand behind each other: they differ in {', '.join(list(keys)[:5])}."
-    )
+    return f"Their rows cannot be appended to each other either: they differ in {', '.join(list(keys)[:5])}."

@@ -1,4 +1,4 @@
-"""Rows of several stores in one: other images, the same teachers, views and fields."""
+"""Merge rows: stores of other images with the same teachers, views and fields."""
 
 # N rows of all stores, n rows of the new one
 
@@ -18,15 +18,15 @@ from featstore.derive.compatibility import (
     renumbered,
 )
 from featstore.derive.composition import Axis, Composition, artefact_bytes, cut_like, ids_of
-from featstore.derive.matching import Samples, depend_on_names, first_of, samples_of
+from featstore.derive.matching import Samples, first_of, samples_of, views_depend_on_ids
 from featstore.errors import ConfigError, shorten
 from featstore.format.ids import ids_sha256
 from featstore.format.manifest import SourceRecord, WorkRecord, new_manifest
 from featstore.reading.store import FeatureStore
 
 Duplicates = Literal["refuse", "skip", "keep"]
-"""What becomes of a row whose image a store before has: by content, or by id where one could not be read. refuse: no
-store is made. skip: the row is left out. keep: equal images under different ids are several rows, as in an extraction.
+"""Treatment of rows whose image an earlier store has, by content, or by id where it could not be read. refuse: raise an
+error. skip: leave the row out. keep: keep equal images with different ids as several rows, as extraction does.
 """
 
 
@@ -36,27 +36,27 @@ def plan_rows(
     duplicates: Duplicates = "refuse",
     names: Sequence[str] = (),
 ) -> tuple[Composition, list[str]]:
-    """Settle what a store with the rows of several will be.
+    """Plan what a store with the rows of several will be.
 
     Args:
-        stores: that were opened; their rows come in this order.
-        duplicates: see ``Duplicates``.
-        names: of the stores; given, they are put before the sample ids, ``<name>/<id>``.
+        stores: Opened stores; their rows come in this order.
+        duplicates: See ``Duplicates``.
+        names: Names of the stores, put before the sample ids, ``<name>/<id>``; none if empty.
 
     Returns:
-        The plan, and what a user should hear.
+        The plan, and notes for the user.
 
     Raises:
-        ManifestMismatch: the stores were not made alike.
-        ConfigError: rows repeat, two images have one id, classes or artefacts do not fit together.
-        ShardCorrupt: ids or hashes of a store are damaged.
+        ManifestMismatch: Teachers, views or fields of the stores differ.
+        ConfigError: Rows repeat, two images have the same id, or classes or artefacts conflict.
+        ShardCorrupt: Ids or hashes of a store are damaged.
     """
     first = stores[0]
     for other in stores[1:]:
         check_same_rows(first, other.manifest, where=other.path)
-    if names and depend_on_names(first.manifest.views):
+    if names and views_depend_on_ids(first.manifest.views):
         raise ConfigError(
-            f"{first.path}: its crops were cut by sample id, so ids must stay as they are; leave out --names."
+            f"{first.path}: its seeded views depend on the sample id, so ids cannot be changed; leave out --names."
         )
     samples = samples_of(stores, tuple(f"{name}/" for name in names))
     rows, notes = without_duplicates(samples, duplicates)
@@ -95,15 +95,15 @@ def plan_rows(
 def without_duplicates(
     samples: Samples, duplicates: Duplicates, *, all_known: bool = False
 ) -> tuple[Rows, list[str]]:
-    """Rows whose images no store before has, and what to say of the others.
+    """Rows whose images no earlier store has, and notes on the others.
 
     Args:
-        samples: rows of all stores.
-        duplicates: see ``Duplicates``.
-        all_known: to find all images of the later stores in the first one is no error; nothing is added then.
+        samples: Rows of all stores.
+        duplicates: See ``Duplicates``.
+        all_known: To find all images of the later stores in the first one is no error; nothing is added then.
 
     Raises:
-        ConfigError: rows repeat and shall not, or two images have one id.
+        ConfigError: Rows repeat and ``duplicates`` is refuse, or two images have the same id.
     """
     stores = samples.axis.stores
     repeated, clashing = repeats(samples)
@@ -148,11 +148,11 @@ def _some(samples: Samples, rows: Rows) -> str:
 
 
 def repeats(samples: Samples) -> tuple[npt.NDArray[np.bool_], npt.NDArray[np.bool_]]:
-    """(N,) rows whose image is in a store before; and (N,) rows that only have an id that is."""
+    """(N,) bool: rows whose image is in an earlier store; (N,) bool: rows whose id is, with another content."""
     unread = samples.content < 0
     same_content = ~unread & (first_of(samples.content + 1, samples.store) < samples.store)
     same_name = first_of(samples.name, samples.store) < samples.store
-    # Whoever could not read an image knows it by its id alone.
+    # An image that could not be read is known by its id alone.
     unread_before = np.isin(samples.name, samples.name[unread])
     repeated = same_content | (same_name & unread_before)
     return repeated, same_name & ~repeated

@@ -1,4 +1,4 @@
-"""Fields of several teachers over one sample axis: stores of the same images, matched by content in any order."""
+"""Merge teachers: fields of several stores of the same images, matched by content in any order."""
 
 # N rows of all stores, n rows of the new one
 
@@ -18,7 +18,7 @@ from featstore.derive.composition import (
     cut_like,
     ids_of,
 )
-from featstore.derive.matching import Samples, depend_on_names, samples_of
+from featstore.derive.matching import Samples, samples_of, views_depend_on_ids
 from featstore.errors import ConfigError, ManifestMismatch, shorten
 from featstore.format.ids import check_name, ids_sha256
 from featstore.format.manifest import (
@@ -43,23 +43,23 @@ def plan_teachers(
     missing: Missing = "refuse",
     names: Sequence[str] = (),
 ) -> tuple[Composition, list[str]]:
-    """Settle what a store with the fields of several will be: ids and order are the first store's.
+    """Plan what a store with the fields of several will be: ids and order are the first store's.
 
     A row is valid if it is in every store. Labels are those of the first store that knows one.
 
     Args:
-        stores: that were opened.
-        missing: what becomes of an image that is not in every store: refuse the merge, drop the image, or keep it as
-            an invalid row that says where it is missing.
-        names: of the stores; given, they are put before all names of fields, teachers and artefacts, ``<name>_cls``.
+        stores: Opened stores.
+        missing: What becomes of an image that is not in every store: refuse the merge, drop the image, or keep it as
+            an invalid row whose reason names the stores without it.
+        names: Of the stores; given, they are put before all names of fields, teachers and artefacts, ``<name>_cls``.
 
     Returns:
-        The plan, and what a user should hear.
+        The plan, and notes for the user.
 
     Raises:
-        ManifestMismatch: the stores have different views, or no image in common.
-        ConfigError: images are missing, names clash, labels contradict each other.
-        ShardCorrupt: ids or hashes of a store are damaged.
+        ManifestMismatch: The stores have different views, or no image in common.
+        ConfigError: Images are missing, names clash, labels contradict each other.
+        ShardCorrupt: Ids or hashes of a store are damaged.
     """
     first = stores[0].manifest
     for other in stores[1:]:
@@ -67,7 +67,7 @@ def plan_teachers(
     parts = [_Renamed(store, names[i] if names else "") for i, store in enumerate(stores)]
     _check_names(parts)
     samples = samples_of(stores)
-    table = match(samples, by_name=depend_on_names(first.views))
+    table = match(samples, by_name=views_depend_on_ids(first.views))
     rows, notes = _settle_missing(samples, table, missing)
     axis = Axis(tuple(stores), _origin(rows))
     axes = [
@@ -115,8 +115,8 @@ class _Renamed:
     """The fields, teachers and artefacts of a store under the names that they get.
 
     Args:
-        store: that was opened.
-        name: put before all names; "" leaves them as they are.
+        store: An opened store.
+        name: Put before all names; "" leaves them as they are.
     """
 
     def __init__(self, store: FeatureStore, name: str) -> None:
@@ -183,8 +183,8 @@ def match(samples: Samples, *, by_name: bool) -> Rows:
     not be read is found by its id.
 
     Args:
-        samples: rows of all stores.
-        by_name: the same content under another id is another image.
+        samples: Rows of all stores.
+        by_name: The same content under another id is another image.
 
     Returns:
         (stores, images) rows counted through all stores, ``NO_ROW`` where one is missing. First the images of the
@@ -193,7 +193,7 @@ def match(samples: Samples, *, by_name: bool) -> Rows:
     count = len(samples.axis.stores)
     members = [np.flatnonzero(samples.store == i) for i in range(count)]
     table = np.full((count, 0), NO_ROW, dtype=np.int64)
-    known = np.empty(0, dtype=np.int64)  # a row that stands for each image so far
+    known = np.empty(0, dtype=np.int64)  # one row of each image so far
     for i, rows in enumerate(members):
         found = _find(samples, known, rows, by_name=by_name)
         table[i] = found
@@ -255,7 +255,7 @@ def _settle_missing(samples: Samples, table: Rows, missing: Missing) -> tuple[Ro
     if everywhere.all():
         return table, []
     lacking = [np.flatnonzero(row == NO_ROW) for row in table]
-    said = [
+    texts = [
         f"{len(which):,} images are not in {store.path}: "
         + shorten(samples.ids(table[:, which[:5]].max(axis=0)))
         + (f" and {len(which) - 5:,} more" if len(which) > 5 else "")
@@ -263,14 +263,14 @@ def _settle_missing(samples: Samples, table: Rows, missing: Missing) -> tuple[Ro
         if len(which)
     ]
     if missing == "refuse":
-        seeded = depend_on_names(stores[0].manifest.views)
+        seeded = views_depend_on_ids(stores[0].manifest.views)
         raise ConfigError(
-            "; ".join(said)
+            "; ".join(texts)
             + ". Keep those that are in all: --missing drop. Keep all, without features: --missing invalid."
             + " Crops depend on sample ids, so a renamed image counts as another one." * seeded
         )
     if missing == "drop":
-        return table[:, everywhere], [f"{text}; dropped" for text in said]
+        return table[:, everywhere], [f"{text}; dropped" for text in texts]
     origin = _origin(table)
     _, first, counts = np.unique(samples.name[origin], return_index=True, return_counts=True)
     if (counts > 1).any():
@@ -279,7 +279,7 @@ def _settle_missing(samples: Samples, table: Rows, missing: Missing) -> tuple[Ro
             f"{shorten(samples.ids(origin[first[counts > 1][:5]]))}. One store cannot hold both; leave them out: "
             "--missing drop."
         )
-    return table, [f"{text}; kept as invalid rows" for text in said]
+    return table, [f"{text}; kept as invalid rows" for text in texts]
 
 
 def _origin(rows: Rows) -> Rows:

@@ -44,11 +44,11 @@ class Change:
     """What becomes of one field.
 
     Attributes:
-        field: its name.
-        before: its type in the old store.
-        after: in the new one.
-        error: measured on the sample; of a wider type nothing is lost.
-        sample_rows: rows of the sample.
+        field: Its name.
+        before: Its type in the old store.
+        after: In the new one.
+        error: Measured on the sample; of a wider type nothing is lost.
+        sample_rows: Rows of the sample.
     """
 
     field: str
@@ -102,7 +102,7 @@ def plan_requantise(
     """Plan the new store, and measure the rounding error of each field that changes.
 
     Raises:
-        ConfigError: see ``requantise``.
+        ConfigError: See ``requantise``.
     """
     old = store.manifest
     before = {name: stored_type(record) for name, record in old.fields.items()}
@@ -232,7 +232,7 @@ def to_float(values: Array, dtype: FloatType, name: str) -> Array:
     """Round numbers to another floating point type.
 
     Raises:
-        ConfigError: one is too large for it.
+        ConfigError: One is too large for it.
     """
     with np.errstate(over="ignore"):
         out = values.astype(numpy_dtype(dtype))

@@ -1,4 +1,4 @@
-"""Which rows of a store make a part: by pattern, number, so many of each class; or all shared out by content."""
+"""Split a store into parts by content hash, so that equal images are in the same part."""
 
 # N rows of the store, n rows of a part
 
@@ -24,23 +24,23 @@ def split(
     lease_s: float = 60,
     progress: Progress = no_progress,
 ) -> list[Manifest]:
-    """Write a store as several, so that equal images never part; go on with what was begun.
+    """Write a store as several, with equal images in the same part, or resume.
 
     Args:
-        source: folder of a complete store.
-        outs: folder of each part, and its share of the rows.
-        seed: of the choice.
-        by_class: see ``assign``.
-        lease_s: seconds without a sign of life after which another process counts as gone.
-        progress: see ``featstore.writing.fill.Progress``; for each part from the beginning.
+        source: Folder of a complete store.
+        outs: Folder of each part, and its share of the rows.
+        seed: Seed of the assignment.
+        by_class: See ``assign``.
+        lease_s: Seconds without a change after which another process's lease is stale.
+        progress: See ``featstore.writing.fill.Progress``; for each part from zero.
 
     Returns:
         Manifest of each part.
 
     Raises:
-        ConfigError: shares do not add up to 1, or a part would be empty.
-        StoreIncomplete, ShardCorrupt: the store is not whole.
-        ManifestMismatch, StoreNotFound, StoreBusy, StoreWriteError: see ``featstore.writing.fill``.
+        ConfigError: Shares do not add up to 1, or a part would be empty.
+        StoreIncomplete, ShardCorrupt: The store is incomplete or damaged.
+        ManifestMismatch, StoreNotFound, StoreBusy, StoreWriteError: See ``featstore.writing.fill``.
     """
     store = FeatureStore.open(source)
     shares = list(outs.values())
@@ -53,7 +53,7 @@ def split(
     for out, taken in zip(outs, rows, strict=True):
         if not len(taken):
             raise ConfigError(
-                f"{out}: none of the {store.num_rows:,} rows would fall into it. Take a larger share or another seed"
+                f"{out}: none of the {store.num_rows:,} rows are assigned to it. Take a larger share or another seed"
                 + ("." if by_class else ", or --by-class, which is exact.")
             )
     how = f"seed {seed}" + (", by class" if by_class else "")
@@ -67,14 +67,14 @@ def split(
 def assign(
     store: FeatureStore, shares: Sequence[float], *, seed: int, by_class: bool
 ) -> npt.NDArray[np.int64]:
-    """Which part each row falls into, by its content, so that equal images never part.
+    """Assign each row to a part by its content hash, so that equal images are in the same part.
 
     Args:
-        store: that was opened.
-        shares: of the parts; they add up to 1.
-        seed: of the choice.
-        by_class: every class is shared out as exactly as its number of images allows. Otherwise each image falls by
-            itself, so that sizes are near the shares only, but an image stays in its part however the store grows.
+        store: An opened store.
+        shares: Shares of the parts, with sum 1.
+        seed: Seed of the assignment.
+        by_class: Divide every class in these shares, as exactly as its number of images allows. Otherwise each image is
+            assigned independently: sizes are approximate, but an image keeps its part when the store grows.
 
     Returns:
         (N,).
@@ -86,7 +86,7 @@ def assign(
     _, first, group, sizes = np.unique(
         keys, return_index=True, return_inverse=True, return_counts=True
     )
-    labels = store.labels[first]  # of equal images, the label of the first
+    labels = store.labels[first]  # equal images have the label of the first
     parts = np.empty(len(first), dtype=np.int64)
     for label in np.unique(labels):
         members = np.flatnonzero(labels == label)

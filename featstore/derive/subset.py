@@ -1,8 +1,4 @@
-"""Write a new store whose rows and columns come from old ones: the whole of a composition, or a part of one store.
-
-The new store is filled shard by shard as an extraction is: it goes on after a kill, any number of processes can help,
-and nothing half-written can be read.
-"""
+"""Write some rows and fields of a store as a new store, and choose rows by id, pattern, number or class."""
 
 # n rows of a part
 
@@ -42,29 +38,29 @@ def subset(
     lease_s: float = 60,
     progress: Progress = no_progress,
 ) -> Manifest:
-    """Write a part of a store as a new store, or go on with one that was begun.
+    """Write a part of a store as a new store, or resume.
 
-    Values, ids, hashes, labels, and the reasons of invalid rows stay as they are. Teachers and artefacts that no field
-    of the part needs are left out.
+    Values, ids, hashes, labels and reasons of invalid rows are copied. Teachers and artefacts that no field of the part
+    needs are left out.
 
     Args:
-        source: folder of a complete store.
-        out: folder of the new one.
+        source: Folder of a complete store.
+        out: Folder of the new one.
         rows: (n,) row numbers in the order of the new store, none twice, e.g. from
             ``featstore.derive.split``. All if not given.
-        fields: names; all if not given.
-        note: what ``created_by`` shall say of the choice, besides version and fingerprint of the store.
-        lease_s: seconds without a sign of life after which another process counts as gone.
-        progress: see ``featstore.writing.fill.Progress``.
+        fields: Names; all if not given.
+        note: Entries of ``created_by`` that describe the choice.
+        lease_s: Seconds without a change after which another process's lease is stale.
+        progress: See ``featstore.writing.fill.Progress``.
 
     Returns:
         The manifest of the new store.
 
     Raises:
-        ConfigError: no row, a row twice, a field that is not there, or ``out`` lies in the store.
-        MissingSamples: a row is outside the store.
-        StoreIncomplete, ShardCorrupt: the store is not whole.
-        ManifestMismatch, StoreNotFound, StoreBusy, StoreWriteError: see ``featstore.writing.fill``.
+        ConfigError: No rows, a repeated row, an unknown field, or ``out`` is a folder inside the store.
+        MissingSamples: A row is outside the store.
+        StoreIncomplete, ShardCorrupt: The store is incomplete or damaged.
+        ManifestMismatch, StoreNotFound, StoreBusy, StoreWriteError: See ``featstore.writing.fill``.
     """
     store = FeatureStore.open(source)
     return compose(
@@ -82,7 +78,7 @@ def plan_subset(
     fields: Sequence[str] | None = None,
     note: Mapping[str, str] | None = None,
 ) -> Composition:
-    """Settle what a part of a store will be; arguments and errors as for ``subset``."""
+    """Plan what a part of a store will be; arguments and errors as for ``subset``."""
     old = store.manifest
     taken = range(store.num_rows) if rows is None else _checked(store, rows)
     names = list(old.fields) if fields is None else list(dict.fromkeys(fields))
@@ -141,7 +137,7 @@ def _checked(store: FeatureStore, rows: npt.ArrayLike | range) -> Rows | range:
 
 
 def _artefacts_of(old: Manifest, names: Sequence[str]) -> dict[str, ArtefactRecord]:
-    """Artefacts that some fields need: their scales, and what else there is of their teachers or of nobody."""
+    """Artefacts for some fields: their scales, and other artefacts of their teachers or of no teacher."""
 
     def scales(fields: Sequence[str]) -> set[str]:
         found = (old.fields[name].encoding for name in fields)
@@ -168,18 +164,18 @@ def choose(
     """Rows that pass all of some conditions, in the order of the store.
 
     Args:
-        store: that was opened.
-        where: shell patterns over sample ids, ``*`` also spans slashes; a row is taken if any matches. All if empty.
-        ids: sample ids, e.g. of ``featstore select``; all if not given.
-        rows: row numbers.
-        labelled_per_class: of the rows that are left, take so many valid ones of each class, all of different content;
+        store: An opened store.
+        where: Shell patterns over sample ids, ``*`` also spans slashes; a row is taken if any matches. All if empty.
+        ids: Sample ids, e.g. of ``featstore select``; all if not given.
+        rows: Row numbers.
+        labelled_per_class: Of the rows that are left, take so many valid ones of each class, all of different content;
             which ones depends on content and seed alone. 0: all, with and without labels.
-        seed: of that choice.
+        seed: Of that choice.
 
     Raises:
-        ConfigError: nothing is left, or a class has too few.
-        MissingSamples: ids are not in the store.
-        ShardCorrupt: ids, labels or hashes are damaged.
+        ConfigError: Nothing is left, or a class has too few.
+        MissingSamples: Ids are not in the store.
+        ShardCorrupt: Ids, labels or hashes are damaged.
     """
     taken: Rows | range = range(store.num_rows)[rows]
     if ids is not None:
@@ -231,10 +227,7 @@ def _per_class(store: FeatureStore, taken: Rows | range, count: int, seed: int) 
 
 
 def content_keys(store: FeatureStore, seed: int) -> npt.NDArray[np.uint64]:
-    """(N,) a random number of each row that depends on its content and the seed alone.
-
-    Where the content could not be read, it depends on the sample id.
-    """
+    """(N,) pseudo-random number of each row: a function of the seed and its content hash, or of its id without one."""
     start = hashlib.sha256(f"featstore-split-1|{seed}|".encode())
     digests = bytearray()
     for row, content in enumerate(store.content_sha256):

@@ -1,1 +1,1 @@
-"""The same image twice; test images among those for training."""
+"""Find equal files and near duplicates, and test images in other parts."""

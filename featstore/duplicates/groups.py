@@ -19,17 +19,17 @@ from featstore.sources.base import matches
 Rows = npt.NDArray[np.int64]
 
 TEST = "test"
-"""Name of the part that must share no image with another one."""
+"""Name of the part whose images must not be in other parts."""
 
 
 @dataclass(frozen=True)
 class Overlap:
-    """Which images of one part are in another one too. An image is in one of the three lists at most.
+    """Images of one part that are in another part too; each image is in one of the three lists at most.
 
     Attributes:
-        part, other: names.
-        size: images of ``part``.
-        same: rows that both parts' patterns match.
+        part, other: Names.
+        size: Images of ``part``.
+        same: Rows that both parts' patterns match.
         exact: (k,) rows of ``part`` with the bytes of another row in ``other``.
         near: (k,) rows of ``part`` that have a near duplicate in ``other``.
     """
@@ -43,22 +43,22 @@ class Overlap:
 
     @property
     def leak(self) -> bool:
-        """Whether images to test on are elsewhere too; what other parts share is no harm."""
+        """Whether test images are in another part."""
         shared = len(self.same) + len(self.exact) + len(self.near)
         return self.part == TEST and shared > 0
 
 
 def exact_duplicates(store: FeatureStore) -> list[Rows]:
-    """Find images whose files hold the same bytes.
+    """Find images whose files have the same bytes.
 
     Args:
-        store: may be incomplete; rows that are not valid or have no content hash are left out.
+        store: May be incomplete; rows that are not valid or have no content hash are left out.
 
     Returns:
         Groups of two and more rows, ascending; groups in the order of their first row.
 
     Raises:
-        ShardCorrupt: a shard is damaged.
+        ShardCorrupt: A shard is damaged.
     """
     rows = np.flatnonzero(store.valid & store.content_sha256.any(axis=1))
     words = np.ascontiguousarray(store.content_sha256[rows]).view(np.uint64)
@@ -70,10 +70,10 @@ def exact_duplicates(store: FeatureStore) -> list[Rows]:
 
 
 def join_groups(exact: Sequence[Rows], near: Rows) -> list[Rows]:
-    """Put together all rows that duplicates connect, also through others.
+    """Join duplicates into groups, transitively.
 
     Args:
-        exact: groups of ``exact_duplicates``.
+        exact: Groups of ``exact_duplicates``.
         near: (P, 2) ``Pairs.rows``.
 
     Returns:
@@ -95,11 +95,11 @@ def select_parts(store: FeatureStore, patterns: Mapping[str, Sequence[str]]) -> 
     """The valid rows of each part.
 
     Args:
-        store: whose sample ids are matched.
-        patterns: shell patterns by name of the part; ``*`` also spans slashes.
+        store: Store whose sample ids are matched.
+        patterns: Shell patterns by name of the part; ``*`` also spans slashes.
 
     Raises:
-        ConfigError: a part's patterns match no valid row.
+        ConfigError: A part's patterns match no valid row.
     """
     ids, valid = store.sample_ids, np.flatnonzero(store.valid).tolist()
     parts = {}
@@ -115,11 +115,11 @@ def select_parts(store: FeatureStore, patterns: Mapping[str, Sequence[str]]) -> 
 
 
 def overlaps(parts: Mapping[str, Rows], exact: Sequence[Rows], near: Rows) -> list[Overlap]:
-    """What parts share, for each two of them; the part called test stands first.
+    """Images that two parts share, for each pair of parts; the part ``test`` first.
 
     Args:
-        parts: rows by name, of ``select_parts``.
-        exact: groups of ``exact_duplicates``.
+        parts: Rows by name, of ``select_parts``.
+        exact: Groups of ``exact_duplicates``.
         near: (P, 2) ``Pairs.rows``.
     """
     names = sorted(parts, key=lambda name: name != TEST)  # stable: the others keep their order
@@ -155,7 +155,7 @@ def overlaps(parts: Mapping[str, Rows], exact: Sequence[Rows], near: Rows) -> li
 
 
 def _components(size: int, first: Rows, second: Rows) -> Rows:
-    """(size,) smallest node that links connect each node with: labels sink along links, and jump to their labels."""
+    """(size,) label of the connected component of each node: its smallest node."""
     label = np.arange(size)
     while True:
         low = np.minimum(label[first], label[second])

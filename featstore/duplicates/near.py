@@ -27,23 +27,24 @@ from featstore.errors import ConfigError
 from featstore.reading.store import FeatureStore
 
 THRESHOLD = 0.97
-"""Cosine from which two images count as near duplicates. On photographs a JPEG of lower quality, three quarters of the
-size or a little more light lies about there or above, other photographs of the same thing below (docs/sharing.md)."""
+"""Cosine from which two images count as near duplicates. Photographs saved again as JPEG of lower quality, at three
+quarters of the size or slightly brighter, reach about this value; other photographs of the same object do not
+(docs/sharing.md)."""
 
 MOST_PAIRS = 1_000_000
-"""Pairs that are listed at most; the most alike are kept, and all are counted."""
+"""Most pairs in the result; the ones with the highest cosine are kept, and all are counted."""
 
 
 @dataclass(frozen=True)
 class Pairs:
-    """Near duplicates, and how alike every image is to its nearest other one.
+    """Near duplicates, and the cosine of every image with its nearest other image.
 
     Attributes:
-        field: whose cosine was taken.
-        threshold: cosine from which on pairs count.
-        rows: (P, 2) row numbers, the smaller first; the most alike pair first.
+        field: Field that was compared.
+        threshold: Cosine from which on pairs count.
+        rows: (P, 2) row numbers, the smaller first; pairs by descending cosine.
         cosine: (P,) of each pair.
-        found: pairs that there are; more than P if there are more than ``MOST_PAIRS``.
+        found: Pairs that there are; more than P if there are more than ``MOST_PAIRS``.
         compared: (n,) row numbers, ascending, of the images that were compared with others.
         nearest: (n,) cosine of each with its nearest other; -1 if there is none.
         nearest_row: (n,) the row of that other; -1 if there is none.
@@ -68,24 +69,24 @@ def near_duplicates(
     others: npt.ArrayLike | None = None,
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> Pairs:
-    """Find images whose features point the same way: every image with every other one, unless told otherwise.
+    """Find pairs of images whose features have a high cosine; by default among all pairs.
 
     Args:
-        store: may be incomplete; rows that are not valid are left out.
-        field: a field of floating point vectors or grids; of a grid, places are compared with the same places.
-        threshold: smallest cosine of a pair, in (-1, 1].
+        store: May be incomplete; rows that are not valid are left out.
+        field: A field of floating point vectors or grids; of a grid, places are compared with the same places.
+        threshold: Smallest cosine of a pair, in (-1, 1].
         rows: (n,) rows that are compared; all if not given.
-        others: rows that they are compared with; all if not given.
-        progress: called with the numbers of products of two rows done and to do.
+        others: Rows that they are compared with; all if not given.
+        progress: Called with the numbers of products of two rows done and to do.
 
     Returns:
         Pairs of a row of ``rows`` and one of ``others``, each once, and the nearest other of each of ``rows``.
 
     Raises:
-        ConfigError: the store has no such field, it is not one of floating point numbers, no row is valid, or rows are
+        ConfigError: The store has no such field, it is not one of floating point numbers, no row is valid, or rows are
             outside the store.
-        ViewMismatch: the store holds no canonical view; seeded crops differ even between copies of a file.
-        ShardCorrupt: a shard is damaged.
+        ViewMismatch: The store holds no canonical view; seeded crops differ even between copies of a file.
+        ShardCorrupt: A shard is damaged.
     """
     if not -1 < threshold <= 1:
         raise ConfigError(f"threshold {threshold:g}: a cosine above -1 and up to 1 is expected.")
@@ -101,18 +102,18 @@ def near_duplicates(
 
 
 def own_crops(store: FeatureStore, field: str, *, most: int = 512) -> Floats:
-    """How alike an image is to crops of itself: what a copy that somebody cropped may look like.
+    """Cosine of images with crops of themselves, to judge a threshold for cropped copies.
 
     Args:
-        store: may be incomplete.
-        field: as for ``near_duplicates``.
-        most: images, evenly spread.
+        store: May be incomplete.
+        field: As for ``near_duplicates``.
+        most: Images, evenly spread.
 
     Returns:
         (n * (V - 1),) cosines of the canonical view with each other view; empty if there is none.
 
     Raises:
-        ConfigError, ViewMismatch, ShardCorrupt: see ``near_duplicates``.
+        ConfigError, ViewMismatch, ShardCorrupt: See ``near_duplicates``.
     """
     valid = np.flatnonzero(store.valid)
     features = UnitVectors(store, field, valid)
@@ -134,7 +135,7 @@ def comparison_seconds(store: FeatureStore, field: str, rows: int, others: int) 
     """About how long it takes to compare so many rows with so many others, measured on a small product.
 
     Raises:
-        ConfigError, ViewMismatch: see ``near_duplicates``.
+        ConfigError, ViewMismatch: See ``near_duplicates``.
     """
     width = math.prod(field_record(store, field).shape)
     size = min(2048, max(1, BLOCK_BYTES // (4 * width)))
@@ -223,7 +224,7 @@ class _Search:
             self._prune()
 
     def _prune(self) -> None:
-        """Keep the most alike, in a fixed order."""
+        """Keep the pairs with the highest cosine, in a fixed order."""
         rows = np.concatenate([np.empty((0, 2), np.int64), *(rows for rows, _ in self.kept)])
         cosine = np.concatenate([np.empty(0, np.float32), *(values for _, values in self.kept)])
         order = np.lexsort((rows[:, 1], rows[:, 0], -cosine))[:MOST_PAIRS]

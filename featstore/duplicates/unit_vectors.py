@@ -29,7 +29,7 @@ CENTRE_ROWS = 4096
 """Rows, evenly spread, that the mean feature is measured on."""
 
 ROUNDING = 1e-6
-"""Features that are equal may come out so much less alike than 1."""
+"""Cosine of equal features may be lower than 1 by this much."""
 
 
 class UnitVectors:
@@ -99,7 +99,7 @@ def default_field(store: FeatureStore) -> str:
     """The field to compare by: ``cls`` if there is one, else the shortest vector that a teacher made.
 
     Raises:
-        ConfigError: no field can be compared.
+        ConfigError: No field can be compared.
     """
     fields = store.manifest.fields
     known = {

@@ -1,1 +1,1 @@
-"""What the bytes of a store mean (docs/format.md): manifest, fields, views, ids, ledger, int8."""
+"""The format on disk (docs/format.md): manifest, fields, views, sample ids, ledger, int8."""

@@ -1,6 +1,6 @@
-"""Small files that belong to a store: a teacher's head, channel scales, tables of texts. Safetensors, with a hash.
+"""Artefacts: small safetensors files of a store, such as a teacher's head, channel scales and tables of texts.
 
-They are written when the store is made and never change; the manifest holds their size and SHA-256.
+They are written when the store is created and never change; the manifest holds their size and SHA-256.
 """
 
 import hashlib
@@ -48,13 +48,13 @@ def write_artefacts(store: Path, manifest: Manifest, data: Mapping[str, bytes]) 
     """Write every artefact that a manifest lists.
 
     Raises:
-        ConfigError: the bytes given are not those that the manifest lists.
+        ConfigError: The bytes given are not those that the manifest lists.
     """
     for name, record in manifest.artefacts.items():
         found = data.get(name)
         if found is None or hashlib.sha256(found).hexdigest() != record.sha256:
             raise ConfigError(
-                f'artefact "{name}": {"not given" if found is None else "has other bytes than the manifest says"}.'
+                f'artefact "{name}": {"not given" if found is None else "does not match the hash in the manifest"}.'
             )
         write_bytes(artefact_path(store, name), found)
 
@@ -63,8 +63,8 @@ def read_artefact(store: Path, manifest: Manifest, name: str) -> dict[str, Array
     """Read the arrays of an artefact, after its hash was compared.
 
     Raises:
-        ConfigError: the store has no such artefact.
-        ShardCorrupt: the file is missing, or not the one that was written.
+        ConfigError: The store has no such artefact.
+        ShardCorrupt: The file is missing, or its size or hash differs.
     """
     if name not in manifest.artefacts:
         raise ConfigError(
@@ -79,13 +79,13 @@ def read_artefact(store: Path, manifest: Manifest, name: str) -> dict[str, Array
 
 
 def check_artefact(store: Path, manifest: Manifest, name: str) -> Path:
-    """Compare size and hash of an artefact with the manifest; in pieces, however large it is.
+    """Compare size and hash of an artefact with the manifest, reading it in pieces.
 
     Returns:
         Its path.
 
     Raises:
-        ShardCorrupt: the file is missing, or not the one that was written.
+        ShardCorrupt: The file is missing, or its size or hash differs.
     """
     path, record = artefact_path(store, name), manifest.artefacts[name]
     try:
@@ -105,7 +105,7 @@ def read_channels(store: Path, manifest: Manifest) -> dict[str, Channels]:
     """Scales and offsets of the fields that are quantised by channel, by field.
 
     Raises:
-        ShardCorrupt: see ``read_artefact``; also where an artefact does not fit its field.
+        ShardCorrupt: See ``read_artefact``; also where an artefact does not fit its field.
     """
     found = {}
     for name, field in manifest.fields.items():
@@ -135,7 +135,7 @@ def unpack_texts(tensors: Mapping[str, Array]) -> list[str]:
     """The inverse of ``pack_texts``.
 
     Raises:
-        ConfigError: there is no table of texts among the arrays, or it does not follow the format.
+        ConfigError: There is no table of texts among the arrays, or it does not follow the format.
     """
     try:
         data = tensors["text.values"].astype(np.uint8, casting="equiv").tobytes()

@@ -1,7 +1,7 @@
-"""JSON files that carry a checksum of themselves, so that a flipped byte is found even where the JSON stays valid.
+"""JSON files with a checksum of their own bytes, so that a flipped byte is found even where the JSON remains valid.
 
 The key ``file_crc32c`` holds the CRC-32C of the file's own bytes, with the eight digits of that very value taken as
-zeros. A file without the key is accepted: other writers may leave it out, and no flipped byte takes it away unseen.
+the character 0. A file without the key is accepted: other writers may leave it out, and no flipped byte removes it.
 """
 
 import json
@@ -18,7 +18,7 @@ _SEAL = re.compile(rb'"file_crc32c"\s*:\s*"([0-9a-f]{8})"')
 
 
 class SealError(ValueError):
-    """The bytes of a file are not those that were written."""
+    """The checksum of a file does not match its bytes."""
 
 
 def seal(values: Mapping[str, Any]) -> bytes:
@@ -32,17 +32,15 @@ def seal(values: Mapping[str, Any]) -> bytes:
 
 
 def unseal(data: bytes) -> Any:
-    """Parse a JSON file, and take its checksum away after comparing it.
+    """Parse a JSON file, compare its checksum, and remove the key.
 
     Raises:
-        SealError: not the bytes that were written.
-        ValueError: not JSON.
+        SealError: The checksum does not match.
+        ValueError: The file is not JSON.
     """
     try:
         values = json.loads(data, object_pairs_hook=_unique)
-        if (
-            rb"\ud" in data.lower()
-        ):  # half a character, which nothing can write again, or a whole one
+        if rb"\ud" in data.lower():  # a surrogate: refused unless it is one of a pair
             json.dumps(values, ensure_ascii=False).encode()
     except RecursionError:
         raise ValueError("nested too deeply") from None
@@ -60,7 +58,7 @@ def unseal(data: bytes) -> Any:
 
 
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """A JSON object; of two values under one key every reader would choose one, and not all the same."""
+    """A JSON object; a repeated key is refused, because readers would choose different values."""
     values = dict(pairs)
     if len(values) != len(pairs):
         raise ValueError("a key occurs twice in one object")

@@ -1,7 +1,7 @@
-"""A store's columns, and how a field's values become columns and values again.
+"""Columns of a store, and the conversion between values of fields and columns.
 
-A *field* is what a user asks for ("cls", "logits"); a *column* is an array on disk. Most fields are one column; a
-quantised, top-k or ragged field is two. Everything here is numpy: no files, no torch.
+A *field* is what a user reads ("cls", "logits"); a *column* is an array on disk. Most fields have one column;
+quantised, top-k and ragged fields have two. No files, no torch.
 """
 
 # R rows of a shard, V views, C channels (last axis), K kept classes
@@ -35,12 +35,12 @@ class Column:
     """One array of a store.
 
     Attributes:
-        name: path inside the store, e.g. ``fields/cls``.
-        shape: shape of one entry; () for a scalar.
+        name: Path inside the store, e.g. ``fields/cls``.
+        shape: Shape of one entry; () for a scalar.
         dtype: numpy dtype, or None for text.
-        dims: names of the axes.
-        codec: of its chunks.
-        capacity: entries that each row reserves; 1 but for the items of ragged rows.
+        dims: Names of the axes.
+        codec: Of its chunks.
+        capacity: Entries that each row reserves; 1 but for the items of ragged rows.
     """
 
     name: str
@@ -148,10 +148,7 @@ def field_columns(name: str, field: FieldRecord, num_views: int) -> list[Column]
 
 
 def empty_columns(manifest: Manifest, shard: int) -> dict[str, Array]:
-    """Zeros, or empty text, for every column of a shard that has a fixed size; what is not filled in stays so.
-
-    Ragged fields start without items.
-    """
+    """Allocate the columns of a shard: zeros and empty texts; ragged fields have no items yet."""
     rows = len(manifest.shard_range(shard))
     columns: dict[str, Array] = {}
     for column in columns_of(manifest).values():
@@ -177,15 +174,15 @@ def put(
     """Write some rows of a field into the columns of its shard.
 
     Args:
-        manifest: of the store.
-        columns: of the shard, from ``empty_columns``.
-        name: of the field; not a ragged one.
-        at: rows of the shard.
+        manifest: Of the store.
+        columns: Of the shard, from ``empty_columns``.
+        name: Of the field; not a ragged one.
+        at: Rows of the shard.
         values: (rows, V, *shape); for a top-k field the whole axis, (rows, V, ..., num_classes).
-        channels: scales and offsets of a quantised field, from the artefact that its encoding names.
+        channels: Scales and offsets of a quantised field, from the artefact that its encoding names.
 
     Raises:
-        ConfigError: the values have another shape.
+        ConfigError: The values have another shape.
     """
     field = manifest.fields[name]
     encoding = field.encoding
@@ -221,14 +218,14 @@ def put_ragged(
     """Write all rows of a ragged field into the columns of its shard.
 
     Args:
-        manifest: of the store.
-        columns: of the shard, from ``empty_columns``.
-        name: of the field.
-        shard: number of the shard.
-        rows: per row, one array (items, *shape) for each view; a single array where the field is not per view.
+        manifest: Of the store.
+        columns: Of the shard, from ``empty_columns``.
+        name: Of the field.
+        shard: Number of the shard.
+        rows: Per row, one array (items, *shape) for each view; a single array where the field is not per view.
 
     Raises:
-        ConfigError: an array has another shape, or a row more items than the manifest allows.
+        ConfigError: An array has another shape, or a row more items than the manifest allows.
     """
     field = manifest.fields[name]
     encoding = field.encoding
@@ -274,6 +271,10 @@ def dense_logits(found: TopK, num_classes: int, *, fill: float = -np.inf) -> Arr
 
 
 def check_columns(columns: Mapping[str, Column], given: Mapping[str, Array]) -> None:
-    """Compare the names of the given columns to those of the store; a programming error otherwise."""
+    """Check that exactly the columns of the store are given.
+
+    Raises:
+        ValueError: They are not; an error of the program.
+    """
     if given.keys() != columns.keys():
         raise ValueError(f"columns {sorted(given)} given, the store has {sorted(columns)}")

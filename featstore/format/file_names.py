@@ -1,4 +1,4 @@
-"""Names of files beside the rows of a store."""
+"""Names of files of a store that hold no rows."""
 
 CARD_NAME = "README.md"
 
@@ -10,4 +10,4 @@ SIGNATURE_NAME = "model.sig"
 
 
 EXTRAS = (CARD_NAME, CARD_PAGE_NAME, SIGNATURE_NAME)
-"""Files that a store may have beside what the format needs."""
+"""Optional files of a store."""

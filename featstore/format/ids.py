@@ -1,4 +1,4 @@
-"""Sample ids, content hashes and the names that may become files."""
+"""Sample ids, content hashes, and names that are used as file names."""
 
 import hashlib
 import re
@@ -12,14 +12,14 @@ from featstore.files.atomic import write_bytes
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}")
 
 _TAKEN = ("zarr.json",)
-"""Names of files that a container puts beside those of fields."""
+"""Names that a container uses for its own files."""
 
 
 def check_name(name: str) -> str:
     """Return ``name`` if it can safely be a file name inside a store.
 
     Raises:
-        StoreError: it holds a separator, a leading dot, or anything else that could point elsewhere; or is taken.
+        StoreError: It holds a separator, a leading dot or another character that is not allowed, or is reserved.
     """
     if not _NAME.fullmatch(name) or name in _TAKEN:
         raise StoreError(
@@ -32,7 +32,7 @@ def check_part(part: str) -> str:
     """Return ``part`` if it can be one folder or file name of a path inside a store, in any script.
 
     Raises:
-        StoreError: it is empty, hidden, points elsewhere, or holds a separator or a control character.
+        StoreError: It is empty, begins with a dot, or holds a separator or a control character.
     """
     if (
         not part
@@ -47,7 +47,7 @@ def check_sample_ids(sample_ids: Sequence[str], *, where: str) -> None:
     """Check that ids are unique, non-empty and encodable.
 
     Raises:
-        SourceError: names the ids.
+        SourceError: Names the ids.
     """
     if not sample_ids:
         raise SourceError(f"{where}: no samples.")
@@ -94,7 +94,7 @@ def write_ids(path: Path, sample_ids: Sequence[str]) -> None:
     """Write ids to a text file, one per line.
 
     Raises:
-        ConfigError: an id holds a line break, or the file exists with other content.
+        ConfigError: An id holds a line break, or the file exists with other content.
     """
     odd = [sample_id for sample_id in sample_ids if len(sample_id.splitlines()) > 1]
     if odd:
@@ -109,7 +109,7 @@ def read_ids(path: Path) -> list[str]:
     """Read ids of a text file, one per line.
 
     Raises:
-        ConfigError: the file cannot be read, or is empty.
+        ConfigError: The file cannot be read, or is empty.
     """
     try:
         found = [line for line in path.read_text(encoding="utf-8").splitlines() if line]

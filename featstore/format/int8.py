@@ -1,7 +1,7 @@
-"""Eight bits for a number: scales per row and per channel, and the error that they cost.
+"""Quantisation to int8: scales per row and per channel, and the rounding error.
 
-ViT features have outlier channels that eat the range of a scale per row alone; standardising each channel first keeps
-the nearest neighbours of 99 rows in 100 (docs/performance.md).
+ViT features have outlier channels, so a scale per row alone wastes the range. With each channel standardised first, the
+nearest neighbour is unchanged for 99 rows of 100 (docs/performance.md).
 """
 
 # n rows, ... any axes between, C channels
@@ -20,7 +20,7 @@ TILE = 16
 """Rows that are multiplied by their channels' scales in one loop; twice as fast as row by row at 1,024 channels."""
 
 LARGEST = 127
-"""Codes are -127 to 127: symmetric, so that zero stays zero."""
+"""Codes are -127 to 127: symmetric, so zero is exact."""
 
 
 @dataclass(frozen=True)
@@ -46,8 +46,8 @@ class RoundingError:
     """What a narrower type costs, over the rows of a sample that are not zero.
 
     Attributes:
-        relative_l2: mean of |x - x'| / |x|.
-        cosine_mean, cosine_worst: of x and x'.
+        relative_l2: Mean of |x - x'| / |x|.
+        cosine_mean, cosine_worst: Of x and x'.
     """
 
     relative_l2: float
@@ -61,7 +61,7 @@ class Calibration(RoundingError):
 
     Attributes:
         channels: None with scheme "row".
-        sample_rows: rows of the sample.
+        sample_rows: Rows of the sample.
     """
 
     channels: Channels | None
@@ -73,7 +73,7 @@ def calibrate(sample: Array, scheme: Scheme) -> Calibration:
 
     Args:
         sample: (n, ..., C) finite floating point numbers, n >= 1.
-        scheme: see ``featstore.format.manifest.Int8Encoding``.
+        scheme: See ``featstore.format.manifest.Int8Encoding``.
     """
     values = sample.astype(np.float32).reshape(-1, sample.shape[-1])
     channels = None
@@ -97,7 +97,7 @@ def rounding_error(values: Array, back: Array) -> RoundingError:
 
     Args:
         values: (..., C) finite.
-        back: the same shape; compared row by row of the last axis.
+        back: The same shape; compared row by row of the last axis.
     """
     exact: Array = values.astype(np.float64).reshape(-1, values.shape[-1])
     found: Array = back.astype(np.float64).reshape(exact.shape)
@@ -123,8 +123,8 @@ def quantise(
 
     Args:
         values: (..., C) finite.
-        scheme: with or without a scale per row.
-        channels: from ``calibrate``; None with scheme "row".
+        scheme: With or without a scale per row.
+        channels: From ``calibrate``; None with scheme "row".
 
     Returns:
         Codes (..., C), and the scale of each last axis (...), None with scheme "channel".
@@ -152,7 +152,7 @@ def dequantise(
     Args:
         codes: (..., C).
         scale: (...), or None.
-        channels: or None.
+        channels: Or None.
         out: (..., C) contiguous float32 to write into; made if not given.
     """
     if out is None:

@@ -1,8 +1,8 @@
-"""The ledger: one small JSON file per committed shard. What has no entry does not exist.
+"""The ledger: one small JSON file per committed shard. A shard without an entry does not exist.
 
-Zarr cannot tell a missing object from one full of fill values; the ledger can. An entry is written after every
-object of its shard is durable, and it carries their sizes and checksums, one for each block of bytes. When the last
-shard is in, ``complete.json`` says so, and opening a store costs the same however many shards it has.
+Zarr reads a missing object as fill values, so the ledger decides. An entry is written after every object of its shard
+is durable; it holds their sizes and a checksum for each block of bytes. ``complete.json`` is written after the last
+shard, so that opening a store takes the same time for any number of shards.
 """
 
 import hashlib
@@ -73,7 +73,7 @@ class InvalidRow(_Record):
 
 
 class ShardRecord(_Record):
-    """One entry: a shard that is wholly on disk."""
+    """One entry: a shard whose objects are all on disk."""
 
     shard: int = Field(ge=0)
     rows: tuple[int, int]
@@ -104,17 +104,17 @@ def entry_path(store: Path, shard: int) -> Path:
 
 
 def complete_path(store: Path) -> Path:
-    """Path of the mark of a complete store, whether or not it exists."""
+    """Path of ``complete.json``, whether or not it exists."""
     return store / LEDGER_FOLDER / COMPLETE_NAME
 
 
 def entry_bytes(record: _Record) -> bytes:
-    """An entry, or the mark of a complete store, as it is written."""
+    """Bytes of an entry or of ``complete.json``."""
     return seal(record.model_dump(mode="json"))
 
 
 def write_entry(store: Path, record: ShardRecord) -> None:
-    """Commit a shard: from now on it exists."""
+    """Write the entry of a shard, which makes the shard exist."""
     write_bytes(entry_path(store, record.shard), entry_bytes(record))
 
 
@@ -122,7 +122,7 @@ def read_entry(store: Path, shard: int) -> ShardRecord:
     """Read one entry.
 
     Raises:
-        ShardCorrupt: it is missing, or does not follow the format.
+        ShardCorrupt: It is missing, or does not follow the format.
     """
     path = entry_path(store, shard)
     try:
@@ -140,17 +140,17 @@ def read_entry(store: Path, shard: int) -> ShardRecord:
             "same settings; it makes that shard again."
         ) from None
     if record.shard != shard:
-        raise ShardCorrupt(f"{path}: speaks of shard {record.shard}, expected {shard}.")
+        raise ShardCorrupt(f"{path}: is the entry of shard {record.shard}, expected {shard}.")
     return record
 
 
 def committed_shards(store: Path, num_shards: int) -> Sequence[int]:
-    """Numbers of the shards that have an entry, ascending; at once where the store is marked as complete.
+    """Numbers of the shards that have an entry, ascending; a complete store is not listed.
 
     Raises:
-        StoreError: an entry lies outside the store's range.
-        ShardCorrupt: the mark of a complete store does not follow the format, or speaks of other shards.
-        ManifestMismatch: the mark was written beside another manifest.
+        StoreError: An entry has a number that the store does not have.
+        ShardCorrupt: ``complete.json`` does not follow the format, or counts other shards.
+        ManifestMismatch: ``complete.json`` was written with another manifest.
     """
     if read_complete(store, num_shards) is not None:
         return range(num_shards)
@@ -158,7 +158,7 @@ def committed_shards(store: Path, num_shards: int) -> Sequence[int]:
 
 
 def listed_shards(store: Path, num_shards: int) -> list[int]:
-    """As ``committed_shards``, from the folder's listing alone."""
+    """As ``committed_shards``, by listing the folder."""
     folder = store / LEDGER_FOLDER
     try:
         check_real_folder(folder)
@@ -170,7 +170,7 @@ def listed_shards(store: Path, num_shards: int) -> list[int]:
     shards = sorted(int(name[:-5]) for name in names if ENTRY.fullmatch(name))
     if shards and shards[-1] >= num_shards:
         raise StoreError(
-            f"{entry_path(store, shards[-1])}: shard {shards[-1]} lies beyond the {num_shards} shards of the manifest."
+            f"{entry_path(store, shards[-1])}: shard {shards[-1]} does not exist: the manifest has {num_shards} shards."
         )
     return shards
 
@@ -186,11 +186,11 @@ def pending_shards(store: Path, num_shards: int) -> list[int]:
 
 
 def read_complete(store: Path, num_shards: int) -> CompleteRecord | None:
-    """Read the mark of a complete store; None where there is none.
+    """Read ``complete.json``; None if the store is not complete.
 
     Raises:
-        ShardCorrupt: it does not follow the format, or speaks of other shards.
-        ManifestMismatch: it was written beside another manifest.
+        ShardCorrupt: It does not follow the format, or counts other shards.
+        ManifestMismatch: It was written with another manifest.
     """
     path = complete_path(store)
     try:
@@ -206,7 +206,7 @@ def read_complete(store: Path, num_shards: int) -> CompleteRecord | None:
         ) from None
     if record.shards != num_shards:
         raise ShardCorrupt(
-            f"{path}: speaks of {record.shards} shards, the manifest of {num_shards}. Delete it and run "
+            f"{path}: {record.shards} shards, expected {num_shards} as in the manifest. Delete it and run "
             f"{command('extract')} with the same settings."
         )
     if record.manifest_sha256 not in ("", _sha256(store, MANIFEST_NAME)):
@@ -219,7 +219,7 @@ def read_complete(store: Path, num_shards: int) -> CompleteRecord | None:
 
 
 def mark_complete(store: Path, entries: Iterable[ShardRecord]) -> CompleteRecord:
-    """Write the mark of a complete store. Call it when every shard has an entry; to do it twice changes nothing."""
+    """Write ``complete.json``. Call it when every shard has an entry; a second call changes nothing."""
     shards = invalid = size = 0
     digest = hashlib.sha256()
     for entry in entries:
@@ -239,7 +239,7 @@ def mark_complete(store: Path, entries: Iterable[ShardRecord]) -> CompleteRecord
 
 
 def remove_entries(store: Path, shards: Iterable[int]) -> None:
-    """Take shards back: the mark of a complete store first, then their entries. Their objects stay until rewritten."""
+    """Delete ``complete.json``, then the entries of some shards; their objects remain until they are written again."""
     complete_path(store).unlink(missing_ok=True)
     for shard in shards:
         entry_path(store, shard).unlink(missing_ok=True)

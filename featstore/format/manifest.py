@@ -1,8 +1,8 @@
-"""What a store says of itself: the pydantic models behind ``manifest.json``, and their comparison.
+"""Pydantic models of ``manifest.json``, and their comparison.
 
-The *contract* is everything that two runs must share to fill one store: teachers, views, fields, source, container and
-the way work is cut. What may differ between them (library versions, paths) is recorded beside it and not compared. The
-*fingerprint* hashes the part of the contract that says what the rows are, however they are packed.
+The *contract* is everything that runs which fill one store must share: teachers, views, fields, source, container and
+size of shards. Library versions and paths are recorded but not compared. The *fingerprint* is the hash of the part of
+the contract that defines the rows, whatever container and codec they are in.
 """
 
 import datetime
@@ -35,7 +35,7 @@ from featstore.format.ids import check_name, check_part
 from featstore.format.views import CropMode, Interpolation, ViewSet
 
 FORMAT_VERSION = 1
-"""Version of the layout on disk (docs/format.md). Stores of every released version stay readable."""
+"""Version of the format on disk (docs/format.md). Stores of every released version remain readable."""
 
 MANIFEST_NAME = "manifest.json"
 
@@ -70,14 +70,14 @@ ITEM_BYTES = {
 
 SHA256 = r"[0-9a-f]{64}"
 MOST_BYTES = 2**50
-"""No row and no object is larger than this: sizes from another team's manifest are multiplied, not believed."""
+"""Most bytes of a row or an object. Sizes in a manifest from elsewhere are checked before memory is allocated."""
 MOST_ROWS = 2**36
 MOST_SHARDS = 2**22
 MOST_SHARD_ROWS = 2**24
 MOST_AXES = 16
 MOST_PARTS = 1000
-"""Limits of what a manifest may state, each far above what anybody stores: tables of rows and shards are made from
-these numbers before a single shard is looked at. Fields, teachers and artefacts are counted apart."""
+"""Limits of a manifest, each far above real stores: tables of rows and shards are allocated from these numbers before a
+shard is read. ``MOST_PARTS`` holds for fields, for teachers and for artefacts."""
 MOST_DEPTH = 16
 """Of lists and objects inside each other in a teacher's ``model_args``."""
 
@@ -103,19 +103,19 @@ class PreprocessingRecord(Record):
 
 
 class TeacherRecord(Record):
-    """Which frozen model was run."""
+    """The frozen model that computed features."""
 
     library: str
-    """Where the model comes from: timm, open_clip, or the name of another system's own code."""
+    """Library of the model: timm, open_clip, external (features were computed elsewhere), or another name."""
     name: str
     tag: str = ""
     model_args: dict[str, Any] = Field(default_factory=dict)
     weights_sha256: str = Field(pattern=SHA256)
-    """SHA-256 over the state dict as it was run: sorted keys, dtypes, shapes, bytes (docs/format.md)."""
+    """SHA-256 over the state dict: sorted keys, dtypes, shapes, bytes (docs/format.md). Zeros: not known."""
     licence: str = ""
     mode: Literal["eval", "batch"] = "eval"
     """eval: normalisation layers used their stored statistics, so that a row does not depend on its neighbours.
-    batch: they used the batch's, and ``batch_seed`` says how batches were drawn."""
+    batch: they used the batch's; ``batch_seed`` determines how batches were drawn."""
     batch_seed: int | None = None
     precision: Literal["fp32", "bf16", "fp16"]
     """Arithmetic of the forward pass."""
@@ -136,7 +136,7 @@ class TeacherRecord(Record):
 
 
 class PlainEncoding(Record):
-    """Stored as it is: one column."""
+    """Stored in its own dtype, in one column."""
 
     kind: Literal["plain"] = "plain"
 
@@ -150,7 +150,7 @@ class Int8Encoding(Record):
     kind: Literal["int8"] = "int8"
     scheme: Literal["row", "channel", "channel_row"]
     """row: one scale per row (per token of a grid). channel: one scale and offset per channel, from a sample of rows;
-    what lies beyond the sample's range saturates. channel_row: standardised by channel, then one scale per row."""
+    values beyond the sample's range saturate. channel_row: standardised by channel, then one scale per row."""
     channels: str = ""
     """Name of the artefact that holds ``scale`` and ``offset`` of each channel, (C,) float32; "" with scheme row."""
     sample_rows: int = Field(ge=1)
@@ -196,20 +196,20 @@ Encoding = Annotated[
 
 
 class FieldRecord(Record):
-    """What is stored of every row: rows x views x ``shape``."""
+    """One field: rows x views x ``shape``."""
 
     shape: tuple[PositiveInt, ...] = Field(max_length=MOST_AXES)
     """Shape of one view of one row, e.g. (1024,) or (7, 7, 1024); of one item where rows are ragged."""
     dtype: NumberType | Literal["text"]
-    """What is read back."""
+    """Dtype of the values that are read."""
     dims: tuple[str, ...]
     """Name of each axis of ``shape``, e.g. ("channel",)."""
     meaning: str
-    """What the numbers are, in words."""
+    """Description of the numbers."""
     teacher: str = ""
-    """Which of the teachers made it; "" where none did (coordinates, captions)."""
+    """Name of the teacher that computed it; "" if none did (coordinates, captions)."""
     per_view: bool = True
-    """Whether there is one for each view; else a row has one, and arrays have no view axis."""
+    """Whether it has a view axis; otherwise a row has one value for all views."""
     encoding: Encoding = Field(default_factory=PlainEncoding)
     codec: Codec = "raw"
     """raw: rows can be memory-mapped. zstd, bitshuffle: chunks are compressed."""
@@ -252,7 +252,7 @@ class ArtefactRecord(Record):
 
 
 class SourceRecord(Record):
-    """Which images were read."""
+    """The samples that the rows belong to."""
 
     kind: str
     uri: str
@@ -264,10 +264,10 @@ class SourceRecord(Record):
 
 
 class WorkRecord(Record):
-    """How the work is cut; batches never cross a shard, so any number of processes gives the same bytes."""
+    """Rows per shard and batch; batches never cross a shard, so any number of processes gives the same bytes."""
 
     shard_rows: int = Field(gt=0, le=MOST_SHARD_ROWS)
-    """Rows of every shard but the last; of the largest one where ``shard_sizes`` says more."""
+    """Rows of every shard but the last; of the largest shard where ``shard_sizes`` is given."""
     batch_size: int = Field(gt=0)
     shard_sizes: tuple[PositiveInt, ...] = ()
     """webdataset only: rows of each shard, where shards mirror the tars of the images."""
@@ -291,7 +291,7 @@ class WorkRecord(Record):
 
 
 class VersionRecord(Record):
-    """What a store was before rows were appended: its first ``rows`` rows are that version."""
+    """A version of the store before rows were appended: its first ``rows`` rows."""
 
     version: int = Field(gt=0)
     """1, 2, ... from the oldest on."""
@@ -401,7 +401,7 @@ class Manifest(Record):
         """The teacher that made a field.
 
         Raises:
-            ManifestMismatch: no teacher made it.
+            ManifestMismatch: No teacher made it.
         """
         name = self.fields[field].teacher
         if not name:
@@ -411,9 +411,9 @@ class Manifest(Record):
         return self.teachers[name]
 
     def contract(self) -> dict[str, Any]:
-        """What every run that fills this store must agree on, as plain JSON values.
+        """The part of the manifest that all runs which fill this store share, as JSON values.
 
-        The path of the source may move, and a licence may be stated later; both are left out.
+        The address of the source and the licences may change later, so they are left out.
         """
         parts = self.model_dump(mode="json", exclude={"uuid", "created", "created_by", "history"})
         del parts["source"]["uri"]
@@ -446,7 +446,7 @@ def new_manifest(
     artefacts: dict[str, ArtefactRecord] | None = None,
     container: Container = "zarr",
 ) -> Manifest:
-    """Put the parts together with a new uuid and the time."""
+    """Build a manifest with a new uuid and the current time."""
     return Manifest(
         format_version=FORMAT_VERSION,
         container=container,
@@ -472,8 +472,8 @@ def read_manifest(store: Path) -> Manifest:
     """Read and validate ``manifest.json``.
 
     Raises:
-        StoreNotFound: no folder, no manifest, or one that does not follow the format.
-        ManifestMismatch: written in another version of the format.
+        StoreNotFound: No folder, no manifest, or one that does not follow the format.
+        ManifestMismatch: Written in another version of the format.
     """
     path = store / MANIFEST_NAME
     if not store.is_dir():
@@ -513,10 +513,10 @@ def read_manifest(store: Path) -> Manifest:
 
 
 def check_same_contract(store: Path, *, found: Manifest, expected: Manifest) -> None:
-    """Compare what a store was made with to what is asked for now.
+    """Check that a store on disk has the contract of the current settings.
 
     Raises:
-        ManifestMismatch: names every differing value on both sides and what to do.
+        ManifestMismatch: Names every value that differs, on both sides.
     """
     differing = differences(found.contract(), expected.contract())
     if not differing:
@@ -547,7 +547,7 @@ def differences(found: Any, expected: Any, key: str = "") -> list[tuple[str, Any
 
 
 def _check_json(value: Any, depth: int) -> None:
-    """Refuse what JSON cannot hold, or what is nested so deeply that it could not be written again."""
+    """Refuse numbers that JSON cannot hold, and values that are nested too deeply."""
     if isinstance(value, dict | list):
         if depth == 0:
             raise ValueError(f"nested more than {MOST_DEPTH} levels deep")

@@ -4,10 +4,9 @@ A view is a box in pixel coordinates of the upright image (after EXIF orientatio
 
 - ``canonical``: the region of the teacher's own evaluation transform (resize the shorter side, centre crop).
 - ``seeded`` number v: a random resized crop that depends on nothing but (store seed, sample_id, v) and the size
-  of the image. Whoever knows the store's seed can cut the very same crop again, at any output size, so the
-  crop itself is never stored.
+  of the image. It can be computed again from the store's seed, at any output size, so crops are not stored.
 
-Nothing here knows how an image is stored or what a teacher is; Pillow is only needed to apply a view.
+Pillow is only needed to apply a view.
 """
 
 import hashlib
@@ -30,11 +29,11 @@ Interpolation = Literal["bicubic", "bilinear", "lanczos", "nearest"]
 
 
 MOST_VIEWS = 10_000
-"""Of one store; the largest that were published have 500."""
+"""Most views of one store; the largest published ones have 500."""
 
 
 class View(BaseModel):
-    """One column of the view axis."""
+    """One index of the view axis."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -49,7 +48,7 @@ class View(BaseModel):
 
 
 class ViewSet(BaseModel):
-    """The views of a store: what the V axis of every field means."""
+    """The views of a store, in the order of the view axis of its fields."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -78,7 +77,7 @@ class ViewSet(BaseModel):
         """Columns of the view axis that match.
 
         Raises:
-            ViewMismatch: none does; the message lists what is stored.
+            ViewMismatch: None does; the message lists what is stored.
         """
         found = [
             i
@@ -115,10 +114,10 @@ def canonical_box(
     """Return the region that "resize, then centre crop" keeps, so that one resize does both.
 
     Args:
-        width: of the upright image, pixels.
-        height: of the upright image, pixels.
+        width: Of the upright image, pixels.
+        height: Of the upright image, pixels.
         size: (height, width) of the teacher's input, pixels.
-        crop_pct: share of the resized image that the crop keeps, per side (timm's meaning).
+        crop_pct: Share of the resized image that the crop keeps, per side (timm's meaning).
         crop_mode: ``center`` keeps the aspect ratio and crops; ``squash`` resizes both sides freely.
     """
     out_h, out_w = size
@@ -232,5 +231,5 @@ def cut(
 
 
 def describe(views: Sequence[View]) -> str:
-    """One line for people: ``canonical; seeded 0; seeded 0, mirrored``."""
+    """One line: ``canonical; seeded 0; seeded 0, mirrored``."""
     return "; ".join(str(view) for view in views)

@@ -1,1 +1,1 @@
-"""Commit shards and share the missing ones among processes."""
+"""Create stores, commit shards, and share the missing shards among processes."""

@@ -1,8 +1,8 @@
 """Create a store, and commit shards to it from a thread.
 
-A shard is committed in two steps. *Staged*: every object is on disk, synced, under a temporary name. *Published*,
-under a lock that the system frees when its holder dies: if the shard has no ledger entry yet, the objects get their
-names, and then the entry. A kill at any moment leaves an entry and all its objects, or no entry.
+A shard is committed in two steps. *Staged*: every object is on disk, synced, under a temporary name. *Published*, under
+a lock that the system releases when its holder dies: if the shard has no ledger entry yet, the objects are renamed to
+their final names, and then the entry. A kill at any moment leaves an entry with all its objects, or no entry.
 """
 
 import queue
@@ -59,20 +59,20 @@ from featstore.writing.leases import LEASE_FOLDER
 def open_or_create(
     store: Path, manifest: Manifest, artefacts: Mapping[str, bytes] | None = None
 ) -> Manifest:
-    """Open the store for writing if it is there, else create it, whole or not at all.
+    """Open a store for writing, or create it atomically.
 
     Args:
-        store: its folder.
-        manifest: what it is made with.
-        artefacts: bytes of the files that the manifest lists, by name.
+        store: Folder of the store.
+        manifest: Its manifest.
+        artefacts: Bytes of the files that the manifest lists, by name.
 
     Returns:
-        The manifest on disk: the older one when the store was there already.
+        The manifest on disk: the first run's, if the store exists already.
 
     Raises:
-        ManifestMismatch: the store was made with other settings.
-        StoreNotFound: the folder holds something that is not a store.
-        StoreWriteError: the disk refused.
+        ManifestMismatch: The store has another contract.
+        StoreNotFound: The folder holds something that is not a store.
+        StoreWriteError: The disk is full, read-only or broken.
     """
     if (store / MANIFEST_NAME).exists():
         return _open(store, manifest)
@@ -80,7 +80,7 @@ def open_or_create(
         held = (
             shorten(sorted(path.name for path in store.iterdir())) if store.is_dir() else "a file"
         )
-        if (store / MANIFEST_NAME).exists():  # another run made it between the two looks
+        if (store / MANIFEST_NAME).exists():  # another run created it meanwhile
             return _open(store, manifest)
         raise StoreNotFound(
             f"{store}: exists but is not a feature store (it holds: {held}). Choose another --store.path."
@@ -89,7 +89,7 @@ def open_or_create(
         _create(store, manifest, artefacts or {})
     except Exception as error:
         if (store / MANIFEST_NAME).exists():
-            # Another run made it meanwhile, and may have cleared away what we were at, under any library's feet.
+            # Another run created it meanwhile, and may have deleted our temporary folder.
             return _open(store, manifest)
         if isinstance(error, OSError):
             raise StoreWriteError(
@@ -124,27 +124,27 @@ def _create(store: Path, manifest: Manifest, artefacts: Mapping[str, bytes]) -> 
 
 
 def tidy(store: Path) -> bool:
-    """Delete what killed runs left behind, unless somebody writes to the store; returns whether nobody does.
+    """Delete temporary files of killed runs, unless another process writes to the store; returns whether it did.
 
     Raises:
-        StoreWriteError: the store cannot be written to.
+        StoreWriteError: The store cannot be written to.
     """
     try:
         with exclusive(store):
             remove_leftovers(store)
     except StoreBusy:
-        return False  # they may be at work on just these files; the last one to end clears up
+        return False  # the files may be in use; the last process to end deletes them
     return True
 
 
 def remove_leftovers(store: Path) -> int:
-    """Delete what a killed run left behind; call it while holding the store alone. Returns how many.
+    """Delete temporary files of killed runs; call it while holding the exclusive lock. Returns how many.
 
-    That is unfinished files in the store, leases, and beside the store others of its name that were never finished: no
-    run can use those any more, because the store is there.
+    These are unfinished files in the store, leases, and unfinished stores of its name in the parent folder, which no
+    run can use any more because the store exists.
     """
     store = store.resolve()
-    # Unfinished files lie at the top and one level below, so that the folders of a million objects need no look.
+    # Unfinished files are at the top and one level below; folders of objects need not be listed.
     files = [*store.glob(f"{TEMPORARY_PREFIX}*"), *store.glob(f"*/{TEMPORARY_PREFIX}*")]
     leases = store / LEASE_FOLDER
     files += [path for path in leases.glob("*.json") if not path.name.startswith(TEMPORARY_PREFIX)]
@@ -164,10 +164,10 @@ class Shard:
     """A shard in memory, ready to be committed.
 
     Attributes:
-        number: of the shard.
-        columns: by name, (rows, *shape).
-        reasons: per row, why it is invalid, or None.
-        seconds: time spent so far, by part.
+        number: Number of the shard.
+        columns: Columns by name, (rows, *shape) each.
+        reasons: Reason of each invalid row, None for valid ones.
+        seconds: Time spent so far, by part.
     """
 
     number: int
@@ -177,19 +177,19 @@ class Shard:
 
 
 def commit(backend: Backend, shard: Shard, disk: Disk | None = None) -> bool:
-    """Write every object of a shard aside, then make the shard exist, unless it does already.
+    """Write every object of a shard under a temporary name, then publish the shard.
 
     Args:
-        backend: of the store.
-        shard: what to write.
-        disk: of the store; one for all shards of a process saves syncs.
+        backend: Backend of the store.
+        shard: The shard.
+        disk: Disk of the store; one for all shards of a process saves syncs.
 
     Returns:
-        False if somebody else committed this shard first: theirs stays.
+        False if another process committed this shard first; its objects are kept.
 
     Raises:
-        StoreWriteError: the disk refused. The shard does not exist, or exists as a whole.
-        StoreBusy: somebody stopped in the middle of publishing.
+        StoreWriteError: The disk is full, read-only or broken. The shard is committed as a whole, or not at all.
+        StoreBusy: Another process stopped while publishing.
     """
     if disk is None:
         with Disk(backend.store) as own:
@@ -200,7 +200,7 @@ def commit(backend: Backend, shard: Shard, disk: Disk | None = None) -> bool:
     objects: dict[str, ObjectRecord] = {}
     try:
         for item in backend.encode(shard.number, shard.columns):
-            # All in one folder, of which a look shows what was left behind.
+            # All in one folder, so that leftovers are found without a walk.
             done = stage(
                 store / item.name,
                 item.parts,
@@ -244,18 +244,17 @@ def _record(
 
 
 def publish_shard(disk: Disk, staged: Sequence[Staged]) -> bool:
-    """Give the files of a shard, its ledger entry last, their names, unless the shard has an entry already.
+    """Rename the files of a shard to their final names, its ledger entry last, unless the entry exists already.
 
-    The first one wins: objects under an entry are never replaced, because another machine's may differ in their last
-    bits. Everything that takes time was done before; the lock is held for some renames, and for the syncs that must
-    lie between them and the entry.
+    Objects with an entry are never replaced, because those of another machine may differ in their last bits. The lock
+    is held only for the renames and the syncs between them and the entry.
 
     Args:
-        disk: of the store.
-        staged: objects, and the entry; all of them are on disk.
+        disk: Disk of the store.
+        staged: Objects and the entry, all of them on disk.
 
     Returns:
-        Whether it was this call that made the shard exist.
+        Whether this call committed the shard.
     """
     *objects, entry = staged
     with publishing(disk.root):
@@ -270,11 +269,11 @@ def publish_shard(disk: Disk, staged: Sequence[Staged]) -> bool:
 
 
 def finish(store: Path, num_shards: int) -> None:
-    """Mark a store whose shards all have entries as complete; to do it twice changes nothing.
+    """Mark a store whose shards all have entries as complete; a second call changes nothing.
 
     Raises:
-        ShardCorrupt: an entry cannot be read.
-        StoreWriteError, StoreBusy: as ``commit``.
+        ShardCorrupt: An entry cannot be read.
+        StoreWriteError, StoreBusy: See ``commit``.
     """
     if read_complete(store, num_shards) is not None:
         return
@@ -284,14 +283,14 @@ def finish(store: Path, num_shards: int) -> None:
 
 
 class ShardWriter:
-    """Commits shards in a thread, one at a time: while one is written the next one is computed, and no third exists.
+    """Commits shards in a thread, one at a time, while the next one is computed; memory holds two shards at most.
 
-    Use as a context manager: leaving the block waits for the last shard. The first error of the thread is raised
-    again by the next call, or at the end of the block.
+    Use as a context manager: leaving the block waits for the last shard. The first error of the thread is raised by the
+    next call, or at the end of the block.
 
     Args:
-        backend: of the store.
-        done: called in the thread after a shard was committed, with its number and whether it was this call that did.
+        backend: Backend of the store.
+        done: Called in the thread after a commit, with the shard's number and whether this process committed it.
     """
 
     def __init__(self, backend: Backend, done: Callable[[int, bool], None]) -> None:
@@ -314,25 +313,25 @@ class ShardWriter:
             self.check()
 
     def submit(self, shard: Shard) -> None:
-        """Hand over a shard; blocks until the one before is committed. The caller must not touch its arrays again.
+        """Queue a shard; blocks until the previous one is committed. The caller must not use its arrays again.
 
         Raises:
-            StoreWriteError: an earlier shard could not be written.
+            StoreWriteError: An earlier shard could not be written.
         """
         self.flush()
         self._queue.put(shard)
 
     def flush(self) -> None:
-        """Wait until what was handed over is committed.
+        """Wait until the queued shard is committed.
 
         Raises:
-            StoreWriteError: it could not be written.
+            StoreWriteError: It could not be written.
         """
         self._queue.join()
         self.check()
 
     def check(self) -> None:
-        """Raise what went wrong in the thread, if anything did."""
+        """Raise the error of the thread, if there is one."""
         if self._error is not None:
             raise self._error
 
@@ -340,14 +339,14 @@ class ShardWriter:
         while (shard := self._queue.get()) is not None:
             try:
                 self._done(shard.number, commit(self._backend, shard, self._disk))
-            except BaseException as error:  # handed to the thread that feeds us
+            except BaseException as error:  # raised again in the calling thread
                 self._error = self._error or error
-            del shard  # its memory is needed for the next but one
+            del shard  # frees memory for the next shard
             self._queue.task_done()
 
 
 def text_column(values: Sequence[str]) -> Array:
-    """An object array of text, as the backends take it."""
+    """Texts as an object array, which backends expect."""
     column = np.empty(len(values), dtype=object)
     column[:] = values
     return column

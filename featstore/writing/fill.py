@@ -1,4 +1,4 @@
-"""Fill a store: any number of processes, of any number of jobs, take the shards that it lacks, one at a time."""
+"""Fill a store: any number of processes and jobs make its missing shards, one at a time each."""
 
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -16,27 +16,27 @@ from featstore.writing.leases import Claims, Leases
 
 SHORTEST_PAUSE_S = 0.02
 LONGEST_PAUSE_S = 1.0
-"""Between two looks at the shards that others work on; it doubles from the one to the other."""
+"""Pause between two checks of shards that other processes work on; it doubles up to the longest."""
 
 MakeShards = Callable[[Claims, int], Iterator[Shard]]
-"""Given the claims of this process and the first shard that it has claimed, makes that one and, as it likes, further
-ones that it claims itself. A shard that was committed by somebody else meanwhile may be given back instead."""
+"""Function that makes shards: given the claims of this process and a claimed shard, it yields that shard, and may claim
+and yield more. It may give back a shard that another process has committed meanwhile."""
 
 Progress = Callable[[int, int], None]
-"""Called with the numbers of shards written here, and missing at the start."""
+"""Function called with the number of shards written by this process, and the number that were missing."""
 
 
 def no_progress(done: int, total: int) -> None:
-    """Tell nobody."""
+    """Report no progress."""
 
 
 @dataclass
 class Filled:
-    """What one process did.
+    """Result of ``fill`` in one process.
 
     Attributes:
-        rows: rows that it committed itself.
-        flush_s: seconds that it waited for its last shard to be written.
+        rows: Rows of the shards that it committed.
+        flush_s: Seconds spent waiting for its last shard to be written.
     """
 
     rows: int = 0
@@ -51,21 +51,21 @@ def fill(
     start: float = 0.0,
     while_waiting: Callable[[Claims], None] = lambda _: None,
 ) -> Filled:
-    """Make what the store lacks, together with whoever else is at it, until it is complete.
+    """Make the missing shards of a store, sharing them with other processes, until it is complete.
 
-    Shards are committed in a thread while the next one is made; memory holds two of them at most. It returns when every
-    shard of the store is there, whoever made it; whoever holds one and is alive but hangs is waited for.
+    A shard is committed in a thread while the next one is made; memory holds two at most. The function returns when
+    every shard is committed, by any process; it waits for processes that are alive but hang.
 
     Args:
-        backend: of the store.
-        make_shards: makes shards.
-        lease_s: seconds without a sign of life after which another process counts as gone.
-        start: where to begin, as a share of the shards that are missing; processes that begin apart meet late.
-        while_waiting: called again and again while all that is left is in the hands of others.
+        backend: Backend of the store.
+        make_shards: Makes shards.
+        lease_s: Seconds without a change after which another process's lease is stale.
+        start: Where to start, as a share of the missing shards; different starts avoid collisions.
+        while_waiting: Called repeatedly while other processes work on all remaining shards.
 
     Raises:
-        StoreBusy: somebody holds the store alone.
-        StoreWriteError: the disk refused.
+        StoreBusy: Another process has locked the store.
+        StoreWriteError: The disk is full, read-only or broken.
     """
     store, manifest = backend.store, backend.manifest
     filled = Filled()
@@ -81,7 +81,7 @@ def fill(
             while True:
                 first = claims.claim_next()
                 if first is not None:
-                    writer.flush()  # whoever makes shards may fork, which is safest while our threads are idle
+                    writer.flush()  # make_shards may fork, which is safest while our threads are idle
                     for shard in make_shards(claims, first):
                         writer.submit(shard)
                         del shard  # the writer frees its memory while the next one grows
@@ -108,23 +108,23 @@ def make_store(
     lease_s: float,
     progress: Progress,
 ) -> Manifest:
-    """Make a store of which every shard can be made by itself; go on with one that was begun.
+    """Create and fill a store whose shards are independent of each other, or resume.
 
     Args:
-        out: its folder.
-        manifest: what it will say of itself.
-        artefacts: bytes of the files that the manifest lists, by name.
-        make_shard: makes the shard of a number.
-        lease_s: seconds without a sign of life after which another process counts as gone.
-        progress: see ``Progress``.
+        out: Folder of the store.
+        manifest: Its manifest.
+        artefacts: Bytes of the files that the manifest lists, by name.
+        make_shard: Makes the shard of a number.
+        lease_s: Seconds without a change after which another process's lease is stale.
+        progress: See ``Progress``.
 
     Returns:
-        The manifest on disk: the older one when the store was begun before.
+        The manifest on disk: the first run's, if the store was begun before.
 
     Raises:
-        ManifestMismatch: ``out`` is a store of something else.
+        ManifestMismatch: ``out`` is a store with another contract.
         StoreNotFound: ``out`` holds something that is not a store.
-        StoreBusy, StoreWriteError: see ``fill``.
+        StoreBusy, StoreWriteError: See ``fill``.
     """
     found = open_or_create(out, manifest, artefacts)
     if read_complete(out, found.num_shards) is not None:
@@ -148,10 +148,10 @@ def make_store(
 
 
 def check_apart(out: Path, *sources: Path) -> None:
-    """Refuse to write a store into one that it is made of.
+    """Refuse to write a store into one of its own sources.
 
     Raises:
-        ConfigError: ``out`` is a source, or lies inside one.
+        ConfigError: ``out`` is a source, or a folder inside one.
     """
     for source in sources:
         if out.resolve() == source.resolve() or source.resolve() in out.resolve().parents:

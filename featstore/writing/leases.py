@@ -1,13 +1,13 @@
-"""Who works on which shard, so that no shard is computed twice without need.
+"""Leases: which process works on which shard, so that shards are not computed twice.
 
-Nothing here decides what is true: a shard exists when its ledger entry does, and the first one who publishes it wins.
-Whatever goes wrong with leases costs time, never a byte. So they may be simple, and they may be lost.
+Leases only save work. A shard exists when its ledger entry exists, and the first process that publishes it wins; a lost
+lease costs time, not correctness.
 
-A lease is a small file that its holder keeps locked and in which it counts up. It is dead
+A lease is a small file that its holder keeps locked and writes a growing count into. It is stale
 
-- at once, when the lock is free and the file was written on this machine since it was started: the holder ended;
-- after ``lease_s``, when the count has stood still for so long on the clock of the one who looks. That is the monotonic
-  clock of one process: no wall clock is read, so clocks may jump, and those of several machines may differ.
+- at once, if the lock is free and the file was written on this machine since the machine was started: the holder ended;
+- after ``lease_s`` seconds without a change of the count. They are measured with the monotonic clock of the observing
+  process, so wall clocks may jump and may differ between machines.
 """
 
 import fcntl
@@ -32,7 +32,7 @@ _BOOT_PATH = Path("/proc/sys/kernel/random/boot_id")
 
 
 def lease_path(store: Path, shard: int) -> Path:
-    """Path of the lease of a shard, whether or not somebody holds it."""
+    """Path of the lease of a shard, whether or not it exists."""
     return store / LEASE_FOLDER / f"{shard:08d}.json"
 
 
@@ -45,7 +45,7 @@ class _Held:
 
 @dataclass(frozen=True)
 class _Seen:
-    """What somebody else's lease looked like, and since when."""
+    """Content of another process's lease, and since when it is unchanged."""
 
     inode: int
     content: bytes
@@ -53,11 +53,11 @@ class _Seen:
 
 
 class Leases:
-    """The leases that this process holds, and its view of those of others. Use as a context manager.
+    """The leases of this process, and what it has observed of other leases. Use as a context manager.
 
     Args:
-        store: folder of the store.
-        lease_s: seconds without a sign of life after which a holder counts as gone.
+        store: Folder of the store.
+        lease_s: Seconds without a change after which another process's lease is stale.
     """
 
     def __init__(self, store: Path, *, lease_s: float) -> None:
@@ -83,14 +83,14 @@ class Leases:
 
     @property
     def held(self) -> list[int]:
-        """Shards that this process holds, or believes that it does."""
+        """Shards whose leases this process holds; one may have been taken over meanwhile."""
         return list(self._held)
 
     def claim(self, shard: int) -> bool:
-        """Take the lease of a shard, if nobody has it or whoever had it is gone.
+        """Take the lease of a shard if there is none, or a stale one.
 
         Raises:
-            StoreWriteError: the disk refused.
+            StoreWriteError: The disk is full, read-only or broken.
         """
         assert shard not in self._held, shard
         path = lease_path(self._store, shard)
@@ -100,7 +100,7 @@ class Leases:
             return self._is_stale(shard, path) and self._take_over(shard, path)
 
     def release(self, shard: int) -> None:
-        """Give a lease back; if it was lost meanwhile, whoever has it now keeps it."""
+        """Delete a lease of this process, unless another process has taken it over."""
         with self._lock:
             held = self._held.pop(shard)
         with suppress(OSError):
@@ -109,11 +109,11 @@ class Leases:
         self._drop(held)
 
     def forget(self, shard: int) -> None:
-        """Drop the note on somebody else's lease of a shard that is done."""
+        """Drop what was observed of the lease of a committed shard."""
         self._seen.pop(shard, None)
 
     def holder(self, shard: int) -> str:
-        """Who holds a lease, in words; "" if nobody does."""
+        """Name of the process that holds a lease; "" if there is none."""
         try:
             found = _read(lease_path(self._store, shard))
         except OSError:
@@ -121,7 +121,7 @@ class Leases:
         return f"process {found.get('pid', '?')} on {found.get('host', '?')}"
 
     def _create(self, shard: int, path: Path) -> bool:
-        """Put a new lease in place, locked and filled before anybody can see it; False if one was there."""
+        """Create a lease, locked and filled before it is visible; False if there is one already."""
         path.parent.mkdir(exist_ok=True)
         held = self._prepare(path)
         temporary = self._temporary(path)
@@ -139,7 +139,7 @@ class Leases:
         return True
 
     def _create_without_link(self, held: _Held, path: Path) -> bool:
-        """For file systems without hard links: for a moment the lease is empty, and then only its count speaks."""
+        """Create a lease on a file system without hard links; it is empty for a moment."""
         self._drop(held)
         try:
             held.handle = os.open(path, os.O_CREAT | os.O_EXCL | os.O_RDWR | os.O_CLOEXEC, 0o644)
@@ -150,7 +150,7 @@ class Leases:
         return True
 
     def _take_over(self, shard: int, path: Path) -> bool:
-        """Replace a dead lease by our own. One process at a time does that, so that one wins."""
+        """Replace a stale lease by one of this process; one process at a time."""
         lock = FileLock(path.parent / ".takeover")
         if not lock.acquire(shared=False, timeout_s=0):
             return False
@@ -170,19 +170,19 @@ class Leases:
         return True
 
     def _is_stale(self, shard: int, path: Path) -> bool:
-        """Whether a lease is there whose holder is gone; keeps note of what was seen."""
+        """Whether a lease is stale; remembers its content."""
         try:
             handle = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
         except FileNotFoundError:
             self._seen.pop(shard, None)
-            return False  # given back just now: the next look claims it
+            return False  # deleted just now: the next attempt claims it
         keep_from_children(handle)
         try:
             inode, content = os.fstat(handle).st_ino, os.pread(handle, 4096, 0)
             free = _is_free(handle)
         finally:
             close(handle)
-        # Of another machine's lock we may know nothing: some file systems do not share locks.
+        # A lock of another machine is not visible on some file systems.
         if free and _parse(content).get("boot") == self._boot:
             return True
         now = time.monotonic()
@@ -196,7 +196,7 @@ class Leases:
         return path.with_name(f"{TEMPORARY_PREFIX}{path.stem}-{self._owner}")
 
     def _prepare(self, path: Path) -> _Held:
-        """A lease under a temporary name, filled and locked."""
+        """Create a lease under a temporary name, filled and locked."""
         temporary = self._temporary(path)
         handle = os.open(temporary, os.O_CREAT | os.O_EXCL | os.O_RDWR | os.O_CLOEXEC, 0o644)
         keep_from_children(handle)
@@ -210,12 +210,12 @@ class Leases:
         return held
 
     def _fill(self, held: _Held) -> None:
-        with suppress(OSError):  # without locks, the count alone shows that we live
+        with suppress(OSError):  # without locks, only the count shows that this process runs
             fcntl.flock(held.handle, fcntl.LOCK_EX)
         os.pwrite(held.handle, self._content(held), 0)
 
     def _content(self, held: _Held) -> bytes:
-        # The count goes last and only grows, so that a later text always covers an earlier one.
+        # The count comes last and only grows, so a later text is never shorter.
         values = {
             "host": os.uname().nodename,
             "boot": self._boot,
@@ -243,7 +243,7 @@ class Leases:
                     held.beat += 1
                     copies.append((os.dup(held.handle), self._content(held)))
                     keep_from_children(copies[-1][0])
-            # Outside of the lock: a sync may take its time, and other machines see the count only after it.
+            # Outside of the lock, because a sync may be slow; other machines see the count only after it.
             for copy, content in copies:
                 with suppress(OSError):
                     os.pwrite(copy, content, 0)
@@ -252,16 +252,16 @@ class Leases:
 
 
 class Claims:
-    """Walks over the shards that a store lacks and claims one at a time, until there is nothing left.
+    """Iterates over the missing shards of a store and claims one at a time.
 
-    Every process walks the whole way, from another starting point: whoever is fast does more of it, whoever dies is
-    stepped in for, and it does not matter how many they are or when they came.
+    Every process goes over all missing shards, each from another start. So fast processes make more shards, shards of a
+    dead process are made by others, and processes may join at any time.
 
     Args:
-        store: folder of the store.
-        num_shards: shards of the whole store.
-        leases: of this process.
-        start: where to begin, as a share of the pending shards, 0 <= start < 1.
+        store: Folder of the store.
+        num_shards: Shards of the whole store.
+        leases: Leases of this process.
+        start: Where to start, as a share of the missing shards, 0 <= start < 1.
     """
 
     def __init__(self, store: Path, num_shards: int, leases: Leases, *, start: float) -> None:
@@ -276,10 +276,10 @@ class Claims:
         return len(self._todo)
 
     def claim_next(self) -> int | None:
-        """Claim the next shard that nobody works on; None if there is none at the moment.
+        """Claim the next missing shard without a lease; None if there is none at the moment.
 
         Raises:
-            StoreWriteError: the disk refused.
+            StoreWriteError: The disk is full, read-only or broken.
         """
         for _ in range(len(self._todo)):
             shard = self._todo.popleft()
@@ -288,14 +288,14 @@ class Claims:
                 continue
             if not self._leases.claim(shard):
                 self._todo.append(shard)
-            elif self.is_committed(shard):  # between the two looks
+            elif self.is_committed(shard):  # committed between the two checks
                 self._leases.release(shard)
             else:
                 return shard
         return None
 
     def give_back(self, shard: int) -> None:
-        """Let go of a shard that was claimed: it is committed, or somebody else shall make it."""
+        """Release the lease of a claimed shard: it is committed, or left to other processes."""
         self._leases.release(shard)
 
     def is_committed(self, shard: int) -> bool:
@@ -303,13 +303,13 @@ class Claims:
         return entry_path(self._store, shard).exists()
 
     def holders(self) -> Sequence[str]:
-        """Who works on what is left, in words."""
+        """Names of the processes that work on the remaining shards."""
         names = (self._leases.holder(shard) for shard in self._todo)
         return list(dict.fromkeys(name for name in names if name))
 
 
 def boot_id() -> str:
-    """What tells this start of this machine from every other; containers of one machine share it."""
+    """Identifier of this boot of this machine; containers on one machine share it."""
     try:
         return _BOOT_PATH.read_text().strip()
     except OSError:
@@ -317,9 +317,9 @@ def boot_id() -> str:
 
 
 def _is_free(handle: int) -> bool:
-    """Whether nobody holds an open lease; False where the file system knows no locks, or none of other machines."""
+    """Whether an open lease is unlocked; False where the file system has no locks."""
     try:
-        # Shared, so that those who look do not take each other for holders.
+        # Shared, so that observers do not take each other for holders.
         fcntl.flock(handle, fcntl.LOCK_SH | fcntl.LOCK_NB)
     except OSError:
         return False

@@ -1,1 +1,1 @@
-"""Formats of other tools: rows of a store as arrays, tables or data sets."""
+"""Writers of npy arrays, Parquet files and Hugging Face data sets."""

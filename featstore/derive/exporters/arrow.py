@@ -31,23 +31,23 @@ configs:
 - config_name: default
   data_files: data/*.parquet
 ---
-Features of images, exported from a feature store. `export.json` says what every column is, which teacher made it, and
-from which images.
+Features of images, exported from a feature store. `export.json` describes every column, its teacher and the
+images.
 """
-"""Says to the hub, and to ``load_dataset(FOLDER)``, which files are the data."""
+"""Names the data files for the hub and for ``load_dataset(FOLDER)``."""
 
 
 class ArrowExporter(Exporter):
     """Writes tables.
 
     Args:
-        folder: where; exists.
-        columns: what.
-        form: parquet, or hf for a data set.
-        num_parts: files that there will be.
-        class_names: names by label.
-        description: what the export says of itself, kept in every file.
-        state: of a run that was stopped; empty at the start.
+        folder: Where; exists.
+        columns: What.
+        form: Parquet, or hf for a data set.
+        num_parts: Files that there will be.
+        class_names: Names by label.
+        description: Content of ``export.json``, kept in every file.
+        state: Of a run that was stopped; empty at the start.
     """
 
     def __init__(
@@ -144,12 +144,12 @@ class ArrowExporter(Exporter):
         return {"files": self._done}
 
     def finish(self) -> None:
-        """Write the files that readers look for beside the data."""
+        """Write the files that readers expect next to the data."""
         if self._form == "parquet":
             write_bytes(self._folder / "README.md", README.encode())
             return
         self._info.write_to_directory(str(self._folder))
-        # What Dataset.save_to_disk writes beside the data; load_from_disk reads it.
+        # Dataset.save_to_disk writes this file; load_from_disk reads it.
         state = {
             "_data_files": [{"filename": self._name(part)} for part in range(self._num_parts)],
             "_fingerprint": json.loads(self._description)["store"]["fingerprint"][:16],
@@ -195,7 +195,7 @@ def _type(column: Column) -> Any:
 
 
 def _array(rows: Array | Ragged, column: Column, kind: Any) -> Any:
-    """Some rows of a column in Arrow, of the type that the schema wants."""
+    """Rows of a column as an Arrow array of the type in the schema."""
     if isinstance(rows, Ragged):
         lists = pa.ListArray.from_arrays(
             pa.array(rows.offsets.astype(np.int32)), _nested(rows.values)

@@ -1,4 +1,4 @@
-"""What a format is given: columns, and rows of them in order."""
+"""Columns and batches of an export, and the interface of its writers."""
 
 # n rows of a batch, V views, T items
 
@@ -26,12 +26,12 @@ class Column:
     """One column of an export.
 
     Attributes:
-        name: unique in the export.
-        kind: numbers and text have one size in every row, ragged columns any number of items.
-        shape: of one row; of one item where rows are ragged.
+        name: Unique in the export.
+        kind: Numbers and text have one size in every row, ragged columns any number of items.
+        shape: Of one row; of one item where rows are ragged.
         dtype: numpy dtype; None for text.
-        lists: lists of items that a ragged row has: its views; 0 if it is one list itself.
-        field: the store's field that it holds; "" if it describes the sample.
+        lists: Lists of items that a ragged row has: its views; 0 if it is one list itself.
+        field: The store's field that it holds; "" if it describes the sample.
     """
 
     name: str
@@ -43,7 +43,7 @@ class Column:
 
 
 class Exporter(ABC):
-    """Writes the files of one export into a folder, in the order of rows; a stopped one goes on from a state."""
+    """Writes the files of one export in the order of rows; resumes from a saved state."""
 
     @abstractmethod
     def begin(self, part: int) -> None:
@@ -54,7 +54,7 @@ class Exporter(ABC):
         """Write some rows.
 
         Raises:
-            StoreWriteError: the disk refused.
+            StoreWriteError: The disk is full, read-only or broken.
         """
 
     @abstractmethod
@@ -63,12 +63,12 @@ class Exporter(ABC):
 
     @abstractmethod
     def state(self) -> dict[str, int]:
-        """Put what was written on the disk, and say how to go on after the last part that was ended."""
+        """Sync the files, and return the state to resume from after the last finished part."""
 
     @abstractmethod
     def finish(self) -> None:
-        """Write what is known when all rows are in, and put it on the disk."""
+        """Write and sync what is known after the last row."""
 
     @abstractmethod
     def close(self) -> None:
-        """Let go of all files, also in the middle of a part."""
+        """Close all files, also in the middle of a part."""

@@ -21,17 +21,17 @@ class FieldReader:
     """The columns of an export, and their values.
 
     Args:
-        store: that was opened.
-        names: fields to take.
-        float32: also widen float16.
-        canonical: take the canonical view alone; columns then have no view axis.
+        store: An opened store.
+        names: Fields to take.
+        float32: Also widen float16.
+        canonical: Take the canonical view alone; columns then have no view axis.
 
     Attributes:
-        columns: in the order of the export.
+        columns: In the order of the export.
 
     Raises:
-        ConfigError: two columns would have one name.
-        ViewMismatch: the store has no canonical view.
+        ConfigError: Two columns would have one name.
+        ViewMismatch: The store has no canonical view.
     """
 
     def __init__(
@@ -88,7 +88,7 @@ class FieldReader:
         """Values of all columns, in their types; zeros, no items and empty texts where a row is not valid.
 
         Args:
-            shard: that all rows are in.
+            shard: That all rows are in.
             rows: (n,) of the store.
         """
         places = rows - self.store.manifest.shard_range(shard).start
@@ -147,7 +147,7 @@ class FieldReader:
         """Bytes of a row, about; ids, texts and ragged items are measured.
 
         Args:
-            parts: some shards, and the rows to measure in each.
+            parts: Some shards, and the rows to measure in each.
         """
         fixed = sum(
             math.prod(column.shape) * column.dtype.itemsize

@@ -40,9 +40,9 @@ class NpyExporter(Exporter):
     """Writes arrays.
 
     Args:
-        folder: where; exists.
-        columns: what.
-        state: of a run that was stopped; empty at the start.
+        folder: Where; exists.
+        columns: What.
+        state: Of a run that was stopped; empty at the start.
     """
 
     def __init__(self, folder: Path, columns: Sequence[Column], state: Mapping[str, int]) -> None:
@@ -73,8 +73,8 @@ class NpyExporter(Exporter):
         """Append some rows.
 
         Raises:
-            StoreError: an id holds a line break, which a text file of one id a line cannot.
-            StoreWriteError: the disk refused.
+            StoreError: An id holds a line break, which a text file of one id a line cannot.
+            StoreWriteError: The disk is full, read-only or broken.
         """
         for column in self._columns:
             rows = batch[column.name]

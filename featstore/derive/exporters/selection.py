@@ -15,19 +15,19 @@ class Selection:
     """Which rows of a store are taken, shard by shard; ids are not held.
 
     Args:
-        store: that was opened.
-        where: shell patterns over sample ids, of which one must match; all ids if empty.
-        keep_invalid: also take rows that are not valid.
+        store: An opened store.
+        where: Shell patterns over sample ids, of which one must match; all ids if empty.
+        keep_invalid: Also take rows that are not valid.
 
     Attributes:
-        parts: shards that have any such rows, and how many.
-        count: such rows.
-        invalid: rows left out because they are not valid.
-        unmatched: rows left out because no pattern matches.
+        parts: Shards that have any such rows, and how many.
+        count: Such rows.
+        invalid: Rows left out because they are not valid.
+        unmatched: Rows left out because no pattern matches.
 
     Raises:
-        ConfigError: there are none.
-        ShardCorrupt: a shard is damaged.
+        ConfigError: There are none.
+        ShardCorrupt: A shard is damaged.
     """
 
     def __init__(self, store: FeatureStore, where: Sequence[str], keep_invalid: bool) -> None:
