@@ -8,10 +8,10 @@ from featstore.cli.progress_bar import progress_bar
 from featstore.derive.append import append
 
 DESCRIPTION = """\
-Append the rows of a store of new images to a finished store of the same teachers, views and fields. Old rows keep number,
-bytes and values; the manifest records the earlier version. Processes that have the store open keep reading the old
-version. Run the same command again to resume. To extract new images directly into a store: featstore extract --append
-true.
+Append the rows of a store of new images to a finished store of the same teachers, views and fields. Old rows keep
+number, bytes and values; the manifest records the earlier version. Processes that have the store open keep reading the
+old version. Run the same command again to resume. To extract new images directly into a store: featstore
+extract --append true.
 """
 
 
