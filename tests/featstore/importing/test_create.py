@@ -13,6 +13,7 @@ import pytest
 import torch
 
 from featstore import FeatureStore
+from featstore.cli.main import main
 from featstore.duplicates.groups import exact_duplicates
 from featstore.errors import (
     ConfigError,
@@ -339,3 +340,41 @@ def test_wrong_arguments_are_refused(tmp_path: Path) -> None:
     add_all(path)
     with pytest.raises(ManifestMismatch, match="my model v4"):
         add_all(path, teacher="my model v4")
+
+
+# ------------------------------------------------------------ such a store is a store
+
+
+def test_every_command_takes_it(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Inspect, verify, merge, append, split, requantise, convert, push, pull and card."""
+    store, more = tmp_path / "s", tmp_path / "more"
+    add_all(store, labels=["a", "b", "c"] * 7)
+    others = [f"others/{row}.jpg" for row in range(N)]
+    add_all(more, ids=others, labels=["a", "b", "c"] * 7)
+    for argv in (
+        ["inspect", str(store)],
+        ["inspect", str(store), "--duplicates"],
+        ["verify", str(store)],
+        ["merge", str(store), str(more), str(tmp_path / "both")],
+        ["split", str(store), f"{tmp_path / 'a'}=0.5", f"{tmp_path / 'b'}=0.5"],
+        ["requantise", str(store), str(tmp_path / "int8"), "--dtype", "int8"],
+        ["convert", str(store), str(tmp_path / "tars"), "--container", "webdataset"],
+        ["card", str(store)],
+        ["push", str(store), str(tmp_path / "place")],
+        ["pull", str(tmp_path / "place"), str(tmp_path / "copy")],
+        ["append", str(store), str(more)],
+    ):
+        assert main(argv) == 0, (argv, capsys.readouterr())
+    assert "not known" in (store / "README.md").read_text()
+    both, grown = FeatureStore.open(tmp_path / "both"), FeatureStore.open(store)
+    assert both.sample_ids == grown.sample_ids == [*IDS, *others]
+    np.testing.assert_array_equal(both.gather("cls", range(N, 2 * N))[:, 0], CLS)
+    for path in ("both", "copy", "int8", "tars", "s"):
+        assert verify(tmp_path / path).sound
+    # Two stores of one name are of one model; of another name they are not mixed.
+    add_all(tmp_path / "other", ids=others, teacher="another model")
+    assert (
+        main(["merge", str(store), str(tmp_path / "other"), str(tmp_path / "x"), "--as", "rows"])
+        == 2
+    )
+    assert "another model" in capsys.readouterr().err
