@@ -7,14 +7,18 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
 import distill
+import featstore
 from distill.cli import COMMANDS, main
 from distill.methods import METHODS
 from featstore import FeatureStore
 from featstore.errors import ConfigError
+from featstore.sources import open_source
+from featstore.sources.config import SourceConfig
 
 PLUGIN = '''
 """A method of a user: cross entropy, and the cosine to the stored feature."""
@@ -223,3 +227,31 @@ def test_all_is_what_is_public() -> None:
     assert all(getattr(distill, name) for name in distill.__all__)
     assert not hasattr(distill, "another")
     assert set(distill.__all__) <= set(dir(distill))
+
+
+def test_a_store_from_arrays_and_a_list_of_ids_teach_a_student(
+    images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Features of another program, no content hash, unlabelled images chosen by ``featstore.select``."""
+    source = open_source(SourceConfig(kind="folder", path=str(images)))
+    generator = np.random.default_rng(0)
+    features = {"cls": generator.standard_normal((len(source), 12), dtype=np.float32)}
+    featstore.from_arrays(
+        tmp_path / "mine",
+        features,
+        source.sample_ids,
+        teacher="mine v1",
+        preprocessing=32,
+        labels=source.labels,
+    )
+    ids = tmp_path / "ids.txt"
+    featstore.select(tmp_path / "mine", ids, diverse=6, where=["train/*"])
+    runs = distill.run(
+        tmp_path / "mine",
+        images,
+        out=tmp_path / "out",
+        methods=["fitnet"],
+        **{**QUICK, "data": {**QUICK["data"], "unlabelled": f"@{ids}"}},
+    )
+    assert len(runs) == 1
+    assert capsys.readouterr().out.count("no content hash") == 1
