@@ -114,7 +114,7 @@ def command(name: str) -> str:
         shown = script.relative_to(root) if Path.cwd() == root else script
         launcher = "accelerate launch" if name in ("extract", "distill", "evaluate") else "python"
         return f"{launcher} {shlex.quote(str(shown))}"
-    return {"extract": "featstore extract", "distill": "distill"}.get(name, f"distill {name}")
+    return {"extract": "featstore extract", "distill": "distill run"}.get(name, f"distill {name}")
 
 
 MOST_SHOWN = 1000

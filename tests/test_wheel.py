@@ -93,10 +93,10 @@ def test_both_phases_from_the_wheel(programs: Path, tmp_path: Path) -> None:
     said = run(
         programs / "featstore", "extract", "--views.seeded", "1", "--workers", "0", cwd=folder
     )
-    assert "next: distill" in said
+    assert "next: distill run" in said
     assert "pipelines/" not in said
-    few = ["--methods", "[labels]", "--seeds", "[0]", "--train.epochs", "1"]
-    said = run(programs / "distill", *few, cwd=folder)
+    few = ["--methods", "[labels]", "--seeds", "[0]", "--train.epochs", "2"]
+    said = run(programs / "distill", "run", *few, cwd=folder)
     assert "pipelines/" not in said
     assert (folder / "outputs/digits/distill/labels/seed0/student.safetensors").is_file()
     assert {path.name for path in folder.iterdir()} == {"outputs"}
