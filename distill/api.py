@@ -116,9 +116,9 @@ def run(
             print(runs.table())
             model = distill.load_student(runs.best)
     """
+    from distill.commands.train import run as train
     from distill.config import RECIPES, DistillConfig
     from distill.register import kinds
-    from distill.training.run import run as train
     from featstore.cli.schema import build
 
     values = dict(settings)
@@ -161,8 +161,8 @@ def evaluate(
     Raises:
         ConfigError: The folder is not that of a run, or a setting does not fit.
     """
+    from distill.commands.evaluate import run as measure
     from distill.config import EvaluateConfig
-    from distill.evaluation.run import run as measure
     from featstore.cli.schema import build
 
     values = {**settings, "model": _folder(model), **_given(store=_address(store))}
@@ -214,8 +214,8 @@ def export_student(
     Raises:
         ConfigError: The folder is not that of a finished run, or a setting does not fit.
     """
+    from distill.commands.export import run as export
     from distill.export.config import ExportConfig
-    from distill.export.run import run as export
     from featstore.cli.schema import build
 
     values = {

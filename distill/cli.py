@@ -69,7 +69,7 @@ def _run(words: Sequence[str]) -> None:
     from distill.register import kinds
 
     def train(config: DistillConfig) -> object:
-        from distill.training.run import run
+        from distill.commands.train import run
 
         return run(config)
 
@@ -88,7 +88,7 @@ def _run(words: Sequence[str]) -> None:
 
 def _evaluate(words: Sequence[str]) -> None:
     def evaluate(config: EvaluateConfig) -> object:
-        from distill.evaluation.run import run
+        from distill.commands.evaluate import run
 
         return run(config)
 
@@ -99,8 +99,8 @@ def _evaluate(words: Sequence[str]) -> None:
 
 
 def _export(words: Sequence[str]) -> None:
+    from distill.commands.export import run
     from distill.export.config import ExportConfig
-    from distill.export.run import run
 
     recipe = RECIPES / "export.yaml"
     run_main(run, ExportConfig, default_recipe=recipe, argv=words, program=command("export"))

@@ -13,9 +13,9 @@ import numpy as np
 import pytest
 import torch
 
+from distill.commands.train import run as distill_run
 from distill.config import DataConfig, DistillConfig, EvalConfig, StudentConfig, TrainConfig
 from distill.config import TeacherConfig as FurtherTeacher
-from distill.training.run import run as distill_run
 from featstore import FeatureStore
 from featstore.cli.main import main
 from featstore.extraction.config import ExtractConfig, StoreConfig, TeacherConfig

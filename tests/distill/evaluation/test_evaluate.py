@@ -12,14 +12,19 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import balanced_accuracy_score, confusion_matrix, log_loss
 from sklearn.neighbors import KNeighborsClassifier
 
+from distill.commands.evaluate import run as evaluate_main
+from distill.commands.train import run as main
 from distill.config import EvalConfig, EvaluateConfig
 from distill.data import joined
 from distill.evaluation import predictions
+<<<<<<< HEAD  # type: ignore[syntax]
 from distill.evaluation.evaluate import Evaluation, Viewer, corruption_names, evaluate
 from distill.evaluation.run import run as evaluate_main
+=======  # type: ignore[syntax]
+from distill.evaluation.evaluate import Evaluation, corruption_names, evaluate
+>>>>>>> ab0abb1 (No import of distill runs back up: distill/commands/ holds what train, evaluate and export run; floors of both packages are tested)
 from distill.measures.metrics import accuracy, agreement, calibration, feature_quality
 from distill.student.model import build_student
-from distill.training.run import run as main
 from featstore import FeatureStore
 from featstore.errors import ConfigError
 from featstore.extraction.accelerator import start_accelerator

@@ -15,13 +15,13 @@ import torch
 from PIL import Image
 
 from distill import register
+from distill.commands.export import run as export_main
+from distill.commands.train import run as train
 from distill.config import RECIPES, DistillConfig
 from distill.export import onnx_model, preprocessing, program
 from distill.export.config import ExportConfig
 from distill.export.edge import export_run
 from distill.export.preprocessing import InputSpec
-from distill.export.run import run as export_main
-from distill.training.run import run as train
 from featstore.cli.recipe import parse
 from featstore.errors import ConfigError, FeatstoreError
 from featstore.extraction.config import ExtractConfig

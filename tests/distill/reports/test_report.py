@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 
 from distill.cli import redraw as report_main
+from distill.commands.train import run as distill_main
 from distill.config import ReportConfig
 from distill.reports import page_data, report, run_page
-from distill.training.run import run as distill_main
 from featstore.errors import ConfigError
 from tests.distill.conftest import MakeConfig
 from tests.distill.finished import finished_run
