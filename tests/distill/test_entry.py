@@ -13,8 +13,8 @@ import yaml
 from distill import register
 <<<<<<< HEAD
 from distill.config import RECIPES, DataConfig, DistillConfig, EvaluateConfig
-from distill.evaluation.run import run as evaluate_main
-from distill.training.run import run as main
+from distill.commands.evaluate import run as evaluate_main
+from distill.commands.train import run as main
 =======
 from distill.commands.evaluate import run as evaluate_main
 from distill.commands.train import run as main
