@@ -11,15 +11,9 @@ import pytest
 import yaml
 
 from distill import register
-<<<<<<< HEAD
+from distill.commands.evaluate import run as evaluate_main
+from distill.commands.train import run as main
 from distill.config import RECIPES, DataConfig, DistillConfig, EvaluateConfig
-from distill.commands.evaluate import run as evaluate_main
-from distill.commands.train import run as main
-=======
-from distill.commands.evaluate import run as evaluate_main
-from distill.commands.train import run as main
-from distill.config import RECIPES, DistillConfig, EvaluateConfig
->>>>>>> ab0abb1 (No import of distill runs back up: distill/commands/ holds what train, evaluate and export run; floors of both packages are tested)
 from featstore.cli.recipe import parse
 from featstore.errors import ConfigError
 from featstore.sources.config import SourceConfig

@@ -17,12 +17,7 @@ from distill.commands.train import run as main
 from distill.config import EvalConfig, EvaluateConfig
 from distill.data import joined
 from distill.evaluation import predictions
-<<<<<<< HEAD  # type: ignore[syntax]
 from distill.evaluation.evaluate import Evaluation, Viewer, corruption_names, evaluate
-from distill.commands.evaluate import run as evaluate_main
-=======  # type: ignore[syntax]
-from distill.evaluation.evaluate import Evaluation, corruption_names, evaluate
->>>>>>> ab0abb1 (No import of distill runs back up: distill/commands/ holds what train, evaluate and export run; floors of both packages are tested)
 from distill.measures.metrics import accuracy, agreement, calibration, feature_quality
 from distill.student.model import build_student
 from featstore import FeatureStore
