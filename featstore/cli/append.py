@@ -2,8 +2,8 @@
 
 import argparse
 import json
-from pathlib import Path
 
+from featstore.cli.arguments import store_folder
 from featstore.cli.progress_bar import progress_bar
 from featstore.derive.append import append
 
@@ -17,8 +17,10 @@ extract --append true.
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the arguments."""
-    parser.add_argument("store", type=Path, help="folder of the store that grows")
-    parser.add_argument("new", type=Path, help="folder of the store of new images; it is kept")
+    parser.add_argument("store", type=store_folder, help="folder of the store that grows")
+    parser.add_argument(
+        "new", type=store_folder, help="folder of the store of new images; it stays"
+    )
     parser.add_argument(
         "--duplicates",
         choices=["refuse", "skip", "keep"],

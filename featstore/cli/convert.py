@@ -2,9 +2,8 @@
 
 import argparse
 import json
-from pathlib import Path
 
-from featstore.cli.arguments import positive
+from featstore.cli.arguments import new_folder, positive, store_folder
 from featstore.cli.progress_bar import progress_bar
 from featstore.derive.convert import convert
 
@@ -19,8 +18,8 @@ by bit, and so is the fingerprint. Run the same command again to resume.
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the arguments."""
-    parser.add_argument("store", type=Path, help="folder of the store")
-    parser.add_argument("out", type=Path, help="folder of the new store")
+    parser.add_argument("store", type=store_folder, help="folder of the store")
+    parser.add_argument("out", type=new_folder, help="folder of the new store")
     parser.add_argument(
         "--container", choices=["zarr", "webdataset"], help="of the new store (default: as before)"
     )

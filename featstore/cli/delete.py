@@ -4,43 +4,75 @@ import argparse
 import json
 import sys
 from pathlib import Path
+from typing import Any
 
+from featstore.cli.arguments import add_client_arguments, retry_of, store_address
 from featstore.cli.store_table import as_json, table
 from featstore.errors import ConfigError
-from featstore.maintenance.list_and_delete import Summary, check_deletable, delete_store, summarise
+from featstore.maintenance.list_and_delete import (
+    Summary,
+    check_deletable,
+    delete_store,
+    interrupted_deletions,
+    summarise,
+)
+from featstore.sharing.published_stores import delete_published, summarise_published
 
-DESCRIPTION = "Delete a store after asking. Refuses folders that are not stores, and stores that are being written."
+DESCRIPTION = """\
+Delete a store in a folder or at a URL, after a question. Nothing is deleted that is not a store, or that is being
+written.
+
+  featstore delete STORE
+  featstore delete s3://bucket/prefix --retract "images withdrawn by their owners"
+      leaves a README.md that names the fingerprint, the date and the reason
+"""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the arguments."""
-    parser.add_argument("store", type=Path, help="folder of the store")
-    parser.add_argument("--yes", action="store_true", help="do not ask for confirmation")
+    parser.add_argument("store", type=store_address, help="folder or URL of the store")
+    parser.add_argument("--yes", action="store_true", help="do not ask")
     parser.add_argument(
         "--force",
         action="store_true",
-        help="also delete if the manifest cannot be read, or the folder holds other files",
+        help="also if the manifest cannot be read, or files that are not the store's are there",
     )
+    parser.add_argument(
+        "--retract",
+        metavar="REASON",
+        default="",
+        help="at a URL: leave a README.md with this reason",
+    )
+    add_client_arguments(parser)
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Delete a store after asking; returns the exit status."""
-    store: Path = arguments.store
-    check_deletable(store, force=arguments.force)
-    summary = summarise(store)
+    """Delete a store, after a question; returns the exit status."""
+    store: str | Path = arguments.store
+    client: dict[str, Any] = {"retry": retry_of(arguments), "options": dict(arguments.option)}
+    if isinstance(store, str):
+        summary = summarise_published(store, **client)
+    elif arguments.retract:
+        raise ConfigError(f"{store}: --retract is for a store at a URL.")
+    elif interrupted_deletions(store.absolute()) and not store.exists():
+        summary = Summary(path=store, problem="an earlier deletion was interrupted")
+    else:
+        check_deletable(store, force=arguments.force)
+        summary = summarise(store)
     if not arguments.yes and not _confirmed(summary):
         print(f"{store}: kept", file=sys.stderr)
         return 1
-    delete_store(store, force=arguments.force)
+    if isinstance(store, str):
+        delete_published(store, force=arguments.force, reason=arguments.retract, **client)
+    else:
+        delete_store(store, force=arguments.force)
     print(json.dumps({"deleted": as_json(summary)}) if arguments.json else f"{store}: deleted")
     return 0
 
 
 def _confirmed(summary: Summary) -> bool:
     if not sys.stdin.isatty():
-        raise ConfigError(
-            f"{summary.path}: not deleted, because nobody can be asked. Say --yes if it shall go."
-        )
+        raise ConfigError(f"{summary.path}: not deleted, as no terminal can answer. Use --yes.")
     print("\n".join(table([summary])), file=sys.stderr)
     print(f"Delete {summary.path}? [y/N] ", end="", file=sys.stderr, flush=True)
     return sys.stdin.readline().strip().lower() in ("y", "yes")

@@ -3,11 +3,10 @@
 import argparse
 import json
 import sys
-from pathlib import Path
 
 from tqdm import tqdm
 
-from featstore.cli.arguments import names, store_address
+from featstore.cli.arguments import names, new_folder, store_address
 from featstore.cli.progress_bar import progress_bar
 from featstore.derive.export import export
 from featstore.text import format_bytes
@@ -27,7 +26,7 @@ same command again to resume.
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the arguments."""
     parser.add_argument("store", type=store_address, help="folder or URL of the store")
-    parser.add_argument("out", type=Path, help="folder to write")
+    parser.add_argument("out", type=new_folder, help="folder to make")
     parser.add_argument("--format", required=True, choices=["npy", "parquet", "hf"])
     parser.add_argument("--fields", type=names, metavar="A,B", help="fields to take (default: all)")
     parser.add_argument(

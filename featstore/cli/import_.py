@@ -5,7 +5,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from featstore.cli.arguments import positive
+from featstore.cli.arguments import new_folder, positive
 from featstore.cli.progress_bar import progress_bar
 from featstore.importing.create import NO_WEIGHTS
 from featstore.importing.imports import import_
@@ -27,7 +27,7 @@ square input (--size), so that the student is shown the same region.
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the arguments."""
     parser.add_argument("source", type=Path, help="file or folder of the features")
-    parser.add_argument("out", type=Path, help="folder of the new store")
+    parser.add_argument("out", type=new_folder, help="folder of the new store")
     parser.add_argument(
         "--teacher",
         required=True,

@@ -4,7 +4,7 @@ import argparse
 import json
 from pathlib import Path
 
-from featstore.cli.arguments import names
+from featstore.cli.arguments import names, new_folder, store_folder
 from featstore.cli.progress_bar import progress_bar
 from featstore.derive.merge import Merged, merge
 from featstore.errors import ConfigError
@@ -25,8 +25,8 @@ Run the same command again to resume.
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the arguments."""
-    parser.add_argument("store", nargs="+", type=Path, help="folders of two or more stores")
-    parser.add_argument("out", type=Path, help="folder of the new store")
+    parser.add_argument("store", nargs="+", type=store_folder, help="folders of two or more stores")
+    parser.add_argument("out", type=new_folder, help="folder of the new store")
     parser.add_argument(
         "--as", dest="kind", choices=["rows", "teachers"], help="kind of merge (default: see above)"
     )

@@ -2,10 +2,9 @@
 
 import argparse
 import json
-from pathlib import Path
 from typing import Any
 
-from featstore.cli.arguments import positive
+from featstore.cli.arguments import new_folder, positive, store_folder
 from featstore.cli.progress_bar import progress_bar
 from featstore.derive.requantise import Change, requantise
 
@@ -17,8 +16,8 @@ error is measured and recorded in the new manifest. Run the same command again t
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the arguments."""
-    parser.add_argument("store", type=Path, help="folder of the store")
-    parser.add_argument("out", type=Path, help="folder of the new store")
+    parser.add_argument("store", type=store_folder, help="folder of the store")
+    parser.add_argument("out", type=new_folder, help="folder of the new store")
     parser.add_argument(
         "--dtype",
         required=True,

@@ -5,6 +5,7 @@ import json
 from dataclasses import asdict
 from pathlib import Path
 
+from featstore.cli.arguments import store_folder
 from featstore.errors import ConfigError
 from featstore.format.file_names import SIGNATURE_NAME
 from featstore.maintenance import signing
@@ -19,7 +20,7 @@ featstore verify STORE --public-key KEY.pub. No network is used. To make a pair 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the arguments."""
-    parser.add_argument("store", type=Path, help="folder of the store")
+    parser.add_argument("store", type=store_folder, help="folder of the store")
     parser.add_argument(
         "--private-key",
         type=Path,

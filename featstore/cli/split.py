@@ -4,6 +4,7 @@ import argparse
 import json
 from pathlib import Path
 
+from featstore.cli.arguments import store_folder
 from featstore.cli.progress_bar import progress_bar
 from featstore.derive.split import split
 from featstore.errors import ConfigError
@@ -19,7 +20,7 @@ resume.
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the arguments."""
-    parser.add_argument("store", type=Path, help="folder of the store")
+    parser.add_argument("store", type=store_folder, help="folder of the store")
     parser.add_argument(
         "out",
         nargs="+",

@@ -4,7 +4,7 @@ import argparse
 import json
 from pathlib import Path
 
-from featstore.cli.arguments import names, positive, row_range
+from featstore.cli.arguments import names, new_folder, positive, row_range, store_folder
 from featstore.cli.progress_bar import progress_bar
 from featstore.derive.subset import choose, subset
 from featstore.errors import shorten
@@ -24,8 +24,8 @@ images do not change. Run the same command again to resume.
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the arguments."""
-    parser.add_argument("store", type=Path, help="folder of the store")
-    parser.add_argument("out", type=Path, help="folder of the new store")
+    parser.add_argument("store", type=store_folder, help="folder of the store")
+    parser.add_argument("out", type=new_folder, help="folder of the new store")
     parser.add_argument("--fields", type=names, metavar="A,B", help="fields to take (default: all)")
     parser.add_argument(
         "--where",

@@ -6,11 +6,11 @@ import os
 from contextlib import AbstractContextManager
 from dataclasses import asdict
 
-from featstore.cli.arguments import names, positive, row_range
+from featstore.cli.arguments import add_client_arguments, names, positive, row_range
 from featstore.cli.progress_bar import progress_bar
 from featstore.sharing.part import Part
 from featstore.sharing.progress import Progress, Report
-from featstore.text import format_bytes, format_seconds
+from featstore.text import count, format_bytes, format_seconds
 
 
 def add_transfer_arguments(parser: argparse.ArgumentParser) -> None:
@@ -23,22 +23,21 @@ def add_transfer_arguments(parser: argparse.ArgumentParser) -> None:
         action="append",
         default=[],
         metavar="PATTERN",
-        help="only rows whose sample id matches, e.g. 'train/*'; may be repeated: one match is enough",
+        help="only rows whose sample id matches, e.g. 'train/*'; may be repeated, any of them is enough; with --rows, "
+        "only rows that satisfy both",
     )
     parser.add_argument(
         "--rows", type=row_range, default=slice(None), metavar="A:B", help="only rows A to B - 1"
     )
     parser.add_argument(
-        "--jobs", type=positive, default=8, help="files transferred at the same time (default: 8)"
+        "--jobs", type=positive, default=8, help="files that are transferred at once (default: 8)"
     )
     parser.add_argument(
-        "--option",
-        type=_option,
-        action="append",
-        default=[],
-        metavar="KEY=VALUE",
-        help="for the client, e.g. endpoint=https://minio.example.org or skip_signature=true; may be repeated",
+        "--dry-run",
+        action="store_true",
+        help="compare both sides, and say how many files and bytes would be transferred; nothing is written",
     )
+    add_client_arguments(parser)
 
 
 def part_of(arguments: argparse.Namespace) -> Part:
@@ -54,27 +53,25 @@ def byte_bar(arguments: argparse.Namespace) -> AbstractContextManager[Progress]:
 
 
 def print_report(arguments: argparse.Namespace, report: Report, where: str) -> None:
-    """Print what was done; ``where`` is the resulting store."""
+    """Print what was done; ``where`` is the store that is there afterwards."""
     if arguments.json:
         print(json.dumps(asdict(report), indent=2))
         return
-    rate = f", {format_bytes(report.bytes / report.seconds)}/s" if report.seconds > 0 else ""
-    print(
-        f"moved      {report.files:,} files, {format_bytes(report.bytes)} in {format_seconds(report.seconds)}{rate}"
-    )
+    size = f"{count(report.files, 'file')}, {format_bytes(report.bytes)}"
+    unchanged = f"{count(report.skipped_files, 'file')}, {format_bytes(report.skipped_bytes)}"
+    if report.dry_run:
+        print(f"dry run    {size} would be transferred")
+    else:
+        rate = f", {format_bytes(report.bytes / report.seconds)}/s" if report.seconds > 0 else ""
+        print(f"moved      {size} in {format_seconds(report.seconds)}{rate}")
     if report.skipped_files:
-        print(
-            f"there      {report.skipped_files:,} files, {format_bytes(report.skipped_bytes)}, unchanged"
-        )
+        print(f"unchanged  {unchanged}")
     for text in report.damaged:
-        print(f"damaged    sent again: {text}")
+        print(f"damaged    transferred again: {text}")
     for text in report.notes:
         print(f"note       {text}")
-    print(f"{where}: complete, {report.rows:,} rows, fingerprint {report.fingerprint[:16]}")
-
-
-def _option(text: str) -> tuple[str, str]:
-    key, equals, value = text.partition("=")
-    if not key or not equals:
-        raise ValueError(text)
-    return key, value
+    if not report.dry_run:
+        print(
+            f"{where}: complete, {report.rows:,} rows, {report.files + report.skipped_files:,} files, fingerprint "
+            f"{report.fingerprint[:16]}"
+        )

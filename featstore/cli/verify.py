@@ -6,7 +6,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
-from featstore.cli.arguments import positive, store_folder
+from featstore.cli.arguments import add_client_arguments, positive, retry_of, store_address
 from featstore.cli.progress_bar import progress_bar
 from featstore.errors import ConfigError, command, printable, shorten
 from featstore.format.manifest import read_manifest
@@ -14,6 +14,7 @@ from featstore.maintenance import signing
 from featstore.maintenance import verify as library
 from featstore.maintenance.signing import Signed
 from featstore.maintenance.verify import Report
+from featstore.sharing.verify_url import verify_url
 from featstore.sources.config import SourceConfig
 from featstore.text import columns, format_bytes
 
@@ -27,8 +28,10 @@ Check a store. Nothing is changed. Exit status 1 if anything is wrong.
 
   featstore verify STORE
       every byte against its checksum; names, types and sizes against the manifest; features finite, labels within
-      the classes, ids unique. Damage is listed by shard, column, rows and file; featstore extract --repair makes
-      damaged shards again.
+      the classes, ids unique. Damage is named by shard, column, rows and file. A damaged pulled store is mended by
+      the same featstore pull, a published one by featstore push, your own by extraction with --repair.
+  featstore verify s3://bucket/prefix [--sample 1000]
+      every byte of a published store against its checksums, or a sample of blocks; nothing is written to disk
   featstore verify STORE --public-key KEY.pub
       also the signature: whether the owner of this key signed exactly these files
   featstore verify STORE --recompute 32 --source.path IMAGES --weights MODEL.safetensors
@@ -38,7 +41,7 @@ Check a store. Nothing is changed. Exit status 1 if anything is wrong.
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the arguments."""
-    parser.add_argument("store", type=store_folder, help="folder of the store")
+    parser.add_argument("store", type=store_address, help="folder or URL of the store")
     parser.add_argument(
         "--sample",
         type=positive,
@@ -75,7 +78,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         dest="source_path",
         default="",
         metavar="PATH",
-        help="of --recompute: your copy of the images, as for featstore extract",
+        help="of --recompute: your copy of the images, as for the extraction",
     )
     parser.add_argument(
         "--source.kind",
@@ -90,18 +93,33 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="NAME",
         help="of --recompute, with --source.kind hf (default: image)",
     )
+    add_client_arguments(parser)
 
 
 def run(arguments: argparse.Namespace) -> int:
     """Check a store; returns the exit status."""
     unit = " blocks" if arguments.sample else " shards"
+    url = arguments.store if isinstance(arguments.store, str) else ""
+    if url and (arguments.public_key or arguments.recompute):
+        raise ConfigError(
+            f"{url}: --public-key and --recompute need a copy: featstore pull {url} STORE"
+        )
     with progress_bar(unit, show=not arguments.json) as progress:
-        report = library.verify(
-            arguments.store,
-            sample=arguments.sample,
-            seed=arguments.seed,
-            workers=arguments.workers,
-            progress=progress,
+        sampling: dict[str, Any] = {
+            "sample": arguments.sample,
+            "seed": arguments.seed,
+            "progress": progress,
+        }
+        report = (
+            verify_url(
+                url,
+                **sampling,
+                jobs=4 * arguments.workers,
+                retry=retry_of(arguments),
+                options=dict(arguments.option),
+            )
+            if url
+            else library.verify(arguments.store, **sampling, workers=arguments.workers)
         )
     signed = None
     if arguments.public_key is not None:
@@ -203,12 +221,12 @@ def lines(report: Report) -> list[str]:
     found += [f"damaged    {damage}" for damage in report.damages]
     if report.missing:
         found.append(
-            f"missing    {len(report.missing):,} shards were not extracted: {shorten(report.missing)}; run "
-            f"{command('extract')} again to resume"
+            f"missing    {len(report.missing):,} shards were not extracted yet: {shorten(report.missing)}; to resume: "
+            f"{command('extract')}"
         )
     elif not report.marked and report.sound:
         found.append(
-            f"unmarked   every shard exists, but the store is not marked as complete: run {command('extract')}"
+            f"unmarked   every shard is there, but the store is not marked as complete; run {command('extract')}"
         )
     if report.foreign:
         found.append(

@@ -13,6 +13,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import IO, Protocol, TypeVar
 
@@ -317,6 +318,14 @@ class Place(ABC):
         if self._stopped.is_set():
             raise RemoteError(f"{self.url}: stopped.")
 
+    def _attempt(self, name: str, attempt: Callable[[], T]) -> T:
+        with self._translated(name):
+            return attempt()
+
+    def _run(self, attempt: Callable[[], T]) -> T:
+        """Run an attempt; in another thread where the library would keep Ctrl-C waiting."""
+        return attempt()
+
     @contextmanager
     def _translated(self, name: str) -> Iterator[None]:
         """Raise what the library's errors mean."""
@@ -338,8 +347,7 @@ class Place(ABC):
         while True:
             self._check_stopped()
             try:
-                with self._translated(name):
-                    return attempt()
+                return self._run(partial(self._attempt, name, attempt))
             except Fault as fault:
                 if reached() > furthest and not isinstance(fault, TooSlow):
                     failed, pause_s = 0, self.retry.first_s

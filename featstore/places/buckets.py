@@ -11,7 +11,8 @@ import threading
 import urllib.request
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from queue import SimpleQueue
+from typing import TYPE_CHECKING, Any, TypeVar
 from urllib.error import HTTPError
 from urllib.parse import quote, unquote, urlsplit, urlunsplit
 
@@ -53,6 +54,9 @@ METADATA_SERVICES = ("169.254.169.254", "169.254.170.2", "metadata.google.intern
 
 REGION = ("PermanentRedirect", "AuthorizationHeaderMalformed", "IllegalLocationConstraintException")
 """Error codes of a bucket in another region."""
+
+
+T = TypeVar("T")
 
 
 class ObjectPlace(Place):
@@ -210,6 +214,24 @@ class ObjectPlace(Place):
                     content = Path(request["path"]) if request["path"] else data
                     self._write(name, content, lambda count: say({"moved": count}, b""))
         return None
+
+    def _run(self, attempt: Callable[[], T]) -> T:
+        if threading.current_thread() is not threading.main_thread():
+            return attempt()
+        # obstore waits for servers without looking at signals.
+        done: SimpleQueue[tuple[list[T], BaseException | None]] = SimpleQueue()
+
+        def work() -> None:
+            try:
+                done.put(([attempt()], None))
+            except BaseException as error:  # raised in the main thread
+                done.put(([], error))
+
+        threading.Thread(target=work, daemon=True).start()
+        found, error = done.get()
+        if error is not None:
+            raise error
+        return found[0]
 
     def _meaning(self, error: Exception, where: str) -> Exception | None:
         import obstore.exceptions as errors
