@@ -19,7 +19,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the arguments."""
     parser.add_argument("store", type=store_folder, help="folder of the store that grows")
     parser.add_argument(
-        "new", type=store_folder, help="folder of the store of new images; it stays"
+        "new", type=store_folder, help="folder of the store of new images; it is kept"
     )
     parser.add_argument(
         "--duplicates",

@@ -8,15 +8,15 @@ from featstore.places.open_place import is_url
 
 
 def store_address(text: str) -> str | Path:
-    """Parse a folder, or a URL, which as a path would lose one of its slashes."""
+    """Return a folder as Path, a URL unchanged (a Path would lose one of its slashes)."""
     return text if is_url(text) else Path(text)
 
 
 def store_folder(text: str) -> Path:
-    """Parse the folder of a store.
+    """Return a folder as Path.
 
     Raises:
-        argparse.ArgumentTypeError: it is a URL; the message says how to get a folder.
+        argparse.ArgumentTypeError: It is a URL; the message says how to get a folder.
     """
     if is_url(text):
         raise argparse.ArgumentTypeError(
@@ -76,7 +76,7 @@ def retry_of(arguments: argparse.Namespace) -> Retry:
 
 
 def positive(text: str) -> int:
-    """Parse a whole number above zero.
+    """Parse a positive integer.
 
     Raises:
         ValueError: It has another form; argparse turns this into a message.
@@ -88,7 +88,7 @@ def positive(text: str) -> int:
 
 
 def names(text: str) -> list[str]:
-    """Parse names with commas between them.
+    """Parse names separated by commas.
 
     Raises:
         ValueError: A name is empty.
@@ -100,7 +100,7 @@ def names(text: str) -> list[str]:
 
 
 def row_range(text: str) -> slice:
-    """Parse rows ``A:B``, A included and B not; either may be left out, negative ones count from the end.
+    """Parse ``A:B`` as a slice: A included, B not; either may be missing or negative.
 
     Raises:
         ValueError: It has another form; argparse turns this into a message.

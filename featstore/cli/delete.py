@@ -19,7 +19,7 @@ from featstore.maintenance.list_and_delete import (
 from featstore.sharing.published_stores import delete_published, summarise_published
 
 DESCRIPTION = """\
-Delete a store in a folder or at a URL, after a question. Nothing is deleted that is not a store, or that is being
+Delete a store in a folder or at a URL after asking. Refuses folders that are not stores, and stores that are being
 written.
 
   featstore delete STORE
@@ -31,11 +31,11 @@ written.
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the arguments."""
     parser.add_argument("store", type=store_address, help="folder or URL of the store")
-    parser.add_argument("--yes", action="store_true", help="do not ask")
+    parser.add_argument("--yes", action="store_true", help="do not ask for confirmation")
     parser.add_argument(
         "--force",
         action="store_true",
-        help="also if the manifest cannot be read, or files that are not the store's are there",
+        help="also delete if the manifest cannot be read, or the folder holds other files",
     )
     parser.add_argument(
         "--retract",
@@ -47,7 +47,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Delete a store, after a question; returns the exit status."""
+    """Delete a store after asking; returns the exit status."""
     store: str | Path = arguments.store
     client: dict[str, Any] = {"retry": retry_of(arguments), "options": dict(arguments.option)}
     if isinstance(store, str):

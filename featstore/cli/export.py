@@ -26,7 +26,7 @@ same command again to resume.
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the arguments."""
     parser.add_argument("store", type=store_address, help="folder or URL of the store")
-    parser.add_argument("out", type=new_folder, help="folder to make")
+    parser.add_argument("out", type=new_folder, help="folder to write")
     parser.add_argument("--format", required=True, choices=["npy", "parquet", "hf"])
     parser.add_argument("--fields", type=names, metavar="A,B", help="fields to take (default: all)")
     parser.add_argument(

@@ -10,7 +10,7 @@ from featstore.cli.store_table import as_json, table
 from featstore.maintenance.list_and_delete import find_stores
 from featstore.sharing.published_stores import find_published
 
-DESCRIPTION = "Find the stores below some folders or URLs. Reads no shard. Exit status 1 if one cannot be read."
+DESCRIPTION = "List the stores below folders or URLs, without reading shards. Exit status 1 if one cannot be read."
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

@@ -16,10 +16,10 @@ COMMANDS = {
     "plan": "estimate bytes, files and hours",
     "inspect": "show what a store holds, and whether it is complete",
     "verify": "check a store: every byte, its signature, its features",
-    "sign": "sign a store with a key",
-    "push": "a store to a bucket, server, hub or folder",
-    "pull": "a store, or a part of one, from there",
-    "merge": "several stores in one: more rows, or more teachers",
+    "sign": "sign a store with a private key",
+    "push": "upload a store to a bucket, server, hub or folder",
+    "pull": "download a store, or a part of one",
+    "merge": "join several stores: more rows, or more teachers",
     "select": "choose images by their features: near to some, unlike others, diverse",
     "subset": "write some rows or fields of a store as a new store",
     "split": "split a store, e.g. for training and test",
@@ -69,9 +69,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     except BrokenPipeError:  # the program that reads the output (head, less) has ended
         sys.stderr.close()
         return 0
-    except OSError as error:  # a disk that fails; BrokenPipeError is handled above
-        where = f"{error.filename}: " if error.filename else ""
-        print(f"error: {where}{error.strerror or error}. Check the disk.", file=sys.stderr)
+    except OSError as error:
+        advice = " Raise the limit: ulimit -n 4096." if error.errno == errno.EMFILE else ""
+        print(f"error: {printable(str(error))}.{advice}", file=sys.stderr)
         return 2
 
 

@@ -19,7 +19,7 @@ complete copy it finds and mends damaged files.
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the arguments."""
-    parser.add_argument("url", help="of the folder with the store's manifest.json")
+    parser.add_argument("url", help="URL of the folder that holds the store's manifest.json")
     parser.add_argument("store", type=store_folder, help="destination folder")
     add_transfer_arguments(parser)
     parser.add_argument(

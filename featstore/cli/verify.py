@@ -29,7 +29,7 @@ Check a store. Nothing is changed. Exit status 1 if anything is wrong.
   featstore verify STORE
       every byte against its checksum; names, types and sizes against the manifest; features finite, labels within
       the classes, ids unique. Damage is named by shard, column, rows and file. A damaged pulled store is mended by
-      the same featstore pull, a published one by featstore push, your own by extraction with --repair.
+      the same featstore pull, a published one by featstore push, your own by featstore extract --repair.
   featstore verify s3://bucket/prefix [--sample 1000]
       every byte of a published store against its checksums, or a sample of blocks; nothing is written to disk
   featstore verify STORE --public-key KEY.pub
@@ -78,7 +78,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         dest="source_path",
         default="",
         metavar="PATH",
-        help="of --recompute: your copy of the images, as for the extraction",
+        help="of --recompute: your copy of the images, as for featstore extract",
     )
     parser.add_argument(
         "--source.kind",
