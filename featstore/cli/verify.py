@@ -221,7 +221,7 @@ def lines(report: Report) -> list[str]:
     found += [f"damaged    {damage}" for damage in report.damages]
     if report.missing:
         found.append(
-            f"missing    {len(report.missing):,} shards were not extracted yet: {shorten(report.missing)}; to resume: "
+            f"missing    {len(report.missing):,} shards were not extracted: {shorten(report.missing)}; run "
             f"{command('extract')}"
         )
     elif not report.marked and report.sound:

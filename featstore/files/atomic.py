@@ -328,6 +328,7 @@ def _message(path: Path, size: int, error: OSError) -> str:
         errno.EDQUOT: "free some of the quota",
         errno.EROFS: "make the file system writable",
         errno.EACCES: "give this user the right to write there",
+        errno.EMFILE: "raise the limit on open files (ulimit -n 4096)",
         errno.EFBIG: "raise the limit on file size, or use smaller shards (--store.shard_mb)",
     }.get(error.errno or 0, "check the disk")
     return (
