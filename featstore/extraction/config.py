@@ -126,7 +126,10 @@ class StoreConfig:
     calibration_rows: int = 256
     """dtype int8 only: images, evenly spaced, on which scales and error are measured."""
     shard_rows: int = 4096
-    """Most rows of one shard: what a kill can cost, and the unit of work of a process."""
+    """Most rows of one shard, the unit of work of a process: an interruption loses at most the shards in work."""
+    shard_s: int = 60
+    """Most seconds of one shard, as measured when the store is made; 0 cuts by rows and megabytes alone. A store
+    that is there keeps its shards."""
     shard_mb: int = 256
     """Most megabytes of one shard object; wide fields get fewer rows."""
     lease_s: int = 60
@@ -147,6 +150,7 @@ class StoreConfig:
             f"--store.calibration_rows {self.calibration_rows} must be positive.",
         )
         require(self.shard_rows > 0, f"--store.shard_rows {self.shard_rows} must be positive.")
+        require(self.shard_s >= 0, f"--store.shard_s {self.shard_s} must not be negative.")
         require(self.shard_mb > 0, f"--store.shard_mb {self.shard_mb} must be positive.")
         require(self.lease_s > 0, f"--store.lease_s {self.lease_s} must be positive.")
 

@@ -1,5 +1,6 @@
-"""Plan an extraction: measure the first batches and estimate cost."""
+"""Plan an extraction: measure teacher, decoding and disk for some seconds, and estimate the cost."""
 
+import time
 from pathlib import Path
 
 from featstore.extraction.config import ExtractConfig
@@ -8,9 +9,13 @@ from featstore.extraction.shards import run_teacher
 from featstore.extraction.teachers import Teacher
 from featstore.files.disk import measure_disk, measure_rate
 from featstore.format.manifest import MANIFEST_NAME, Manifest, check_same_contract
+from featstore.format.views import ViewSet
 from featstore.planning.costs import Plan, Rates, make_plan
 from featstore.reading.store import FeatureStore
 from featstore.sources import Source
+
+TEACHER_S = 2.0
+"""Time for which the teacher is measured, seconds."""
 
 
 def plan_run(
@@ -20,8 +25,17 @@ def plan_run(
     source: Source,
     teacher: Teacher,
     processes: int,
+    rates: Rates | None = None,
 ) -> Plan:
-    """Measure teacher, decoding and disk for a few seconds, and reckon what is left to do.
+    """Estimate what is left to do.
+
+    Args:
+        config: the settings.
+        manifest: of the store, made or not.
+        source: the images.
+        teacher: the frozen model.
+        processes: that run a teacher.
+        rates: measured before; None measures now, if anything is left to do.
 
     Raises:
         ManifestMismatch: the store is there and was made with other settings.
@@ -36,30 +50,31 @@ def plan_run(
     # Space first: it needs no measurement, and a full disk should not cost the wait.
     plan = make_plan(manifest, store=store, pending=pending, rates=None, processes=processes)
     if pending:
-        rates = measure(config, manifest=manifest, source=source, teacher=teacher)
+        rates = rates or measure(config, views=manifest.views, source=source, teacher=teacher)
         plan = make_plan(manifest, store=store, pending=pending, rates=rates, processes=processes)
     return plan
 
 
-def measure(
-    config: ExtractConfig, *, manifest: Manifest, source: Source, teacher: Teacher
-) -> Rates:
-    """Time the teacher on one real batch, decoding on a few images, and the disk on 64 MiB."""
-    dataset = ViewDataset(source, manifest.views, teacher.preprocessing)
-    rows = list(range(min(config.batch_size, len(source))))
-    batch = dataset.load(rows)
-    few = rows[:8]
+def measure(config: ExtractConfig, *, views: ViewSet, source: Source, teacher: Teacher) -> Rates:
+    """Time the teacher on as many real images as it does in two seconds, decoding on a few, and the disk on 64 MiB."""
+    dataset = ViewDataset(source, views, teacher.preprocessing)
+    few = dataset.load(range(min(8, len(source))))
 
     def decode() -> int:
-        dataset.load(few)
-        return len(few)
+        return len(dataset.load(range(len(few.reasons))).reasons)
+
+    start = time.perf_counter()
+    run_teacher(teacher, few.images[:1])
+    affordable = TEACHER_S / (time.perf_counter() - start)
+    count = max(1, min(config.batch_size, int(affordable)))
+    images = few.images.repeat(-(-count // len(few.images)), 1, 1, 1, 1)[:count]
 
     def forward() -> int:
-        run_teacher(teacher, batch.images)
-        return len(rows)
+        run_teacher(teacher, images)
+        return count
 
     return Rates(
-        teacher=measure_rate(forward, seconds=2.0),
+        teacher=measure_rate(forward, seconds=TEACHER_S),
         decode=measure_rate(decode, seconds=0.5) * max(1, config.workers),
         disk=measure_disk(Path(config.store.path)),
     )

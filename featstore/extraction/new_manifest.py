@@ -29,6 +29,7 @@ from featstore.extraction.teachers import Precision, Teacher, best_precision
 from featstore.format.artefacts import describe, pack
 from featstore.format.ids import ids_sha256
 from featstore.format.int8 import calibrate
+from featstore.format.ledger import committed_shards
 from featstore.format.manifest import (
     MANIFEST_NAME,
     ArtefactRecord,
@@ -42,10 +43,13 @@ from featstore.format.manifest import (
     read_manifest,
 )
 from featstore.format.views import ViewSet, make_views
-from featstore.planning.costs import shard_rows
+from featstore.planning.costs import Rates, power_of_two, shard_rows
 from featstore.reading.store import FeatureStore
 from featstore.sources import Source, mirror_work
 from featstore.version import __version__
+
+LEAST_ROWS = 8
+"""Rows of the smallest shard that is cut by time."""
 
 MOST_NUMBERS = 2**24
 """Numbers of a calibration sample; wide fields get fewer rows, so that it stays within some 100 MB."""
@@ -56,12 +60,14 @@ class Design:
     """A store that is about to be made, or gone on with.
 
     Attributes:
-        manifest: what it will say of itself.
+        manifest: of the store.
         artefacts: bytes of the files that the manifest lists, by name; empty if the store is there already.
+        rates: of teacher, decoding and disk, if they were measured.
     """
 
     manifest: Manifest
     artefacts: dict[str, bytes] = field(default_factory=dict)
+    rates: Rates | None = None
 
 
 def existing_manifest(config: ExtractConfig) -> Manifest | None:
@@ -107,19 +113,26 @@ def agree(accelerator: Accelerator, make: Callable[[], Design]) -> Design:
 
 
 def design_store(
-    config: ExtractConfig, *, source: Source, teacher: Teacher, like: FeatureStore | None = None
+    config: ExtractConfig,
+    *,
+    source: Source,
+    teacher: Teacher,
+    like: FeatureStore | None = None,
+    measure: Callable[[ViewSet], Rates | None] = lambda views: None,
 ) -> Design:
-    """Settle the manifest, and measure the scales of quantised fields unless the store has them already.
+    """Settle the manifest; measure the scales of quantised fields and the size of shards unless the store has them.
 
     Args:
         config: the settings.
         source: the images.
         teacher: the frozen model.
-        like: a store whose scales are taken, because the rows shall come to stand behind its own.
+        like: a store whose scales are taken, because the rows are appended to it.
+        measure: times teacher, decoding and disk; shards are then sized by time too.
 
     Raises:
         TeacherError: nothing in the calibration sample is usable.
     """
+    there = existing_manifest(config)
     views = ViewSet(
         seed=config.views.seed,
         scale=(config.views.scale[0], config.views.scale[1]),
@@ -137,7 +150,7 @@ def design_store(
     files: dict[str, bytes] = {}
     records: dict[str, ArtefactRecord] = {}
     if config.store.dtype == "int8":
-        found = existing_manifest(config) if like is None else like.manifest
+        found = there if like is None else like.manifest
         if found is not None:
             fields = {name: _as_found(name, spec, found) for name, spec in fields.items()}
             records = dict(found.artefacts)
@@ -149,6 +162,8 @@ def design_store(
                 name: describe(data, meaning=meaning, teacher=TEACHER)
                 for name, data in files.items()
             }
+    complete = there is not None and _is_complete(config, there)
+    rates = None if complete else measure(views)
     manifest = new_manifest(
         teachers={TEACHER: teacher.record},
         views=views,
@@ -162,7 +177,7 @@ def design_store(
             has_labels=source.labels is not None,
             class_names=source.class_names,
         ),
-        work=_cut_work(config, fields, views, source),
+        work=_cut_work(config, fields, views, source, found=there, rates=rates),
         created_by={
             "featstore": __version__,
             "python": platform.python_version(),
@@ -170,12 +185,23 @@ def design_store(
         },
         container=config.store.container,
     )
-    return Design(manifest, files)
+    return Design(manifest, files, rates)
+
+
+def _is_complete(config: ExtractConfig, found: Manifest) -> bool:
+    return len(committed_shards(Path(config.store.path), found.num_shards)) == found.num_shards
 
 
 def _cut_work(
-    config: ExtractConfig, fields: dict[str, FieldRecord], views: ViewSet, source: Source
+    config: ExtractConfig,
+    fields: dict[str, FieldRecord],
+    views: ViewSet,
+    source: Source,
+    *,
+    found: Manifest | None,
+    rates: Rates | None,
 ) -> WorkRecord:
+    """Cut the work into shards by rows, bytes and time; a store that is there keeps its cut within these limits."""
     if config.store.container == "webdataset" and source.tars:
         return mirror_work(source, batch_size=config.batch_size)
     rows = shard_rows(
@@ -184,6 +210,12 @@ def _cut_work(
         most_rows=config.store.shard_rows,
         most_mb=config.store.shard_mb,
     )
+    if config.store.shard_s and found is not None:
+        if not found.work.shard_sizes:
+            rows = min(rows, found.work.shard_rows)
+    elif config.store.shard_s and rates is not None:
+        in_time = int(min(rates.teacher, rates.decode) * config.store.shard_s)
+        rows = min(rows, power_of_two(max(LEAST_ROWS, in_time)))
     return WorkRecord(shard_rows=rows, batch_size=config.batch_size)
 
 

@@ -5,11 +5,13 @@
 Torch and the teacher's library are imported inside the functions, so that a wrong flag fails at once.
 """
 
+import os
 import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from featstore.extraction.config import ExtractConfig
+from featstore.sources.config import check_path
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -29,9 +31,17 @@ def run(config: ExtractConfig, *, progress: bool = True) -> None:
     Raises:
         FeatstoreError: something the user can mend; nothing half-made is left behind.
     """
+    main = os.environ.get("RANK", "0") == "0"
+    if progress and main:  # at once: importing torch and listing images take their time
+        teacher = " ".join([config.teacher.name, config.teacher.tag]).strip()
+        images = config.source.path or config.source.kind
+        print(f"extract   {teacher} of {images} into {config.store.path}", flush=True)
+    check_path(config.source)
+
     from featstore.errors import command, shorten
     from featstore.extraction import new_images
     from featstore.extraction.accelerator import start_accelerator
+    from featstore.extraction.teachers import check_teacher
     from featstore.extraction.unreadable import take_back_readable
     from featstore.maintenance.verify import repair
     from featstore.sources import open_source
@@ -39,7 +49,9 @@ def run(config: ExtractConfig, *, progress: bool = True) -> None:
     accelerator = start_accelerator(workers=config.workers)
     say = accelerator.print if progress else _print_nothing
 
+    check_teacher(config.teacher, fields=config.store.fields)
     source = open_source(config.source)
+    say(f"images    {len(source):,} in {source.uri}")
     for note in source.notes:
         say(f"note: {note}")
     if config.repair:
@@ -121,6 +133,7 @@ def fill(
     from featstore.sources.load import was_unreadable
 
     say = accelerator.print if progress else _print_nothing
+    say(f"teacher   loading {config.teacher.name}")
     # Frozen: eval mode, no gradients. Nothing is trained in phase one.
     teacher = build_teacher(
         config.teacher,
@@ -129,10 +142,18 @@ def fill(
         precision=new_manifest.resolve_precision(config, accelerator.device),
         device=accelerator.device,
     )
+    for note in teacher.notes:
+        say(f"note: {note}")
     made = new_manifest.agree(
         accelerator,
         lambda: new_manifest.design_store(
-            config, source=source, teacher=teacher, like=growth.store if growth else None
+            config,
+            source=source,
+            teacher=teacher,
+            like=growth.store if growth else None,
+            measure=lambda views: dry_run.measure(
+                config, views=views, source=source, teacher=teacher
+            ),
         ),
     )
     manifest = made.manifest
@@ -146,6 +167,7 @@ def fill(
             source=source,
             teacher=teacher,
             processes=accelerator.num_processes,
+            rates=made.rates,
         )
         name = " ".join([teacher.record.name, teacher.record.tag]).strip()
         say(f"teacher   {name}, {teacher.record.precision} on {teacher.device}")

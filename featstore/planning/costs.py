@@ -41,10 +41,11 @@ def shard_rows(
         column for name, spec in fields.items() for column in field_columns(name, spec, num_views)
     ]
     widest = max(1, *(column.entry_bytes * column.capacity for column in columns))
-    return _power_of_two(min(most_rows, most_mb * 10**6 // widest))
+    return power_of_two(min(most_rows, most_mb * 10**6 // widest))
 
 
-def _power_of_two(rows: int) -> int:
+def power_of_two(rows: int) -> int:
+    """The largest power of two up to a number of rows."""
     return 1 << (max(1, rows).bit_length() - 1)
 
 

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from featstore.errors import ConfigError
+from featstore.errors import ConfigError, SourceError
 
 
 def require(condition: bool, message: str) -> None:
@@ -63,3 +63,18 @@ def source_of(images: str | os.PathLike[str]) -> dict[str, Any]:
     else:
         kind = "folder"
     return {"kind": kind, "path": text}
+
+
+def check_path(config: SourceConfig) -> None:
+    """Look whether the place of the images is there, before anything heavy is imported.
+
+    Raises:
+        SourceError: it is not.
+    """
+    if config.kind in ("folder", "hf") and not Path(config.path).exists():
+        missing = Path(config.path).absolute()
+        there = next(parent for parent in missing.parents if parent.exists())
+        raise SourceError(
+            f"{config.path}: no such folder (the path exists up to {there}). Set --source.path to the folder of the "
+            "images."
+        )

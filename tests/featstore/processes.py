@@ -22,7 +22,8 @@ def fork(work: Callable[[], object]) -> int:
     status = FAILED
     try:
         if "torch" in sys.modules:
-            # The threads of the parent's pool are not there any more.
+            # The threads of the parent's pool are not there any more; start_accelerator shall not ask for them.
+            os.environ["OMP_NUM_THREADS"] = "1"
             sys.modules["torch"].set_num_threads(1)
         # tqdm's own lock is shared between processes: a child that is killed while it holds it would stop all others.
         tqdm.set_lock(threading.RLock())

@@ -47,6 +47,7 @@ def seen(monkeypatch: pytest.MonkeyPatch) -> list[int]:
         return FormulaTeacher(dtype, lambda images, cls: batches.append(len(images)))
 
     monkeypatch.setattr("featstore.extraction.teachers.build_teacher", build)
+    monkeypatch.setattr("featstore.extraction.teachers.check_teacher", lambda *_, **__: None)
     monkeypatch.setattr("featstore.extraction.dry_run.measure", lambda *_, **__: None)
     return batches
 

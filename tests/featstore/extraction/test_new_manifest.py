@@ -3,19 +3,23 @@
 import io
 import tarfile
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import ml_dtypes
 import numpy as np
 import pytest
 import torch
+from accelerate import Accelerator
 
 from featstore import FeatureStore
-from featstore.errors import ConfigError, TeacherError
+from featstore.errors import ConfigError, ManifestMismatch, TeacherError
+from featstore.extraction import shards
 from featstore.extraction.config import StoreConfig
 from featstore.extraction.new_manifest import design_store, resolve_precision
+from featstore.extraction.teachers import Teacher
 from featstore.format.ledger import remove_entries
 from featstore.format.manifest import Int8Encoding
+from featstore.planning.costs import Rates
 from featstore.sources import open_source
 from featstore.sources.config import SourceConfig
 from tests.featstore.formula import FormulaTeacher, make_config, run
@@ -161,3 +165,57 @@ def write_tars(folder: Path) -> Path:
                 item.size = len(data)
                 tar.addfile(item, io.BytesIO(data))
     return folder
+
+
+def rows_of_a_shard(
+    images: Path, path: Path, *, rate: float, fill: bool = False, **store: Any
+) -> int:
+    """Rows of a shard of a new store whose teacher was measured; with ``fill``, the store is made."""
+    config = make_config(images, path, store=StoreConfig(path=str(path), fields=["cls"], **store))
+    source = open_source(config.source)
+    made = design_store(
+        config,
+        source=source,
+        teacher=cast(Teacher, FormulaTeacher("float16")),
+        measure=lambda views: Rates(teacher=rate, decode=10 * rate, disk=1e9),
+    )
+    if fill:
+        shards.run(
+            config,
+            manifest=made.manifest,
+            source=source,
+            teacher=cast(Teacher, FormulaTeacher("float16")),
+            accelerator=Accelerator(cpu=True),
+        )
+    return made.manifest.work.shard_rows
+
+
+@pytest.mark.parametrize(
+    ("rate", "shard_s", "expected"),
+    [
+        (0.4, 60, 16),
+        (0.01, 60, 8),
+        (1.0, 60, 32),
+        (1000.0, 60, 4096),
+        (0.4, 0, 4096),
+        (0.4, 600, 128),
+    ],
+)
+def test_shards_are_sized_by_time(
+    image_folder: Path, tmp_path: Path, rate: float, shard_s: int, expected: int
+) -> None:
+    """A power of two of rows that take at most so long, at least eight; 0 leaves time out."""
+    assert rows_of_a_shard(image_folder, tmp_path / "s", rate=rate, shard_s=shard_s) == expected
+
+
+def test_a_store_keeps_the_shards_that_it_was_made_with(image_folder: Path, tmp_path: Path) -> None:
+    """Another speed on resume changes no cut, so the bytes stay; limits that the cut breaks are refused."""
+    store = tmp_path / "s"
+    assert rows_of_a_shard(image_folder, store, rate=0.2, fill=True) == 8
+    straight = snapshot(store)
+    remove_entries(store, [1])
+    assert rows_of_a_shard(image_folder, store, rate=500.0, fill=True) == 8
+    assert snapshot(store) == straight
+    remove_entries(store, [1])
+    with pytest.raises(ManifestMismatch, match=r"work\.shard_rows"):
+        rows_of_a_shard(image_folder, store, rate=500.0, fill=True, shard_rows=4)

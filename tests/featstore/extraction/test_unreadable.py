@@ -177,6 +177,7 @@ def test_repair_tries_unreadable_rows_again(
         "featstore.extraction.teachers.build_teacher",
         lambda config, *, dtype, **rest: FormulaTeacher(dtype),
     )
+    monkeypatch.setattr("featstore.extraction.teachers.check_teacher", lambda *_, **__: None)
     monkeypatch.setattr("featstore.extraction.dry_run.measure", lambda *_, **__: None)
     repair = make_config(images, tmp_path / "s", max_invalid_share=1.0, repair=True)
     before = snapshot(tmp_path / "s")
