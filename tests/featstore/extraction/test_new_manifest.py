@@ -12,6 +12,7 @@ import torch
 from accelerate import Accelerator
 
 from featstore import FeatureStore
+from featstore.containers import make_backend
 from featstore.errors import ConfigError, ManifestMismatch, TeacherError
 from featstore.extraction import shards
 from featstore.extraction.config import StoreConfig
@@ -103,7 +104,7 @@ def test_invalid_rows_of_int8_are_zeros(image_folder: Path, tmp_path: Path) -> N
     summary = run(config, FormulaTeacher("float32", spoil))
     assert summary.invalid
     store = FeatureStore.open(tmp_path / "s")
-    backend = store._backend  # type: ignore[attr-defined]
+    backend = make_backend(store.path, store.manifest)
     for item in summary.invalid:
         shard = item.row // 4
         for column in ("fields/cls/codes", "fields/cls/scale", "fields/grid2/codes"):
