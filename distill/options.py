@@ -1,7 +1,8 @@
 """Types and checks that the options of methods and partners share."""
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import ClassVar, Literal
 
 from featstore.sources.config import require
 
@@ -17,48 +18,40 @@ LabelsFrom = Literal["student", "probe"]
 on the stored feature."""
 
 
-def not_negative(part: str, options: Any, *names: str) -> None:
-    """Check options of one method or partner.
+Names = Sequence[str]
+Rule = tuple[Names, Callable[[float], bool], str]
 
-    Raises:
-        ConfigError: names the first one below zero.
+
+class CheckedOptions:
+    """Base of the options of a method or partner: no number may be negative, and what is stated with the class.
+
+    Args:
+        name: Of the method or partner, for messages.
+        positive: Fields that must be above zero.
+        share: Fields from 0 to 1.
+        momentum: Fields from 0 to below 1.
     """
-    for name in names:
-        value = getattr(options, name)
-        require(value >= 0, f"--{part}.{name} {value} must not be negative.")
 
+    _name: ClassVar[str]
+    _rules: ClassVar[Sequence[Rule]]
 
-def positive(part: str, options: Any, *names: str) -> None:
-    """Check options of one method or partner.
+    def __init_subclass__(
+        cls, *, name: str, positive: Names = (), share: Names = (), momentum: Names = ()
+    ) -> None:
+        cls._name, cls._rules = name, (
+            (positive, lambda value: value > 0, "must be positive"),
+            (share, lambda value: 0 <= value <= 1, "must lie between 0 and 1"),
+            (momentum, lambda value: 0 <= value < 1, "must be at least 0 and below 1"),
+        )  # fmt: skip
 
-    Raises:
-        ConfigError: names the first one that is not above zero.
-    """
-    for name in names:
-        value = getattr(options, name)
-        require(value > 0, f"--{part}.{name} {value} must be positive.")
-
-
-def share(part: str, options: Any, *names: str) -> None:
-    """Check options of one method or partner.
-
-    Raises:
-        ConfigError: names the first one outside 0 to 1.
-    """
-    for name in names:
-        value = getattr(options, name)
-        require(0 <= value <= 1, f"--{part}.{name} {value} must lie between 0 and 1.")
-
-
-def momentum(part: str, options: Any, *names: str) -> None:
-    """Check options of one method or partner.
-
-    Raises:
-        ConfigError: names the first one below 0, or not below 1.
-    """
-    for name in names:
-        value = getattr(options, name)
-        require(0 <= value < 1, f"--{part}.{name} {value} must be at least 0 and below 1.")
+    def __post_init__(self) -> None:
+        for name, value in vars(self).items():
+            if isinstance(value, int | float):
+                for names, holds, text in self._rules:
+                    require(
+                        name not in names or holds(value), f"--{self._name}.{name} {value} {text}."
+                    )
+                require(value >= 0, f"--{self._name}.{name} {value} must not be negative.")
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 from distill.config import DistillConfig
 from distill.methods import METHODS
-from distill.methods.base import Method, Part
+from distill.methods.base import Component, Method
 from distill.options import NoOptions
 from distill.partners import PARTNERS
 from featstore.cli.schema import Kinds, Schema, build, did_you_mean
@@ -76,13 +76,13 @@ def load_plugins(paths: Sequence[str]) -> None:
             raise ConfigError(f"--plugins {path}: {type(error).__name__}: {error}") from error
 
 
-def part_of(name: str) -> type[Part]:
+def component_of(name: str) -> type[Component]:
     """The method or partner of a name.
 
     Raises:
         ConfigError: There is none; names the nearest.
     """
-    parts: Mapping[str, type[Part]] = {**METHODS, **PARTNERS}
+    parts: Mapping[str, type[Component]] = {**METHODS, **PARTNERS}
     if name not in parts:
         close = did_you_mean(difflib.get_close_matches(name, parts, n=2))
         raise ConfigError(
@@ -93,7 +93,7 @@ def part_of(name: str) -> type[Part]:
 
 def options_of(config: DistillConfig, name: str) -> Any:
     """The options of a method or partner in a run; its defaults where none are given."""
-    return config.options.get(name) or part_of(name).Options()
+    return config.options.get(name) or component_of(name).Options()
 
 
 def resolved(config: DistillConfig) -> dict[str, Any]:
@@ -104,7 +104,7 @@ def resolved(config: DistillConfig) -> dict[str, Any]:
 
 def has_options(name: str) -> bool:
     """Whether a method or partner has any option."""
-    return name != NO_PARTNER and part_of(name).Options is not NoOptions
+    return name != NO_PARTNER and component_of(name).Options is not NoOptions
 
 
 def kinds(plugins: Sequence[str] = ()) -> Kinds:

@@ -54,7 +54,7 @@ def measure(chunks: Iterable[Tensor]) -> Statistics:
     return Statistics(mean.float(), variance.sqrt().float())
 
 
-class Block(NamedTuple):
+class Columns(NamedTuple):
     """One teacher's part of a feature that several teachers share."""
 
     width: int
@@ -83,7 +83,7 @@ class FeatureNorm(nn.Module):
     share_D: Tensor
 
     def __init__(
-        self, kind: Norm, statistics: Statistics | None = None, blocks: Sequence[Block] = ()
+        self, kind: Norm, statistics: Statistics | None = None, blocks: Sequence[Columns] = ()
     ) -> None:
         super().__init__()
         self.kind = kind
@@ -116,7 +116,7 @@ class FeatureNorm(nn.Module):
         return feature
 
 
-def shares(blocks: Sequence[Block]) -> Tensor:
+def shares(blocks: Sequence[Columns]) -> Tensor:
     """s_i of every channel, (D,) float32; see ``FeatureNorm``."""
     width = sum(block.width for block in blocks)
     weight = sum(block.weight for block in blocks)

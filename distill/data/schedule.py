@@ -124,7 +124,7 @@ class ViewPicker:
 
 
 @dataclass(frozen=True)
-class Plan:
+class EpochPlan:
     """How many images make a step, and how many steps an epoch.
 
     Attributes:
@@ -147,7 +147,7 @@ def make_plan(
     num_unlabelled: int,
     use_unlabelled: bool,
     processes: int,
-) -> Plan:
+) -> EpochPlan:
     """Cut the batch of a step into equal pieces. The number of steps does not depend on the method.
 
     Raises:
@@ -167,7 +167,7 @@ def make_plan(
     if num_unlabelled:
         steps = max(steps, -(-num_unlabelled // config.unlabelled_batch))
     with_unlabelled = use_unlabelled and num_unlabelled > 0
-    return Plan(
+    return EpochPlan(
         labelled=config.labelled_batch // pieces if num_labelled else 0,
         unlabelled=config.unlabelled_batch // pieces if with_unlabelled else 0,
         pieces=pieces,
@@ -188,7 +188,7 @@ class JointSampler:
         labelled: Stream | None,
         unlabelled: Stream | None,
         picker: ViewPicker,
-        plan: Plan,
+        plan: EpochPlan,
         rank: int,
         processes: int,
         start: int,

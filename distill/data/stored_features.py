@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from distill.data.feature_norm import Block, FeatureNorm, Statistics, measure
+from distill.data.feature_norm import Columns, FeatureNorm, Statistics, measure
 from distill.data.samples import Samples
 from distill.data.schedule import Indices
 from distill.options import Norm
@@ -129,7 +129,7 @@ class Features:
             indices: of the training images, which give the statistics if it needs any.
             columns: of the view axis that training picks from.
         """
-        blocks = [Block(teacher.record.shape[0], teacher.weight) for teacher in self.teachers]
+        blocks = [Columns(teacher.record.shape[0], teacher.weight) for teacher in self.teachers]
         if kind != "standardize":
             return FeatureNorm(kind, blocks=blocks)
         # One pass over the training rows for all methods and seeds that train on the same ones.

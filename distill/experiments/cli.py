@@ -2,13 +2,16 @@
 
 import argparse
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from featstore.cli.recipe import run_alone, split_flags
 from featstore.cli.yaml_with_lines import Node, parse_flag
 from featstore.errors import ConfigError, command
+
+if TYPE_CHECKING:
+    from distill.experiments.runs_to_do import Agenda
 
 EXIT_FAILURES = 1
 """Exit status when some runs failed."""
@@ -34,26 +37,38 @@ def main(
     Raises:
         FeatstoreError: something the user can mend; nothing was started.
     """
-    from distill.experiments.command import conduct, report
+    from distill.experiments.command import conduct, locked, report
+
+    agenda = checked(path, flags, only)
+    if dry_run:
+        return 0
+    with locked(agenda):
+        try:
+            # Trained: one student for each run. Frozen: the stored features. The teacher is never loaded.
+            conduct(agenda, jobs=jobs)
+        except KeyboardInterrupt:
+            report(agenda)
+            raise
+        text, failures, files = report(agenda)
+    print(f"\n{text}\n")
+    print("files: " + ", ".join(str(item) for item in files))
+    return status(failures)
+
+
+def checked(path: Path, flags: Mapping[str, Any] | None, only: Sequence[str] = ()) -> "Agenda":
+    """Read an experiment, check the settings of every run, and print what is to be done."""
     from distill.experiments.plan import Planner
     from distill.experiments.runs_to_do import Agenda
     from distill.experiments.spec import read_experiment
 
     experiment = read_experiment(path, flags)
-    # Checked here, all of them: the settings of every run.
     agenda = Agenda(experiment, Planner(experiment), only)
     print("\n".join([f"{path}", *agenda.lines()]))
-    if dry_run:
-        return 0
-    try:
-        # Trained: one student for each run. Frozen: the stored features. The teacher is never loaded.
-        conduct(agenda, jobs=jobs)
-    except KeyboardInterrupt:
-        report(agenda)
-        raise
-    text, failures, files = report(agenda)
-    print(f"\n{text}\n")
-    print("files: " + ", ".join(str(item) for item in files))
+    return agenda
+
+
+def status(failures: Sequence[str]) -> int:
+    """Print the runs that failed. Returns the exit status."""
     for failure in failures:
         print(f"failed: {failure}", file=sys.stderr)
     if failures:

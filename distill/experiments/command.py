@@ -2,6 +2,7 @@
 
 import contextlib
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -13,10 +14,11 @@ from distill.experiments.plan import Run
 from distill.experiments.pool import Event, Failure, OnEvent, Pool, Seat, work_here
 from distill.experiments.runs_to_do import Agenda
 from distill.experiments.tune import Result
+from distill.register import load_plugins
 from distill.reports.report import draw_comparison
-from featstore.errors import ConfigError, FeatstoreError, command
-from featstore.files.atomic import make_folder
-from featstore.files.locks import LOCK_NAME, FileLock
+from distill.training.run_folder import lock
+from featstore.errors import FeatstoreError, command
+from featstore.files.locks import LOCK_NAME
 from featstore.text import columns
 
 if TYPE_CHECKING:
@@ -31,6 +33,12 @@ def make_workshop(seat: Seat) -> "Workshop":
     from distill.experiments.worker import Workshop
 
     return Workshop(seat)
+
+
+def _make_in_worker(seat: Seat, plugins: Sequence[str]) -> "Workshop":
+    """As ``make_workshop``, in a new process, where the user's methods have to be registered again."""
+    load_plugins(plugins)
+    return make_workshop(seat)
 
 
 def conduct(agenda: Agenda, *, jobs: int, say: Say = tqdm.write) -> None:
@@ -55,7 +63,7 @@ def conduct(agenda: Agenda, *, jobs: int, say: Say = tqdm.write) -> None:
     most = max(len(tuning), len(finals) + undecided)
     places = seats(jobs, most, run_bytes=_largest(agenda.results), gpus=devices())
     say(f"{len(places)} at a time, with {places[0].threads} cores each")
-    with _alone(agenda.out), _crew(places, workshop) as crew:
+    with _crew(places, workshop, agenda.experiment.plugins) as crew:
         if undecided:
             _phase("tuning", tuning, steps, crew, agenda, say)
             for line in agenda.decide():
@@ -65,29 +73,23 @@ def conduct(agenda: Agenda, *, jobs: int, say: Say = tqdm.write) -> None:
         _phase("runs", finals, steps, crew, agenda, say)
 
 
-@contextlib.contextmanager
-def _alone(out: Path) -> Iterator[None]:
-    """Keep a second start of the same experiment away: two would write the same folders."""
-    make_folder(out)
-    lock = FileLock(out / LOCK_NAME)
-    if not lock.acquire(shared=False, timeout_s=0):
-        raise ConfigError(
-            f"--out {out}: {lock.holders()} is running an experiment there. Wait for its end, or choose another --out."
-        )
-    try:
-        yield
-    finally:
-        lock.release()
+def locked(agenda: Agenda) -> contextlib.AbstractContextManager[None]:
+    """Keep a second start of the same experiment away: two would write the same folders.
+
+    Raises:
+        StoreBusy: Another process runs an experiment there.
+    """
+    return lock(agenda.out / LOCK_NAME, f"--out {agenda.out.absolute()}")
 
 
 @contextlib.contextmanager
-def _crew(places: Sequence[Seat], workshop: "Workshop") -> Iterator[Crew]:
+def _crew(places: Sequence[Seat], workshop: "Workshop", plugins: Sequence[str]) -> Iterator[Crew]:
     """What makes runs: this very process, or several workers."""
     if len(places) == 1:
         workshop.seat = places[0]
         yield lambda runs, on_event: work_here(workshop, runs, on_event)
         return
-    with Pool(make_workshop, places) as pool:
+    with Pool(partial(_make_in_worker, plugins=plugins), places) as pool:
         yield pool.run
 
 

@@ -7,7 +7,7 @@ from typing import Any
 from distill.evaluation import predictions
 from distill.experiments.plan import Row, Run
 from distill.experiments.pool import Failure
-from distill.experiments.tune import Choice
+from distill.experiments.tune import TunedSettings
 from distill.measures.paired_tests import PairedTest, holm, mcnemar, paired_test
 
 
@@ -64,7 +64,7 @@ class RowResult:
     records: dict[int, dict[str, Any]]
     failures: dict[int, Failure]
     shared: list[int]
-    choice: Choice | None = None
+    choice: TunedSettings | None = None
     comparison: Comparison | None = None
 
     def values(self, name: str) -> list[float]:

@@ -84,6 +84,7 @@ class Experiment:
         tune: None to take all settings as they are.
         flags: settings from the command line, which replace all others.
         schema: names and types of all settings.
+        plugins: files that register methods of the user.
     """
 
     path: Path
@@ -96,6 +97,7 @@ class Experiment:
     tune: Tune | None
     flags: Settings
     schema: Schema[DistillConfig]
+    plugins: list[str]
 
 
 def read_experiment(path: Path, flags: Mapping[str, Any] | None = None) -> Experiment:
@@ -121,7 +123,8 @@ def read_experiment(path: Path, flags: Mapping[str, Any] | None = None) -> Exper
             raise ConfigError(f"{path}: {key}: is missing.")
     base = read_yaml(path.absolute().parent / _text(top["recipe"], "recipe")).value
     plugins = given.get("plugins", base.get("plugins"))
-    schema = schema_with(convert(plugins, list[str], "plugins") if plugins else ())
+    loaded = convert(plugins, list[str], "plugins") if plugins else []
+    schema = schema_with(loaded)
     recipe = schema.flatten(base)
     flags_left = schema.flatten(given)
     known = {**recipe, **flags_left}
@@ -143,6 +146,7 @@ def read_experiment(path: Path, flags: Mapping[str, Any] | None = None) -> Exper
         tune=tune,
         flags=flags_left,
         schema=schema,
+        plugins=loaded,
     )
 
 

@@ -45,7 +45,7 @@ class Try:
 
 
 @dataclass(frozen=True)
-class Choice:
+class TunedSettings:
     """What was decided for one row.
 
     Attributes:
@@ -63,7 +63,7 @@ class Choice:
 
 def choose(
     row: Row, tries: Sequence[Sequence[Run]], results: Mapping[str, Result]
-) -> Choice | Failure:
+) -> TunedSettings | Failure:
     """Compare the tries of a row.
 
     Args:
@@ -94,10 +94,10 @@ def choose(
     if not found[best].top1:
         return Failure("NotTuned", f"all {len(found)} settings diverged; {found[best].error}")
     config = tries[0][0].config
-    return Choice(best, found, config.data.validation, [run.seed for run in tries[0]])
+    return TunedSettings(best, found, config.data.validation, [run.seed for run in tries[0]])
 
 
-def read_choices(out: Path) -> dict[str, Choice]:
+def read_choices(out: Path) -> dict[str, TunedSettings]:
     """What tuned.json says, by name of the row; empty if it is not there.
 
     Raises:
@@ -107,7 +107,7 @@ def read_choices(out: Path) -> dict[str, Choice]:
     try:
         values = json.loads(path.read_bytes())
         return {
-            name: Choice(**{**entry, "tries": [Try(**item) for item in entry["tries"]]})
+            name: TunedSettings(**{**entry, "tries": [Try(**item) for item in entry["tries"]]})
             for name, entry in values.items()
         }
     except FileNotFoundError:
@@ -119,12 +119,12 @@ def read_choices(out: Path) -> dict[str, Choice]:
         ) from None
 
 
-def write_choices(out: Path, choices: Mapping[str, Choice]) -> None:
+def write_choices(out: Path, choices: Mapping[str, TunedSettings]) -> None:
     """Write tuned.json."""
     write_json(out / NAME, {name: dataclasses.asdict(choice) for name, choice in choices.items()})
 
 
-def still_holds(choice: Choice | None, tries: Sequence[Sequence[Run]]) -> bool:
+def still_holds(choice: TunedSettings | None, tries: Sequence[Sequence[Run]]) -> bool:
     """Whether a choice was made between these very runs."""
     return choice is not None and [item.keys for item in choice.tries] == [
         [run.key for run in group] for group in tries

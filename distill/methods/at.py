@@ -12,19 +12,16 @@ from distill.lazy import Tensor
 from distill.losses import cross_entropy
 from distill.losses.features import attention_transfer
 from distill.methods.base import Batch, Method, Needs, Output, Setup, Student
-from distill.options import not_negative
+from distill.options import CheckedOptions
 from featstore.errors import ConfigError
 
 
 @dataclass(frozen=True, kw_only=True)
-class ATConfig:
+class ATConfig(CheckedOptions, name="at"):
     """Method ``at``: where the student's last map and the stored grid have their energy (attention transfer)."""
 
     weight: float = 1000.0
     """Weight of the attention term beside the cross entropy."""
-
-    def __post_init__(self) -> None:
-        not_negative("at", self, "weight")
 
 
 class AttentionTransfer(Method):

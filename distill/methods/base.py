@@ -183,7 +183,7 @@ class Setup:
             yield self.features.take(indices, columns).to(self.device), self.labels_of(indices)
 
 
-class Part:
+class Component:
     """What methods and partners have in common: modules, epochs, state.
 
     Attributes:
@@ -246,7 +246,7 @@ class Part:
         assert not state, "a part with a state must also take it back"
 
 
-class Method(Part, ABC):
+class Method(Component, ABC):
     """Base of all distillation methods."""
 
     @abstractmethod

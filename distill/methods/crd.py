@@ -24,12 +24,20 @@ from distill.losses import IGNORE, cross_entropy
 from distill.losses.contrast import nce
 from distill.losses.features import unit
 from distill.methods.base import Batch, Method, Output, Setup, Side, Student
-from distill.options import Norm, not_negative, positive
-from featstore.sources.config import require
+from distill.options import CheckedOptions, Norm
 
 
 @dataclass(frozen=True, kw_only=True)
-class CRDConfig:
+class CRDConfig(
+    CheckedOptions,
+    name="crd",
+    positive=(
+        "width",
+        "negatives",
+        "temperature",
+    ),
+    momentum=("momentum",),
+):
     """Method ``crd``: contrast against memory banks over the training images (Tian et al., ICLR 2020)."""
 
     weight: float = 0.8
@@ -45,14 +53,6 @@ class CRDConfig:
     norm: Norm = "none"
     """Normalisation of the stored feature before it is compared: none, standardize (zero mean and unit variance per
     channel over the training images), layernorm (per image) or l2 (length 1)."""
-
-    def __post_init__(self) -> None:
-        not_negative("crd", self, "weight")
-        positive("crd", self, "width", "negatives", "temperature")
-        require(
-            0 <= self.momentum < 1,
-            f"--crd.momentum {self.momentum} must be at least 0 and below 1.",
-        )
 
 
 SIDES = ("student_embedding", "teacher_embedding")
@@ -156,7 +156,7 @@ class CRD(Method):
         return {"bank": self.bank, "constants": self.constants}
 
     def load_state(self, state: dict[str, Any]) -> None:
-        """See ``Part.load_state``."""
+        """See ``Component.load_state``."""
         self.bank.copy_(state["bank"])
         self.constants.copy_(state["constants"])
         self.estimated = bool((self.constants > 0).all())

@@ -28,13 +28,24 @@ from distill.methods.base import Batch, Method, Needs, Output, Setup, Side, Stud
 from distill.methods.customkd_watch import Watch
 from distill.methods.probe_logits import classes_of, probe_layer, ramp, set_probe
 from distill.methods.projection import check_width, projection
-from distill.options import Norm, Target, not_negative, positive
+from distill.options import CheckedOptions, Norm, Target
 from featstore.errors import ConfigError
 from featstore.sources.config import require
 
 
 @dataclass(frozen=True, kw_only=True)
-class CustomKDConfig:
+class CustomKDConfig(
+    CheckedOptions,
+    name="customkd",
+    positive=(
+        "temperature",
+        "logits_warmup_epochs",
+        "stage1_epochs",
+        "stage2_epochs",
+        "stage1_batch",
+        "stage1_lr",
+    ),
+):
     """Method ``customkd``. No source gives these values of the paper: all are choices of this product.
 
     Weights and normalisations are those that did best where they were chosen on held-out images (docs/results).
@@ -106,13 +117,7 @@ class CustomKDConfig:
     1,024 test images; 0 switches them off. Does not change the training."""
 
     def __post_init__(self) -> None:
-        not_negative(
-            "customkd", self, "w_general", "w_specific", "w_logits", "hidden", "watch_every"
-        )
-        not_negative("customkd", self, "dkd_alpha", "dkd_beta", "dist_beta", "dist_gamma")
-        not_negative("customkd", self, "stage1_weight_decay")
-        positive("customkd", self, "temperature", "logits_warmup_epochs")
-        positive("customkd", self, "stage1_epochs", "stage2_epochs", "stage1_batch", "stage1_lr")
+        super().__post_init__()
         require(self.depth in (1, 2), f"--customkd.depth {self.depth} must be 1 or 2.")
         require(
             not (self.stage1 == "never" and self.w_logits and self.logits_from == "custom"),
@@ -325,7 +330,7 @@ class CustomKD(Method):
         return self.watch.end_epoch() if self.options.customises else {}
 
     def warnings(self) -> dict[str, str]:
-        """See ``Part.warnings``."""
+        """See ``Component.warnings``."""
         return self.watch.warnings if self.options.customises else {}
 
     def state(self) -> dict[str, Any]:
@@ -340,7 +345,7 @@ class CustomKD(Method):
         }
 
     def load_state(self, state: dict[str, Any]) -> None:
-        """See ``Part.load_state``."""
+        """See ``Component.load_state``."""
         self.epoch = state["epoch"]
         if self.options.customises:
             self.teacher_side.load_state_dict(state["teacher_side"])

@@ -11,11 +11,11 @@ from dataclasses import dataclass
 from distill.lazy import Tensor
 from distill.losses.logits import dist
 from distill.methods.probe_logits import ProbeLogits
-from distill.options import not_negative, positive
+from distill.options import CheckedOptions
 
 
 @dataclass(frozen=True, kw_only=True)
-class DISTConfig:
+class DISTConfig(CheckedOptions, name="dist", positive=("temperature",)):
     """Method ``dist``: correlations of rows and columns with the probe's softmax (Huang et al., NeurIPS 2022)."""
 
     weight: float = 2.0
@@ -26,10 +26,6 @@ class DISTConfig:
     """Weight of the relations between the images of a batch (columns); each process compares its own images."""
     temperature: float = 1.0
     """Temperature of both softmaxes; the authors use 4 on CIFAR and 1 on ImageNet."""
-
-    def __post_init__(self) -> None:
-        not_negative("dist", self, "weight", "beta", "gamma")
-        positive("dist", self, "temperature")
 
 
 class DIST(ProbeLogits):

@@ -13,11 +13,18 @@ from distill.lazy import Tensor
 from distill.losses.logits import dkd
 from distill.methods.base import Setup, Student
 from distill.methods.probe_logits import ProbeLogits, classes_of, ramp
-from distill.options import Target, not_negative, positive
+from distill.options import CheckedOptions, Target
 
 
 @dataclass(frozen=True, kw_only=True)
-class DKDConfig:
+class DKDConfig(
+    CheckedOptions,
+    name="dkd",
+    positive=(
+        "temperature",
+        "warmup_epochs",
+    ),
+):
     """Method ``dkd``: decoupled KD (Zhao et al., CVPR 2022) towards the probe's logits."""
 
     alpha: float = 1.0
@@ -31,10 +38,6 @@ class DKDConfig:
     target: Target = "teacher"
     """Class of an image in this loss. teacher: its label where known, else the class with the largest teacher logit.
     labels: its label only; images without one are left out of the term."""
-
-    def __post_init__(self) -> None:
-        not_negative("dkd", self, "alpha", "beta")
-        positive("dkd", self, "temperature", "warmup_epochs")
 
 
 class DKD(ProbeLogits):
@@ -69,5 +72,5 @@ class DKD(ProbeLogits):
         return {"epoch": self.epoch}
 
     def load_state(self, state: dict[str, Any]) -> None:
-        """See ``Part.load_state``."""
+        """See ``Component.load_state``."""
         self.epoch = state["epoch"]

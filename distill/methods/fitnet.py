@@ -16,11 +16,11 @@ from distill.losses import cross_entropy
 from distill.losses.features import feature_mse, map_mse
 from distill.methods.base import Batch, Method, Needs, Output, Setup, Side, Student
 from distill.methods.projection import projection
-from distill.options import Norm, not_negative
+from distill.options import CheckedOptions, Norm
 
 
 @dataclass(frozen=True, kw_only=True)
-class FitNetConfig:
+class FitNetConfig(CheckedOptions, name="fitnet"):
     """Method ``fitnet``: the student's feature, through one Linear, imitates the stored feature (MSE)."""
 
     weight: float = 100.0
@@ -29,19 +29,13 @@ class FitNetConfig:
     """Normalisation of the stored feature before it is compared: none, standardize (zero mean and unit variance per
     channel over the training images), layernorm (per image) or l2 (length 1)."""
 
-    def __post_init__(self) -> None:
-        not_negative("fitnet", self, "weight")
-
 
 @dataclass(frozen=True, kw_only=True)
-class FitNetGridConfig:
+class FitNetGridConfig(CheckedOptions, name="fitnet_grid"):
     """Method ``fitnet_grid``: the student's last map, through a 1x1 convolution, imitates the stored grid (MSE)."""
 
     weight: float = 1.0
     """Weight of the squared error beside the cross entropy; published code for maps uses 100."""
-
-    def __post_init__(self) -> None:
-        not_negative("fitnet_grid", self, "weight")
 
 
 class FitNet(Method):

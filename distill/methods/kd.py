@@ -10,21 +10,17 @@ from dataclasses import dataclass
 from distill.lazy import Tensor
 from distill.losses.logits import kd_kl
 from distill.methods.probe_logits import ProbeLogits
-from distill.options import not_negative, positive
+from distill.options import CheckedOptions
 
 
 @dataclass(frozen=True, kw_only=True)
-class KDConfig:
+class KDConfig(CheckedOptions, name="kd", positive=("temperature",)):
     """Method ``kd``: T^2 KL towards the logits of a linear probe on the stored features (Hinton et al. 2015)."""
 
     weight: float = 1.0
     """Weight of the KL term beside the cross entropy; published code uses 9 on CIFAR and 1 on ImageNet."""
     temperature: float = 4.0
     """Temperature T of both softmaxes; 4 is common on CIFAR, 1 on ImageNet."""
-
-    def __post_init__(self) -> None:
-        not_negative("kd", self, "weight")
-        positive("kd", self, "temperature")
 
 
 class KD(ProbeLogits):

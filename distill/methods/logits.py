@@ -11,18 +11,15 @@ from distill.lazy import Tensor
 from distill.losses.logits import logit_mse
 from distill.methods.base import Setup
 from distill.methods.probe_logits import ProbeLogits
-from distill.options import not_negative
+from distill.options import CheckedOptions
 
 
 @dataclass(frozen=True, kw_only=True)
-class LogitsConfig:
+class LogitsConfig(CheckedOptions, name="logits"):
     """Method ``logits``: mean squared error towards the probe's logits (Ba & Caruana 2014)."""
 
     weight: float = 1.0
     """Weight of the squared error beside the cross entropy."""
-
-    def __post_init__(self) -> None:
-        not_negative("logits", self, "weight")
 
 
 class Logits(ProbeLogits):

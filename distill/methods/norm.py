@@ -21,12 +21,12 @@ from distill.lazy import Tensor, nn, no_grad
 from distill.losses import cross_entropy
 from distill.losses.features import many_to_one_mse
 from distill.methods.base import ADAPTER, Batch, Method, Needs, Output, Setup, Side, Student
-from distill.options import Norm, not_negative, positive
+from distill.options import CheckedOptions, Norm
 from featstore.errors import ConfigError
 
 
 @dataclass(frozen=True, kw_only=True)
-class NORMConfig:
+class NORMConfig(CheckedOptions, name="norm", positive=("copies",)):
     """Method ``norm``: many representations of the student imitate one feature (NORM, Liu et al., ICLR 2023)."""
 
     weight: float = 1.0
@@ -36,10 +36,6 @@ class NORMConfig:
     norm: Norm = "none"
     """Normalisation of the stored feature before it is compared: none, standardize (zero mean and unit variance per
     channel over the training images), layernorm (per image) or l2 (length 1)."""
-
-    def __post_init__(self) -> None:
-        not_negative("norm", self, "weight")
-        positive("norm", self, "copies")
 
 
 class NORM(Method):

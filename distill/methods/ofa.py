@@ -15,12 +15,19 @@ from distill.lazy import Tensor
 from distill.losses.logits import ofa
 from distill.methods.base import Batch, Output, Setup, Side, Student
 from distill.methods.probe_logits import ProbeLogits, classes_of
-from distill.options import Target, not_negative, positive
+from distill.options import CheckedOptions, Target
 from featstore.errors import ConfigError
 
 
 @dataclass(frozen=True, kw_only=True)
-class OFAConfig:
+class OFAConfig(
+    CheckedOptions,
+    name="ofa",
+    positive=(
+        "eps",
+        "temperature",
+    ),
+):
     """Method ``ofa``: OFA-KD (Hao et al., NeurIPS 2023), the logits of every stage towards those of the probe."""
 
     weight: float = 1.0
@@ -34,10 +41,6 @@ class OFAConfig:
     target: Target = "teacher"
     """Class of an image in this loss. teacher: its label where known, else the class with the largest teacher logit.
     labels: its label only; images without one are left out of the term."""
-
-    def __post_init__(self) -> None:
-        not_negative("ofa", self, "weight")
-        positive("ofa", self, "eps", "temperature")
 
 
 class OFA(ProbeLogits):

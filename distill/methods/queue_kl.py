@@ -17,11 +17,18 @@ from distill.lazy import Tensor, nn, torch
 from distill.losses import cross_entropy
 from distill.losses.contrast import queue_kl
 from distill.methods.base import Batch, Method, Output, Setup, Side, Student
-from distill.options import Norm, not_negative, positive
+from distill.options import CheckedOptions, Norm
 
 
 @dataclass(frozen=True, kw_only=True)
-class QueueKLConfig:
+class QueueKLConfig(
+    CheckedOptions,
+    name="queue_kl",
+    positive=(
+        "size",
+        "temperature",
+    ),
+):
     """Method ``queue_kl``: similarities to a queue of stored features as pseudo-classes (LightlyTrain, v1)."""
 
     weight: float = 1.0
@@ -33,10 +40,6 @@ class QueueKLConfig:
     norm: Norm = "none"
     """Normalisation of the stored feature before it is compared: none, standardize (zero mean and unit variance per
     channel over the training images), layernorm (per image) or l2 (length 1)."""
-
-    def __post_init__(self) -> None:
-        not_negative("queue_kl", self, "weight")
-        positive("queue_kl", self, "size", "temperature")
 
 
 class QueueKL(Method):
@@ -90,6 +93,6 @@ class QueueKL(Method):
         return {"epoch": self.epoch}
 
     def load_state(self, state: dict[str, Any]) -> None:
-        """See ``Part.load_state``. Draws the queue of that epoch again."""
+        """See ``Component.load_state``. Draws the queue of that epoch again."""
         if state["epoch"] >= 0:
             self.begin_epoch(state["epoch"], self.setup.student)

@@ -20,12 +20,12 @@ from distill.lazy import Tensor, nn, torch
 from distill.losses import cross_entropy
 from distill.losses.relations import cc, cc_crd, pkt, rkd_angle, rkd_distance, sp
 from distill.methods.base import Batch, Method, Output, Setup, Side, Student
-from distill.options import Norm, not_negative, positive
+from distill.options import CheckedOptions, Norm
 from featstore.sources.config import require
 
 
 @dataclass(frozen=True, kw_only=True)
-class RKDConfig:
+class RKDConfig(CheckedOptions, name="rkd"):
     """Method ``rkd``: distances and angles between the images of a batch (Park et al., CVPR 2019)."""
 
     weight: float = 1.0
@@ -41,12 +41,19 @@ class RKDConfig:
     channel over the training images), layernorm (per image) or l2 (length 1)."""
 
     def __post_init__(self) -> None:
-        not_negative("rkd", self, "weight", "w_distance", "w_angle")
+        super().__post_init__()
         require(self.most >= 3, f"--rkd.most {self.most} must be at least 3: an angle has three.")
 
 
 @dataclass(frozen=True, kw_only=True)
-class CCConfig:
+class CCConfig(
+    CheckedOptions,
+    name="cc",
+    positive=(
+        "gamma",
+        "order",
+    ),
+):
     """Method ``cc``: correlations between the images of a batch, by a Gaussian kernel (Peng et al., ICCV 2019)."""
 
     weight: float = 100.0
@@ -59,13 +66,9 @@ class CCConfig:
     """Normalisation of the stored feature before it is compared: none, standardize (zero mean and unit variance per
     channel over the training images), layernorm (per image) or l2 (length 1)."""
 
-    def __post_init__(self) -> None:
-        not_negative("cc", self, "weight")
-        positive("cc", self, "gamma", "order")
-
 
 @dataclass(frozen=True, kw_only=True)
-class SPConfig:
+class SPConfig(CheckedOptions, name="sp"):
     """Method ``sp``: similarities between the images of a batch (Tung and Mori, ICCV 2019)."""
 
     weight: float = 3000.0
@@ -74,12 +77,9 @@ class SPConfig:
     """Normalisation of the stored feature before it is compared: none, standardize (zero mean and unit variance per
     channel over the training images), layernorm (per image) or l2 (length 1)."""
 
-    def __post_init__(self) -> None:
-        not_negative("sp", self, "weight")
-
 
 @dataclass(frozen=True, kw_only=True)
-class PKTConfig:
+class PKTConfig(CheckedOptions, name="pkt"):
     """Method ``pkt``: probabilities of being neighbours in a batch (Passalis and Tefas, ECCV 2018)."""
 
     weight: float = 30000.0
@@ -88,12 +88,9 @@ class PKTConfig:
     """Normalisation of the stored feature before it is compared: none, standardize (zero mean and unit variance per
     channel over the training images), layernorm (per image) or l2 (length 1)."""
 
-    def __post_init__(self) -> None:
-        not_negative("pkt", self, "weight")
-
 
 @dataclass(frozen=True, kw_only=True)
-class CCCRDConfig:
+class CCCRDConfig(CheckedOptions, name="cc_crd", positive=("width",)):
     """Method ``cc_crd``: CC as the authors of CRD wrote it, over trained embeddings; depends on the batch's order."""
 
     weight: float = 0.02
@@ -103,10 +100,6 @@ class CCCRDConfig:
     norm: Norm = "none"
     """Normalisation of the stored feature before it is compared: none, standardize (zero mean and unit variance per
     channel over the training images), layernorm (per image) or l2 (length 1)."""
-
-    def __post_init__(self) -> None:
-        not_negative("cc_crd", self, "weight")
-        positive("cc_crd", self, "width")
 
 
 class Relational(Method):

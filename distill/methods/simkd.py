@@ -18,19 +18,16 @@ from distill.lazy import Tensor, nn, no_grad
 from distill.losses import cross_entropy, feature_mse
 from distill.methods.base import Batch, Method, Needs, Output, Setup, Side, Student
 from distill.methods.probe_logits import probe_layer
-from distill.options import positive
+from distill.options import CheckedOptions
 from featstore.errors import ConfigError
 
 
 @dataclass(frozen=True, kw_only=True)
-class SimKDConfig:
+class SimKDConfig(CheckedOptions, name="simkd", positive=("weight",)):
     """Method ``simkd``: the student's feature, through one Linear, imitates f_t; the probe is reused as the head."""
 
     weight: float = 1.0
     """Weight of MSE(P_s(f_s), f_t), the only term of this method; it matters beside that of a partner."""
-
-    def __post_init__(self) -> None:
-        positive("simkd", self, "weight")
 
 
 class SimKD(Method):

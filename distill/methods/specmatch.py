@@ -17,11 +17,18 @@ from distill.losses import cross_entropy
 from distill.losses.features import spectral_match
 from distill.measures.feature_similarity import thin_out
 from distill.methods.base import Batch, Method, Output, Setup, Side, Student
-from distill.options import Norm, not_negative, positive
+from distill.options import CheckedOptions, Norm
 
 
 @dataclass(frozen=True, kw_only=True)
-class SpecMatchConfig:
+class SpecMatchConfig(
+    CheckedOptions,
+    name="specmatch",
+    positive=(
+        "beta",
+        "eps",
+    ),
+):
     """Method ``specmatch``: coefficients in the PCA basis of the stored features, small components lifted (2026)."""
 
     weight: float = 1e-3
@@ -36,10 +43,6 @@ class SpecMatchConfig:
     norm: Norm = "none"
     """Normalisation of the stored feature before it is compared: none, standardize (zero mean and unit variance per
     channel over the training images), layernorm (per image) or l2 (length 1)."""
-
-    def __post_init__(self) -> None:
-        not_negative("specmatch", self, "weight", "warmup_steps")
-        positive("specmatch", self, "beta", "eps")
 
 
 MEASURED = 65_536
@@ -120,6 +123,6 @@ class SpecMatch(Method):
         return {"basis": self.basis.state_dict(), "pieces": self.pieces}
 
     def load_state(self, state: dict[str, Any]) -> None:
-        """See ``Part.load_state``."""
+        """See ``Component.load_state``."""
         self.basis.load_state_dict(state["basis"])
         self._count(state["pieces"])

@@ -16,12 +16,12 @@ from distill.losses import cross_entropy, feature_mse
 from distill.losses.logits import logit_mse
 from distill.methods.base import Batch, Method, Needs, Output, Setup, Side, Student
 from distill.methods.probe_logits import probe_layer
-from distill.options import not_negative
+from distill.options import CheckedOptions
 from featstore.sources.config import require
 
 
 @dataclass(frozen=True, kw_only=True)
-class SRDConfig:
+class SRDConfig(CheckedOptions, name="srd"):
     """Method ``srd``: semantic representational distillation, through the probe as the teacher's head."""
 
     w_feature: float = 1.0
@@ -30,7 +30,7 @@ class SRDConfig:
     """Weight of MSE(probe(P_s(f_s)), probe(f_t)) beside the cross entropy."""
 
     def __post_init__(self) -> None:
-        not_negative("srd", self, "w_feature", "w_logits")
+        super().__post_init__()
         require(
             self.w_feature + self.w_logits > 0,
             "--srd.w_feature and --srd.w_logits are both 0: nothing would be distilled; use --methods labels.",

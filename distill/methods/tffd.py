@@ -18,20 +18,17 @@ from distill.lazy import Tensor, nn, torch
 from distill.losses import cross_entropy
 from distill.losses.features import between_stages, within_stage
 from distill.methods.base import Batch, Method, Needs, Output, Side, Student
-from distill.options import not_negative
+from distill.options import CheckedOptions
 
 
 @dataclass(frozen=True, kw_only=True)
-class TfFDConfig:
+class TfFDConfig(CheckedOptions, name="tffd"):
     """Method ``tffd``: the student's own maps teach each other; no teacher is used (a control)."""
 
     w_inter: float = 5e-4
     """Weight of the squared error between neighbouring stages."""
     w_intra: float = 8e-4
     """Weight of the squared error between weaker and stronger channels of a stage."""
-
-    def __post_init__(self) -> None:
-        not_negative("tffd", self, "w_inter", "w_intra")
 
 
 class TfFD(Method):

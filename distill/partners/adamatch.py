@@ -17,14 +17,14 @@ from dataclasses import dataclass
 
 from distill.lazy import Tensor, torch
 from distill.losses.semisupervised import align, probabilities
-from distill.methods.base import Batch, Output, Setup, Student
-from distill.options import momentum, not_negative, share
+from distill.methods.base import Batch, Output, Setup
+from distill.options import CheckedOptions
 from distill.partners.progress import Progress
 from distill.partners.selftraining import SelfTraining, follow
 
 
 @dataclass(frozen=True, kw_only=True)
-class AdaMatchConfig:
+class AdaMatchConfig(CheckedOptions, name="adamatch", share=("threshold",), momentum=("momentum",)):
     """Partner ``adamatch``: aligned guesses, threshold relative to the labelled images (Berthelot et al. 2022)."""
 
     weight: float = 1.0
@@ -33,11 +33,6 @@ class AdaMatchConfig:
     """Least probability of a predicted class, as a share of the mean confidence on labelled images; 0 to 1."""
     momentum: float = 0.999
     """Momentum of the moving averages per step, 0 to below 1; 0.99 suits runs of a few hundred steps."""
-
-    def __post_init__(self) -> None:
-        not_negative("adamatch", self, "weight")
-        share("adamatch", self, "threshold")
-        momentum("adamatch", self, "momentum")
 
 
 class AdaMatch(SelfTraining):
@@ -54,12 +49,7 @@ class AdaMatch(SelfTraining):
         self.memory["calls"] = self.progress.count
 
     def loss(
-        self,
-        labelled: Output,
-        weak: Output,
-        strong: Sequence[Output],
-        batch: Batch,
-        student: Student,
+        self, labelled: Output, weak: Output, strong: Sequence[Output], batch: Batch
     ) -> dict[str, Tensor]:
         """See ``Partner.loss``."""
         known = self.setup.gather(probabilities(labelled.logits))

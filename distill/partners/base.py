@@ -14,11 +14,11 @@ from collections.abc import Sequence
 from typing import Any
 
 from distill.lazy import Tensor, nn
-from distill.methods.base import Batch, Needs, Output, Part, Setup, Student
+from distill.methods.base import Batch, Component, Needs, Output, Setup, Student
 from featstore.errors import ConfigError
 
 
-class Partner(Part, ABC):
+class Partner(Component, ABC):
     """Base of all partners: semi-supervised losses, and domain adaptation (labelled: source, unlabelled: target).
 
     Raises:
@@ -47,12 +47,7 @@ class Partner(Part, ABC):
 
     @abstractmethod
     def loss(
-        self,
-        labelled: Output,
-        weak: Output,
-        strong: Sequence[Output],
-        batch: Batch,
-        student: Student,
+        self, labelled: Output, weak: Output, strong: Sequence[Output], batch: Batch
     ) -> dict[str, Tensor]:
         """Weighted terms by name, added to the method's.
 
@@ -61,7 +56,6 @@ class Partner(Part, ABC):
             weak: (U) rows, the unlabelled images in the view that the method sees.
             strong: one per strong view, each with U rows in the same order.
             batch: one piece of a step; its first L rows are the labelled ones.
-            student: the bare student, to be read only.
         """
 
     def uses_labels(self, epoch: int) -> bool:
@@ -73,11 +67,11 @@ class Partner(Part, ABC):
         return []
 
     def state(self) -> dict[str, Any]:
-        """See ``Part.state``."""
+        """See ``Component.state``."""
         return dict(self.memory)
 
     def load_state(self, state: dict[str, Any]) -> None:
-        """See ``Part.load_state``."""
+        """See ``Component.load_state``."""
         assert state.keys() == self.memory.keys(), "the checkpoint is of other settings"
         for name, tensor in self.memory.items():
             tensor.copy_(state[name])

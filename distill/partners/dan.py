@@ -13,20 +13,17 @@ from dataclasses import dataclass
 
 from distill.lazy import Tensor
 from distill.losses.adaptation import mk_mmd
-from distill.methods.base import Batch, Output, Student
-from distill.options import not_negative
+from distill.methods.base import Batch, Output
+from distill.options import CheckedOptions
 from distill.partners.base import Partner
 
 
 @dataclass(frozen=True, kw_only=True)
-class DANConfig:
+class DANConfig(CheckedOptions, name="dan"):
     """Partner ``dan``: multi-kernel MMD between source and target features (Long et al. 2015)."""
 
     weight: float = 0.5
     """Weight of this partner's term beside the method's loss."""
-
-    def __post_init__(self) -> None:
-        not_negative("dan", self, "weight")
 
 
 class DAN(Partner):
@@ -36,12 +33,7 @@ class DAN(Partner):
     options: DANConfig
 
     def loss(
-        self,
-        labelled: Output,
-        weak: Output,
-        strong: Sequence[Output],
-        batch: Batch,
-        student: Student,
+        self, labelled: Output, weak: Output, strong: Sequence[Output], batch: Batch
     ) -> dict[str, Tensor]:
         """See ``Partner.loss``."""
         weight = self.options.weight

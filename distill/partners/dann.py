@@ -17,15 +17,14 @@ from typing import Any
 
 from distill.lazy import Tensor
 from distill.losses.adaptation import domain_bce, ramp
-from distill.methods.base import Batch, Output, Setup, Side, Student
-from distill.options import not_negative
+from distill.methods.base import Batch, Output, Setup, Side
+from distill.options import CheckedOptions
 from distill.partners.base import Partner
 from distill.partners.progress import Progress
-from featstore.sources.config import require
 
 
 @dataclass(frozen=True, kw_only=True)
-class DANNConfig:
+class DANNConfig(CheckedOptions, name="dann", positive=("width",)):
     """Partner ``dann``: a discriminator of the domains behind a reversed gradient (Ganin et al. 2016)."""
 
     weight: float = 1.0
@@ -34,10 +33,6 @@ class DANNConfig:
     """Growth of the reversed gradient, 2 / (1 + exp(-gamma p)) - 1 with p from 0 to 1 over training; paper: 10."""
     width: int = 256
     """Width of the discriminator's two hidden layers."""
-
-    def __post_init__(self) -> None:
-        not_negative("dann", self, "weight", "gamma")
-        require(self.width > 0, f"--dann.width {self.width} must be positive.")
 
 
 SIDE = "dann"
@@ -62,12 +57,7 @@ class DANN(Partner):
         return {SIDE: Side(self.discriminator)}
 
     def loss(
-        self,
-        labelled: Output,
-        weak: Output,
-        strong: Sequence[Output],
-        batch: Batch,
-        student: Student,
+        self, labelled: Output, weak: Output, strong: Sequence[Output], batch: Batch
     ) -> dict[str, Tensor]:
         """See ``Partner.loss``."""
         bce = domain_bce(labelled.projected[SIDE], weak.projected[SIDE])
@@ -76,7 +66,7 @@ class DANN(Partner):
         return {"domain": self.options.weight * bce}
 
     def load_state(self, state: dict[str, Any]) -> None:
-        """See ``Part.load_state``."""
+        """See ``Component.load_state``."""
         super().load_state(state)
         self._set_factor()
 

@@ -12,20 +12,17 @@ from dataclasses import dataclass
 
 from distill.lazy import Tensor
 from distill.losses.adaptation import coral
-from distill.methods.base import Batch, Output, Student
-from distill.options import not_negative
+from distill.methods.base import Batch, Output
+from distill.options import CheckedOptions
 from distill.partners.base import Partner
 
 
 @dataclass(frozen=True, kw_only=True)
-class DeepCORALConfig:
+class DeepCORALConfig(CheckedOptions, name="deepcoral"):
     """Partner ``deepcoral``: distance of the two covariances (Sun and Saenko 2016)."""
 
     weight: float = 10.0
     """Weight of this partner's term beside the method's loss."""
-
-    def __post_init__(self) -> None:
-        not_negative("deepcoral", self, "weight")
 
 
 class DeepCORAL(Partner):
@@ -35,12 +32,7 @@ class DeepCORAL(Partner):
     options: DeepCORALConfig
 
     def loss(
-        self,
-        labelled: Output,
-        weak: Output,
-        strong: Sequence[Output],
-        batch: Batch,
-        student: Student,
+        self, labelled: Output, weak: Output, strong: Sequence[Output], batch: Batch
     ) -> dict[str, Tensor]:
         """See ``Partner.loss``."""
         weight = self.options.weight

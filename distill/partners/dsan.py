@@ -15,23 +15,20 @@ from dataclasses import dataclass
 from distill.lazy import Tensor
 from distill.losses.adaptation import lmmd, ramp
 from distill.losses.semisupervised import probabilities
-from distill.methods.base import Batch, Output, Setup, Student
-from distill.options import not_negative
+from distill.methods.base import Batch, Output, Setup
+from distill.options import CheckedOptions
 from distill.partners.base import Partner
 from distill.partners.progress import Progress
 
 
 @dataclass(frozen=True, kw_only=True)
-class DSANConfig:
+class DSANConfig(CheckedOptions, name="dsan"):
     """Partner ``dsan``: MMD within every class that source and target share in a batch (Zhu et al. 2020)."""
 
     weight: float = 0.5
     """Weight of this partner's term beside the method's loss."""
     gamma: float = 10.0
     """Growth of the weight, 2 / (1 + exp(-gamma p)) - 1 with p from 0 to 1 over training."""
-
-    def __post_init__(self) -> None:
-        not_negative("dsan", self, "weight", "gamma")
 
 
 class DSAN(Partner):
@@ -46,12 +43,7 @@ class DSAN(Partner):
         self.memory["calls"] = self.progress.count
 
     def loss(
-        self,
-        labelled: Output,
-        weak: Output,
-        strong: Sequence[Output],
-        batch: Batch,
-        student: Student,
+        self, labelled: Output, weak: Output, strong: Sequence[Output], batch: Batch
     ) -> dict[str, Tensor]:
         """See ``Partner.loss``."""
         weight = self.options.weight * ramp(self.progress.share, self.options.gamma)

@@ -11,12 +11,12 @@ from dataclasses import dataclass
 
 from distill.lazy import Tensor
 from distill.methods.base import Batch
-from distill.options import LabelsFrom, not_negative, share
+from distill.options import CheckedOptions, LabelsFrom
 from distill.partners.selftraining import TrustedGuess
 
 
 @dataclass(frozen=True, kw_only=True)
-class FixMatchConfig:
+class FixMatchConfig(CheckedOptions, name="fixmatch", share=("threshold",)):
     """Partner ``fixmatch``: the strong view learns the confident argmax of the weak one (Sohn et al. 2020)."""
 
     weight: float = 1.0
@@ -26,10 +26,6 @@ class FixMatchConfig:
     labels_from: LabelsFrom = "student"
     """Where the label of an unlabelled image comes from: the student's prediction on the weak view (student), or the
     linear probe's on the stored feature (probe)."""
-
-    def __post_init__(self) -> None:
-        not_negative("fixmatch", self, "weight")
-        share("fixmatch", self, "threshold")
 
 
 class FixMatch(TrustedGuess):

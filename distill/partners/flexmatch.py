@@ -15,13 +15,13 @@ from dataclasses import dataclass
 from distill.lazy import Tensor, torch
 from distill.losses.semisupervised import flexmatch_threshold
 from distill.methods.base import Batch, Setup
-from distill.options import LabelsFrom, not_negative, share
+from distill.options import CheckedOptions, LabelsFrom
 from distill.partners.places import Places, last_of_each
 from distill.partners.selftraining import TrustedGuess
 
 
 @dataclass(frozen=True, kw_only=True)
-class FlexMatchConfig:
+class FlexMatchConfig(CheckedOptions, name="flexmatch", share=("threshold",)):
     """Partner ``flexmatch``: FixMatch with a lower threshold for classes that are learnt slowly (Zhang et al. 2021)."""
 
     weight: float = 1.0
@@ -31,10 +31,6 @@ class FlexMatchConfig:
     labels_from: LabelsFrom = "student"
     """Where the label of an unlabelled image comes from: the student's prediction on the weak view (student), or the
     linear probe's on the stored feature (probe)."""
-
-    def __post_init__(self) -> None:
-        not_negative("flexmatch", self, "weight")
-        share("flexmatch", self, "threshold")
 
 
 NONE = -1

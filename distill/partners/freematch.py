@@ -16,12 +16,12 @@ from dataclasses import dataclass
 from distill.lazy import F, Tensor, torch
 from distill.losses.semisupervised import freematch_fairness, freematch_threshold
 from distill.methods.base import Batch, Setup
-from distill.options import LabelsFrom, momentum, not_negative
+from distill.options import CheckedOptions, LabelsFrom
 from distill.partners.selftraining import TrustedGuess, follow
 
 
 @dataclass(frozen=True, kw_only=True)
-class FreeMatchConfig:
+class FreeMatchConfig(CheckedOptions, name="freematch", momentum=("momentum",)):
     """Partner ``freematch``: thresholds that follow the student's own confidence, and fairness (Wang et al. 2023)."""
 
     weight: float = 1.0
@@ -33,10 +33,6 @@ class FreeMatchConfig:
     labels_from: LabelsFrom = "student"
     """Where the label of an unlabelled image comes from: the student's prediction on the weak view (student), or the
     linear probe's on the stored feature (probe)."""
-
-    def __post_init__(self) -> None:
-        not_negative("freematch", self, "weight", "w_fairness")
-        momentum("freematch", self, "momentum")
 
 
 class FreeMatch(TrustedGuess):

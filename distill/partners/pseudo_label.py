@@ -11,14 +11,21 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from distill.lazy import Tensor
-from distill.methods.base import Batch, Output, Setup, Student
-from distill.options import LabelsFrom, not_negative, share
+from distill.methods.base import Batch, Output, Setup
+from distill.options import CheckedOptions, LabelsFrom
 from distill.partners.progress import Progress
 from distill.partners.selftraining import TrustedGuess
 
 
 @dataclass(frozen=True, kw_only=True)
-class PseudoLabelConfig:
+class PseudoLabelConfig(
+    CheckedOptions,
+    name="pseudo_label",
+    share=(
+        "threshold",
+        "warmup",
+    ),
+):
     """Partner ``pseudo_label``: a confident weak view is trained on its own argmax (Lee 2013, as in USB)."""
 
     weight: float = 1.0
@@ -30,10 +37,6 @@ class PseudoLabelConfig:
     labels_from: LabelsFrom = "student"
     """Where the label of an unlabelled image comes from: the student's prediction on the weak view (student), or the
     linear probe's on the stored feature (probe)."""
-
-    def __post_init__(self) -> None:
-        not_negative("pseudo_label", self, "weight")
-        share("pseudo_label", self, "threshold", "warmup")
 
 
 class PseudoLabel(TrustedGuess):
@@ -57,16 +60,11 @@ class PseudoLabel(TrustedGuess):
         return (probability_UK.amax(1) >= self.options.threshold).float()
 
     def loss(
-        self,
-        labelled: Output,
-        weak: Output,
-        strong: Sequence[Output],
-        batch: Batch,
-        student: Student,
+        self, labelled: Output, weak: Output, strong: Sequence[Output], batch: Batch
     ) -> dict[str, Tensor]:
         """See ``Partner.loss``."""
         warmup = self.options.warmup
         rise = min(self.progress.share / warmup, 1.0) if warmup else 1.0
         self.progress.advance()
-        terms = super().loss(labelled, weak, [weak], batch, student)
+        terms = super().loss(labelled, weak, [weak], batch)
         return {name: rise * term for name, term in terms.items()}

@@ -10,7 +10,7 @@ from typing import Any
 
 from distill.lazy import Tensor, torch
 from distill.losses import semisupervised as losses
-from distill.methods.base import Batch, Needs, Output, Setup, Student
+from distill.methods.base import Batch, Needs, Output, Setup
 from distill.methods.probe_logits import probe_layer
 from distill.options import LabelsFrom
 from distill.partners.base import Partner
@@ -75,12 +75,7 @@ class TrustedGuess(SelfTraining):
         """(U,) 0 to 1: the weight of each guess. Statistics that the partner keeps are brought up to date here."""
 
     def loss(
-        self,
-        labelled: Output,
-        weak: Output,
-        strong: Sequence[Output],
-        batch: Batch,
-        student: Student,
+        self, labelled: Output, weak: Output, strong: Sequence[Output], batch: Batch
     ) -> dict[str, Tensor]:
         """See ``Partner.loss``."""
         probability = self.guess(weak, batch)

@@ -26,15 +26,21 @@ from dataclasses import dataclass
 from distill.lazy import F, Tensor, torch
 from distill.losses.adaptation import committee_entropy, frequent_classes
 from distill.methods.base import Batch, Output, Setup, Student
-from distill.options import not_negative
+from distill.options import CheckedOptions
 from distill.partners.base import Partner
 from distill.partners.places import Places
 from distill.partners.progress import Progress, check_source_epochs
-from featstore.sources.config import require
 
 
 @dataclass(frozen=True, kw_only=True)
-class SENTRYConfig:
+class SENTRYConfig(
+    CheckedOptions,
+    name="sentry",
+    positive=(
+        "committee",
+        "queue",
+    ),
+):
     """Partner ``sentry``: sharpen what strong views agree on, unlearn what they do not (Prabhu et al. 2021)."""
 
     source_epochs: int = 10
@@ -47,12 +53,6 @@ class SENTRYConfig:
     """Strong views per image that vote."""
     queue: int = 256
     """Number of latest predictions from which class frequencies are computed."""
-
-    def __post_init__(self) -> None:
-        not_negative("sentry", self, "source_epochs", "w_entropy", "w_frequency")
-        for name in ("committee", "queue"):
-            value = getattr(self, name)
-            require(value > 0, f"--sentry.{name} {value} must be positive.")
 
 
 NONE = -1
@@ -111,12 +111,7 @@ class SENTRY(Partner):
         return {"partner/largest_weight": float(weight.max())}
 
     def loss(
-        self,
-        labelled: Output,
-        weak: Output,
-        strong: Sequence[Output],
-        batch: Batch,
-        student: Student,
+        self, labelled: Output, weak: Output, strong: Sequence[Output], batch: Batch
     ) -> dict[str, Tensor]:
         """See ``Partner.loss``."""
         epoch = self.progress.epoch

@@ -27,15 +27,14 @@ from distill.lazy import F, Tensor, nn, torch
 from distill.losses.adaptation import information_maximisation
 from distill.losses.semisupervised import pseudo_label_ce
 from distill.methods.base import Batch, Output, Setup, Student
-from distill.options import not_negative
+from distill.options import CheckedOptions
 from distill.partners.base import Partner
 from distill.partners.places import Places
 from distill.partners.progress import Progress, check_source_epochs
-from featstore.sources.config import require
 
 
 @dataclass(frozen=True, kw_only=True)
-class SHOTConfig:
+class SHOTConfig(CheckedOptions, name="shot", momentum=("label_smoothing",)):
     """Partner ``shot``: source training, then adaptation without source labels and with a frozen head
     (Liang et al. 2020)."""
 
@@ -47,13 +46,6 @@ class SHOTConfig:
     """Weight of information maximisation: mean entropy minus entropy of the mean prediction."""
     w_pseudo: float = 0.3
     """Weight of the cross entropy on the pseudo-labels of the epoch."""
-
-    def __post_init__(self) -> None:
-        not_negative("shot", self, "source_epochs", "w_information", "w_pseudo")
-        require(
-            0 <= self.label_smoothing < 1,
-            f"--shot.label_smoothing {self.label_smoothing} must be at least 0 and below 1.",
-        )
 
 
 def cosine_pseudo_labels(features_NC: Tensor, logits_NK: Tensor) -> Tensor:
@@ -117,12 +109,7 @@ class SHOT(Partner):
         return {"partner/relabelled": float((labels != logits.argmax(1)).float().mean())}
 
     def loss(
-        self,
-        labelled: Output,
-        weak: Output,
-        strong: Sequence[Output],
-        batch: Batch,
-        student: Student,
+        self, labelled: Output, weak: Output, strong: Sequence[Output], batch: Batch
     ) -> dict[str, Tensor]:
         """See ``Partner.loss``."""
         epoch = self.progress.epoch

@@ -21,16 +21,28 @@ from dataclasses import dataclass
 
 from distill.lazy import F, Tensor, torch
 from distill.losses.semisupervised import aggregate, align, soft_label_ce, unfold
-from distill.methods.base import Batch, Output, Setup, Side, Student
-from distill.options import momentum, not_negative, share
+from distill.methods.base import Batch, Output, Setup, Side
+from distill.options import CheckedOptions
 from distill.partners.places import Places, last_of_each
 from distill.partners.progress import Progress
 from distill.partners.selftraining import SelfTraining
-from featstore.sources.config import require
 
 
 @dataclass(frozen=True, kw_only=True)
-class SimMatchConfig:
+class SimMatchConfig(
+    CheckedOptions,
+    name="simmatch",
+    positive=(
+        "temperature",
+        "queue",
+        "width",
+    ),
+    share=(
+        "threshold",
+        "smoothing",
+    ),
+    momentum=("bank_momentum",),
+):
     """Partner ``simmatch``: classes and similarities to labelled images must agree (Zheng et al. 2022).
 
     ImageNet with 1 % labels, by the authors: threshold 0.7, weight 10, w_instance 5.
@@ -52,14 +64,6 @@ class SimMatchConfig:
     """Batches over whose mean prediction the predictions are aligned."""
     width: int = 128
     """Width of the embedding."""
-
-    def __post_init__(self) -> None:
-        not_negative("simmatch", self, "weight", "w_instance")
-        share("simmatch", self, "threshold", "smoothing")
-        momentum("simmatch", self, "bank_momentum")
-        for name in ("temperature", "queue", "width"):
-            value = getattr(self, name)
-            require(value > 0, f"--simmatch.{name} {value} must be positive.")
 
 
 SIDE = "simmatch"
@@ -90,12 +94,7 @@ class SimMatch(SelfTraining):
         return {SIDE: Side(self.embedding)}
 
     def loss(
-        self,
-        labelled: Output,
-        weak: Output,
-        strong: Sequence[Output],
-        batch: Batch,
-        student: Student,
+        self, labelled: Output, weak: Output, strong: Sequence[Output], batch: Batch
     ) -> dict[str, Tensor]:
         """See ``Partner.loss``."""
         bank_NE = self.memory["bank_NE"].clone()

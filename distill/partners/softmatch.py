@@ -17,14 +17,15 @@ from dataclasses import dataclass
 from distill.lazy import Tensor, torch
 from distill.losses.semisupervised import align, softmatch_weight
 from distill.methods.base import Batch, Setup
-from distill.options import LabelsFrom, momentum, not_negative
+from distill.options import CheckedOptions, LabelsFrom
 from distill.partners.progress import Progress
 from distill.partners.selftraining import TrustedGuess, follow
-from featstore.sources.config import require
 
 
 @dataclass(frozen=True, kw_only=True)
-class SoftMatchConfig:
+class SoftMatchConfig(
+    CheckedOptions, name="softmatch", positive=("n_sigma",), momentum=("momentum",)
+):
     """Partner ``softmatch``: no threshold but a weight that falls off like a Gaussian (Chen et al. 2023)."""
 
     weight: float = 1.0
@@ -36,11 +37,6 @@ class SoftMatchConfig:
     labels_from: LabelsFrom = "student"
     """Where the label of an unlabelled image comes from: the student's prediction on the weak view (student), or the
     linear probe's on the stored feature (probe)."""
-
-    def __post_init__(self) -> None:
-        not_negative("softmatch", self, "weight")
-        momentum("softmatch", self, "momentum")
-        require(self.n_sigma > 0, f"--softmatch.n_sigma {self.n_sigma} must be positive.")
 
 
 class SoftMatch(TrustedGuess):

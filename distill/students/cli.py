@@ -1,13 +1,12 @@
 """``distill students``: distil several students over one store, and draw accuracy against latency and size."""
 
 import argparse
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from distill.config import RECIPES
-from distill.experiments.cli import EXIT_FAILURES, number_of_jobs, parser_of, settings
+from distill.experiments.cli import checked, number_of_jobs, parser_of, settings, status
 from featstore.cli.recipe import run_alone
 
 DEFAULT_RECIPE = RECIPES / "students.yaml"
@@ -37,10 +36,7 @@ def main(
     Raises:
         FeatstoreError: something the user can mend.
     """
-    from distill.experiments.command import conduct, report
-    from distill.experiments.plan import Planner
-    from distill.experiments.runs_to_do import Agenda
-    from distill.experiments.spec import read_experiment
+    from distill.experiments.command import conduct, locked, report
     from distill.export.onnx_model import require_installed
     from distill.students import page, tables
     from distill.students.measure import measure_students
@@ -48,30 +44,27 @@ def main(
     from featstore.text import columns
 
     require_installed()
-    experiment = read_experiment(path, flags)
-    agenda = Agenda(experiment, Planner(experiment))
-    print("\n".join([f"{path}", *agenda.lines()]))
+    agenda = checked(path, flags)
     if dry_run:
         return 0
-    # Trained: one student for each row and seed. Frozen: the stored features. The teacher is never loaded.
-    conduct(agenda, jobs=jobs)
-    _, failures, _ = report(agenda)
-    results, cost = agenda.outcome()
-    # Measured when nothing is being trained any more.
-    choice = measure_students(
-        results,
-        agenda.out / "onnx",
-        batches=batches,
-        threads=[count for count in threads if count <= cores()] or [cores()],
-        rounds=rounds,
-    )
-    files = [*tables.write(agenda.out, choice, cost), page.write(agenda.out, choice, cost)]
+    with locked(agenda):
+        # Trained: one student for each row and seed. Frozen: the stored features. The teacher is never loaded.
+        conduct(agenda, jobs=jobs)
+        _, failures, _ = report(agenda)
+        results, cost = agenda.outcome()
+        # Measured when nothing is being trained any more.
+        choice = measure_students(
+            results,
+            agenda.out / "onnx",
+            batches=batches,
+            threads=[count for count in threads if count <= cores()] or [cores()],
+            rounds=rounds,
+        )
+        files = [*tables.write(agenda.out, choice, cost), page.write(agenda.out, choice, cost)]
     print(f"\n{columns(tables.cells(choice))}\n")
     print("\n".join([tables.finding(choice), *tables.notes(choice, cost)]))
     print("files: " + ", ".join(str(item) for item in files))
-    for failure in failures:
-        print(f"failed: {failure}", file=sys.stderr)
-    return EXIT_FAILURES if failures else 0
+    return status(failures)
 
 
 def parse(arguments: Sequence[str] | None = None) -> dict[str, Any]:

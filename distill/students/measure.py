@@ -74,7 +74,7 @@ class Student:
 
 
 @dataclass(frozen=True)
-class Choice:
+class StudentComparison:
     """All students of one experiment.
 
     Attributes:
@@ -102,7 +102,7 @@ def measure_students(
     threads: Sequence[int] = (1, 2),
     rounds: int = 20,
     say: Say = print,
-) -> Choice:
+) -> StudentComparison:
     """Export every row with a finished run to ONNX and measure them all in turn.
 
     A row's seeds share its architecture, so that one of them is measured; accuracy is that of all.
@@ -155,7 +155,7 @@ def measure_students(
         )
     students.sort(key=lambda item: (-item.mean, item.latency.median_ms))
     means = [item.mean for item in students]
-    return Choice(
+    return StudentComparison(
         students,
         front([item.latency.median_ms for item in students], means),
         front([item.bytes for item in students], means),

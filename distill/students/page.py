@@ -7,7 +7,7 @@ from pathlib import Path
 from distill.experiments.cost import Cost
 from distill.measures.score import TOP1
 from distill.students import tables
-from distill.students.measure import Choice, Student
+from distill.students.measure import Student, StudentComparison
 from distill.students.pareto_front import steps
 from featstore.files.atomic import write_bytes
 from featstore.pages.parts import Page, Plot, Section, Table, Tile
@@ -27,7 +27,7 @@ from featstore.text import count, format_bytes, format_seconds
 NAME = "students.html"
 
 
-def write(out: Path, choice: Choice, cost: Cost) -> Path:
+def write(out: Path, choice: StudentComparison, cost: Cost) -> Path:
     """Write the page. Returns its path.
 
     Args:
@@ -39,7 +39,7 @@ def write(out: Path, choice: Choice, cost: Cost) -> Path:
     return out / NAME
 
 
-def build(choice: Choice, cost: Cost) -> Page:
+def build(choice: StudentComparison, cost: Cost) -> Page:
     """Build the page."""
     best, timing = choice.students[0], choice.students[0].latency
     fastest = min(choice.students, key=lambda item: item.latency.median_ms)

@@ -11,14 +11,14 @@ from distill.experiments.table import cost_lines
 from distill.export.latency import noise
 from distill.export.numbers import milliseconds
 from distill.measures.score import TOP1
-from distill.students.measure import Choice, Student
+from distill.students.measure import Student, StudentComparison
 from featstore.files.atomic import write_bytes, write_json
 from featstore.text import count, markdown_table
 
 NAMES = ("students.json", "students.csv", "students.md")
 
 
-def cells(choice: Choice) -> list[tuple[str, ...]]:
+def cells(choice: StudentComparison) -> list[tuple[str, ...]]:
     """Header and rows, the most accurate student first."""
     timings = choice.students[0].timings
     heads = [
@@ -61,7 +61,7 @@ def accuracy(student: Student) -> str:
     return TOP1.spread([*student.top1.values()])
 
 
-def notes(choice: Choice, cost: Cost) -> list[str]:
+def notes(choice: StudentComparison, cost: Cost) -> list[str]:
     """Notes below the table: measurement, cost, missing students."""
     timings = [item for student in choice.students for item in student.timings]
     times, ratios = noise(timings)
@@ -83,7 +83,7 @@ def notes(choice: Choice, cost: Cost) -> list[str]:
     return found
 
 
-def finding(choice: Choice) -> str:
+def finding(choice: StudentComparison) -> str:
     """The students on the fronts, in two sentences."""
     fast = sorted(
         (item for item, on in zip(choice.students, choice.by_latency, strict=True) if on),
@@ -100,7 +100,7 @@ def finding(choice: Choice) -> str:
     )
 
 
-def write(out: Path, choice: Choice, cost: Cost) -> list[Path]:
+def write(out: Path, choice: StudentComparison, cost: Cost) -> list[Path]:
     """Write students.json, students.csv and students.md; returns their paths."""
     listed = [
         {

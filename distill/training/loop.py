@@ -18,11 +18,11 @@ from distill.config import DistillConfig
 from distill.data.joined import JoinedData
 from distill.data.pictures import Batch, BatchMaker, Changes, Pictures, load
 from distill.data.samples import Split
-from distill.data.schedule import Indices, JointSampler, Plan, Stream, make_plan
+from distill.data.schedule import EpochPlan, Indices, JointSampler, Stream, make_plan
 from distill.evaluation.evaluate import Viewer
 from distill.measures.linear_probe import LinearProbe
 from distill.methods import METHODS, Method, Output, Setup
-from distill.methods.base import Needs, Part, Side
+from distill.methods.base import Component, Needs, Side
 from distill.methods.trainee import Trainee
 from distill.partners import PARTNERS, Partner
 from distill.register import options_of, resolved
@@ -182,7 +182,7 @@ class Loop:
     def _build_student(self) -> Student:
         return build_student(self.config.student, self.task.num_outputs, seed=self.seed)
 
-    def _plan(self) -> Plan:
+    def _plan(self) -> EpochPlan:
         return make_plan(
             self.config.train,
             num_labelled=len(self.part.labelled),
@@ -211,7 +211,7 @@ class Loop:
         )
 
     @property
-    def parts(self) -> list[Part]:
+    def parts(self) -> list[Component]:
         """The method, and the partner if there is one."""
         return [self.method] if self.partner is None else [self.method, self.partner]
 
@@ -420,7 +420,7 @@ class Loop:
             for copy in range(batch.num_strong)
         ]
         added = self.partner.loss(
-            output.rows(0, labelled), output.rows(labelled, both), strong, batch, self.student
+            output.rows(0, labelled), output.rows(labelled, both), strong, batch
         )
         return terms | {f"partner/{name}": term for name, term in added.items()}
 

@@ -122,7 +122,6 @@ class Bench:
             output.rows(labelled, both),
             strong,
             batch,
-            cast(Student, self.student),
         )
 
     def epoch(self, number: int) -> None:

@@ -255,3 +255,19 @@ def test_a_store_from_arrays_and_a_list_of_ids_teach_a_student(
     )
     assert len(runs) == 1
     assert capsys.readouterr().out.count("no content hash") == 1
+
+
+@pytest.mark.slow
+def test_experiments_with_a_plugin_in_worker_processes(
+    plugin: Path, store: FeatureStore, images: Path, tmp_path: Path
+) -> None:
+    """Workers register the user's methods before they take the first run; options of it can be a grid."""
+    settings = {**QUICK, "plugins": "./my_methods.py", "store": str(store.path), "methods": "mine"}
+    settings["source"] = {"kind": "folder", "path": str(images)}
+    (tmp_path / "recipe.yaml").write_text(json.dumps(settings))
+    (tmp_path / "e.yaml").write_text(
+        "recipe: recipe.yaml\nout: ./out\nseeds: [0]\ngrid: {mine.weight: [1, 2]}\n"
+    )
+    assert main(["experiments", "--config", str(tmp_path / "e.yaml"), "--jobs", "2"]) == 0
+    found = sorted(path.parts[-4] for path in (tmp_path / "out").rglob("run.json"))
+    assert found == ["mine,weight=1", "mine,weight=2"]

@@ -13,7 +13,7 @@ from benchmarks import views
 from benchmarks._live import FreshPicker, LiveInTraining, fresh_rule, live_data, same_teacher
 from distill.config import DataConfig
 from distill.data import joined
-from distill.data.schedule import JointSampler, Plan, Stream
+from distill.data.schedule import EpochPlan, JointSampler, Stream
 from featstore import FeatureStore
 from featstore.cli.recipe import parse
 from featstore.errors import ConfigError
@@ -130,7 +130,7 @@ def test_fresh_views_never_come_back(recipe: tuple[ExtractConfig, Path]) -> None
         labelled=Stream(part.labelled, seed=0, name="labelled"),
         unlabelled=Stream(part.unlabelled, seed=0, name="unlabelled"),
         picker=picker,
-        plan=Plan(labelled=10, unlabelled=8, pieces=1, steps_per_epoch=3),
+        plan=EpochPlan(labelled=10, unlabelled=8, pieces=1, steps_per_epoch=3),
         rank=0,
         processes=1,
         start=0,

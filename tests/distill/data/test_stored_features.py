@@ -9,7 +9,7 @@ import torch
 from PIL import Image
 
 from distill.config import DataConfig, TeacherConfig
-from distill.data.feature_norm import Block, FeatureNorm, measure, shares
+from distill.data.feature_norm import Columns, FeatureNorm, measure, shares
 from distill.data.pictures import BatchMaker, Changes, ViewDataset, load, rule_of
 from distill.data.samples import Samples, join, match_views
 from distill.data.schedule import Request, allowed_columns
@@ -98,7 +98,7 @@ def test_one_teacher_is_what_it_was(store: FeatureStore, samples: Samples) -> No
 def test_a_squared_error_is_the_weighted_mean_of_the_teachers_own(kind: str) -> None:
     """MSE(s x, s y) = sum_i (w_i / sum w) MSE_i, whatever the widths; each block is normalised on its own."""
     widths, weights = (3, 8, 5), (3.0, 1.0, 0.5)
-    blocks = [Block(*pair) for pair in zip(widths, weights, strict=True)]
+    blocks = [Columns(*pair) for pair in zip(widths, weights, strict=True)]
     x, y = torch.randn(6, 16), torch.randn(6, 16)
     share = shares(blocks)
     parts = zip(x.split(widths, 1), y.split(widths, 1), weights, strict=True)

@@ -24,7 +24,7 @@ from distill.experiments.spec import read_experiment
 from distill.experiments.tune import DIVERGED, choose
 from distill.experiments.worker import Workshop
 from featstore import FeatureStore
-from featstore.errors import ConfigError
+from featstore.errors import ConfigError, StoreBusy
 from featstore.files.locks import LOCK_NAME, FileLock
 from tests.distill.conftest import MakeConfig
 from tests.distill.pool_work import alive, children, wait_for
@@ -301,7 +301,7 @@ def test_two_starts_at_once_are_refused(write: Write) -> None:
     lock = FileLock(path.parent / "out" / LOCK_NAME)
     lock.path.parent.mkdir()
     assert lock.acquire(shared=False, timeout_s=0)
-    with pytest.raises(ConfigError, match=rf"{os.getpid()}"):
+    with pytest.raises(StoreBusy, match=rf"{os.getpid()}"):
         start(path)
     lock.release()
 

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from distill.config import DataConfig, DistillConfig
 from distill.data.pictures import Batch
-from distill.data.schedule import JointSampler, Plan, Stream, ViewPicker
+from distill.data.schedule import EpochPlan, JointSampler, Stream, ViewPicker
 from distill.losses import cross_entropy
 from distill.methods import METHODS, Method, Output
 from distill.methods.base import ADAPTER, Needs, Side
@@ -70,7 +70,6 @@ class Committee(Partner):
         weak: Output,
         strong: Sequence[Output],
         batch: Batch,
-        student: Student,
     ) -> dict[str, Tensor]:
         type(self).calls.append(
             (len(labelled.logits), len(weak.logits), [len(copy.logits) for copy in strong])
@@ -189,7 +188,7 @@ def test_strong_copies_follow_the_unlabelled_in_the_same_views() -> None:
         labelled=Stream(torch.arange(2).numpy(), seed=0, name="labelled"),
         unlabelled=Stream(torch.arange(2, 6).numpy(), seed=0, name="unlabelled"),
         picker=ViewPicker([0, 1, 2], ids, seed=0),
-        plan=Plan(labelled=2, unlabelled=3, pieces=1, steps_per_epoch=1),
+        plan=EpochPlan(labelled=2, unlabelled=3, pieces=1, steps_per_epoch=1),
         rank=0,
         processes=1,
         start=0,

@@ -16,7 +16,7 @@ from distill.experiments.spec import read_experiment
 from distill.export.latency import Timing
 from distill.students import cli as command
 from distill.students import page, tables
-from distill.students.measure import Choice, Student
+from distill.students.measure import Student, StudentComparison
 from distill.students.pareto_front import front, steps
 from featstore.errors import ConfigError
 from featstore.text import columns
@@ -62,7 +62,7 @@ def student(name: str, top1: Sequence[float], ms: float, size: int) -> Student:
     )  # fmt: skip
 
 
-def choice() -> Choice:
+def choice() -> StudentComparison:
     """Of three: the second is slower and worse than the first, and smaller than both."""
     found = [
         student("big", [0.9, 0.92], 2.0, 4_000_000),
@@ -72,7 +72,7 @@ def choice() -> Choice:
     versions = {"onnxruntime": "1.0"}
     machine: dict[str, Any] = {"cpu": "a cpu", "architecture": "x", "cores": 2}
     machine |= {"load_average_1min": 0.1, "load_average_1min_after": 0.2}
-    return Choice(
+    return StudentComparison(
         found, [True, False, True], [True, True, False], machine | {"versions": versions}, 20, ["lost"]
     )  # fmt: skip
 
