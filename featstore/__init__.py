@@ -108,8 +108,14 @@ _MODULES = {
 }
 
 
+_ADAPTORS = ("hf", "torch", "webdataset")
+"""Modules that are imported when they are used first: stored features in the loops of other libraries."""
+
+
 def __getattr__(name: str) -> Any:
     """Import a public name at its first use (PEP 562)."""
+    if name in _ADAPTORS:
+        return importlib.import_module(f"featstore.{name}")
     if name not in __all__:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     return getattr(importlib.import_module(_MODULES.get(name, "featstore.api")), name)

@@ -223,6 +223,18 @@ class OpenStore:
             )
         return rows
 
+    def row_of(self, sample_id: str) -> int | None:
+        """The row of a sample; None where the store does not have it."""
+        return self._row_of.get(sample_id)
+
+    def refuse_invalid(self, rows: npt.ArrayLike) -> None:
+        """Check that rows have usable features.
+
+        Raises:
+            MissingSamples: Names the ids of those that have none, and the reasons.
+        """
+        self._check_usable(self._row_numbers(rows))
+
     def artefact(self, name: str) -> dict[str, Array]:
         """Arrays of a small file of the store, its hash compared.
 

@@ -303,3 +303,22 @@ class FeatureLoader:
         """
         self.sampler.load_state_dict(state)
         self._used = 0
+
+
+def split_batch(batch: Batch, count: int) -> list[Batch]:
+    """The rows of a batch of ``gather_tensors`` one by one, without their first axis; views of the batch's memory."""
+    samples: list[Batch] = [{} for _ in range(count)]
+    for name, values in batch.items():
+        offsets = batch.get(f"{name.removesuffix('.values')}.offsets")
+        if name.endswith(".offsets"):
+            continue
+        if offsets is None or not name.endswith(".values"):
+            for sample, value in zip(samples, values, strict=True):
+                sample[name] = value
+            continue
+        each = (len(offsets) - 1) // count  # views of a row
+        for i, sample in enumerate(samples):
+            part = offsets[i * each : (i + 1) * each + 1]
+            sample[name] = values[int(part[0]) : int(part[-1])]
+            sample[f"{name.removesuffix('.values')}.offsets"] = part - part[0]
+    return samples
