@@ -32,6 +32,9 @@ FLOORS = {
 
 MOST_ROOMS = 22
 
+FACES = ("hf", "torch", "webdataset")
+"""Files at the top of featstore that are public names, as api.py is, and stand on its floor."""
+
 
 def modules() -> dict[str, Path]:
     """Every module of the layers that exist, by dotted name."""
@@ -105,6 +108,7 @@ def test_rooms_import_downwards_only(package: str) -> None:
     floors = {room: floor for floor, rooms in enumerate(FLOORS[package]) for room in rooms}
     inner = {name: name.split(".")[1] for name in MODULES if name.startswith(f"{package}.")}
     inner = {name: room for name, room in inner.items() if room != "__main__"}
+    inner = {name: "api" if room in FACES else room for name, room in inner.items()}
     assert set(inner.values()) == floors.keys()
     assert len(floors) <= MOST_ROOMS
     wrong = [
