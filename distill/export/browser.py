@@ -1,8 +1,7 @@
-"""A page that runs the model: browser/index.html, one file that opens from disk, without a server or a network.
+"""A page that runs the model in a browser: browser/index.html, one file that needs neither server nor network.
 
-Everything lies in it, compressed: the models, onnxruntime-web, the rule of the preprocessing and a picture whose
-answers are known. WebAssembly in a file of its own would need a server; 5 MB of it in the page need none. The parts
-of the page are in ``web/``.
+It contains, compressed: the models, onnxruntime-web, the preprocessing, and a reference image with its logits. A
+separate WebAssembly file would need a server. Templates and scripts are in ``web/``.
 """
 
 import base64
@@ -26,15 +25,16 @@ from distill.export.preprocessing import NAME as PREPROCESSING
 from distill.export.preprocessing import PICTURE
 from featstore.errors import ConfigError
 from featstore.files.atomic import write_bytes
+from featstore.text import count
 
 NAME = "browser/index.html"
 WEB = Path(__file__).parent / "web"
 
 PACKAGE, VERSION = "onnxruntime-web", "1.30.0"
 SHA512 = "q0y+JrrtukXSzsBWEMccVfqX25LRmosXHF+CaRJmg8pZClzcV7svNc4rKY3jL02Vb7QmRMDs1SigqR4CXAfKYQ=="
-"""Of the tarball, as npm's registry states it (``dist.integrity``)."""
+"""SHA-512 of the tarball (``dist.integrity`` of the npm registry)."""
 CODE, WASM = "dist/ort.wasm.bundle.min.mjs", "dist/ort-wasm-simd-threaded.wasm"
-"""The smallest build: WebAssembly on the CPU, without WebGL and WebGPU."""
+"""The smallest build: WebAssembly without WebGL and WebGPU."""
 
 LABELS = {"onnx": "float32", "int8": "int8"}
 FILES = {"onnx": onnx_model.NAME, "int8": onnx_model.INT8}
@@ -42,12 +42,12 @@ FILES = {"onnx": onnx_model.NAME, "int8": onnx_model.INT8}
 
 @dataclass(frozen=True)
 class WebRuntime:
-    """onnxruntime-web, as far as the page needs it.
+    """The files of onnxruntime-web in the page.
 
     Attributes:
         version: of the package.
-        code: an ES module.
-        wasm: that it loads.
+        code: ES module.
+        wasm: WebAssembly module.
     """
 
     version: str
@@ -56,14 +56,14 @@ class WebRuntime:
 
 
 def web_runtime(given: str = "") -> WebRuntime:
-    """Get the runtime.
+    """Read the runtime.
 
     Args:
-        given: npm's tarball of it, or an unpacked folder; "" takes the pinned version from the cache folder, and
-            fetches it by npm the first time.
+        given: npm's tarball, or its unpacked folder; "" for the pinned version in the cache folder, which npm downloads
+            the first time.
 
     Raises:
-        ConfigError: it is not there, is not what it should be, or cannot be fetched.
+        ConfigError: missing, another package, or the download failed.
     """
     path = Path(given) if given else fetched()
     if path.is_dir():
@@ -106,16 +106,16 @@ def _runtime(members: Mapping[str, Any], path: Path, read: Any) -> WebRuntime:
 
 
 def cache_folder() -> Path:
-    """Where fetched runtimes stay: FEATSTORE_CACHE, or ~/.cache/featstore."""
+    """Folder of downloaded runtimes, below FEATSTORE_CACHE or ~/.cache/featstore."""
     given = os.environ.get("FEATSTORE_CACHE")
     return (Path(given).expanduser() if given else Path.home() / ".cache" / "featstore") / "web"
 
 
 def fetched() -> Path:
-    """The pinned tarball; npm fetches it once from the registry that it is configured for.
+    """The pinned tarball, downloaded once by npm from its configured registry.
 
     Raises:
-        ConfigError: npm is not there or fails, or the file is another one than expected.
+        ConfigError: npm is missing or failed, or the file has another checksum.
     """
     path = cache_folder() / f"{PACKAGE}-{VERSION}.tgz"
     if not path.is_file():
@@ -155,26 +155,23 @@ def fetched() -> Path:
 
 
 def _check(path: Path) -> None:
-    """Refuse a tarball that is not the pinned one."""
+    """Compare the checksum of a tarball."""
     found = base64.b64encode(hashlib.sha512(path.read_bytes()).digest()).decode()
     if found != SHA512:
         raise ConfigError(
-            f"{path}: its SHA-512 is {found[:16]}.., expected {SHA512[:16]}.. of {PACKAGE} {VERSION}. Delete it and "
-            "start again; if it comes back, ask who runs the registry."
+            f"{path}: its SHA-512 is {found[:16]}.., expected {SHA512[:16]}.. of {PACKAGE} {VERSION}. Delete it "
+            "and retry; if the error persists, the registry serves another file."
         )
 
 
 def write(folder: Path, *, title: str, names: Sequence[str], runtime: WebRuntime) -> Path:
-    """Write the page of an export.
+    """Write the page of an export. Returns its path.
 
     Args:
         folder: of the export, with its ONNX files and preprocessing.json.
         title: of the page.
-        names: of the models that can be chosen there, "onnx" and "int8"; the first is chosen at first.
-        runtime: see ``web_runtime``.
-
-    Returns:
-        The page.
+        names: models to choose from, "onnx" and "int8"; the first is preselected.
+        runtime: of ``web_runtime``.
     """
     present = {name: folder / FILES[name] for name in names}
     rule = json.loads((folder / PREPROCESSING).read_bytes())
@@ -195,8 +192,8 @@ def write(folder: Path, *, title: str, names: Sequence[str], runtime: WebRuntime
     )  # fmt: skip
     page = environment.get_template("page.html").render(
         title=title,
-        subtitle=f"{len(rule['output']['label_names'])} classes, pictures of {width} x {height} pixels. Choose a "
-        "picture and see what the model takes it for.",
+        subtitle=f"{count(len(rule['output']['label_names']), 'class')}, input of {width} x {height} pixels. Choose "
+        "an image to classify.",
         models=models,
         width=width,
         height=height,
@@ -216,13 +213,13 @@ def _pack(content: bytes) -> str:
 
 
 def _without_map(code: bytes) -> bytes:
-    """Without the line that makes developers' tools ask for a file that is not there."""
+    """The code without the line that makes developer tools request a missing source map."""
     lines = code.splitlines(keepends=True)
     return b"".join(line for line in lines if not line.startswith(b"//# sourceMappingURL"))
 
 
 def _as_script(values: dict[str, Any]) -> str:
-    """JSON that cannot leave its script element, whatever the classes are called."""
+    """JSON that cannot end its script element."""
     return json.dumps(values, allow_nan=False).replace("<", "\\u003c")
 
 

@@ -1,11 +1,9 @@
-"""The model card of an export: README.md with the front matter of the Hugging Face hub, written from what was measured.
+"""Model card of an export: README.md with the front matter of the Hugging Face hub.
 
-It reads ``latency.json`` of the folder where there is one (``latency.measure``). Text from outside (class names,
-licences, names of teachers) is shown as text.
+Text from outside (class names, licences, names of teachers) is escaped.
 """
 
 import json
-import statistics
 from pathlib import Path
 from typing import Any
 
@@ -15,31 +13,29 @@ from distill.data.joined import JoinedData
 from distill.export import executorch_model, onnx_model, program
 from distill.export.finished import FinishedRun, RunData
 from distill.export.preprocessing import NAME as PREPROCESSING
+from distill.measures.score import TOP1
 from distill.training.run_record import read_record
 from featstore import FeatureStore
 from featstore.card.escape import code, escape
 from featstore.card.statement import Statement, hub_licence, read_card, teacher_licence
 from featstore.errors import ConfigError
 from featstore.files.atomic import write_bytes
-from featstore.text import markdown_table
+from featstore.text import count, markdown_table
 
 CARD = "README.md"
 LATENCY = "latency.json"
 WORST = 10
-"""Classes in the list of the worst."""
+"""Classes in the list with the lowest accuracy."""
 
 
 def write(folder: Path, manifest: dict[str, Any], run: FinishedRun, data: RunData) -> Path:
-    """Write the card.
+    """Write the card. Returns its path.
 
     Args:
-        folder: of the export; its ``latency.json`` is read if it is there.
+        folder: of the export; its ``latency.json`` is included if it exists.
         manifest: of the export.
-        run: that was exported.
-        data: its images and store.
-
-    Returns:
-        The file.
+        run: the exported run.
+        data: images and store of the run.
     """
     path = folder / CARD
     parts = [
@@ -57,18 +53,13 @@ def write(folder: Path, manifest: dict[str, Any], run: FinishedRun, data: RunDat
 
 
 def front_matter(run: FinishedRun, data: RunData) -> str:
-    """What the hub indexes. The licence is one that the images and all teachers state, or "other"."""
+    """Front matter for the hub. The licence covers the images and all teachers."""
     licences = [_image_licence(data), *(_licence(data, teacher) for teacher in run.teachers)]
+    distilled = ["knowledge-distillation"] if run.teachers else []
     values = {
         "library_name": "timm",
         "pipeline_tag": "image-classification",
-        "tags": [
-            "image-classification",
-            "timm",
-            "onnx",
-            *(["knowledge-distillation"] if run.teachers else []),
-            "edge",
-        ],
+        "tags": ["image-classification", "timm", "onnx", *distilled, "edge"],
         **hub_licence(licences),
         "metrics": ["accuracy"],
     }
@@ -76,28 +67,21 @@ def front_matter(run: FinishedRun, data: RunData) -> str:
 
 
 def title(manifest: dict[str, Any], run: FinishedRun) -> str:
-    """What it is, in two sentences."""
-    student, teachers = (
-        manifest["student"],
-        " and ".join(code(item["name"]) for item in run.teachers),
-    )
+    """Heading and a summary in two sentences."""
+    student = manifest["student"]
     height, width = manifest["input"]["size"]
+    teachers = " and ".join(code(item["name"]) for item in run.teachers)
+    how = f"Distilled from {teachers}" if teachers else "Trained on labels only, without a teacher,"
     return (
-        f"# {escape(student['architecture'])}{', distilled' if run.teachers else ''}\n\n"
-        f"A classifier of {student['num_classes']} classes for pictures of {width} x {height} pixels, "
-        f"{student['parameters']:,} parameters. "
-        + (
-            f"Distilled from {teachers}"
-            if run.teachers
-            else "Trained on labels alone, without a teacher,"
-        )
-        + f" with the method {code(run.record['method'])}, seed {run.record['seed']}, by featstore-distill "
-        f"{manifest['versions']['featstore-distill']}."
+        f"# {escape(student['architecture'])}{', distilled' if teachers else ''}\n\n"
+        f"Classifier of {count(student['num_classes'], 'class')} for images of {width} x {height} pixels, "
+        f"{student['parameters']:,} parameters. {how} with the method {code(run.record['method'])}, seed "
+        f"{run.record['seed']}, by featstore-distill {manifest['versions']['featstore-distill']}."
     )
 
 
 def load(manifest: dict[str, Any], run: FinishedRun) -> str:
-    """Three lines for each way to run it."""
+    """Code examples for every format."""
     spec, made = manifest["input"], manifest["formats"]
     height, width = spec["size"]
     fed = (
@@ -105,10 +89,10 @@ def load(manifest: dict[str, Any], run: FinishedRun) -> str:
         + ("0..255" if spec["dtype"] == "uint8" else "0..1" if spec["normalisation_in_graph"] else "normalised")
     )  # fmt: skip
     lines = [
-        "## Use",
+        "## Usage",
         "",
-        f"How a picture becomes the input, with a picture, a tensor and answers to test against: "
-        f"[{PREPROCESSING}]({PREPROCESSING}). The graphs take {fed}.",
+        f"Preprocessing, with a reference image, tensor and logits: [{PREPROCESSING}]({PREPROCESSING}). Input of the "
+        f"graphs: {fed}.",
     ]
     if "safetensors" in made:
         own = run.student.model.__class__.__module__
@@ -116,10 +100,10 @@ def load(manifest: dict[str, Any], run: FinishedRun) -> str:
             "" if own.startswith("timm.") else f"import {own}  # registers the model with timm\n"
         )
         lines += _example(
-            "PyTorch, with timm (the model itself is fed normalised pictures)",
+            "PyTorch, with timm (its input is normalised)",
             "python",
             f'import timm\n{needed}model = timm.create_model("local-dir:FOLDER", pretrained=True).eval()\n'
-            "logits = model(images)  # of hub files: hf-hub:OWNER/NAME",
+            "logits = model(images)  # from the hub: hf-hub:OWNER/NAME",
         )
     for name, file in (("onnx", onnx_model.NAME), ("int8", onnx_model.INT8)):
         if name in made:
@@ -143,7 +127,7 @@ def load(manifest: dict[str, Any], run: FinishedRun) -> str:
         file = manifest["browser"]["file"]
         lines += [
             "",
-            f"Or open [{file}]({file}), which runs it on any picture, from disk and without a network.",
+            f"Or open [{file}]({file}) in a browser: it classifies images without a network.",
         ]
     if "program" in made:
         lines += _example(
@@ -158,7 +142,8 @@ def load(manifest: dict[str, Any], run: FinishedRun) -> str:
             f"logits = method.execute([images])[0]  # at most {made['executorch']['most_images']} images at a time",
         )  # fmt: skip
     if manifest["skipped"]:
-        lines += ["", *(f"Not made: {name} ({escape(why)})." for name, why in manifest["skipped"].items())]  # fmt: skip
+        skipped = manifest["skipped"].items()
+        lines += ["", *(f"Not exported: {name} ({escape(why)})." for name, why in skipped)]
     return "\n".join(lines)
 
 
@@ -167,7 +152,7 @@ def _example(what: str, language: str, text: str) -> list[str]:
 
 
 def origin(run: FinishedRun, data: RunData) -> str:
-    """Teachers, store, images, and what is known of their licences."""
+    """Teachers, stores and images with their licences."""
     rows = [
         [
             code(item["name"]) + (f" {code(item['tag'])}" if item.get("tag") else ""),
@@ -179,22 +164,23 @@ def origin(run: FinishedRun, data: RunData) -> str:
     ]
     record, source = run.record, data.images.samples.source
     lines = [
-        "## What it was made from",
+        "## Training data and teachers",
         "",
         *(
             markdown_table(
-                ["teacher", "licence of its weights", "weights, SHA-256", "feature store"], rows
+                ["teacher", "licence of its weights", "SHA-256 of its weights", "feature store"],
+                rows,
             )
             if rows
-            else ["No teacher: the run looked at no stored feature."]
+            else ["No teacher: the run used no stored features."]
         ),
         "",
-        f"Images: {code(source.kind)} source {code(Path(source.uri).name or source.uri)}; "
-        f"{record['num_labelled']:,} with labels and {record['num_unlabelled']:,} without were trained on, "
-        f"{record['num_test']:,} were measured. Licence of the images: {escape(_image_licence(data) or 'not stated')}.",
+        f"Images: {code(Path(source.uri).name or source.uri)} ({code(source.kind)}); training: "
+        f"{record['num_labelled']:,} labelled and {record['num_unlabelled']:,} unlabelled; test: "
+        f"{record['num_test']:,}. Licence of the images: {escape(_image_licence(data) or 'not stated')}.",
         "",
-        f"Starting weights: {_start(run)}. A student learns from its images, and from its teacher's answers if it has "
-        "one: what their licences ask of derived work is for its owner to check.",
+        f"Initial weights: {_start(run)}. The licences of images, teachers and initial weights may apply to the "
+        "student; check them before you share it.",
     ]
     return "\n".join(lines)
 
@@ -203,11 +189,11 @@ def _start(run: FinishedRun) -> str:
     student = run.config.student
     if student.weights:
         return code(Path(student.weights).name)
-    return "timm's pretrained ones" if student.pretrained else "random"
+    return "timm, pretrained" if student.pretrained else "random"
 
 
 def _licence(data: RunData, teacher: dict[str, Any]) -> str:
-    """As the authors of the store state it, else as its manifest does; "" where nobody does."""
+    """Licence of a teacher as stated in its store's card, else in the manifest; "" if not stated."""
     for stored in data.images.features.teachers if isinstance(data.images, JoinedData) else ():
         manifest = stored.store.manifest
         name = manifest.fields[stored.field].teacher
@@ -217,14 +203,14 @@ def _licence(data: RunData, teacher: dict[str, Any]) -> str:
 
 
 def _image_licence(data: RunData) -> str:
-    """As the store's own card states it; "" where nobody did."""
+    """Licence of the images as stated in the store's card; "" if not stated."""
     return (
         _statement(data.images.store).image_licence if isinstance(data.images, JoinedData) else ""
     )
 
 
 def _statement(store: FeatureStore) -> Statement:
-    """What the authors of a store say in its card; nothing where the card is not theirs."""
+    """The authors' statement in a store's card; empty if the card was not written by this package."""
     try:
         return read_card(store.path / CARD).statement
     except ConfigError:
@@ -232,30 +218,27 @@ def _statement(store: FeatureStore) -> Statement:
 
 
 def accuracy(manifest: dict[str, Any], run: FinishedRun) -> str:
-    """Accuracy over the run's seeds, calibration, and every file on the same images."""
+    """Accuracy of the run, of its other seeds and of every exported file, and calibration."""
     measured = run.evaluation
     values = [sibling["top1"] for sibling in siblings(run)]
     lines = [
         "## Accuracy",
         "",
-        f"On {manifest['num_test_images']:,} test images: top-1 {100 * manifest['pytorch']['top1']:.1f} %, balanced "
-        f"over the classes {100 * measured['balanced_accuracy']:.1f} %.",
+        f"On {count(manifest['num_test_images'], 'test image', 'test images')}: top-1 "
+        f"{TOP1.text(manifest['pytorch']['top1'])}, mean over classes {TOP1.text(measured['balanced_accuracy'])}.",
     ]
     if len(values) > 1:
-        lines.append(
-            f"Over {len(values)} seeds of the same run: {100 * statistics.mean(values):.1f} +- "
-            f"{100 * statistics.stdev(values):.1f} % (mean and standard deviation)."
-        )
+        lines.append(f"{len(values)} seeds: {TOP1.spread(values)}% (mean and standard deviation).")
     else:
-        lines.append("One seed; its spread is not known.")
+        lines.append("One seed; the variation over seeds is unknown.")
     lines.append(
-        f"Calibration error {100 * measured['calibration_error']:.1f} % "
-        f"({100 * measured['calibration_error_scaled']:.1f} % after dividing the logits by "
+        f"Calibration error {TOP1.text(measured['calibration_error'])} "
+        f"({TOP1.text(measured['calibration_error_scaled'])} after dividing the logits by "
         f"{measured['temperature']:.2f})."
     )
     probe = measured.get("teacher", {}).get("probe_top1")
     if probe is not None:
-        lines.append(f"A linear probe on the teacher's features reaches {100 * probe:.1f} %.")
+        lines.append(f"A linear probe on the teacher's features reaches {TOP1.text(probe)}.")
     rows = [
         [
             name,
@@ -272,14 +255,14 @@ def accuracy(manifest: dict[str, Any], run: FinishedRun) -> str:
         "file",
         "MB",
         "top-1 %",
-        "same answer as PyTorch %",
-        "largest difference of a logit",
+        "agreement with PyTorch %",
+        "largest logit difference",
     ]
     return "\n".join([*lines, "", *markdown_table(head, rows)])
 
 
 def siblings(run: FinishedRun) -> list[dict[str, Any]]:
-    """Records of the finished runs that differ in nothing but the seed; the run's own is one of them."""
+    """Records of the finished runs that differ in the seed only, including the run's own."""
     own = _but_seed(run.record)
     found = []
     for path in sorted(run.folder.parent.glob("seed*/run.json")):
@@ -297,7 +280,7 @@ def _but_seed(record: dict[str, Any]) -> dict[str, Any]:
 
 
 def quantisation(manifest: dict[str, Any]) -> str:
-    """What int8 costs and what was tried."""
+    """Accuracy of int8 and the settings that were tried."""
     values = manifest["formats"].get("int8")
     if values is None:
         return ""
@@ -305,38 +288,39 @@ def quantisation(manifest: dict[str, Any]) -> str:
     lines = [
         "## int8",
         "",
-        f"{points(values['lost_points_same_weights'])} against the same weights in float. Ranges were measured on "
-        f"{calibrated['images']} training images of {calibrated['classes']} classes; the settings were chosen on "
-        f"{calibrated['held_out']} other training images, by how little the answers move.",
+        f"{points(values['lost_points_same_weights'])} compared with the same weights in float. Ranges were "
+        f"calibrated on {calibrated['images']} training images of {count(calibrated['classes'], 'class')}; the "
+        f"settings were chosen on {calibrated['held_out']} other training images by their agreement with the float "
+        "model.",
         "",
         *_tried(values["tried"]),
         "",
-        f"Taken: {plain['name'] if 'name' in plain else _setting(plain)}: {points(plain['lost_points'])}.",
+        f"Chosen: {plain['name'] if 'name' in plain else _setting(plain)}: {points(plain['lost_points'])}.",
     ]
     tuned = values.get("fine_tuned")
     if tuned is not None and "skipped" in tuned:
         lines += ["", f"Quantisation-aware fine-tuning: {escape(tuned['skipped'])}"]
     elif tuned is not None:
         shares = tuned["held_out_agreement_with_teacher"]
-        verdict = "is the file here" if values["from"] == "fine_tuned" else "was not taken"
+        verdict = "is used" if values["from"] == "fine_tuned" else "is not used"
         lines += [
             "",
-            f"Quantisation-aware fine-tuning ({tuned['epochs']} epochs, {tuned['seconds']:.0f} s): int8 top-1 "
-            f"{100 * tuned['top1']:.1f} %, in float {100 * tuned['float_top1']:.1f} %. On held-out images it gives "
-            f"the teacher's answer for {100 * shares['tuned']:.1f} % (before: {100 * shares['plain']:.1f} %); it "
-            f"{verdict}. It trains on as well: against the run's float student the file here has "
+            f"Quantisation-aware fine-tuning ({count(tuned['epochs'], 'epoch')}, {tuned['seconds']:.0f} s): top-1 "
+            f"{TOP1.text(tuned['top1'])} in int8, {TOP1.text(tuned['float_top1'])} in float. Agreement with the "
+            f"teacher on held-out images: {TOP1.text(shares['tuned'])} (before: {TOP1.text(shares['plain'])}); the "
+            f"fine-tuned model {verdict}. Compared with the run's float student, the exported file has "
             f"{points(values['lost_points'])}.",
         ]
     lines += [
         "",
-        "Weights of 7 bits (int7) give the same answers on every processor. Full int8 weights do not on x86 without "
+        "Weights of 7 bits (int7) give the same results on every processor. Weights of 8 bits do not on x86 without "
         "VNNI, where sums of products saturate.",
     ]
     return "\n".join(lines)
 
 
 def points(lost: float) -> str:
-    """A difference of test accuracy in words."""
+    """A loss of test accuracy as text."""
     return f"{abs(lost):.1f} points of test accuracy {'lost' if lost >= 0 else 'gained'}"
 
 
@@ -357,12 +341,12 @@ def _tried(trials: list[dict[str, Any]]) -> list[str]:
         for trial in trials
     ]
     return markdown_table(
-        ["setting", "same answer as float %", "KL", "KL without saturation", "MB"], rows
+        ["setting", "agreement with float %", "KL", "KL without saturation", "MB"], rows
     )
 
 
 def latency(folder: Path) -> str:
-    """The table of ``latency.json``: what it calls ``columns`` and ``rows``, and its ``note``."""
+    """Table and note of ``latency.json``; "" if there is none."""
     path = folder / LATENCY
     if not path.is_file():
         return ""
@@ -380,7 +364,7 @@ def latency(folder: Path) -> str:
 
 
 def failures(manifest: dict[str, Any], run: FinishedRun) -> str:
-    """The classes that it gets wrong most, and what it takes them for."""
+    """The classes with the lowest accuracy and their most frequent wrong answers."""
     per_class = manifest["pytorch"]["per_class"]
     int8 = manifest["formats"].get("int8", {}).get("per_class", {})
     known = {name: share for name, share in per_class.items() if share is not None}
@@ -398,17 +382,17 @@ def failures(manifest: dict[str, Any], run: FinishedRun) -> str:
                 escape(mistaken) if mistaken else "-",
             ]
         )
-    head = ["class", "top-1 %", *(["int8 %"] if int8 else []), "most often taken for"]
+    head = ["class", "top-1 %", *(["int8 %"] if int8 else []), "most frequent wrong answer"]
     notes = [f"- {escape(note)}" for note in manifest["notes"]]
     return "\n".join(
         [
-            "## Known failures",
+            "## Limitations",
             "",
-            f"The worst of {len(known)} classes:",
+            f"Lowest accuracies of {count(len(known), 'class')}:",
             "",
             *markdown_table(head, rows),
             "",
-            "It has seen pictures like its training images only; whatever it is shown, it answers with one of its "
+            "The model was trained on images like its training images only; it assigns every image to one of its "
             "classes.",
             *(["", "Notes of the export:", "", *notes] if notes else []),
         ]

@@ -1,4 +1,4 @@
-// The page: opens a model with onnxruntime-web, takes a picture, shows what the model answers and how long it took.
+// Run a model with onnxruntime-web on an image and show its answer and the times.
 
 const byId = (id) => document.getElementById(id);
 const told = JSON.parse(byId("told").textContent);
@@ -33,7 +33,7 @@ const failed = (what, error) => {
   publish({ error: byId("status").textContent });
 };
 
-// What a script that drives the page reads.
+// State for scripts that drive the page.
 const publish = (value) => {
   state.shown += 1;
   document.documentElement.dataset.answer = JSON.stringify({ number: state.shown, ...value });
@@ -41,7 +41,7 @@ const publish = (value) => {
 
 const start = async () => {
   if (typeof WebAssembly === "undefined" || typeof DecompressionStream === "undefined") {
-    throw new Error("this browser is too old; it needs WebAssembly and DecompressionStream (2023 or later)");
+    throw new Error("this browser lacks WebAssembly or DecompressionStream; use a version of 2023 or later");
   }
   const code = await unpack("runtime-code");
   const address = URL.createObjectURL(new Blob([code], { type: "text/javascript" }));
@@ -56,7 +56,7 @@ const sessionOf = async (name) => {
     const model = new Uint8Array(await unpack(`model-${name}`));
     const session = await state.ort.InferenceSession.create(model, { executionProviders: ["wasm"] });
     state.sessions.set(name, session);
-    // Memory is planned in the first call; it is not the one to be timed.
+    // The first call plans memory; it is not timed.
     await run(session, new (rule.input.dtype === "uint8" ? Uint8Array : Float32Array)(3 * rule.input.shape[2] * rule.input.shape[3]));
   }
   return state.sessions.get(name);
@@ -125,13 +125,13 @@ const show = (region, shares, prepared, ms) => {
 };
 
 const take = async (blob, name) => {
-  say(`reading ${name}`);
+  say(`Reading ${name}`);
   let decoded;
   try {
     decoded = await Preprocess.decode(blob);
   } catch (error) {
     state.picture = null;
-    failed(`${name} is not a picture that this browser can read`, error);
+    failed(`${name}: this browser cannot decode the image`, error);
     return;
   }
   state.picture = { decoded, name };
@@ -146,7 +146,7 @@ const again = async () => {
     await classify();
     if (state.picture) say(`${state.picture.name}, ${state.picture.decoded.width} x ${state.picture.decoded.height} pixels`);
   } catch (error) {
-    failed("the model could not be run", error);
+    failed("The model could not run", error);
   }
 };
 
@@ -157,10 +157,10 @@ const measure = async () => {
   for (let i = 0; i < TIMED; i += 1) times.push((await run(session, values)).ms);
   times.sort((a, b) => a - b);
   const at = (share) => times[Math.min(TIMED - 1, Math.floor(share * TIMED))].toFixed(2);
-  byId("many").textContent = `${TIMED} times: median ${at(0.5)} ms, 95th percentile ${at(0.95)} ms`;
+  byId("many").textContent = `${TIMED} runs: median ${at(0.5)} ms, 95th percentile ${at(0.95)} ms`;
 };
 
-// The test picture has known answers: is this browser's decoding, resizing and arithmetic that of the export?
+// Compare decoding, resizing and arithmetic of this browser with the export on the reference image.
 const check = async () => {
   const picture = new Blob([bytesOf("reference-picture")], { type: "image/png" });
   const values = Preprocess.input(Preprocess.crop(await Preprocess.decode(picture), rule), rule.input);
@@ -198,12 +198,12 @@ const listen = () => {
     drop.classList.remove("over");
     const [file] = event.dataTransfer.files;
     if (file) take(file, file.name);
-    else say("that was not a file: save the picture first, then choose it", true);
+    else say("Not a file: save the image first, then choose it", true);
   });
   byId("example").addEventListener("click", () =>
-    take(new Blob([bytesOf("reference-picture")], { type: "image/png" }), "test picture"),
+    take(new Blob([bytesOf("reference-picture")], { type: "image/png" }), "reference image"),
   );
-  byId("measure").addEventListener("click", () => measure().catch((error) => failed("not measured", error)));
+  byId("measure").addEventListener("click", () => measure().catch((error) => failed("Measurement failed", error)));
   for (const choice of document.querySelectorAll("input[name=model]")) choice.addEventListener("change", again);
 };
 
@@ -213,9 +213,9 @@ const listen = () => {
     await check();
     listen();
     for (const item of document.querySelectorAll("[disabled]")) item.disabled = false;
-    say("Ready. Nothing that you choose leaves this page.");
+    say("Ready. Images stay on this device.");
   } catch (error) {
-    failed("the model could not be opened", error);
+    failed("The model could not be loaded", error);
   }
   document.documentElement.dataset.drawn = "";
 })();

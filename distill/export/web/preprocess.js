@@ -1,16 +1,15 @@
-// From a picture's bytes to a model's input, as preprocessing.json says it and as Pillow computes it: the region of the
-// teacher's evaluation view, an antialiased resize with Pillow's fixed-point arithmetic, normalisation in float32.
-// A canvas would resize in a way of its own; here it only decodes.
+// Image bytes to model input as in preprocessing.json, with Pillow's arithmetic: crop of the evaluation view, antialiased
+// resize in fixed point, normalisation in float32. The canvas only decodes, because its resize differs from Pillow's.
 
 const Preprocess = (() => {
-  // Python's round: halves go to the even neighbour.
+  // Python's round: halves to even.
   const round = (value) => {
     const low = Math.floor(value);
     if (value - low !== 0.5) return Math.round(value);
     return low % 2 === 0 ? low : low + 1;
   };
 
-  // [left, upper, right, lower] in pixels of the picture, with fractions.
+  // [left, upper, right, lower] in pixels of the image, with fractions.
   const box = (width, height, rule) => {
     const outW = rule.reference_width;
     const outH = rule.reference_height;
@@ -58,7 +57,7 @@ const Preprocess = (() => {
   };
   const BITS = 22;
 
-  // For each place of the output: the first place of the input, and the weights from there on, times 2^22.
+  // For each output position: the first input position, and the weights from there on, times 2^22.
   const weights = (inSize, from, to, outSize, filter) => {
     const scale = Math.fround(to - from) / outSize;
     const stretch = Math.max(scale, 1);
@@ -87,11 +86,10 @@ const Preprocess = (() => {
     return value < 0 ? 0 : value > 255 ? 255 : value;
   };
 
-  // {width, height, data} of RGB bytes, row by row -> the same of the box, resized. Across first,
-  // then down, as Pillow; of pictures that shrink far more in height Pillow 13 does it the other way round, and rounds
-  // other sums: a level at most.
+  // {width, height, data} of RGB bytes, row by row -> the same of the box, resized; horizontally, then vertically, as
+  // Pillow. For images that shrink far more in height Pillow 13 swaps the order, which changes values by 1 at most.
   const resize = (picture, region, outW, outH, interpolation) => {
-    // Pillow takes a box in float32.
+    // Pillow has the box in float32.
     const [left, upper, right, lower] = region.map(Math.fround);
     if (interpolation === "nearest") return nearest(picture, [left, upper, right, lower], outW, outH);
     const filter = FILTERS[interpolation];
@@ -144,7 +142,7 @@ const Preprocess = (() => {
     return { width: outW, height: outH, data: found };
   };
 
-  // Upright by its EXIF orientation, colours as they are in the file, transparency over white.
+  // Upright by EXIF orientation, colours as in the file, transparency over white.
   const decode = async (blob) => {
     const bitmap = await createImageBitmap(blob, {
       imageOrientation: "from-image", colorSpaceConversion: "none", premultiplyAlpha: "none",
@@ -167,14 +165,14 @@ const Preprocess = (() => {
     return { width, height, data };
   };
 
-  // A decoded picture -> the shown region as bytes, {width, height, data}.
+  // Decoded image -> cropped and resized bytes, {width, height, data}.
   const crop = (picture, rule) =>
     resize(
       picture, box(picture.width, picture.height, rule.steps.crop), rule.steps.resize.width, rule.steps.resize.height,
       rule.steps.resize.interpolation,
     );
 
-  // Bytes of a region -> the input, channels first: bytes, values between 0 and 1, or normalised ones.
+  // Bytes -> model input, channels first: bytes, values from 0 to 1, or normalised values.
   const input = ({ width, height, data }, spec) => {
     const plane = width * height;
     const bytes = spec.dtype === "uint8";

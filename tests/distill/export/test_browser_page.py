@@ -139,7 +139,7 @@ def test_what_is_no_picture_is_refused(window: Browser, tmp_path: Path) -> None:
     """On the page, in a sentence; the next picture works."""
     (tmp_path / "notes.jpg").write_text("not a picture")
     found = answer(window, tmp_path / "notes.jpg")
-    assert "notes.jpg is not a picture that this browser can read" in found["error"]
+    assert "notes.jpg: this browser cannot decode the image" in found["error"]
     assert window.run("return document.getElementById('result').hidden")
     assert window.run("return document.getElementById('status').classList.contains('wrong')")
     assert answer(window, photo(tmp_path / "a.png")).get("error") is None
