@@ -248,7 +248,7 @@ def make_page(work: Work, web: browser.WebRuntime) -> dict[str, Any]:
     names = [name for name in browser.FILES if name in work.files and wants(work.config, name)]
     if not names:
         raise ConfigError(f"--browser true: there is no ONNX file to run. {onnx_model.MISSING}")
-    title = f"{work.run.described['architecture']}, distilled"
+    title = work.run.described["architecture"] + (", distilled" if work.run.teachers else "")
     path = browser.write(work.folder, title=title, names=names, runtime=web)
     work.say(f"made      browser: {browser.NAME}, {path.stat().st_size / 1e6:.1f} MB")
     return {

@@ -102,7 +102,7 @@ const show = (region, shares, prepared, ms) => {
       const value = document.createElement("output");
       const bar = document.createElement("meter");
       label.textContent = names[at];
-      value.textContent = `${(100 * share).toFixed(1)} %`;
+      value.textContent = `${(100 * share).toFixed(1)}%`;
       bar.max = 1;
       bar.value = share;
       bar.setAttribute("aria-label", `${names[at]}: ${value.textContent}`);
@@ -201,7 +201,7 @@ const listen = () => {
     else say("Not a file: save the image first, then choose it", true);
   });
   byId("example").addEventListener("click", () =>
-    take(new Blob([bytesOf("reference-picture")], { type: "image/png" }), "reference image"),
+    take(new Blob([bytesOf("reference-picture")], { type: "image/png" }), "Reference image"),
   );
   byId("measure").addEventListener("click", () => measure().catch((error) => failed("Measurement failed", error)));
   for (const choice of document.querySelectorAll("input[name=model]")) choice.addEventListener("change", again);
