@@ -91,14 +91,12 @@ def run(config: DistillConfig) -> list[dict[str, object]]:
             how = "finished before" if record.get("skipped") else f"{record['seconds']:.1f} s"
             measure, value = score.score_of(record)
             say(
-                f"  {record['method']:<10} {config.eval.part} {measure.label} {measure.text(value)}   ({how})"
+                f"  {record['method']:<10} {score.part_of(record)} {measure.label} {measure.text(value)}   ({how})"
             )
             records.append(record)
 
     if accelerator.is_main_process:
-        files = report.write(
-            Path(config.out), records, page=config.report and task.supervised, say=say
-        )
+        files = report.write(Path(config.out), records, page=config.report, say=say)
         best = score.best(records)
         folder = Path(config.out).absolute() / best["method"] / f"seed{best['seed']}"
         say(f"\n{report.table(records)}\n")

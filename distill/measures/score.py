@@ -131,6 +131,14 @@ def reference_of(run: Record) -> tuple[str, float] | None:
     return None if found is None else (str(found["label"]), float(found["value"]))
 
 
+def part_of(run: Record) -> str:
+    """Part of the images that a run was measured on: test or validation; held-out for a task without labels."""
+    contract = run.get("contract", {})
+    if contract.get("task") == "none":
+        return "held-out"
+    return str(contract.get("eval", {}).get("part", "test"))
+
+
 def best(runs: Iterable[AnyRecord]) -> AnyRecord:
     """The run with the best score; of equal ones, the first."""
 

@@ -247,14 +247,16 @@ def points(
     colours = dict(zip(classes, class_colours(len(classes)), strict=True))
     places = np.array([[float(row[f"{space}_{axis}"]) for axis in "xy"] for row in rows])
     names = [row.get("class") or "" for row in rows]
-    right = np.array([row.get("answer", "") == row.get("class", "") for row in rows])
+    right = np.array(
+        [row.get("answer", name) == name for row, name in zip(rows, names, strict=True)]
+    )
     figure = empty()
     for some, shape, size in ((right, "circle", 6), (~right, "x", 8)):
         shown = np.flatnonzero(some).tolist()
         texts = [
-            f"{label(rows[at]['id'], 60)}<br>class {label(names[at], 60)}<br>student: {label(rows[at]['answer'], 60)}"
-            if names[at]
-            else label(rows[at]["id"], 60)
+            label(rows[at]["id"], 60)
+            + (f"<br>class {label(names[at], 60)}" if names[at] else "")
+            + (f"<br>student: {label(rows[at]['answer'], 60)}" if "answer" in rows[at] else "")
             for at in shown
         ]
         figure.add_scatter(

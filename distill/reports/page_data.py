@@ -58,11 +58,28 @@ def write(
         customise: maps stored features to the student's target, for methods that have one.
         device: of ``customise``.
     """
-    assert measured.predictions is not None  # runs without classes have no such page
-    write_hardest(folder, data.samples, test, measured.predictions)
+    loss = losses(data, test, measured)
+    if loss is not None:
+        write_hardest(folder, data.samples, test, loss)
     places, features = features_of(data, test, measured, customise, device)
-    write_feature_map(folder, measured.predictions, places, features)
+    write_feature_map(folder, named(data.samples, test, measured.predictions, places), features)
     write_extraction(folder, data)
+
+
+def losses(data: JoinedData, test: Indices, measured: Evaluation) -> npt.NDArray[np.float64] | None:
+    """(N,) loss of each image: cross entropy; without classes, 1 - cosine of embedded and stored feature.
+
+    None if the student has neither classes nor an embedding head.
+    """
+    if measured.predictions is not None:
+        return hardness(measured.predictions)
+    if measured.head is None:
+        return None
+    embedded = measured.head(measured.features)
+    cosine = torch.nn.functional.cosine_similarity(
+        embedded, data.features.take(test).float(), dim=1
+    )
+    return 1 - cosine.double().numpy()
 
 
 def hardness(answers: Predictions) -> npt.NDArray[np.float64]:
@@ -77,9 +94,10 @@ def hardness(answers: Predictions) -> npt.NDArray[np.float64]:
     return np.concatenate(losses)
 
 
-def write_hardest(folder: Path, samples: Samples, test: Indices, answers: Predictions) -> None:
+def write_hardest(
+    folder: Path, samples: Samples, test: Indices, loss: npt.NDArray[np.float64]
+) -> None:
     """The images with the largest loss, as a table and small JPEGs."""
-    loss = hardness(answers)
     rows = []
     for rank, place in enumerate(np.argsort(-loss, kind="stable")[:MOST_HARDEST], start=1):
         name = f"images/{rank:02d}.jpg"
@@ -89,7 +107,7 @@ def write_hardest(folder: Path, samples: Samples, test: Indices, answers: Predic
         except (FeatstoreError, OSError):
             name = ""
         row: Row = {"rank": rank, "place": int(place), "loss": round(float(loss[place]), 4)}
-        rows.append({**row, "id": str(answers.ids[place]), "image": name})
+        rows.append({**row, "id": samples.ids[test[place]], "image": name})
     write_csv(folder / REPORT / HARDEST, rows)
 
 
@@ -129,26 +147,40 @@ def features_of(
     return rows.tolist(), features
 
 
+def named(
+    samples: Samples, test: Indices, answers: Predictions | None, places: list[int]
+) -> list[Row]:
+    """Ids of some test images, their classes ("" if unknown), and the student's answers if it has classes."""
+    rows: list[Row] = []
+    for place in places:
+        label = int(samples.labels[test[place]])
+        known = 0 <= label < len(samples.class_names)
+        row = {"id": samples.ids[test[place]], "class": samples.class_names[label] if known else ""}
+        if answers is not None:
+            row["answer"] = str(answers.class_names[answers.student_class[place]])
+        rows.append(row)
+    return rows
+
+
 def write_feature_map(
-    folder: Path,
-    answers: Predictions,
-    places: list[int],
-    features: dict[str, npt.NDArray[np.float32]],
+    folder: Path, rows: list[Row], features: dict[str, npt.NDArray[np.float32]]
 ) -> None:
-    """Positions of the same images in a map of each feature, with their classes and the student's answers."""
+    """Positions of the same images in a map of each feature.
+
+    Args:
+        folder: of the run.
+        rows: n rows of ``named``.
+        features: (n, width) by name.
+    """
     maps = embed(features)
     table = [
-        {
-            "id": str(answers.ids[place]),
-            "class": str(answers.class_names[answers.labels[place]]),
-            "answer": str(answers.class_names[answers.student_class[place]]),
-        }
+        row
         | {
             f"{name}_{axis}": round(float(points[number, column]), 3)
             for name, points in maps.items()
             for column, axis in enumerate("xy")
         }
-        for number, place in enumerate(places)
+        for number, row in enumerate(rows)
     ]
     write_csv(folder / REPORT / FEATURE_MAP, table)
 

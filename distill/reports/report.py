@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from distill.measures.score import Record, measures_of, reference_of, score_of
+from distill.measures.score import Record, measures_of, part_of, reference_of, score_of
 from featstore.errors import command
 from featstore.files.atomic import write_bytes, write_json
 from featstore.text import columns
@@ -37,7 +37,7 @@ def table(records: Sequence[Record]) -> str:
         if found := reference_of(record):
             references.setdefault(found[0], {})[record["seed"]] = found[1]
     measure = score_of(records[0])[0]
-    part = records[0].get("contract", {}).get("eval", {}).get("part", "test")
+    part = part_of(records[0])
     unit = " %" if measure.percent else ""
     rows = [("method", "runs", f"{part} {measure.label}{unit}", "seconds per run")]
     for method, group in methods.items():
@@ -86,7 +86,7 @@ def page_hook(config: "DistillConfig", say: Say = print) -> "Callable[[TrainedRu
 
     Runs on the validation part, made to choose settings, get no page.
     """
-    if not config.report or config.eval.part != "test" or config.task == "none":
+    if not config.report or config.eval.part != "test":
         return None
     return lambda run: write_run(run, say=say)
 

@@ -60,8 +60,8 @@ class Run:
 
     @property
     def part(self) -> str:
-        """Part of the images that was measured: test or validation."""
-        return str(self.contract.get("eval", {}).get("part", "test"))
+        """Part of the images that was measured: test, validation or held-out."""
+        return score.part_of(self.record)
 
     @property
     def contract(self) -> dict[str, Any]:
@@ -183,7 +183,7 @@ def find_runs(out: Path) -> list[Run]:
         raise ConfigError(
             f"--out {out}: holds no finished run. Expected METHOD/seedK/run.json, as `distill` writes it."
         )
-    return [run for run in runs if run.part == "test"] or runs
+    return [run for run in runs if run.part != "validation"] or runs
 
 
 def conditions(run: Run) -> str:

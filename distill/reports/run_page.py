@@ -92,7 +92,7 @@ def _subtitle(run: Run) -> str:
     named = " and ".join(item["name"] for item in teachers if item.get("name"))
     taught = bool(named) and run.record.get("teacher_images", 1) > 0
     counts = [
-        f"{run.record[f'num_{word}']:,} {word}"
+        f"{run.record[f'num_{word}']:,} {run.part if word == 'test' else word}"
         for word in ("labelled", "unlabelled", "test")
         if run.record.get(f"num_{word}")
     ]
@@ -337,6 +337,7 @@ def _map(run: Run) -> Section:
         "student": "Student, f_s",
     }
     classes = list(run.evaluation.get("per_class", {}))
+    classes = classes or sorted({row.get("class", "") for row in rows} - {""})
     blocks = [
         figures.points(title, rows, space, classes)
         for space, title in names.items()
@@ -344,7 +345,9 @@ def _map(run: Run) -> Section:
     ]
     lead = f"t-SNE of the same {len(rows):,} {run.part} images in each space, from the same initial positions. "
     if classes:
-        lead += "Colours are classes; crosses are images that the student classifies wrongly. "
+        lead += "Colours are classes. "
+    if "answer" in rows[0]:
+        lead += "Crosses are images that the student classifies wrongly. "
     lead += "Hover over a point for its id. Distances between distant groups mean little."
     return Section("Feature map", blocks, lead, columns=3 if len(blocks) > 2 else 2)
 

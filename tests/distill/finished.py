@@ -124,7 +124,18 @@ def write_extras(folder: Path, answers: predictions.Predictions) -> None:
         for name in ("teacher", "customised", "student")
     }
     # Four points: principal components, which need no time.
-    page_data.write_feature_map(folder, answers, places[:4], features)
+    page_data.write_feature_map(
+        folder,
+        [
+            {
+                "id": str(answers.ids[place]),
+                "class": str(answers.class_names[answers.labels[place]]),
+                "answer": str(answers.class_names[answers.student_class[place]]),
+            }
+            for place in places[:4]
+        ],
+        features,
+    )
     store = {"fingerprint": "f", "teachers": ["vit"], "rows": 9, "views": 1, "bytes": 10}
     write_json(
         folder / REPORT / "extraction.json",

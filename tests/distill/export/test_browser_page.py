@@ -126,7 +126,7 @@ def test_a_chosen_picture_is_answered_as_by_pytorch(
         if text:
             break
         time.sleep(0.1)
-    assert text.startswith("30 times: median ")
+    assert text.startswith("30 runs: median ")
 
 
 def test_the_page_checks_itself(window: Browser) -> None:

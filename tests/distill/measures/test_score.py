@@ -35,6 +35,13 @@ def test_records_of_older_versions_are_read() -> None:
     assert score.reference_of(old) == (score.PROBE, 0.6)
 
 
+def test_the_part_that_was_measured() -> None:
+    """test, validation, or held-out images where nothing has a label."""
+    assert score.part_of({}) == "test"
+    assert score.part_of({"contract": {"eval": {"part": "validation"}}}) == "validation"
+    assert score.part_of({"contract": {"eval": {"part": "test"}, "task": "none"}}) == "held-out"
+
+
 def test_the_best_run_may_be_the_lowest() -> None:
     """Of equal runs the first."""
     runs = [
