@@ -8,6 +8,7 @@ import os
 import re
 import sys
 import threading
+import time
 import urllib.request
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -35,6 +36,9 @@ if TYPE_CHECKING:
 
 WHOLE_BYTES = 8 * 2**20
 """Files up to this size are sent in one request; larger ones in parts of this size, or as few as S3 allows."""
+
+STREAM_BYTES = 2**18
+"""Downloads are passed on in pieces of about this size."""
 
 MOST_PARTS = 9_000
 """S3 takes 10,000."""
@@ -132,10 +136,16 @@ class ObjectPlace(Place):
                 # No ranges here, or none after the last byte: from the beginning, then.
         if found is None:
             start, found = 0, store.get(name)
-        # As they arrive, so that a server that sends a byte a minute is noticed; not slower than larger pieces.
+        # Taken as they arrive, and passed on once a second or more often: a server that drips bytes is noticed.
+        pieces, size, since = list[bytes](), 0, time.monotonic()
         for piece in found.stream(min_chunk_size=1):
-            yield start, bytes(piece)
-            start += len(piece)
+            pieces.append(bytes(piece))
+            size += len(piece)
+            if size >= STREAM_BYTES or time.monotonic() - since > 1:
+                yield start, b"".join(pieces)
+                pieces, start, size, since = [], start + size, 0, time.monotonic()
+        if pieces:
+            yield start, b"".join(pieces)
 
     def _own_pieces(self, name: str) -> Iterator[tuple[int, bytes]]:
         if self.scheme not in WEB:

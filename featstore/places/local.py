@@ -1,6 +1,6 @@
 """A folder of this machine, or of a mounted network disk, as a place.
 
-Not obstore's LocalStore: that one follows links, and does not sync what it has written (docs/decisions/0019).
+Not obstore's LocalStore: that one follows links, and does not sync what it has written (docs/decisions/0032).
 """
 
 import errno

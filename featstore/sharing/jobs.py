@@ -1,7 +1,7 @@
 """Thread pool whose jobs may schedule follow-up jobs, which go first, so that few wait at any time.
 
 Not a ThreadPoolExecutor: the interpreter waits for its threads, so that Ctrl-C while a server is silent would take the
-time-out of a request (docs/decisions/0019).
+time-out of a request (docs/decisions/0032).
 """
 
 import threading
