@@ -68,7 +68,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--seed", type=int, default=0, help="seed of the clusters (default: 0)")
     parser.add_argument(
-        "--page", type=Path, metavar="HTML", help="also write a page of what was taken and left"
+        "--page", type=Path, metavar="HTML", help="also write a page of what was taken and what not"
+    )
+    parser.add_argument(
+        "--images",
+        type=Path,
+        metavar="FOLDER",
+        help="folder of the images, to show them on the page",
     )
 
 
@@ -93,7 +99,7 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.page:
         from featstore.selection.page import write_page
 
-        write_page(arguments.page, store, found, asked=_asked(arguments))
+        write_page(arguments.page, store, found, asked=_asked(arguments), images=arguments.images)
     steps = [
         {"step": step.name, "taken": len(step.taken), "left": len(step.left)}
         for step in found.steps

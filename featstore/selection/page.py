@@ -4,18 +4,29 @@ from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
+import numpy as np
+
+from featstore.card.pictures import thumbnails
+from featstore.card.survey import Sample
 from featstore.duplicates.unit_vectors import Floats, Rows
 from featstore.files.atomic import write_bytes
-from featstore.pages.parts import Block, Page, Section, Table, Tile
+from featstore.pages.parts import Block, Gallery, Page, Picture, Section, Table, Tile
 from featstore.pages.render import render
 from featstore.reading.store import FeatureStore
 from featstore.selection.choose import Selection, Step
 
 SHOWN = 12
-"""Rows of each table of examples."""
+"""Images at each end."""
 
 
-def write_page(path: Path, store: FeatureStore, selection: Selection, *, asked: str) -> None:
+def write_page(
+    path: Path,
+    store: FeatureStore,
+    selection: Selection,
+    *,
+    asked: str,
+    images: Path | None = None,
+) -> None:
     """Write the page.
 
     Args:
@@ -23,12 +34,20 @@ def write_page(path: Path, store: FeatureStore, selection: Selection, *, asked: 
         store: Whose rows were chosen.
         selection: What was chosen.
         asked: What was asked for, in a line.
+        images: Folder of the images: show them instead of their ids alone.
+
+    Raises:
+        ConfigError: No image was found in the folder.
     """
-    write_bytes(path, render(make_page(store, selection, asked=asked)).encode())
+    page = make_page(store, selection, asked=asked, images=images)
+    write_bytes(path, render(page).encode())
 
 
-def make_page(store: FeatureStore, selection: Selection, *, asked: str) -> Page:
+def make_page(
+    store: FeatureStore, selection: Selection, *, asked: str, images: Path | None = None
+) -> Page:
     """The page as data: counts per step and class, and examples from both sides of each choice."""
+    pictures = None if images is None else _pictures(images, store, selection)
     total, taken = store.num_rows, len(selection.rows)
     sections = [
         Section(
@@ -36,7 +55,7 @@ def make_page(store: FeatureStore, selection: Selection, *, asked: str) -> Page:
             [
                 Table(
                     "Rows after each step",
-                    ["step", "candidates", "taken", "left"],
+                    ["step", "candidates", "taken", "not taken"],
                     [
                         [
                             step.name,
@@ -50,7 +69,11 @@ def make_page(store: FeatureStore, selection: Selection, *, asked: str) -> Page:
             ],
         ),
         *(
-            Section(f"Step: {step.name}", _examples(store, step), lead=f"Number: {step.score}.")
+            Section(
+                f"Step: {step.name}",
+                _examples(store, step, pictures),
+                lead=f"Sorted by {step.score}.",
+            )
             for step in selection.steps
         ),
     ]
@@ -72,29 +95,42 @@ def make_page(store: FeatureStore, selection: Selection, *, asked: str) -> Page:
     )
 
 
-def _examples(store: FeatureStore, step: Step) -> list[Block]:
-    def table(title: str, rows: Rows, scores: Floats, note: str) -> Table:
-        return Table(
-            title,
-            ["sample", step.score],
-            [
-                [store.sample_ids[row], f"{score:.3f}"]
-                for row, score in zip(rows.tolist(), scores.tolist(), strict=True)
-            ],
-            note=note,
-            wide=False,
-        )
-
+def _ends(step: Step) -> list[tuple[str, Rows, Floats]]:
+    """Both ends of what was taken and of what was not: title, rows, scores."""
     first, last = slice(0, SHOWN), slice(-SHOWN, None)
-    blocks: list[Block] = [
-        table("Taken, best", step.taken[first], step.taken_scores[first], "Fit best."),
-        table("Taken, last", step.taken[last], step.taken_scores[last], "Just taken."),
+    ends = [
+        ("Taken, best fit", step.taken[first], step.taken_scores[first]),
+        ("Taken, least fit", step.taken[last], step.taken_scores[last]),
+        ("Not taken, best fit", step.left[first], step.left_scores[first]),
+        ("Not taken, least fit", step.left[last], step.left_scores[last]),
     ]
-    if len(step.left):
-        blocks += [
-            table("Left, first", step.left[first], step.left_scores[first], "Just left."),
-            table("Left, last", step.left[last], step.left_scores[last], "Fit least."),
+    return [end for end in ends if len(end[1])]
+
+
+def _pictures(images: Path, store: FeatureStore, selection: Selection) -> dict[int, str]:
+    """Data URI of each row that is shown, "" where its image is not there."""
+    rows = np.unique(np.concatenate([end[1] for step in selection.steps for end in _ends(step)]))
+    ids = [store.sample_ids[row] for row in rows]
+    sample = Sample(rows, ids, store.labels[rows], store.content_sha256[rows], whole=False)
+    return dict(zip(rows.tolist(), thumbnails(images, store.manifest, sample), strict=True))
+
+
+def _examples(store: FeatureStore, step: Step, pictures: dict[int, str] | None) -> list[Block]:
+    blocks: list[Block] = []
+    for title, rows, scores in _ends(step):
+        shown = [
+            (row, store.sample_ids[row], f"{score:.3f}")
+            for row, score in zip(rows.tolist(), scores.tolist(), strict=True)
         ]
+        if pictures is None:
+            cells = [[name, score] for _, name, score in shown]
+            blocks.append(Table(title, ["sample", step.score], cells, wide=False))
+        else:
+            tiles = [
+                Picture(pictures[row], name, [(step.score, score, "")])
+                for row, name, score in shown
+            ]
+            blocks.append(Gallery(title, tiles))
     return blocks
 
 

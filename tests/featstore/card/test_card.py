@@ -561,7 +561,7 @@ def test_pictures_are_those_that_were_extracted(tmp_path: Path) -> None:
     columns = make_columns(manifest)
     columns["sample_id"] = text_column(ids)
     columns["content_sha256"][:] = np.frombuffer(sha256(data).digest(), np.uint8)
-    columns["content_sha256"][1] = 0
+    columns["content_sha256"][1] = 1
     store = FeatureStore.open(write_store(tmp_path / "store", manifest, columns))
     found = thumbnails(folder, manifest, draw(store, 10))
     assert found[0].startswith("data:image/jpeg;base64,")

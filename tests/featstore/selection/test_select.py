@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import pytest
+from PIL import Image
 
 import featstore
 from featstore import FeatureStore
@@ -17,6 +18,7 @@ from featstore.errors import ConfigError, ManifestMismatch, MissingSamples
 from featstore.format.ids import read_ids, write_ids
 from featstore.importing.create import from_arrays
 from featstore.selection.choose import select
+from featstore.selection.page import write_page
 
 WIDTH = 6
 Floats = npt.NDArray[np.float32]
@@ -203,6 +205,20 @@ def test_the_command_and_its_files(tmp_path: Path, capsys: pytest.CaptureFixture
     assert "nowhere" in capsys.readouterr().err
     assert main([*argv[:3], "--diverse", "13"]) == 2  # another list under that name
     assert "ids.txt" in capsys.readouterr().err
+
+
+def test_the_page_shows_images(tmp_path: Path) -> None:
+    """With the folder of the images, also of a store without content hashes; files that are not there are no error."""
+    store = make(tmp_path / "s", blobs(30))
+    photos = tmp_path / "photos"
+    for name in store.sample_ids[:20]:
+        (photos / name).parent.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (16, 16)).save(photos / name)
+    found = select(store, diverse=5)
+    write_page(tmp_path / "p.html", store, found, asked="five", images=photos)
+    assert (tmp_path / "p.html").read_text().count("data:image/") > 10
+    with pytest.raises(ConfigError, match="nothing"):
+        write_page(tmp_path / "p.html", store, found, asked="five", images=tmp_path / "nothing")
 
 
 def test_lists_of_ids(tmp_path: Path) -> None:
