@@ -123,7 +123,8 @@ def test_what_auto_means(make_backbone: Any, store: FeatureStore, tmp_path: Path
     chosen = dataclasses.replace(config, data=DataConfig(labels_per_class=3))
     assert resolve(chosen, plain, bare).task == "classify"
     for part in ("labelled", "test"):
-        broken = dataclasses.replace(config, task="classify", data=DataConfig(**{part: []}))
+        empty_part: Any = {part: []}
+        broken = dataclasses.replace(config, task="classify", data=DataConfig(**empty_part))
         with pytest.raises(ConfigError, match=rf"--data\.{part}"):
             resolve(broken, labelled, store)
 
