@@ -66,6 +66,7 @@ FUNCTIONS = sorted(
 )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", FUNCTIONS)
 def test_example_of_a_function(name: str, folder: Path) -> None:
     """Every public function has an example, and it gives what it says."""

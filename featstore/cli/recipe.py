@@ -37,9 +37,9 @@ def parse(
 ) -> Config:
     """Read ``--config recipe.yaml`` and flags; the last one wins, unknown names are errors.
 
-    Without ``--config`` the default recipe is read, unless ``--source`` names other images. A value in a recipe that
-    begins with ``./`` or ``../`` is a path relative to the recipe's own folder; any other path is relative to the
-    working directory.
+    Without ``--config`` the default recipe is read, unless ``--source.path`` or ``--source.kind`` names other images.
+    A value in a recipe that begins with ``./`` or ``../`` is a path relative to the recipe's own folder; any other path
+    is relative to the working directory.
 
     Args:
         config_class: Of the settings.
@@ -55,7 +55,8 @@ def parse(
     arguments = list(sys.argv[1:] if argv is None else argv)
     wants_help = next((i for i, item in enumerate(arguments) if item in ("--help", "-h")), None)
     given = list(split_flags(arguments if wants_help is None else arguments[:wants_help]))
-    if not any(name == "config" or name.split(".")[0] == "source" for name, _ in given):
+    others = ("config", "source", "source.path", "source.kind")
+    if not any(name in others and text != "digits" for name, text in given):
         given.insert(0, ("config", str(default_recipe)))
     layers = [
         _recipe(Path(text or "")) if name == "config" else (name, text) for name, text in given

@@ -306,6 +306,7 @@ def test_two_starts_at_once_are_refused(write: Write) -> None:
     lock.release()
 
 
+@pytest.mark.slow
 def test_runs_share_what_is_read_and_decoded(write: Write, monkeypatch: pytest.MonkeyPatch) -> None:
     """Images are joined once for all rows, decoded once for all runs, and a probe is fitted once for all methods."""
     path = write(

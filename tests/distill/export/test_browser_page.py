@@ -129,6 +129,7 @@ def test_a_chosen_picture_is_answered_as_by_pytorch(
     assert text.startswith("30 runs: median ")
 
 
+@pytest.mark.slow
 def test_the_page_checks_itself(window: Browser) -> None:
     """Of the picture that came along the answer is known: only arithmetic differs."""
     (found,) = json.loads(window.run("return document.documentElement.dataset.check"))

@@ -22,7 +22,9 @@ from distill.export import onnx_model, preprocessing, program
 from distill.export.config import ExportConfig
 from distill.export.edge import export_run
 from distill.export.preprocessing import InputSpec
+from distill.training.run_record import read_record, write_record
 from featstore.cli.recipe import parse
+from featstore.format.checksummed_json import seal, unseal
 from featstore.errors import ConfigError, FeatstoreError
 from featstore.extraction.config import ExtractConfig
 from pipelines import extract
@@ -159,6 +161,7 @@ class Sorts(torch.nn.Module):
         return torch.linalg.eigvalsh(images[:, :, :3, :3])
 
 
+@pytest.mark.slow
 def test_what_is_refused(run_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """An operator without a counterpart, keys that do not match, a missing runtime, another store: nothing is left."""
     spec = InputSpec((8, 8), (0.5,) * 3, (0.5,) * 3)
@@ -179,13 +182,21 @@ def test_what_is_refused(run_folder: Path, tmp_path: Path, monkeypatch: pytest.M
     shutil.copytree(run_folder, broken, ignore=shutil.ignore_patterns("export"))
     monkeypatch.setattr("distill.export.executorch_model.installed", lambda: False)
     refused("executorch is not installed: pip install", formats=["executorch"])
-    other = json.loads((broken / "config.json").read_text())
+    other = unseal((broken / "config.json").read_bytes())
     text = json.dumps(other)
     other["teachers"][0]["store_fingerprint"] = "0" * 64
-    (broken / "config.json").write_text(json.dumps(other))
+
+    def change(text: str) -> None:
+        """Replace config.json, with its checksums."""
+        (broken / "config.json").write_bytes(seal(json.loads(text)))
+        record = read_record(broken)
+        assert record is not None
+        write_record(broken, record, record["files"])
+
+    change(json.dumps(other))
     store = str(run_folder.parents[2] / "store")
     refused(
         r"--store: .*store has the fingerprint .*, the student was distilled from 0000", store=store
     )
-    (broken / "config.json").write_text(text.replace("test_efficientnet", "test_convnext"))
+    change(text.replace("test_efficientnet", "test_convnext"))
     refused(r"--model .*does not fit the model: \d+ keys are missing")

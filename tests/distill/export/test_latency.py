@@ -173,6 +173,7 @@ def test_all_runtimes_side_by_side(
     assert "in turn in one process" in numbers.text(found)
 
 
+@pytest.mark.slow
 def test_pytorch_is_told_its_threads(student_folder: tuple[Path, Student]) -> None:
     """The number belongs to the process, so that every call sees to it."""
     model = candidate("pytorch", runtime="PyTorch", path=student_folder[0], size=(32, 32))

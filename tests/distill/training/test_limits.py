@@ -20,6 +20,7 @@ from tests.distill.conftest import MakeConfig
 from tests.distill.training.test_loop import ROOT, elsewhere, folder, full, prepared, start
 
 
+@pytest.mark.slow
 def test_a_time_limit_ends_a_run_that_resumes_to_the_bit(make_config: MakeConfig) -> None:
     """With no time left a run ends after one step, with a checkpoint; without a limit it goes on from there."""
     straight, limited = full(make_config), elsewhere(full(make_config))

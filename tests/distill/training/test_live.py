@@ -167,6 +167,7 @@ def test_stored_features_train_like_the_live_teacher(
         compare(cached, live, TOLERANCE[dtype])
 
 
+@pytest.mark.slow
 def test_two_stores_train_like_two_live_teachers(
     make_store: MakeStore, make_teacher: MakeTeacher, make_config: MakeConfig, tmp_path: Path
 ) -> None:

@@ -245,6 +245,7 @@ def test_what_was_stated_is_kept(plain_store: Path, capsys: pytest.CaptureFixtur
     assert "sign the store again" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_a_card_by_somebody_else_is_left_alone(
     plain_store: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -593,6 +594,7 @@ needs_browser = pytest.mark.skipif(
 TYPE = "const e = document.querySelector('.atlas input'); e.value = {}; e.dispatchEvent(new Event('input'))"
 
 
+@pytest.mark.slow
 @needs_browser
 def test_a_browser_opens_the_page(hostile: Path, tmp_path: Path) -> None:
     """From disk: all is drawn, nothing is fetched, no name runs, search and click work, nothing sticks out."""

@@ -172,6 +172,7 @@ def test_version_and_help(capsys: pytest.CaptureFixture[str]) -> None:
         assert [text for text in texts if text not in out] == []
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("arguments", "heavy"),
     [

@@ -596,6 +596,7 @@ def test_forged_headers(mirrored: tuple[FeatureStore, Rows], place: str) -> None
         commit_bytes(store, 0, sound)
 
 
+@pytest.mark.slow
 @settings(deadline=None)
 @given(data=st.data())
 def test_garbage_with_right_checksums(data: st.DataObject, tmp_path_factory: Any) -> None:

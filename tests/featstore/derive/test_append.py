@@ -234,6 +234,7 @@ def test_a_reader_never_meets_half_a_version(tmp_path: Path) -> None:
     check(path, joined(*parts))
 
 
+@pytest.mark.slow
 def test_a_kill_at_each_step(tmp_path: Path) -> None:
     """Before every single call that changes the disk: the old version or the new one, whole; the same command ends at
     the bytes of one that was not killed, and leaves nothing lying about.

@@ -204,6 +204,7 @@ def test_wrong_names_fail_before_anything_is_loaded(name: str) -> None:
         ExtractConfig(store=StoreConfig(fields=[name]))
 
 
+@pytest.mark.slow
 def test_fields_are_checked_without_weights(monkeypatch: pytest.MonkeyPatch) -> None:
     """A grid that is too fine and a wrong name are found on shapes alone: nothing is fetched or read."""
 

@@ -392,7 +392,7 @@ def test_the_command(command: list[str], store: Path, capsys: pytest.CaptureFixt
         scale_row(store, "mean", row, 1.5)
     assert main(command) == 1
     text = capsys.readouterr().out
-    assert "DIFFERS    mean: most in " in text
+    assert "DIFFERS    mean: largest in " in text
     assert "; the features are not those of the teacher" in text.splitlines()[-1]
     assert main([*command, "--json"]) == 1
     said = json.loads(capsys.readouterr().out)

@@ -230,6 +230,7 @@ def test_a_run_that_stopped_is_resumed(tmp_path: Path) -> None:
         assert out.rows_done == N
 
 
+@pytest.mark.slow
 def test_a_killed_run_is_resumed(tmp_path: Path) -> None:
     """SIGKILL in the middle: what was committed stays, what was staged is cleared away."""
     code = (

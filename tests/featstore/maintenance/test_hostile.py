@@ -851,6 +851,7 @@ def snapshot(folder: Path) -> dict[str, Any]:
     }
 
 
+@pytest.mark.slow
 def test_nothing_outside_was_touched(seen: dict[str, Any]) -> None:
     """No file outside of the stores has changed, none has come, none has gone."""
     assert seen["outside"]

@@ -128,6 +128,7 @@ def test_compressed_rows_in_many_threads(codec: Any, tmp_path: Path) -> None:
     np.testing.assert_array_equal(store.gather("z", np.arange(NUM_ROWS)), values)
 
 
+@pytest.mark.slow
 def test_a_fork_while_a_thread_reads(tmp_path: Path) -> None:
     """A child of a process with reading threads neither waits for a lock nor inherits half a cache."""
     values = heavy_tailed(NUM_ROWS, 1, 64).astype(np.float16)

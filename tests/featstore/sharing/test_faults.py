@@ -122,6 +122,7 @@ def test_answers_to_other_requests(
     assert any(fault.name.endswith("/manifest.json") for fault in proxy.injected)
 
 
+@pytest.mark.slow
 def test_cut_connections_of_sftp_lose_nothing(sftp: Sftp, tmp_path: Path) -> None:
     """Each connection, which all jobs share, lives for some thousand bytes, until six were cut."""
     manifest = make_manifest(num_rows=24, shard_rows=8, views=1)
