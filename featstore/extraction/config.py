@@ -128,8 +128,8 @@ class StoreConfig:
     shard_rows: int = 4096
     """Most rows of one shard, the unit of work of a process: an interruption loses at most the shards in work."""
     shard_s: int = 60
-    """Most seconds of one shard, as measured when the store is made; 0 cuts by rows and megabytes alone. A store
-    that is there keeps its shards."""
+    """Most seconds of one shard (of a batch or more), as measured when the store is made; 0 cuts by rows and megabytes
+    alone. A store that is there keeps its shards."""
     shard_mb: int = 256
     """Most megabytes of one shard object; wide fields get fewer rows."""
     lease_s: int = 60

@@ -63,10 +63,15 @@ def measure(config: ExtractConfig, *, views: ViewSet, source: Source, teacher: T
     def decode() -> int:
         return len(dataset.load(range(len(few.reasons))).reasons)
 
-    start = time.perf_counter()
+    # Batches grow while they take little time: a whole batch of a slow teacher can take minutes. The first pass is cold.
     run_teacher(teacher, few.images[:1])
-    affordable = TEACHER_S / (time.perf_counter() - start)
-    count = max(1, min(config.batch_size, int(affordable)))
+    count, seconds = 1, 0.0
+    while count < config.batch_size and seconds < TEACHER_S / 4:
+        count = min(config.batch_size, 2 * count)
+        images = few.images.repeat(-(-count // len(few.images)), 1, 1, 1, 1)[:count]
+        start = time.perf_counter()
+        run_teacher(teacher, images)
+        seconds = time.perf_counter() - start
     images = few.images.repeat(-(-count // len(few.images)), 1, 1, 1, 1)[:count]
 
     def forward() -> int:

@@ -48,9 +48,6 @@ from featstore.reading.store import FeatureStore
 from featstore.sources import Source, mirror_work
 from featstore.version import __version__
 
-LEAST_ROWS = 8
-"""Rows of the smallest shard that is cut by time."""
-
 MOST_NUMBERS = 2**24
 """Numbers of a calibration sample; wide fields get fewer rows, so that it stays within some 100 MB."""
 
@@ -215,7 +212,7 @@ def _cut_work(
             rows = min(rows, found.work.shard_rows)
     elif config.store.shard_s and rates is not None:
         in_time = int(min(rates.teacher, rates.decode) * config.store.shard_s)
-        rows = min(rows, power_of_two(max(LEAST_ROWS, in_time)))
+        rows = min(rows, power_of_two(max(config.batch_size, in_time)))
     return WorkRecord(shard_rows=rows, batch_size=config.batch_size)
 
 

@@ -108,7 +108,7 @@ def build(config: TeacherConfig, *, skeleton: bool = False) -> Built:
     )
     licence = "" if config.weights else str(getattr(published, "license", None) or "")
     notes = []
-    stated = config.mean and config.std and config.crop_pct and config.interpolation
+    stated = config.mean and config.std
     if config.weights and not (tag or stated) and published is not None and published.tag:
         notes.append(
             f"--teacher.name {config.name} has no tag: preprocessing is that of timm's default, {base}.{published.tag}"

@@ -195,7 +195,7 @@ def rows_of_a_shard(
     ("rate", "shard_s", "expected"),
     [
         (0.4, 60, 16),
-        (0.01, 60, 8),
+        (0.01, 60, 2),
         (1.0, 60, 32),
         (1000.0, 60, 4096),
         (0.4, 0, 4096),
@@ -205,7 +205,7 @@ def rows_of_a_shard(
 def test_shards_are_sized_by_time(
     image_folder: Path, tmp_path: Path, rate: float, shard_s: int, expected: int
 ) -> None:
-    """A power of two of rows that take at most so long, at least eight; 0 leaves time out."""
+    """A power of two of rows that take at most so long, at least one batch; 0 leaves time out."""
     assert rows_of_a_shard(image_folder, tmp_path / "s", rate=rate, shard_s=shard_s) == expected
 
 
