@@ -63,7 +63,7 @@ def measure(config: ExtractConfig, *, views: ViewSet, source: Source, teacher: T
     def decode() -> int:
         return len(dataset.load(range(len(few.reasons))).reasons)
 
-    # Batches grow while they take little time: a whole batch of a slow teacher can take minutes. The first pass is cold.
+    # Batches grow while they are quick: a whole batch of a slow teacher can take minutes. The first pass is cold.
     run_teacher(teacher, few.images[:1])
     count, seconds = 1, 0.0
     while count < config.batch_size and seconds < TEACHER_S / 4:
