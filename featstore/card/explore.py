@@ -12,13 +12,13 @@ import numpy.typing as npt
 from featstore.card.escape import plain
 from featstore.card.statistics import read_vectors
 from featstore.card.survey import Sample, class_name
+from featstore.files.array_types import Rows
 from featstore.format.manifest import Manifest
 from featstore.pages.feature_map import PCA_WIDTH, embed
 from featstore.pages.parts import Block
 from featstore.reading.store import FeatureStore
 
 Floats = npt.NDArray[np.float32]
-Rows = npt.NDArray[np.int64]
 
 NEIGHBOURS = 12
 """K."""

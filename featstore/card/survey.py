@@ -10,14 +10,13 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
+from featstore.files.array_types import Rows
 from featstore.format.fields import field_columns
 from featstore.format.ledger import InvalidRow, ShardRecord, read_complete
 from featstore.format.manifest import Manifest
 from featstore.planning.costs import stored_bytes
 from featstore.reading.store import FeatureStore
 from featstore.reading.stored_rows import RowReader
-
-Rows = npt.NDArray[np.int64]
 
 MOST_SHARDS = 1000
 """Shards whose ledger entry and labels are read."""

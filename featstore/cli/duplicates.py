@@ -26,8 +26,9 @@ from featstore.duplicates.near import (
     near_duplicates,
     own_crops,
 )
-from featstore.duplicates.unit_vectors import ROUNDING, Floats, Rows, default_field
+from featstore.duplicates.unit_vectors import ROUNDING, Floats, default_field
 from featstore.errors import ConfigError, ViewMismatch, shorten
+from featstore.files.array_types import Rows
 from featstore.reading.store import FeatureStore
 from featstore.text import format_seconds
 

@@ -9,17 +9,14 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
+from featstore.files.array_types import Array, Rows
 from featstore.format.fields import Column, columns_of
 from featstore.format.ledger import ObjectRecord
 from featstore.format.manifest import Manifest
-
-Array = npt.NDArray[Any]
-Rows = npt.NDArray[np.int64]
 
 
 @dataclass(frozen=True)

@@ -11,14 +11,12 @@ from urllib.parse import quote
 
 import ml_dtypes
 import numpy as np
-import numpy.typing as npt
 
 from featstore.errors import ConfigError, StoreError
+from featstore.files.array_types import Array
 from featstore.files.tar_headers import MOST_MEMBER_BYTES
 from featstore.format.fields import Column, columns_of
 from featstore.format.manifest import Manifest, RaggedEncoding
-
-Array = npt.NDArray[Any]
 
 FOLDER = "shards"
 

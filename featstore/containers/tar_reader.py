@@ -19,6 +19,7 @@ from featstore.containers.address_range import EndToEnd
 from featstore.containers.block_checksums import Describe, ObjectFile, corrupt
 from featstore.containers.tar_layout import INDEX, STARTS, TarLayout, stored_dtype
 from featstore.errors import StoreError
+from featstore.files.array_types import Array, Rows
 from featstore.files.tar_headers import (
     BLOCK_BYTES,
     BadTar,
@@ -29,9 +30,6 @@ from featstore.files.tar_headers import (
     read_npy_header,
 )
 from featstore.format.fields import Column
-
-Array = npt.NDArray[Any]
-Rows = npt.NDArray[np.int64]
 
 _NPY_BYTES = 4096
 """The longest npy header that is read."""

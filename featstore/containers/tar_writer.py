@@ -9,14 +9,12 @@ from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
 from featstore.containers.tar_layout import INDEX, STARTS, TarLayout, stored_dtype
-from featstore.files.tar_headers import END, Bytes, extension_blocks, headers, npy_header, padded
+from featstore.files.array_types import Array, Bytes
+from featstore.files.tar_headers import END, extension_blocks, headers, npy_header, padded
 from featstore.format.artefacts import pack_texts
 from featstore.format.fields import Column
-
-Array = npt.NDArray[Any]
 
 
 class TarEncoder:

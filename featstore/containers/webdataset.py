@@ -16,13 +16,14 @@ from numpy.lib.stride_tricks import sliding_window_view
 
 import featstore.files.machine as memory
 from featstore.containers.address_range import EndToEnd
-from featstore.containers.base import Array, Backend, ColumnReader, EncodedObject, Rows
+from featstore.containers.base import Backend, ColumnReader, EncodedObject
 from featstore.containers.block_checksums import ObjectFile, map_file
 from featstore.containers.tar_layout import FOLDER, TarLayout
 from featstore.containers.tar_reader import TarShard
 from featstore.containers.tar_writer import TarEncoder, as_bytes
 from featstore.errors import ShardCorrupt, StoreError
-from featstore.files.tar_headers import END, Bytes
+from featstore.files.array_types import Array, Bytes, Rows
+from featstore.files.tar_headers import END
 from featstore.files.thread_lock import ThreadLock
 from featstore.format.fields import Column, check_columns
 from featstore.format.ledger import ObjectRecord, entry_path, read_entry

@@ -27,9 +27,11 @@ from numcodecs.vlen import VLenUTF8
 
 import featstore.files.machine as memory
 from featstore.containers.address_range import PAGE_BYTES, SideBySide
-from featstore.containers.base import Array, Backend, ColumnReader, EncodedObject, Rows
+from featstore.containers.base import Backend, ColumnReader, EncodedObject
 from featstore.containers.block_checksums import Describe, ObjectFile, corrupt, map_file
 from featstore.errors import ShardCorrupt, StoreError
+from featstore.files.array_types import Array, Rows
+from featstore.files.limits import cores
 from featstore.files.thread_lock import ThreadLock
 from featstore.format.fields import Column, check_columns
 from featstore.format.ledger import ObjectRecord, entry_path
@@ -544,7 +546,7 @@ class ChunkedColumn(BlockColumn):
                 one(chunk, place)
             return
         # Made for each call: threads do not survive a fork, and starting them costs less than one chunk.
-        with ThreadPoolExecutor(os.cpu_count()) as pool:
+        with ThreadPoolExecutor(cores()) as pool:
             list(pool.map(one, chunks, places))
 
 

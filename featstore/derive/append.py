@@ -19,7 +19,6 @@ from pathlib import Path
 import numpy as np
 
 from featstore.containers import make_backend
-from featstore.containers.base import Rows
 from featstore.derive.compatibility import (
     check_same_rows,
     common_artefacts,
@@ -32,6 +31,7 @@ from featstore.derive.composition import Axis, Composition, ShardMaker, artefact
 from featstore.derive.matching import samples_of
 from featstore.derive.merge_rows import Duplicates, without_duplicates
 from featstore.errors import ConfigError, ManifestMismatch, StoreWriteError, shorten
+from featstore.files.array_types import Rows
 from featstore.files.atomic import (
     TEMPORARY_PREFIX,
     Disk,

@@ -10,8 +10,8 @@ from typing import Any
 
 import numpy as np
 
-from featstore.containers.base import Rows
 from featstore.errors import ConfigError, ManifestMismatch, command, shorten
+from featstore.files.array_types import Rows
 from featstore.format.manifest import (
     ArtefactRecord,
     FieldRecord,

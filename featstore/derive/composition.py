@@ -16,7 +16,7 @@ from pathlib import Path
 
 import numpy as np
 
-from featstore.containers.base import Array, Rows
+from featstore.files.array_types import Array, Rows
 from featstore.format.artefacts import artefact_path
 from featstore.format.fields import Ragged, empty_columns, field_columns, put
 from featstore.format.int8 import Channels

@@ -12,8 +12,8 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from featstore.containers.base import Rows
 from featstore.derive.composition import Axis, ids_of
+from featstore.files.array_types import Rows
 from featstore.format.views import ViewSet
 from featstore.reading.store import FeatureStore
 

@@ -8,7 +8,6 @@ from typing import Literal
 import numpy as np
 import numpy.typing as npt
 
-from featstore.containers.base import Rows
 from featstore.derive.compatibility import (
     check_same_rows,
     common_artefacts,
@@ -20,6 +19,7 @@ from featstore.derive.compatibility import (
 from featstore.derive.composition import Axis, Composition, artefact_bytes, cut_like, ids_of
 from featstore.derive.matching import Samples, first_of, samples_of, views_depend_on_ids
 from featstore.errors import ConfigError, shorten
+from featstore.files.array_types import Rows
 from featstore.format.ids import ids_sha256
 from featstore.format.manifest import SourceRecord, WorkRecord, new_manifest
 from featstore.reading.store import FeatureStore

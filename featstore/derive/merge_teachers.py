@@ -8,7 +8,6 @@ from typing import Literal
 import numpy as np
 import numpy.typing as npt
 
-from featstore.containers.base import Rows
 from featstore.derive.compatibility import common_classes, common_origin, renumbered
 from featstore.derive.composition import (
     NO_ROW,
@@ -20,6 +19,7 @@ from featstore.derive.composition import (
 )
 from featstore.derive.matching import Samples, samples_of, views_depend_on_ids
 from featstore.errors import ConfigError, ManifestMismatch, shorten
+from featstore.files.array_types import Rows
 from featstore.format.ids import check_name, ids_sha256
 from featstore.format.manifest import (
     ArtefactRecord,

@@ -10,9 +10,9 @@ from typing import Literal
 
 import numpy as np
 
-from featstore.containers.base import Array, Rows
 from featstore.derive.composition import Composition, artefact_bytes, compose, whole
 from featstore.errors import ConfigError
+from featstore.files.array_types import Array, Rows
 from featstore.format.artefacts import describe, pack, read_channels
 from featstore.format.fields import numpy_dtype
 from featstore.format.int8 import Channels, RoundingError, calibrate, dequantise, rounding_error

@@ -10,7 +10,6 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from featstore.containers.base import Rows
 from featstore.derive.composition import (
     Axis,
     Composition,
@@ -21,6 +20,7 @@ from featstore.derive.composition import (
     whole,
 )
 from featstore.errors import ConfigError, MissingSamples, shorten
+from featstore.files.array_types import Rows
 from featstore.format.ids import ids_sha256
 from featstore.format.manifest import ArtefactRecord, Int8Encoding, Manifest, new_manifest
 from featstore.reading.store import FeatureStore

@@ -10,13 +10,11 @@ from dataclasses import dataclass
 from itertools import combinations
 
 import numpy as np
-import numpy.typing as npt
 
 from featstore.errors import ConfigError, shorten
+from featstore.files.array_types import Rows
 from featstore.reading.store import FeatureStore
 from featstore.sources.base import matches
-
-Rows = npt.NDArray[np.int64]
 
 TEST = "test"
 """Name of the part whose images must not be in other parts."""

@@ -18,12 +18,12 @@ from featstore.duplicates.unit_vectors import (
     BLOCK_BYTES,
     ROUNDING,
     Floats,
-    Rows,
     UnitVectors,
     blocks,
     field_record,
 )
 from featstore.errors import ConfigError
+from featstore.files.array_types import Rows
 from featstore.reading.store import FeatureStore
 
 THRESHOLD = 0.97

@@ -13,10 +13,10 @@ import numpy as np
 import numpy.typing as npt
 
 from featstore.errors import ConfigError, shorten
+from featstore.files.array_types import Rows
 from featstore.format.manifest import FieldRecord
 from featstore.reading.store import FeatureStore
 
-Rows = npt.NDArray[np.int64]
 Floats = npt.NDArray[np.float32]
 
 BLOCK_ROWS = 4096

@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from featstore.containers.base import Array
 from featstore.errors import DecodeError, SourceError
+from featstore.files.array_types import Array
 from featstore.format.ids import content_sha256
 from featstore.format.manifest import PreprocessingRecord
 from featstore.format.views import ViewSet

@@ -19,13 +19,13 @@ import torch
 from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list
 
-from featstore.containers.base import Array
 from featstore.derive.composition import artefact_bytes
 from featstore.errors import FeatstoreError, TeacherError
 from featstore.extraction.config import ExtractConfig
 from featstore.extraction.images import ViewDataset
 from featstore.extraction.shards import TEACHER, refuse_non_finite, run_teacher
 from featstore.extraction.teachers import Precision, Teacher, best_precision
+from featstore.files.array_types import Array
 from featstore.format.artefacts import describe, pack
 from featstore.format.ids import ids_sha256
 from featstore.format.int8 import calibrate

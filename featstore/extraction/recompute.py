@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
-import numpy.typing as npt
 import torch
 
 from featstore.errors import (
@@ -30,6 +29,7 @@ from featstore.extraction.field_names import FIELD
 from featstore.extraction.images import ViewDataset
 from featstore.extraction.shards import run_teacher
 from featstore.extraction.teachers import Teacher, build_teacher
+from featstore.files.array_types import Array
 from featstore.format.manifest import (
     FieldRecord,
     Int8Encoding,
@@ -40,8 +40,6 @@ from featstore.format.manifest import (
 from featstore.reading.store import FeatureStore
 from featstore.sources import Source, open_source
 from featstore.sources.config import SourceConfig
-
-Array = npt.NDArray[Any]
 
 ARITHMETIC = {"fp32": 2e-3, "fp16": 1e-2, "bf16": 5e-2}
 """Relative error (L2, of one row and view) that another machine, library or batch may cause, by the precision of the

@@ -9,6 +9,8 @@ SHARED_MEMORY = Path("/dev/shm")
 
 CGROUP = Path("/sys/fs/cgroup")
 
+PROC = Path("/proc")
+
 
 def cores() -> int:
     """Processor cores that this process may use: affinity and the limits of a container (cgroup 1 and 2) counted."""
@@ -31,6 +33,27 @@ def _quota_1() -> tuple[int, int]:
     folder = CGROUP / "cpu"
     quota, period = ((folder / f"cpu.cfs_{name}_us").read_text() for name in ("quota", "period"))
     return int(quota), int(period)
+
+
+def free_memory() -> int:
+    """Free memory in bytes, the limits of a container counted; more than there can be where the system does not say.
+
+    The page cache counts as free: the system gives it back when memory is needed.
+    """
+    free = 2**62
+    with suppress(OSError, ValueError, StopIteration):
+        lines = (PROC / "meminfo").read_text().splitlines()
+        free = (
+            next(int(line.split()[1]) for line in lines if line.startswith("MemAvailable:")) << 10
+        )
+    for limit, used in (
+        ("memory.max", "memory.current"),
+        ("memory/memory.limit_in_bytes", "memory/memory.usage_in_bytes"),
+    ):
+        with suppress(OSError, ValueError):  # "max" is no number
+            left = int((CGROUP / limit).read_text()) - int((CGROUP / used).read_text())
+            free = min(free, left)
+    return max(0, free)
 
 
 def free_shared_memory() -> int:

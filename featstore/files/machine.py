@@ -5,16 +5,14 @@ than there is and ends the process when it is used, so large amounts are compare
 """
 
 import math
-from pathlib import Path
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from featstore.errors import StoreError
+from featstore.files.array_types import Array
+from featstore.files.limits import free_memory
 from featstore.text import format_bytes
-
-Array = npt.NDArray[Any]
 
 LARGE_BYTES = 256 * 2**20
 """Less is asked for without a look at what is free."""
@@ -57,34 +55,15 @@ def check(shape: tuple[int, ...], dtype: npt.DTypeLike, *, where: object) -> Non
         StoreError: it is.
     """
     size = _bytes(shape, dtype)
-    if size > LARGE_BYTES and size > free_bytes():
+    if size > LARGE_BYTES and size > free_memory():
         raise too_little(where, shape, dtype)
-
-
-def free_bytes() -> int:
-    """Memory that this process can still have, bytes; more than there can be where the system does not say."""
-    free = _number("/proc/meminfo", "MemAvailable:") * 1024
-    limit = _number("/sys/fs/cgroup/memory.max")
-    if limit:
-        free = min(free, limit - _number("/sys/fs/cgroup/memory.current"))
-    return free or 2**62
-
-
-def _number(path: str, after: str = "") -> int:
-    """The first number of a file, or of what follows a word in it; 0 where there is none."""
-    try:
-        text = Path(path).read_text()
-        words = (text.partition(after)[2] if after else text).split()
-    except OSError:
-        return 0
-    return int(words[0]) if words and words[0].isdecimal() else 0
 
 
 def too_little(where: object, shape: tuple[int, ...], dtype: npt.DTypeLike) -> StoreError:
     """Build the error for an array that there is no memory for."""
     return StoreError(
         f"{where}: what it states takes {format_bytes(_bytes(shape, dtype))} of memory at once, and this machine has "
-        f"{format_bytes(free_bytes())} free. Ask for fewer rows or use a larger machine; if nobody would store so "
+        f"{format_bytes(free_memory())} free. Ask for fewer rows or use a larger machine; if nobody would store so "
         "much, the manifest is wrong."
     )
 

@@ -10,10 +10,8 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
-import numpy.typing as npt
 
-Array = npt.NDArray[Any]
-Bytes = npt.NDArray[np.uint8]
+from featstore.files.array_types import Array, Bytes
 
 BLOCK_BYTES = 512
 END = bytes(2 * BLOCK_BYTES)

@@ -8,20 +8,17 @@ import os
 from collections.abc import Mapping, Sequence
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 
 from featstore.errors import ConfigError, ShardCorrupt, shorten
+from featstore.files.array_types import Array
 from featstore.files.atomic import write_bytes
 from featstore.files.untrusted import open_plain, plain_size
 from featstore.format.int8 import Channels
 from featstore.format.manifest import ArtefactRecord, Int8Encoding, Manifest
-
-Array = npt.NDArray[Any]
 
 FOLDER = "artefacts"
 

@@ -17,6 +17,7 @@ import numpy.typing as npt
 
 import featstore.files.machine as memory
 from featstore.errors import ConfigError
+from featstore.files.array_types import Array
 from featstore.format.int8 import Channels, quantise
 from featstore.format.manifest import (
     Codec,
@@ -26,8 +27,6 @@ from featstore.format.manifest import (
     RaggedEncoding,
     TopKEncoding,
 )
-
-Array = npt.NDArray[Any]
 
 
 @dataclass(frozen=True)

@@ -8,12 +8,13 @@ nearest neighbour is unchanged for 99 rows of 100 (docs/performance.md).
 
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
 
-Array = npt.NDArray[Any]
+from featstore.files.array_types import Array
+
 Scheme = Literal["row", "channel", "channel_row"]
 
 TILE = 16

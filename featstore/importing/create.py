@@ -17,8 +17,9 @@ import numpy.typing as npt
 
 from featstore.containers import make_backend
 from featstore.errors import ConfigError, FeatstoreError, StoreIncomplete, shorten
+from featstore.files.array_types import Array
 from featstore.files.locks import exclusive
-from featstore.format.fields import Array, empty_columns, numpy_dtype, put, put_ragged
+from featstore.format.fields import empty_columns, numpy_dtype, put, put_ragged
 from featstore.format.ids import check_sample_ids, ids_sha256
 from featstore.format.ledger import pending_shards
 from featstore.format.manifest import (

@@ -15,7 +15,7 @@ from typing import Any, Literal
 import numpy as np
 
 from featstore.errors import ConfigError, SourceError, shorten
-from featstore.format.fields import Array
+from featstore.files.array_types import Array
 from featstore.importing.create import field_of
 
 Kind = Literal["npy", "parquet", "hf", "clip-retrieval"]

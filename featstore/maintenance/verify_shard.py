@@ -10,9 +10,10 @@ from typing import Literal
 
 import numpy as np
 
-from featstore.containers.base import Array, Backend
+from featstore.containers.base import Backend
 from featstore.containers.block_checksums import damaged_blocks, why_unreadable
 from featstore.errors import ShardCorrupt, StoreError, command, shorten
+from featstore.files.array_types import Array
 from featstore.files.untrusted import plain_size
 from featstore.format.ledger import LEDGER_FOLDER, ObjectRecord, ShardRecord, entry_path, read_entry
 from featstore.maintenance.verify_values import ShardRules

@@ -7,17 +7,14 @@ A checksum says that bytes are those that were written, not that the writer was 
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
+from featstore.files.array_types import Array, Mask
 from featstore.format.fields import Column
 from featstore.format.int8 import LARGEST
 from featstore.format.manifest import FieldRecord, Manifest, RaggedEncoding, TopKEncoding
-
-Array = npt.NDArray[Any]
-Mask = npt.NDArray[np.bool_]
 
 STEP_BYTES = 8 * 2**20
 """Numbers are looked at in pieces of about this size, so that what is computed on the way stays small."""

@@ -24,7 +24,7 @@ from typing import Literal
 
 from featstore.errors import StoreWriteError, command
 from featstore.files.disk import existing_parent, free_bytes, measure_disk
-from featstore.files.limits import SHARED_MEMORY, cores, free_shared_memory
+from featstore.files.limits import SHARED_MEMORY, cores, free_memory, free_shared_memory
 from featstore.text import format_bytes
 
 State = Literal["ok", "warn", "fail"]
@@ -145,19 +145,12 @@ def _processor() -> Iterator[Check]:
 
 
 def _memory() -> Iterator[Check]:
-    words = _read("/proc/meminfo").split()
-    if "MemAvailable:" not in words:
-        return
-    free = int(words[words.index("MemAvailable:") + 1]) * 1024
-    limit = _read("/sys/fs/cgroup/memory.max").strip()
-    if limit.isdecimal():  # a container's own limit
-        used = _read("/sys/fs/cgroup/memory.current").strip()
-        free = min(free, int(limit) - int(used or 0))
+    free = free_memory()
     enough = free >= LEAST_MEMORY_BYTES
     yield Check(
         "memory",
         "ok" if enough else "warn",
-        f"{format_bytes(max(0, free))} available",
+        f"{format_bytes(free)} available",
         "" if enough else "Three shards are in memory at a time: use a smaller --store.shard_mb.",
     )
 

@@ -3,22 +3,18 @@
 # n rows, V views, C channels (last axis)
 
 from collections.abc import Iterator
-from typing import Any
 
 import ml_dtypes
 import numpy as np
-import numpy.typing as npt
 
 from featstore.containers.zarr import encoded_bytes
 from featstore.errors import ConfigError
+from featstore.files.array_types import Array, Rows
 from featstore.format.fields import field_columns
 from featstore.format.int8 import Scheme, calibrate, quantise
 from featstore.format.manifest import FieldRecord, Int8Encoding, RaggedEncoding, TopKEncoding
 from featstore.planning.costs import CODECS, Choice
 from featstore.reading.store import FeatureStore
-
-Array = npt.NDArray[Any]
-Rows = npt.NDArray[np.int64]
 
 FLOATS = ("float32", "float16", "bfloat16")
 HOLDS = {

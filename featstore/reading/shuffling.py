@@ -14,8 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from featstore.errors import ConfigError
-
-Rows = npt.NDArray[np.int64]
+from featstore.files.array_types import Rows
 
 ROUNDS = 6
 

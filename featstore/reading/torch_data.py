@@ -13,12 +13,12 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, get_worker_info
 
-from featstore.containers.base import Array
 from featstore.errors import ConfigError
+from featstore.files.array_types import Array, Rows
 from featstore.format.fields import Codes, Ragged, TopK
 from featstore.format.manifest import Int8Encoding, RaggedEncoding, TopKEncoding
 from featstore.reading.open_store import OpenStore
-from featstore.reading.shuffling import BatchSampler, Order, Rows
+from featstore.reading.shuffling import BatchSampler, Order
 
 TORCH_DTYPES = {
     "float16": torch.float16,

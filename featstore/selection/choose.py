@@ -19,8 +19,9 @@ import numpy.typing as npt
 from featstore.derive.subset import choose
 from featstore.duplicates.groups import exact_duplicates, join_groups
 from featstore.duplicates.near import THRESHOLD, near_duplicates
-from featstore.duplicates.unit_vectors import Floats, Rows, UnitVectors, blocks, default_field
+from featstore.duplicates.unit_vectors import Floats, UnitVectors, blocks, default_field
 from featstore.errors import ConfigError, ManifestMismatch, shorten
+from featstore.files.array_types import Rows
 from featstore.format.ids import write_ids
 from featstore.format.manifest import MANIFEST_NAME, differences
 from featstore.places.open_place import is_url

@@ -8,7 +8,8 @@ import numpy as np
 
 from featstore.card.pictures import thumbnails
 from featstore.card.survey import Sample
-from featstore.duplicates.unit_vectors import Floats, Rows
+from featstore.duplicates.unit_vectors import Floats
+from featstore.files.array_types import Rows
 from featstore.files.atomic import write_bytes
 from featstore.pages.parts import Block, Gallery, Page, Picture, Section, Table, Tile
 from featstore.pages.render import render

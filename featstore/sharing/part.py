@@ -12,10 +12,10 @@ from pathlib import Path
 
 import numpy as np
 
-from featstore.containers.base import Rows
 from featstore.derive.composition import compose
 from featstore.derive.subset import choose, plan_subset
 from featstore.errors import ConfigError, StoreError, shorten
+from featstore.files.array_types import Rows
 from featstore.format.manifest import Manifest, read_manifest
 from featstore.reading.cached.published_store import Contents
 from featstore.reading.store import FeatureStore

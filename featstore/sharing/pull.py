@@ -9,8 +9,8 @@ import tempfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
-from featstore.containers.base import Rows
 from featstore.errors import ConfigError
+from featstore.files.array_types import Rows
 from featstore.files.atomic import write_bytes
 from featstore.files.locks import exclusive
 from featstore.format.ledger import complete_path

@@ -18,8 +18,8 @@ from pathlib import Path
 import numpy as np
 
 from featstore.containers import Backend, make_backend
-from featstore.containers.base import Array
 from featstore.errors import StoreBusy, StoreNotFound, StoreWriteError, shorten
+from featstore.files.array_types import Array
 from featstore.files.atomic import (
     TEMPORARY_PREFIX,
     Disk,

@@ -17,8 +17,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from featstore.containers.base import Array
 from featstore.derive.exporters.base import CONTENT, LABEL, Batch, Column, Exporter
+from featstore.files.array_types import Array
 from featstore.files.atomic import make_folder, refused, write_bytes
 from featstore.format.fields import Ragged
 

@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from featstore.containers.base import Array
+from featstore.files.array_types import Array
 from featstore.format.fields import Ragged
 
 Kind = Literal["numbers", "text", "ragged"]

@@ -9,9 +9,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from featstore.containers.base import Array, Rows
 from featstore.derive.exporters.base import CONTENT, LABEL, ROW, SAMPLE_ID, VALID, Batch, Column
 from featstore.errors import ConfigError
+from featstore.files.array_types import Array, Rows
 from featstore.format.fields import Ragged, numpy_dtype
 from featstore.format.manifest import FieldRecord, RaggedEncoding, TopKEncoding
 from featstore.reading.store import FeatureStore

@@ -13,9 +13,9 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
-from featstore.containers.base import Array
 from featstore.derive.exporters.base import SAMPLE_ID, Batch, Column, Exporter
 from featstore.errors import StoreError
+from featstore.files.array_types import Array
 from featstore.files.atomic import make_folder, refused
 from featstore.format.fields import Ragged
 

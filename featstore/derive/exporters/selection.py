@@ -4,9 +4,9 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from featstore.containers.base import Rows
 from featstore.derive.exporters.base import SAMPLE_ID, VALID
 from featstore.errors import ConfigError, shorten
+from featstore.files.array_types import Rows
 from featstore.reading.store import FeatureStore
 from featstore.sources.base import matches
 

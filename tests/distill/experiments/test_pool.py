@@ -89,9 +89,9 @@ def test_in_this_process_a_failure_is_told_too() -> None:
 def test_seats_share_cores_memory_and_gpus(monkeypatch: pytest.MonkeyPatch) -> None:
     """One run per GPU; without any, as many as cores and memory allow; never more than runs; --jobs N is taken."""
     assert machine.cores() >= 1
-    assert machine.free_bytes() > 0
+    assert machine.free_memory() > 0
     monkeypatch.setattr(machine, "cores", lambda: 16)
-    monkeypatch.setattr(machine, "free_bytes", lambda: 10 * 2**30)
+    monkeypatch.setattr(machine, "free_memory", lambda: 10 * 2**30)
     assert [seat.device for seat in machine.seats(0, 99, gpus=["2", "5"])] == ["2", "5"]
     assert [seat.device for seat in machine.seats(3, 99, gpus=["2", "5"])] == ["2", "5", "2"]
     assert len(machine.seats(0, 99)) == 10 * 2**30 // machine.RUN_BYTES

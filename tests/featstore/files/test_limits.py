@@ -49,6 +49,34 @@ def test_cores_of_a_container(
 
 
 @pytest.mark.parametrize(
+    ("files", "expected"),
+    [
+        ({}, 1_024_000_000),
+        ({"memory.max": "600000000", "memory.current": "100000000"}, 500_000_000),
+        ({"memory.max": "max", "memory.current": "100000000"}, 1_024_000_000),
+        ({"memory.max": "6", "memory.current": "100"}, 0),
+        (
+            {
+                "memory/memory.limit_in_bytes": "600000000",
+                "memory/memory.usage_in_bytes": "100000000",
+            },
+            500_000_000,
+        ),
+    ],
+)
+def test_memory_of_a_container(
+    files: dict[str, str], expected: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The smaller of what the machine has and what is left of the limit of cgroup 1 or 2."""
+    for name, text in {**files, "meminfo": "MemFree: 5 kB\nMemAvailable:  1000000 kB\n"}.items():
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text(text)
+    monkeypatch.setattr(limits, "CGROUP", tmp_path)
+    monkeypatch.setattr(limits, "PROC", tmp_path)
+    assert limits.free_memory() == expected
+
+
+@pytest.mark.parametrize(
     ("cores", "processes", "workers", "threads"),
     [
         (1, 1, 2, 1),
