@@ -609,7 +609,7 @@ def verify(
     """Compare a store with its checksums and with its manifest. Nothing is changed.
 
     Args:
-        store: Folder of the store.
+        store: Folder or URL of the store. At a URL bytes are compared, not what they mean.
         sample: Check so many random blocks instead of every byte; takes the same time for any size of store.
         seed: Seed of the sample.
         workers: Threads that read.
@@ -628,8 +628,12 @@ def verify(
         (True, [])
     """
     from featstore.maintenance.verify import verify
+    from featstore.sharing.verify_url import verify_url
 
+    text = _text(store)
     with progress_bar(" blocks" if sample else " shards", show=progress) as report:
+        if is_url(text):
+            return verify_url(text, sample=sample, seed=seed, progress=report)
         return verify(_folder(store), sample=sample, seed=seed, workers=workers, progress=report)
 
 

@@ -106,7 +106,7 @@ def test_kind_of_images(tmp_path: Path, images: str) -> None:
 def test_a_function_wants_a_folder_not_a_url() -> None:
     """Functions that need local files name the URL and how to get the store."""
     with pytest.raises(featstore.ConfigError, match=r"s3://bucket/x.*featstore\.pull"):
-        featstore.verify("s3://bucket/x")
+        featstore.repair("s3://bucket/x")
 
 
 def test_every_error_is_in_the_tree() -> None:

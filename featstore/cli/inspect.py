@@ -3,11 +3,15 @@
 import argparse
 import json
 from collections import Counter
+from collections.abc import Sequence
+from contextlib import suppress
 from typing import Any
 
+from featstore.card.statement import read_card
 from featstore.cli import duplicates
 from featstore.cli.arguments import store_address
-from featstore.errors import command, printable
+from featstore.errors import ConfigError, StoreError, command, printable, shorten
+from featstore.format.file_names import CARD_NAME, SIGNATURE_NAME
 from featstore.format.ledger import read_complete
 from featstore.format.manifest import (
     FieldRecord,
@@ -17,10 +21,16 @@ from featstore.format.manifest import (
     TeacherRecord,
     TopKEncoding,
 )
+from featstore.maintenance.signing import changed_since_signed
+from featstore.places.open_place import is_url, open_place
+from featstore.reading.cached.cache import CacheConfig
 from featstore.reading.store import FeatureStore
 from featstore.text import format_bytes
 
 SHOWN = 20
+
+SIGNED = "there, not checked; featstore verify STORE --public-key KEY.pub checks it"
+
 COUNTED_SHARDS = 1000
 """Stores of fewer shards are counted without --counts: reading their ledger takes about a second."""
 
@@ -94,6 +104,7 @@ def summarise(store: FeatureStore, *, counts: bool) -> dict[str, Any]:
             name: item.model_dump(mode="json") for name, item in manifest.artefacts.items()
         },
         "source": {"kind": manifest.source.kind, "uri": manifest.source.uri},
+        **_beside(store),
         "seconds": None,
         "invalid": None,
     }
@@ -137,7 +148,10 @@ def lines(manifest: Manifest, summary: dict[str, Any]) -> list[str]:
     found += [
         f"teacher      {_teacher(name, item)}" for name, item in sorted(manifest.teachers.items())
     ]
+    found += _preprocessing(manifest)
     found += [
+        f"images       licence {summary['image_licence'] or 'not stated'}",
+        f"signature    {summary['signature']}",
         f"source       {source.kind} {source.uri}",
         f"rows         {_rows(summary)}",
         f"views        {len(summary['views'])}: {'; '.join(summary['views'])}",
@@ -158,6 +172,45 @@ def lines(manifest: Manifest, summary: dict[str, Any]) -> list[str]:
     if len(invalid) > SHOWN:
         found.append(f"skipped      ... and {len(invalid) - SHOWN} more (--json lists all)")
     return found
+
+
+def _preprocessing(manifest: Manifest) -> list[str]:
+    """One line for each different preprocessing, and the values in which they differ."""
+    by_text: dict[str, list[str]] = {}
+    for name, teacher in sorted(manifest.teachers.items()):
+        item = teacher.preprocessing
+        text = "none (no images)"
+        if item is not None:
+            text = (
+                f"{item.size[0]} x {item.size[1]} px, crop {item.crop_mode} {item.crop_pct:g}, {item.interpolation}, "
+                f"mean {_numbers(item.mean)}, std {_numbers(item.std)}"
+            )
+        by_text.setdefault(text, []).append(name)
+    if len(by_text) <= 1:
+        return [f"input        {text}" for text in by_text]
+    return [f"input        {', '.join(names)}: {text}" for text, names in by_text.items()]
+
+
+def _numbers(values: Sequence[float]) -> str:
+    return " ".join(f"{value:.4g}" for value in values)
+
+
+def _beside(store: FeatureStore) -> dict[str, str]:
+    """What the card states of the images' licence, and whether there is a signature."""
+    if is_url(store.address):
+        signature = "not looked for"
+        with suppress(StoreError):
+            if not CacheConfig().offline:
+                there = open_place(store.address).size(SIGNATURE_NAME) is not None
+                signature = SIGNED if there else "none"
+        return {"image_licence": "", "signature": signature}
+    licence, signature = "", "none"
+    with suppress(ConfigError):  # a card that was written by hand
+        licence = read_card(store.path / CARD_NAME).statement.image_licence
+    if (store.path / SIGNATURE_NAME).is_file():
+        changed = changed_since_signed(store.path)
+        signature = f"STALE: {shorten(changed)} changed since" if changed else SIGNED
+    return {"image_licence": licence, "signature": signature}
 
 
 def _teacher(name: str, teacher: TeacherRecord) -> str:

@@ -67,7 +67,7 @@ class Helper:
         self,
         request: Answer,
         data: bytes = b"",
-        hear: Callable[[Answer], None] = lambda answer: None,
+        hear: Callable[[Answer], object] = lambda answer: None,
     ) -> Any:
         """Pass a request on and wait for its answer.
 

@@ -26,7 +26,7 @@ PIECE_BYTES = 2 * 2**20
 
 T = TypeVar("T")
 
-Count = Callable[[int], None]
+Count = Callable[[int], object]
 """Called with the bytes of each piece; with a negative number for bytes that are transferred again."""
 
 

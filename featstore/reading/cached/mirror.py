@@ -10,6 +10,7 @@ not changed, and are told otherwise.
 """
 
 import hashlib
+import multiprocessing
 import os
 import tempfile
 import time
@@ -19,6 +20,8 @@ from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeVar
+
+from tqdm import tqdm
 
 from featstore.containers import make_backend
 from featstore.containers.block_checksums import ADVICE, damaged_blocks
@@ -280,12 +283,16 @@ class Mirror:
     def _fetch_all(
         self, arrival: Arrival, names: Mapping[Path, str], check: Callable[[str, Path], str]
     ) -> None:
+        sizes = {
+            path: int(temporary.name.partition("-")[0])
+            for path, temporary in arrival.temporary.items()
+        }
+
         def fetch(path: Path) -> None:
-            name, temporary = names[path], arrival.temporary[path]
+            name, temporary, size = names[path], arrival.temporary[path], sizes[path]
             problem = ""
             for _ in range(FETCHES):
-                size = int(temporary.name.partition("-")[0])
-                problem = self._fetch(name, temporary, size) or check(name, temporary)
+                problem = self._fetch(name, temporary, size, bar.update) or check(name, temporary)
                 if not problem:
                     arrival.publish(path)
                     return
@@ -297,17 +304,33 @@ class Mirror:
             )
 
         try:
-            self._side_by_side(fetch, list(arrival.temporary))
+            with self._bar(sum(sizes.values())) as bar:
+                self._side_by_side(fetch, list(arrival.temporary))
         finally:
             self.cache.close(arrival)
 
-    def _fetch(self, name: str, temporary: Path, size: int) -> str:
+    def _bar(self, size: int) -> "tqdm[Any]":
+        """A bar of bytes on a terminal, for a fetch that takes longer than a second."""
+        return tqdm(
+            total=size,
+            desc=f"fetching {self.url}",
+            unit="B",
+            unit_scale=True,
+            delay=1,
+            leave=False,
+            # None: not where nobody looks. Workers of loaders would draw over each other.
+            disable=True if multiprocessing.parent_process() is not None else None,
+        )
+
+    def _fetch(
+        self, name: str, temporary: Path, size: int, progress: Callable[[int], object]
+    ) -> str:
         """Fetch one file; returns what is wrong with its size."""
         try:
             # Written in pieces as large as our own writer's, a file is mapped by huge pages: random rows of 2 KB are
             # then found as fast as in a local store.
             with refused(temporary, size), temporary.open("wb", WRITE_BYTES) as file:
-                found = self.place.stream(name, FileSink(file), most_bytes=size)
+                found = self.place.stream(name, FileSink(file), most_bytes=size, progress=progress)
         except RemoteNotFound as error:
             if self._was_replaced_now():
                 raise self._replaced() from error

@@ -10,12 +10,14 @@ from typing import Any
 
 import pytest
 
+from featstore import FeatureStore
 from featstore.cli import inspect
 from featstore.cli.inspect import SHOWN
 from featstore.cli.main import COMMANDS, main
 from featstore.files import locks
 from featstore.files import untrusted as plainfiles
 from featstore.format.ledger import entry_path, remove_entries
+from featstore.format.manifest import read_manifest
 from featstore.maintenance import list_and_delete as lifecycle
 from featstore.planning import estimate as estimates
 from featstore.reading import shards as reader
@@ -412,3 +414,20 @@ def test_few_descriptors_are_enough(tmp_path: Path) -> None:
         assert done.returncode == status, done.stderr
         assert "Traceback" not in done.stderr
         assert status == 0 or "too many open files" in done.stderr.lower()
+
+
+def test_two_teachers_that_look_alike(whole: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Their preprocessing is shown, with the values in which it differs; licence and signature have a line each."""
+    manifest = read_manifest(whole)
+    (one,) = manifest.teachers.values()
+    assert one.preprocessing is not None
+    other = one.preprocessing.model_copy(update={"mean": (0.4815, 0.4578, 0.4082)})
+    teachers = {"a": one, "b": one.model_copy(update={"preprocessing": other})}
+    summary = inspect.summarise(FeatureStore.open(whole), counts=False)
+    text = inspect.lines(manifest.model_copy(update={"teachers": teachers}), summary)
+    found = [line for line in text if line.startswith("input")]
+    assert len(found) == 2
+    assert "0.4815 0.4578 0.4082" in found[1]
+    assert main(["inspect", str(whole), "--json"]) == 0
+    shown = json.loads(capsys.readouterr().out)
+    assert (shown["image_licence"], shown["signature"]) == ("", "none")

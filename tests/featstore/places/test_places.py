@@ -198,7 +198,7 @@ class Broken(Place):
                 raise Fault(f"cut at {at}")
             yield at, self.data[at : at + 1]
 
-    def _write(self, name: str, data: bytes | Path, progress: Callable[[int], None]) -> None:
+    def _write(self, name: str, data: bytes | Path, progress: Callable[[int], object]) -> None:
         progress(3)
         if self.faults:
             raise Fault(f"cut {self.faults.pop()}")

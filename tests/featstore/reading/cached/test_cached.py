@@ -626,7 +626,7 @@ def test_incomplete_stores(
     assert (said["path"], said["rows_done"]) == (url, ROWS - SHARD)
     assert main(["plan", url, "--rows", "8"]) == 0
     with pytest.raises(SystemExit):
-        main(["verify", url])
+        main(["card", url])
     assert f"featstore pull {url}" in capsys.readouterr().err
     (tmp_path / "empty").mkdir()
     with pytest.raises(StoreNotFound, match=r"manifest\.json"):
