@@ -9,7 +9,7 @@ from pathlib import Path
 
 from distill.config import RECIPES, DistillConfig, EvaluateConfig, ReportConfig
 from featstore.cli.recipe import run_main
-from featstore.errors import command
+from featstore.errors import ConfigError, command
 from featstore.version import __version__
 
 COMMANDS = {
@@ -118,10 +118,15 @@ def redraw(config: ReportConfig) -> list[Path]:
         FeatstoreError: The folder holds no finished run, or one cannot be read.
     """
     from distill.reports import report
+    from distill.training.run_folder import lock
 
     # Nothing is trained and nothing is measured: all numbers come from the runs' own files.
+    out = Path(config.out)
     pages: Callable[[Path], list[Path]] = report.rebuild
-    found = pages(Path(config.out))
+    if not out.is_dir():
+        raise ConfigError(f"--out {out.absolute()}: no such folder. Expected the folder of runs.")
+    with lock(out / ".report.lock", str(out.absolute())):
+        found = pages(out)
     for page in found:
         print(page)
     print(f"\n{len(found) - 1} runs; compared in {found[-1]}")

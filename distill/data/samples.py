@@ -313,11 +313,11 @@ def find_rows(source: Source, positions: Indices, store: FeatureStore, notes: li
 def _labels(
     source: Source, positions: Indices, store: FeatureStore | None, rows: Indices
 ) -> tuple[Indices, tuple[str, ...]]:
-    """The source's labels if it has any, otherwise the store's, and the names that go with them."""
+    """The source's labels if it has any, otherwise the store's unless the user refused labels, and their names."""
     if source.labels is not None:
         labels, names = source.labels[positions], tuple(source.class_names)
         known = source.labels
-    elif store is not None:
+    elif store is not None and not source.labels_refused:
         labels, names = store.labels[rows], tuple(store.manifest.source.class_names)
         known = store.labels
     else:

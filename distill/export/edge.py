@@ -4,6 +4,7 @@ of the preprocessing, and a card. The folder appears when it is whole.
 
 # N test images, K classes
 
+import shlex
 import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -53,6 +54,12 @@ def export_run(config: ExportConfig, *, say: Say = print) -> dict[str, Any]:
         StoreWriteError: the disk refused. Nothing but a temporary folder is left, which the next start clears.
     """
     run = read_run(Path(config.model))
+    if run.described.get("task", "classify") != "classify":
+        raise ConfigError(
+            f"--model {run.folder.absolute()}: a backbone without a classifier; only classifiers are exported. Its "
+            "student.safetensors is a plain timm file already; to export, fine-tune it first (--student.weights "
+            f"{shlex.quote(str(run.folder.absolute()))})."
+        )
     refuse_missing_runtimes(config)
     out = Path(config.out or run.folder / "export")
     refuse_other_folder(out)

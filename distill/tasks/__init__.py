@@ -71,6 +71,8 @@ def _means_labels(data: DataConfig, source: Source, store: FeatureStore) -> bool
     if any(getattr(data, name) != getattr(default, name) for name in chosen):
         return True
     labels = source.labels if source.labels is not None else store.labels
+    if source.labels_refused:
+        return False
     if not (np.asarray(labels) != NO_LABEL).any():
         return False
     return all(

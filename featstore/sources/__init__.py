@@ -89,6 +89,7 @@ class SourcePart(Source):
         self.kind = whole.kind
         self.uri = whole.uri
         self.class_names = whole.class_names
+        self.labels_refused = whole.labels_refused
         self.notes = list(whole.notes)
         self.sample_ids = [whole.sample_ids[row] for row in rows]
         self._whole = whole

@@ -58,6 +58,7 @@ class Source(ABC):
         sample_ids: unique, stable, in the order of the store's rows.
         labels: (N,) int64 class indices, ``NO_LABEL`` where unknown; None if no sample has one.
         class_names: names of the classes, by index; empty if unknown.
+        labels_refused: the user asked for no labels, so that those of a store must not be used either.
         tars: (name, samples) of each tar, in order, where samples lie in tars; those of one tar are consecutive.
         notes: what a user should hear about this source, e.g. a tar that was taken in part.
     """
@@ -67,6 +68,7 @@ class Source(ABC):
     sample_ids: Sequence[str]
     labels: npt.NDArray[np.int64] | None = None
     class_names: tuple[str, ...] = ()
+    labels_refused: bool = False
     tars: Sequence[tuple[str, int]] = ()
     notes: list[str] = []  # noqa: RUF012 - a subclass assigns its own list, nothing appends here
 

@@ -50,6 +50,7 @@ class FolderSource(Source):
             raise SourceError(_no_images(path, listing.others))
         self.sample_ids = sorted(listing.images)
         self.labels, self.class_names = _labels(self.sample_ids, labels_from)
+        self.labels_refused = labels_from == "none"
         self.notes = listing.notes(path)
 
     def read(self, row: int) -> bytes:

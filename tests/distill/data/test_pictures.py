@@ -18,7 +18,7 @@ from featstore import FeatureStore
 from featstore.errors import ConfigError, MissingSamples
 from featstore.importing.create import from_arrays
 from featstore.sources import open_source
-from featstore.sources.base import Source
+from featstore.sources.base import NO_LABEL, Source
 from featstore.sources.config import SourceConfig
 from tests.distill.stores import SIZE, write_store
 
@@ -212,10 +212,15 @@ def test_parts_are_disjoint_and_the_draw_follows_the_seed(
 
 
 def test_labels_come_from_the_source_then_from_the_store(images: Path, store: FeatureStore) -> None:
-    """A source without labels takes the store's, with their names."""
-    samples = join(folder(images, labels_from="none"), store, DATA)
+    """A source without labels takes the store's, with their names; one whose labels were refused takes none."""
+    plain = folder(images)
+    plain.labels, plain.class_names = None, ()
+    samples = join(plain, store, DATA)
     assert samples.class_names == ("left", "right", "top")
     assert np.array_equal(samples.labels, join(folder(images), store, DATA).labels)
+    refused = join(folder(images, labels_from="none"), store, DATA)
+    assert refused.class_names == ()
+    assert (refused.labels == NO_LABEL).all()
 
 
 def test_no_labels_anywhere_is_refused(images: Path, tmp_path: Path) -> None:

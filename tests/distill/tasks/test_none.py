@@ -12,21 +12,25 @@ import torch
 from safetensors.torch import load_file
 from torch.nn import functional as F
 
+from distill import cli
 from distill.commands.evaluate import run as evaluate
 from distill.commands.train import run
-from distill.config import DataConfig, DistillConfig, EvaluateConfig, StudentConfig
+from distill.config import DataConfig, DistillConfig, EvaluateConfig, ReportConfig, StudentConfig
 from distill.data import joined
 from distill.data.samples import Samples
 from distill.evaluation import embedding
+from distill.export.config import ExportConfig
+from distill.export.edge import export_run
 from distill.methods import METHODS
 from distill.register import options_of
 from distill.student.model import build_student
 from distill.tasks import TASKS, resolve
 from distill.tasks.none import held_out, without_labels
 from distill.training import loop as train
+from distill.training.run_folder import lock
 from distill.training.run_record import read_record
 from featstore import FeatureStore
-from featstore.errors import ConfigError
+from featstore.errors import ConfigError, StoreBusy
 from featstore.sources import open_source
 from featstore.sources.config import SourceConfig
 from tests.distill.conftest import MakeConfig
@@ -304,3 +308,35 @@ def test_a_damaged_head_is_refused(make_backbone: Any) -> None:
     assert embedding.HEAD in record["files"]
     with pytest.raises(ConfigError, match="embedding_head"):
         embedding.EmbeddingHead.from_bytes(b"\\x08" * 40)
+
+
+# --- the command line ----------------------------------------------------------------------------------------------
+
+
+def test_a_folder_of_ones_own_does_not_take_the_recipe_of_the_digits(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """``--source.path`` without ``--config`` means the defaults for one's own images; without it, the digits."""
+    seen: list[DistillConfig] = []
+    monkeypatch.setattr("distill.commands.train.run", seen.append)
+    cli.main(["--store", "S", "--source.kind", "folder", "--source.path", "PHOTOS"])
+    cli.main(["--store", "S"])
+    own, digits = seen
+    assert (own.task, own.methods, own.data) == ("auto", [], DataConfig())
+    assert digits.data.labels_per_class == 4
+    assert digits.source.kind == "digits"
+
+
+def test_a_backbone_is_not_exported(make_backbone: Any) -> None:
+    """Refused before anything is made, with the folder."""
+    config = make_backbone(train__epochs=1)
+    run(config)
+    with pytest.raises(ConfigError, match="seed0"):
+        export_run(ExportConfig(model=str(folder(config))))
+    assert not (folder(config) / "export").exists()
+
+
+def test_two_commands_never_draw_into_one_folder(tmp_path: Path) -> None:
+    """The lock of the pages is held while they are drawn."""
+    with lock(tmp_path / ".report.lock", "pages"), pytest.raises(StoreBusy, match=str(tmp_path)):
+        cli.redraw(ReportConfig(out=str(tmp_path)))
