@@ -410,6 +410,19 @@ class Manifest(Record):
             )
         return self.teachers[name]
 
+    @property
+    def resume_advice(self) -> str:
+        """What to run again to fill a store that is not complete, for messages."""
+        if any(teacher.library == "external" for teacher in self.teachers.values()):
+            return (
+                "Run featstore.create or featstore import again with the same arguments to resume."
+            )
+        if any(key.endswith("_by") for key in self.created_by):
+            return "Run the command that began it again, with the same arguments, to resume."
+        return (
+            f"Run {command('extract')} again with the settings this store was made with to resume."
+        )
+
     def contract(self) -> dict[str, Any]:
         """The part of the manifest that all runs which fill this store share, as JSON values.
 

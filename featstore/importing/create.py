@@ -37,6 +37,7 @@ from featstore.format.manifest import (
     new_manifest,
 )
 from featstore.format.views import View, ViewSet
+from featstore.places.open_place import is_url
 from featstore.planning.costs import shard_rows as fitting_rows
 from featstore.version import __version__
 from featstore.writing.commit import Shard, ShardWriter, finish, open_or_create, remove_leftovers
@@ -122,6 +123,10 @@ def create(
         ManifestMismatch: The folder holds a store that was created with other arguments.
         StoreNotFound: The folder holds something that is not a store.
     """
+    if is_url(str(path)):
+        raise ConfigError(
+            f"{path}: a store is created in a folder. Push it afterwards: featstore push."
+        )
     names = [str(sample_id) for sample_id in ids]
     check_sample_ids(names, where=str(path))
     numbers, classes = label_numbers(labels, class_names, names)

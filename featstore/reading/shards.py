@@ -171,8 +171,8 @@ class LocalShards(Shards):
         missing = manifest.num_shards - len(numbers)
         if missing and not allow_incomplete:
             raise StoreIncomplete(
-                f"{path}: {missing} of {manifest.num_shards} shards are missing. Run {command('extract')} again "
-                "with the settings this store was made with to resume."
+                f"{path}: {missing} of {manifest.num_shards} shards are missing. "
+                f"{manifest.resume_advice}"
             )
         return cls(path, manifest, mark, numbers, files)
 

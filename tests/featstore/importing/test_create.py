@@ -217,6 +217,8 @@ def test_a_run_that_stopped_is_resumed(tmp_path: Path) -> None:
         assert out.rows_done == 0
         out.add(cls=CLS[:10])
         raise ZeroDivisionError
+    with pytest.raises(StoreIncomplete, match="featstore import"):
+        FeatureStore.open(path)
     with pytest.raises(StoreIncomplete, match="8"), create(path, **options) as out:  # noqa: PT012
         assert out.rows_done == 8
         out.add(cls=CLS[:4])
@@ -333,10 +335,11 @@ def test_wrong_arguments_are_refused(tmp_path: Path) -> None:
         {"fields": {"../cls": (6, "float32")}},
         {"teacher": ""},
         {"weights_sha256": "abc"},
+        {"path": "s3://bucket/store"},
         {"preprocessing": {"size": 224, "crop": 1}},
     ):
         with pytest.raises(ConfigError):
-            add_all(path, **wrong)
+            add_all(**{"path": path, **wrong})
     assert not path.exists()
     add_all(path)
     with pytest.raises(ManifestMismatch, match="my model v4"):
