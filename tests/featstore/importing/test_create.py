@@ -339,7 +339,7 @@ def test_wrong_arguments_are_refused(tmp_path: Path) -> None:
         {"preprocessing": {"size": 224, "crop": 1}},
     ):
         with pytest.raises(ConfigError):
-            add_all(**{"path": path, **wrong})
+            add_all(**{"path": path, **wrong})  # type: ignore[arg-type]
     assert not path.exists()
     add_all(path)
     with pytest.raises(ManifestMismatch, match="my model v4"):
