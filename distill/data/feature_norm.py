@@ -1,4 +1,4 @@
-"""What stands between the teacher's and the student's feature: a projection each way, and normalisation."""
+"""Normalisation of stored features before they are compared with the student's."""
 
 # B batch, D teacher width, C student width
 

@@ -37,7 +37,7 @@ from featstore.sources.loading import TIMEOUT_S, fit_workers, guarded
 
 
 def rule_of(store: FeatureStore, field: str) -> ViewRule:
-    """The rule of the teacher that made a field: it says which region of an image was cut.
+    """Which region of an image the teacher of a field was shown.
 
     Raises:
         ManifestMismatch: no teacher made the field.
@@ -55,7 +55,7 @@ def rule_of(store: FeatureStore, field: str) -> ViewRule:
 
 @dataclass(frozen=True)
 class Pictures:
-    """What a loading process hands over.
+    """What a loading process returns.
 
     Attributes:
         pixels: (B, C, H, W) uint8.
@@ -91,7 +91,7 @@ class PictureCache:
 
 
 class ViewDataset(torch.utils.data.Dataset[Pictures]):
-    """Pictures by request. The loader hands over a whole batch at once through ``__getitems__``.
+    """Pictures by request. The loader asks for a whole batch at once through ``__getitems__``.
 
     Args:
         samples: the images that take part.
@@ -124,7 +124,7 @@ class ViewDataset(torch.utils.data.Dataset[Pictures]):
         return self.__getitems__([request])
 
     def __getitems__(self, requests: Sequence[Request]) -> Pictures:
-        """Make a batch of pictures; failures are handed over, so that the message is not a worker's traceback."""
+        """Make a batch of pictures; failures are returned, so that the message is not a worker's traceback."""
         pixels = np.zeros((len(requests), *self.size, 3), np.uint8)
         problems: list[str] = []
         changed: list[str] = []
@@ -251,8 +251,8 @@ class Batch:
     Attributes:
         images: (B + S U, C, H, W) float32, normalised; S strong copies of each of the U unlabelled images come last.
         labels: (B,) int64; ``IGNORE`` where the label is unknown or must not be used.
-        teacher: (B, D) float32 stored vectors of the very same views; None if nobody needs them.
-        grid: (B, g, g, D) float32 stored patch grids of the very same views; None if nobody needs them.
+        teacher: (B, D) float32 stored vectors of the very same views; None if no method needs them.
+        grid: (B, g, g, D) float32 stored patch grids of the very same views; None if no method needs them.
         indices: (B,) int64 in ``Samples``, on the CPU.
         num_labelled: L.
         num_unlabelled: U.

@@ -47,7 +47,7 @@ class Samples:
         labels: (n,) class, or ``NO_LABEL``.
         class_names: names by class; numbers in words if there are none.
         groups: which samples match which part's patterns, as indices into the above.
-        notes: what a user should hear, e.g. how many rows were dropped.
+        notes: for the user, e.g. how many rows were dropped.
         other_rows: (n,) rows in each further store.
     """
 
@@ -77,7 +77,7 @@ class Split:
         labelled: D_L, images with a label that may be used.
         unlabelled: D_U, further images; none of them is in ``labelled``.
         test: held-out images with a label.
-        notes: what a user should hear.
+        notes: for the user.
         validation: further images with a label that no part above holds, to choose settings by.
     """
 
@@ -103,7 +103,7 @@ def join(
         others: stores of further teachers; an image without a usable feature in any store is left out.
 
     Raises:
-        ConfigError: a part's patterns match nothing, or nobody knows a label.
+        ConfigError: a part's patterns match nothing, or no label is known.
         MissingSamples: images are not in a store, under no name, or another store was made from other bytes.
     """
     parts = patterns_of(source, config)

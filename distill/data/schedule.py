@@ -36,7 +36,7 @@ class Request(NamedTuple):
 
 
 CANONICAL = -1
-"""Column that stands for the canonical view, whether or not the store holds it."""
+"""Column number of the canonical view, whether or not the store holds it."""
 
 
 def random_bits(*parts: int | str) -> int:

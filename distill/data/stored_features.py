@@ -1,6 +1,6 @@
 """Stored features by sample: the vectors of one teacher or of several side by side, and patch grids.
 
-Nothing here knows a picture or a student; which row of which store belongs to a sample is settled in ``join``.
+No pictures and no student here; which row of a store belongs to a sample is decided in ``samples.join``.
 """
 
 # S samples, V views, D width of all teachers' vectors together, g side of a patch grid
@@ -44,7 +44,7 @@ class StoredField:
 
     @property
     def record(self) -> FieldRecord:
-        """What the manifest says of the field."""
+        """The field's record in the manifest."""
         return self.store.manifest.fields[self.field]
 
     def read(self, indices: Indices, columns: Indices) -> Tensor:
@@ -92,7 +92,7 @@ class Features:
         self.teachers = [StoredField(store, field, samples.rows, columns, weight), *others]
         self.width = sum(teacher.record.shape[0] for teacher in self.teachers)
         self.reference = reference_column(store)
-        """Column that stands for an image where one view must: the canonical one if it is stored, else the first."""
+        """Column of the reference view: the canonical one if it is stored, else the first."""
         self._samples = samples
         self._statistics: dict[tuple[bytes, tuple[int, ...]], Statistics] = {}
 
@@ -146,7 +146,7 @@ class Grid:
         store: where.
         field: which; "" for the largest.
         samples: the images that take part.
-        teacher: in the store, whose grids are looked at for the largest; "" for any.
+        teacher: in the store, among whose grids the largest is taken; "" for any.
 
     Raises:
         ConfigError: see ``find_grid``.

@@ -11,7 +11,7 @@ from featstore.cli.yaml_with_lines import Node, parse_flag
 from featstore.errors import ConfigError, command
 
 if TYPE_CHECKING:
-    from distill.experiments.runs_to_do import Agenda
+    from distill.experiments.runs_to_do import RunsToDo
 
 EXIT_FAILURES = 1
 """Exit status when some runs failed."""
@@ -37,34 +37,34 @@ def main(
     Raises:
         FeatstoreError: something the user can mend; nothing was started.
     """
-    from distill.experiments.command import conduct, locked, report
+    from distill.experiments.command import locked, report, run_all
 
-    agenda = checked(path, flags, only)
+    todo = checked(path, flags, only)
     if dry_run:
         return 0
-    with locked(agenda):
+    with locked(todo):
         try:
             # Trained: one student for each run. Frozen: the stored features. The teacher is never loaded.
-            conduct(agenda, jobs=jobs)
+            run_all(todo, jobs=jobs)
         except KeyboardInterrupt:
-            report(agenda)
+            report(todo)
             raise
-        text, failures, files = report(agenda)
+        text, failures, files = report(todo)
     print(f"\n{text}\n")
     print("files: " + ", ".join(str(item) for item in files))
     return status(failures)
 
 
-def checked(path: Path, flags: Mapping[str, Any] | None, only: Sequence[str] = ()) -> "Agenda":
+def checked(path: Path, flags: Mapping[str, Any] | None, only: Sequence[str] = ()) -> "RunsToDo":
     """Read an experiment, check the settings of every run, and print what is to be done."""
     from distill.experiments.plan import Planner
-    from distill.experiments.runs_to_do import Agenda
+    from distill.experiments.runs_to_do import RunsToDo
     from distill.experiments.spec import read_experiment
 
     experiment = read_experiment(path, flags)
-    agenda = Agenda(experiment, Planner(experiment), only)
-    print("\n".join([f"{path}", *agenda.lines()]))
-    return agenda
+    todo = RunsToDo(experiment, Planner(experiment), only)
+    print("\n".join([f"{path}", *todo.lines()]))
+    return todo
 
 
 def status(failures: Sequence[str]) -> int:

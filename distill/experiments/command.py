@@ -1,4 +1,4 @@
-"""The command: checks all runs, makes them one or several at a time, shows how far it is, and compares them."""
+"""Check all runs of an experiment, train them one or several at a time, show progress, write the tables."""
 
 import contextlib
 from collections.abc import Callable, Iterator, Sequence
@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING
 from tqdm import tqdm
 
 from distill.experiments import table
-from distill.experiments.machine import devices, seats
+from distill.experiments.machine import devices, slots
 from distill.experiments.plan import Run
-from distill.experiments.pool import Event, Failure, OnEvent, Pool, Seat, work_here
-from distill.experiments.runs_to_do import Agenda
+from distill.experiments.pool import Event, Failure, OnEvent, Pool, Slot, work_here
+from distill.experiments.runs_to_do import RunsToDo
 from distill.experiments.tune import Result
 from distill.register import load_plugins
 from distill.reports.report import draw_comparison
@@ -22,83 +22,85 @@ from featstore.files.locks import LOCK_NAME
 from featstore.text import columns
 
 if TYPE_CHECKING:
-    from distill.experiments.worker import Workshop
+    from distill.experiments.worker import RunWorker
 
-Crew = Callable[[Sequence[Run], OnEvent], None]
+RunThem = Callable[[Sequence[Run], OnEvent], None]
 Say = Callable[[str], None]
 
 
-def make_workshop(seat: Seat) -> "Workshop":
-    """What works in a worker. Torch is imported here, after the worker's share of the machine is set."""
-    from distill.experiments.worker import Workshop
+def make_worker(slot: Slot) -> "RunWorker":
+    """Make what trains runs in a worker. Torch is imported here, after the worker's share of the machine is set."""
+    from distill.experiments.worker import RunWorker
 
-    return Workshop(seat)
+    return RunWorker(slot)
 
 
-def _make_in_worker(seat: Seat, plugins: Sequence[str]) -> "Workshop":
-    """As ``make_workshop``, in a new process, where the user's methods have to be registered again."""
+def _make_in_worker(slot: Slot, plugins: Sequence[str]) -> "RunWorker":
+    """As ``make_worker``, in a new process, where the user's methods have to be registered again."""
     load_plugins(plugins)
-    return make_workshop(seat)
+    return make_worker(slot)
 
 
-def conduct(agenda: Agenda, *, jobs: int, say: Say = tqdm.write) -> None:
-    """Do all that is left to do.
+def run_all(todo: RunsToDo, *, jobs: int, say: Say = tqdm.write) -> None:
+    """Train all runs that are not finished.
 
     Args:
-        agenda: gets the results.
+        todo: gets the results.
         jobs: runs at a time; 0 chooses by GPUs, cores and memory.
         say: prints a line.
 
     Raises:
         FeatstoreError: a run cannot start with its settings, its data or what lies in its folder; none was started.
     """
-    tuning, finals = agenda.left(agenda.tuning()), agenda.left(agenda.finals())
-    undecided = len(agenda.experiment.seeds) * len(agenda.undecided())
+    tuning, finals = todo.left(todo.tuning()), todo.left(todo.finals())
+    undecided = len(todo.experiment.seeds) * len(todo.undecided())
     if not tuning and not finals and not undecided:
         return
-    workshop = make_workshop(Seat(0, 1))
-    steps = _check(workshop, [*tuning, *finals])
-    for note in workshop.notes:
+    worker = make_worker(Slot(0, 1))
+    steps = _check(worker, [*tuning, *finals])
+    for note in worker.notes:
         say(f"note: {note}")
     most = max(len(tuning), len(finals) + undecided)
-    places = seats(jobs, most, run_bytes=_largest(agenda.results), gpus=devices())
+    places = slots(jobs, most, run_bytes=_largest(todo.results), gpus=devices())
     say(f"{len(places)} at a time, with {places[0].threads} cores each")
-    with _crew(places, workshop, agenda.experiment.plugins) as crew:
+    with _workers(places, worker, todo.experiment.plugins) as run_them:
         if undecided:
-            _phase("tuning", tuning, steps, crew, agenda, say)
-            for line in agenda.decide():
+            _phase("tuning", tuning, steps, run_them, todo, say)
+            for line in todo.decide():
                 say(f"chosen  {line}")
-            finals = agenda.left(agenda.finals())
-            steps |= _check(workshop, finals)
-        _phase("runs", finals, steps, crew, agenda, say)
+            finals = todo.left(todo.finals())
+            steps |= _check(worker, finals)
+        _phase("runs", finals, steps, run_them, todo, say)
 
 
-def locked(agenda: Agenda) -> contextlib.AbstractContextManager[None]:
-    """Keep a second start of the same experiment away: two would write the same folders.
+def locked(todo: RunsToDo) -> contextlib.AbstractContextManager[None]:
+    """Lock the experiment's folder, so that no second command writes to it.
 
     Raises:
         StoreBusy: Another process runs an experiment there.
     """
-    return lock(agenda.out / LOCK_NAME, f"--out {agenda.out.absolute()}")
+    return lock(todo.out / LOCK_NAME, f"--out {todo.out.absolute()}")
 
 
 @contextlib.contextmanager
-def _crew(places: Sequence[Seat], workshop: "Workshop", plugins: Sequence[str]) -> Iterator[Crew]:
-    """What makes runs: this very process, or several workers."""
+def _workers(
+    places: Sequence[Slot], worker: "RunWorker", plugins: Sequence[str]
+) -> Iterator[RunThem]:
+    """What trains runs: this process, or several worker processes."""
     if len(places) == 1:
-        workshop.seat = places[0]
-        yield lambda runs, on_event: work_here(workshop, runs, on_event)
+        worker.slot = places[0]
+        yield lambda runs, on_event: work_here(worker, runs, on_event)
         return
     with Pool(partial(_make_in_worker, plugins=plugins), places) as pool:
         yield pool.run
 
 
-def _check(workshop: "Workshop", runs: Sequence[Run]) -> dict[str, int]:
+def _check(worker: "RunWorker", runs: Sequence[Run]) -> dict[str, int]:
     """Optimiser steps by the key of each run; raises for what cannot work."""
     steps = {}
     for run in runs:
         try:
-            steps[run.key] = workshop.check(run)
+            steps[run.key] = worker.check(run)
         except FeatstoreError as error:
             raise type(error)(f"{run.label}: {error}") from error
     return steps
@@ -108,14 +110,14 @@ def _phase(
     title: str,
     runs: Sequence[Run],
     steps: dict[str, int],
-    crew: Crew,
-    agenda: Agenda,
+    run_them: RunThem,
+    todo: RunsToDo,
     say: Say,
 ) -> None:
     if not runs:
         return
-    with _Progress(title, runs, [steps[run.key] for run in runs], agenda.results, say) as progress:
-        crew(runs, progress)
+    with _Progress(title, runs, [steps[run.key] for run in runs], todo.results, say) as progress:
+        run_them(runs, progress)
 
 
 class _Progress:
@@ -175,31 +177,31 @@ def _largest(results: dict[str, Result]) -> int:
     return int(max(sizes, default=0) * 2**20)
 
 
-def report(agenda: Agenda, say: Say = tqdm.write) -> tuple[str, list[str], list[Path]]:
+def report(todo: RunsToDo, say: Say = tqdm.write) -> tuple[str, list[str], list[Path]]:
     """Compare what is finished and write it down.
 
     Args:
-        agenda: of the experiment.
-        say: told if the page cannot be drawn; the rest is written all the same.
+        todo: of the experiment.
+        say: called with a message if the page cannot be drawn; all other files are written.
 
     Returns:
         The table with its notes as text, a line for each run that failed, and the files written.
     """
-    results, cost = agenda.outcome()
+    results, cost = todo.outcome()
     parts = {run.config.eval.part for result in results for run in result.runs.values()}
-    rows = table.cells(results, agenda.experiment.seeds, " or ".join(sorted(parts)) or "test")
-    said = table.notes(agenda.experiment, results, cost)
-    files = table.write(agenda.out, agenda.experiment, results, cost, rows, said)
+    rows = table.cells(results, todo.experiment.seeds, " or ".join(sorted(parts)) or "test")
+    said = table.notes(todo.experiment, results, cost)
+    files = table.write(todo.out, todo.experiment, results, cost, rows, said)
     if any(
         run.config.report for result in results for run in result.runs.values() if result.records
     ):
         try:
-            files.append(draw_comparison(agenda.out))
-        except Exception as error:  # the table is worth more than its picture
+            files.append(draw_comparison(todo.out))
+        except Exception as error:  # a page that cannot be drawn must not lose the table
             say(
                 f"warning: the page could not be drawn ({type(error).__name__}: {error}); try again"
             )
-            say(f"with: {command('report')} --out {agenda.out}")
+            say(f"with: {command('report')} --out {todo.out}")
     failures = [
         f"{result.row.name} seed {seed}: {failure.kind}: {failure.message}"
         + (f" ({result.runs[seed].folder})" if seed in result.runs else "")

@@ -1,4 +1,4 @@
-"""What an experiment cost: the teacher once, against a teacher that runs live in every run."""
+"""Cost of an experiment: one extraction, compared with a live teacher in every run."""
 
 from collections import Counter
 from collections.abc import Iterable
@@ -40,7 +40,7 @@ class StoreCost:
 
 @dataclass(frozen=True)
 class Cost:
-    """Extraction against what live teachers would have cost.
+    """Cost of the extraction and of live teachers.
 
     Attributes:
         stores: that the runs read.
@@ -82,7 +82,7 @@ def cost_of(finished: Iterable[tuple[Run, dict[str, Any]]]) -> Cost:
 
 
 def store_cost(store: FeatureStore) -> StoreCost:
-    """What the ledger of one store says."""
+    """Bytes and seconds of one store, from its ledger."""
     step = -(-len(store.shards) // COUNTED_SHARDS)
     entries = store.entries(store.shards[::step])
     seconds = Counter[str]()

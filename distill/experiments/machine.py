@@ -1,9 +1,9 @@
-"""How many runs this machine does at a time, and what each may use."""
+"""How many runs this machine can do at a time, and which cores and GPU each gets."""
 
 import os
 from collections.abc import Sequence
 
-from distill.experiments.pool import Seat
+from distill.experiments.pool import Slot
 from featstore.files.limits import cores, free_memory
 
 RUN_BYTES = 1536 * 2**20
@@ -20,19 +20,19 @@ def devices() -> list[str]:
     return names[:count] if names else [str(number) for number in range(count)]
 
 
-def seats(asked: int, runs: int, *, run_bytes: int = 0, gpus: Sequence[str] = ()) -> list[Seat]:
-    """One seat for each run that goes on at the same time.
+def slots(asked: int, runs: int, *, run_bytes: int = 0, gpus: Sequence[str] = ()) -> list[Slot]:
+    """One slot for each run at a time.
 
     Args:
         asked: runs at a time; 0 chooses: one for every GPU, or, without any, one for every core.
-        runs: that are to be made; never more seats than these.
+        runs: that are to be made; never more slots than these.
         run_bytes: largest memory of a run so far; 0 if none has been measured.
-        gpus: see ``devices``; seats take them in turn.
+        gpus: see ``devices``; slots take them in turn.
     """
     by_memory = max(1, free_memory() // (run_bytes or RUN_BYTES))
     count = asked or (len(gpus) if gpus else min(cores(), by_memory))
     count = max(1, min(count, runs))
     threads = max(1, cores() // count)
     return [
-        Seat(number, threads, gpus[number % len(gpus)] if gpus else "") for number in range(count)
+        Slot(number, threads, gpus[number % len(gpus)] if gpus else "") for number in range(count)
     ]

@@ -1,4 +1,4 @@
-"""From an experiment file to the runs that it asks for, every one of them checked before any of them starts."""
+"""Rows and runs of an experiment file; all are checked before the first one starts."""
 
 import dataclasses
 import itertools

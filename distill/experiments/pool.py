@@ -1,7 +1,7 @@
-"""Processes that live as long as the command and take one item after another; nothing here knows what an item is.
+"""Worker processes that stay for the whole command and take one item after another.
 
-Each has its share of the cores and one of the GPUs. A process that dies takes only its own item along; one whose parent
-dies ends at once, whatever it is doing.
+Each has its share of the cores and one of the GPUs. If a worker dies, only its own item fails; if the parent process
+dies, all workers end at once. Why neither concurrent.futures nor loky: docs/decisions/0013.
 """
 
 import multiprocessing
@@ -22,16 +22,16 @@ from typing import Any, Literal, NoReturn
 from featstore.errors import FeatstoreError
 
 STOP_S = 10.0
-"""How long a process may take to stop before it is killed; checkpoints are whole at any moment."""
+"""Seconds in which a process may stop by itself before it is killed; checkpoints are written atomically."""
 LOOK_S = 1.0
-"""Longest time between two looks at whether all workers are alive."""
+"""Seconds between two checks whether all workers are alive."""
 PROGRESS_S = 0.5
-"""Least time between two messages on how far an item is."""
+"""Least seconds between two progress messages of one item."""
 
-Tell = Callable[[float], None]
-"""Says how far an item is, in units of the caller."""
-Work = Callable[[Any, Tell], Any]
-"""Does one item and returns its result; an exception counts as the item's failure."""
+OnProgress = Callable[[float], None]
+"""Called with the progress of an item, in units of the caller."""
+Work = Callable[[Any, OnProgress], Any]
+"""Processes one item and returns its result; an exception is the failure of that item."""
 
 
 class PoolError(FeatstoreError):
@@ -39,8 +39,8 @@ class PoolError(FeatstoreError):
 
 
 @dataclass(frozen=True)
-class Seat:
-    """What one worker may use.
+class Slot:
+    """Cores and GPU of one worker.
 
     Attributes:
         number: from 0.
@@ -68,12 +68,12 @@ class Failure:
 
 @dataclass(frozen=True)
 class Event:
-    """Something happened to an item.
+    """A change of an item's state.
 
     Attributes:
         item: its number in the sequence.
         kind: what.
-        value: progress: how far; done: the result; failed: a ``Failure``; started: number of the seat.
+        value: progress: how far; done: the result; failed: a ``Failure``; started: number of the slot.
     """
 
     item: int
@@ -85,7 +85,7 @@ OnEvent = Callable[[Event], None]
 
 
 def work_here(work: Work, items: Sequence[Any], on_event: OnEvent) -> None:
-    """Do all items in this process, one after another."""
+    """Process all items in this process, one after another."""
     for number, item in enumerate(items):
         on_event(Event(number, "started", 0))
         try:
@@ -101,7 +101,7 @@ def _tell_here(number: int, on_event: OnEvent, value: float) -> None:
 
 
 def failure_of(error: Exception) -> Failure:
-    """What is kept of an exception."""
+    """The kind and message of an exception."""
     text = str(error).strip()
     return Failure(type(error).__name__, text or type(error).__name__)
 
@@ -110,13 +110,13 @@ class Pool:
     """Worker processes. Use as a context manager; leaving it stops them all.
 
     Args:
-        make_work: called once in every worker with its seat, after its share is set; can be pickled.
-        seats: one worker each.
+        make_work: called once in every worker with its slot, after its share is set; can be pickled.
+        slots: one worker each.
     """
 
-    def __init__(self, make_work: Callable[[Seat], Work], seats: Sequence[Seat]) -> None:
+    def __init__(self, make_work: Callable[[Slot], Work], slots: Sequence[Slot]) -> None:
         self._make_work = make_work
-        self._seats = list(seats)
+        self._seats = list(slots)
         self._workers: list[_Worker] = []
 
     def __enter__(self) -> "Pool":
@@ -131,7 +131,7 @@ class Pool:
         self._workers = []
 
     def run(self, items: Sequence[Any], on_event: OnEvent) -> None:
-        """Do all items; what happens is told as it happens.
+        """Process all items and report events as they happen.
 
         Raises:
             PoolError: a worker ends before it could take an item.
@@ -142,7 +142,7 @@ class Pool:
             for worker in self._workers:
                 if worker.hand_over(waiting, items):
                     assert worker.item is not None
-                    on_event(Event(worker.item, "started", worker.seat.number))
+                    on_event(Event(worker.item, "started", worker.slot.number))
             # The time limit is for a worker whose own children outlive it: they keep its end of the pipe open.
             wait([worker.connection for worker in self._workers], timeout=LOOK_S)
             for worker in list(self._workers):
@@ -154,11 +154,11 @@ class Pool:
                     self._fill_seats(len(waiting))
 
     def _fill_seats(self, wanted: int) -> None:
-        """Start workers for this many items, as far as there are seats."""
+        """Start workers for this many items, as far as there are slots."""
         free = sum(worker.item is None for worker in self._workers)
-        taken = {worker.seat for worker in self._workers}
-        for seat in [seat for seat in self._seats if seat not in taken][: max(0, wanted - free)]:
-            self._workers.append(_Worker(self._make_work, seat))
+        taken = {worker.slot for worker in self._workers}
+        for slot in [slot for slot in self._seats if slot not in taken][: max(0, wanted - free)]:
+            self._workers.append(_Worker(self._make_work, slot))
 
     def _bury(self, worker: "_Worker", on_event: OnEvent) -> None:
         cause = worker.cause_of_death()
@@ -175,19 +175,19 @@ class Pool:
 class _Worker:
     """The parent's end of one process."""
 
-    def __init__(self, make_work: Callable[[Seat], Work], seat: Seat) -> None:
+    def __init__(self, make_work: Callable[[Slot], Work], slot: Slot) -> None:
         context = multiprocessing.get_context("spawn")
-        self.seat = seat
+        self.slot = slot
         self.item: int | None = None
         self.seated = False
         self.dead = False
-        """The process has ended, and everything that it said has been read."""
+        """Whether the process has ended and all its messages were read."""
         self.connection, other = context.Pipe()
         # Not daemonic: a daemonic process may have no children, and loading pictures takes some.
         self._process: SpawnProcess = context.Process(
-            target=_serve, args=(make_work, seat, other), name=f"worker-{seat.number}"
+            target=_serve, args=(make_work, slot, other), name=f"worker-{slot.number}"
         )
-        with _inherited(seat):
+        with _inherited(slot):
             self._process.start()
         other.close()
 
@@ -196,13 +196,13 @@ class _Worker:
         if self.item is not None or not self.seated or not waiting:
             return False
         self.item = waiting.popleft()
-        with suppress(OSError):  # it is dead, which the next look at it will show
+        with suppress(OSError):  # it has died, which the next check finds
             self.connection.send(items[self.item])
         return True
 
     def events(self) -> Iterator[Event]:
-        """Read what it has said since the last time."""
-        alive = self._process.is_alive()  # before the reading: what it says before its end is read
+        """Read the messages since the last call."""
+        alive = self._process.is_alive()  # before reading, so that its last messages are read
         with suppress(EOFError, OSError):
             while self.connection.poll():
                 kind, value = self.connection.recv()
@@ -217,7 +217,7 @@ class _Worker:
         self.dead = not alive
 
     def cause_of_death(self) -> Failure:
-        """What the exit status says."""
+        """The exit status in words."""
         code = self._process.exitcode or 0
         how = f"with exit status {code}"
         if code < 0:
@@ -241,15 +241,15 @@ class _Worker:
 
 
 @contextmanager
-def _inherited(seat: Seat) -> Iterator[None]:
+def _inherited(slot: Slot) -> Iterator[None]:
     """A process that is started in here has its share of the machine from its first moment on, and ignores Ctrl-C.
 
     It is the parent who stops it. Libraries read their number of threads when they are imported, which may be before
     any of our code runs in the new process; a number that the user has set stays.
     """
-    wanted = {"OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", str(seat.threads))}
-    if seat.device:
-        wanted["CUDA_VISIBLE_DEVICES"] = seat.device
+    wanted = {"OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", str(slot.threads))}
+    if slot.device:
+        wanted["CUDA_VISIBLE_DEVICES"] = slot.device
     before = {name: os.environ.get(name) for name in wanted}
     os.environ.update(wanted)
     # Only the main thread may change a handler, and only it gets an interrupt.
@@ -268,12 +268,12 @@ def _inherited(seat: Seat) -> Iterator[None]:
 
 
 def _serve(
-    make_work: Callable[[Seat], Work], seat: Seat, connection: "Connection[Any, Any]"
+    make_work: Callable[[Slot], Work], slot: Slot, connection: "Connection[Any, Any]"
 ) -> None:
     """What a worker process runs."""
     threading.Thread(target=_end_with_parent, daemon=True).start()
     signal.signal(signal.SIGTERM, _leave)
-    work = make_work(seat)
+    work = make_work(slot)
     connection.send(("ready", None))
     tell = _Throttled(connection)
     while True:
@@ -301,7 +301,7 @@ class _Throttled:
 
 
 def _end_with_parent() -> NoReturn:
-    """Wait for the parent's end, however it comes, and follow: nobody would read a result any more."""
+    """End this process when the parent process ends, however that happens."""
     parent = multiprocessing.parent_process()
     assert parent is not None
     parent.join()

@@ -1,4 +1,4 @@
-"""What an experiment has still to do, what is done, and how it stands."""
+"""The runs of an experiment by state: finished, begun, new; and their results."""
 
 import statistics
 from collections import Counter
@@ -22,7 +22,7 @@ from distill.experiments.spec import Experiment
 from distill.experiments.tune import Result, choose, read_choices, still_holds, write_choices
 
 
-class Agenda:
+class RunsToDo:
     """All runs of an experiment, with their results as they come in.
 
     Making one makes the settings of every run, so that a mistake in the last row is found before the first one starts.

@@ -27,7 +27,7 @@ COLUMNS = (
 LEVEL = 0.05
 """Below it the test over images counts."""
 WEAK_BELOW = 6
-"""With fewer pairs a sign test cannot reach 0.05, and the table says what its t test can see."""
+"""With fewer pairs a sign test cannot reach 0.05; the table then states the smallest detectable difference."""
 
 
 def cells(results: Sequence[RowResult], seeds: Sequence[int], part: str) -> list[tuple[str, ...]]:
@@ -84,7 +84,7 @@ def _images(found: Collection[Images]) -> str:
 
 
 def notes(experiment: Experiment, results: Sequence[RowResult], cost: Cost) -> list[str]:
-    """What a reader must know beside the numbers."""
+    """Notes below the table."""
     found = []
     tests = [result.comparison for result in results if result.comparison]
     if tests:
@@ -203,7 +203,7 @@ def _as_json(result: RowResult, experiment: Experiment) -> dict[str, Any]:
 
 
 def _lines(result: RowResult, out: Path) -> list[dict[str, Any]]:
-    """One line per seed that was asked for; folders are told relative to ``out``."""
+    """One line per seed; folders are relative to ``out``."""
     lines = []
     for seed in sorted({*result.runs, *result.failures}):
         line: dict[str, Any] = {"row": result.row.name, "seed": seed, "state": "missing"}

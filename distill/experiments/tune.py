@@ -98,7 +98,7 @@ def choose(
 
 
 def read_choices(out: Path) -> dict[str, TunedSettings]:
-    """What tuned.json says, by name of the row; empty if it is not there.
+    """Read tuned.json: settings by name of the row; empty without the file.
 
     Raises:
         ConfigError: it is not such a file.
@@ -125,7 +125,7 @@ def write_choices(out: Path, choices: Mapping[str, TunedSettings]) -> None:
 
 
 def still_holds(choice: TunedSettings | None, tries: Sequence[Sequence[Run]]) -> bool:
-    """Whether a choice was made between these very runs."""
+    """Whether settings were chosen between exactly these runs."""
     return choice is not None and [item.keys for item in choice.tries] == [
         [run.key for run in group] for group in tries
     ]

@@ -1,4 +1,4 @@
-"""What a worker does: one run after another, with all that runs share read once and kept in memory."""
+"""Train one run after another in one process, with stores, images and probes kept in memory between them."""
 
 import contextlib
 import dataclasses
@@ -18,7 +18,7 @@ from distill.data.joined import JoinedData
 from distill.data.samples import Split
 from distill.data.schedule import CANONICAL, make_plan
 from distill.experiments.plan import Run
-from distill.experiments.pool import Seat, Tell
+from distill.experiments.pool import OnProgress, Slot
 from distill.measures.linear_probe import LinearProbe
 from distill.methods import METHODS
 from distill.methods.base import Needs
@@ -49,15 +49,15 @@ LATER = (
 """Settings of the data that decide neither which images are joined nor which views are in use."""
 
 
-class Workshop:
-    """Makes runs; keeps stores, joined images, decoded pictures and the teacher's probes for the next one.
+class RunWorker:
+    """Train runs; keep stores, joined images, decoded pictures and the teacher's probes for the next run.
 
     Args:
-        seat: what the runs may use.
+        slot: what the runs may use.
     """
 
-    def __init__(self, seat: Seat) -> None:
-        self.seat = seat
+    def __init__(self, slot: Slot) -> None:
+        self.slot = slot
         self._stores: dict[str, FeatureStore] = {}
         self._sources: dict[str, Any] = {}
         self._data: dict[str, JoinedData] = {}
@@ -65,10 +65,10 @@ class Workshop:
         self._probes: dict[str, LinearProbe] = {}
         self._sizes: dict[str, tuple[int, int]] = {}
         self.notes: dict[str, None] = {}
-        """What a user should hear of data and students, in the order in which it was found by ``check``."""
-        torch.set_num_threads(seat.threads)
+        """Notes on data and students, in the order in which ``check`` found them."""
+        torch.set_num_threads(slot.threads)
 
-    def __call__(self, run: Run, tell: Tell) -> dict[str, Any]:
+    def __call__(self, run: Run, tell: OnProgress) -> dict[str, Any]:
         """Train, export and measure one student. What it prints goes to a file in its folder.
 
         Raises:
@@ -199,7 +199,7 @@ class Workshop:
         views = len({*data.columns, CANONICAL})
         held = len(data.samples.ids) * views * height * width * 3
         fits = held <= config.data.cache_mb * 2**20
-        most = 0 if fits and not changed else max(0, self.seat.threads - 1)
+        most = 0 if fits and not changed else max(0, self.slot.threads - 1)
         workers = min(config.train.workers, most)
         return dataclasses.replace(config, train=dataclasses.replace(config.train, workers=workers))
 
@@ -212,7 +212,7 @@ def needs_of(config: DistillConfig) -> Needs:
 
 
 def _forget_last_run() -> None:
-    """Start the next run as if it were the first of its process."""
+    """Reset what accelerate and torch keep between two runs of one process."""
     # accelerate keeps one state per process and refuses another precision until it is reset.
     AcceleratorState._reset_state(reset_partial_state=True)
     GradientState._reset_state()

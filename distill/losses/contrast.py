@@ -43,7 +43,7 @@ def nce(positive_B: Tensor, negative_BK: Tensor, known_BK: Tensor, *, rows: int)
     """Noise-contrastive estimation, mean over the batch, in float32 (CRD, Tian et al., ICLR 2020) [C].
 
     The sum of -log(p / (p + m/n + eps)) for the positive and of -log((m/n) / (p + m/n + eps)) for each of the anchor's
-    m negatives: the noise that both are told from is uniform over the n rows of a bank.
+    m negatives: the noise distribution is uniform over the n rows of a bank.
 
     Args:
         positive_B: (B,) positive estimates p of how likely an anchor and its own counterpart are.

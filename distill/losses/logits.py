@@ -1,4 +1,4 @@
-"""Losses that compare logits, row by row unless said otherwise; in float32 whatever they are given.
+"""Losses that compare logits, row by row unless stated otherwise; computed in float32.
 
 Formulas were read in public code [C]. No gradient flows into a target. The class of a row is its label where that is
 known; ``IGNORE`` leaves the row out, and ``target_classes`` fills in the teacher's choice.
@@ -143,7 +143,7 @@ def dist(
 ) -> Tensor:
     """T^2 (beta (1 - mean_i r(row i)) + gamma (1 - mean_c r(column c))), r Pearson's correlation of softmax(z / T).
 
-    DIST (Huang et al., NeurIPS 2022, arXiv:2205.10536) [C]. The column term looks at the whole batch: with several
+    DIST (Huang et al., NeurIPS 2022, arXiv:2205.10536) [C]. The column term is over the whole batch: with several
     processes each takes its own share, so the value depends on how a batch is cut. A row or column that is constant on
     either side has correlation 0 and no gradient; a batch of one row therefore has a constant column term.
 

@@ -9,7 +9,7 @@ CLEARLY = 0.05
 
 
 def advice(records: Sequence[Record]) -> list[str]:
-    """What the teacher's linear probe says of the choice of methods; nothing where it says nothing.
+    """Advice on the choice of methods from the teacher's linear probe; empty if there is none to give.
 
     Methods that imitate a teacher gain where its probe is clearly ahead of what labels alone reach, be it across
     domains or within one; where it is not, a partner without a teacher can do more (docs/partners.md).

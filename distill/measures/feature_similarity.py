@@ -1,4 +1,4 @@
-"""Numbers that tell how two sets of features relate. Nothing here is trained on."""
+"""Similarity of two sets of features (CKA, norms, variance); measurements only."""
 
 # N samples, D and E widths of two features
 

@@ -1,4 +1,4 @@
-"""A linear probe on stored features: what the teacher knows about the classes, read out without the teacher."""
+"""A linear probe on stored features: accuracy of the teacher on the classes, without loading it."""
 
 # N samples, D width of the feature, K classes
 

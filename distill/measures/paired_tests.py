@@ -1,7 +1,7 @@
 """Whether one method is better than another: paired over seeds, and over the images of one test part.
 
 Two runs of one seed share their labelled images, their order and their first weights, so that the difference of a pair
-varies less than either run; all tests here look at differences. scipy does the arithmetic.
+varies less than either run; all tests here use differences. Computed with scipy.
 """
 
 from collections.abc import Sequence
@@ -23,7 +23,7 @@ class PairedTest:
         count: n.
         mean: of the differences.
         low: end of the confidence interval of the mean (Student's t, n - 1 degrees of freedom); None if n is 1, or if
-            all differences are equal, which says nothing of how much others would differ.
+            all differences are equal, so that their spread cannot be estimated.
         high: its other end.
         p: of the two-sided paired t test; None as above, but 1 if all differences are zero.
         better: pairs with a positive difference.

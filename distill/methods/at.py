@@ -28,7 +28,7 @@ class AttentionTransfer(Method):
     """L = CE(D_L) + weight mean((A_s - A_t)^2) over all images. Trained: student. Frozen: the stored grid.
 
     Raises:
-        ConfigError: the student's map or the stored grid has a single place, where nothing could be told.
+        ConfigError: the student's map or the stored grid has a single place, where energy cannot be compared.
     """
 
     Options = ATConfig

@@ -1,6 +1,6 @@
 """The one interface of all methods: what it needs of the data, which modules it adds, and its loss.
 
-The loop, the checkpoint and the export know nothing beyond this file. Modules that get gradients from the loop's loss
+The loop, the checkpoint and the export use nothing but this interface. Modules that get gradients from the loop's loss
 (the student, and what a method or a partner adds to it) live in one ``Trainee``, so that distributed training wraps one
 module and every parameter in it gets a gradient at every step. What a method trains by itself (stage 1) stays outside.
 """
@@ -66,7 +66,7 @@ class Needs:
 
 @dataclass(frozen=True)
 class Side:
-    """A module that is trained together with the student and thrown away (or folded in) after training.
+    """A module that is trained together with the student and dropped (or folded into it) after training.
 
     Attributes:
         module: called with what ``tap`` names; its output appears in ``Output.projected``.
@@ -110,7 +110,7 @@ def _cut(value: Any, start: int, stop: int) -> Any:
 
 @dataclass(frozen=True)
 class Setup:
-    """What a method or a partner may look at when it is built; the same for every one.
+    """What a method or a partner gets when it is built; the same for all of them.
 
     Attributes:
         config: of the whole run.
@@ -184,7 +184,7 @@ class Setup:
 
 
 class Component:
-    """What methods and partners have in common: modules, epochs, state.
+    """Base of methods and partners: modules, epochs, state.
 
     Attributes:
         Options: Dataclass of its options; a subclass names its own. They become settings under the name that the method
@@ -210,11 +210,11 @@ class Component:
         return {}
 
     def inputs(self, batch: Batch) -> dict[str, Tensor]:
-        """Tensors for sides that do not look at the student, by the name of their tap, e.g. the stored feature."""
+        """Inputs of sides that do not take the student's output, by the name of their tap, e.g. the stored feature."""
         return {}
 
     def begin_epoch(self, epoch: int, student: Student) -> dict[str, float]:
-        """Called before an epoch's first step; what is trained outside of the loop is trained here.
+        """Called before an epoch's first step; modules that the loop does not train are trained here.
 
         Args:
             epoch: number of the epoch that begins.
@@ -230,7 +230,7 @@ class Component:
         return {}
 
     def warnings(self) -> dict[str, str]:
-        """What a user should be told about the epoch that just ended, by kind; each kind is printed once."""
+        """Warnings about the epoch that just ended, by kind; each kind is printed once."""
         return {}
 
     def owned(self) -> list[nn.Module]:
@@ -238,12 +238,12 @@ class Component:
         return []
 
     def state(self) -> dict[str, Any]:
-        """All that changes during training and is not in the trainee: tensors and plain values."""
+        """Everything that changes during training and is not in the trainee: tensors and plain values."""
         return {}
 
     def load_state(self, state: dict[str, Any]) -> None:
-        """Take back what ``state`` returned."""
-        assert not state, "a part with a state must also take it back"
+        """Restore what ``state`` returned."""
+        assert not state, "a component with a state must also restore it"
 
 
 class Method(Component, ABC):
@@ -251,7 +251,7 @@ class Method(Component, ABC):
 
     @abstractmethod
     def loss(self, output: Output, batch: Batch, student: Student) -> dict[str, Tensor]:
-        """Compare what the student said of the labelled and unlabelled images (no strong views) to what is stored.
+        """Compare the student's output for labelled and unlabelled images (no strong views) with what is stored.
 
         Args:
             output: of the trainee; gradients flow only through it. Its rows are those of ``batch.labels``.
@@ -263,13 +263,13 @@ class Method(Component, ABC):
         """
 
     def customiser(self) -> Callable[[Tensor], Tensor] | None:
-        """What turns raw stored vectors (B, D) into those made for the student, (B, C); None if nothing does."""
+        """Function from raw stored vectors (B, D) to customised ones (B, C); None if the method has none."""
         return None
 
     def fold(self, student: Student, sides: Mapping[str, nn.Module]) -> None:
-        """Change a copy of the student so that it alone predicts what student and sides did, with the same keys.
+        """Change a copy of the student so that it alone makes the predictions of student and sides, with the same keys.
 
-        Called on the copy that is measured and exported. Most methods throw their sides away and leave this as it is.
+        Called on the copy that is measured and exported. Most methods drop their sides and do not override this.
 
         Args:
             student: the copy, to be changed in place.

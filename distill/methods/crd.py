@@ -1,7 +1,7 @@
 """``crd``: contrastive representation distillation (Tian et al., ICLR 2020) on stored features.
 
-Both features are embedded by one Linear each and brought to length 1. An image's embedding of one side should be told,
-by noise-contrastive estimation, as belonging to its own embedding of the other side, from among those of other images,
+Both features are embedded by one Linear each and brought to length 1. By noise-contrastive estimation, an image's
+embedding of one side should be identified as belonging to its own embedding of the other side, from among those of other images,
 which two memory banks over the training images keep [C]. Negatives are no images of the anchor's class, as far as
 labels may be used: an unlabelled anchor, or an unlabelled image, may be of the same class without anybody knowing.
 

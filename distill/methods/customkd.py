@@ -121,7 +121,7 @@ class CustomKDConfig(
         require(self.depth in (1, 2), f"--customkd.depth {self.depth} must be 1 or 2.")
         require(
             not (self.stage1 == "never" and self.w_logits and self.logits_from == "custom"),
-            "--customkd.stage1 never leaves P_t random, and logits of it tell nothing. Use --customkd.logits_from "
+            "--customkd.stage1 never leaves P_t random, so its logits carry no information. Use --customkd.logits_from "
             "probe, or --customkd.w_logits 0.",
         )
         require(
@@ -136,7 +136,7 @@ class CustomKDConfig(
 
     @property
     def distils(self) -> bool:
-        """Whether any term looks at the teacher at all."""
+        """Whether any term uses the teacher."""
         return bool(self.w_general or self.w_specific or self.w_logits)
 
 
@@ -283,7 +283,7 @@ class CustomKD(Method):
         if not options.customises:
             return terms
         self.watch.student(output.features)
-        ready = float(self.epoch >= self.first)  # before its first stage 1, P_t says nothing
+        ready = float(self.epoch >= self.first)  # P_t is random before its first stage 1
         with torch.no_grad():
             customised = self.customise(batch.teacher)
         if options.w_specific:

@@ -1,9 +1,9 @@
-"""What is measured of CustomKD while it runs: does P_t still carry knowledge, at which scale, and who is alike whom.
+"""Measure CustomKD during training: accuracy, scale and variance of P_t(f_t), and similarity of the features.
 
-Nothing here is trained on. The images are the same in every cycle; labels of test images are used to count only.
+Nothing here affects the training. The images are the same in every cycle; test labels only count correct predictions.
 """
 
-# N images that are looked at, D teacher width, C student width, K classes
+# N measured images, D teacher width, C student width, K classes
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from distill.measures.feature_similarity import linear_cka, mean_norm, mean_vari
 from distill.methods.base import FeatureNorm, Indices, Setup
 
 WATCHED = 1024
-"""Most training rows, and most test rows, that are looked at."""
+"""Most training rows, and most test rows, that are measured."""
 INFLATED = 2.0
 """||P_t(f_t)|| / ||f_s|| above which the log warns: the student is pulled towards ever longer features."""
 COLLAPSED = 0.01
@@ -88,7 +88,7 @@ class Watch:
 
     @no_grad
     def student(self, features: Tensor) -> None:
-        """Take note of the student's features (B, C) of one step."""
+        """Record the norms of the student's features (B, C) of one step."""
         norms = features.detach().double().norm(dim=1)
         self.student_norm += torch.stack([norms.sum(), torch.ones_like(norms).sum()])
 
@@ -121,6 +121,6 @@ class Watch:
         }
 
     def load_state(self, state: dict[str, Any]) -> None:
-        """Take back what ``state`` returned."""
+        """Restore what ``state`` returned."""
         self.student_norm.copy_(state["student_norm"])
         self.first_variance, self.variance, self.custom_norm = state["numbers"]

@@ -1,7 +1,7 @@
 """``dist``: DIST (Huang et al., NeurIPS 2022, arXiv:2205.10536) towards a linear probe on the stored features.
 
 Not the values of the probe's softmax are imitated but their correlations, within an image and within a class. The
-latter looks at the images of one batch: with several processes, of one process's share of it.
+latter is over the images of one batch: with several processes, of one process's share of it.
 """
 
 from __future__ import annotations

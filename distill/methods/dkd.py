@@ -1,7 +1,7 @@
 """``dkd``: decoupled KD (Zhao et al., CVPR 2022, arXiv:2203.08679) towards a linear probe on the stored features.
 
 The loss needs the class of an image. Of an unlabelled one it is the class that the probe chooses, or the image is left
-out (``--dkd.target``); the paper has labels for all and says nothing of it [I].
+out (``--dkd.target``); the paper assumes labels for all images [I].
 """
 
 from __future__ import annotations
@@ -68,7 +68,7 @@ class DKD(ProbeLogits):
         )
 
     def state(self) -> dict[str, Any]:
-        """The epoch: a run may go on in the middle of one."""
+        """The epoch: a run may resume in the middle of one."""
         return {"epoch": self.epoch}
 
     def load_state(self, state: dict[str, Any]) -> None:

@@ -47,7 +47,7 @@ class ManyToOne(nn.Module):
 
 
 class Expanded(nn.Module):
-    """The side that hands over what ``ManyToOne`` expanded in the same pass, so that nothing is computed twice."""
+    """The side that returns what ``ManyToOne`` expanded in the same pass, so that nothing is computed twice."""
 
     def __init__(self, of: ManyToOne) -> None:
         super().__init__()

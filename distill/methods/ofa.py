@@ -2,7 +2,7 @@
 
 Where teacher and student are built unlike each other (a ViT and a CNN), features are hard to match; logits are not. So
 each stage of the student gets an exit of its own, and every exit imitates the logits of a linear probe on the stored
-features. The exits are thrown away after training.
+features. The exits are dropped after training.
 """
 
 # B batch, K classes, M_i h_i w_i the map of stage i

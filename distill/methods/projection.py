@@ -9,7 +9,7 @@ def projection(from_width: int, to_width: int, *, depth: int = 1, hidden: int = 
     """(B, from_width) -> (B, to_width): one Linear, or a perceptron with one hidden layer.
 
     The sources speak of "one projection layer" [S]; nothing is known of its inside. Depth 2 is Linear, LayerNorm, ReLU,
-    Linear [I]: a layer norm looks at one row at a time, so that neither the batch nor the number of processes matters.
+    Linear [I]: a layer norm works on one row at a time, so that neither the batch nor the number of processes matters.
 
     Args:
         from_width: of the input.

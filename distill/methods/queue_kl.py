@@ -65,7 +65,7 @@ class QueueKL(Method):
         return {"queue": Side(linear)}
 
     def begin_epoch(self, epoch: int, student: Student) -> dict[str, float]:
-        """Draw the queue: the stored features of some training images, in the view that stands for each."""
+        """Draw the queue: the stored features of some training images, in the reference view of each."""
         self.epoch = epoch
         training = self.setup.training
         generator = np.random.default_rng([self.setup.seed, epoch])

@@ -23,7 +23,7 @@ class Trainee(nn.Module):
 
         Args:
             images: normalised.
-            inputs: tensors of ``Method.inputs``, for sides that do not look at the student.
+            inputs: tensors of ``Method.inputs``, for sides that do not take the student's output.
         """
         seen = self.student(
             images,

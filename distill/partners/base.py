@@ -1,8 +1,8 @@
 """The one interface of all partners: losses on the student's own predictions that combine with any method.
 
-A partner sees what the student said of the labelled images, of the unlabelled ones, and of strongly changed copies of
+A partner gets the student's outputs for the labelled images, the unlabelled ones, and strong views of
 the unlabelled ones, all from the one forward pass that the method's loss uses too. It needs no teacher; some partners
-can be told to guess labels from the stored vectors.
+can predict labels from the stored vectors.
 """
 
 # L labelled images of a step, U unlabelled ones, K classes
@@ -33,7 +33,7 @@ class Partner(Component, ABC):
                 "--data.unlabelled '[train/*]'; images drawn as labelled are left out of them."
             )
         self.memory: dict[str, Tensor] = {}
-        """All that changes during training, by name: changed in place, equal in all processes, saved and restored."""
+        """State by name: changed in place, equal in all processes, saved and restored."""
 
     @classmethod
     def needs(cls, options: Any) -> Needs:

@@ -4,7 +4,7 @@
     mask      = max p_u >= tau p_c / max p,  c = argmax p_u
     loss      = weight mean_u mask CE(z_strong, c) + w_fairness fairness(strong, mask, p, h)    (USB [C])
 
-The moving means are over all processes and include the batch at hand; fairness looks at a process's own strong views.
+The moving means are over all processes and include the batch at hand; fairness is over a process's own strong views.
 """
 
 # U unlabelled images of a step, K classes

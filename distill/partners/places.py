@@ -1,4 +1,4 @@
-"""Where samples stand in a part of the split, for what is remembered of every single image."""
+"""Positions of samples in a part of the split, for state that is kept per image."""
 
 # N members of a part, n some of them
 
@@ -11,11 +11,11 @@ from distill.methods.base import Indices
 
 
 class Places:
-    """Where a sample stands in one part of the split, so that something can be remembered of each.
+    """Position of a sample in one part of the split, for state that is kept per image.
 
     Args:
         members: (N,) of the part, in ``Samples``.
-        device: where the places live.
+        device: of the positions.
     """
 
     def __init__(self, members: Indices, device: torch.device) -> None:

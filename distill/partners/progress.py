@@ -1,4 +1,4 @@
-"""How far training is, for weights that rise, phases and reversed gradients."""
+"""Progress of training, for weights that rise, phases and reversed gradients."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the semi-supervised partners share: a guess on the weak view, trust in it, and training of the strong view."""
+"""Base of the semi-supervised partners: predict on the weak view, weight the prediction, train the strong view."""
 
 # L labelled images of a step, U unlabelled ones, K classes
 
@@ -21,7 +21,7 @@ def _labels_from(options: Any) -> LabelsFrom:
 
 
 class SelfTraining(Partner):
-    """Base: guesses, a term made of them, and a record of how much of them is used.
+    """Base: predicted labels, a loss term on them, and a record of how many are used.
 
     The options have a ``weight``; and ``labels_from`` if the linear probe may guess too.
     """
@@ -56,7 +56,7 @@ class SelfTraining(Partner):
         return {"unlabelled": self.weight * losses.pseudo_label_ce(logits_UK, labels_U, weight_U)}
 
     def record(self, weight_U: Tensor) -> None:
-        """Remember which share of the images was used."""
+        """Record which share of the images was used."""
         share = self.setup.gather(weight_U.float().mean().reshape(1)).mean()
         self.memory["used"] += torch.stack([share, torch.ones_like(share)])
 
@@ -68,11 +68,11 @@ class SelfTraining(Partner):
 
 
 class TrustedGuess(SelfTraining):
-    """Base: the strong view learns the class that is guessed on the weak view, as far as the guess is trusted."""
+    """Base: the strong view learns the class predicted on the weak view, weighted by ``trust``."""
 
     @abstractmethod
     def trust(self, probability_UK: Tensor, batch: Batch) -> Tensor:
-        """(U,) 0 to 1: the weight of each guess. Statistics that the partner keeps are brought up to date here."""
+        """(U,) weight of each prediction, 0 to 1. Updates the statistics that the partner keeps."""
 
     def loss(
         self, labelled: Output, weak: Output, strong: Sequence[Output], batch: Batch

@@ -13,7 +13,7 @@ Adaptation begins after ``source_epochs`` epochs on the source alone. Where this
 - They draw the source class by class. Here it is drawn as for every method.
 - Their head is l2-normalised without bias, with temperature 0.05. Here it stays a plain Linear: what is exported must
   be a plain timm model.
-- The queue of predictions lives on from epoch to epoch.
+- The queue of predictions is kept from epoch to epoch.
 """
 
 # T target images of a step, N all target images, Q length of the queue, K classes

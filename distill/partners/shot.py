@@ -11,8 +11,8 @@ Its own cross entropy takes the place of the method's "ce" throughout. Where thi
 
 - No bottleneck with batch norm and no weight-normalised classifier: what is exported must be a plain timm model.
 - The features get no constant 1 appended before they are normalised.
-- The loop goes on showing source images: their labels are not used, but batch norm statistics see them, and terms of a
-  method that compare stored features use them too (its own stage on labels, such as that of ``customkd``, goes on).
+- The loop continues to show source images: their labels are not used, but batch norm statistics see them, and terms
+  of a method that compare stored features use them too (its own stage on labels, such as that of ``customkd``, continues).
 - One learning rate for all layers; the authors train the backbone at a tenth.
 """
 
@@ -53,7 +53,7 @@ def cosine_pseudo_labels(features_NC: Tensor, logits_NK: Tensor) -> Tensor:
 
     Args:
         features_NC: (N, C).
-        logits_NK: (N, K); a class that is nobody's argmax has no centroid.
+        logits_NK: (N, K); a class that is no image's argmax has no centroid.
 
     Returns:
         (N,) int64.

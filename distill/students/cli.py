@@ -36,7 +36,7 @@ def main(
     Raises:
         FeatstoreError: something the user can mend.
     """
-    from distill.experiments.command import conduct, locked, report
+    from distill.experiments.command import locked, report, run_all
     from distill.export.onnx_model import require_installed
     from distill.students import page, tables
     from distill.students.measure import measure_students
@@ -44,23 +44,23 @@ def main(
     from featstore.text import columns
 
     require_installed()
-    agenda = checked(path, flags)
+    todo = checked(path, flags)
     if dry_run:
         return 0
-    with locked(agenda):
+    with locked(todo):
         # Trained: one student for each row and seed. Frozen: the stored features. The teacher is never loaded.
-        conduct(agenda, jobs=jobs)
-        _, failures, _ = report(agenda)
-        results, cost = agenda.outcome()
+        run_all(todo, jobs=jobs)
+        _, failures, _ = report(todo)
+        results, cost = todo.outcome()
         # Measured when nothing is being trained any more.
         choice = measure_students(
             results,
-            agenda.out / "onnx",
+            todo.out / "onnx",
             batches=batches,
             threads=[count for count in threads if count <= cores()] or [cores()],
             rounds=rounds,
         )
-        files = [*tables.write(agenda.out, choice, cost), page.write(agenda.out, choice, cost)]
+        files = [*tables.write(todo.out, choice, cost), page.write(todo.out, choice, cost)]
     print(f"\n{columns(tables.cells(choice))}\n")
     print("\n".join([tables.finding(choice), *tables.notes(choice, cost)]))
     print("files: " + ", ".join(str(item) for item in files))

@@ -490,7 +490,9 @@ def read_manifest(store: Path) -> Manifest:
     """
     path = store / MANIFEST_NAME
     if not store.is_dir():
-        raise StoreNotFound(f"{store}: no such folder. Extract a store first: {command('extract')}")
+        raise StoreNotFound(
+            f"{Path(store).absolute()}: no such folder. Extract a store first: {command('extract')}"
+        )
     try:
         values = unseal(read_plain(store, MANIFEST_NAME))
     except FileNotFoundError:

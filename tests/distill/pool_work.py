@@ -9,14 +9,14 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from distill.experiments.pool import Event, Pool, Seat, Tell
+from distill.experiments.pool import Event, OnProgress, Pool, Slot
 
 
-def make_work(seat: Seat) -> Callable[[Any, Tell], Any]:
+def make_work(slot: Slot) -> Callable[[Any, OnProgress], Any]:
     """Does as each item says."""
     done = 0
 
-    def work(item: tuple[str, Any], tell: Tell) -> Any:
+    def work(item: tuple[str, Any], tell: OnProgress) -> Any:
         nonlocal done
         what, value = item
         done += 1
@@ -39,14 +39,14 @@ def make_work(seat: Seat) -> Callable[[Any, Tell], Any]:
     return work
 
 
-def make_nothing(seat: Seat) -> Callable[[Any, Tell], Any]:
+def make_nothing(slot: Slot) -> Callable[[Any, OnProgress], Any]:
     """A worker that ends before it has begun."""
     raise SystemExit(3)
 
 
 def main(folder: Path) -> None:
     """Two workers that would run for a minute; each writes its number into the folder."""
-    with Pool(make_work, [Seat(0, 1), Seat(1, 1)]) as pool:
+    with Pool(make_work, [Slot(0, 1), Slot(1, 1)]) as pool:
         pool.run([("linger", str(folder / name)) for name in "ab"], print_event)
 
 

@@ -18,11 +18,11 @@ from distill.experiments import command
 from distill.experiments.cli import main, parse
 from distill.experiments.cost import store_cost
 from distill.experiments.plan import Planner, baseline_of, rows_of
-from distill.experiments.pool import Failure, Tell
-from distill.experiments.runs_to_do import Agenda
+from distill.experiments.pool import Failure, OnProgress
+from distill.experiments.runs_to_do import RunsToDo
 from distill.experiments.spec import read_experiment
 from distill.experiments.tune import DIVERGED, choose
-from distill.experiments.worker import Workshop
+from distill.experiments.worker import RunWorker
 from featstore import FeatureStore
 from featstore.errors import ConfigError, StoreBusy
 from featstore.files.locks import LOCK_NAME, FileLock
@@ -65,9 +65,9 @@ def start(path: Path, **options: Any) -> int:
     return main(path, jobs=1, **options)
 
 
-def agenda_of(path: Path, **flags: Any) -> Agenda:
+def todo_of(path: Path, **flags: Any) -> RunsToDo:
     experiment = read_experiment(path, flags)
-    return Agenda(experiment, Planner(experiment))
+    return RunsToDo(experiment, Planner(experiment))
 
 
 def results(path: Path) -> dict[str, Any]:
@@ -268,8 +268,8 @@ def test_an_interrupted_experiment_goes_on(
     path = write(text)
     start(path, flags={**flags, "out": str(path.parent / "straight")}, only=["kd"])
 
-    class Stopped(Workshop):
-        def __call__(self, run: Any, tell: Tell) -> dict[str, Any]:
+    class Stopped(RunWorker):
+        def __call__(self, run: Any, tell: OnProgress) -> dict[str, Any]:
             def stop(step: float) -> None:
                 if run.method == "kd" and step == 4:
                     raise KeyboardInterrupt
@@ -278,7 +278,7 @@ def test_an_interrupted_experiment_goes_on(
             return super().__call__(run, stop)
 
     with monkeypatch.context() as patched:
-        patched.setattr(command, "make_workshop", Stopped)
+        patched.setattr(command, "make_worker", Stopped)
         with pytest.raises(KeyboardInterrupt):
             start(path, flags=flags)
     states = {row["row"]: [run["state"] for run in row["runs"]] for row in results(path)["rows"]}
@@ -375,12 +375,12 @@ def test_the_best_mean_wins_and_ties_go_to_the_first(write: Write) -> None:
         "tune: {budget: at most 3, seeds: [0, 1], validation: 2}\nvariants:\n"
         "  a: {methods: [kd], search: [{kd.weight: 1}, {kd.weight: 2}, {kd.weight: 3}]}\n  b: {methods: [labels]}\n"
     )
-    agenda = agenda_of(path)
-    row, tries = agenda.rows[0], agenda.tries["a"]
-    assert agenda.tries["b"] == []
-    assert [run.config.options["kd"].weight for run in agenda.tuning()] == [1, 1, 2, 2, 3, 3]
-    assert {run.config.eval.part for run in agenda.tuning()} == {"validation"}
-    assert {run.method for run in agenda.finals()} == {"labels"}
+    todo = todo_of(path)
+    row, tries = todo.rows[0], todo.tries["a"]
+    assert todo.tries["b"] == []
+    assert [run.config.options["kd"].weight for run in todo.tuning()] == [1, 1, 2, 2, 3, 3]
+    assert {run.config.eval.part for run in todo.tuning()} == {"validation"}
+    assert {run.method for run in todo.finals()} == {"labels"}
 
     def decided(*scores: float | str) -> Any:
         keys = [run.key for group in tries for run in group]
@@ -400,7 +400,7 @@ def test_tuning_needs_a_validation_part(write: Write) -> None:
     """Without one it would look at the test part."""
     path = write("tune: {budget: 1}\nvariants: {a: {methods: [kd], search: [{kd.weight: 1}]}}\n")
     with pytest.raises(ConfigError, match=r"tune.validation"):
-        agenda_of(path)
+        todo_of(path)
 
 
 # -- cost --------------------------------------------------------------------------------------------------------------

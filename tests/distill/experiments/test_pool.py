@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from distill.experiments import machine
-from distill.experiments.pool import Event, Failure, Pool, PoolError, Seat, work_here
+from distill.experiments.pool import Event, Failure, Pool, PoolError, Slot, work_here
 from tests.distill.pool_work import alive, make_nothing, make_work, wait_for
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -21,13 +21,13 @@ def outcome(events: list[Event]) -> dict[int, Any]:
 
 
 def test_workers_stay_and_a_death_takes_one_item_only(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Six items, two workers: a failure and a death are told, a new process takes the seat, the rest is done."""
+    """Six items, two workers: a failure and a death are told, a new process takes the slot, the rest is done."""
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
     before = dict(os.environ)
     items = [("add", 0), ("fail", "no"), ("die", 2), ("add", 3), ("add", 4), ("add", 5)]
     events: list[Event] = []
-    with Pool(make_work, [Seat(0, 3, "7"), Seat(1, 3, "7")]) as pool:
+    with Pool(make_work, [Slot(0, 3, "7"), Slot(1, 3, "7")]) as pool:
         pool.run(items, events.append)
         found = outcome(events)
         assert found[1] == Failure("ValueError", "no")
@@ -51,7 +51,7 @@ def test_workers_stay_and_a_death_takes_one_item_only(monkeypatch: pytest.Monkey
 
 def test_a_worker_that_cannot_start_is_an_error() -> None:
     """Not an endless row of new ones."""
-    with Pool(make_nothing, [Seat(0, 1)]) as pool, pytest.raises(PoolError, match=r"\b3\b"):
+    with Pool(make_nothing, [Slot(0, 1)]) as pool, pytest.raises(PoolError, match=r"\b3\b"):
         pool.run([("add", 1)], lambda event: None)
 
 
@@ -92,9 +92,9 @@ def test_seats_share_cores_memory_and_gpus(monkeypatch: pytest.MonkeyPatch) -> N
     assert machine.free_memory() > 0
     monkeypatch.setattr(machine, "cores", lambda: 16)
     monkeypatch.setattr(machine, "free_memory", lambda: 10 * 2**30)
-    assert [seat.device for seat in machine.seats(0, 99, gpus=["2", "5"])] == ["2", "5"]
-    assert [seat.device for seat in machine.seats(3, 99, gpus=["2", "5"])] == ["2", "5", "2"]
-    assert len(machine.seats(0, 99)) == 10 * 2**30 // machine.RUN_BYTES
-    assert len(machine.seats(0, 99, run_bytes=5 * 2**30)) == 2
-    assert machine.seats(0, 4, run_bytes=1) == [Seat(number, 4) for number in range(4)]
-    assert len(machine.seats(5, 99, run_bytes=9 * 2**30)) == 5
+    assert [seat.device for seat in machine.slots(0, 99, gpus=["2", "5"])] == ["2", "5"]
+    assert [seat.device for seat in machine.slots(3, 99, gpus=["2", "5"])] == ["2", "5", "2"]
+    assert len(machine.slots(0, 99)) == 10 * 2**30 // machine.RUN_BYTES
+    assert len(machine.slots(0, 99, run_bytes=5 * 2**30)) == 2
+    assert machine.slots(0, 4, run_bytes=1) == [Slot(number, 4) for number in range(4)]
+    assert len(machine.slots(5, 99, run_bytes=9 * 2**30)) == 5
