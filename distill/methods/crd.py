@@ -1,9 +1,9 @@
 """``crd``: contrastive representation distillation (Tian et al., ICLR 2020) on stored features.
 
 Both features are embedded by one Linear each and brought to length 1. By noise-contrastive estimation, an image's
-embedding of one side should be identified as belonging to its own embedding of the other side, from among those of other images,
-which two memory banks over the training images keep [C]. Negatives are no images of the anchor's class, as far as
-labels may be used: an unlabelled anchor, or an unlabelled image, may be of the same class without anybody knowing.
+embedding of one side is to be identified as belonging to its own embedding of the other side, among those of other
+images, which two memory banks over the training images keep [C]. Negatives are no images of the anchor's class, as
+far as labels may be used: an unlabelled anchor or image may be of the same class.
 
 The negatives of a step are drawn once for all its anchors, which are then left without their own row and class, in
 place of a draw for every anchor [I]: one matrix product instead of B * K rows gathered from the bank.

@@ -12,7 +12,7 @@ Its own cross entropy takes the place of the method's "ce" throughout. Where thi
 - No bottleneck with batch norm and no weight-normalised classifier: what is exported must be a plain timm model.
 - The features get no constant 1 appended before they are normalised.
 - The loop continues to show source images: their labels are not used, but batch norm statistics see them, and terms
-  of a method that compare stored features use them too (its own stage on labels, such as that of ``customkd``, continues).
+  of a method that compare stored features use them too. A method's own stage on labels (``customkd``) continues.
 - One learning rate for all layers; the authors train the backbone at a tenth.
 """
 
