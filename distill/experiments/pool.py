@@ -116,7 +116,7 @@ class Pool:
 
     def __init__(self, make_work: Callable[[Slot], Work], slots: Sequence[Slot]) -> None:
         self._make_work = make_work
-        self._seats = list(slots)
+        self._slots = list(slots)
         self._workers: list[_Worker] = []
 
     def __enter__(self) -> "Pool":
@@ -137,7 +137,7 @@ class Pool:
             PoolError: a worker ends before it could take an item.
         """
         waiting = deque(range(len(items)))
-        self._fill_seats(len(waiting))
+        self._fill_slots(len(waiting))
         while waiting or any(worker.item is not None for worker in self._workers):
             for worker in self._workers:
                 if worker.hand_over(waiting, items):
@@ -150,20 +150,20 @@ class Pool:
                     on_event(event)
                 if worker.dead:
                     self._workers.remove(worker)
-                    self._bury(worker, on_event)
-                    self._fill_seats(len(waiting))
+                    self._report_death(worker, on_event)
+                    self._fill_slots(len(waiting))
 
-    def _fill_seats(self, wanted: int) -> None:
+    def _fill_slots(self, wanted: int) -> None:
         """Start workers for this many items, as far as there are slots."""
         free = sum(worker.item is None for worker in self._workers)
         taken = {worker.slot for worker in self._workers}
-        for slot in [slot for slot in self._seats if slot not in taken][: max(0, wanted - free)]:
+        for slot in [slot for slot in self._slots if slot not in taken][: max(0, wanted - free)]:
             self._workers.append(_Worker(self._make_work, slot))
 
-    def _bury(self, worker: "_Worker", on_event: OnEvent) -> None:
+    def _report_death(self, worker: "_Worker", on_event: OnEvent) -> None:
         cause = worker.cause_of_death()
         worker.join(0.0)
-        if not worker.seated:
+        if not worker.ready:
             raise PoolError(
                 f"a worker process did not start: {cause.message}. Its own message stands above; --jobs 1 makes the "
                 "runs without further processes."
@@ -179,7 +179,7 @@ class _Worker:
         context = multiprocessing.get_context("spawn")
         self.slot = slot
         self.item: int | None = None
-        self.seated = False
+        self.ready = False
         self.dead = False
         """Whether the process has ended and all its messages were read."""
         self.connection, other = context.Pipe()
@@ -193,7 +193,7 @@ class _Worker:
 
     def hand_over(self, waiting: deque[int], items: Sequence[Any]) -> bool:
         """Give it the next item, if it is free. Returns whether it got one."""
-        if self.item is not None or not self.seated or not waiting:
+        if self.item is not None or not self.ready or not waiting:
             return False
         self.item = waiting.popleft()
         with suppress(OSError):  # it has died, which the next check finds
@@ -207,7 +207,7 @@ class _Worker:
             while self.connection.poll():
                 kind, value = self.connection.recv()
                 if kind == "ready":
-                    self.seated = True
+                    self.ready = True
                     continue
                 assert self.item is not None
                 event = Event(self.item, kind, value)
