@@ -378,7 +378,9 @@ def test_only_what_a_term_needs_is_built(make_config: MakeConfig) -> None:
     assert "stage1/loss" in custom_logits.begin(0)
     assert custom_logits.terms().keys() == {"ce", "logits"}
     off = make_config(customkd__w_general=0.0, customkd__w_specific=0.0)
-    assert CustomKD.needs(off.options["customkd"]) == Needs(unlabelled=False, vector=False)
+    assert CustomKD.needs(off.options["customkd"]) == Needs(
+        unlabelled=False, vector=False, labels=True
+    )
 
 
 def exported(config: DistillConfig, method: str) -> bytes:
