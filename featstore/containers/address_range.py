@@ -43,7 +43,7 @@ class SideBySide:
     """A read-only range of ``count`` payloads of ``payload_bytes`` each, the last one possibly shorter.
 
     Bytes of a place that nothing was attached to must not be touched: that is a segmentation fault, not an exception.
-    Whoever hands out the array keeps a list of what is attached.
+    The owner of the array keeps a list of what is attached.
 
     Args:
         count: payloads.

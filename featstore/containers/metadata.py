@@ -22,7 +22,7 @@ _SPELLINGS: tuple[dict[str, Any], ...] = (
     {"separators": (",", ":")},
     {},
 )
-"""How JSON is written by those who write Zarr. Anything else is a byte that somebody changed."""
+"""How Zarr libraries write JSON. Anything else is a changed byte."""
 
 
 def metadata_files(manifest: Manifest) -> dict[str, bytes]:

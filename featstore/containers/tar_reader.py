@@ -1,7 +1,7 @@
 """One tar of a WebDataset store, mapped into memory: its index, the place of each member, and whether both are true.
 
-Bytes are compared to the ledger before they are looked at. That says that they are the writer's, not that the writer
-was honest; so nothing in them is believed that was not compared to the manifest and to the size of the file.
+Bytes are compared to the ledger before they are parsed. The writer may be malicious all the same, so every size and
+position is also compared to the manifest and to the size of the file.
 """
 
 # R rows of the shard
@@ -314,7 +314,7 @@ class TarShard:
         for member in members(self.read, origin, stop):
             column = wanted.pop(member.name, None)
             if column is None:
-                continue  # the json, offsets, or what somebody added
+                continue  # the json, offsets, or an added member
             if column.name in self._layout.fixed:
                 data, _ = self._npy(member, stored_dtype(column), column.shape)
                 end = data + column.entry_bytes

@@ -237,10 +237,10 @@ class ZarrBackend(Backend):
         return words
 
     def _texts(self, data: Any, shard: int, column: Column) -> Array:
-        """Decode text; the checksum only says that the bytes are the writer's, not that the writer was honest."""
+        """Decode text of an untrusted writer, whose checksums may be right all the same."""
         count = self.manifest.work.shard_rows * math.prod(column.shape)
         try:
-            # The codec believes this count and reserves memory for it; every text takes at least 4 bytes.
+            # The codec trusts this count and reserves memory for it; every text takes at least 4 bytes.
             if bytes(data[:4]) != struct.pack("<I", count) or len(data) < 4 + 4 * count:
                 raise ValueError(f"expected {count} texts")
             texts: Array = VLenUTF8().decode(bytes(data))
@@ -626,7 +626,7 @@ class _Bitshuffle:
         return bytes(self._codec.encode(data.view(self._item)))
 
     def decode(self, data: bytes, out: npt.NDArray[np.uint8]) -> Any:
-        # The header states both sizes, and the library believes them: it would write and read past shorter buffers.
+        # The header states both sizes, and the library trusts them: it would write and read past shorter buffers.
         if len(data) < 16 or struct.unpack("<4xI4xI", data[:16]) != (len(out), len(data)):
             raise ValueError(f"not {len(out)} bytes of blosc")
         return self._codec.decode(data, out=out)

@@ -15,13 +15,13 @@ from pathlib import Path
 from featstore.errors import StoreBusy, StoreWriteError, shorten
 
 LOCK_NAME = ".lock"
-"""Held shared by everyone who writes a store, and alone by whoever changes what is committed."""
+"""Held shared by writers of a store, and exclusively to change what is committed."""
 
 PUBLISH_NAME = ".publish"
 """Held alone for the few renames that make a shard exist."""
 
 JOIN_TIMEOUT_S = 30.0
-"""How long a writer waits for somebody who holds the store alone; to clear leftovers takes milliseconds."""
+"""How long a writer waits for an exclusive lock; to clear leftovers takes milliseconds."""
 
 PUBLISH_TIMEOUT_S = 300.0
 """How long a shard waits for its turn to be published; a turn takes milliseconds, or a second on a busy disk."""
@@ -67,7 +67,7 @@ class FileLock:
         self._owner = 0
 
     def acquire(self, *, shared: bool, timeout_s: float) -> bool:
-        """Lock the file; False if somebody else held it all the time.
+        """Lock the file; False if another process held it all the time.
 
         Raises:
             StoreWriteError: the file cannot be written, or its file system knows no locks.
@@ -129,7 +129,7 @@ class FileLock:
         return False
 
     def _sign(self, shared: bool) -> None:
-        # A courtesy to whoever finds the lock held; a full disk shows later.
+        # For messages of other processes only, so errors do not matter.
         with suppress(OSError):
             if not shared:
                 os.ftruncate(self._handle, 0)
@@ -157,14 +157,14 @@ def refuse_links(store: Path) -> None:
 
 @contextmanager
 def exclusive(store: Path, *, links: bool = False) -> Iterator[None]:
-    """Hold a store alone: nobody else writes to it meanwhile.
+    """Hold the exclusive lock of a store: no other process writes to it meanwhile.
 
     Args:
         store: its folder.
-        links: accept links in it; for somebody who writes nothing.
+        links: accept links in it; for callers that write nothing.
 
     Raises:
-        StoreBusy: somebody writes to it; the message says who.
+        StoreBusy: another process writes to it; the message names it.
         StoreWriteError: the store cannot be written to.
     """
     if not links:
@@ -185,7 +185,7 @@ def shared(store: Path) -> Iterator[None]:
     """Write to a store together with others; keeps away only those who need it alone.
 
     Raises:
-        StoreBusy: somebody holds it alone for longer than it takes to clear leftovers; the message says who.
+        StoreBusy: the exclusive lock is held for longer than clearing leftovers takes; the message names the holder.
         StoreWriteError: the store cannot be written to.
     """
     refuse_links(store)
@@ -206,14 +206,14 @@ def publishing(store: Path) -> Iterator[None]:
     """Hold the right to change what is committed, for a few renames.
 
     Raises:
-        StoreBusy: somebody has held it for minutes; the message says who.
+        StoreBusy: another process has held it for minutes; the message names it.
         StoreWriteError: the store cannot be written to.
     """
     lock = FileLock(store / PUBLISH_NAME)
     if not lock.acquire(shared=False, timeout_s=PUBLISH_TIMEOUT_S):
         raise StoreBusy(
             f"{lock.path}: {lock.holders()} has been publishing a shard for {PUBLISH_TIMEOUT_S:.0f} s. If it was "
-            "stopped, let it go on (kill -CONT) or end it (kill -9); nothing is lost."
+            "stopped, continue it (kill -CONT) or end it (kill -9); nothing is lost."
         )
     try:
         yield

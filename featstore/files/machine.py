@@ -1,4 +1,4 @@
-"""Memory for as many numbers as somebody else's manifest states: an error in words where this machine has less.
+"""Allocate arrays of the size that a manifest states, with a clear error if this machine has less memory.
 
 A few hundred bytes of a store can state a row of a terabyte, and zeros compress to nothing. Linux hands out more memory
 than there is and ends the process when it is used, so large amounts are compared with what is free first.
@@ -63,8 +63,8 @@ def too_little(where: object, shape: tuple[int, ...], dtype: npt.DTypeLike) -> S
     """Build the error for an array that there is no memory for."""
     return StoreError(
         f"{where}: what it states takes {format_bytes(_bytes(shape, dtype))} of memory at once, and this machine has "
-        f"{format_bytes(free_memory())} free. Ask for fewer rows or use a larger machine; if nobody would store so "
-        "much, the manifest is wrong."
+        f"{format_bytes(free_memory())} free. Ask for fewer rows or use a larger machine; if the "
+        "size is absurd, the manifest is wrong."
     )
 
 

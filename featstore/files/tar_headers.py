@@ -2,7 +2,7 @@
 
 Python's tarfile makes and reads one header in some 30 microseconds, which is longer than everything else that is done
 to a row. What is written here is what tarfile writes (tests compare). What is read may come from anybody: every size is
-compared to what is there before it is believed.
+compared to what is there before it is used.
 """
 
 import re
@@ -107,7 +107,7 @@ def headers(names: Sequence[str], sizes: Array, extensions: int) -> Bytes:
     body = np.frombuffer(
         b"".join(_extension(name, extensions) for name in names), dtype=np.uint8
     ).reshape(len(names), -1)
-    # Whoever knows no pax sees some name; it is not used otherwise.
+    # Readers without pax see this name; it is not used otherwise.
     short = _text([name.encode("ascii", "replace")[:100] for name in names], 100)
     no_prefix = np.zeros((1, 155), dtype=np.uint8)
     first = _plain(_text([b"././@PaxHeader"], 100), no_prefix, np.array([body.shape[1]]), b"x")

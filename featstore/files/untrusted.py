@@ -1,6 +1,6 @@
-"""Files inside a store, read as if somebody unfriendly had put them there.
+"""Read files of a store that may come from an untrusted source.
 
-A store from another team is a folder of names that somebody else chose. A link in it could lead anywhere, a pipe would
+A store from another team is a folder of names chosen by others. A link in it could lead anywhere, a pipe would
 make a reader wait for ever, and a file may be larger than the memory of this machine. So whatever is read from a store
 is a regular file below its folder, and what is read at once has a limit.
 """
@@ -154,7 +154,7 @@ def make_real_folders(root: Path, folder: Path) -> None:
 
 
 def check_private_folder(folder: Path) -> None:
-    """Refuse a folder in which somebody else could put or change files.
+    """Refuse a folder in which other users could put or change files.
 
     Raises:
         OSError: It is missing, a link, not a folder, of another user, or others may write to it.

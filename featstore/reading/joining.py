@@ -1,4 +1,4 @@
-"""Match the samples of somebody else's data set with rows of a store: the part that all adaptors share."""
+"""Match the samples of any data set with rows of a store; shared by the adaptors for other libraries."""
 
 import hashlib
 from collections.abc import Sequence

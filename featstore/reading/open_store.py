@@ -409,7 +409,7 @@ class OpenStore:
         for shard in untouched:
             span = self.manifest.shard_range(shard)
             valid = self.read_shard(shard, "valid") if shard in self._present else np.False_
-            # Pages that nobody has written to take no memory. In this order, because other threads look meanwhile.
+            # Untouched pages take no memory. In this order, because other threads look meanwhile.
             if not np.all(valid):
                 self._all_usable = False
                 self._unusable[span.start : span.stop] = ~valid

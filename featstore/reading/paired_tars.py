@@ -53,7 +53,7 @@ class PairStream:
     ``stream.split(info.id, info.num_workers)``.
 
     Attributes:
-        epoch: that the next iteration gives, or goes on with.
+        epoch: that the next iteration begins or resumes.
         position: samples of it that were given already.
         skipped: samples found on one side only, with ``missing="skip"``, in the tars that this worker has read.
     """

@@ -21,8 +21,8 @@ from featstore.reading.cached.published_store import (
     MARK_NAME,
     UNFINISHED_NAME,
     Contents,
+    naming_url,
     remote_contents,
-    speaking_of,
 )
 from featstore.reading.store import FeatureStore
 from featstore.sharing.jobs import Job, run_jobs
@@ -210,7 +210,7 @@ class _Pull:
         self.meter.expect(0)
         receiver = Receiver(*self._to(folder), trust_entries=known)
         self._run(receiver.shard_jobs(shards, names_rows))
-        with speaking_of(self.place.url, folder):
+        with naming_url(self.place.url, folder):
             rows = self.part.choose(FeatureStore.open(folder, allow_incomplete=True))
         self.shards = self.part.shards(manifest, rows)
         return rows

@@ -7,12 +7,12 @@
       arriving/<name>/            what one process fetches just now: files ``<bytes>-<hash of the target>``, and
                                   ``lock``, which it holds meanwhile
 
-No lock outlives its holder, so nothing has to be cleaned up after a kill but what lies in ``arriving``, and whoever
-makes room next does that.
+Locks end with the process that holds them. After a kill only files in ``arriving`` are left; the next process that
+makes room deletes them.
 
 What is evicted may be mapped into the memory of other processes. Its name goes first, then the generation is counted
 up, and then the bytes are given back to the disk by punching a hole: the file keeps its length, so a process that reads
-it through a map gets zeros, and never a signal. So whoever reads through a map looks at the generation before and
+it through a map gets zeros, and never a signal. So a reader of a map compares the generation before and
 after, and reads again where it has changed (``featstore.reading.cached.columns``). No process has to
 hold a lock while it reads,
 and none that sleeps with everything mapped can keep others from making room.
@@ -54,7 +54,7 @@ KEPT_FOLDERS = (LEDGER_FOLDER, ARTEFACT_FOLDER)
 """Of a store: small, and not counted."""
 
 LOCK_TIMEOUT_S = 3600.0
-"""How long to wait for the lock; it is held for milliseconds, or for one batch where processes crowd each other out."""
+"""How long to wait for the lock; it is held for milliseconds, or for one batch where the cache is too small."""
 
 _PUNCH_HOLE = 0x02 | 0x01  # FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE
 
@@ -155,7 +155,7 @@ class Cache:
         return self._numbers[0]
 
     def refresh(self) -> None:
-        """Notice that somebody deleted the whole folder; call it before objects are looked for."""
+        """Make the folder again if it was deleted; call it before looking for objects."""
         try:
             same = os.path.samestat(self._stat, (self.folder / "state").stat())
         except OSError:
@@ -166,7 +166,7 @@ class Cache:
                 self._map_state()
 
     def make_folders(self) -> None:
-        """Make the folders for this user alone, and refuse those in which somebody else could put files or links."""
+        """Make the folders for this user alone, and refuse those in which other users could put files or links."""
         with refused(self.folder, 0):
             self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         for folder in (self.folder, self.stores, self._arriving):
@@ -207,10 +207,10 @@ class Cache:
 
     @contextmanager
     def alone(self) -> Iterator[None]:
-        """Let nobody else make or take room. A thread may enter several times.
+        """Hold the lock of the cache: no other process makes or takes room. Re-entrant.
 
         Raises:
-            StoreBusy: somebody has held the lock for very long; the message says who.
+            StoreBusy: another process has held the lock for very long; the message names it.
             StoreWriteError: the folder cannot be written to.
         """
         if getattr(self._alone, "depth", 0) and self._alone.owner == os.getpid():
@@ -224,7 +224,7 @@ class Cache:
         lock = FileLock(self.folder / "lock")
         if not lock.acquire(shared=False, timeout_s=LOCK_TIMEOUT_S):
             raise StoreBusy(
-                f"{lock.path}: held for {LOCK_TIMEOUT_S:.0f} s by {lock.holders()}. If it was stopped, let it go on "
+                f"{lock.path}: held for {LOCK_TIMEOUT_S:.0f} s by {lock.holders()}. If it is stopped, continue it "
                 "(kill -CONT) or end it; nothing is lost."
             )
         self._alone.depth, self._alone.owner = 1, os.getpid()
@@ -235,7 +235,7 @@ class Cache:
             lock.release()
 
     def reserve(self, sizes: Mapping[Path, int], keep: Collection[Path]) -> Arrival | int | None:
-        """Make room for files that are missing, those that nobody else fetches already.
+        """Make room for missing files that no other process is fetching.
 
         Args:
             sizes: bytes of each file that is wanted, by where it belongs. All of them, and those to keep, fit into the
@@ -244,7 +244,7 @@ class Cache:
 
         Returns:
             The files that the caller has to fetch now, and then ``close``. A number where there is nothing to do but to
-            wait for other processes: it changes as their work goes on. None when all files are there.
+            wait for other processes: it changes as they progress. None when all files are there.
 
         Raises:
             StoreWriteError: the disk refused, or the limit cannot be kept.
@@ -308,7 +308,7 @@ class Cache:
                 folder.unlink(missing_ok=True)
                 continue
             lock = FileLock(folder / "lock")
-            if lock.acquire(shared=False, timeout_s=0):  # whoever held it has ended
+            if lock.acquire(shared=False, timeout_s=0):  # the process that held it has ended
                 shutil.rmtree(folder, ignore_errors=True)
                 lock.release()
                 continue

@@ -5,8 +5,8 @@ when they are needed first, objects when rows in them are. An object gets its na
 those that the ledger says. So whatever reads stores reads this folder, and checks it, as it does any other.
 
 Each version of a store, which is its manifest and the mark of its completeness, has a folder of its own. When another
-one is published at the URL, readers of the old one go on as long as they need nothing more of it, or what they need has
-not changed, and are told otherwise.
+one is published at the URL, readers of the old one read what is cached and what has not changed; anything else is an
+error.
 """
 
 import hashlib
@@ -14,9 +14,8 @@ import multiprocessing
 import os
 import tempfile
 import time
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeVar
@@ -24,9 +23,8 @@ from typing import Any, TypeVar
 from tqdm import tqdm
 
 from featstore.containers import make_backend
-from featstore.containers.block_checksums import ADVICE, damaged_blocks
+from featstore.containers.block_checksums import damaged_blocks
 from featstore.errors import (
-    FeatstoreError,
     RemoteError,
     RemoteNotFound,
     ShardCorrupt,
@@ -50,8 +48,10 @@ from featstore.places.open_place import open_place
 from featstore.reading.cached.cache import Arrival, Cache, CacheConfig
 from featstore.reading.cached.published_store import (
     MARK_NAME,
+    PUBLISHER,
     TRIES,
     entry_name,
+    naming_url,
     parse_entry,
     until_sound,
 )
@@ -61,8 +61,6 @@ FETCHES = 3
 
 STALLED_S = 900.0
 """How long to wait for a file that another process fetches, without a byte of it arriving."""
-
-PUBLISHER = "Ask whoever published the store to verify it and to push it again."
 
 T = TypeVar("T")
 
@@ -157,7 +155,7 @@ class Mirror:
     def entry(self, shard: int) -> ShardRecord:
         """See ``featstore.format.ledger.read_entry``."""
         self.bring_entries([shard])
-        with speaking_of(self.url, self.folder):
+        with naming_url(self.url, self.folder):
             try:
                 return read_entry(self.folder, shard)
             except ShardCorrupt:  # on the disk of the cache
@@ -231,7 +229,7 @@ class Mirror:
     def artefact(self, name: str) -> dict[str, Any]:
         """See ``featstore.format.artefacts.read_artefact``."""
         self.bring_artefact(name)
-        with speaking_of(self.url, self.folder):
+        with naming_url(self.url, self.folder):
             try:
                 return read_artefact(self.folder, self.manifest, name)
             except ShardCorrupt:  # on the disk of the cache
@@ -275,7 +273,7 @@ class Mirror:
             if time.monotonic() - since > STALLED_S:
                 raise StoreBusy(
                     f"{self.url}: another process fetches what is needed here, and nothing has arrived for "
-                    f"{STALLED_S:.0f} s. If it was stopped, let it go on (kill -CONT) or end it."
+                    f"{STALLED_S:.0f} s. If it is stopped, continue it (kill -CONT) or end it."
                 )
             time.sleep(pause_s)
             pause_s = min(2 * pause_s, 0.1)
@@ -439,16 +437,3 @@ def _first_damage(path: Path, record: ObjectRecord) -> tuple[int, str] | None:
     if size != record.bytes:
         return 0, f"{size:,} bytes, expected {record.bytes:,}"
     return next(iter(damaged_blocks(path, record, range(record.num_blocks))), None)
-
-
-@contextmanager
-def speaking_of(url: str, folder: Path) -> Iterator[None]:
-    """Let errors about a local folder name the URL that it mirrors."""
-    try:
-        yield
-    except FeatstoreError as error:
-        text = str(error)
-        if str(folder) not in text:
-            raise
-        text = text.replace(str(folder), url).replace(ADVICE, PUBLISHER)
-        raise type(error)(text) from error

@@ -22,8 +22,8 @@ from featstore.format.manifest import MANIFEST_NAME, Manifest, read_manifest
 from featstore.places.base import Place
 from featstore.places.open_place import open_place
 from featstore.reading.cached.cache import Cache, CacheConfig
-from featstore.reading.cached.mirror import Mirror, speaking_of
-from featstore.reading.cached.published_store import MARK_NAME, remote_contents
+from featstore.reading.cached.mirror import Mirror
+from featstore.reading.cached.published_store import MARK_NAME, naming_url, remote_contents
 
 _VERSION = re.compile(r"[0-9a-f]{16}")
 """Names of the folders of versions."""
@@ -114,7 +114,7 @@ def _make_folder(folder: Path, manifest: bytes, mark: bytes, url: str) -> None:
     work = Path(tempfile.mkdtemp(prefix=TEMPORARY_PREFIX, dir=folder.parent))
     try:
         (work / MANIFEST_NAME).write_bytes(manifest)
-        with speaking_of(url, work):
+        with naming_url(url, work):
             found = read_manifest(work)
         made = work / "store"
         made.mkdir()
@@ -148,7 +148,7 @@ def _open_offline(url: str, of_url: Path, config: CacheConfig, allow_incomplete:
 
 
 def _mirror(url: str, shown: str, folder: Path, config: CacheConfig) -> Mirror:
-    with speaking_of(shown, folder):
+    with naming_url(shown, folder):
         manifest = read_manifest(folder)
         mark = read_complete(folder, manifest.num_shards)
         version = {
@@ -173,6 +173,6 @@ def _checked(mirror: Mirror, allow_incomplete: bool) -> Mirror:
     if missing and not allow_incomplete:
         raise StoreIncomplete(
             f"{mirror.url}: {missing} of {mirror.manifest.num_shards} shards are not there yet, as far as its server "
-            "says. Ask whoever extracts it to finish it, and to push it again."
+            "says. Ask its publisher to finish it and to push it again."
         )
     return mirror

@@ -14,6 +14,7 @@ from typing import TypeVar
 from pydantic import ValidationError
 
 from featstore.containers import Backend
+from featstore.containers.block_checksums import ADVICE
 from featstore.containers.metadata import metadata_files
 from featstore.errors import (
     FeatstoreError,
@@ -62,6 +63,8 @@ FOLDERS = (
     "label",
 )
 """Where the other files of a store are, in any container."""
+
+PUBLISHER = "Ask its publisher to verify the store and to push it again."
 
 TRIES = 4
 """How often something that arrives damaged is sent in all."""
@@ -125,7 +128,7 @@ def remote_contents(place: Place) -> Contents:
 
     Raises:
         StoreNotFound, ManifestMismatch, ShardCorrupt: nothing there, or not a store that can be read.
-        StoreIncomplete: somebody is still pushing it, or has stopped.
+        StoreIncomplete: it is still being pushed, or the push was interrupted.
         RemoteError: the place does not answer.
     """
 
@@ -134,7 +137,7 @@ def remote_contents(place: Place) -> Contents:
             manifest_bytes = place.read(MANIFEST_NAME, most_bytes=MOST_JSON_BYTES)
         except RemoteNotFound:
             return None
-        with tempfile.TemporaryDirectory() as name, speaking_of(place.url, Path(name)):
+        with tempfile.TemporaryDirectory() as name, naming_url(place.url, Path(name)):
             folder = Path(name)
             (folder / MANIFEST_NAME).write_bytes(manifest_bytes)
             manifest = read_manifest(folder)
@@ -142,7 +145,7 @@ def remote_contents(place: Place) -> Contents:
                 mark_bytes = place.read(MARK_NAME, most_bytes=MOST_JSON_BYTES)
             except RemoteNotFound:
                 raise StoreIncomplete(
-                    f"{place.url}: not complete; there is no {MARK_NAME}. Whoever published it must push it again, "
+                    f"{place.url}: not complete; there is no {MARK_NAME}. Its publisher must push it again, "
                     "with featstore push."
                 ) from None
             (folder / LEDGER_FOLDER).mkdir()
@@ -160,8 +163,8 @@ def remote_contents(place: Place) -> Contents:
 def _nothing_at(place: Place) -> StoreError:
     if place.size(UNFINISHED_NAME) is not None:
         return StoreIncomplete(
-            f"{place.url}: a store is being pushed there, or somebody stopped doing so. Wait, or ask them to run the "
-            "same featstore push again; it goes on."
+            f"{place.url}: a store is being pushed there, or the push was interrupted. Wait, or have the same "
+            "featstore push run again; it resumes."
         )
     return StoreNotFound(
         f"{place.url}: no {MANIFEST_NAME}, so this is not a feature store. Check the URL: it is that of the folder "
@@ -218,7 +221,7 @@ def parse_entry(data: bytes, backend: Backend, shard: int, url: str) -> ShardRec
     rows = backend.manifest.shard_range(shard)
     if (record.shard, *record.rows) != (shard, rows.start, rows.stop):
         raise ShardCorrupt(
-            f"{where}: speaks of shard {record.shard}, rows {record.rows[0]} to {record.rows[1] - 1}; expected shard "
+            f"{where}: is of shard {record.shard}, rows {record.rows[0]} to {record.rows[1] - 1}; expected shard "
             f"{shard}, rows {rows.start} to {rows.stop - 1}."
         )
     differing = sorted(record.objects.keys() ^ set(backend.object_names(shard)))
@@ -230,9 +233,13 @@ def parse_entry(data: bytes, backend: Backend, shard: int, url: str) -> ShardRec
 
 
 @contextmanager
-def speaking_of(url: str, folder: Path) -> Iterator[None]:
-    """Let errors about a temporary copy speak of the place it was copied from."""
+def naming_url(url: str, folder: Path) -> Iterator[None]:
+    """Let errors about a local copy name the URL that it is a copy of, and what to do there."""
     try:
         yield
     except FeatstoreError as error:
-        raise type(error)(error.args[0].replace(str(folder), url)) from None
+        text = str(error)
+        if str(folder) not in text:
+            raise
+        text = text.replace(str(folder), url).replace(ADVICE, PUBLISHER)
+        raise type(error)(text) from error

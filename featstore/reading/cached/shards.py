@@ -1,9 +1,8 @@
-"""Read objects of a mirror that other processes may evict at any time.
+"""Read objects of a cached store that other processes may evict at any time.
 
-An evicted object that is still mapped reads as zeros (see ``featstore.reading.cached.cache``). So
-work is done, and then it is
-looked at whether anything was evicted meanwhile; if so, what is gone is forgotten, and the work is done again. It costs
-a reader two looks at a number in shared memory. Processes that crowd each other out of a small cache take turns.
+An evicted object that is still mapped reads as zeros (see ``featstore.reading.cached.cache``). So after each piece of
+work a counter in shared memory tells whether anything was evicted meanwhile; if so, what was read of evicted objects is
+dropped and the work is done again. If that happens several times, the process takes the lock of the cache.
 """
 
 import threading
@@ -23,20 +22,21 @@ from featstore.files.thread_lock import ThreadLock
 from featstore.format.int8 import Channels
 from featstore.format.ledger import ObjectRecord, ShardRecord, read_complete
 from featstore.format.manifest import Int8Encoding
-from featstore.reading.cached.mirror import Mirror, Objects, speaking_of
+from featstore.reading.cached.mirror import Mirror, Objects
+from featstore.reading.cached.published_store import naming_url
 from featstore.reading.shards import Shards
 
 TRIES = 4
-"""How often work is done again because objects were evicted meanwhile, before nobody else may evict any."""
+"""How often work is done again because objects were evicted meanwhile, before the lock of the cache is taken."""
 
 GROUP = 256
 """Most objects that are fetched side by side before any of them is read."""
 
 NOTE_S = 0.02
-"""Every so often it is remembered which objects a batch used,"""
+"""Interval at which the objects of a batch are remembered as used."""
 
 TOUCH_S = 10.0
-"""and every so often that is written down for all processes."""
+"""Interval at which their time of last use is written for all processes."""
 
 T = TypeVar("T")
 Identity = tuple[int, int]
@@ -123,7 +123,7 @@ class CachedShards(Shards):
                     done, result = self._try(work, last=number == 2 * TRIES - 1)
             if done:
                 return result
-        raise AssertionError("objects vanish from the cache although nobody may evict any")
+        raise AssertionError("objects were evicted although this process holds the lock")
 
     def _try(self, work: Callable[[], T], *, last: bool) -> tuple[bool, T]:
         """Whether nothing was evicted while some work was done, and what the work returned."""
@@ -132,7 +132,7 @@ class CachedShards(Shards):
             result = work()
         except (FeatstoreError, OSError, _Evicted) as error:
             if last or (self._cache.generation == seen and not self._mend(error)):
-                with speaking_of(self.mirror.url, self.mirror.folder):
+                with naming_url(self.mirror.url, self.mirror.folder):
                     raise
             return False, None  # type: ignore[return-value]  # not used
         return self._cache.generation == seen, result
@@ -192,7 +192,7 @@ class CachedShards(Shards):
     def ahead(self, columns: Sequence[str], shards: Rows) -> None:
         """Fetch columns of shards that will be needed soon, in another thread, unless it is still busy.
 
-        Errors are left for whoever needs them.
+        Errors are raised when the rows are read.
         """
         missing = {column: shards[~self._there_of(column)[shards]].tolist() for column in columns}
         if not any(missing.values()) or (self._ahead is not None and self._ahead.is_alive()):
