@@ -1,9 +1,8 @@
-"""More images than a finished store has: which ones are new, and a store beside it for their features.
+"""Append new images to a finished store: find them, and extract them into a temporary store beside it.
 
-The teacher sees only new images. They go into a store of their own, beside the one that grows and hidden, with the same
-scales of quantised fields; when it is complete, its rows are put behind the others (``featstore.derive.append``).
-A run that
-was stopped goes on with the same command.
+The teacher sees new images only. Their store is hidden, and quantised fields use the scales of the store that grows;
+when it is complete, its rows are appended (``featstore.derive.append``). An interrupted run is resumed by the same
+command.
 """
 
 # N rows of the store that grows
@@ -47,16 +46,16 @@ from featstore.sources import Source, SourcePart
 from featstore.sources.load import read_image, reason_unreadable
 
 STEP_ROWS = 4096
-"""Images that wait in line to be compared."""
+"""Images that are compared in one step."""
 
 
 @dataclass(frozen=True)
 class Growth:
-    """A store that is about to grow.
+    """A store to which new images are appended.
 
     Attributes:
-        store: that grows.
-        config: settings of the run that makes the store beside it.
+        store: The store that grows.
+        config: Settings of the run that makes the temporary store.
         source: the new images.
     """
 
@@ -66,18 +65,18 @@ class Growth:
 
     @property
     def beside(self) -> Path:
-        """Folder of the store of the new images."""
+        """Folder of the temporary store of the new images."""
         return Path(self.config.store.path)
 
     def check(self, manifest: Manifest) -> None:
-        """Compare what the new rows will be with those of the store; forget what other settings have begun.
+        """Check that the new rows fit the store; delete a temporary store that other settings have begun.
 
         Args:
             manifest: of the store of the new images.
 
         Raises:
-            ManifestMismatch: the rows would be made otherwise than the store's.
-        ConfigError: they are of tars that the store cannot mirror.
+            ManifestMismatch: the new rows would be made in another way than the store's.
+            ConfigError: they are of tars that the store cannot mirror.
         """
         check_same_rows(self.store, manifest, where="these settings")
         check_tars(self.store, manifest.work, where=self.source.uri)
@@ -89,7 +88,7 @@ class Growth:
                 shutil.rmtree(self.beside)
 
     def finish(self) -> Appended:
-        """Put the new rows behind those of the store; the store beside it is gone afterwards.
+        """Append the new rows to the store and delete the temporary store.
 
         Raises:
             StoreWriteError: see ``featstore.derive.append``.
@@ -101,20 +100,20 @@ class Growth:
 def growing(
     config: ExtractConfig, source: Source, accelerator: Accelerator
 ) -> Iterator[Growth | None]:
-    """Hold a store for growing, once it is sure that nothing but new images came to its source.
+    """Lock a store for appending, after checking that its source differs by new images only.
 
     Args:
-        config: of the run; ``store.path`` is the store that grows.
+        config: Settings of the run; ``store.path`` is the store that grows.
         source: the images, old and new.
         accelerator: this process among the others.
 
     Yields:
-        What to do; None where no image is new.
+        The store and its new images; None if no image is new.
 
     Raises:
         StoreNotFound, StoreIncomplete: there is no finished store.
         MissingSamples: images of the store are gone from the source, or have another content.
-        StoreBusy: somebody writes to the store.
+        StoreBusy: another process writes to the store.
     """
     path = Path(config.store.path)
     with ExitStack() as stack:
@@ -122,9 +121,7 @@ def growing(
         if accelerator.is_main_process:
             try:
                 if not (path / MANIFEST_NAME).exists():
-                    raise StoreNotFound(
-                        f"{path}: no store there to which anything could be added. Leave out --append."
-                    )
+                    raise StoreNotFound(f"{path}: no store there to append to. Leave out --append.")
                 stack.enter_context(exclusive(path))
                 outcome[0] = find_new(source, FeatureStore.open(path), workers=config.workers)
             except FeatstoreError as error:
@@ -139,7 +136,7 @@ def growing(
 def _growth(config: ExtractConfig, source: Source, store: FeatureStore, rows: list[int]) -> Growth:
     part = SourcePart(source, rows)
     old = store.manifest
-    # Found again by a later run, and cleared away like all that is unfinished.
+    # The name depends on the images: a later run finds it, and cleaning up knows the prefix.
     both = f"{old.uuid} {old.created} {ids_sha256(part.sample_ids)}"
     digest = hashlib.sha256(both.encode()).hexdigest()[:8]
     path = store.path.resolve()
@@ -156,12 +153,12 @@ def _growth(config: ExtractConfig, source: Source, store: FeatureStore, rows: li
 
 
 def find_new(source: Source, store: FeatureStore, *, workers: int) -> list[int]:
-    """Positions, in a source, of the images that a store lacks; all others are read, and their content compared.
+    """Return the positions, in a source, of images that are not in a store; compare the content of all others.
 
     Args:
         source: the images.
-        store: that was opened.
-        workers: threads that read, at least one.
+        store: The opened store.
+        workers: Number of reading threads.
 
     Raises:
         MissingSamples: images of the store are gone from the source, or have another content; names them.
@@ -172,8 +169,8 @@ def find_new(source: Source, store: FeatureStore, *, workers: int) -> list[int]:
     if gone:
         raise MissingSamples(
             f"{source.uri}: {len(gone):,} of {store.num_rows:,} images of {store.path} are not there any more: "
-            f"{shorten(gone)}. Rows of a store stay; put the files back under their names, or take the rows of the "
-            "others into a new store first (featstore subset)."
+            f"{shorten(gone)}. Put the files back under their names, or copy the other "
+            "rows into a new store first (featstore subset)."
         )
     known = [place[sample_id] for sample_id in store.sample_ids]
 
@@ -208,16 +205,16 @@ def find_new(source: Source, store: FeatureStore, *, workers: int) -> list[int]:
 
 
 def in_stored_order(source: Source, path: Path) -> Source:
-    """A source in the order of the rows of a store that has the same images in another order, e.g. because it grew.
+    """Return a source in the order of a store's rows, where both have the same images in different orders.
 
     Classes are numbered as in the store too.
 
     Args:
         source: the images.
-        path: folder of the store, made or not, whole or not.
+        path: Folder of the store; it need not exist or be complete.
 
     Returns:
-        The source as it is where there is no such store.
+        The source unchanged if there is no such store.
     """
     if not (path / MANIFEST_NAME).exists():
         return source
@@ -230,11 +227,11 @@ def in_stored_order(source: Source, path: Path) -> Source:
         ):
             return source
         ids = list(_probable_ids(store))
-    except StoreError:  # whoever writes to it says what is wrong
+    except StoreError:  # reported when the store is opened for writing
         return source
     place = {sample_id: i for i, sample_id in enumerate(source.sample_ids)}
     rows = [place.get(sample_id, -1) for sample_id in ids]
-    # What is left mostly fits in order, and the hash says whether it does.
+    # The remaining images are tried in their order; the hash decides whether it is right.
     rest = iter(sorted(set(range(len(source))).difference(rows)))
     rows = [next(rest, -1) if row < 0 else row for row in rows]
     if sorted(rows) != list(range(len(source))):
@@ -251,7 +248,7 @@ def in_stored_order(source: Source, path: Path) -> Source:
 
 
 def _probable_ids(store: FeatureStore) -> Iterator[str]:
-    """Id of every row, "" where nobody knows; of shards that were taken back, what their files say, unchecked."""
+    """Yield the id of every row, "" if unknown; of removed shards, the ids in their files, unchecked."""
     backend = make_backend(store.path, store.manifest)
     for shard in range(store.manifest.num_shards):
         try:
@@ -267,7 +264,7 @@ def _probable_ids(store: FeatureStore) -> Iterator[str]:
 
 
 def _as_it_is(path: Path) -> ObjectRecord:
-    """A record that any file fits."""
+    """Return a record that matches the file as it is."""
     data = path.read_bytes()
     crc = google_crc32c.value(data)
     return ObjectRecord(bytes=len(data), block_bytes=max(1, len(data)), crc32c=f"{crc:08x}")

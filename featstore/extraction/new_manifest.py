@@ -1,7 +1,7 @@
-"""Settle what a store will be, from the settings, the images and the teacher: its manifest, and its scales.
+"""Determine a store's manifest, and the scales of quantised fields, from settings, images and teacher.
 
-What a store that is there already has settled (arithmetic, scales of quantised fields) is taken from it, so that a run
-on other hardware goes on with it instead of refusing.
+Precision, scales and shard sizes of an existing store are kept, so that a run on other hardware resumes it instead of
+refusing.
 """
 
 # n rows of a sample, V views, C channels
@@ -49,16 +49,16 @@ from featstore.sources import Source, mirror_work
 from featstore.version import __version__
 
 MOST_NUMBERS = 2**24
-"""Numbers of a calibration sample; wide fields get fewer rows, so that it stays within some 100 MB."""
+"""Most numbers in a calibration sample, about 100 MB; wide fields get fewer rows."""
 
 
 @dataclass(frozen=True)
 class Design:
-    """A store that is about to be made, or gone on with.
+    """A store to be made or resumed.
 
     Attributes:
         manifest: of the store.
-        artefacts: bytes of the files that the manifest lists, by name; empty if the store is there already.
+        artefacts: bytes of the files that the manifest lists, by name; empty if the store exists.
         rates: of teacher, decoding and disk, if they were measured.
     """
 
@@ -68,13 +68,13 @@ class Design:
 
 
 def existing_manifest(config: ExtractConfig) -> Manifest | None:
-    """The manifest of the store at the set path, or None if nothing is there yet."""
+    """Return the manifest of the store at the configured path, None if there is none."""
     store = Path(config.store.path)
     return read_manifest(store) if (store / MANIFEST_NAME).exists() else None
 
 
 def resolve_precision(config: ExtractConfig, device: torch.device) -> Precision:
-    """Settle ``teacher.precision``: as asked; else as the store was made; else what the hardware does best."""
+    """Resolve ``teacher.precision``: as set, else as in the existing store, else the fastest that the hardware has."""
     if config.teacher.library == "onnx":
         return "fp32"
     if config.teacher.precision != "auto":
@@ -86,15 +86,15 @@ def resolve_precision(config: ExtractConfig, device: torch.device) -> Precision:
 
 
 def forward_dtype(config: ExtractConfig) -> FloatType:
-    """The type that features leave the teacher in: what is stored, or what is quantised."""
+    """Return the type of the teacher's output: the stored one, or what is quantised."""
     return "float32" if config.store.dtype == "int8" else config.store.dtype
 
 
 def agree(accelerator: Accelerator, make: Callable[[], Design]) -> Design:
-    """Let the main process settle the design, and give it to all: what was measured must be the same for all.
+    """Make the design on the main process and broadcast it, so that measured values are equal on all processes.
 
     Raises:
-        FeatstoreError: what ``make`` raised on the main process, on every process.
+        FeatstoreError: On every process, what ``make`` raised on the main process.
     """
     outcome: list[Any] = [None]
     if accelerator.is_main_process:
@@ -117,7 +117,7 @@ def design_store(
     like: FeatureStore | None = None,
     measure: Callable[[ViewSet], Rates | None] = lambda views: None,
 ) -> Design:
-    """Settle the manifest; measure the scales of quantised fields and the size of shards unless the store has them.
+    """Make the manifest; measure scales of quantised fields and the size of shards unless the store exists.
 
     Args:
         config: the settings.
@@ -217,7 +217,7 @@ def _cut_work(
 
 
 def _as_found(name: str, spec: FieldRecord, found: Manifest) -> FieldRecord:
-    """The field with the scales that the store has; any other difference is found when contracts are compared."""
+    """Return the field with the scales of the existing store; other differences show when contracts are compared."""
     stored = found.fields.get(name)
     if stored is None or not isinstance(stored.encoding, Int8Encoding):
         return spec

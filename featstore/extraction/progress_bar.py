@@ -11,11 +11,11 @@ from featstore.format.manifest import Manifest
 from featstore.writing.leases import Claims
 
 PARTS = ("load", "teacher", "write")
-"""What a process can be waiting for."""
+"""Parts of the work that are timed."""
 
 
 class ProgressBar:
-    """The bar of a run: rows of the whole store, whoever works on it, and what this process is waiting for."""
+    """Progress of all processes that write to the store, and the share of time this one spends per part."""
 
     def __init__(self, store: Path, manifest: Manifest, *, show: bool) -> None:
         self._store = store
@@ -40,7 +40,7 @@ class ProgressBar:
         self._bar.close()
 
     def add(self, shard: int, rows: int, seconds: dict[str, float]) -> None:
-        """Rows of a shard were extracted here; ``seconds`` were spent per part."""
+        """Count rows that this process extracted, with the seconds spent per part."""
         if not self._show:
             return
         whole = sum(seconds.values()) or 1.0
@@ -53,7 +53,7 @@ class ProgressBar:
             self._move_to(self._committed_rows() + sum(self._mine.values()))
 
     def wait_for(self, claims: Claims) -> None:
-        """Nothing is left to do here, but others still work on some shards."""
+        """Show that only shards of other processes are left."""
         if self._show and time.monotonic() >= self._next_look_s:
             by = shorten(claims.holders(), 3) or "others"
             text = f"waiting for {len(claims)} shards held by {by}"
@@ -65,7 +65,7 @@ class ProgressBar:
         start = time.monotonic()
         done = committed_shards(self._store, self._manifest.num_shards)
         end = time.monotonic()
-        # Seldom, and in large stores so seldom that it takes at most a twentieth of the time.
+        # At most every 2 s, and rarely enough to take at most a twentieth of the time.
         self._next_look_s = end + max(2.0, 20 * (end - start))
         for shard in self._mine.keys() & set(done):
             del self._mine[shard]

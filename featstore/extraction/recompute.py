@@ -1,6 +1,6 @@
-"""Run the teacher again on some images of a store, and compare: are these features what the manifest says they are?
+"""Run the teacher again on some images of a store and compare the features with the stored ones.
 
-Checksums say that bytes are those that their writer wrote. Here the writer is tested: the teacher that the manifest
+Checksums show that bytes are unchanged since they were written. This checks what was written: the teacher that the manifest
 names is built anew, its weights are hashed, and images from the reader's own copy of the source go through it. Names
 and numbers in a manifest from another team choose nothing but the shape of a model: no file, no address, no code.
 """
@@ -49,13 +49,13 @@ ROUNDING = {"float32": 2.0**-24, "float16": 2.0**-11, "bfloat16": 2.0**-9}
 """Relative error of rounding to a stored type: half a unit in the last place."""
 
 INT8_SPREAD = 3.0
-"""An int8 field's manifest states the mean error; a single row may have so many times as much."""
+"""An int8 field's manifest states the mean error; a single row may have this many times as much."""
 
 INT8_MOST = 0.2
-"""Eight bits never cost more; a manifest that states more would excuse anything."""
+"""Largest error that eight bits cause; a larger one in a manifest is not believed."""
 
 BATCH_BYTES = 64 * 2**20
-"""Of decoded views that are in memory at a time."""
+"""Most bytes of decoded views in memory at a time."""
 
 MOST_SIDE = 4096
 """Longest side of a teacher's input, pixels."""
@@ -126,7 +126,7 @@ class Comparison:
 
 @dataclass
 class Recomputed:
-    """What came of it.
+    """Result of a comparison.
 
     Attributes:
         path: folder of the store.
@@ -150,7 +150,7 @@ class Recomputed:
 
     @property
     def sound(self) -> bool:
-        """Whether every image was the one that was extracted, and every field what its teacher gives."""
+        """Whether every image and every field is the one that was extracted."""
         if self.other_content or self.unusable or not self.rows:
             return False
         return all(item.sound for item in self.fields)
@@ -211,7 +211,7 @@ def recompute(
             item: Comparison(item, name, tolerance(store.manifest.fields[item], teacher.record))
             for item in fields[name]
         }
-        # What is wrong with images is the same for all teachers.
+        # Problems of images are the same for all teachers: report them once.
         told = result if number == 0 else Recomputed(store.path)
         done = number * len(chosen)
         for batch in _batches(store, teacher, chosen):
@@ -228,7 +228,7 @@ def recompute(
 
 
 def tolerance(spec: FieldRecord, teacher: TeacherRecord) -> float:
-    """Largest relative L2 of a row that is no sign of other features: arithmetic, and rounding to the stored type."""
+    """Largest relative L2 of a row that arithmetic and rounding to the stored type explain."""
     arithmetic = ARITHMETIC[teacher.precision]
     if isinstance(spec.encoding, Int8Encoding):
         return arithmetic + min(INT8_SPREAD * spec.encoding.relative_l2, INT8_MOST)
@@ -236,7 +236,7 @@ def tolerance(spec: FieldRecord, teacher: TeacherRecord) -> float:
 
 
 def _fields_of_teachers(store: FeatureStore, skipped: dict[str, str]) -> dict[str, dict[str, str]]:
-    """By teacher: its fields, and what the teacher calls each; reasons for the others go into ``skipped``."""
+    """Return by teacher its fields and the teacher's name for each; add reasons for other fields to ``skipped``."""
     manifest = store.manifest
     found: dict[str, dict[str, str]] = {}
     for name, spec in sorted(manifest.fields.items()):
@@ -323,7 +323,7 @@ def _build(
 
 
 def _check_harmless(store: FeatureStore, name: str, record: TeacherRecord) -> None:
-    """Refuse what would have a library open files or addresses of the store's choice."""
+    """Refuse values that could make a library open files or addresses chosen by the store's author."""
 
     def odd(value: Any, key: str = "") -> Iterator[str]:
         if isinstance(value, dict):
@@ -364,7 +364,7 @@ def _features(
     sources: list[int],
     result: Recomputed,
 ) -> tuple[list[int], dict[str, Array]]:
-    """Rows of a batch whose image is the one that was extracted, and what the teacher gives for them, (n, V, ...)."""
+    """Return the rows whose image is unchanged, and the teacher's features of them, (n, V, ...)."""
     dataset = ViewDataset(images, store.manifest.views, teacher.preprocessing)
     batch = dataset.load(sources)
     usable = []

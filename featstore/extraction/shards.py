@@ -1,4 +1,4 @@
-"""Phase one: images -> frozen teacher -> store. No argument parsing, nothing printed but the progress bar.
+"""Extract shards: images -> frozen teacher -> store. Prints nothing but the progress bar.
 
 Work is cut into shards, and batches are cut inside shards, always in the same places: a teacher's last bits depend on
 how images are grouped, so only then do a resumed run and a run with more processes give the same bytes.
@@ -57,14 +57,14 @@ from featstore.writing.fill import fill
 from featstore.writing.leases import Claims
 
 TEACHER = "teacher"
-"""Name, in the manifest, of the one teacher that a run has."""
+"""Name of the run's teacher in the manifest."""
 
 
 class Pending:
-    """Features that a device may still be at work on, and their way to the CPU.
+    """Features that a device may still be computing or copying to the CPU.
 
     Args:
-        features: by field, on the CPU; on CUDA they are true when what was queued before this is done.
+        features: By field, on the CPU; with CUDA they are valid when the work queued before is done.
         device: of the teacher.
     """
 
@@ -76,14 +76,14 @@ class Pending:
             self._done.record()
 
     def wait(self) -> dict[str, Tensor]:
-        """By field, (B, V, *shape) on the CPU, in the dtype that is stored."""
+        """Return the features by field, (B, V, *shape) on the CPU, in the stored dtype."""
         if self._done is not None:
             self._done.synchronize()
         return self._features
 
 
 def start_teacher(teacher: Teacher, images: Tensor) -> Pending:
-    """Run every view of a batch through the teacher; on CUDA, without waiting for it.
+    """Run every view of a batch through the teacher; with CUDA, asynchronously.
 
     Args:
         teacher: the frozen model.
@@ -115,12 +115,12 @@ def run_teacher(teacher: Teacher, images: Tensor) -> dict[str, Tensor]:
 
 @dataclass
 class Summary:
-    """How a run ended.
+    """Result of a run.
 
     Attributes:
         store: folder of the store.
         rows: images of the store.
-        written: images this run, all processes together, put into it.
+        written: Images written by all processes of this run.
         invalid: every unusable image of the store.
         seconds: wall time of the run.
         waits: seconds this process spent per part.
@@ -149,7 +149,7 @@ class Summary:
             raise TooManyInvalid(
                 f"{self.store}: {len(self.invalid)} of {self.rows} images are unusable "
                 f"({self.invalid_share:.1%}, allowed {most:.1%}): {examples}. The store is complete and "
-                f"the others are sound. List them: featstore inspect {self.store}. Accept them: "
+                f"the others are valid. List them: featstore inspect {self.store}. Accept them: "
                 f"--max_invalid_share {math.ceil(1000 * self.invalid_share) / 1000}"
             )
 
@@ -164,18 +164,18 @@ def run(
     artefacts: Mapping[str, bytes] | None = None,
     progress: bool = True,
 ) -> Summary:
-    """Fill the store: make it if it is not there, go on if it is, help if others are at it.
+    """Fill the store: create or resume it, together with other running processes.
 
     Every process takes missing shards, one at a time, until there are none; so the store is complete when this
-    returns, whoever did the work.
+    returns.
 
     Args:
         config: the settings.
-        manifest: of the store, made or not, from ``featstore.extraction.new_manifest``.
+        manifest: Of the store, existing or not, from ``featstore.extraction.new_manifest``.
         source: the images.
         teacher: the frozen model.
         accelerator: this process among the others.
-        artefacts: bytes of the files that the manifest lists, where the store is to be made.
+        artefacts: bytes of the files that the manifest lists, if the store is new.
         progress: show a progress bar.
 
     Raises:
@@ -215,7 +215,7 @@ def run(
 def _begin(
     store: Path, manifest: Manifest, artefacts: Mapping[str, bytes], accelerator: Accelerator
 ) -> float | None:
-    """Make the store ready, on the main process.
+    """Create or open the store on the main process.
 
     Returns:
         Where this process begins its walk, as a share of the pending shards; None if the store is complete.
@@ -227,10 +227,10 @@ def _begin(
             complete = read_complete(store, manifest.num_shards) is not None
             with suppress(StoreWriteError) if complete else nullcontext():
                 alone = tidy(store)
-            # Where others are at work already, a random place keeps us out of each other's way.
+            # Where other jobs write already, a random start avoids competing for the same shards.
             outcome = [None if complete else 0.0 if alone else secrets.randbelow(1000) / 1000]
         except Exception as error:
-            # The other processes wait for us; a bug may not be fit to be sent.
+            # The other processes wait for this broadcast; an unknown error may not be picklable.
             ours = isinstance(error, FeatstoreError)
             outcome = [
                 error if ours else StoreError(f"{store}: the main process failed: {error!r}")
@@ -266,7 +266,7 @@ def batches_of(rows: range, batch_size: int) -> list[range]:
 
 @dataclass
 class _Work:
-    """What the parts of a run share.
+    """State shared by the steps of a run.
 
     Attributes:
         waits: seconds this process has spent per part.
@@ -283,7 +283,7 @@ class _Work:
 
 
 def _make_shards(work: _Work, claims: Claims, first: int) -> Iterator[Shard]:
-    """Extract a shard, and then others for as long as there are any to claim."""
+    """Extract a claimed shard, then others until none is left to claim."""
     batches = _ClaimedBatches(work.manifest, claims, first)
     loader = guarded(_make_loader(work, batches, num_left=1 + len(claims)))
     while True:
@@ -296,7 +296,7 @@ def _make_shards(work: _Work, claims: Claims, first: int) -> Iterator[Shard]:
         count = len(batches_of(work.manifest.shard_range(number), work.manifest.work.batch_size))
         rest = itertools.islice(loader, count - 1)
         if claims.is_committed(number):
-            # Somebody took us for dead, and was faster. The loader is past stopping; the teacher is not.
+            # Another process took over the lease and committed it. Loaded batches are dropped; the teacher is spared.
             deque(rest, maxlen=0)
             claims.give_back(number)
             continue
@@ -309,10 +309,10 @@ def _make_shards(work: _Work, claims: Claims, first: int) -> Iterator[Shard]:
 
 
 class _ClaimedBatches:
-    """Rows of batch after batch; a shard is claimed when the loader asks for its first one, and not before.
+    """Yield the rows of each batch; a shard is claimed when the loader asks for its first batch.
 
     Attributes:
-        claimed: shards whose first batch has been asked for and not yet been taken.
+        claimed: Shards whose first batch was requested and not yet received.
     """
 
     def __init__(self, manifest: Manifest, claims: Claims, first: int) -> None:
@@ -334,8 +334,8 @@ def _make_loader(work: _Work, batches: _ClaimedBatches, *, num_left: int) -> Dat
     cut = work.manifest.work
     per_shard = math.ceil(cut.shard_rows / cut.batch_size)
     workers = min(work.config.workers, per_shard * num_left)
-    # What the workers are given is claimed: at most one shard beyond the one in work, unless a shard is smaller than
-    # what keeps them busy.
+    # Rows given to workers are claimed: at most one shard beyond the current one, unless shards are smaller than the
+    # prefetched batches.
     ahead = 2 if 2 * workers <= per_shard else 1
     dataset = ViewDataset(work.source, work.manifest.views, work.teacher.preprocessing)
     workers = fit_workers(workers, batch_bytes=cut.batch_size * dataset.row_bytes, ahead=ahead)
@@ -360,7 +360,7 @@ def _extract_shard(work: _Work, number: int, batches: Iterator[Batch], *, load_s
     reasons: list[str | None] = []
     seconds = {"load": load_s, "teacher": 0.0}
     ahead: tuple[range, Batch, Pending] | None = None
-    # A batch is fetched when the next one has been given to the teacher, so that a GPU does not wait for us.
+    # Results of a batch are fetched after the next batch was submitted, so that a GPU does not idle.
     for batch_rows in [*batches_of(rows, manifest.work.batch_size), None]:
         start = loaded = time.perf_counter()
         before, ahead = ahead, None
@@ -387,7 +387,7 @@ def _extract_shard(work: _Work, number: int, batches: Iterator[Batch], *, load_s
 def _keep(
     work: _Work, shard: Shard, first: int, batch_rows: range, batch: Batch, pending: Pending
 ) -> list[str | None]:
-    """Put a batch into its shard, whose first row is ``first``; returns why rows are unusable."""
+    """Copy a batch into its shard, whose first row is ``first``; returns the reason of each unusable row."""
     features = pending.wait()
     why = refuse_non_finite(features, batch.reasons)
     unusable = [i for i, reason in enumerate(why) if reason is not None]
@@ -418,7 +418,7 @@ def _empty_shard(number: int, manifest: Manifest, source: Source) -> Shard:
 def refuse_non_finite(
     features: dict[str, Tensor], reasons: Sequence[str | None]
 ) -> list[str | None]:
-    """Give a reason to every row whose features hold NaN or infinity.
+    """Return the reasons, with one for every row whose features hold NaN or infinity.
 
     Args:
         features: by field, (B, V, *shape).

@@ -1,1 +1,1 @@
-"""Cost before a run: bytes, files, hours; what this machine can do."""
+"""Estimates of cost before a run, and checks of this machine."""

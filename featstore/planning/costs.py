@@ -1,4 +1,4 @@
-"""Before the first shard: how many bytes, files and hours, and the bottleneck."""
+"""Estimate bytes, files and hours of an extraction, and its bottleneck."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -78,7 +78,7 @@ class Choice:
 
 
 def typical_choices(shape: Sequence[int], *, views: int) -> list[Choice]:
-    """What a float field of a shape would take, with codecs as they do on features of vision transformers."""
+    """Return the cost of a float field as each type, with codec ratios typical of vision transformers."""
     count = views * math.prod(shape)
     # One scale of 4 bytes for each last axis.
     scales = {"int8": 4 * views * math.prod(shape[:-1])}
@@ -95,7 +95,7 @@ def typical_choices(shape: Sequence[int], *, views: int) -> list[Choice]:
 
 @dataclass(frozen=True, kw_only=True)
 class Rates:
-    """What a short measurement found, for one process with a teacher.
+    """Measured rates of one process with a teacher.
 
     Attributes:
         teacher: images per second through the teacher, all views.
@@ -110,7 +110,7 @@ class Rates:
 
 @dataclass(frozen=True, kw_only=True)
 class Plan:
-    """What a run will cost. All numbers are for the shards that are still to do.
+    """Estimated cost of a run, for the shards that are pending.
 
     Attributes:
         rows: images of the whole store.
@@ -136,7 +136,7 @@ class Plan:
 
     @property
     def images_per_second(self) -> dict[str, float]:
-        """Rate of each resource for the whole run; all of them work at the same time."""
+        """Rate of each resource for the whole run; they work in parallel."""
         if self.rates is None:
             return {}
         row_bytes = max(1, self.bytes_left // max(1, self.rows_left))
@@ -154,11 +154,11 @@ class Plan:
 
     @property
     def seconds(self) -> float:
-        """Expected time for what is left."""
+        """Expected seconds for the pending shards."""
         return self.rows_left / self.images_per_second[self.bottleneck]
 
     def lines(self) -> list[str]:
-        """The plan for people."""
+        """The plan as lines of text."""
         total = sum(self.field_bytes.values())
         parts = ", ".join(f"{name} {format_bytes(size)}" for name, size in self.field_bytes.items())
         lines = [
@@ -180,7 +180,7 @@ class Plan:
 def make_plan(
     manifest: Manifest, *, store: Path, pending: int, rates: Rates | None, processes: int
 ) -> Plan:
-    """Reckon a plan.
+    """Estimate a plan.
 
     Args:
         manifest: of the store, made or not.

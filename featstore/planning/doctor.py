@@ -1,6 +1,6 @@
-"""What this machine can and cannot do for a store: each line is ok, a warning, or a failure with what to do.
+"""Check what this machine can do for a store; each check is ok, a warning, or a failure with advice.
 
-Nothing but the standard library is needed to run it: what is not installed shall be said, not stumbled over.
+Uses the standard library only, so that it can report missing packages.
 """
 
 import fcntl
@@ -56,7 +56,7 @@ USUAL_MAPPINGS = 65_530
 
 @dataclass(frozen=True)
 class Check:
-    """One finding.
+    """Result of one check.
 
     Attributes:
         name: what was looked at.
@@ -72,7 +72,7 @@ class Check:
 
 
 def examine(path: Path) -> Iterator[Check]:
-    """Look at everything, quick things first.
+    """Run all checks, quick ones first.
 
     Args:
         path: where stores will lie; it need not exist.
@@ -231,7 +231,7 @@ def _read_speed(folder: Path, size: int) -> float:
 
 
 def _file_system(folder: Path) -> Iterator[Check]:
-    """What network file systems often cannot do, and a store cannot do without."""
+    """Check operations that stores need and some network file systems lack."""
     elsewhere = "Put the store on a local disk, or on NFS 4, or on Lustre mounted with -o flock."
     old, new = folder / "old", folder / "new"
     try:
@@ -261,7 +261,7 @@ def _file_system(folder: Path) -> Iterator[Check]:
 
 
 def _locks(path: Path) -> bool:
-    """Whether a second open file of the same path is kept out."""
+    """Return whether a lock on a file excludes a second open file of the same path."""
     with path.open("w") as first, path.open("w") as second:
         try:
             fcntl.flock(first, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -313,9 +313,7 @@ def _accelerator() -> Iterator[Check]:
         return  # said among the packages
     try:
         import torch
-    except (
-        Exception
-    ) as error:  # a broken installation fails in many ways, and this is where it shall show
+    except Exception as error:  # a broken installation fails in many ways
         yield Check("torch", "fail", f"cannot be imported: {error}", "Install torch again.")
         return
     for number in range(torch.cuda.device_count()):

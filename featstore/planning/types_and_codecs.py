@@ -1,4 +1,4 @@
-"""What a field costs as each type and with each codec, measured on rows that a store has."""
+"""Measure size and error of a field as each type and with each codec, on rows of a store."""
 
 # n rows, V views, C channels (last axis)
 
@@ -35,7 +35,7 @@ MOST_SHARDS = 16
 
 
 def sample_rows(store: FeatureStore, count: int, *, seed: int = 0) -> Rows:
-    """Valid rows of a few random shards, ascending.
+    """Return valid rows of a few random shards, ascending.
 
     Raises:
         ConfigError: there is no valid row in them.
@@ -55,7 +55,7 @@ def sample_rows(store: FeatureStore, count: int, *, seed: int = 0) -> Rows:
 
 
 def measured_choices(store: FeatureStore, name: str, rows: Rows) -> tuple[int, list[Choice]]:
-    """What a field would take as each type and codec.
+    """Measure a field as each type and codec.
 
     Args:
         store: opened.

@@ -1,4 +1,4 @@
-"""Sources of images: ids and bytes, nothing decoded. ``open_source`` chooses one by its kind."""
+"""Sources of images, as ids and undecoded bytes. ``open_source`` opens one by its kind."""
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -78,7 +78,7 @@ def mirror_work(source: Source, *, batch_size: int) -> WorkRecord:
 
 
 class SourcePart(Source):
-    """Some rows of another source. Class indices keep their meaning: no class is renumbered.
+    """Some rows of another source. Classes are not renumbered.
 
     Args:
         whole: the other source.
@@ -110,6 +110,6 @@ class SourcePart(Source):
 
 
 def _spread(sample_ids: Sequence[str], count: int = 5) -> list[str]:
-    """Ids from all over the list, because the first few often share one folder."""
+    """Return ids spread over the list, because the first few often share one folder."""
     step = max(1, len(sample_ids) // count)
     return [repr(sample_id) for sample_id in sample_ids[::step][:count]]

@@ -1,4 +1,4 @@
-"""What a source is: an ordered list of sample ids and the bytes behind each, nothing decoded."""
+"""Base class of sources: an ordered list of sample ids, and the bytes of each image."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
@@ -60,7 +60,7 @@ class Source(ABC):
         class_names: names of the classes, by index; empty if unknown.
         labels_refused: the user asked for no labels, so that those of a store must not be used either.
         tars: (name, samples) of each tar, in order, where samples lie in tars; those of one tar are consecutive.
-        notes: what a user should hear about this source, e.g. a tar that was taken in part.
+        notes: sentences for the user about this source, e.g. a tar that was taken in part.
     """
 
     kind: str
@@ -80,7 +80,7 @@ class Source(ABC):
         """Return the bytes of one image file.
 
         Raises:
-            OSError: the file cannot be read (the caller marks the row invalid and goes on).
+            OSError: The file cannot be read. The caller retries or marks the row invalid (``featstore.sources.load``).
         """
 
 
@@ -91,5 +91,5 @@ def suffix_of(name: str) -> str:
 
 
 def matches(sample_id: str, patterns: Sequence[str]) -> bool:
-    """Whether any shell pattern matches the whole id; ``*`` also spans slashes."""
+    """Return whether any shell pattern matches the whole id; ``*`` also spans slashes."""
     return any(fnmatchcase(sample_id, pattern) for pattern in patterns)

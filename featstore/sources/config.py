@@ -20,7 +20,7 @@ class SourceConfig:
 
     kind: Literal["folder", "tars", "hf", "digits"] = "digits"
     """folder: image files below a folder. tars: WebDataset tars. hf: a Hugging Face dataset saved on disk. digits: the
-    1,797 handwritten digits that scikit-learn ships. Where only a path is given, what lies there decides."""
+    1,797 handwritten digits that scikit-learn ships. If only a path is given, the kind is detected."""
     path: str = ""
     """folder: the folder. tars: a folder of tars, or a brace or glob pattern. hf: what ``save_to_disk`` wrote."""
     include: list[str] = field(default_factory=lambda: ["*"])
@@ -51,7 +51,7 @@ class SourceConfig:
 
 
 def source_of(images: str | os.PathLike[str]) -> dict[str, Any]:
-    """The settings of section ``source`` for a path, by what lies there; ``"digits"`` is the data set of that name."""
+    """Detect the settings of section ``source`` for a path; ``"digits"`` names the data set."""
     text = os.fspath(images)
     if text == "digits":
         return {"kind": "digits"}

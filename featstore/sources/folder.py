@@ -21,7 +21,7 @@ from featstore.sources.base import (
 LabelsFrom = Literal["parent", "top", "none"]
 
 SKIPPED_FOLDERS = frozenset(("__MACOSX",))
-"""Folders that archivers leave behind; their "images" are resource forks."""
+"""Folders made by archivers; the "images" in them are resource forks."""
 
 
 class FolderSource(Source):
@@ -59,7 +59,7 @@ class FolderSource(Source):
 
 
 class _Listing:
-    """What a walk over a folder has found."""
+    """Images and other files found by walking a folder."""
 
     def __init__(self) -> None:
         self.images: list[str] = []
@@ -94,7 +94,7 @@ class _Listing:
             self.others[suffix] += 1
             self.examples.setdefault(suffix, relative)
         elif entry.is_file() or entry.is_symlink():
-            # A link to nothing is listed: it becomes an invalid row with a reason, not a gap.
+            # A broken link is listed: it becomes an invalid row with a reason.
             self.images.append(relative)
         else:
             self.others["(pipes, sockets or devices)"] += 1

@@ -43,7 +43,7 @@ COMPRESSED = {
     b"\xfd7zXZ\x00": "xz",
     b"\x28\xb5\x2f\xfd": "zstd",
 }
-"""First bytes of compressed files, and the program that undoes them."""
+"""First bytes of compressed files, and the program that decompresses them."""
 
 ALLOW_CUT = "--source.allow_cut_tars true"
 
@@ -153,7 +153,7 @@ class TarSource(Source):
 
 
 class _Handle:
-    """An open file that closes with its last user, so that a thread's file is never pulled away."""
+    """An open file that is closed with its last user, so that no thread reads a closed file."""
 
     number = -1
 
@@ -236,7 +236,7 @@ def _tars_in(folder: Path) -> list[Path]:
 
 
 def _compressed_beside(pattern: str) -> list[str]:
-    """A note on compressed tars in a folder of plain ones."""
+    """Return a note on compressed tars in a folder of plain ones."""
     if not Path(pattern).is_dir():
         return []
     names = sorted(path.name for path in Path(pattern).iterdir() if _is_shown(path))
@@ -266,7 +266,7 @@ def _is_glob(text: str) -> bool:
 
 
 def _fixed_part(path: Path) -> Path:
-    """The folders before the first wildcard or brace: the same whatever happens to match today."""
+    """Return the folders before the first wildcard or brace, which do not depend on the matches."""
     for parent in path.parents:
         if not _is_glob(str(parent)) and "{" not in str(parent):
             return parent
@@ -284,7 +284,7 @@ def _is_shown(path: Path) -> bool:
 
 
 def _contents(folder: Path) -> str:
-    """What is in a folder instead, for a message."""
+    """Describe the content of a folder for a message."""
     if not folder.is_dir():
         return f"the folder {folder} does not exist"
     names = sorted(path.name for path in folder.iterdir())
@@ -301,7 +301,7 @@ class _Break(Exception):
 
 
 def is_image(extension: str, image_member: str) -> bool:
-    """Whether the member of a sample is its image.
+    """Return whether the member of a sample is its image.
 
     Args:
         extension: of the member, after the key, in lower case.
@@ -313,7 +313,7 @@ def is_image(extension: str, image_member: str) -> bool:
 
 
 def several_images(tar: Path, key: str, member: str) -> SourceError:
-    """The error for a sample with several members that could be its image."""
+    """Return the error for a sample with several members that could be its image."""
     return SourceError(
         f"{tar}: sample {key!r} has several images, the second is {member!r}; expected one image for each key. Name "
         "the extension of the image with --source.image_member (such as jpg), or write every image under a key of "
@@ -390,7 +390,7 @@ class _Scan:
         return int(number[1])
 
     def drop_cut_sample(self, member: str | None) -> None:
-        """Forget the sample that a break has hit.
+        """Drop the sample that is cut off.
 
         Args:
             member: the member whose bytes are not all there, None if its name is lost. In that case
@@ -516,9 +516,9 @@ def _refuse_hostile(tar: Path, member: tarfile.TarInfo) -> None:
 
 
 def _members(tar: Path, file: BinaryIO, notes: list[str]) -> Iterator[tarfile.TarInfo]:
-    """Yield the members whose bytes are all there.
+    """Yield the members that are complete.
 
-    ``tarfile`` ends without a word at a damaged header, so this looks at where it ended.
+    ``tarfile`` stops silently at a damaged header, so the end is checked.
 
     Raises:
         SourceError: the file is not a tar.
@@ -560,7 +560,7 @@ def _refuse_not_a_tar(tar: Path, file: BinaryIO, error: Exception) -> None:
 
 
 def _check_end(file: BinaryIO, end: int, size: int, notes: list[str], tar: Path) -> None:
-    """Look at what follows the last member: the mark of the end is zeros and nothing else."""
+    """Check that only zeros follow the last member."""
     if size == 0:
         raise _Break(0, "the file is empty")
     if end >= size:
