@@ -1,8 +1,8 @@
 """Run the teacher again on some images of a store and compare the features with the stored ones.
 
-Checksums show that bytes are unchanged since they were written. This checks what was written: the teacher that the manifest
-names is built anew, its weights are hashed, and images from the reader's own copy of the source go through it. Names
-and numbers in a manifest from another team choose nothing but the shape of a model: no file, no address, no code.
+Checksums show that bytes are unchanged since they were written. This checks what was written: the teacher named by the
+manifest is built again, its weights are hashed, and images from the reader's own copy of the source go through it. A
+manifest from another team chooses the shape of a model, but no file, address or code.
 """
 
 # n rows, V views, ... the axes of a field, C classes
