@@ -3,18 +3,21 @@
 import argparse
 import json
 import sys
+from contextlib import suppress
 from pathlib import Path
 
 from tqdm import tqdm
 
 from featstore.card.statement import Statement, read_card
 from featstore.cli.arguments import positive, store_folder
-from featstore.errors import ConfigError
-from featstore.files.atomic import write_bytes
+from featstore.errors import ConfigError, StoreBusy, StoreWriteError
+from featstore.files.atomic import TEMPORARY_PREFIX, write_bytes
+from featstore.files.locks import exclusive
 from featstore.format.file_names import CARD_NAME, CARD_PAGE_NAME, SIGNATURE_NAME
 from featstore.format.manifest import Manifest
 from featstore.reading.store import FeatureStore
 from featstore.text import count
+from featstore.writing.commit import remove_leftovers
 
 DESCRIPTION = """\
 Describe a store. Without --html: writes README.md into the store, with the front matter of the Hugging Face hub. Title,
@@ -81,6 +84,9 @@ def run(arguments: argparse.Namespace) -> int:
         return _write_page(arguments, store, statement)
     from featstore.card.markdown import missing, write_card
 
+    if any(arguments.store.glob(f"{TEMPORARY_PREFIX}*")):  # of a card that was interrupted
+        with suppress(StoreBusy, StoreWriteError), exclusive(arguments.store):
+            remove_leftovers(arguments.store)
     write_bytes(card, write_card(store, statement, kept.notes).encode())
     unsaid = missing(store.manifest, statement)
     if arguments.json:

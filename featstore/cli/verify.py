@@ -212,7 +212,7 @@ def as_json(report: Report) -> dict[str, Any]:
 
 
 def lines(report: Report) -> list[str]:
-    """A report for people, but for the verdict."""
+    """Return a report as lines of text, without the verdict."""
     scope = "a sample of blocks" if report.sampled else "everything"
     found = [
         f"store      {report.path} ({report.rows:,} rows, {report.num_shards:,} shards)",

@@ -53,7 +53,7 @@ class Summary:
 
 
 def find_stores(folder: Path) -> Iterator[Summary]:
-    """Every store at or below a folder, in the order of their paths; links to folders are not followed.
+    """Find every store at or below a folder, in the order of their paths; links to folders are not followed.
 
     Raises:
         StoreNotFound: there is no such folder.
@@ -128,7 +128,7 @@ def check_deletable(store: Path, *, force: bool) -> None:
 
 
 def _foreign_names(store: Path, manifest: Manifest) -> list[str]:
-    """Names at the top of the folder that no part of the format accounts for; no folder is walked."""
+    """List names at the top of the folder that are not of the format; subfolders are not read."""
     names = [MANIFEST_NAME, LEDGER_FOLDER, ARTEFACT_FOLDER, LOCK_NAME, PUBLISH_NAME]
     names += [CARD_NAME, CARD_PAGE_NAME, SIGNATURE_NAME]
     objects = make_backend(store, manifest).object_names(0)
@@ -174,7 +174,7 @@ def delete_store(store: Path, *, force: bool = False) -> None:
 
 
 def interrupted_deletions(store: Path) -> list[Path]:
-    """Folders that interrupted deletions of a store have left beside it."""
+    """List folders that interrupted deletions of a store have left beside it."""
     # mkdtemp's random part holds no hyphen, so those of a store called NAME-x do not match.
     pattern = re.compile(re.escape(f"{DELETED_PREFIX}{store.name}-") + "[a-z0-9_]{8}")
     try:

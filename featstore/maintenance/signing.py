@@ -1,4 +1,4 @@
-"""Who vouches for a store: a signature over all of its files, by the OpenSSF's model-signing, with key files.
+"""Sign a store and check its signature, over all of its files, with key files, by the OpenSSF's model-signing.
 
 No network is needed. What is signed is what a receiver reads: manifest, ledger, objects, artefacts and the card. Not
 signed is what follows from the signed manifest and is compared with it by ``verify`` (the container's metadata, which
@@ -32,7 +32,7 @@ from featstore.writing.leases import LEASE_FOLDER
 
 GIT_NAMES = (".git", ".gitattributes", ".github", ".gitignore")
 LOCAL_NAMES = (SIGNATURE_NAME, LOCK_NAME, PUBLISH_NAME, LEASE_FOLDER, ".cache")
-"""Not signed, and not missed: they belong to a machine, or to whoever fetched the store (huggingface_hub)."""
+"""Not signed, and not missing if absent: files of one machine, or of a client such as huggingface_hub."""
 
 MAKE_KEYS = (
     "openssl ecparam -name prime256v1 -genkey -noout -out KEY.pem && "
@@ -42,7 +42,7 @@ MAKE_KEYS = (
 
 @dataclass
 class Signed:
-    """What a signature says, and whether it holds.
+    """Result of a signature check.
 
     Attributes:
         key: SHA-256 of the public key as PEM (``openssl pkey -pubin -in KEY.pub | sha256sum``).
@@ -71,7 +71,7 @@ class Signed:
 
 
 def sign(store: str | Path, private_key: str | Path, *, passphrase: bytes | None = None) -> Signed:
-    """Check a store, every byte of it, and sign it. The signature lies in the store, as ``model.sig``.
+    """Verify every byte of a store and sign it. The signature is written into the store, as ``model.sig``.
 
     Args:
         store: its folder.
@@ -81,8 +81,8 @@ def sign(store: str | Path, private_key: str | Path, *, passphrase: bytes | None
     Raises:
         ConfigError: the key cannot be used, or model-signing is not installed.
         StoreIncomplete: shards are missing.
-        StoreError: the store is damaged, or holds files that are not its own: nobody should vouch for those.
-        StoreBusy: somebody writes to it.
+        StoreError: the store is damaged, or holds files that are not its own: those are not signed.
+        StoreBusy: another process writes to it.
     """
     store, private_key = Path(store), Path(private_key)
     library = _library()
@@ -216,7 +216,7 @@ def _library() -> Any:
 
 
 def _check_worth(store: Path) -> None:
-    """Refuse to sign what is not whole."""
+    """Refuse to sign a store that is incomplete, damaged, or holds other files."""
     report = verify(store, workers=2)
     if report.missing:
         raise StoreIncomplete(
@@ -229,7 +229,7 @@ def _check_worth(store: Path) -> None:
         )
     if report.foreign:
         raise StoreError(
-            f"{store}: holds files that are not of the store: {shorten(report.foreign)}. They do not travel with it, "
+            f"{store}: holds files that are not of the store: {shorten(report.foreign)}. They are not pushed with it, "
             "and a signature over them would not hold elsewhere. Move them away, then sign."
         )
 
@@ -239,7 +239,7 @@ def _ignored(manifest: Manifest) -> set[str]:
 
 
 def _files(store: Path, ignored: set[str]) -> Iterator[str]:
-    """Files and links below a store, by name, without those that are not signed."""
+    """Yield the names of files and links below a store, without those that are not signed."""
     root = str(store)
     for folder, folders, files in os.walk(root):
         base = folder[len(root) :].lstrip("/")
@@ -255,7 +255,7 @@ def _join(base: str, name: str) -> str:
 
 
 def _parse(data: bytes) -> tuple[dict[str, Any], dict[str, Any]]:
-    """A bundle, and the statement in it, whether or not anybody has signed it."""
+    """Parse a bundle, and the statement in it; the signature is not checked."""
     bundle = json.loads(data)
     statement = json.loads(base64.b64decode(bundle["dsseEnvelope"]["payload"]))
     method = statement["predicate"]["serialization"]["method"]
@@ -279,7 +279,7 @@ def _said(key: str, statement: dict[str, Any]) -> Signed:
 
 
 def _normal_pem(path: Path) -> bytes:
-    """A public key as the library, and openssl, would write it."""
+    """Read a public key, and write it as the library and openssl do."""
     from cryptography.hazmat.primitives import serialization
 
     key = serialization.load_pem_public_key(path.read_bytes())

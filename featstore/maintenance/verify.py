@@ -1,4 +1,4 @@
-"""After: is every byte of a store what was written, and does every part agree with the others? And making it so again.
+"""Verify a store (every byte is as written, and all parts agree with each other), and repair it.
 
 ``verify`` reads everything, one column of one shard at a time, or a sample of blocks at a cost that does not depend on
 the size of the store. ``repair`` takes back exactly the shards that are damaged, so that the next extraction
@@ -53,22 +53,22 @@ from featstore.writing.leases import LEASE_FOLDER
 
 SHOWN_IDS = 5
 MOST_LOST = 1000
-"""Entries that are missing from a store that is marked as complete, and that are named one by one."""
+"""At most so many missing entries of a store that is marked as complete are listed one by one."""
 
 Progress = Callable[[int, int], None]
-"""Called with (done, of how many): shards, or blocks of a sample."""
+"""Called with (done, total): shards, or blocks of a sample."""
 
 
 @dataclass
 class Report:
-    """What ``verify`` found.
+    """Findings of ``verify``.
 
     Attributes:
         path: folder of the store, or its URL.
         fingerprint: of its manifest.
         rows: of the store when it is complete.
         num_shards: of the store when it is complete.
-        shards: how many were looked at; with a sample, in how many the blocks lay.
+        shards: how many were checked; with a sample, in how many the blocks lay.
         missing: shards that were not extracted yet.
         marked: whether the store is marked as complete.
         blocks: blocks compared with their checksums.
@@ -76,8 +76,8 @@ class Report:
         sampled: whether only a sample was looked at.
         damages: everything that is not as it should be.
         foreign: files in the store that are not of it.
-        leftovers: files that a killed run left behind; any run clears them away.
-        notes: what is no damage, and a reader should know.
+        leftovers: temporary files of a killed run; the next run removes them.
+        notes: remarks that are not damage.
     """
 
     path: str | Path
@@ -97,7 +97,7 @@ class Report:
 
     @property
     def sound(self) -> bool:
-        """Whether nothing that was looked at is damaged."""
+        """Whether nothing that was checked is damaged."""
         return not self.damages
 
     @property
@@ -112,7 +112,7 @@ class Report:
 
     @property
     def likely_share(self) -> float:
-        """With a sample that is sound: the share of damaged blocks that it would have missed once in 20 times."""
+        """Share of damaged blocks that a sound sample of this size misses with a probability of 5 %."""
         return float(1 - 0.05 ** (1 / self.blocks)) if self.blocks else 1.0
 
 
@@ -128,10 +128,10 @@ def verify(
 
     Args:
         path: folder of the store.
-        sample: look at so many random blocks instead of everything; drawn over shards and objects alike.
+        sample: number of random blocks to check instead of everything.
         seed: of the sample.
-        workers: threads that look at shards.
-        progress: called as it goes on.
+        workers: threads that check shards.
+        progress: called after each shard or block.
 
     Raises:
         StoreNotFound, ManifestMismatch: no store, or its manifest is damaged: then nothing else can be judged.
@@ -149,9 +149,9 @@ def verify(
         present = _list_shards(report)
     report.marked = mark is not None
     if sample is not None:
-        _look_at_sample(report, backend, present, sample, seed, progress)
+        _check_sample(report, backend, present, sample, seed, progress)
     else:
-        _look_at_all(report, backend, present, mark, workers, progress)
+        _check_all(report, backend, present, mark, workers, progress)
         _list_files(report, backend)
     return report
 
@@ -159,20 +159,20 @@ def verify(
 def repair(
     path: str | Path, *, workers: int = 1, say: Callable[[str], None] | None = None
 ) -> list[int]:
-    """Take back the shards that are damaged, so that the next extraction makes them again.
+    """Remove the ledger entries of damaged shards, so that the next extraction makes them again.
 
     Metadata of the container and the mark of a complete store are written anew. Objects stay until they are replaced.
 
     Args:
         path: folder of the store.
-        workers: threads that look at shards.
+        workers: threads that check shards.
         say: gets one line for each damage.
 
     Returns:
-        Numbers of the shards that were taken back.
+        Numbers of these shards.
 
     Raises:
-        StoreBusy: somebody writes to the store.
+        StoreBusy: another process writes to the store.
         StoreError: something is damaged that only a copy of the store can replace; nothing was changed.
     """
     path = Path(path)
@@ -263,7 +263,7 @@ def _read_mark(report: Report) -> CompleteRecord | None:
 
 
 def _list_shards(report: Report) -> list[int]:
-    """Shards that have an entry; the names in the folder of the ledger are all that is read."""
+    """List shards that have an entry; only names in the folder of the ledger are read."""
     store = Path(report.path)
     folder = store / LEDGER_FOLDER
     try:
@@ -289,7 +289,7 @@ def _missing(num_shards: int, present: Sequence[int]) -> npt.NDArray[np.int64]:
     return np.flatnonzero(~there)
 
 
-def _look_at_all(
+def _check_all(
     report: Report,
     backend: Backend,
     present: Sequence[int],
@@ -337,7 +337,7 @@ def _look_at_all(
 
 
 def _in_order(backend: Backend, shards: Sequence[int], workers: int) -> Iterator[ShardFindings]:
-    """Look at shards in several threads, never further ahead than there is memory for."""
+    """Check shards in several threads, a bounded number ahead, so that memory is bounded."""
     if workers <= 1:
         yield from (examine_shard(backend, shard) for shard in shards)
         return
@@ -363,7 +363,7 @@ def draw_blocks(num_shards: int, sample: int, seed: int) -> Iterator[tuple[int, 
         yield shard, which, where
 
 
-def _look_at_sample(
+def _check_sample(
     report: Report,
     backend: Backend,
     present: Sequence[int],
@@ -371,7 +371,7 @@ def _look_at_sample(
     seed: int,
     progress: Progress | None,
 ) -> None:
-    """Random blocks: a shard, one of its objects, one of its blocks, each with equal chances."""
+    """Check random blocks: a shard, one of its objects, one of its blocks, each with equal probability."""
     if not isinstance(present, range):
         report.missing = _missing(report.num_shards, present).tolist()
     if not present:
@@ -399,7 +399,7 @@ def _look_at_sample(
 
 
 def _list_files(report: Report, backend: Backend) -> None:
-    """Files that no part of the format accounts for; they are named, and do no harm."""
+    """List files that are not of the format; they are reported, and harmless."""
     manifest, store = backend.manifest, backend.store
     known = {MANIFEST_NAME, LOCK_NAME, PUBLISH_NAME, f"{LEDGER_FOLDER}/{COMPLETE_NAME}"}
     known.update(metadata_files(manifest))

@@ -1,4 +1,4 @@
-"""One shard under the lens: its ledger entry, every block of its objects, and what its columns hold."""
+"""Check one shard: its ledger entry, every block of its objects, and the values of its columns."""
 
 import re
 from collections.abc import Iterator
@@ -21,7 +21,7 @@ from featstore.maintenance.verify_values import ShardRules
 Kind = Literal["shard", "metadata", "mark", "manifest", "artefact", "ledger"]
 
 MENDABLE = ("shard", "metadata", "mark")
-"""What ``repair`` can do something about."""
+"""Kinds of damage that ``repair`` can mend."""
 
 _DIGITS = re.compile(r"(?<=/)[0-9]{1,18}(?=[/.]|$)")
 
@@ -41,7 +41,7 @@ ADVICE: dict[Kind, str] = {
 
 @dataclass(frozen=True, kw_only=True)
 class Damage:
-    """Something in a store that is not as it was written, or not as the rest says.
+    """Something in a store that is not as it was written, or contradicts another part.
 
     Attributes:
         kind: which part; it decides what can be done.
@@ -81,14 +81,14 @@ class Damage:
 
 @dataclass
 class ShardFindings:
-    """What a look at one shard found.
+    """Findings of one shard.
 
     Attributes:
         shard: its number.
         damages: what is wrong with it.
         entry: its ledger entry, if that is sound.
         ids: sample ids of its rows, if they are sound.
-        odd_ids: those that must not become file names or be shown as they are.
+        odd_ids: those that are not safe as file names or on a terminal.
         unbound: valid rows without a content hash.
         blocks, bytes: how many were compared with their checksums.
     """
@@ -104,7 +104,7 @@ class ShardFindings:
 
 
 def examine_shard(backend: Backend, shard: int) -> ShardFindings:
-    """Look at everything in one shard; memory holds one of its columns at a time."""
+    """Check everything in one shard; one column at a time is in memory."""
     found = ShardFindings(shard)
     found.damages += check_entry(backend, shard, found)
     if found.entry is None:
@@ -121,7 +121,7 @@ def examine_shard(backend: Backend, shard: int) -> ShardFindings:
 
 
 def check_entry(backend: Backend, shard: int, found: ShardFindings) -> list[Damage]:
-    """Check a ledger entry against the manifest; puts it into ``found`` if it can be used."""
+    """Check a ledger entry against the manifest; it is stored in ``found`` if it can be used."""
     rows = backend.manifest.shard_range(shard)
     path = entry_path(backend.store, shard)
     where = path.relative_to(backend.store).as_posix()
@@ -159,7 +159,7 @@ def check_object(
         backend: of the store.
         shard: number of the shard.
         name: path of the object inside the store.
-        record: what the ledger says of it.
+        record: its entry in the ledger.
         blocks: which blocks; all if not given.
     """
     path = backend.store / name
@@ -178,7 +178,7 @@ def check_object(
 
 
 def _runs(record: ObjectRecord, path: Path, blocks: range) -> Iterator[tuple[int, int, str]]:
-    """Damaged blocks that follow each other are one damage: (first byte, one after the last, what is wrong)."""
+    """Join adjacent damaged blocks: (first byte, one after the last, problem)."""
     bad = list(damaged_blocks(path, record, blocks))
     ends = [i for i, (a, b) in enumerate(pairwise(bad), start=1) if b[0] != a[0] + 1]
     for start, stop in pairwise([0, *ends, len(bad)]) if bad else ():
@@ -258,7 +258,7 @@ def _compare_invalid(backend: Backend, found: ShardFindings, valid: Array) -> No
 
 
 def of_a_shard(backend: Backend, name: str) -> bool:
-    """Whether a name is that of an object or entry of some shard; told from the name, as there may be millions."""
+    """Whether a name is that of an object or entry of some shard; decided by the name, as there may be millions."""
     if backend.manifest.work.shard_names and name in _mirrored(backend):
         return True
     numbers = {int(digits) for digits in _DIGITS.findall(name)}
@@ -271,13 +271,13 @@ def of_a_shard(backend: Backend, name: str) -> bool:
 
 @lru_cache(maxsize=1)
 def _mirrored(backend: Backend) -> frozenset[str]:
-    """Objects whose names were chosen by whoever packed the images."""
+    """Objects of a store whose shards have the names of image tars."""
     shards = range(backend.manifest.num_shards)
     return frozenset(name for shard in shards for name in backend.object_names(shard))
 
 
 def _is_tame(sample_id: str) -> bool:
-    """Whether an id can be shown on a terminal, and would stay below a folder if somebody made it a file's name."""
+    """Whether an id can be shown on a terminal, and would stay below a folder as the name of a file."""
     return (
         sample_id.isprintable()
         and not sample_id.startswith(("/", "~"))
@@ -287,7 +287,7 @@ def _is_tame(sample_id: str) -> bool:
 
 
 def problem_of(error: Exception, path: Path | None = None) -> str:
-    """The middle of a message: without the place, which a damage names itself, and without the advice."""
+    """Return a message without the file at its start and the advice at its end."""
     text = str(error).removeprefix(f"{path}: ")
     text = re.sub(r'^.*?\), column "[^"]*": ', "", text)
     return re.split(r"\. (?:Run|Check|Delete|Fetch) ", text)[0].rstrip(".")

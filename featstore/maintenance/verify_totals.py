@@ -1,4 +1,4 @@
-"""What can only be said of all shards of a store together: sums, and sample ids that are unique and the source's."""
+"""Checks over all shards of a store: sums, and sample ids that are unique and those of the source."""
 
 import hashlib
 from collections.abc import Iterator, Sequence
@@ -34,7 +34,7 @@ class Totals:
         self._invalid = self._bytes = 0
 
     def add(self, found: ShardFindings) -> None:
-        """Count one shard in."""
+        """Add one shard."""
         if found.entry is not None:
             store = self._backend.store
             path = entry_path(store, found.shard).relative_to(store).as_posix()
@@ -49,7 +49,7 @@ class Totals:
             self._rows.append(self._backend.manifest.shard_range(found.shard))
 
     def differences(self, mark: CompleteRecord | None) -> Iterator[Damage]:
-        """Where the sums differ from the manifest and from the mark of a complete store."""
+        """List where the sums differ from the manifest and from the mark of a complete store."""
         if self._ids.hexdigest() != self._backend.manifest.source.ids_sha256:
             problem = "the sample ids, in order, are not those that source.ids_sha256 was made of"
             yield Damage(kind="ledger", problem=problem, object=MANIFEST_NAME)
@@ -67,7 +67,7 @@ class Totals:
             yield Damage(kind="ledger", problem=problem, object=where)
 
     def repeated_ids(self) -> Iterator[Damage]:
-        """Rows that have the id of an earlier row."""
+        """List rows that have the id of an earlier row."""
         if not self._hashes:
             return
         hashes = np.concatenate(self._hashes)

@@ -1,4 +1,4 @@
-"""What the numbers of a shard must satisfy beyond their checksums: finite, in range, zero where a row is invalid.
+"""Rules for the values of a shard beyond their checksums: finite, in range, zero where a row is invalid.
 
 A checksum says that bytes are those that were written, not that the writer was right; stores come from other teams too.
 """
@@ -17,7 +17,7 @@ from featstore.format.int8 import LARGEST
 from featstore.format.manifest import FieldRecord, Manifest, RaggedEncoding, TopKEncoding
 
 STEP_BYTES = 8 * 2**20
-"""Numbers are looked at in pieces of about this size, so that what is computed on the way stays small."""
+"""Values are checked in pieces of about this size, so that temporary arrays stay small."""
 
 EXAMPLES = 5
 """Rows of a problem whose ids are named."""

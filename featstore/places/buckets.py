@@ -184,7 +184,7 @@ class ObjectPlace(Place):
             progress(size)
         else:
             part = max(WHOLE_BYTES, -(-size // MOST_PARTS))
-            # One part at a time of each file: several files travel at once, and memory stays small.
+            # One part at a time of each file: several files are sent at once, and memory stays small.
             store.put(name, file_pieces(data, progress), chunk_size=part, max_concurrency=1)
 
     def _remove(self, name: str) -> None:

@@ -175,7 +175,7 @@ def _counter(progress: Count) -> Any:
     from fsspec.callbacks import Callback
 
     class Counter(Callback):  # type: ignore[misc]  # no type information
-        """Turns totals into steps."""
+        """Converts totals into differences."""
 
         told = 0
 

@@ -1,6 +1,6 @@
-"""A part of a store, some fields or some rows, pushed or pulled: it is a store of its own.
+"""A part of a store (some fields, some rows) that is pushed or pulled; it is a store of its own.
 
-Pulling, the ids of the rows travel first where patterns choose among them, then the shards that hold such rows, of the
+A pull fetches the ids of the rows first where patterns choose among them, then the shards that hold such rows, of the
 zarr container only the objects of the fields that are wanted; a tar holds all fields of its rows. The part is then
 written from these, as ``featstore subset`` writes it.
 """
@@ -21,12 +21,12 @@ from featstore.reading.cached.published_store import Contents
 from featstore.reading.store import FeatureStore
 
 NOTE = "part"
-"""Key of ``created_by`` under which a part says what it is of its store."""
+"""Key of ``created_by`` under which the manifest of a part describes the part."""
 
 
 @dataclass(frozen=True)
 class Part:
-    """What of a store is wanted.
+    """Which fields and rows of a store are wanted.
 
     Attributes:
         fields: names; all if empty.
@@ -40,11 +40,11 @@ class Part:
 
     @property
     def whole(self) -> bool:
-        """Whether it is everything."""
+        """Whether it is the whole store."""
         return not self.fields and not self.where and self.rows == slice(None)
 
     def note(self, of: Contents) -> dict[str, str]:
-        """What the manifest of the part says: the same for the same part of the same store, and for no other."""
+        """Describe the part for its manifest: the same text for the same part of the same store, and for no other."""
         words = [f"fields {' '.join(self.fields)}"] if self.fields else []
         words += [f"where {pattern!r}" for pattern in self.where]
         if self.rows != slice(None):
@@ -58,7 +58,7 @@ class Part:
         return manifest.created_by.get(NOTE) == self.note(of)[NOTE]
 
     def check(self, of: Contents, url: str) -> None:
-        """Refuse what the store does not have.
+        """Refuse fields and rows that the store does not have.
 
         Raises:
             ConfigError: a field or all of the rows are not there.
@@ -96,14 +96,14 @@ class Part:
 def write_part(
     store: FeatureStore, part: Part, rows: Rows | range, of: Contents, out: Path
 ) -> Manifest:
-    """Write a part as a store; what another choice left in the folder goes.
+    """Write a part as a store; another part in the folder is deleted.
 
     Args:
         store: where the rows can be read.
         part: which fields.
         rows: of the store.
-        of: what the whole store says of itself.
-        out: a folder that nobody else knows of.
+        of: manifest and mark of the whole store.
+        out: a temporary folder.
     """
     plan = plan_subset(
         store,
@@ -117,7 +117,7 @@ def write_part(
 
 
 def is_part(store: Path, part: Part, of: Contents) -> bool:
-    """Whether a folder is this part of a store, or was begun as it."""
+    """Whether a folder is this part of a store, or an unfinished copy of it."""
     try:
         return part.is_in(read_manifest(store), of)
     except StoreError:

@@ -19,7 +19,6 @@ from featstore.places.base import Place, Retry
 from featstore.places.open_place import open_place
 from featstore.reading.cached.published_store import (
     MARK_NAME,
-    UNFINISHED_NAME,
     Contents,
     naming_url,
     remote_contents,
@@ -48,6 +47,7 @@ from featstore.sharing.progress import (
     without_tracebacks,
 )
 from featstore.sharing.receiver import Receiver, entries_sha256
+from featstore.writing.commit import remove_leftovers
 
 
 def pull(
@@ -128,7 +128,7 @@ class _Pull:
             if not known:
                 complete_path(self.store).unlink(missing_ok=True)
             self._fetch_whole(Receiver(*self._to(self.store), trust_entries=known), self.store)
-            (self.store / UNFINISHED_NAME).unlink(missing_ok=True)
+            remove_leftovers(self.store)
         return self.contents.manifest
 
     def fetch(self, *, old: bool) -> Manifest:

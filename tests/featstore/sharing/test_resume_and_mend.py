@@ -307,6 +307,20 @@ def test_leftovers_at_the_destination(store: Path, tmp_path: Path) -> None:
     assert hidden(there) == []
 
 
+def test_leftovers_in_a_copy(store: Path, tmp_path: Path) -> None:
+    """Files that a killed pull or card was writing go when the copy is pulled again."""
+    back = tmp_path / "back"
+    pull(str(store), back, retry=QUICK)
+    for name in (".partial-abc", "ledger/.partial-abc", ".partial-def-arriving"):
+        (back / name).write_bytes(b"half")
+    assert pull(str(store), back, retry=QUICK).files == 0
+    assert verify(back).leftovers == []
+    assert files_of(back) == files_of(store)
+    (back / ".partial-abc").write_bytes(b"half")
+    assert main(["card", str(back)]) == 0
+    assert verify(back).leftovers == []
+
+
 # ---------------------------------------------------------------- mending
 
 
