@@ -1,4 +1,4 @@
-"""What a student and the teacher's probe said of every test image: ``predictions.npz`` in the folder of a run.
+"""Predictions of a student and of the teacher's probe for every test image: predictions.npz in a run's folder.
 
 Reports and paired tests read it in place of running anything again. It is a plain archive of numpy arrays, without
 pickled objects.

@@ -120,7 +120,7 @@ def refuse_other_folder(out: Path) -> None:
 
 @contextmanager
 def staged(out: Path) -> Iterator[Path]:
-    """A temporary folder beside ``out`` that takes its place at the end; after an error ``out`` is as it was.
+    """Temporary folder beside ``out`` that replaces it at the end; after an error ``out`` is unchanged.
 
     What an interrupted fine-tuning has left is kept for the next start; all else begins anew.
     """
@@ -247,7 +247,7 @@ def write_preprocessing(work: Work) -> None:
 
 
 def make_page(work: Work, web: browser.WebRuntime) -> dict[str, Any]:
-    """The page that runs the ONNX files, and what the manifest says of it.
+    """Write the page that runs the ONNX files; return its values for the manifest.
 
     Raises:
         ConfigError: there is no ONNX file.

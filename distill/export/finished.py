@@ -1,4 +1,4 @@
-"""A finished run read back: its settings, its student, its images and, where it is at hand, its store."""
+"""Read a finished run: settings, student, images and, where available, the store."""
 
 import dataclasses
 import json
@@ -26,7 +26,7 @@ from featstore.sources.load import ViewRule
 
 @dataclass(frozen=True)
 class FinishedRun:
-    """What a run left behind.
+    """A finished run.
 
     Attributes:
         folder: of the run.
@@ -56,7 +56,7 @@ class FinishedRun:
 
     @property
     def teachers(self) -> list[dict[str, Any]]:
-        """Who it was distilled from; nobody if its method looks at no stored feature."""
+        """Teachers it was distilled from; none if its method uses no stored feature."""
         return teachers_of(self.described) if self.record.get("teacher_images", 1) else []
 
     @property

@@ -32,7 +32,7 @@ class Draw:
     Attributes:
         calibration: that ranges are measured on.
         held_out: that settings are compared on.
-        notes: what a user should hear.
+        notes: notes for the user.
     """
 
     calibration: Indices
@@ -81,7 +81,7 @@ def draw(samples: Samples, part: Split, config: CalibrationConfig) -> Draw:
 
 
 def _in_turn(labels: npt.NDArray[np.int64], seed: int) -> Indices:
-    """An order that takes one of every class in turn, in each class as a seed shuffled it."""
+    """Return a round-robin order over the classes, shuffled by a seed within each class."""
     rank = np.zeros(len(labels), np.int64)
     shuffled = np.random.default_rng(seed).permutation(len(labels))
     for label in np.unique(labels):

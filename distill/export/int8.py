@@ -63,7 +63,7 @@ def make_int8(work: Work, logits: dict[str, Logits]) -> None:
             logits["int8"] = tuned
     found = work.measured(logits["int8"])["top1"]
     record["lost_points"] = 100 * (before - found)
-    # Fine-tuning trains on, so that the run's own float student no longer tells what int8 costs.
+    # Fine-tuning trains on, so the run's own float student is no reference for the cost of int8.
     same = record["fine_tuned"]["float_top1"] if record["from"] == "fine_tuned" else before
     record["lost_points_same_weights"] = 100 * (same - found)
     if record["lost_points"] > config.most_lost:

@@ -1,4 +1,4 @@
-"""Latency of several models, in turn in one process, so that whatever else the machine does meets all of them.
+"""Latency of several models, in turn in one process, so that other load on the machine affects all of them alike.
 
 A round visits every model with every batch size and number of threads once, in an order of its own. A visit is an
 untimed call, which wakes threads and fills caches, and then timed ones. Models are compared within a round: of two that

@@ -20,7 +20,7 @@ FORMAT_VERSION = 1
 
 
 def describe(work: Work, logits: dict[str, Logits]) -> dict[str, Any]:
-    """What export.json says."""
+    """Return the values of export.json."""
     run = work.run
     formats = {
         name: {

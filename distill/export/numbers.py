@@ -1,4 +1,4 @@
-"""The numbers a buyer asks for, of one export: parameters, MACs, sizes, memory, latency side by side. latency.json."""
+"""Measure an export: parameters, MACs, sizes, memory and latency of every file, written to latency.json."""
 
 import dataclasses
 from typing import Any
@@ -102,7 +102,7 @@ def describe_file(model: Candidate) -> dict[str, Any]:
 def for_people(
     values: dict[str, Any], timings: list[Timing], config: LatencyConfig
 ) -> dict[str, Any]:
-    """A table, and a note that says how it came about."""
+    """A table, and a note on how it was measured."""
     cells = [(batch, threads) for batch in config.batches for threads in config.threads]
     rows = []
     for name, file in values["files"].items():

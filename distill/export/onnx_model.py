@@ -48,7 +48,7 @@ def write(folder: Path, program: Program, spec: InputSpec) -> Path:
 
 
 def translate(program: Program, spec: InputSpec) -> bytes:
-    """An exported program as the bytes of an ONNX model, without anything that tells where it was made."""
+    """An exported program as the bytes of an ONNX model, without paths of this machine."""
     require_installed()
     with quiet():
         try:

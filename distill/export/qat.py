@@ -85,7 +85,7 @@ def finetune(
     out: Path,
     workers: int,
 ) -> tuple[Student, dict[str, Any]]:
-    """Fine-tune a run's student for int8; go on from a checkpoint if there is one.
+    """Fine-tune a run's student for int8; resume from a checkpoint if there is one.
 
     Args:
         run: finished.

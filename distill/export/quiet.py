@@ -1,4 +1,4 @@
-"""Exporters talk about themselves a lot; and of what they refuse, the line that says most."""
+"""Silence the output of exporters, and reduce their errors to the most specific line."""
 
 import contextlib
 import io

@@ -23,7 +23,7 @@ Say = Callable[[str], None]
 
 @dataclass
 class Work:
-    """An export in the making.
+    """State of an export while it is made.
 
     Attributes:
         config: of the command.
@@ -35,8 +35,8 @@ class Work:
         files: by format.
         runners: by format; "pytorch" is the student itself.
         skipped: why a format was not made, by format.
-        notes: what a user should hear.
-        extra: what the manifest says of a format besides size and accuracy.
+        notes: notes for the user.
+        extra: further values for the manifest, by format.
     """
 
     config: ExportConfig

@@ -59,7 +59,7 @@ class Student(nn.Module):
         map_channels: M.
         map_size: (h, w).
         stage_channels: M_i of every stage; empty if the model cannot give its stages.
-        notes: what a user should hear about how it was built.
+        notes: notes for the user about how it was built.
 
     Raises:
         ConfigError: the model does not take the size, or head(feature) is not its output.

@@ -85,7 +85,7 @@ class Task(ABC):
         """
 
     def record(self, result: dict[str, Any]) -> dict[str, Any]:
-        """What run.json says of the numbers.
+        """Values of run.json for the numbers.
 
         Args:
             result: ``Evaluation.result``.

@@ -15,7 +15,7 @@ def make_accelerator(config: DistillConfig, folder: Path | None = None) -> Accel
     """Build accelerate's front end; with a folder, also the trackers of one run.
 
     Raises:
-        ConfigError: a tracker's package is missing (accelerate would go on without it).
+        ConfigError: a tracker's package is missing (accelerate would continue without it).
     """
     missing = [name for name in config.trackers if importlib.util.find_spec(name) is None]
     if missing:

@@ -60,7 +60,7 @@ def run(
     on_finish: FinishHook | None = None,
     until: float = math.inf,
 ) -> dict[str, Any]:
-    """Train, export and measure one student; go on from a checkpoint, and skip what is finished.
+    """Train, export and measure one student; resume from a checkpoint, and skip a finished run.
 
     Args:
         config: of the whole command, resolved (``tasks.resolve``).

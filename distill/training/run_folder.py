@@ -37,7 +37,7 @@ ADDED: dict[str, dict[str, Any]] = {
 that its hash stays the same and older runs are found again."""
 
 TEACHER_MODULES = ("featstore.extraction.teachers", "featstore.extraction.shards", "open_clip")
-"""What must not be imported in phase two; the run record says whether it was."""
+"""What must not be imported in phase two; the run record holds whether it was."""
 
 CHECKPOINT_NAME = "checkpoint.pt"
 """In the folder of a run that has begun."""
@@ -152,7 +152,7 @@ def lock(path: Path, what: str, *, enabled: bool = True) -> Iterator[None]:
     try:
         yield
     finally:
-        path.unlink(missing_ok=True)  # still held, so that nobody holds a file without a name
+        path.unlink(missing_ok=True)  # while the lock is held: no process locks an unlinked file
         held.release()
 
 

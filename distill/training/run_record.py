@@ -1,7 +1,7 @@
 """Write and read the record of a finished run, run.json, and compare the checksums it holds.
 
 The record carries a checksum of itself and the SHA-256 of the run's other files. A record of an older version has
-neither; it is accepted, and ``is_checked`` says so.
+neither; it is accepted.
 """
 
 import hashlib
@@ -24,10 +24,6 @@ KEYS: dict[str, type | tuple[type, ...]] = {
     "contract": dict,
 }
 """Keys that every version has written, and their types."""
-
-NOT_CHECKED = (
-    "written by an older version, without checksums: damage in its files cannot be detected"
-)
 
 
 def write_record(folder: Path, record: dict[str, Any], names: Iterable[str]) -> dict[str, Any]:
@@ -74,11 +70,6 @@ def _problem(values: Any) -> str:
     if not isinstance(files, dict) or not all(isinstance(item, str) for item in files.values()):
         return f"{FILES} is {files!r}"
     return ""
-
-
-def is_checked(record: dict[str, Any]) -> bool:
-    """Whether the record holds checksums."""
-    return FILES in record
 
 
 def read_file(folder: Path, name: str, record: dict[str, Any]) -> bytes:
