@@ -129,7 +129,7 @@ def _operations(magnitude: float) -> list[AugmentOp]:
         "translate_pct": 0.3,
         "magnitude_std": float("inf"),
     }
-    return rand_augment_ops(magnitude, 1.0, settings, list(OPERATIONS))
+    return rand_augment_ops(magnitude, 1.0, settings, list(OPERATIONS))  # type: ignore[no-any-return]
 
 
 def _moved(pixels: Picture, config: AugmentConfig) -> Picture:
@@ -145,7 +145,7 @@ def _shifted(side: int, part: float) -> npt.NDArray[np.int64]:
     """(side,) places that a random shift reads from; those beyond a border are reflected at it."""
     most = round(side * part)
     places = np.abs(np.arange(side) + random.randint(-most, most))
-    return side - 1 - np.abs(side - 1 - places)
+    return side - 1 - np.abs(side - 1 - places)  # type: ignore[no-any-return]
 
 
 def _cut_out(pixels: Picture, part: float) -> Picture:

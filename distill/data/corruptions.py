@@ -58,7 +58,7 @@ def motion_blur(picture: Floats, length: float, rng: np.random.Generator) -> Flo
 def contrast(picture: Floats, factor: float, rng: np.random.Generator) -> Floats:
     """Draw every channel towards its mean over the picture."""
     mean = picture.mean((0, 1))
-    return mean + factor * (picture - mean)
+    return mean + factor * (picture - mean)  # type: ignore[no-any-return]
 
 
 def brightness(picture: Floats, amount: float, rng: np.random.Generator) -> Floats:
@@ -66,7 +66,7 @@ def brightness(picture: Floats, amount: float, rng: np.random.Generator) -> Floa
     value = picture.max(2, keepdims=True)
     raised = np.minimum(value + amount, 1)
     scale = raised / np.where(value > 0, value, 1)
-    return np.where(value > 0, picture * scale, raised)
+    return np.where(value > 0, picture * scale, raised)  # type: ignore[no-any-return]
 
 
 def jpeg(picture: Floats, quality: float, rng: np.random.Generator) -> Floats:

@@ -10,11 +10,13 @@ import torch
 
 from distill.config import DataConfig, EvalConfig, TeacherConfig
 from distill.data.pictures import BatchMaker, Changes, PictureCache, ViewDataset, rule_of
-from distill.data.samples import Samples, Split, join, match_views, split
+from distill.data.samples import Samples, Split, match_views, split
+from distill.data.samples import join as join
 from distill.data.schedule import Indices, ViewPicker, allowed_columns
 from distill.data.stored_features import Features, Grid, StoredField, check_vector, reference_column
 from distill.measures.feature_similarity import thin_out
-from distill.measures.linear_probe import LinearProbe, fit_probe
+from distill.measures.linear_probe import LinearProbe
+from distill.measures.linear_probe import fit_probe as fit_probe
 from distill.student.model import Student
 from featstore import FeatureStore
 from featstore.errors import ConfigError

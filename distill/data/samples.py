@@ -467,7 +467,7 @@ def _with_labels(samples: Samples, members: Indices, name: str, notes: list[str]
         notes.append(
             f"{len(members) - len(known)} of {len(members)} {name} images have no label and are left out of that part"
         )
-    return known
+    return known  # type: ignore[no-any-return]
 
 
 def _draw(

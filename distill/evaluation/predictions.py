@@ -96,4 +96,4 @@ def read(folder: Path) -> Predictions | None:
 
 
 def _rounded(logits_NK: npt.NDArray[Any]) -> npt.NDArray[np.float16]:
-    return np.clip(logits_NK, -LARGEST, LARGEST).astype(np.float16)
+    return np.clip(logits_NK, -LARGEST, LARGEST).astype(np.float16)  # type: ignore[no-any-return]

@@ -13,7 +13,8 @@ from typing import Any
 
 from distill.config import DistillConfig
 from distill.register import schema as schema_with
-from featstore.cli.schema import Schema, Settings, convert, did_you_mean
+from featstore.cli.schema import Schema, convert, did_you_mean
+from featstore.cli.schema import Settings as Settings
 from featstore.cli.yaml_with_lines import Node, node_of, read_yaml
 from featstore.errors import ConfigError
 
@@ -169,7 +170,7 @@ def _seeds(node: Node, key: str) -> list[int]:
     values = convert(node, list[int], key)
     if not values or min(values) < 0 or len(set(values)) < len(values):
         raise node.wrong(key, "different numbers from 0 on, e.g. [0, 1, 2]")
-    return values
+    return values  # type: ignore[no-any-return]
 
 
 def _seeds_of(recipe: Settings) -> list[int]:

@@ -17,17 +17,19 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple
 import numpy as np
 
 from distill.lazy import Tensor, nn, torch
-from distill.options import NoOptions, Norm
+from distill.options import NoOptions as NoOptions
+from distill.options import Norm
 
 if TYPE_CHECKING:
     from distill.config import DistillConfig
-    from distill.data.feature_norm import FeatureNorm
-    from distill.data.pictures import Batch
+    from distill.data.feature_norm import FeatureNorm as FeatureNorm
+    from distill.data.pictures import Batch as Batch
     from distill.data.samples import Samples, Split
-    from distill.data.schedule import Indices, ViewPicker
+    from distill.data.schedule import Indices as Indices
+    from distill.data.schedule import ViewPicker
     from distill.data.stored_features import Features, Grid
     from distill.measures.linear_probe import LinearProbe
-    from distill.student.model import Student
+    from distill.student.model import Student as Student
 else:
     # Names for annotations in the files of the methods, which are read without torch.
     Batch = FeatureNorm = Indices = Student = Any
@@ -150,7 +152,7 @@ class Setup:
     @property
     def student_width(self) -> int:
         """C."""
-        return self.student.width
+        return self.student.width  # type: ignore[no-any-return]
 
     @property
     def training(self) -> Indices:

@@ -43,7 +43,7 @@ class ManyToOne(nn.Module):
     def forward(self, feature_BC: Tensor) -> Tensor:
         """f + contract(expand(f))."""
         self.expanded = self.expand(feature_BC)
-        return feature_BC + self.contract(self.expanded)
+        return feature_BC + self.contract(self.expanded)  # type: ignore[no-any-return]
 
 
 class Expanded(nn.Module):

@@ -30,7 +30,7 @@ def probe_layer(probe: LinearProbe | None, device: torch.device) -> nn.Linear:
         raise ConfigError("a method or partner of this run needs classes, which its task has not.")
     layer = nn.utils.skip_init(nn.Linear, probe.weight_KD.shape[1], len(probe.bias_K))
     set_probe(layer, probe)
-    return layer.requires_grad_(False).to(device)
+    return layer.requires_grad_(False).to(device)  # type: ignore[no-any-return]
 
 
 @no_grad

@@ -9,13 +9,11 @@ from distill.measures.score import MINUS, Measure
 from distill.reports.run_files import Row
 from featstore.pages.parts import Plot
 from featstore.pages.style import (
-    BLUE,
+    BLUE as BLUE,
+)
+from featstore.pages.style import (
     GAINS,
-    GREEN,
-    GREY,
     LONGEST,
-    ORANGE,
-    PALETTE,
     RED,
     TINTS,
     class_colours,
@@ -28,6 +26,18 @@ from featstore.pages.style import (
     spec,
     symbol,
     text_positions,
+)
+from featstore.pages.style import (
+    GREEN as GREEN,
+)
+from featstore.pages.style import (
+    GREY as GREY,
+)
+from featstore.pages.style import (
+    ORANGE as ORANGE,
+)
+from featstore.pages.style import (
+    PALETTE as PALETTE,
 )
 
 Series = Mapping[str, tuple[Sequence[float], Sequence[float]]]

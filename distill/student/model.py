@@ -121,7 +121,7 @@ class Student(nn.Module):
         head = self.head
         values = {name: value.detach() for name, value in head.state_dict().items()}
         with evaluating(head):
-            return torch.func.functional_call(head, values, (features,))
+            return torch.func.functional_call(head, values, (features,))  # type: ignore[no-any-return]
 
     def forward(
         self, images: Tensor, *, adapter: nn.Module | None = None, stages: bool = False
@@ -172,7 +172,7 @@ class Student(nn.Module):
             if math.prod(sides) != count:
                 sides = (math.isqrt(count),) * 2
             if math.prod(sides) == count:
-                return patches.transpose(1, 2).unflatten(2, sides)
+                return patches.transpose(1, 2).unflatten(2, sides)  # type: ignore[no-any-return]
         return features[:, :, None, None]
 
     def _measure(self) -> None:
@@ -242,17 +242,17 @@ class PooledHead(nn.Module):
 
     def pool(self, last: Tensor) -> Tensor:
         """(B, ...) of ``forward_features`` -> (B, C)."""
-        return self._of[1](last).flatten(1)
+        return self._of[1](last).flatten(1)  # type: ignore[no-any-return]
 
     def hidden(self, features: Tensor) -> Tensor:
         """(B, C) -> (B, P), what the last Linear sees."""
         model = self._of[0]
         place = features[:, None, None] if _channels_last(model) else features[:, :, None, None]
-        return model.forward_head(place, pre_logits=True)
+        return model.forward_head(place, pre_logits=True)  # type: ignore[no-any-return]
 
     def forward(self, features: Tensor) -> Tensor:
         """(B, C) -> (B, K)."""
-        return self._of[0].get_classifier()(self.hidden(features))
+        return self._of[0].get_classifier()(self.hidden(features))  # type: ignore[no-any-return]
 
 
 @contextmanager

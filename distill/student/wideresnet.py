@@ -62,7 +62,7 @@ class Block(nn.Module):
         """(B, inputs, h, w) -> (B, outputs, h / stride, w / stride)."""
         active = self.act1(maps)
         around = maps if self.shortcut is None else self.shortcut(active)
-        return around + self.conv2(self.act2(self.conv1(active)))
+        return around + self.conv2(self.act2(self.conv1(active)))  # type: ignore[no-any-return]
 
 
 class WideResNet(nn.Module):
@@ -137,7 +137,7 @@ class WideResNet(nn.Module):
 
     def forward_features(self, images: Tensor) -> Tensor:
         """(B, in_chans, H, W) -> (B, 64 k, H / 4, W / 4), after the last activation."""
-        return self.norm(self.stages(self.stem(images)))
+        return self.norm(self.stages(self.stem(images)))  # type: ignore[no-any-return]
 
     def forward_intermediates(
         self,
@@ -172,7 +172,7 @@ class WideResNet(nn.Module):
     def forward_head(self, maps: Tensor, pre_logits: bool = False) -> Tensor:
         """(B, 64 k, h, w) -> (B, num_classes), or (B, 64 k) with ``pre_logits``."""
         features = self.head_drop(self.global_pool(maps))
-        return features if pre_logits else self.fc(features)
+        return features if pre_logits else self.fc(features)  # type: ignore[no-any-return]
 
     def forward(self, images: Tensor) -> Tensor:
         """(B, in_chans, H, W) normalised -> (B, num_classes)."""

@@ -9,7 +9,7 @@ from typing import Any
 from distill.experiments.cost import Cost
 from distill.experiments.table import cost_lines
 from distill.export.latency import noise
-from distill.export.numbers import milliseconds
+from distill.export.numbers import milliseconds as milliseconds
 from distill.measures.score import TOP1
 from distill.students.measure import Student, StudentComparison
 from featstore.files.atomic import write_bytes, write_json

@@ -30,7 +30,7 @@ from distill.student.model import Student, build_student
 from distill.tasks import build_task
 from distill.training import checkpoint, run_folder
 from distill.training.best import Best
-from distill.training.launch import make_accelerator
+from distill.training.launch import make_accelerator as make_accelerator
 from distill.training.optim import (
     Meter,
     OutOfTime,

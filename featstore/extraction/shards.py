@@ -71,7 +71,7 @@ class Pending:
     def __init__(self, features: dict[str, Tensor], device: torch.device) -> None:
         self._features = features
         cuda = device.type == "cuda"
-        self._done = torch.cuda.Event() if cuda else None  # type: ignore[no-untyped-call]
+        self._done = torch.cuda.Event() if cuda else None
         if self._done is not None:
             self._done.record()
 
