@@ -4,7 +4,8 @@ import os
 from collections.abc import Sequence
 
 from distill.experiments.pool import Slot
-from featstore.files.limits import cores, free_memory
+from featstore.files.limits import cores as cores
+from featstore.files.limits import free_memory as free_memory
 
 RUN_BYTES = 1536 * 2**20
 """Memory of one run as long as none has been measured: libraries, a small student, its pictures."""
