@@ -18,10 +18,15 @@ def test_a_run_without_labels_has_pages(
 ) -> None:
     """Score and measures of the record, hardest images by cosine, maps of all images; no sentence about accuracy."""
     config = make_config(
-        task="none", methods=["fitnet"], data__labels_per_class=0, data__labelled=[], data__test=[], data__unlabelled=["*"],
+        task="none",
+        methods=["fitnet"],
+        data__labels_per_class=0,
+        data__labelled=[],
+        data__test=[],
+        data__unlabelled=["*"],
         train__epochs=2,
         report=True,
-    )  # fmt: skip
+    )
     (record,) = distill_main(config)
     out = capsys.readouterr().out
     assert "could not be drawn" not in out
