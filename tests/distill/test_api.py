@@ -19,6 +19,7 @@ from featstore import FeatureStore
 from featstore.errors import ConfigError
 from featstore.sources import open_source
 from featstore.sources.config import SourceConfig
+from tests.distill.stores import draw_images, write_store
 
 PLUGIN = '''
 """A method of a user: cross entropy, and the cosine to the stored feature."""
@@ -271,3 +272,19 @@ def test_experiments_with_a_plugin_in_worker_processes(
     assert main(["experiments", "--config", str(tmp_path / "e.yaml"), "--jobs", "2"]) == 0
     found = sorted(path.parts[-4] for path in (tmp_path / "out").rglob("run.json"))
     assert found == ["mine,weight=1", "mine,weight=2"]
+
+
+def test_a_plain_folder_of_classes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """No recipe, no part named: the kind follows from the path, a part of every class is held out."""
+    folder = draw_images(tmp_path / "my photos", per_class=10, test_per_class=0) / "train"
+    source = open_source(SourceConfig(kind="folder", path=str(folder)))
+    made = write_store(tmp_path / "my store", source)
+    flags = ["--student.name", "test_convnext", "--student.image_size", "32", "--seeds", "0"]
+    flags += ["--train.epochs", "1", "--train.warmup_epochs", "0", "--train.workers", "0"]
+    flags += ["--trackers", "[]", "--report", "false", "--out", str(tmp_path / "out")]
+    images = ["--source.path", str(folder), "--data.holdout", "0.3", "--methods", "kd"]
+    assert main(["run", "--store", str(made.path), *images, *flags]) == 0
+    record = json.loads((tmp_path / "out" / "kd" / "seed0" / "run.json").read_text())
+    assert record["num_labelled"] + record["num_test"] == 30
+    assert record["num_test"] >= 3
+    assert record["contract"]["data"]["holdout"] == 0.3
