@@ -162,7 +162,7 @@ SHARD_DAMAGES: list[tuple[Callable[[Path], None], str, list[int]]] = [
     (_other_store, "bytes, expected|crc32c", [1]),
     (_folder, "missing", [1]),
     (_entry_gone, "missing, so shard 1 does not exist", [1]),
-    (_entry_of_another, "speaks of shard 0, expected 1", [1]),
+    (_entry_of_another, "shard 0, expected 1", [1]),
     (_entry_flipped, "not a ledger entry", [1]),
 ]
 
