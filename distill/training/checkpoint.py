@@ -22,6 +22,9 @@ versions begin with ``ZIP``."""
 
 ZIP = b"PK"
 
+UNCHECKED = "unchecked"
+"""Key of what ``read`` returns: whether the file is of an older version, without a checksum."""
+
 
 def rng_state(device: torch.device) -> dict[str, Any]:
     """States of all random generators of this process, as tensors and plain values."""
@@ -99,6 +102,7 @@ def read(path: Path) -> dict[str, Any]:
         raise ConfigError(
             f"{path.absolute()}: checkpoint format {values.get('format')!r}, expected {FORMAT}. {again}"
         )
+    values[UNCHECKED] = content is data
     return values
 
 

@@ -531,6 +531,11 @@ class Loop:
         self.meter = Meter(**saved["meter"])
         self.best.load_state(saved.get("best", {}))
         self.step, self.seconds = saved["step"], saved["seconds"]
+        if saved[checkpoint.UNCHECKED]:
+            self.accelerator.print(
+                f"note: {self.name} seed {self.seed}: the checkpoint was written by an older version, without a "
+                "checksum: damage cannot be detected"
+            )
         self.accelerator.print(
             f"{self.name} seed {self.seed}: resumes at step {self.step} of "
             f"{self.total_steps} (epoch {saved['epoch']})"

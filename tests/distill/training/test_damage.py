@@ -116,7 +116,9 @@ def test_a_damaged_checkpoint_or_log(make_config: MakeConfig, capsys: Any) -> No
     log = path.with_name("metrics.jsonl")
     log.write_bytes(log.read_bytes().replace(b"0", b"1", 1))
     start(config, "fitnet")
-    assert str(log) in capsys.readouterr().out
+    out = capsys.readouterr().out
+    assert str(log) in out
+    assert out.count("older version") == 1
 
 
 @pytest.mark.parametrize("text", ["[]", "{}", "[" * 5000, '{"method": 3}', "\x00"])
