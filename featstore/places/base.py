@@ -10,7 +10,7 @@ import random
 import threading
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -257,11 +257,13 @@ class Place(ABC):
 
         def attempt() -> int:
             pace = _Pace(self.retry)
-            pieces = self._own_pieces(name) if same_host else self._pieces(name, transfer.bytes)
-            for offset, piece in pieces:
-                self._check_stopped()
-                transfer.take(offset, piece)
-                pace.check(len(piece))
+            with _closing(
+                self._own_pieces(name) if same_host else self._pieces(name, transfer.bytes)
+            ) as pieces:
+                for offset, piece in pieces:
+                    self._check_stopped()
+                    transfer.take(offset, piece)
+                    pace.check(len(piece))
             return transfer.bytes
 
         return self._persist(name, attempt, lambda: transfer.most)
@@ -366,6 +368,16 @@ class Place(ABC):
 def not_found(where: str) -> RemoteNotFound:
     """Build the error for a file that is not there."""
     return RemoteNotFound(f"{where}: no such file.")
+
+
+@contextmanager
+def _closing(pieces: Iterator[T]) -> Iterator[Iterator[T]]:
+    """Close files and connections at the end of a block, also where an error keeps the generator alive."""
+    try:
+        yield pieces
+    finally:
+        if isinstance(pieces, Generator):
+            pieces.close()
 
 
 class FileSink:
