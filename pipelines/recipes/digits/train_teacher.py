@@ -317,7 +317,7 @@ def sampling_grid(count: int, config: Config) -> torch.Tensor:
 
 
 def write(model: nn.Module, recipe: dict[str, Any], out_dir: Path) -> None:
-    """Write the weights, then the recipe that vouches for them; each file atomically."""
+    """Write the weights, then the recipe with their hash; each file atomically."""
     from safetensors.torch import save
 
     weights = save({key: value.half().contiguous() for key, value in model.state_dict().items()})
