@@ -21,8 +21,8 @@ ratio is printed without and with it, and how many images' worth it is. Imports 
 neither side. Weights are random: they cost the same.
 
 **Images per second**: extractions that nothing interrupts, less the fixed part, over the bare forward pass on pictures
-that are on the device already. "waits for" names what such a run waited for; the first is the bottleneck. Loading the first
-batch is part of it, so take many batches where this is the figure of interest.
+that are on the device already. "waits for" names what such a run waited for; the first is the bottleneck. Loading the
+first batch is part of it, so take many batches where this is the figure of interest.
 """
 
 import argparse

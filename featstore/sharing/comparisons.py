@@ -43,13 +43,14 @@ class BlockSums:
         self._backend, self._shard, self._name = backend, shard, name
         self._record, self._onward = record, onward
         self._bytes = self._crc = 0
+        self._pending = False  # bytes of the current block have passed, and are not compared yet
 
     def resume(self, path: Path) -> int:
         """See ``Comparison``: the blocks before the first damaged one are kept."""
         record = self._record
         damaged = next(iter(damaged_blocks(path, record, range(record.num_blocks))), None)
         self._bytes = record.bytes if damaged is None else damaged[0] * record.block_bytes
-        self._crc = 0
+        self._crc, self._pending = 0, False
         return self._bytes
 
     def write(self, piece: bytes) -> None:
@@ -60,6 +61,7 @@ class BlockSums:
             part, data = np.split(data, [min(len(data), size - self._bytes % size)])
             self._crc = google_crc32c.extend(self._crc, part)
             self._bytes += len(part)
+            self._pending = True
             if self._bytes % size == 0:
                 self._end_block()
         if self._onward is not None:
@@ -67,7 +69,7 @@ class BlockSums:
 
     def _end_block(self) -> None:
         block = (self._bytes - 1) // self._record.block_bytes
-        crc, self._crc = self._crc, 0
+        crc, self._crc, self._pending = self._crc, 0, False
         if block < self._record.num_blocks and crc != self._record.crc(block):
             span = self._record.block(block)
             column, rows = self._backend.holds(self._shard, self._name, span.start, span.stop)
@@ -78,7 +80,7 @@ class BlockSums:
 
     def restart(self) -> None:
         """See ``Sink``."""
-        self._bytes = self._crc = 0
+        self._bytes, self._crc, self._pending = 0, 0, False
         if self._onward is not None:
             self._onward.restart()
 
@@ -88,7 +90,7 @@ class BlockSums:
             rows = self._backend.manifest.shard_range(self._shard)
             found = f"{self._bytes:,} bytes, expected {self._record.bytes:,}"
             return f"shard {self._shard} (rows {rows.start}-{rows.stop - 1}): {found}"
-        if self._bytes % self._record.block_bytes:
+        if self._pending:
             try:
                 self._end_block()
             except ShardCorrupt as error:

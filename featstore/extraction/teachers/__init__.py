@@ -12,6 +12,7 @@ from featstore.errors import TeacherError
 from featstore.extraction.config import TeacherConfig
 from featstore.extraction.teachers.base import Built, Precision, Teacher, Tower, best_precision
 from featstore.extraction.teachers.fields import select_field
+from featstore.extraction.teachers.hub import setting_restored
 from featstore.extraction.teachers.weights import state_sha256
 from featstore.format.manifest import FloatType, TeacherRecord
 
@@ -86,6 +87,11 @@ def _check_files(config: TeacherConfig) -> None:
 
 
 def _build(config: TeacherConfig, device: torch.device, *, skeleton: bool = False) -> Built:
+    with setting_restored():
+        return _of_library(config, device, skeleton=skeleton)
+
+
+def _of_library(config: TeacherConfig, device: torch.device, *, skeleton: bool) -> Built:
     # Each library is imported only where it is asked for.
     if config.library == "timm":
         from featstore.extraction.teachers import timm_teacher

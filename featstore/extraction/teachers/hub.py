@@ -3,14 +3,27 @@
 import os
 import socket
 import threading
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from urllib.parse import urlsplit
 
 TIMEOUT_S = 3.0
 
 
+@contextmanager
+def setting_restored() -> Iterator[None]:
+    """Leave the hub's client as it was: the process may be a user's own, and its network may come back."""
+    from huggingface_hub import constants
+
+    before = constants.HF_HUB_OFFLINE
+    try:
+        yield
+    finally:
+        constants.HF_HUB_OFFLINE = before
+
+
 def go_offline_if_unreachable() -> None:
-    """Use the local cache alone, in this process, where the hub's host cannot be reached.
+    """Use the local cache alone where the hub's host cannot be reached; call it inside ``setting_restored``.
 
     Behind a proxy nothing is changed: whether the hub answers is then not known without asking it.
     """

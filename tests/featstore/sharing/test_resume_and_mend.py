@@ -16,9 +16,11 @@ import pytest
 
 from featstore import FeatureStore
 from featstore.cli.main import main
+from featstore.containers import make_backend
 from featstore.errors import FeatstoreError, RemoteError, ShardCorrupt, StoreError, StoreNotFound
 from featstore.files import atomic
 from featstore.format.ledger import read_entry
+from featstore.format.manifest import read_manifest
 from featstore.maintenance.list_and_delete import delete_store
 from featstore.maintenance.signing import MAKE_KEYS, check_signature, sign
 from featstore.maintenance.verify import verify
@@ -26,6 +28,7 @@ from featstore.places.base import Retry
 from featstore.places.local import LocalPlace
 from featstore.sharing import partial_folder
 from featstore.sharing import pull as pull_module
+from featstore.sharing.comparisons import BlockSums
 from featstore.sharing.part import Part
 from featstore.sharing.published_stores import delete_published, find_published
 from featstore.sharing.pull import pull
@@ -609,6 +612,16 @@ def test_no_traceback_where_a_disk_fails(
                 move(*arguments, jobs=1, retry=QUICK)
             fail_at[0] = -1
             assert files_of(target) == files_of(store)
+
+
+def test_a_whole_file_that_was_not_published_is_kept(store: Path, tmp_path: Path) -> None:
+    """An object of which all bytes arrived, the last block cut short, is compared when it is resumed, and kept."""
+    manifest = read_manifest(store)
+    backend = make_backend(store, manifest)
+    for name, record in read_entry(store, 2).objects.items():
+        sums = BlockSums(backend, 2, name, record)
+        assert sums.resume(store / name) == record.bytes
+        assert sums.problem() == ""
 
 
 def test_exchange_is_there(tmp_path: Path) -> None:
