@@ -1,6 +1,7 @@
 """Types of arguments, and arguments, that several commands share."""
 
 import argparse
+import shlex
 from pathlib import Path
 
 from featstore.places.base import Retry
@@ -20,7 +21,7 @@ def store_folder(text: str) -> Path:
     """
     if is_url(text):
         raise argparse.ArgumentTypeError(
-            f"{text} is a URL; pull the store first: featstore pull {text} FOLDER"
+            f"{text} is a URL; pull the store first: featstore pull {shlex.quote(text)} FOLDER"
         )
     return Path(text)
 
@@ -33,7 +34,7 @@ def new_folder(text: str) -> Path:
     """
     if is_url(text):
         raise argparse.ArgumentTypeError(
-            f"{text} is a URL; write into a folder, then publish that: featstore push FOLDER {text}"
+            f"{text} is a URL; write into a folder, then publish that: featstore push FOLDER {shlex.quote(text)}"
         )
     return Path(text)
 

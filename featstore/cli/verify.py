@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import shlex
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
@@ -102,7 +103,7 @@ def run(arguments: argparse.Namespace) -> int:
     url = arguments.store if isinstance(arguments.store, str) else ""
     if url and (arguments.public_key or arguments.recompute):
         raise ConfigError(
-            f"{url}: --public-key and --recompute need a copy: featstore pull {url} STORE"
+            f"{url}: --public-key and --recompute need a copy: featstore pull {shlex.quote(str(url))} STORE"
         )
     with progress_bar(unit, show=not arguments.json) as progress:
         sampling: dict[str, Any] = {

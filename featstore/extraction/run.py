@@ -200,7 +200,9 @@ def fill(
     for item in summary.invalid[:20]:
         say(f"  skipped {item.sample_id}: {item.reason}")
     if len(summary.invalid) > 20:
-        say(f"  ... and {len(summary.invalid) - 20} more: featstore inspect {summary.store}")
+        say(
+            f"  ... and {len(summary.invalid) - 20} more: featstore inspect {shlex.quote(str(summary.store))}"
+        )
     if unread := sum(was_unreadable(item.reason) for item in summary.invalid):
         say(f"  {unread} could not be read; once they can be, run the same command with --repair")
     return summary

@@ -9,6 +9,7 @@ how images are grouped, so only then do a resumed run and a run with more proces
 import itertools
 import math
 import secrets
+import shlex
 import time
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
@@ -149,7 +150,7 @@ class Summary:
             raise TooManyInvalid(
                 f"{self.store}: {len(self.invalid)} of {self.rows} images are unusable "
                 f"({self.invalid_share:.1%}, allowed {most:.1%}): {examples}. The store is complete and "
-                f"the others are valid. List them: featstore inspect {self.store}. Accept them: "
+                f"the others are valid. List them: featstore inspect {shlex.quote(str(self.store))}. Accept them: "
                 f"--max_invalid_share {math.ceil(1000 * self.invalid_share) / 1000}"
             )
 

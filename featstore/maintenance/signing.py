@@ -12,6 +12,7 @@ import hashlib
 import io
 import json
 import os
+import shlex
 import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -225,7 +226,8 @@ def _check_worth(store: Path) -> None:
         )
     if report.damages:
         raise StoreError(
-            f"{store}: damaged, so it is not signed: {shorten(report.damages, 3)}. See featstore verify {store}."
+            f"{store}: damaged, so it is not signed: {shorten(report.damages, 3)}. See featstore "
+            f"verify {shlex.quote(str(store))}."
         )
     if report.foreign:
         raise StoreError(

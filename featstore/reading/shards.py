@@ -1,5 +1,6 @@
 """Where the shards of an open store come from: a local folder, or (``featstore.reading.cached``) the cache of a URL."""
 
+import time
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
@@ -27,6 +28,11 @@ from featstore.format.ledger import (
 from featstore.format.manifest import MANIFEST_NAME, Manifest, read_manifest
 
 T = TypeVar("T")
+
+OPEN_TRIES = 10
+"""Openings of a folder that changes meanwhile; then the last error is raised."""
+CHANGE_S = 0.05
+"""Seconds in which a version that is being published is whole."""
 
 
 class Shards:
@@ -157,12 +163,29 @@ class LocalShards(Shards):
 
     @classmethod
     def open(cls, path: Path, *, allow_incomplete: bool) -> "LocalShards":
-        """Read manifest and ledger of a store.
+        """Read manifest and ledger of a store: of one version, also while another is being published.
 
         Raises:
             StoreNotFound, ManifestMismatch, ShardCorrupt, StoreIncomplete: See ``FeatureStore.open``.
         """
-        files = _files(path)
+        for _ in range(OPEN_TRIES):
+            files = _files(path)
+            try:
+                opened = cls._open(path, files, allow_incomplete=allow_incomplete)
+            except FeatstoreError:
+                # Manifest and mark are renamed one after the other: between the two they disagree.
+                time.sleep(CHANGE_S)
+                if _files(path) == files:
+                    raise
+            else:
+                if _files(path) == files:
+                    return opened
+        return cls._open(path, _files(path), allow_incomplete=allow_incomplete)
+
+    @classmethod
+    def _open(
+        cls, path: Path, files: tuple[object, ...], *, allow_incomplete: bool
+    ) -> "LocalShards":
         manifest = read_manifest(path)
         mark = read_complete(path, manifest.num_shards)
         numbers: Sequence[int] = range(manifest.num_shards)

@@ -2,6 +2,7 @@
 
 import hashlib
 import os
+import shlex
 from collections.abc import Callable, Iterable, Iterator
 from functools import partial
 from pathlib import Path
@@ -107,7 +108,8 @@ class Sender:
             data = read_plain(self._store, name)
         except OSError as error:
             raise ShardCorrupt(
-                f"{self._store / name}: cannot be sent ({why_unreadable(error)}). Run featstore verify {self._store}."
+                f"{self._store / name}: cannot be sent ({why_unreadable(error)}). Run featstore "
+                f"verify {shlex.quote(str(self._store))}."
             ) from None
         entry = parse_entry(data, self._backend, shard, str(self._store))
         trusted = self._same and not self._compare
@@ -157,7 +159,8 @@ class Sender:
                 digest = hashlib.file_digest(file, "sha256").hexdigest()
         except OSError as error:
             raise StoreError(
-                f"{path}: cannot be sent ({why_unreadable(error)}). Run featstore verify {self._store}."
+                f"{path}: cannot be sent ({why_unreadable(error)}). Run featstore "
+                f"verify {shlex.quote(str(self._store))}."
             ) from None
         expected = self._contents.artefact_hashes().get(name, digest)
         if digest != expected:
