@@ -46,6 +46,12 @@ def _one_thread() -> None:
     torch.set_num_threads(1)
 
 
+@pytest.fixture(autouse=True)
+def _one_thread_is_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Runs keep to it, here and in processes that they start: sums of two threads have other bits."""
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+
+
 @pytest.fixture
 def make_config(images: Path, store: FeatureStore, tmp_path: Path) -> MakeConfig:
     """Settings of a run of a few steps; sections are changed by ``section__name=value``."""

@@ -139,6 +139,9 @@ def test_normalisation_in_the_graph(run_folder: Path, tmp_path: Path) -> None:
     shutil.copytree(run_folder, moved, ignore=shutil.ignore_patterns("export"))
     text = (moved / "config.yaml").read_text()
     (moved / "config.yaml").write_text(text.replace("/store\n", "/gone\n"))
+    record = read_record(moved)
+    assert record is not None
+    write_record(moved, record, record["files"])
     baked = {"bake_normalisation": True, "uint8_input": True, "out": str(tmp_path / "e")}
     config = settings(moved, formats=["onnx"], **baked)
     found = export_run(config, say=lambda line: None)
