@@ -1,4 +1,4 @@
-"""CustomKD: what each stage trains and what it leaves alone (spec section 11), and what its options do."""
+"""CustomKD: what each stage trains and what it leaves alone, and what its options do."""
 
 import dataclasses
 import math

@@ -281,7 +281,7 @@ BATCH_TOLERANCE = 2e-6
 def test_cached_equals_live(
     image_folder: Path, teacher_file: Path, tmp_path: Path, dtype: Any, precision: Any
 ) -> None:
-    """Promise 6: stored features are those of the live teacher on the same views and batches.
+    """Stored features are those of the live teacher on the same views and batches.
 
     Bit by bit: float32 as they are, float16 rounded once. In other batches within BATCH_TOLERANCE, plus half a unit
     in the last place of float16 where that is stored (2**-11 of the value).
@@ -372,7 +372,7 @@ def resumable(
 def test_other_settings_are_refused(
     image_folder: Path, teacher_file: Path, resumable: Path, tmp_path: Path, name: str
 ) -> None:
-    """Promise 2: going on with anything else than the store was made with names both values and changes nothing."""
+    """Going on with anything else than the store was made with names both values and changes nothing."""
     changes, message = CHANGES[name]
     changes = dict(changes)
     if name == "weights":

@@ -279,7 +279,7 @@ def test_which_views_there_are() -> None:
 
 
 def test_index_answers_or_refuses() -> None:
-    """Promise 5: asking for a view that is not stored is an error that lists what is, and what to do."""
+    """Asking for a view that is not stored is an error that lists what is, and what to do."""
     plain = ViewSet(views=make_views(canonical=True, seeded=2, mirrored=False))
     assert plain.index(kind="canonical") == [0]
     assert plain.index(kind="seeded") == [1, 2]
