@@ -71,17 +71,17 @@ def is_part(method: str, target: str) -> bool:
 def test_push_and_pull_lose_nothing(
     store: Path, s3: OwnBucket, faulty: MakeProxy, tmp_path: Path
 ) -> None:
-    """More than 200 faults on the way to an S3 server and back: every byte arrives, every damaged object is named."""
+    """More than 120 faults on the way to an S3 server and back: every byte arrives, every damaged object is named."""
     url = f"{s3.url}/store"
     there = faulty(s3.endpoint, Plan(seed=1, share=0.8, kinds=KINDS, most=1))
     s3.through(there)
-    assert check_named(there.injected, push(store, url, retry=QUICK)) > 30
+    assert check_named(there.injected, push(store, url, retry=QUICK)) > 15
     assert s3.files("store") == files_of(store)
     back = faulty(s3.endpoint, Plan(seed=2, share=0.8, kinds=KINDS, most=2))
     s3.through(back)
-    assert check_named(back.injected, pull(url, tmp_path / "copy", retry=QUICK)) > 30
+    assert check_named(back.injected, pull(url, tmp_path / "copy", retry=QUICK)) > 15
     check_same(tmp_path / "copy", store)
-    assert len(there.injected) + len(back.injected) > 200
+    assert len(there.injected) + len(back.injected) > 120
     assert {fault.kind for fault in there.injected + back.injected} == set(faults.KINDS)
 
 
@@ -91,9 +91,9 @@ def test_pull_from_a_web_server_loses_nothing(
     """The same over plain http, where nobody lists files."""
     proxy = faulty(web.share(store), Plan(seed=3, share=0.7, kinds=KINDS, most=2))
     report = pull(proxy.url, tmp_path / "copy", retry=QUICK)
-    assert check_named(proxy.injected, report) > 30
+    assert check_named(proxy.injected, report) > 15
     check_same(tmp_path / "copy", store)
-    assert len(proxy.injected) > 80
+    assert len(proxy.injected) > 50
 
 
 def test_reading_in_place_gives_the_rows(
@@ -106,7 +106,7 @@ def test_reading_in_place_gives_the_rows(
     for rows in np.array_split(order, 5):
         np.testing.assert_array_equal(found.gather("cls", rows), columns["fields/cls"][rows])
         assert found.sample_ids == [str(name) for name in columns["sample_id"]]
-    assert len(proxy.injected) > 40
+    assert len(proxy.injected) > 25
 
 
 def test_answers_to_other_requests(
