@@ -73,14 +73,11 @@ def _run(words: Sequence[str]) -> None:
 
         return run(config)
 
-    # The digits are for a command without images of its own; the parser reads no recipe for one that names some.
-    names = {word.split("=")[0] for word in words}
-    if names & {"--source.path", "--source.kind"} and "--config" not in names:
-        words = ["--config", str(RECIPES.parent / "own_images.yaml"), *words]
     run_main(
         train,
         DistillConfig,
         default_recipe=RECIPES / "distill.yaml",
+        own_recipe=RECIPES.parent / "own_images.yaml",
         argv=words,
         extend=kinds,
         program=command("distill"),

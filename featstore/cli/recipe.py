@@ -31,6 +31,7 @@ def parse(
     config_class: type[Config],
     *,
     default_recipe: Path,
+    own_recipe: Path | None = None,
     argv: Sequence[str] | None = None,
     extend: Extend | None = None,
     program: str = "",
@@ -44,6 +45,7 @@ def parse(
     Args:
         config_class: Of the settings.
         default_recipe: Read if no other is given.
+        own_recipe: Read in its place where other images are named.
         argv: Without the program's name; None takes the process's.
         extend: See ``Extend``.
         program: How the command is called, for its help; "" takes the name of the process.
@@ -55,9 +57,11 @@ def parse(
     arguments = list(sys.argv[1:] if argv is None else argv)
     wants_help = next((i for i, item in enumerate(arguments) if item in ("--help", "-h")), None)
     given = list(split_flags(arguments if wants_help is None else arguments[:wants_help]))
-    others = ("config", "source", "source.path", "source.kind")
-    if not any(name in others and text != "digits" for name, text in given):
-        given.insert(0, ("config", str(default_recipe)))
+    others = ("source", "source.path", "source.kind")
+    own = any(name in others and text != "digits" for name, text in given)
+    recipe = own_recipe if own else default_recipe
+    if recipe is not None and not any(name == "config" for name, _ in given):
+        given.insert(0, ("config", str(recipe)))
     layers = [
         _recipe(Path(text or "")) if name == "config" else (name, text) for name, text in given
     ]
@@ -130,6 +134,7 @@ def run_main(
     config_class: type[Config],
     *,
     default_recipe: Path,
+    own_recipe: Path | None = None,
     argv: Sequence[str] | None = None,
     extend: Extend | None = None,
     program: str = "",
@@ -141,6 +146,7 @@ def run_main(
             parse(
                 config_class,
                 default_recipe=default_recipe,
+                own_recipe=own_recipe,
                 argv=argv,
                 extend=extend,
                 program=program,

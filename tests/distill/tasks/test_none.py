@@ -2,6 +2,8 @@
 
 import dataclasses
 import json
+import runpy
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -15,14 +17,21 @@ from torch.nn import functional as F
 from distill import cli
 from distill.commands.evaluate import run as evaluate
 from distill.commands.train import run
-from distill.config import DataConfig, DistillConfig, EvaluateConfig, ReportConfig, StudentConfig
+from distill.config import (
+    RECIPES,
+    DataConfig,
+    DistillConfig,
+    EvaluateConfig,
+    ReportConfig,
+    StudentConfig,
+)
 from distill.data import joined
 from distill.data.samples import Samples
 from distill.evaluation import embedding
 from distill.export.config import ExportConfig
 from distill.export.edge import export_run
 from distill.methods import METHODS
-from distill.register import options_of
+from distill.register import kinds, options_of
 from distill.student.model import build_student
 from distill.tasks import TASKS, resolve
 from distill.tasks.none import held_out, without_labels
@@ -30,6 +39,7 @@ from distill.training import loop as train
 from distill.training.run_folder import lock
 from distill.training.run_record import read_record
 from featstore import FeatureStore
+from featstore.cli.recipe import parse
 from featstore.errors import ConfigError, StoreBusy
 from featstore.sources import open_source
 from featstore.sources.config import SourceConfig
@@ -41,6 +51,11 @@ METHODS_WITHOUT_LABELS = (
     "fitnet", "fitnet_grid", "rkd", "cc", "cc_crd", "sp", "pkt", "crd", "at", "queue_kl", "specmatch", "tffd",
 )  # fmt: skip
 """Every registered method that needs neither labels nor a classifier."""
+
+
+SCRIPT = Path(__file__).parents[3] / "pipelines" / "distill.py"
+DIGITS = RECIPES / "distill.yaml"
+OWN = RECIPES.parent / "own_images.yaml"
 
 
 @pytest.fixture
@@ -313,18 +328,36 @@ def test_a_damaged_head_is_refused(make_backbone: Any) -> None:
 # --- the command line ----------------------------------------------------------------------------------------------
 
 
-def test_a_folder_of_ones_own_does_not_take_the_recipe_of_the_digits(
-    monkeypatch: pytest.MonkeyPatch,
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["--source.path", "PHOTOS"],
+        ["--source.path=PHOTOS"],
+        ["--source.kind", "tars", "--source.path", "T"],
+    ],
+)
+@pytest.mark.parametrize("script", [False, True])
+def test_images_of_ones_own_take_their_recipe(
+    words: list[str], script: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """``--source.path`` without ``--config`` means the defaults for one's own images; without it, the digits."""
+    """``distill run`` and the script read own_images.yaml where images are named, and the digits' recipe without."""
     seen: list[DistillConfig] = []
     monkeypatch.setattr("distill.commands.train.run", seen.append)
-    cli.main(["--store", "S", "--source.kind", "folder", "--source.path", "PHOTOS"])
-    cli.main(["--store", "S"])
-    own, digits = seen
-    assert (own.task, own.methods, own.data) == ("auto", [], DataConfig())
-    assert digits.data.labels_per_class == 4
-    assert digits.source.kind == "digits"
+
+    def start(*flags: str) -> DistillConfig:
+        if script:
+            monkeypatch.setattr(sys, "argv", [str(SCRIPT), *flags])
+            with pytest.raises(SystemExit, match=r"^0$"):
+                runpy.run_path(str(SCRIPT), run_name="__main__")
+        else:
+            assert cli.main(["run", *flags]) == 0
+        return seen[-1]
+
+    own = parse(DistillConfig, default_recipe=OWN, argv=[], extend=kinds)
+    assert own.options["customkd"].w_general == 10
+    assert own == dataclasses.replace(start(*words), source=own.source)
+    assert start().source.kind == start("--source.kind", "digits").source.kind == "digits"
+    assert start("--config", str(DIGITS), *words).train == start().train
 
 
 def test_a_backbone_is_not_exported(make_backbone: Any) -> None:
