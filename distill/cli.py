@@ -73,6 +73,8 @@ def _run(words: Sequence[str]) -> None:
 
         return run(config)
 
+    if _holds_pictures(words):
+        words = ["--source.kind", "store", *words]
     run_main(
         train,
         DistillConfig,
@@ -82,6 +84,22 @@ def _run(words: Sequence[str]) -> None:
         extend=kinds,
         program=command("distill"),
     )
+
+
+def _holds_pictures(words: Sequence[str]) -> bool:
+    """Whether a command names no images, but a folder whose store holds copies of images other than the digits."""
+    from featstore.errors import StoreError
+    from featstore.format.manifest import read_manifest
+    from featstore.format.pictures import PICTURES
+
+    words = [part for word in words for part in word.split("=", 1)]
+    if {"--source.path", "--source.kind", "--config"} & {*words} or "--store" not in words[:-1]:
+        return False
+    try:
+        manifest = read_manifest(Path(words[words.index("--store") + 1]))
+    except (StoreError, OSError):
+        return False
+    return PICTURES in manifest.fields and manifest.source.kind != "digits"
 
 
 def _evaluate(words: Sequence[str]) -> None:

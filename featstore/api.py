@@ -667,6 +667,7 @@ def push(
     url: Folder,
     *,
     fields: Sequence[str] = (),
+    without: Sequence[str] = (),
     where: Sequence[str] = (),
     rows: slice | None = None,
     jobs: int = 8,
@@ -681,6 +682,7 @@ def push(
         store: Folder of a complete store.
         url: Destination: a folder, or s3://, gs://, az://, sftp://, hf://datasets/.
         fields: Names of the fields to upload; all by default.
+        without: Names of fields to leave out, e.g. ``pictures``.
         where: Shell patterns over sample ids; a row is taken if any of them matches.
         rows: A slice of row numbers.
         jobs: Files that are transferred at the same time.
@@ -705,6 +707,7 @@ def push(
     from featstore.sharing.push import push
 
     part = Part(tuple(fields), tuple(where), slice(None) if rows is None else rows)
+    part = part.without(without, _folder(store))
     with progress_bar("B", show=progress, unit_scale=True) as report:
         return push(
             _folder(store),

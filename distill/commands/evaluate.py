@@ -21,6 +21,7 @@ def run(config: EvaluateConfig) -> dict[str, object]:
         FeatstoreError: something the user can mend.
     """
     from distill.data import joined
+    from distill.data.images import open_images
     from distill.evaluation import backbone
     from distill.evaluation.evaluate import Viewer, check_classes, evaluate
     from distill.tasks import build_task
@@ -28,7 +29,6 @@ def run(config: EvaluateConfig) -> dict[str, object]:
     from distill.training.saved_student import load_exported, store_fingerprints
     from featstore.extraction.accelerator import start_accelerator
     from featstore.files.atomic import write_json
-    from featstore.sources import open_source
     from featstore.sources.load import ViewRule
 
     accelerator = start_accelerator()
@@ -42,7 +42,8 @@ def run(config: EvaluateConfig) -> dict[str, object]:
     given = dataclasses.replace(config, **_taken_over(config, own))
     assert given.source is not None
     settings = given.data or DataConfig()
-    source = open_source(given.source)
+    store = open_store(given.store, required=bool(config.store), say=say)
+    source = open_images(given.source, store)
     say(f"model     {folder.absolute()}, {described['architecture']}, task {task_name}")
     say(f"source    {source.uri}, {len(source):,} images")
     own_images = config.source is None and own is not None
@@ -50,7 +51,6 @@ def run(config: EvaluateConfig) -> dict[str, object]:
     named = config.data is not None
     if as_backbone and not named:
         settings = backbone.all_images(settings)
-    store = open_store(given.store, required=bool(config.store), say=say)
     data: joined.Data
     if store is not None:
         data = joined_data = joined.prepare(

@@ -1,5 +1,6 @@
 """Run phase two: every method with every seed over one store, then a comparison of the runs."""
 
+import dataclasses
 import math
 import shlex
 import time
@@ -18,6 +19,7 @@ def run(config: DistillConfig) -> list[dict[str, object]]:
         FeatstoreError: something the user can mend; the same command resumes a run that was stopped.
     """
     from distill.data import joined
+    from distill.data.images import default_source, open_images
     from distill.measures import score
     from distill.measures.advice import advice
     from distill.methods import METHODS
@@ -29,14 +31,15 @@ def run(config: DistillConfig) -> list[dict[str, object]]:
     from distill.training.saved_student import snippet
     from featstore.errors import command
     from featstore.reading.store import FeatureStore
-    from featstore.sources import open_source
 
     until = time.monotonic() + 60 * (config.train.time_limit or math.inf)
     accelerator = loop.make_accelerator(config)
     say = accelerator.print
 
     # Checked against each other before any training: task, methods, store, field, views, images, labels.
-    source, store = open_source(config.source), FeatureStore.open(config.store)
+    store = FeatureStore.open(config.store)
+    config = dataclasses.replace(config, source=default_source(config.source, store))
+    source = open_images(config.source, store)
     config = resolve(config, source, store)
     kinds = [METHODS[name] for name in config.methods]
     TASKS[config.task].check(

@@ -122,6 +122,8 @@ def join(
                 "files cannot be detected"
             )
         other_rows = [find_rows(source, positions, other, notes) for other in others]
+        if source.content_sha256 is not None:
+            _check_same_copies(source, positions, store, rows)
         usable = store.valid[rows]
         for other, found in zip(others, other_rows, strict=True):
             usable = usable & other.valid[found]
@@ -172,6 +174,21 @@ def _check_same_bytes(
             f"{other.address}: {len(changed)} images have other bytes there than in {store.address}: "
             f"{shorten(changed)}. "
             "Teachers that saw different pictures cannot be put side by side. Extract one of the stores again."
+        )
+
+
+def _check_same_copies(
+    source: Source, positions: Indices, store: FeatureStore, rows: Indices
+) -> None:
+    """Refuse stored copies of other images than the teacher saw."""
+    assert source.content_sha256 is not None
+    here, there = source.content_sha256[positions], store.content_sha256[rows]
+    other = (here != there).any(axis=1) & here.any(axis=1) & there.any(axis=1)
+    if other.any():
+        raise MissingSamples(
+            f"{source.uri}: holds copies of other images than {store.address} was made from: "
+            f"{shorten([store.sample_ids[row] for row in rows[other]])}. Use the copies in that store "
+            "(--source.kind store), or the original files."
         )
 
 

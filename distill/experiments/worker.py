@@ -14,6 +14,7 @@ from accelerate.state import AcceleratorState, GradientState
 
 from distill.config import DistillConfig, PhotometricConfig, StudentConfig
 from distill.data import joined
+from distill.data.images import default_source, open_images
 from distill.data.joined import JoinedData
 from distill.data.samples import Split
 from distill.data.schedule import CANONICAL, make_plan
@@ -29,7 +30,6 @@ from distill.student.model import build_student
 from distill.training import checkpoint, loop
 from featstore import FeatureStore
 from featstore.errors import FeatstoreError
-from featstore.sources import open_source
 
 OUTPUT_NAME = "output.txt"
 """In a run's folder: what it printed."""
@@ -134,14 +134,18 @@ class RunWorker:
         return dataclasses.replace(found, settings=config.data)
 
     def _prepare(self, config: DistillConfig) -> JoinedData:
-        source = json.dumps(dataclasses.asdict(config.source))
-        if source not in self._sources:
-            self._sources[source] = open_source(config.source)
         if config.store not in self._stores:
             self._stores[config.store] = FeatureStore.open(config.store)
+        store = self._stores[config.store]
+        images = default_source(config.source, store)
+        source = json.dumps(dataclasses.asdict(images))
+        if images.kind == "store" and not images.path:
+            source = config.store
+        if source not in self._sources:
+            self._sources[source] = open_images(images, store)
         return joined.prepare(
             self._sources[source],
-            self._stores[config.store],
+            store,
             config.data,
             config.field,
             weight=config.teacher_weight,

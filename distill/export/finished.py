@@ -10,6 +10,7 @@ import yaml
 
 from distill.config import DistillConfig
 from distill.data import joined
+from distill.data.images import open_images
 from distill.data.joined import Data
 from distill.data.samples import Split
 from distill.evaluation.evaluate import check_classes
@@ -20,7 +21,7 @@ from distill.training.run_record import RECORD, read_file, read_record
 from distill.training.saved_student import load_exported, store_fingerprints, teachers_of
 from featstore import FeatureStore
 from featstore.errors import ConfigError, StoreNotFound
-from featstore.sources import open_source
+from featstore.sources.config import SourceConfig, source_of
 from featstore.sources.load import ViewRule
 
 
@@ -124,8 +125,6 @@ def open_data(run: FinishedRun, *, store: str = "", images: str = "") -> RunData
         SourceError: the images are not there.
     """
     config = run.config
-    source_config = dataclasses.replace(config.source, path=images) if images else config.source
-    source = open_source(source_config)
     try:
         opened = FeatureStore.open(store or config.store)
         missing = _mismatch(opened, run)
@@ -135,6 +134,11 @@ def open_data(run: FinishedRun, *, store: str = "", images: str = "") -> RunData
         if store:
             raise
         opened, missing = None, str(error)
+    if images and config.source.kind == "store":
+        source_config = SourceConfig(**source_of(images))
+    else:
+        source_config = dataclasses.replace(config.source, path=images or config.source.path)
+    source = open_images(source_config, opened)
     if opened is not None and not missing:
         data: Data = joined.prepare(
             source,

@@ -18,6 +18,7 @@ from featstore.card.statement import (
 from featstore.card.survey import Survey, class_name, survey
 from featstore.card.text import encoding_text, shape_text, source_name, title_of
 from featstore.format.manifest import Manifest, TeacherRecord
+from featstore.format.pictures import PICTURES
 from featstore.reading.store import FeatureStore
 from featstore.text import count, format_bytes, markdown_table
 
@@ -124,6 +125,12 @@ def _licence(manifest: Manifest, statement: Statement) -> list[str]:
             "",
             f"**Unknown: {', '.join(unknown)}.** Ask the authors before you share the features or a model trained on "
             "them.",
+        ]
+    if PICTURES in manifest.fields:
+        lines += [
+            "",
+            f"**The field {code(PICTURES)} holds copies of the images**, so passing this store on passes them on, "
+            f"which their licence must permit. `featstore push . URL --without {PICTURES}` leaves them out.",
         ]
     return lines
 

@@ -2,7 +2,7 @@
 
 import argparse
 
-from featstore.cli.arguments import retry_of, store_folder
+from featstore.cli.arguments import names, retry_of, store_folder
 from featstore.cli.transfer_options import add_transfer_arguments, byte_bar, part_of, print_report
 from featstore.sharing.push import push
 
@@ -25,6 +25,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("url", help="destination: an empty folder, or one with this store")
     add_transfer_arguments(parser)
     parser.add_argument(
+        "--without",
+        type=names,
+        default=[],
+        metavar="A,B",
+        help="all fields but these, e.g. pictures where the licence of the images forbids passing them on",
+    )
+    parser.add_argument(
         "--no-read-back",
         action="store_true",
         help="compare only the sizes of files at the destination, and trust uploads; half the bytes",
@@ -42,7 +49,7 @@ def run(arguments: argparse.Namespace) -> int:
         report = push(
             arguments.store,
             arguments.url,
-            part=part_of(arguments),
+            part=part_of(arguments).without(arguments.without, arguments.store),
             jobs=arguments.jobs,
             read_back=not arguments.no_read_back,
             replace=arguments.replace,

@@ -18,11 +18,11 @@ import numpy as np
 
 from featstore.files.array_types import Array, Rows
 from featstore.format.artefacts import artefact_path
-from featstore.format.fields import Ragged, empty_columns, field_columns, put
+from featstore.format.fields import empty_columns, field_columns, put, put_ragged
 from featstore.format.int8 import Channels
 from featstore.format.manifest import Manifest, RaggedEncoding, WorkRecord
 from featstore.reading.store import FeatureStore
-from featstore.reading.stored_rows import RowReader, spans, starts_of
+from featstore.reading.stored_rows import RowReader
 from featstore.writing.commit import Shard, text_column
 from featstore.writing.fill import Progress, check_apart, make_store, no_progress
 
@@ -186,22 +186,20 @@ class ShardMaker:
         assert isinstance(record.encoding, RaggedEncoding), name
         axis, old = self._plan.fields[name]
         num_views = len(manifest.views) if record.per_view else 1
-        lengths = np.zeros((len(span), num_views), dtype=np.int64)
-        found: list[tuple[Rows, Ragged]] = []
+        empty = columns[f"fields/{name}/values"]
+        items = [[empty] * num_views for _ in span]
         for store, at, rows in axis.parts(span):
             good = ~bad[at]
-            found.append((at[good], self._readers[axis.stores[store]].ragged(old, rows[good])))
-            lengths[at[good]] = np.diff(found[-1][1].offsets).reshape(-1, num_views)
-        starts = starts_of(lengths)
-        empty = columns[f"fields/{name}/values"]
-        items = np.zeros((int(lengths.sum()), *empty.shape[1:]), dtype=empty.dtype)
-        for at, ragged in found:
-            items[spans(starts[at], lengths[at])] = ragged.values
-        first = number * manifest.work.shard_rows * record.encoding.most_items
-        ranges = np.stack([starts, starts + lengths], axis=-1) + first
-        columns[f"fields/{name}/values"] = items
-        column = columns[f"fields/{name}/ranges"]
-        column[:] = ranges.reshape(column.shape)
+            ragged = self._readers[axis.stores[store]].ragged(old, rows[good])
+            ends = ragged.offsets[1:].reshape(-1, num_views).tolist()
+            start = 0
+            for row, stops in zip(at[good].tolist(), ends, strict=True):
+                for view, stop in enumerate(stops):
+                    items[row][view] = ragged.values[start:stop]
+                    start = stop
+        put_ragged(
+            manifest, columns, name, number, items if record.per_view else [one for (one,) in items]
+        )
 
 
 class Readers:

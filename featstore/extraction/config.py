@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 from featstore.extraction.field_names import check_fields
+from featstore.format.pictures import PICTURES, PictureFormat
 from featstore.sources.config import SourceConfig, require
 
 DEFAULT_RECIPE = Path(__file__).parents[1] / "recipes" / "digits" / "extract.yaml"
@@ -125,6 +126,11 @@ class StoreConfig:
     """zarr only. raw: rows can be memory-mapped. zstd, bitshuffle: for archives; float features hardly compress."""
     calibration_rows: int = 256
     """dtype int8 only: images, evenly spaced, on which scales and error are measured."""
+    pictures: int = 0
+    """Also store a copy of every image with this shorter side in pixels (field pictures), e.g. 224: phase two then
+    needs no original file, and decodes several times faster. 0: none. Mind the licence of the images."""
+    picture_quality: int = 90
+    """JPEG quality of these copies, 1 to 100; 0 stores uncompressed pixels."""
     shard_rows: int = 4096
     """Most rows of one shard, the unit of work of a process: an interruption loses at most the shards in work."""
     shard_s: int = 60
@@ -149,10 +155,27 @@ class StoreConfig:
             self.calibration_rows > 0,
             f"--store.calibration_rows {self.calibration_rows} must be positive.",
         )
+        require(
+            0 <= self.pictures <= 4096,
+            f"--store.pictures {self.pictures} must lie between 0 and 4096 pixels.",
+        )
+        require(
+            0 <= self.picture_quality <= 100,
+            f"--store.picture_quality {self.picture_quality} must lie between 0 and 100.",
+        )
+        require(
+            not self.pictures or PICTURES not in self.fields,
+            f"--store.fields {PICTURES}: the name of the field that --store.pictures writes.",
+        )
         require(self.shard_rows > 0, f"--store.shard_rows {self.shard_rows} must be positive.")
         require(self.shard_s >= 0, f"--store.shard_s {self.shard_s} must not be negative.")
         require(self.shard_mb > 0, f"--store.shard_mb {self.shard_mb} must be positive.")
         require(self.lease_s > 0, f"--store.lease_s {self.lease_s} must be positive.")
+
+    @property
+    def picture_format(self) -> PictureFormat | None:
+        """How copies of the images are made; None if none are stored."""
+        return PictureFormat(self.pictures, self.picture_quality) if self.pictures else None
 
 
 @dataclass(frozen=True, kw_only=True)

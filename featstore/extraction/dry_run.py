@@ -57,7 +57,7 @@ def plan_run(
 
 def measure(config: ExtractConfig, *, views: ViewSet, source: Source, teacher: Teacher) -> Rates:
     """Time the teacher on as many real images as it does in two seconds, decoding on a few, and the disk on 64 MiB."""
-    dataset = ViewDataset(source, views, teacher.preprocessing)
+    dataset = ViewDataset(source, views, teacher.preprocessing, config.store.picture_format)
     few = dataset.load(range(min(8, len(source))))
 
     def decode() -> int:

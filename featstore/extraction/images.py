@@ -1,7 +1,7 @@
 """Decoded images in the views of a store, in batches."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import torch
@@ -12,6 +12,7 @@ from featstore.errors import DecodeError, SourceError
 from featstore.files.array_types import Array
 from featstore.format.ids import content_sha256
 from featstore.format.manifest import PreprocessingRecord
+from featstore.format.pictures import PictureFormat
 from featstore.format.views import ViewSet
 from featstore.sources import Source
 from featstore.sources.load import ViewRule, decode, read_image, reason_unreadable
@@ -27,12 +28,14 @@ class Batch:
         reasons: per row, why it is unusable, or None.
         failure: why the run cannot go on; None if nothing failed. It is a text because an exception of a loading
             process would arrive with that process's traceback.
+        pictures: file of the stored copy of each image, empty where it is unusable; no files if none are stored.
     """
 
     images: Tensor
     hashes: Array
     reasons: list[str | None]
     failure: str | None = None
+    pictures: list[bytes] = field(default_factory=list)
 
     def check(self) -> "Batch":
         """Return this batch, if the machine could load it.
@@ -46,10 +49,24 @@ class Batch:
 
 
 class ViewDataset(Dataset[Batch]):
-    """Reads, hashes and decodes the images of a list of rows, and cuts every view at the teacher's size."""
+    """Reads, hashes and decodes the images of a list of rows, and cuts every view at the teacher's size.
 
-    def __init__(self, source: Source, views: ViewSet, preprocessing: PreprocessingRecord) -> None:
+    Args:
+        source: of the images.
+        views: of the store.
+        preprocessing: of the teacher.
+        pictures: how copies of the images are made; None makes none.
+    """
+
+    def __init__(
+        self,
+        source: Source,
+        views: ViewSet,
+        preprocessing: PreprocessingRecord,
+        pictures: PictureFormat | None = None,
+    ) -> None:
         self.source = source
+        self.pictures = pictures
         self.rule = ViewRule.of_teacher(views, preprocessing)
 
     def __len__(self) -> int:
@@ -76,6 +93,7 @@ class ViewDataset(Dataset[Batch]):
         hashes = np.zeros((len(rows), 32), dtype=np.uint8)
         reasons: list[str | None] = [None] * len(rows)
         failure = None
+        pictures = [b""] * len(rows) if self.pictures else []
         for i, row in enumerate(rows):
             try:
                 data = read_image(self.source, row)
@@ -83,6 +101,8 @@ class ViewDataset(Dataset[Batch]):
                 image = decode(self.source, row, data)
                 for v, view in enumerate(views.views):
                     images[i, v] = self.rule.cut(image, view, sample_id=self.source.sample_ids[row])
+                if self.pictures:
+                    pictures[i] = self.pictures.encode(image)
             except DecodeError as error:
                 reasons[i] = str(error)
             except OSError as error:
@@ -91,4 +111,4 @@ class ViewDataset(Dataset[Batch]):
                 failure = str(error)
                 break
         pixels = torch.from_numpy(images).permute(0, 1, 4, 2, 3)
-        return Batch(pixels, hashes, reasons, failure)
+        return Batch(pixels, hashes, reasons, failure, pictures)

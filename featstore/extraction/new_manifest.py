@@ -42,6 +42,7 @@ from featstore.format.manifest import (
     new_manifest,
     read_manifest,
 )
+from featstore.format.pictures import PICTURES
 from featstore.format.views import ViewSet, make_views
 from featstore.planning.costs import Rates, power_of_two, shard_rows
 from featstore.reading.store import FeatureStore
@@ -159,6 +160,8 @@ def design_store(
                 name: describe(data, meaning=meaning, teacher=TEACHER)
                 for name, data in files.items()
             }
+    if config.store.picture_format:
+        fields[PICTURES] = config.store.picture_format.field
     complete = there is not None and _is_complete(config, there)
     rates = None if complete else measure(views)
     manifest = new_manifest(

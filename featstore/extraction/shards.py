@@ -39,12 +39,13 @@ from featstore.extraction.images import Batch, ViewDataset
 from featstore.extraction.progress_bar import PARTS, ProgressBar
 from featstore.extraction.teachers import Teacher
 from featstore.format.artefacts import read_channels
-from featstore.format.fields import empty_columns, put
+from featstore.format.fields import empty_columns, field_columns, put, put_ragged
 from featstore.format.int8 import Channels
 from featstore.format.ledger import InvalidRow, read_complete
 from featstore.format.manifest import (
     Manifest,
 )
+from featstore.format.pictures import PICTURES
 from featstore.reading.store import FeatureStore
 from featstore.reading.torch_data import TORCH_DTYPES, as_array
 from featstore.sources import NO_LABEL, Source
@@ -338,7 +339,12 @@ def _make_loader(work: _Work, batches: _ClaimedBatches, *, num_left: int) -> Dat
     # Rows given to workers are claimed: at most one shard beyond the current one, unless shards are smaller than the
     # prefetched batches.
     ahead = 2 if 2 * workers <= per_shard else 1
-    dataset = ViewDataset(work.source, work.manifest.views, work.teacher.preprocessing)
+    dataset = ViewDataset(
+        work.source,
+        work.manifest.views,
+        work.teacher.preprocessing,
+        work.config.store.picture_format,
+    )
     workers = fit_workers(workers, batch_bytes=cut.batch_size * dataset.row_bytes, ahead=ahead)
     return DataLoader(
         dataset,
@@ -359,6 +365,7 @@ def _extract_shard(work: _Work, number: int, batches: Iterator[Batch], *, load_s
     manifest, rows = work.manifest, work.manifest.shard_range(number)
     shard = _empty_shard(number, manifest, work.source)
     reasons: list[str | None] = []
+    pictures: list[bytes] = []
     seconds = {"load": load_s, "teacher": 0.0}
     ahead: tuple[range, Batch, Pending] | None = None
     # Results of a batch are fetched after the next batch was submitted, so that a GPU does not idle.
@@ -367,6 +374,7 @@ def _extract_shard(work: _Work, number: int, batches: Iterator[Batch], *, load_s
         before, ahead = ahead, None
         if batch_rows is not None:
             batch = next(batches).check()
+            pictures += batch.pictures
             loaded = time.perf_counter()
             ahead = batch_rows, batch, start_teacher(work.teacher, batch.images)
         if before is not None:
@@ -377,9 +385,13 @@ def _extract_shard(work: _Work, number: int, batches: Iterator[Batch], *, load_s
             work.progress.add(number, len(before[0]), _sum(work.waits, seconds))
     bad = np.array([reason is not None for reason in reasons])
     shard.columns["valid"][:] = ~bad
-    for name, column in shard.columns.items():
-        if name.startswith("fields/"):
-            column[bad] = 0
+    for name in work.teacher.fields:
+        for column in field_columns(name, manifest.fields[name], len(manifest.views)):
+            shard.columns[column.name][bad] = 0
+    if pictures:
+        usable = zip(pictures, reasons, strict=True)
+        files = [np.frombuffer(b"" if why else data, np.uint8) for data, why in usable]
+        put_ragged(manifest, shard.columns, PICTURES, number, files)
     shard.reasons, shard.seconds = reasons, seconds
     work.waits.update(_sum(work.waits, seconds))
     return shard

@@ -10,8 +10,9 @@ from featstore.containers import make_backend
 from featstore.containers.metadata import metadata_files
 from featstore.errors import StoreWriteError
 from featstore.files.disk import free_bytes
-from featstore.format.fields import field_columns
+from featstore.format.fields import Column, field_columns
 from featstore.format.manifest import ITEM_BYTES, Codec, FieldRecord, Manifest
+from featstore.format.pictures import PICTURES, typical_bytes
 from featstore.text import format_bytes, format_rate, format_seconds
 
 CODECS: tuple[Codec, ...] = get_args(Codec)
@@ -38,9 +39,11 @@ def shard_rows(
     Whole batches fit in whenever the batch size is a power of two too; any other leaves one short batch per shard.
     """
     columns = [
-        column for name, spec in fields.items() for column in field_columns(name, spec, num_views)
+        (column, spec)
+        for name, spec in fields.items()
+        for column in field_columns(name, spec, num_views)
     ]
-    widest = max(1, *(column.entry_bytes * column.capacity for column in columns))
+    widest = max(1, *(_entry_bytes(column, spec) for column, spec in columns))
     return power_of_two(min(most_rows, most_mb * 10**6 // widest))
 
 
@@ -55,7 +58,14 @@ def stored_bytes(name: str, spec: FieldRecord, num_views: int) -> int:
     Text counts nothing: how long it is does not follow from the manifest.
     """
     columns = field_columns(name, spec, num_views)
-    return sum(column.entry_bytes * column.capacity for column in columns)
+    return sum(_entry_bytes(column, spec) for column in columns)
+
+
+def _entry_bytes(column: Column, spec: FieldRecord) -> int:
+    """Bytes of a row in one column: of a full row where rows are ragged, but pictures seldom fill their room."""
+    if column.name == f"fields/{PICTURES}/values":
+        return typical_bytes(spec)
+    return column.entry_bytes * column.capacity
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -229,5 +239,5 @@ def _codec_bytes(manifest: Manifest) -> dict[Codec, int]:
             scale = column.name.endswith("/scale")  # of int8: never compressed
             for codec in CODECS:
                 ratio = 1.0 if scale else ratios.get(codec, 1.0)
-                total[codec] += column.entry_bytes * column.capacity / ratio
+                total[codec] += _entry_bytes(column, spec) / ratio
     return {codec: int(size * manifest.num_rows) for codec, size in total.items()}

@@ -155,8 +155,7 @@ class StoredRows:
         if views is not None:
             ranges = ranges[np.arange(len(rows))[:, None], views]
         lengths = ranges[..., 1] - ranges[..., 0]
-        parts, place = [], np.zeros(ranges.shape[:2], dtype=np.int64)
-        done = 0
+        found: list[Array] = [np.empty((0, *column.shape), dtype=column.dtype)] * lengths.size
         for shard, at in self.by_shard(rows):
             items = self._shard_column(f"fields/{field}/values", shard)
             first = ranges[at, :, 0] - shard * self.manifest.work.shard_rows * column.capacity
@@ -167,12 +166,13 @@ class StoredRows:
                     f'{self.shards.address}: row {row}, field "{field}": its ranges are outside of the {len(items)} '
                     f"items of shard {shard}. The ledger's checksums agree: it was written so."
                 )
-            parts.append(items[spans(first, lengths[at])])
-            place[at] = done + starts_of(lengths[at])
-            done += len(parts[-1])
-        values = np.concatenate([np.empty((0, *column.shape), dtype=column.dtype), *parts])
+            last = first + lengths[at]
+            for row, starts, ends in zip(at.tolist(), first.tolist(), last.tolist(), strict=True):
+                for view, (start, end) in enumerate(zip(starts, ends, strict=True)):
+                    found[row * lengths.shape[1] + view] = items[start:end]
+        values = np.concatenate([np.empty((0, *column.shape), dtype=column.dtype), *found])
         offsets = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
-        return Ragged(values[spans(place, lengths)], offsets)
+        return Ragged(values, offsets)
 
     def reasons(self, rows: Rows) -> list[str | None]:
         """Why each row has no usable feature; None where it has.
@@ -251,20 +251,6 @@ class RowReader(StoredRows):
         out = np.empty_like(found)
         out[order] = found
         return out
-
-
-def starts_of(lengths: Rows) -> Rows:
-    """Where each of some spans begins when they lie one after another; of the same shape."""
-    ends = np.cumsum(lengths).reshape(lengths.shape)
-    starts: Rows = ends - lengths
-    return starts
-
-
-def spans(starts: Rows, lengths: Rows) -> Rows:
-    """Positions of spans, one span after another: from each start as many as its length."""
-    flat = lengths.reshape(-1)
-    shift = (starts - starts_of(lengths)).reshape(-1)
-    return np.repeat(shift, flat) + np.arange(int(flat.sum()))
 
 
 def _memory(values: Array) -> int:

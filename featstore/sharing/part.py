@@ -7,7 +7,8 @@ written from these, as ``featstore subset`` writes it.
 
 import hashlib
 import shutil
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -42,6 +43,24 @@ class Part:
     def whole(self) -> bool:
         """Whether it is the whole store."""
         return not self.fields and not self.where and self.rows == slice(None)
+
+    def without(self, fields: Sequence[str], store: Path) -> "Part":
+        """The part without some fields of a store.
+
+        Raises:
+            ConfigError: the part or the store has no such field, or no other one.
+        """
+        if not fields:
+            return self
+        there = self.fields or tuple(sorted(read_manifest(store).fields))
+        kept = tuple(name for name in there if name not in fields)
+        unknown = sorted(set(fields) - set(there))
+        if unknown or not kept:
+            raise ConfigError(
+                f"{store}: fields to leave out: {shorten(list(fields))}; it has {shorten(list(there))}. Name some of "
+                "these, not all."
+            )
+        return replace(self, fields=kept)
 
     def note(self, of: Contents) -> dict[str, str]:
         """Describe the part for its manifest: the same text for the same part of the same store, and for no other."""

@@ -16,7 +16,7 @@ from featstore.sources.hf import HFSource
 from featstore.sources.label_file import apply_labels
 from featstore.sources.tars import TarSource
 
-__all__ = ["NO_LABEL", "Source", "SourcePart", "mirror_work", "open_source"]
+__all__ = ["NO_LABEL", "Source", "SourcePart", "mirror_work", "open_source", "select"]
 
 KINDS: dict[str, Callable[[SourceConfig], Source]] = {
     "digits": lambda config: DigitsSource(),
@@ -36,7 +36,19 @@ def open_source(config: SourceConfig) -> Source:
     Raises:
         SourceError: nothing there, nothing matches, or the ids are not unique text.
     """
-    source = KINDS[config.kind](config)
+    if config.kind not in KINDS:
+        raise ConfigError(
+            f"--source.kind {config.kind}: the copies in a store are for phase two (distill). Name original images."
+        )
+    return select(KINDS[config.kind](config), config)
+
+
+def select(source: Source, config: SourceConfig) -> Source:
+    """Check the ids of a source, apply a label file, and take the samples that match ``config.include``.
+
+    Raises:
+        SourceError: nothing matches, or the ids are not unique text.
+    """
     check_sample_ids(source.sample_ids, where=source.uri)
     if config.labels:
         apply_labels(source, Path(config.labels))
@@ -104,6 +116,8 @@ class SourcePart(Source):
                 self.tars = list(zip(names, counts, strict=True))
         if whole.labels is not None and (whole.labels[self._rows] != NO_LABEL).any():
             self.labels = whole.labels[self._rows]
+        if whole.content_sha256 is not None:
+            self.content_sha256 = whole.content_sha256[self._rows]
 
     def read(self, row: int) -> bytes:
         return self._whole.read(int(self._rows[row]))

@@ -60,6 +60,7 @@ class Source(ABC):
         class_names: names of the classes, by index; empty if unknown.
         labels_refused: the user asked for no labels, so that those of a store must not be used either.
         tars: (name, samples) of each tar, in order, where samples lie in tars; those of one tar are consecutive.
+        content_sha256: (N, 32) of the original files where ``read`` returns copies of them; else None.
         notes: sentences for the user about this source, e.g. a tar that was taken in part.
     """
 
@@ -70,6 +71,7 @@ class Source(ABC):
     class_names: tuple[str, ...] = ()
     labels_refused: bool = False
     tars: Sequence[tuple[str, int]] = ()
+    content_sha256: npt.NDArray[np.uint8] | None = None
     notes: list[str] = []  # noqa: RUF012 - a subclass assigns its own list, nothing appends here
 
     def __len__(self) -> int:

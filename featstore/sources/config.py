@@ -18,9 +18,11 @@ def require(condition: bool, message: str) -> None:
 class SourceConfig:
     """Where the images are."""
 
-    kind: Literal["folder", "tars", "hf", "digits"] = "digits"
+    kind: Literal["folder", "tars", "hf", "digits", "store"] = "digits"
     """folder: image files below a folder. tars: WebDataset tars. hf: a Hugging Face dataset saved on disk. digits: the
-    1,797 handwritten digits that scikit-learn ships. If only a path is given, the kind is detected."""
+    1,797 handwritten digits that scikit-learn ships. store: the copies of its images that a feature store holds
+    (--store.pictures), for phase two; without a path, those of --store. If only a path is given, the kind is
+    detected."""
     path: str = ""
     """folder: the folder. tars: a folder of tars, or a brace or glob pattern. hf: what ``save_to_disk`` wrote."""
     include: list[str] = field(default_factory=lambda: ["*"])
@@ -44,7 +46,7 @@ class SourceConfig:
         if self.kind == "digits" and self.path:
             object.__setattr__(self, "kind", source_of(self.path)["kind"])
         require(
-            self.kind == "digits" or bool(self.path),
+            self.kind in ("digits", "store") or bool(self.path),
             f"--source.path is missing: a source of kind {self.kind!r} needs to know where the images are.",
         )
         require(bool(self.include), "--source.include is empty: no sample could match.")

@@ -129,6 +129,7 @@ class ViewRule:
         *,
         sample_id: str,
         size: tuple[int, int] | None = None,
+        full_size: tuple[int, int] | None = None,
     ) -> npt.NDArray[np.uint8]:
         """Cut one view out of a decoded image.
 
@@ -137,20 +138,26 @@ class ViewRule:
             view: which one.
             sample_id: of the image, as the store names it; decides the place of seeded crops.
             size: (height, width) of the result in pixels; the teacher's unless given.
+            full_size: (width, height) of the original where ``image`` is a smaller copy of it.
 
         Returns:
             (H, W, 3) uint8.
         """
+        width, height = full_size or image.size
         box = view_box(
             view,
             self.views,
             sample_id=sample_id,
-            width=image.width,
-            height=image.height,
+            width=width,
+            height=height,
             size=self.size,
             crop_pct=self.crop_pct,
             crop_mode=self.crop_mode,
         )
+        if full_size:
+            x, y = image.width / width, image.height / height
+            left, upper, right, lower = box
+            box = left * x, upper * y, min(right * x, image.width), min(lower * y, image.height)
         picture = cut(
             image,
             box,
