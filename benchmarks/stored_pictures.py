@@ -21,6 +21,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from benchmarks._measure import Case, print_table, seconds_in_turn, speed_ratio
+from featstore.text import format_rate
 
 TEACHER = {"img_size": 32, "embed_dim": 48, "depth": 1, "num_heads": 3}
 
@@ -141,7 +142,7 @@ def main() -> None:
                 rate = chosen.num_images / sorted(spent)[len(spent) // 2]
                 size = f"{sizes[case] / chosen.num_images / 1000:.1f}" if case in sizes else "-"
                 ratio = speed_ratio(spent, seconds["files"])
-                rows.append((name, case, size, f"{rate:,.0f}", str(ratio)))
+                rows.append((name, case, size, format_rate(rate), str(ratio)))
     print_table(
         f"One core, one seeded view at {chosen.image_size} px; {chosen.turns} turns",
         head,

@@ -96,7 +96,7 @@ def run(config: ExtractConfig, *, progress: bool = True) -> None:
 def _next_flags(config: ExtractConfig, source: "Source", store: Path) -> list[str]:
     """Flags with which the second phase can start from here."""
     flags = ["--store", str(store)]
-    if config.source.kind != "digits":
+    if config.source.kind != "digits" and not config.store.pictures:
         flags += ["--source.kind", config.source.kind, "--source.path", config.source.path]
     if config.source.labels:
         flags += ["--source.labels", config.source.labels]
