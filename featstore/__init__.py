@@ -50,6 +50,7 @@ if TYPE_CHECKING:
         requantise,
         split,
         subset,
+        text_table,
         verify,
     )
     from featstore.format.manifest import Manifest, read_manifest
@@ -96,6 +97,7 @@ __all__ = [
     "select",
     "split",
     "subset",
+    "text_table",
     "verify",
 ]
 

@@ -40,6 +40,7 @@ __all__ = [
     "requantise",
     "split",
     "subset",
+    "text_table",
     "verify",
 ]
 
@@ -92,6 +93,7 @@ def extract(
     views: Settings | None = None,
     source: Settings | None = None,
     store: Settings | None = None,
+    texts: Sequence[Settings] | None = None,
     batch_size: int | None = None,
     workers: int | None = None,
     max_invalid_share: float | None = None,
@@ -118,6 +120,7 @@ def extract(
             canonical view.
         source: Further settings of section ``source``, e.g. ``{"include": ["train/*"]}``.
         store: Further settings of section ``store``, e.g. ``{"container": "webdataset"}``.
+        texts: Text tables from the teacher's text side, e.g. ``[{"name": "en", "templates": ["a photo of a {}."]}]``.
         batch_size: Images per forward pass of one process. Default: 64.
         workers: Processes that decode images, per process with a teacher. Default: 2.
         max_invalid_share: Share of unusable images above which ``TooManyInvalid`` is raised. Default: 0.01.
@@ -158,6 +161,7 @@ def extract(
         },
     }
     values: dict[str, Any] = {name: section for name, section in sections.items() if section}
+    values |= _given(texts=texts and [*map(dict, texts)])
     values |= _given(batch_size=batch_size, workers=workers, max_invalid_share=max_invalid_share)
     values |= {"repair": repair, "append": append}
     if recipe is None and (images is None or out is None or teacher is None):
@@ -538,6 +542,71 @@ def requantise(
             allow_widening=allow_widening,
             sample_rows=sample_rows,
             progress=report,
+        )
+    return FeatureStore.open(_text(out))
+
+
+def text_table(
+    store: Address,
+    out: Folder,
+    *,
+    name: str = "classes",
+    field: str = "",
+    names: Sequence[str] = (),
+    array: "npt.ArrayLike | None" = None,
+    origin: str = "",
+    templates: Sequence[str] = (),
+    weights: Folder = "",
+    rows: "npt.ArrayLike | None" = None,
+    progress: bool = True,
+) -> FeatureStore:
+    """Write a store with one more text table: names, and where they lie in the teacher's space, for task zeroshot.
+
+    Args:
+        store: A complete store.
+        out: Folder of the new store; where the disk has hard links, shards are not copied.
+        name: Of the table, e.g. one for each set of classes and language; the artefact is ``texts.NAME``.
+        field: Vector field in whose space the texts lie. Default: ``projected``, or the only vector.
+        names: Default: the class names of the store.
+        array: (names, width) embeddings. Without it and ``templates``, the mean of every class in the field is taken,
+            a stand-in without language.
+        origin: How the array was made, for the manifest.
+        templates: Prompts with ``{}`` for the name; the text side of the store's open_clip teacher embeds them.
+        weights: Local weights of that teacher.
+        rows: Rows that class means average over. Default: all with a label.
+        progress: Show a progress bar.
+
+    Returns:
+        The new store.
+
+    Raises:
+        ConfigError: Names and embeddings do not fit each other or the field.
+        TeacherError: The teacher has no text side, or other weights made the store.
+
+    Example:
+        >>> texts = featstore.text_table("stores/photos", "stores/texts", names=["cat", "dog"], array=numpy.eye(2, 4))
+        >>> sorted(texts.manifest.artefacts)
+        ['texts.classes']
+    """
+    import numpy as np
+
+    from featstore.derive.text_table import add_text_table
+    from featstore.extraction.text_tables import make_table
+
+    opened = FeatureStore.open(_folder(store))
+    table, used, how = make_table(
+        opened,
+        field=field,
+        names=names,
+        array=array,
+        templates=templates,
+        weights=os.fspath(weights),
+        origin_of_array=origin,
+        rows=None if rows is None else np.asarray(rows),
+    )
+    with progress_bar(" shards", show=progress) as report:
+        add_text_table(
+            opened.path, Path(out), table, name=name, field=used, origin=how, progress=report
         )
     return FeatureStore.open(_text(out))
 

@@ -53,6 +53,7 @@ def test_the_public_names() -> None:
         "select",
         "split",
         "subset",
+        "text_table",
         "verify",
     ]
     raised = {

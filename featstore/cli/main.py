@@ -26,6 +26,7 @@ COMMANDS = {
     "append": "add the rows of another store to a finished store",
     "convert": "write a store in another container, codec or shard size",
     "requantise": "write a store with its features in another type",
+    "text-table": "write a store with one more table of texts, for zero-shot students",
     "import": "make a store of npy, Parquet, Hugging Face or clip-retrieval files",
     "export": "write npy arrays, Parquet files or a Hugging Face data set",
     "card": "write the card (README.md) or the HTML page of a store",

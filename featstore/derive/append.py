@@ -124,7 +124,7 @@ def append_alone(
     plan, more = plan_append(old, other, rows)
     folder = _version_folder(old, other)
     _create_or_reuse(folder, plan)
-    _link_shards(old, folder, plan.manifest)
+    link_shards(old, folder, plan.manifest)
     make = ShardMaker(plan)
     manifest = make_store(
         folder, plan.manifest, plan.artefacts, make, lease_s=lease_s, progress=progress
@@ -270,7 +270,7 @@ def kept_shards(old: Manifest, new: Manifest) -> range:
     return range(old.num_rows // old.work.shard_rows)
 
 
-def _link_shards(old: FeatureStore, folder: Path, manifest: Manifest) -> None:
+def link_shards(old: FeatureStore, folder: Path, manifest: Manifest) -> None:
     """Hard-link the files of kept shards into the new version, their ledger entries last."""
     backend = make_backend(old.path, old.manifest)
     with Disk(folder) as disk, refused(folder, 0):

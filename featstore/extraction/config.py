@@ -179,6 +179,23 @@ class StoreConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+class TextTableConfig:
+    """Texts that the teacher's text side embeds, kept in the store as artefact ``texts.<name>``."""
+
+    name: str = "classes"
+    """Name of the table, e.g. one for each set of classes and language."""
+    names: str = ""
+    """Text file with one name per line, or name, tab and a text to use in its place; empty takes the classes of the
+    images."""
+    templates: list[str] = field(default_factory=lambda: ["a photo of a {}."])
+    """Prompts, with {} for the name; the mean direction of all of them stands for the name."""
+
+    def __post_init__(self) -> None:
+        require(bool(self.name), "--texts: name is empty.")
+        require(bool(self.templates), f"--texts {self.name}: templates are empty.")
+
+
+@dataclass(frozen=True, kw_only=True)
 class ExtractConfig:
     """Phase one: run a frozen teacher once over the images and write its features into a store."""
 
@@ -193,6 +210,8 @@ class ExtractConfig:
     teacher: TeacherConfig = field(default_factory=TeacherConfig)
     views: ViewsConfig = field(default_factory=ViewsConfig)
     store: StoreConfig = field(default_factory=StoreConfig)
+    texts: list[TextTableConfig] = field(default_factory=list)
+    """Text tables from the teacher's text side (open_clip), for zero-shot students; fields must include projected."""
     batch_size: int = 64
     """Images per forward pass of one process. Part of the contract: it can change a feature's last bits."""
     workers: int = 2
@@ -209,6 +228,12 @@ class ExtractConfig:
 
     def __post_init__(self) -> None:
         check_fields(self.store.fields, library=self.teacher.library)
+        require(
+            not self.texts or "projected" in self.store.fields,
+            f"--texts: texts lie in the space of field projected; --store.fields has {self.store.fields}.",
+        )
+        named = [table.name for table in self.texts]
+        require(len(set(named)) == len(named), f"--texts: names repeat: {named}.")
         require(self.batch_size > 0, f"--batch_size {self.batch_size} must be positive.")
         require(self.workers >= 0, f"--workers {self.workers} must not be negative.")
         require(

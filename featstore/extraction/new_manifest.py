@@ -21,10 +21,11 @@ from accelerate.utils import broadcast_object_list
 
 from featstore.derive.composition import artefact_bytes
 from featstore.errors import FeatstoreError, TeacherError
-from featstore.extraction.config import ExtractConfig
+from featstore.extraction.config import ExtractConfig, TextTableConfig
 from featstore.extraction.images import ViewDataset
 from featstore.extraction.shards import TEACHER, refuse_non_finite, run_teacher
 from featstore.extraction.teachers import Precision, Teacher, best_precision
+from featstore.extraction.text_tables import FIELD, encode_table, lines_of, origin, text_side
 from featstore.files.array_types import Array
 from featstore.format.artefacts import describe, pack
 from featstore.format.ids import ids_sha256
@@ -43,6 +44,7 @@ from featstore.format.manifest import (
     read_manifest,
 )
 from featstore.format.pictures import PICTURES
+from featstore.format.text_table import artefact_name, meaning_of
 from featstore.format.views import ViewSet, make_views
 from featstore.planning.costs import Rates, power_of_two, shard_rows
 from featstore.reading.store import FeatureStore
@@ -147,11 +149,16 @@ def design_store(
     }
     files: dict[str, bytes] = {}
     records: dict[str, ArtefactRecord] = {}
+    found = there if like is None else like.manifest
     if config.store.dtype == "int8":
-        found = there if like is None else like.manifest
         if found is not None:
             fields = {name: _as_found(name, spec, found) for name, spec in fields.items()}
-            records = dict(found.artefacts)
+            used = {
+                spec.encoding.channels
+                for spec in fields.values()
+                if isinstance(spec.encoding, Int8Encoding)
+            }
+            records = {name: found.artefacts[name] for name in used}
             files = {} if like is None else artefact_bytes(like, list(records))
         else:
             fields, files = _quantise(config, fields, views, source=source, teacher=teacher)
@@ -162,6 +169,13 @@ def design_store(
             }
     if config.store.picture_format:
         fields[PICTURES] = config.store.picture_format.field
+    for table in config.texts:
+        name, record, data = _text_table(table, config, source, teacher, found)
+        records[name] = record
+        if data is not None:
+            files[name] = data
+        elif like is not None:
+            files |= artefact_bytes(like, [name])
     complete = there is not None and _is_complete(config, there)
     rates = None if complete else measure(views)
     manifest = new_manifest(
@@ -186,6 +200,30 @@ def design_store(
         container=config.store.container,
     )
     return Design(manifest, files, rates)
+
+
+def _text_table(
+    table: TextTableConfig,
+    config: ExtractConfig,
+    source: Source,
+    teacher: Teacher,
+    found: Manifest | None,
+) -> tuple[str, ArtefactRecord, bytes | None]:
+    """Name, record and bytes of a table; one that the store has is not made again (bytes None)."""
+    lines = lines_of(table, source.class_names)
+    name = artefact_name(table.name)
+    model = " ".join([teacher.record.name, teacher.record.tag]).strip()
+    meaning = meaning_of(lines, FIELD, origin(model, lines, table.templates))
+    if found is not None and name in found.artefacts:
+        return name, found.artefacts[name].model_copy(update={"meaning": meaning}), None
+    made = encode_table(
+        text_side(config.teacher),
+        lines,
+        table.templates,
+        weights_sha256=teacher.record.weights_sha256,
+    )
+    data = made.to_bytes()
+    return name, describe(data, meaning=meaning, teacher=TEACHER), data
 
 
 def _is_complete(config: ExtractConfig, found: Manifest) -> bool:

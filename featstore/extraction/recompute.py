@@ -272,15 +272,22 @@ def _files_of_teachers(
     return {name or next(iter(fields)): path for name, path in given.items()}
 
 
-def _build(
-    store: FeatureStore, name: str, fields: list[str], weights: str, device: torch.device
-) -> Teacher:
-    """Build the teacher that the manifest describes, and compare it with that description."""
+def recorded_config(store: FeatureStore, name: str, weights: str) -> TeacherConfig:
+    """Settings that build the teacher which the manifest describes.
+
+    Args:
+        store: of anybody.
+        name: of the teacher.
+        weights: local weights; empty for the library's own.
+
+    Raises:
+        TeacherError: its description names a file or an address, or it has no preprocessing.
+    """
     record = store.manifest.teachers[name]
     _check_harmless(store, name, record)
     rule = record.preprocessing
     assert rule is not None
-    config = TeacherConfig(
+    return TeacherConfig(
         library=cast(Any, record.library),
         name=record.name,
         tag=record.tag,
@@ -292,6 +299,13 @@ def _build(
         std=list(rule.std),
         interpolation=rule.interpolation,
     )
+
+
+def _build(
+    store: FeatureStore, name: str, fields: list[str], weights: str, device: torch.device
+) -> Teacher:
+    """Build the teacher that the manifest describes, and compare it with that description."""
+    record, config = store.manifest.teachers[name], recorded_config(store, name, weights)
     try:
         teacher = build_teacher(
             config, fields=fields, dtype="float32", precision=record.precision, device=device

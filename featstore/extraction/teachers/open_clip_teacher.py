@@ -1,11 +1,13 @@
-"""Teachers from open_clip: the image side of a model, with a published tag's weights or local ones."""
+"""Teachers from open_clip: the image side of a model (and its text side for text tables), tagged or local weights."""
 
 # B images, N tokens, D teacher width, C projection width
 
 import dataclasses
 import difflib
+from collections.abc import Sequence
 from typing import Any, cast
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -14,12 +16,14 @@ from featstore.extraction.config import TeacherConfig
 from featstore.extraction.teachers.base import Built, Tower, brief, make_preprocessing
 from featstore.extraction.teachers.hub import go_offline_if_unreachable
 from featstore.extraction.teachers.timm_teacher import spatial_parts
+from featstore.extraction.teachers.weights import state_sha256
+from featstore.files.array_types import Array
 
 PREPROCESSING = ("mean", "std", "interpolation", "resize_mode")
 
 
 class OpenClipTower(Tower):
-    """The image side of any open_clip model; its text side is thrown away."""
+    """The image side of any open_clip model."""
 
     def __init__(self, visual: nn.Module) -> None:
         super().__init__()
@@ -77,14 +81,7 @@ def build(config: TeacherConfig, *, skeleton: bool = False) -> Built:
     """
     import open_clip
 
-    published = _published(config)
-    known = {key: published[key] for key in PREPROCESSING if published.get(key)}
-    model_args = dict(config.model_args)
-    if config.image_size:
-        model_args["force_image_size"] = config.image_size
-    if published.get("quick_gelu"):
-        model_args["force_quick_gelu"] = True
-    model = _create(config, published, known, model_args, skeleton=skeleton)
+    model, known = _model(config, skeleton=skeleton)
     data = open_clip.get_model_preprocess_cfg(model) | (known if skeleton else {})
     if data.get("resize_mode", "shortest") == "longest":
         raise TeacherError(
@@ -101,6 +98,46 @@ def build(config: TeacherConfig, *, skeleton: bool = False) -> Built:
         std=data["std"],
     )
     return Built(OpenClipTower(model.visual), preprocessing)
+
+
+def encode_texts(
+    config: TeacherConfig, texts: Sequence[str], *, batch: int = 256
+) -> tuple[Array, str]:
+    """Run the text side of the model that a config names.
+
+    Args:
+        config: as for the image side.
+        texts: n texts.
+        batch: texts per forward pass.
+
+    Returns:
+        (n, D) float32, and the hash of the image side's weights, which tells whether both sides belong together.
+
+    Raises:
+        TeacherError: see ``build``.
+    """
+    import open_clip
+
+    model, _ = _model(config, skeleton=False)
+    tokenizer, model = open_clip.get_tokenizer(config.name), model.eval()
+    with torch.inference_mode():
+        parts = [
+            model.encode_text(tokenizer(list(texts[start : start + batch]))).float().numpy()
+            for start in range(0, len(texts), batch)
+        ]
+    return np.concatenate(parts), state_sha256(OpenClipTower(model.visual))
+
+
+def _model(config: TeacherConfig, *, skeleton: bool) -> tuple[Any, dict[str, Any]]:
+    """The whole model, and what its published tag says of the preprocessing."""
+    published = _published(config)
+    known = {key: published[key] for key in PREPROCESSING if published.get(key)}
+    model_args = dict(config.model_args)
+    if config.image_size:
+        model_args["force_image_size"] = config.image_size
+    if published.get("quick_gelu"):
+        model_args["force_quick_gelu"] = True
+    return _create(config, published, known, model_args, skeleton=skeleton), known
 
 
 def _published(config: TeacherConfig) -> dict[str, Any]:
