@@ -111,7 +111,7 @@ def test_settings_of_tables(tmp_path: Path) -> None:
 def test_a_teacher_without_a_text_side(tmp_path: Path, teacher_file: Path) -> None:
     """The message says which way is left: an array."""
     teacher = {"name": "vit_tiny_patch16_224", "weights": str(teacher_file)}
-    with pytest.raises((TeacherError, ConfigError), match="projected|array"):
+    with pytest.raises((TeacherError, ConfigError), match="projected"):
         extract(**settings(tmp_path, "{}", teacher=teacher))
 
 
