@@ -12,6 +12,7 @@ from featstore.derive.subset import choose
 from featstore.derive.text_table import add_text_table
 from featstore.errors import ConfigError
 from featstore.extraction.text_tables import make_table
+from featstore.files.array_types import Array
 from featstore.format.ids import read_ids
 from featstore.reading.store import FeatureStore
 
@@ -76,7 +77,7 @@ def run(arguments: argparse.Namespace) -> int:
         templates=arguments.template,
         weights=arguments.weights,
         origin_of_array=arguments.origin,
-        rows=choose(store, where=arguments.where) if arguments.where else None,
+        rows=np.asarray(choose(store, where=arguments.where)) if arguments.where else None,
     )
     with progress_bar(" shards", show=not arguments.json) as progress:
         manifest = add_text_table(
@@ -103,7 +104,7 @@ def run(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def _read(path: Path) -> np.ndarray:  # type: ignore[type-arg]
+def _read(path: Path) -> Array:
     try:
         return np.load(path, allow_pickle=False)  # type: ignore[no-any-return]
     except (OSError, ValueError) as error:

@@ -63,8 +63,8 @@ class TextTable:
             )
         rows = rows.astype(np.float32)
         length = np.linalg.norm(rows, axis=1, keepdims=True)
-        unusable = np.flatnonzero(~(np.isfinite(length[:, 0]) & (length[:, 0] > 0)))
-        if len(unusable):
+        unusable = np.flatnonzero(~(np.isfinite(length[:, 0]) & (length[:, 0] > 0))).tolist()
+        if unusable:
             raise ConfigError(
                 f"text table: embeddings of {shorten([names[row] for row in unusable])} are zero or not finite."
             )
