@@ -82,10 +82,10 @@ def serve_sftp(folder: Path, home: Path) -> Iterator[Sftp]:
 
     async def stop() -> None:
         server.close()
-        await server.wait_closed()
-        for connection in connections:  # those of clients that are still there
+        for connection in connections:  # Python 3.12 waits for open ones before a server counts as closed
             connection.abort()
             await connection.wait_closed()
+        await server.wait_closed()
 
     with background_loop("sftp server") as run:
         server = run(start())
