@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
+from distill.options import CheckedOptions
 from featstore.errors import ConfigError
 from featstore.sources.config import SourceConfig, require
 
@@ -21,7 +22,9 @@ MOST_SEED = 2**32 - 2**16
 
 
 @dataclass(frozen=True, kw_only=True)
-class PhotometricConfig:
+class PhotometricConfig(
+    CheckedOptions, name="data", share=("jitter", "grayscale", "blur"), most={"hue": 0.5}
+):
     """Changes of colour and sharpness. They move no pixel, so the stored feature of the view still fits, nearly."""
 
     jitter: float = 0.0
@@ -33,14 +36,11 @@ class PhotometricConfig:
     blur: float = 0.0
     """Probability that a picture is blurred, 0 to 1."""
 
-    def __post_init__(self) -> None:
-        for name, most in (("jitter", 1), ("hue", 0.5), ("grayscale", 1), ("blur", 1)):
-            value = getattr(self, name)
-            require(0 <= value <= most, f"--data.{name} {value} must lie between 0 and {most}.")
-
 
 @dataclass(frozen=True, kw_only=True)
-class AugmentConfig:
+class AugmentConfig(
+    CheckedOptions, name="data.strong", most={"magnitude": 10, "cutout": 1, "translate": 0.5}
+):
     """Strong copies of unlabelled images, which a partner compares to the view itself. No teacher's loss sees them.
 
     The defaults are those of semi-supervised benchmarks on CIFAR, without their flip.
@@ -57,17 +57,9 @@ class AugmentConfig:
     flip: bool = False
     """Mirror every second strong view; only for images that keep their meaning when mirrored."""
 
-    def __post_init__(self) -> None:
-        require(self.ops >= 0, f"--data.strong.ops {self.ops} must not be negative.")
-        for name, most in (("magnitude", 10), ("cutout", 1), ("translate", 0.5)):
-            value = getattr(self, name)
-            require(
-                0 <= value <= most, f"--data.strong.{name} {value} must lie between 0 and {most}."
-            )
-
 
 @dataclass(frozen=True, kw_only=True)
-class DataConfig(PhotometricConfig):
+class DataConfig(PhotometricConfig, name="data", free=("fold", "label_seed")):
     """Which samples play which part, and which views of them the student is shown."""
 
     labelled: list[str] = field(default_factory=lambda: ["train/*"])
@@ -110,17 +102,11 @@ class DataConfig(PhotometricConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         require(
-            self.labels_per_class >= 0,
-            f"--data.labels_per_class {self.labels_per_class} must not be negative.",
-        )
-        require(self.validation >= 0, f"--data.validation {self.validation} must not be negative.")
-        require(
             self.label_seed >= -1,
             f"--data.label_seed {self.label_seed} must be -1 (each run's own seed) or at least 0.",
         )
         require(
-            self.holdout == 0 or 0 < self.holdout <= 0.5,
-            f"--data.holdout {self.holdout} must be 0 or a share up to 0.5.",
+            self.holdout <= 0.5, f"--data.holdout {self.holdout} must be 0 or a share up to 0.5."
         )
         parts = round(1 / self.holdout) if self.holdout else 1
         require(
@@ -134,12 +120,10 @@ class DataConfig(PhotometricConfig):
             raise ConfigError(
                 f"--data.group {self.group}: no regular expression ({error})."
             ) from None
-        require(self.seeded >= 0, f"--data.seeded {self.seeded} must not be negative.")
         require(
             not (self.seeded and self.views == "canonical"),
             f"--data.seeded {self.seeded} counts seeded views, but --data.views canonical uses none of them.",
         )
-        require(self.cache_mb >= 0, f"--data.cache_mb {self.cache_mb} must not be negative.")
 
 
 FeatureTap = Literal["prelogits", "pooled"]
@@ -147,7 +131,7 @@ FeatureTap = Literal["prelogits", "pooled"]
 
 
 @dataclass(frozen=True, kw_only=True)
-class StudentConfig:
+class StudentConfig(CheckedOptions, name="student"):
     """The model that is trained and exported: any classifier of timm that ends in one Linear."""
 
     name: str = "mobilenetv3_small_050"
@@ -166,13 +150,11 @@ class StudentConfig:
     pooling (pooled), where hidden layers lie between the two. Everything that follows it is then the head."""
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         require(bool(self.name), "--student.name is empty.")
         require(
             not (self.pretrained and self.weights),
             f"--student.pretrained true and --student.weights {self.weights} exclude each other; choose one.",
-        )
-        require(
-            self.image_size >= 0, f"--student.image_size {self.image_size} must not be negative."
         )
         own = {"num_classes", "pretrained", "checkpoint_path"} & set(self.model_args)
         require(
@@ -183,7 +165,12 @@ class StudentConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
-class TrainConfig:
+class TrainConfig(
+    CheckedOptions,
+    name="train",
+    positive=("epochs", "labelled_batch", "unlabelled_batch", "grad_accum", "log_every", "lr"),
+    momentum=("ema", "momentum"),
+):
     """The loop that all methods share."""
 
     epochs: int = 20
@@ -230,27 +217,10 @@ class TrainConfig:
     0: no limit."""
 
     def __post_init__(self) -> None:
-        for name in ("epochs", "labelled_batch", "unlabelled_batch", "grad_accum", "log_every"):
-            require(
-                getattr(self, name) > 0, f"--train.{name} {getattr(self, name)} must be positive."
-            )
-        require(self.lr > 0, f"--train.lr {self.lr} must be positive.")
-        for name in (
-            "weight_decay", "clip_grad", "warmup_epochs", "workers", "checkpoint_every", "finetune_epochs",
-            "time_limit", "patience",
-        ):  # fmt: skip
-            require(
-                getattr(self, name) >= 0,
-                f"--train.{name} {getattr(self, name)} must not be negative.",
-            )
+        super().__post_init__()
         require(
             self.keep_best or not self.patience,
             f"--train.patience {self.patience} needs --train.keep_best true.",
-        )
-        require(0 <= self.ema < 1, f"--train.ema {self.ema} must be at least 0 and below 1.")
-        require(
-            0 <= self.momentum < 1,
-            f"--train.momentum {self.momentum} must be at least 0 and below 1.",
         )
         require(
             self.finetune_epochs <= self.epochs,
@@ -268,7 +238,9 @@ CorruptionName = Literal[
 
 
 @dataclass(frozen=True, kw_only=True)
-class EvalConfig:
+class EvalConfig(
+    CheckedOptions, name="eval", positive=("batch_size", "knn_k", "probe_rows", "bins")
+):
     """How a student is measured."""
 
     part: Literal["test", "validation"] = "test"
@@ -286,13 +258,6 @@ class EvalConfig:
     corruptions: list[CorruptionName | Literal["all"]] = field(default_factory=list)
     """Corruptions of the test images under which the accuracy is measured too, at severities 1 to 5; all: every one.
     Each costs five more passes over the test part; none by default, so that training runs stay short."""
-
-    def __post_init__(self) -> None:
-        for name in ("batch_size", "knn_k", "probe_rows", "bins"):
-            require(
-                getattr(self, name) > 0, f"--eval.{name} {getattr(self, name)} must be positive."
-            )
-        require(self.every >= 0, f"--eval.every {self.every} must not be negative.")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,7 +1,10 @@
-"""The losses that methods and partners are made of. Each compares shapes: unlike ones would broadcast silently."""
+"""Losses of methods and partners, on tensors whose names end with their axes (``student_BK`` is (B, K)).
 
-from distill.losses.common import IGNORE, cross_entropy, same_shape
+Each raises ValueError for shapes that do not fit together, and computes in float32.
+"""
+
+from distill.losses.common import IGNORE, check_axes, cross_entropy
 from distill.losses.features import feature_mse, layernorm_mse
 from distill.losses.logits import kd_kl
 
-__all__ = ["IGNORE", "cross_entropy", "feature_mse", "kd_kl", "layernorm_mse", "same_shape"]
+__all__ = ["IGNORE", "check_axes", "cross_entropy", "feature_mse", "kd_kl", "layernorm_mse"]

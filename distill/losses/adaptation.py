@@ -1,6 +1,6 @@
-"""What the partners for domain adaptation are made of: distances of two sets of features, and losses on predictions.
+"""Losses of the partners for domain adaptation: distances of two sets of features, and losses on predictions.
 
-All of it is computed in float32. Source and target may differ in size; a batch of one is a valid set.
+Source and target may differ in size; a batch of one is a valid set.
 """
 
 # S source images, T target images, C student width, K classes, B any of them
@@ -8,25 +8,18 @@ All of it is computed in float32. Source and target may differ in size; a batch 
 import math
 
 from distill.lazy import F, Tensor, torch
+from distill.losses.common import check_axes
 
 NUM_KERNELS = 5
-"""Gaussians in the kernel [C]."""
+"""Gaussians in the kernel."""
 KERNEL_STEP = 2.0
-"""Ratio of two neighbouring bandwidths [C]."""
+"""Ratio of two neighbouring bandwidths."""
 EPS = 1e-12
 """Smallest bandwidth, and what is added inside logarithms of frequencies that may be zero."""
 
 
 def mk_mmd(source_SC: Tensor, target_TC: Tensor) -> Tensor:
-    """Squared maximum mean discrepancy, biased: mean K_ss + mean K_tt - 2 mean K_st (DAN; DeepDA [C]).
-
-    Args:
-        source_SC: (S, C).
-        target_TC: (T, C).
-
-    Raises:
-        ValueError: the widths differ.
-    """
+    """Squared maximum mean discrepancy, biased: mean K_ss + mean K_tt - 2 mean K_st (DAN; DeepDA)."""
     kernel = _kernel("mk_mmd", source_SC, target_TC)
     split = len(source_SC)
     return (
@@ -37,29 +30,20 @@ def mk_mmd(source_SC: Tensor, target_TC: Tensor) -> Tensor:
 
 
 def lmmd(source_SC: Tensor, target_TC: Tensor, labels_S: Tensor, probability_TK: Tensor) -> Tensor:
-    """MMD within each class: sum(w_ss K_ss + w_tt K_tt - 2 w_st K_st) (DSAN; DeepDA [C]).
+    """MMD within each class: sum(w_ss K_ss + w_tt K_tt - 2 w_st K_st) (DSAN; DeepDA).
 
     The weights of a class are the source's one-hot labels and the target's probabilities, each divided by its sum over
     the batch. Only classes that are both a source label and a target argmax in this batch count; the result is their
     mean.
 
     Args:
-        source_SC: (S, C).
-        target_TC: (T, C).
         labels_S: (S,) int64.
         probability_TK: (T, K); no gradient flows into it.
 
     Returns:
         A scalar; zero, with a gradient of zero, if the batch shares no class.
-
-    Raises:
-        ValueError: shapes that do not belong together.
     """
-    if labels_S.shape != source_SC.shape[:1] or probability_TK.shape[:1] != target_TC.shape[:1]:
-        raise ValueError(
-            f"lmmd: features {tuple(source_SC.shape)} and {tuple(target_TC.shape)}, labels {tuple(labels_S.shape)}, "
-            f"probabilities {tuple(probability_TK.shape)}; expected (S, C), (T, C), (S,) and (T, K)."
-        )
+    check_axes("lmmd", "SC TC S TK", source_SC, target_TC, labels_S, probability_TK)
     kernel = _kernel("lmmd", source_SC, target_TC)
     classes = probability_TK.shape[1]
     target_TK = probability_TK.detach().float()
@@ -74,8 +58,8 @@ def lmmd(source_SC: Tensor, target_TC: Tensor, labels_S: Tensor, probability_TK:
 
 
 def _kernel(name: str, source_SC: Tensor, target_TC: Tensor) -> Tensor:
-    """(S + T, S + T) sum of Gaussians; the middle bandwidth is the mean squared distance of two different rows [C]."""
-    _check_widths(name, source_SC, target_TC)
+    """(S + T, S + T) sum of Gaussians; the middle bandwidth is the mean squared distance of two different rows."""
+    check_axes(name, "SC TC", source_SC, target_TC)
     both_BC = torch.cat([source_SC, target_TC]).float()
     # Without matrix products: they would leave distances of equal rows that are not zero.
     distance = torch.cdist(both_BC, both_BC, compute_mode="donot_use_mm_for_euclid_dist").square()
@@ -89,16 +73,8 @@ def _kernel(name: str, source_SC: Tensor, target_TC: Tensor) -> Tensor:
 
 
 def coral(source_SC: Tensor, target_TC: Tensor) -> Tensor:
-    """||cov(source) - cov(target)||_F^2 / (4 C^2) (DeepCORAL [C]); the covariance of one row is zero.
-
-    Args:
-        source_SC: (S, C).
-        target_TC: (T, C).
-
-    Raises:
-        ValueError: the widths differ.
-    """
-    _check_widths("coral", source_SC, target_TC)
+    """||cov(source) - cov(target)||_F^2 / (4 C^2) (DeepCORAL); the covariance of one row is zero."""
+    check_axes("coral", "SC TC", source_SC, target_TC)
     difference = _covariance(source_SC.float()) - _covariance(target_TC.float())
     return difference.square().sum() / (4 * source_SC.shape[1] ** 2)
 
@@ -118,7 +94,7 @@ def reverse_gradient(value: Tensor, factor: float) -> Tensor:
 
 
 def domain_bce(source_S: Tensor, target_T: Tensor) -> Tensor:
-    """0.5 (BCE(source, 1) + BCE(target, 0)) (DANN; DeepDA, TLlib [C]).
+    """0.5 (BCE(source, 1) + BCE(target, 0)) (DANN; DeepDA, TLlib).
 
     Args:
         source_S: (S,) or (S, 1) logits of a discriminator.
@@ -129,7 +105,7 @@ def domain_bce(source_S: Tensor, target_T: Tensor) -> Tensor:
 
 
 def ramp(progress: float, gamma: float) -> float:
-    """2 / (1 + exp(-gamma progress)) - 1: 0 at the start, rising (DANN [M], DSAN [C])."""
+    """2 / (1 + exp(-gamma progress)) - 1: 0 at the start, rising (DANN, DSAN)."""
     return 2 / (1 + math.exp(-gamma * progress)) - 1
 
 
@@ -140,7 +116,7 @@ def entropy(logits_BK: Tensor) -> Tensor:
 
 
 def information_maximisation(logits_BK: Tensor) -> Tensor:
-    """Mean entropy minus the entropy of the mean prediction (SHOT [C]): sharp, but not all of one class."""
+    """Mean entropy minus the entropy of the mean prediction (SHOT): sharp, but not all of one class."""
     mean_K = F.softmax(logits_BK.float(), dim=1).mean(0)
     return entropy(logits_BK).mean() + (mean_K * torch.log(mean_K + EPS)).sum()
 
@@ -148,7 +124,7 @@ def information_maximisation(logits_BK: Tensor) -> Tensor:
 def committee_entropy(
     logits_TK: Tensor, committee: list[Tensor], weight_T: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """Entropy of agreeing strong views minus that of disagreeing ones, mean over the target images (SENTRY [C]).
+    """Entropy of agreeing strong views minus that of disagreeing ones, mean over the target images (SENTRY).
 
     An image whose strong views mostly predict what the plain view predicts is judged by the last that does; one whose
     strong views mostly do not, by the last that does not. With an even committee some images are neither.
@@ -160,15 +136,10 @@ def committee_entropy(
 
     Returns:
         The loss, and (T,) bool: which images are agreed on.
-
-    Raises:
-        ValueError: the shapes differ.
     """
-    if any(member.shape != logits_TK.shape for member in committee) or not committee:
-        raise ValueError(
-            f"committee_entropy: plain view {tuple(logits_TK.shape)} and strong views "
-            f"{[tuple(member.shape) for member in committee]} must be equal, and at least one."
-        )
+    if not committee:
+        raise ValueError("committee_entropy: expected at least one strong view.")
+    check_axes("committee_entropy", "TK " * (1 + len(committee)), logits_TK, *committee)
     plain_T = logits_TK.detach().argmax(1)
     same = torch.stack([member.detach().argmax(1) == plain_T for member in committee])  # (V, T)
     majority = len(committee) // 2 + 1
@@ -181,32 +152,12 @@ def committee_entropy(
 
 
 def frequent_classes(logits_TK: Tensor, frequency_K: Tensor, weight_T: Tensor) -> Tensor:
-    """mean_t weight_t sum_c p_c log q_c: pushes predictions p away from frequent classes (SENTRY [C]).
+    """mean_t weight_t sum_c p_c log q_c: pushes predictions p away from frequent classes (SENTRY).
 
     Args:
-        logits_TK: (T, K).
         frequency_K: (K,) q, of the latest predictions.
         weight_T: (T,) of the images.
-
-    Raises:
-        ValueError: the widths differ.
     """
-    if frequency_K.shape != logits_TK.shape[1:]:
-        raise ValueError(
-            f"frequent_classes: logits {tuple(logits_TK.shape)}, frequencies {tuple(frequency_K.shape)}; expected "
-            "(T, K) and (K,)."
-        )
+    check_axes("frequent_classes", "TK K", logits_TK, frequency_K)
     log_q_K = torch.log(frequency_K.detach().float() + EPS)
     return (weight_T * (F.softmax(logits_TK.float(), dim=1) @ log_q_K)).mean()
-
-
-def _check_widths(name: str, source_SC: Tensor, target_TC: Tensor) -> None:
-    """Check that both are (rows, C).
-
-    Raises:
-        ValueError: names the loss and both shapes.
-    """
-    if source_SC.dim() != 2 or source_SC.shape[1:] != target_TC.shape[1:]:
-        raise ValueError(
-            f"{name}: source {tuple(source_SC.shape)} and target {tuple(target_TC.shape)}; expected (S, C) and (T, C)."
-        )

@@ -1,4 +1,4 @@
-"""What all losses share: the check of shapes, and the cross entropy on labels."""
+"""The check of shapes that all losses make, and the cross entropy on labels."""
 
 # B batch, D width of a feature, K classes
 
@@ -8,17 +8,22 @@ IGNORE = -1
 """Target of an image whose label is unknown or must not be used."""
 
 
-def same_shape(name: str, student: Tensor, target: Tensor, *, dims: int) -> None:
-    """Check that two tensors have one shape.
+def check_axes(name: str, axes: str, *tensors: Tensor) -> None:
+    """Check tensors against the names of their axes, e.g. "BC BD B"; a letter stands for one size in all of them.
 
     Raises:
-        ValueError: names the loss and both shapes.
+        ValueError: names the loss, all shapes and the axes; without this check, unlike shapes would broadcast.
     """
-    if student.shape != target.shape or student.dim() != dims:
-        raise ValueError(
-            f"{name}: student {tuple(student.shape)} and target {tuple(target.shape)} must be equal and have {dims} "
-            "axes; a loss over unlike shapes would broadcast."
-        )
+    sizes: dict[str, int] = {}
+    for letters, tensor in zip(axes.split(), tensors, strict=True):
+        fits = len(letters) == tensor.dim()
+        if not fits or any(
+            sizes.setdefault(letter, size) != size
+            for letter, size in zip(letters, tensor.shape, strict=True)
+        ):
+            shapes = ", ".join(str(tuple(tensor.shape)) for tensor in tensors)
+            expected = " ".join(f"({', '.join(letters)})" for letters in axes.split())
+            raise ValueError(f"{name}: shapes {shapes} do not fit together; expected {expected}.")
 
 
 def cross_entropy(logits_BK: Tensor, labels_B: Tensor) -> Tensor:
@@ -27,16 +32,8 @@ def cross_entropy(logits_BK: Tensor, labels_B: Tensor) -> Tensor:
     Args:
         logits_BK: (B, K).
         labels_B: (B,) int64, ``IGNORE`` where there is no label.
-
-    Raises:
-        ValueError: the lengths differ, or a label is not a class.
     """
-    if logits_BK.dim() != 2 or labels_B.shape != logits_BK.shape[:1]:
-        raise ValueError(
-            f"cross_entropy: logits {tuple(logits_BK.shape)} and labels {tuple(labels_B.shape)} "
-            "do not belong together; "
-            "expected (B, K) and (B,)."
-        )
+    check_axes("cross_entropy", "BK B", logits_BK, labels_B)
     known = labels_B != IGNORE
     total = F.cross_entropy(logits_BK.float(), labels_B, ignore_index=IGNORE, reduction="sum")
     return total / known.sum().clamp(min=1)

@@ -3,7 +3,7 @@
 # B batch, D width of a feature, M channels and h w sides of a map, N copies of a feature, P components of a basis
 
 from distill.lazy import F, Tensor, torch
-from distill.losses.common import same_shape
+from distill.losses.common import check_axes
 
 TINY = 1e-6
 """Length up to which a vector counts as zero: it has no direction."""
@@ -13,23 +13,15 @@ def feature_mse(student_BD: Tensor, target_BD: Tensor) -> Tensor:
     """Mean squared error over batch and width, in float32.
 
     Args:
-        student_BD: (B, D).
         target_BD: (B, D); no gradient flows into it.
-
-    Raises:
-        ValueError: the shapes differ.
     """
-    same_shape("feature_mse", student_BD, target_BD, dims=2)
+    check_axes("feature_mse", "BD BD", student_BD, target_BD)
     return F.mse_loss(student_BD.float(), target_BD.detach().float())
 
 
 def layernorm_mse(student_BD: Tensor, target_BD: Tensor) -> Tensor:
-    """``feature_mse`` after both sides were brought to mean 0 and variance 1 over their width, row by row.
-
-    Raises:
-        ValueError: the shapes differ.
-    """
-    same_shape("layernorm_mse", student_BD, target_BD, dims=2)
+    """``feature_mse`` after both sides were brought to mean 0 and variance 1 over their width, row by row."""
+    check_axes("layernorm_mse", "BD BD", student_BD, target_BD)
     width = student_BD.shape[1:]
     return feature_mse(
         F.layer_norm(student_BD.float(), width), F.layer_norm(target_BD.float(), width)
@@ -50,7 +42,6 @@ def resize_map(map_BMhw: Tensor, size: tuple[int, int]) -> Tensor:
     """Bring a map to another size: averages over areas where it shrinks, bilinear where it grows.
 
     Args:
-        map_BMhw: (B, M, h, w).
         size: (height, width) of the result.
     """
     height, width = map_BMhw.shape[2:]
@@ -63,12 +54,8 @@ def resize_map(map_BMhw: Tensor, size: tuple[int, int]) -> Tensor:
 
 
 def map_mse(student_BDhw: Tensor, target_BDhw: Tensor) -> Tensor:
-    """Mean squared error over batch, channels and positions, in float32; no gradient flows into the target.
-
-    Raises:
-        ValueError: the shapes differ.
-    """
-    same_shape("map_mse", student_BDhw, target_BDhw, dims=4)
+    """Mean squared error over batch, channels and positions, in float32; no gradient flows into the target."""
+    check_axes("map_mse", "BDhw BDhw", student_BDhw, target_BDhw)
     return F.mse_loss(student_BDhw.float(), target_BDhw.detach().float())
 
 
@@ -78,23 +65,15 @@ def attention(map_BMhw: Tensor) -> Tensor:
 
 
 def attention_transfer(student_BMhw: Tensor, target_BDgg: Tensor) -> Tensor:
-    """mean((A_s - A_t)^2), where A are the energies of all positions, flattened, of length 1 (AT, p = 2) [C].
+    """mean((A_s - A_t)^2), where A are the energies of all positions, flattened, of length 1 (AT, p = 2).
 
     Energies are averaged over areas to the smaller of both sizes before they are flattened; the pooling is of energies,
-    not of features, so that a store that holds only energies would do [I].
+    not of features, so that a store that holds only energies would do (our choice).
 
     Args:
-        student_BMhw: (B, M, h, w).
         target_BDgg: (B, D, g, g) with any D and g; no gradient flows into it.
-
-    Raises:
-        ValueError: not two maps of one batch.
     """
-    if student_BMhw.dim() != 4 or target_BDgg.dim() != 4 or len(student_BMhw) != len(target_BDgg):
-        raise ValueError(
-            f"attention_transfer: student {tuple(student_BMhw.shape)} and target {tuple(target_BDgg.shape)}; expected "
-            "(B, M, h, w) and (B, D, g, g) of one batch."
-        )
+    check_axes("attention_transfer", "BMhw BDgG", student_BMhw, target_BDgg)
     student, target = attention(student_BMhw), attention(target_BDgg.detach())
     height, width = (min(a, b) for a, b in zip(student.shape[2:], target.shape[2:], strict=True))
     student = unit(resize_map(student, (height, width)).flatten(1))
@@ -103,14 +82,11 @@ def attention_transfer(student_BMhw: Tensor, target_BDgg: Tensor) -> Tensor:
 
 
 def many_to_one_mse(expanded_BND: Tensor, target_BD: Tensor) -> Tensor:
-    """N * MSE(expanded, the target N times), in float32 (NORM, Liu et al., ICLR 2023) [C]: every copy counts fully.
+    """N * MSE(expanded, the target N times), in float32 (NORM, Liu et al., ICLR 2023): every copy counts fully.
 
     Args:
         expanded_BND: (B, N * D), the N representations of the student side by side.
         target_BD: (B, D); no gradient flows into it.
-
-    Raises:
-        ValueError: the width of one is not a multiple of the other's, or the batches differ.
     """
     copies, rest = divmod(expanded_BND.shape[1], target_BD.shape[1])
     if rest or len(expanded_BND) != len(target_BD):
@@ -122,7 +98,7 @@ def many_to_one_mse(expanded_BND: Tensor, target_BD: Tensor) -> Tensor:
 
 
 def spectral_match(student_BP: Tensor, target_BP: Tensor, *, beta: float, eps: float) -> Tensor:
-    """sum_k (e_k + eps)^beta with e_k = mean_b (student_bk - target_bk)^2, in float32 (SpecMatch, 2026) [S].
+    """sum_k (e_k + eps)^beta with e_k = mean_b (student_bk - target_bk)^2, in float32 (SpecMatch, 2026).
 
     With beta below 1 the components of small variance count for more than in a plain squared error. The mean over the
     batch is taken before the power: the loss of a batch is not the mean of the losses of its parts.
@@ -132,27 +108,20 @@ def spectral_match(student_BP: Tensor, target_BP: Tensor, *, beta: float, eps: f
         target_BP: (B, P) coefficients in the teacher's basis; no gradient flows into them.
         beta: positive; 1 and eps 0 give P times the mean squared error.
         eps: positive, which keeps the gradient finite where a component is met exactly.
-
-    Raises:
-        ValueError: the shapes differ.
     """
-    same_shape("spectral_match", student_BP, target_BP, dims=2)
+    check_axes("spectral_match", "BD BD", student_BP, target_BP)
     error = (student_BP.float() - target_BP.detach().float()).square().mean(0)
     return (error + eps).pow(beta).sum()
 
 
 def within_stage(map_BMhw: Tensor) -> Tensor:
-    """MSE between the weaker and the stronger half of a map's channels, in float32 (TfFD, intra-layer) [C].
+    """MSE between the weaker and the stronger half of a map's channels, in float32 (TfFD, intra-layer).
 
     The channels of each image are sorted by their mean absolute activation; the weakest is compared to the first of the
     stronger half, and so on; of an odd number the middle one is left out. No gradient flows into the stronger half.
-    How strength is measured, the order of pairs and who learns from whom are our reading [I].
-
-    Raises:
-        ValueError: not a map.
+    How strength is measured, the order of pairs and who learns from whom are our choice.
     """
-    if map_BMhw.dim() != 4:
-        raise ValueError(f"within_stage: {tuple(map_BMhw.shape)}; expected (B, M, h, w).")
+    check_axes("within_stage", "BMhw", map_BMhw)
     maps = map_BMhw.float()
     half = maps.shape[1] // 2
     if half == 0:
@@ -163,22 +132,12 @@ def within_stage(map_BMhw: Tensor) -> Tensor:
 
 
 def between_stages(shallow_BMhw: Tensor, deep_BMhw: Tensor) -> Tensor:
-    """MSE between two stages on the channels that both have, in float32 (TfFD, inter-layer) [C].
+    """MSE between two stages on the channels that both have, in float32 (TfFD, inter-layer).
 
     The larger map is averaged over areas to the size of the smaller; the first min(M, M') channels are compared. The
-    deeper stage is the target and gets no gradient. Which channels are shared and the direction are our reading [I].
-
-    Args:
-        shallow_BMhw: (B, M, h, w).
-        deep_BMhw: (B, M', h', w').
-
-    Raises:
-        ValueError: not two maps of one batch.
+    deeper stage is the target and gets no gradient. Which channels are shared and the direction are our choice.
     """
-    if shallow_BMhw.dim() != 4 or deep_BMhw.dim() != 4 or len(shallow_BMhw) != len(deep_BMhw):
-        raise ValueError(
-            f"between_stages: {tuple(shallow_BMhw.shape)} and {tuple(deep_BMhw.shape)}; expected two maps of one batch."
-        )
+    check_axes("between_stages", "BMhw BNij", shallow_BMhw, deep_BMhw)
     shared = min(shallow_BMhw.shape[1], deep_BMhw.shape[1])
     height, width = (
         min(a, b) for a, b in zip(shallow_BMhw.shape[2:], deep_BMhw.shape[2:], strict=True)

@@ -1,13 +1,13 @@
 """Losses that compare logits, row by row unless stated otherwise; computed in float32.
 
-Formulas were read in public code [C]. No gradient flows into a target. The class of a row is its label where that is
+Formulas were read in public code. No gradient flows into a target. The class of a row is its label where that is
 known; ``IGNORE`` leaves the row out, and ``target_classes`` fills in the teacher's choice.
 """
 
 # B batch, K classes, T temperature
 
 from distill.lazy import F, Tensor, torch
-from distill.losses.common import IGNORE, same_shape
+from distill.losses.common import IGNORE, check_axes
 
 CONSTANT = 1e-6
 """Share of a row's length below which its deviation from the mean is rounding: the row counts as constant."""
@@ -16,23 +16,11 @@ CONSTANT = 1e-6
 def _prepare(
     name: str, student_BK: Tensor, target_BK: Tensor, temperature: float = 1.0
 ) -> tuple[Tensor, Tensor]:
-    """Both sides in float32, divided by T, the target detached.
-
-    Raises:
-        ValueError: the shapes differ, or T is not positive.
-    """
-    same_shape(name, student_BK, target_BK, dims=2)
+    """Both sides in float32, divided by T, the target detached."""
+    check_axes(name, "BK BK", student_BK, target_BK)
     if temperature <= 0:
         raise ValueError(f"{name}: temperature {temperature} must be positive.")
     return student_BK.float() / temperature, target_BK.detach().float() / temperature
-
-
-def _check_classes(name: str, logits_BK: Tensor, classes_B: Tensor) -> None:
-    if classes_B.shape != logits_BK.shape[:1]:
-        raise ValueError(
-            f"{name}: logits {tuple(logits_BK.shape)} and classes {tuple(classes_B.shape)} do not belong together; "
-            "expected (B, K) and (B,)."
-        )
 
 
 def _mean_over_known(values_B: Tensor, classes_B: Tensor) -> Tensor:
@@ -50,26 +38,18 @@ def target_classes(labels_B: Tensor, target_BK: Tensor) -> Tensor:
 
     Returns:
         (B,) int64.
-
-    Raises:
-        ValueError: the lengths differ.
     """
-    _check_classes("target_classes", target_BK, labels_B)
+    check_axes("target_classes", "BK B", target_BK, labels_B)
     return torch.where(labels_B == IGNORE, target_BK.argmax(1), labels_B)
 
 
 def kd_kl(student_BK: Tensor, target_BK: Tensor, *, temperature: float) -> Tensor:
     """T^2 KL(softmax(target / T) || softmax(student / T)), summed over classes, mean over the batch.
 
-    Hinton et al. 2015, "Distilling the knowledge in a neural network" [C].
+    Hinton et al. 2015, "Distilling the knowledge in a neural network".
 
     Args:
-        student_BK: (B, K) logits.
-        target_BK: (B, K) logits.
         temperature: T, positive.
-
-    Raises:
-        ValueError: the shapes differ, or T is not positive.
     """
     student, target = _prepare("kd_kl", student_BK, target_BK, temperature)
     return _kl(student.log_softmax(1), target.log_softmax(1)).mean() * temperature**2
@@ -77,10 +57,7 @@ def kd_kl(student_BK: Tensor, target_BK: Tensor, *, temperature: float) -> Tenso
 
 def logit_mse(student_BK: Tensor, target_BK: Tensor) -> Tensor:
     """Mean squared error of the logits over batch and classes (Ba & Caruana 2014, "Do deep nets really need to be
-    deep?") [C].
-
-    Raises:
-        ValueError: the shapes differ.
+    deep?").
     """
     return F.mse_loss(*_prepare("logit_mse", student_BK, target_BK))
 
@@ -94,24 +71,20 @@ def dkd(
     beta: float,
     temperature: float,
 ) -> Tensor:
-    """alpha TCKD + beta NCKD (Zhao et al., CVPR 2022, arXiv:2203.08679) [C], mean over the rows that have a class.
+    """alpha TCKD + beta NCKD (Zhao et al., CVPR 2022, arXiv:2203.08679), mean over the rows that have a class.
 
     TCKD is T^2 KL between the binary distributions (class, all others), NCKD is T^2 KL between the softmaxes over the
     other classes. All in log space, where nothing underflows: probabilities of 0 and 1 are as good as any.
 
     Args:
         student_BK: (B, K) logits, K at least 2.
-        target_BK: (B, K) logits.
         classes_B: (B,) int64; ``IGNORE`` leaves the row out.
         alpha: weight of TCKD.
         beta: weight of NCKD.
         temperature: T, positive.
-
-    Raises:
-        ValueError: the shapes do not belong together, fewer than two classes, or T is not positive.
     """
     student, target = _prepare("dkd", student_BK, target_BK, temperature)
-    _check_classes("dkd", student, classes_B)
+    check_axes("dkd", "BK B", student, classes_B)
     classes = student.shape[1]
     if classes < 2:
         raise ValueError(f"dkd: logits {tuple(student.shape)}; expected at least two classes.")
@@ -120,10 +93,7 @@ def dkd(
     others = others + (others >= own)  # every column but the row's own
     student_log, target_log = student.log_softmax(1), target.log_softmax(1)
     tckd = _kl(_binary(student_log, own, others), _binary(target_log, own, others))
-    nckd = _kl(
-        student.gather(1, others).log_softmax(1),
-        target.gather(1, others).log_softmax(1),
-    )
+    nckd = _kl(student.gather(1, others).log_softmax(1), target.gather(1, others).log_softmax(1))
     return _mean_over_known(alpha * tckd + beta * nckd, classes_B) * temperature**2
 
 
@@ -143,19 +113,14 @@ def dist(
 ) -> Tensor:
     """T^2 (beta (1 - mean_i r(row i)) + gamma (1 - mean_c r(column c))), r Pearson's correlation of softmax(z / T).
 
-    DIST (Huang et al., NeurIPS 2022, arXiv:2205.10536) [C]. The column term is over the whole batch: with several
+    DIST (Huang et al., NeurIPS 2022, arXiv:2205.10536). The column term is over the whole batch: with several
     processes each takes its own share, so the value depends on how a batch is cut. A row or column that is constant on
     either side has correlation 0 and no gradient; a batch of one row therefore has a constant column term.
 
     Args:
-        student_BK: (B, K) logits.
-        target_BK: (B, K) logits.
         beta: weight of the rows: relations between classes within one image.
         gamma: weight of the columns: relations between images within one class.
         temperature: T, positive.
-
-    Raises:
-        ValueError: the shapes differ, or T is not positive.
     """
     student, target = _prepare("dist", student_BK, target_BK, temperature)
     student, target = student.softmax(1), target.softmax(1)
@@ -188,21 +153,16 @@ def ofa(
 ) -> Tensor:
     """-sum_c ((p_t + 1[c = y])^eps - 1[c = y]) log p_s, mean over the rows that have a class.
 
-    One exit of OFA-KD (Hao et al., NeurIPS 2023, arXiv:2310.19444) [C]. With eps 1 it is the cross entropy to the
+    One exit of OFA-KD (Hao et al., NeurIPS 2023, arXiv:2310.19444). With eps 1 it is the cross entropy to the
     teacher's softmax p_t; a larger eps adds to the class y and takes from the others.
 
     Args:
-        student_BK: (B, K) logits.
-        target_BK: (B, K) logits.
         classes_B: (B,) int64, y; ``IGNORE`` leaves the row out.
         eps: exponent, positive.
         temperature: T of both softmaxes, positive; the loss is not multiplied by T^2.
-
-    Raises:
-        ValueError: the shapes do not belong together, or eps or T is not positive.
     """
     student, target = _prepare("ofa", student_BK, target_BK, temperature)
-    _check_classes("ofa", student, classes_B)
+    check_axes("ofa", "BK B", student, classes_B)
     if eps <= 0:
         raise ValueError(f"ofa: eps {eps} must be positive.")
     own = F.one_hot(torch.where(classes_B == IGNORE, 0, classes_B), student.shape[1]).float()

@@ -11,27 +11,20 @@ import math
 from collections.abc import Sequence
 
 from distill.lazy import F, Tensor, no_grad, torch
-from distill.losses.common import same_shape
+from distill.losses.common import check_axes
 from distill.losses.features import unit
 
 NEAR = 1e-3
 """Distance, as a share of the mean one, up to which two rows count as the same: rounding decides their direction."""
 PKT_EPS = 1e-7
-"""Keeps the logarithms of ``pkt`` finite [C]."""
+"""Keeps the logarithms of ``pkt`` finite."""
 
 
 def rkd_distance(student_BC: Tensor, target_BD: Tensor) -> Tensor:
-    """SmoothL1(d_s / mean d_s, d_t / mean d_t), mean over all B x B pairs (RKD-D, Park et al., CVPR 2019) [C].
+    """SmoothL1(d_s / mean d_s, d_t / mean d_t), mean over all B x B pairs (RKD-D, Park et al., CVPR 2019).
 
     d are Euclidean distances; the means are over the positive ones. If all rows of one side are equal, its distances
     are all zero. A distance of zero gets no gradient.
-
-    Args:
-        student_BC: (B, C).
-        target_BD: (B, D).
-
-    Raises:
-        ValueError: not two features of one batch.
     """
     student, target = _of_one_batch("rkd_distance", student_BC, target_BD)
     d_s, d_t = _pairwise(student), _pairwise(target)
@@ -39,17 +32,10 @@ def rkd_distance(student_BC: Tensor, target_BD: Tensor) -> Tensor:
 
 
 def rkd_angle(student_BC: Tensor, target_BD: Tensor) -> Tensor:
-    """SmoothL1 of the cosines of all angles i-j-k, mean over all B^3 triplets (RKD-A, Park et al., CVPR 2019) [C].
+    """SmoothL1 of the cosines of all angles i-j-k, mean over all B^3 triplets (RKD-A, Park et al., CVPR 2019).
 
     Needs B^3 numbers, whatever the widths. A triplet counts as zero on both sides where i or k is the same as j, or as
-    near to it as rounding: such an angle is not defined (an image that is twice in a batch) [I].
-
-    Args:
-        student_BC: (B, C).
-        target_BD: (B, D).
-
-    Raises:
-        ValueError: not two features of one batch.
+    near to it as rounding: such an angle is not defined (an image that is twice in a batch) (our choice).
     """
     student, target = _of_one_batch("rkd_angle", student_BC, target_BD)
     apart = _apart(student) & _apart(target)
@@ -57,19 +43,14 @@ def rkd_angle(student_BC: Tensor, target_BD: Tensor) -> Tensor:
 
 
 def cc(student_BC: Tensor, target_BD: Tensor, *, gamma: float, order: int) -> Tensor:
-    """MSE between correlation matrices, mean over all B x B pairs (CC, Peng et al., ICCV 2019) [C].
+    """MSE between correlation matrices, mean over all B x B pairs (CC, Peng et al., ICCV 2019).
 
     The correlation of two images is the Taylor series of a Gaussian kernel on features f of length 1,
     sum over p = 0 .. order of e^(-2 gamma) (2 gamma)^p / p! <f_i, f_j>^p.
 
     Args:
-        student_BC: (B, C).
-        target_BD: (B, D).
         gamma: of the kernel, positive.
         order: of the series, at least 1.
-
-    Raises:
-        ValueError: not two features of one batch.
     """
     student, target = _of_one_batch("cc", student_BC, target_BD)
     factors = [
@@ -79,7 +60,7 @@ def cc(student_BC: Tensor, target_BD: Tensor, *, gamma: float, order: int) -> Te
 
 
 def cc_crd(student_BE: Tensor, target_BE: Tensor) -> Tensor:
-    """Mean over i of sum_d delta_i delta_(i+1) with delta = |student - target|: CC as the authors of CRD wrote it [C].
+    """Mean over i of sum_d delta_i delta_(i+1) with delta = |student - target|: CC as the authors of CRD wrote it.
 
     Depends on the order of the batch, as only neighbours are compared. A batch of one costs nothing. Gradients flow
     into both sides, as both are embeddings that are trained.
@@ -87,32 +68,22 @@ def cc_crd(student_BE: Tensor, target_BE: Tensor) -> Tensor:
     Args:
         student_BE: (B, E), embedded.
         target_BE: (B, E), embedded.
-
-    Raises:
-        ValueError: the shapes differ.
     """
-    same_shape("cc_crd", student_BE, target_BE, dims=2)
+    check_axes("cc_crd", "BE BE", student_BE, target_BE)
     delta = (student_BE.float() - target_BE.float()).abs()
     return (delta[:-1] * delta[1:]).sum() / max(len(delta) - 1, 1)
 
 
 def sp(student_BC: Tensor, target_BD: Tensor) -> Tensor:
-    """||G_s - G_t||_F^2 / B^2, G = F F^T with rows of length 1 (SP, Tung and Mori, ICCV 2019) [C].
-
-    Raises:
-        ValueError: not two features of one batch.
-    """
+    """||G_s - G_t||_F^2 / B^2, G = F F^T with rows of length 1 (SP, Tung and Mori, ICCV 2019)."""
     student, target = _of_one_batch("sp", student_BC, target_BD)
     return F.mse_loss(unit(student @ student.T), unit(target @ target.T))
 
 
 def pkt(student_BC: Tensor, target_BD: Tensor) -> Tensor:
-    """KL of the row-normalised similarities (cos + 1) / 2 (PKT, Passalis and Tefas, ECCV 2018) [C].
+    """KL of the row-normalised similarities (cos + 1) / 2 (PKT, Passalis and Tefas, ECCV 2018).
 
     Mean over all B x B pairs of p log((p + eps) / (q + eps)), p of the teacher and q of the student, eps 1e-7.
-
-    Raises:
-        ValueError: not two features of one batch.
     """
     student, target = _of_one_batch("pkt", student_BC, target_BD)
     q, p = (_neighbours(feature) for feature in (student, target))
@@ -121,11 +92,7 @@ def pkt(student_BC: Tensor, target_BD: Tensor) -> Tensor:
 
 def _of_one_batch(name: str, student: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
     """Both in float32, the target detached."""
-    if student.dim() != 2 or target.dim() != 2 or len(student) != len(target):
-        raise ValueError(
-            f"{name}: student {tuple(student.shape)} and target {tuple(target.shape)}; expected (B, C) and (B, D) of "
-            "one batch."
-        )
+    check_axes(name, "BC BD", student, target)
     return student.float(), target.detach().float()
 
 

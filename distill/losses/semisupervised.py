@@ -1,18 +1,18 @@
-"""What the semi-supervised partners are made of: losses on guessed labels, and who may be trusted with one.
+"""Losses on predicted labels for the semi-supervised partners, and the weights of these labels.
 
-All of it is computed in float32. Guesses, weights and statistics carry no gradient. A loss is the mean over all rows,
-also those of weight 0, so that it grows with the share of images that are trusted.
+Predictions, weights and statistics carry no gradient. A loss is the mean over all rows, also those of weight 0, so that
+it grows with the share of images that are used.
 """
 
 # U unlabelled images, K classes, N labelled images in a bank
 
 from distill.lazy import F, Tensor, torch
-from distill.losses.common import same_shape
+from distill.losses.common import check_axes
 
 EPS = 1e-12
-"""Added inside logarithms and below quotients of probabilities that may be zero [C]."""
+"""Added inside logarithms and below quotients of probabilities that may be zero."""
 ALIGN_EPS = 1e-6
-"""Added to both distributions of an alignment [C]."""
+"""Added to both distributions of an alignment."""
 
 
 def probabilities(logits_UK: Tensor) -> Tensor:
@@ -21,7 +21,7 @@ def probabilities(logits_UK: Tensor) -> Tensor:
 
 
 def pseudo_label_ce(logits_UK: Tensor, labels_U: Tensor, weight_U: Tensor) -> Tensor:
-    """mean_u weight_u CE(logits_u, label_u), the term of FixMatch and its successors (USB [C]).
+    """mean_u weight_u CE(logits_u, label_u), the term of FixMatch and its successors (USB).
 
     Args:
         logits_UK: (U, K); gradients flow here alone.
@@ -30,11 +30,8 @@ def pseudo_label_ce(logits_UK: Tensor, labels_U: Tensor, weight_U: Tensor) -> Te
 
     Returns:
         A scalar; zero, with a gradient of zero, if nothing is trusted.
-
-    Raises:
-        ValueError: the lengths differ.
     """
-    _check_rows("pseudo_label_ce", logits_UK, labels_U, weight_U)
+    check_axes("pseudo_label_ce", "UK U U", logits_UK, labels_U, weight_U)
     loss_U = F.cross_entropy(logits_UK.float(), labels_U, reduction="none")
     return (weight_U.detach().float() * loss_U).mean()
 
@@ -46,18 +43,14 @@ def soft_label_ce(logits_UK: Tensor, target_UK: Tensor, weight_U: Tensor) -> Ten
         logits_UK: (U, K); gradients flow here alone.
         target_UK: (U, K); rows sum to one.
         weight_U: (U,) 0 to 1.
-
-    Raises:
-        ValueError: the shapes differ.
     """
-    same_shape("soft_label_ce", logits_UK, target_UK, dims=2)
-    _check_rows("soft_label_ce", logits_UK, weight_U)
+    check_axes("soft_label_ce", "UK UK U", logits_UK, target_UK, weight_U)
     loss_U = -(target_UK.detach().float() * F.log_softmax(logits_UK.float(), dim=1)).sum(1)
     return (weight_U.detach().float() * loss_U).mean()
 
 
 def flexmatch_threshold(counts: Tensor, threshold: float) -> Tensor:
-    """Per class threshold beta / (2 - beta), beta = count / largest count (FlexMatch, convex map, warm-up [C]).
+    """Per class threshold beta / (2 - beta), beta = count / largest count (FlexMatch, convex map, warm-up).
 
     Args:
         counts: (K + 1,) images whose last confident guess was none so far (first entry), or class 0, 1, ...
@@ -72,7 +65,7 @@ def flexmatch_threshold(counts: Tensor, threshold: float) -> Tensor:
 
 
 def freematch_threshold(mean: Tensor, mean_K: Tensor) -> Tensor:
-    """Per class threshold tau p_c / max p (FreeMatch, self-adaptive [C]).
+    """Per class threshold tau p_c / max p (FreeMatch, self-adaptive).
 
     Args:
         mean: () moving mean of the largest probability, tau.
@@ -87,7 +80,7 @@ def freematch_threshold(mean: Tensor, mean_K: Tensor) -> Tensor:
 def freematch_fairness(
     logits_UK: Tensor, mask_U: Tensor, mean_K: Tensor, histogram_K: Tensor
 ) -> Tensor:
-    """sum_c norm(p / h)_c log norm(q / g)_c: minus the cross entropy of two distributions over classes (FreeMatch [C]).
+    """sum_c norm(p / h)_c log norm(q / g)_c: minus the cross entropy of two distributions over classes (FreeMatch).
 
     p and h are the moving mean and histogram of the guesses, q and g those of the strong views that are trusted; norm
     divides by the sum. A class that no trusted strong view predicts counts as zero.
@@ -100,12 +93,8 @@ def freematch_fairness(
 
     Returns:
         A scalar, not positive; zero, with a gradient of zero, if nothing is trusted.
-
-    Raises:
-        ValueError: the shapes differ.
     """
-    _check_rows("freematch_fairness", logits_UK, mask_U)
-    same_shape("freematch_fairness", mean_K, histogram_K, dims=1)
+    check_axes("freematch_fairness", "UK U K K", logits_UK, mask_U, mean_K, histogram_K)
     some = mask_U.any()
     used_U = (mask_U | ~some).float()  # all rows if there is none, so that no step divides by zero
     strong_UK = F.softmax(logits_UK.float(), dim=1)
@@ -128,7 +117,7 @@ def _normalised(value_K: Tensor) -> Tensor:
 def softmatch_weight(
     confidence_U: Tensor, mean: Tensor, variance: Tensor, *, n_sigma: float
 ) -> Tensor:
-    """exp(-min(confidence - mean, 0)^2 / (2 variance / n_sigma^2)) (SoftMatch, truncated Gaussian [C]).
+    """exp(-min(confidence - mean, 0)^2 / (2 variance / n_sigma^2)) (SoftMatch, truncated Gaussian).
 
     Args:
         confidence_U: (U,) largest probability of each image.
@@ -144,10 +133,9 @@ def softmatch_weight(
 
 
 def align(probability_UK: Tensor, target_K: Tensor, current_K: Tensor) -> Tensor:
-    """Move probabilities from their mean towards another one: p target / current, normalised (ReMixMatch; USB [C]).
+    """Move probabilities from their mean towards another one: p target / current, normalised (ReMixMatch; USB).
 
     Args:
-        probability_UK: (U, K).
         target_K: (K,) mean that they should have.
         current_K: (K,) mean that they have.
 
@@ -159,11 +147,10 @@ def align(probability_UK: Tensor, target_K: Tensor, current_K: Tensor) -> Tensor
 
 
 def unfold(similarity_UN: Tensor, probability_UK: Tensor, labels_N: Tensor) -> Tensor:
-    """Weigh similarities to labelled images with the probability of their class, and normalise (SimMatch [C]).
+    """Weigh similarities to labelled images with the probability of their class, and normalise (SimMatch).
 
     Args:
         similarity_UN: (U, N) rows sum to one.
-        probability_UK: (U, K).
         labels_N: (N,) int64 classes of the labelled images.
 
     Returns:
@@ -174,18 +161,5 @@ def unfold(similarity_UN: Tensor, probability_UK: Tensor, labels_N: Tensor) -> T
 
 
 def aggregate(similarity_UN: Tensor, labels_N: Tensor, num_classes: int) -> Tensor:
-    """Sum similarities to labelled images over each class (SimMatch [C]): (U, N) -> (U, K)."""
+    """Sum similarities to labelled images over each class (SimMatch): (U, N) -> (U, K)."""
     return similarity_UN @ F.one_hot(labels_N, num_classes).to(similarity_UN.dtype)
-
-
-def _check_rows(name: str, rows: Tensor, *columns: Tensor) -> None:
-    """Check that every (U,) belongs to the (U, K).
-
-    Raises:
-        ValueError: names the loss and all shapes.
-    """
-    if rows.dim() != 2 or any(column.shape != rows.shape[:1] for column in columns):
-        shapes = ", ".join(str(tuple(column.shape)) for column in columns)
-        raise ValueError(
-            f"{name}: {tuple(rows.shape)} and {shapes} do not belong together; expected (U, K) and (U,)."
-        )

@@ -1,4 +1,4 @@
-"""The one interface of all methods: what it needs of the data, which modules it adds, and its loss.
+"""Interface of all methods: what a method needs of the data, which modules it adds, and its loss.
 
 The loop, the checkpoint and the export use nothing but this interface. Modules that get gradients from the loop's loss
 (the student, and what a method or a partner adds to it) live in one ``Trainee``, so that distributed training wraps one
@@ -9,7 +9,7 @@ module and every parameter in it gets a gradient at every step. What a method tr
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
+from abc import ABC
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple
@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple
 import numpy as np
 
 from distill.lazy import Tensor, nn, torch
+from distill.losses import cross_entropy
 from distill.options import NoOptions as NoOptions
 from distill.options import Norm
 
@@ -43,7 +44,7 @@ ADAPTER = "adapter"
 
 @dataclass(frozen=True)
 class Needs:
-    """What a method or a partner asks of the data, known before anything is built.
+    """What a method or a partner asks of the data, known before modules are built.
 
     Attributes:
         unlabelled: a step also shows unlabelled images.
@@ -112,25 +113,25 @@ def _cut(value: Any, start: int, stop: int) -> Any:
 
 @dataclass(frozen=True)
 class Setup:
-    """What a method or a partner gets when it is built; the same for all of them.
+    """Arguments of the constructors of methods and partners.
 
     Attributes:
-        config: of the whole run.
-        seed: of the run.
-        samples: the images that take part.
-        split: the parts of this run.
-        features: the stored vectors; of all teachers, side by side, if there are several.
-        grid: the stored patch grids, for those that need them; else None.
-        picker: which view of a sample is used in which pass.
-        probe: linear probe on the stored features of the labelled part, over raw (not normalised) features; None where
-            the task has no classes.
-        student: to be read only: widths, shapes of maps. Not wrapped, on the CPU while methods are built.
-        device: where tensors live.
-        processes: number of training processes.
-        epochs: of the run.
-        steps_per_epoch: optimiser steps.
-        gather: collects a tensor of equal shape from all processes along the first axis; the same on every one.
-        predict: runs the student in eval mode on the canonical view of some samples: (features, logits) on the CPU.
+        config: Settings of the whole run.
+        seed: Seed of the run, 0 or above; decides initial weights, order, views and the draw of labels.
+        samples: Images that take part, with their ids, labels and class names.
+        split: Indices of the labelled, unlabelled and test images of this run.
+        features: Stored vectors; of all teachers, side by side, if there are several.
+        grid: Stored patch grids; None for methods that do not need them.
+        picker: Chooses the view of a sample in each pass.
+        probe: Linear probe on the raw (not normalised) stored features of the labelled images; None where the task has
+            no classes.
+        student: Read only: widths, shapes of maps. Not wrapped, on the CPU while methods are built.
+        device: Device of the student and of every batch.
+        processes: Number of training processes.
+        epochs: Number of epochs of the run.
+        steps_per_epoch: Optimiser steps per epoch.
+        gather: Collects a tensor of equal shape from all processes along the first axis; equal on each of them.
+        predict: Runs the student in eval mode on the canonical view of some samples: (features, logits) on the CPU.
     """
 
     config: DistillConfig
@@ -171,8 +172,8 @@ class Setup:
         """One shuffled pass over the stored features of the labelled part: no image, no student.
 
         Args:
-            number: of the pass; decides order and views, together with the seed.
-            batch: largest number of rows at a time.
+            number: Number of the pass; decides order and views, together with the seed.
+            batch: Largest number of rows at a time.
 
         Yields:
             (n, D) float32 features and (n,) int64 classes, on the device.
@@ -191,11 +192,13 @@ class Component:
     Attributes:
         Options: Dataclass of its options; a subclass names its own. They become settings under the name that the method
             is registered with.
-        setup: Of the run.
-        options: Of the run.
+        NEEDS: What it asks of the data, where that does not depend on the options.
+        setup: See ``Setup``.
+        options: Instance of ``Options`` with the values of the run.
     """
 
     Options: ClassVar[type] = NoOptions
+    NEEDS: ClassVar[Needs] = Needs()
     options: Any
 
     def __init__(self, setup: Setup, options: Any) -> None:
@@ -204,8 +207,8 @@ class Component:
 
     @classmethod
     def needs(cls, options: Any) -> Needs:
-        """What a run with these options asks of the data."""
-        return Needs()
+        """What a run with these options asks of the data; ``NEEDS`` unless overridden."""
+        return cls.NEEDS
 
     def student_sides(self) -> dict[str, Side]:
         """Modules on the student's side, by name; trained by the loop together with the student."""
@@ -249,9 +252,8 @@ class Component:
 
 
 class Method(Component, ABC):
-    """Base of all distillation methods."""
+    """Base of all distillation methods. A subclass has ``terms``, or ``loss`` where the cross entropy is another."""
 
-    @abstractmethod
     def loss(self, output: Output, batch: Batch, student: Student) -> dict[str, Tensor]:
         """Compare the student's output for labelled and unlabelled images (no strong views) with what is stored.
 
@@ -263,6 +265,12 @@ class Method(Component, ABC):
         Returns:
             The weighted terms of the loss by name; the loop minimises their sum. The cross entropy on labels is "ce".
         """
+        ce = cross_entropy(output.logits, batch.labels)
+        return {"ce": ce, **self.terms(output, batch, student)}
+
+    def terms(self, output: Output, batch: Batch, student: Student) -> dict[str, Tensor]:
+        """The weighted terms beside the cross entropy on labels, by name; arguments as of ``loss``."""
+        raise NotImplementedError(f"{type(self).__name__} has neither terms() nor loss()")
 
     def customiser(self) -> Callable[[Tensor], Tensor] | None:
         """Function from raw stored vectors (B, D) to customised ones (B, C); None if the method has none."""
@@ -277,3 +285,24 @@ class Method(Component, ABC):
             student: the copy, to be changed in place.
             sides: the trained modules by name.
         """
+
+
+class VectorMethod(Method):
+    """Base of the methods that compare with the normalised stored vector; their options have ``norm``."""
+
+    def __init__(self, setup: Setup, options: Any) -> None:
+        super().__init__(setup, options)
+        self.norm = setup.norm(options.norm)
+
+    def target(self, batch: Batch) -> Tensor:
+        """(B, D) float32 normalised stored vectors."""
+        assert batch.teacher is not None  # needs
+        return self.norm(batch.teacher)
+
+    def embeddings(self, width: int) -> dict[str, Side]:
+        """One Linear on the student's feature and one on ``target``; for methods that embed both sides."""
+        own, stored = self.setup.student_width, self.setup.features.width
+        return {
+            "student_embedding": Side(nn.Linear(own, width)),
+            "teacher_embedding": Side(nn.Linear(stored, width), "teacher"),
+        }

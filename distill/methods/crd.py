@@ -1,12 +1,12 @@
 """``crd``: contrastive representation distillation (Tian et al., ICLR 2020) on stored features.
 
-Both features are embedded by one Linear each and brought to length 1. By noise-contrastive estimation, an image's
-embedding of one side is to be identified as belonging to its own embedding of the other side, among those of other
-images, which two memory banks over the training images keep [C]. Negatives are no images of the anchor's class, as
-far as labels may be used: an unlabelled anchor or image may be of the same class.
+Both features are embedded by one Linear each and normalised to length 1. Noise-contrastive estimation identifies an
+image's embedding of one side as its own embedding of the other side, among those of other images, which two memory
+banks over the training images keep. Images that are known to be of the anchor's class are no negatives; an unlabelled
+anchor or image may be of the same class.
 
-The negatives of a step are drawn once for all its anchors, which are then left without their own row and class, in
-place of a draw for every anchor [I]: one matrix product instead of B * K rows gathered from the bank.
+The negatives of a step are drawn once for all its anchors, not once per anchor as in the authors' code: one matrix
+product instead of B * K rows gathered from the bank.
 """
 
 # B batch, E width of the embeddings, n rows of a bank (training images), K negatives; side 0 the student, 1 the teacher
@@ -19,23 +19,19 @@ from typing import Any
 
 import numpy as np
 
-from distill.lazy import Tensor, nn, no_grad, torch
-from distill.losses import IGNORE, cross_entropy
+from distill.lazy import Tensor, no_grad, torch
+from distill.losses import IGNORE
 from distill.losses.contrast import nce
 from distill.losses.features import unit
-from distill.methods.base import Batch, Method, Output, Setup, Side, Student
-from distill.options import CheckedOptions, Norm
+from distill.methods.base import Batch, Output, Setup, Side, Student, VectorMethod
+from distill.options import VectorOptions
 
 
 @dataclass(frozen=True, kw_only=True)
 class CRDConfig(
-    CheckedOptions,
+    VectorOptions,
     name="crd",
-    positive=(
-        "width",
-        "negatives",
-        "temperature",
-    ),
+    positive=("width", "negatives", "temperature"),
     momentum=("momentum",),
 ):
     """Method ``crd``: contrast against memory banks over the training images (Tian et al., ICLR 2020)."""
@@ -50,15 +46,9 @@ class CRDConfig(
     """Temperature that similarities are divided by."""
     momentum: float = 0.5
     """Share of the old row that is kept when a memory bank row is updated, 0 to below 1."""
-    norm: Norm = "none"
-    """Normalisation of the stored feature before it is compared: none, standardize (zero mean and unit variance per
-    channel over the training images), layernorm (per image) or l2 (length 1)."""
 
 
-SIDES = ("student_embedding", "teacher_embedding")
-
-
-class CRD(Method):
+class CRD(VectorMethod):
     """L = CE(D_L) + weight L_NCE over all images. Trained: student, both embeddings. Frozen: the stored f_t.
 
     Every process draws negatives of its own, but the banks are equal on all: new rows are collected from all of them.
@@ -69,49 +59,41 @@ class CRD(Method):
 
     def __init__(self, setup: Setup, options: CRDConfig) -> None:
         super().__init__(setup, options)
-        self.norm = setup.norm(self.options.norm)
         training = setup.training
         may_be_used = np.isin(training, setup.split.labelled)
         labels = np.where(may_be_used, setup.samples.labels[training], IGNORE)
         self.training = torch.from_numpy(training).to(setup.device)
         self.labels = torch.from_numpy(labels).to(setup.device)
-        bound = math.sqrt(3 / self.options.width)  # rows of length about 1 [C]
+        bound = math.sqrt(3 / self.options.width)  # rows of length about 1
         bank = torch.empty(2, len(training), self.options.width)
         bank.uniform_(-bound, bound, generator=torch.Generator().manual_seed(setup.seed))
         self.bank = bank.to(setup.device)
         self.constants = torch.zeros(2, device=setup.device)
-        """Z of both banks: what makes exp(similarity / T) a probability. Estimated in the first step [C]."""
+        """Z of both banks, which makes exp(similarity / T) a probability. Estimated in the first step."""
         self.estimated = False
 
     def student_sides(self) -> dict[str, Side]:
         """Both embeddings."""
-        width = self.options.width
-        return {
-            SIDES[0]: Side(nn.Linear(self.setup.student_width, width)),
-            SIDES[1]: Side(nn.Linear(self.setup.features.width, width), "teacher"),
-        }
+        return self.embeddings(self.options.width)
 
     def inputs(self, batch: Batch) -> dict[str, Tensor]:
         """The normalised stored feature."""
-        assert batch.teacher is not None  # needs
-        return {"teacher": self.norm(batch.teacher)}
+        return {"teacher": self.target(batch)}
 
-    def loss(self, output: Output, batch: Batch, student: Student) -> dict[str, Tensor]:
-        """See ``Method.loss``. Changes the banks."""
+    def terms(self, output: Output, batch: Batch, student: Student) -> dict[str, Tensor]:
+        """See ``Method.terms``. Changes the banks."""
         indices = batch.indices.to(self.training.device).contiguous()
         own = torch.searchsorted(self.training, indices)
         drawn = torch.randperm(len(self.training), device=own.device)[: self.options.negatives]
         negative = self.negatives(own, drawn)
-        embeddings = [unit(output.projected[name]) for name in SIDES]
-        contrast = self.contrast(embeddings[0], 1, own, drawn, negative) + self.contrast(
-            embeddings[1], 0, own, drawn, negative
+        mine, theirs = (
+            unit(output.projected[f"{side}_embedding"]) for side in ("student", "teacher")
         )
+        drawn_from = own, drawn, negative
+        contrast = self.contrast(mine, 1, *drawn_from) + self.contrast(theirs, 0, *drawn_from)
         self.estimated = True
-        self.remember(own, torch.stack([item.detach() for item in embeddings], dim=1))
-        return {
-            "ce": cross_entropy(output.logits, batch.labels),
-            "contrast": self.options.weight * contrast,
-        }
+        self.remember(own, torch.stack([mine.detach(), theirs.detach()], dim=1))
+        return {"contrast": self.options.weight * contrast}
 
     def negatives(self, own_B: Tensor, drawn_K: Tensor) -> Tensor:
         """(B, K) bool: which of the drawn rows are another image, and not known to be of the anchor's class."""

@@ -4,11 +4,14 @@
     stage 2   CE(D_L) + w_g MSE(P_s(f_s), f_t)
                       + w_s MSE(f_s, P_t(f_t)) on D_L and D_U     trained: student, P_s     frozen: P_t, f_t
 
-f_t is the stored feature, f_s the student's, head what follows it in the student, P_t and P_s one Linear each. That the
-teacher's feature is customised with the student's head and that both features are imitated is in the paper [P], as is
-the alternation every epoch [P]. MSE for both terms, and labelled data alone in stage 1, come from summaries [S]. The
-frozen head of stage 1, the frozen P_t of stage 2, P_t kept from cycle to cycle, and every weight, rate and size are our
-reading [I]; what could be read otherwise is an option. Stage 1 needs no image and no forward pass of the student.
+f_t is the stored feature, f_s the student's, head what follows it in the student, P_t and P_s one Linear each. Stage 1
+needs no image and no forward pass of the student. Where each part comes from:
+
+- Paper: the teacher's feature is customised with the student's head, both features are imitated, and the stages
+  alternate every epoch.
+- Summaries of the paper: MSE for both terms, and labelled data alone in stage 1.
+- Our choice: the frozen head of stage 1, the frozen P_t of stage 2, P_t kept from cycle to cycle, and every weight,
+  rate and size. Where the paper can be read in another way there is an option.
 """
 
 # B batch, D teacher width, C student width, K classes
@@ -24,28 +27,22 @@ from distill.losses import cross_entropy, feature_mse, layernorm_mse
 from distill.losses.logits import dist, dkd, kd_kl, logit_mse
 from distill.measures.feature_similarity import thin_out
 from distill.measures.linear_probe import fit_probe
-from distill.methods.base import Batch, Method, Needs, Output, Setup, Side, Student
+from distill.methods.base import Batch, Needs, Output, Setup, Side, Student, VectorMethod
 from distill.methods.customkd_watch import Watch
 from distill.methods.probe_logits import classes_of, probe_layer, ramp, set_probe
-from distill.methods.projection import check_width, projection
-from distill.options import CheckedOptions, Norm, Target
+from distill.options import Norm, Target, VectorOptions
 from featstore.errors import ConfigError
 from featstore.sources.config import require
 
 
 @dataclass(frozen=True, kw_only=True)
 class CustomKDConfig(
-    CheckedOptions,
+    VectorOptions,
     name="customkd",
     positive=(
-        "temperature",
-        "logits_warmup_epochs",
-        "stage1_epochs",
-        "stage2_epochs",
-        "stage1_batch",
-        "stage1_lr",
+        "temperature", "logits_warmup_epochs", "stage1_epochs", "stage2_epochs", "stage1_batch", "stage1_lr",
     ),
-):
+):  # fmt: skip
     """Method ``customkd``. No source gives these values of the paper: all are choices of this product.
 
     Weights and normalisations are those that did best where they were chosen on held-out images (docs/results).
@@ -58,8 +55,6 @@ class CustomKDConfig(
     reduction: Literal["mean", "sum"] = "mean"
     """Reduction of both squared errors over the feature's width; over images it is always the mean."""
     norm: Norm = "standardize"
-    """Normalisation of the stored feature before it is compared: none, standardize (zero mean and unit variance per
-    channel over the training images), layernorm (per image) or l2 (length 1)."""
     depth: int = 1
     """Linear layers in each of P_t and P_s: 1, or 2 with a hidden layer between them."""
     hidden: int = 0
@@ -147,7 +142,7 @@ ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
 }
 
 
-class CustomKD(Method):
+class CustomKD(VectorMethod):
     """Stage 1 in ``begin_epoch``, stage 2 in ``loss``; see the top of this file for what each trains.
 
     A module that no term needs is not built: without the specific term there is no P_t and no stage 1, and the run is
@@ -166,7 +161,6 @@ class CustomKD(Method):
         shape = {"depth": options.depth, "hidden": options.hidden}
         # P_s first: with w_specific 0 the initial weights, and so the run, equal those of ``fitnet``.
         self.general = projection(own_width, width, **shape) if options.w_general else None
-        self.norm = setup.norm(options.norm)
         if options.w_logits and options.logits_from == "probe":
             self.probe = probe_layer(setup.probe, setup.device)
         self.first = options.stage2_epochs if options.start == "stage2" else 0
@@ -203,7 +197,11 @@ class CustomKD(Method):
 
     def customise(self, feature_BD: Tensor) -> Tensor:
         """f~_t = P_t(norm(f_t)): (B, D) -> (B, C)."""
-        check_width("stored feature", feature_BD, self.setup.features.width)
+        width = self.setup.features.width
+        if feature_BD.shape[1:] != (width,):
+            raise ValueError(
+                f"stored feature: shape {tuple(feature_BD.shape)}; expected (B, {width})."
+            )
         return ACTIVATIONS[self.options.match_activation](self.custom(self.norm(feature_BD)))
 
     def customiser(self) -> Callable[[Tensor], Tensor] | None:
@@ -211,7 +209,7 @@ class CustomKD(Method):
         return self.customise if self.options.customises else None
 
     def begin_epoch(self, epoch: int, student: Student) -> dict[str, float]:
-        """Stage 1 at the start of a cycle, and what there is to see of the features then."""
+        """Stage 1 at the start of a cycle, and measurements of the features after it."""
         options, self.epoch = self.options, epoch
         cycle, inside = divmod(epoch - self.first, options.stage2_epochs)
         if not options.customises or inside or cycle < 0:
@@ -220,9 +218,8 @@ class CustomKD(Method):
         if options.stage1 == "cycle" or (options.stage1 == "once" and cycle == 0):
             numbers = self._stage1(cycle, student)
         look = options.watch_every > 0 and cycle % options.watch_every == 0
-        return numbers | self.watch.customised(
-            self.customise, self._head(student), with_student=look
-        )
+        head = self._head(student)
+        return numbers | self.watch.customised(self.customise, head, with_student=look)
 
     def _stage1(self, cycle: int, student: Student) -> dict[str, float]:
         """Train P_t alone (with ``--customkd.head random`` its head too) on labelled features."""
@@ -233,9 +230,8 @@ class CustomKD(Method):
         total = torch.zeros(3, dtype=torch.float64, device=self.setup.device)  # loss, right, rows
         for inner in range(options.stage1_epochs):
             number = cycle * options.stage1_epochs + inner
-            for feature, labels in self.setup.labelled_features(
-                number=number, batch=options.stage1_batch
-            ):
+            passed = self.setup.labelled_features(number=number, batch=options.stage1_batch)
+            for feature, labels in passed:
                 logits = head(self.customise(feature))
                 loss = cross_entropy(logits, labels)
                 self.optimiser.zero_grad()
@@ -248,33 +244,29 @@ class CustomKD(Method):
         return {"stage1/loss": loss_sum / row_sum, "stage1/train_top1": right_sum / row_sum}
 
     def _head(self, student: Student) -> Callable[[Tensor], Tensor]:
-        """What P_t(f_t) is classified by; never changes the student."""
+        """Classifier of P_t(f_t); never changes the student."""
         return student.frozen_head if self.options.head == "student" else self.teacher_side["head"]
 
     def _fit_head(self) -> None:
         """A linear probe on the student's present features of the labelled images takes the head's place."""
         setup = self.setup
         labelled = setup.split.labelled
-        chosen = labelled[
-            thin_out(len(labelled), setup.config.eval.probe_rows, seed=setup.seed).numpy()
-        ]
-        probe = fit_probe(
-            setup.predict(chosen)[0].numpy(),
-            setup.samples.labels[chosen],
-            num_classes=setup.student.num_classes,
-        )
+        most, classes = setup.config.eval.probe_rows, setup.student.num_classes
+        chosen = labelled[thin_out(len(labelled), most, seed=setup.seed).numpy()]
+        features, labels = setup.predict(chosen)[0].numpy(), setup.samples.labels[chosen]
+        probe = fit_probe(features, labels, num_classes=classes)
         head = self.teacher_side["head"]
         assert isinstance(head, nn.Linear)
         set_probe(head, probe)
 
-    def loss(self, output: Output, batch: Batch, student: Student) -> dict[str, Tensor]:
+    def terms(self, output: Output, batch: Batch, student: Student) -> dict[str, Tensor]:
         """Stage 2: P_t and f_t give targets without gradient; student and P_s are trained."""
         options, labels = self.options, batch.labels
-        terms = {"ce": cross_entropy(output.logits, labels)}
+        terms: dict[str, Tensor] = {}
         if batch.teacher is None:  # needs: all weights are zero
             return terms
         if self.general is not None:
-            general = feature_mse(output.projected["general"], self.norm(batch.teacher))
+            general = feature_mse(output.projected["general"], self.target(batch))
             terms["general"] = options.w_general * self._over(batch.teacher) * general
         if options.w_logits and options.logits_from == "probe":
             with torch.no_grad():
@@ -297,32 +289,23 @@ class CustomKD(Method):
         return terms
 
     def _over(self, target_BD: Tensor) -> float:
-        """What turns a mean over the width into the reduction that is asked for."""
+        """Factor between a mean over the width and ``--customkd.reduction``."""
         return float(target_BD.shape[1]) if self.options.reduction == "sum" else 1.0
 
     def _logit_term(self, student_BK: Tensor, target_BK: Tensor, labels_B: Tensor) -> Tensor:
-        options = self.options
+        options, both = self.options, (student_BK, target_BK)
+        temperature = {"temperature": options.temperature}
         if options.logits_loss == "mse":
-            value = logit_mse(student_BK, target_BK)
+            value = logit_mse(*both)
         elif options.logits_loss == "dkd":
+            classes = classes_of(options.dkd_target, labels_B, target_BK)
             value = dkd(
-                student_BK,
-                target_BK,
-                classes_of(options.dkd_target, labels_B, target_BK),
-                alpha=options.dkd_alpha,
-                beta=options.dkd_beta,
-                temperature=options.temperature,
+                *both, classes, alpha=options.dkd_alpha, beta=options.dkd_beta, **temperature
             )
         elif options.logits_loss == "dist":
-            value = dist(
-                student_BK,
-                target_BK,
-                beta=options.dist_beta,
-                gamma=options.dist_gamma,
-                temperature=options.temperature,
-            )
+            value = dist(*both, beta=options.dist_beta, gamma=options.dist_gamma, **temperature)
         else:
-            value = kd_kl(student_BK, target_BK, temperature=options.temperature)
+            value = kd_kl(*both, **temperature)
         return options.w_logits * ramp(self.epoch, options.logits_warmup_epochs) * value
 
     def end_epoch(self, epoch: int) -> dict[str, float]:
@@ -330,19 +313,16 @@ class CustomKD(Method):
         return self.watch.end_epoch() if self.options.customises else {}
 
     def warnings(self) -> dict[str, str]:
-        """See ``Component.warnings``."""
         return self.watch.warnings if self.options.customises else {}
 
     def state(self) -> dict[str, Any]:
-        """The epoch; P_t and its own head with their optimiser, and what is watched."""
-        if not self.options.customises:
-            return {"epoch": self.epoch}
-        return {
-            "epoch": self.epoch,
-            "teacher_side": self.teacher_side.state_dict(),
-            "optimiser": self.optimiser.state_dict(),
-            "watch": self.watch.state(),
-        }
+        """The epoch; P_t and its own head with their optimiser, and the state of ``Watch``."""
+        state: dict[str, Any] = {"epoch": self.epoch}
+        if self.options.customises:
+            state["teacher_side"] = self.teacher_side.state_dict()
+            state["optimiser"] = self.optimiser.state_dict()
+            state["watch"] = self.watch.state()
+        return state
 
     def load_state(self, state: dict[str, Any]) -> None:
         """See ``Component.load_state``."""
@@ -373,3 +353,21 @@ def _optimiser(trained: nn.Module, options: CustomKDConfig) -> torch.optim.Optim
         raise ConfigError(
             f"--customkd.stage1_opt {options.stage1_opt}: {error}. Names: adamw, sgd, lamb and others of timm."
         ) from error
+
+
+def projection(from_width: int, to_width: int, *, depth: int, hidden: int) -> nn.Module:
+    """(B, from_width) -> (B, to_width): one Linear, or a perceptron with one hidden layer.
+
+    The sources speak of "one projection layer"; a second layer is our choice, with a layer norm between, which works on
+    one row at a time, so that neither the batch nor the number of processes matters.
+    """
+    if depth == 1:
+        return nn.Linear(from_width, to_width)
+    hidden = hidden or max(from_width, to_width)
+    layers = (
+        nn.Linear(from_width, hidden),
+        nn.LayerNorm(hidden),
+        nn.ReLU(),
+        nn.Linear(hidden, to_width),
+    )
+    return nn.Sequential(*layers)

@@ -12,48 +12,43 @@ from typing import Any
 
 from distill.lazy import Tensor, no_grad, torch
 from distill.measures.feature_similarity import linear_cka, mean_norm, mean_variance, thin_out, top1
-from distill.methods.base import FeatureNorm, Indices, Setup
+from distill.methods.base import FeatureNorm, Setup
 
 WATCHED = 1024
 """Most training rows, and most test rows, that are measured."""
 INFLATED = 2.0
-"""||P_t(f_t)|| / ||f_s|| above which the log warns: the student is pulled towards ever longer features."""
+"""||P_t(f_t)|| / ||f_s|| above which the log warns that the target inflates."""
 COLLAPSED = 0.01
-"""Share of its first value below which the variance of P_t(f_t) makes the log warn: nothing is left to imitate."""
+"""Share of the first variance of P_t(f_t) below which the log warns that the target collapses."""
+
+Function = Callable[[Tensor], Tensor]
 
 
 class Watch:
     """Norms, variances, accuracy and alignment of f_t, P_t(f_t) and f_s.
 
     Args:
-        setup: of the run.
-        norm: of the stored feature.
-        scale_matters: a longer P_t(f_t) asks for a longer f_s.
+        setup: See ``Setup``.
+        norm: Normalisation of f_t.
+        scale_matters: Whether the loss depends on the length of P_t(f_t), so that a growing one is warned of.
     """
 
     def __init__(self, setup: Setup, norm: FeatureNorm, *, scale_matters: bool) -> None:
         self.setup = setup
         self.norm = norm
         self.scale_matters = scale_matters
-        self.seen = self._few(setup.training)
-        self.held_out = self._few(setup.split.test)
+        self.seen, self.held_out = (
+            part[thin_out(len(part), WATCHED, seed=0).numpy()]
+            for part in (setup.training, setup.split.test)
+        )
         self.first_variance = 0.0
         self.variance, self.custom_norm = 0.0, 0.0
         self.student_norm = torch.zeros(2, dtype=torch.float64, device=setup.device)  # sum, count
         self.warnings: dict[str, str] = {}
 
-    @staticmethod
-    def _few(indices: Indices) -> Indices:
-        chosen: Indices = indices[thin_out(len(indices), WATCHED, seed=0).numpy()]
-        return chosen
-
     @no_grad
     def customised(
-        self,
-        customise: Callable[[Tensor], Tensor],
-        head: Callable[[Tensor], Tensor],
-        *,
-        with_student: bool,
+        self, customise: Function, head: Function, *, with_student: bool
     ) -> dict[str, float]:
         """Measure at the start of a cycle, after its stage 1 if it has one.
 

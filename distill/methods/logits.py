@@ -1,17 +1,44 @@
-"""``logits``: the student's logits imitate those of a linear probe on the stored features, by squared error.
+"""``kd``, ``logits``, ``dkd``, ``dist``, ``ofa``: the student's logits imitate those of a linear probe.
 
-Ba & Caruana, NeurIPS 2014 ("Do deep nets really need to be deep?", arXiv:1312.6184).
+L = CE(D_L) + a comparison of the student's logits z_s with probe(f_t) over all images. Trained: student, and the exits
+of ``ofa``. Frozen: the probe and the stored f_t. The probe is a logistic regression on the stored features of the
+labelled images, fitted once per seed (``probe_logits``).
 """
+
+# B batch, K classes, M_i h_i w_i the map of stage i
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 from distill.lazy import Tensor
-from distill.losses.logits import logit_mse
-from distill.methods.base import Setup
-from distill.methods.probe_logits import ProbeLogits
-from distill.options import CheckedOptions
+from distill.losses.logits import dist, dkd, kd_kl, logit_mse, ofa
+from distill.methods.base import Batch, Output, Setup, Side, Student
+from distill.methods.probe_logits import ProbeLogits, classes_of, ramp
+from distill.options import CheckedOptions, Target
+from featstore.errors import ConfigError
+
+
+@dataclass(frozen=True, kw_only=True)
+class KDConfig(CheckedOptions, name="kd", positive=("temperature",)):
+    """Method ``kd``: T^2 KL towards the logits of a linear probe on the stored features (Hinton et al. 2015)."""
+
+    weight: float = 1.0
+    """Weight of the KL term beside the cross entropy; published code uses 9 on CIFAR and 1 on ImageNet."""
+    temperature: float = 4.0
+    """Temperature T of both softmaxes; 4 is common on CIFAR, 1 on ImageNet."""
+
+
+class KD(ProbeLogits):
+    """weight T^2 KL(probe(f_t) || z_s), also called Soft Target ("Distilling the knowledge in a neural network")."""
+
+    Options = KDConfig
+    options: KDConfig
+
+    def compare(self, student_BK: Tensor, target_BK: Tensor, labels_B: Tensor) -> Tensor:
+        options = self.options
+        return options.weight * kd_kl(student_BK, target_BK, temperature=options.temperature)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -23,15 +50,148 @@ class LogitsConfig(CheckedOptions, name="logits"):
 
 
 class Logits(ProbeLogits):
-    """L = CE(D_L) + weight MSE(z_s, probe(f_t)) over all images."""
+    """weight MSE(z_s, probe(f_t)) ("Do deep nets really need to be deep?", arXiv:1312.6184)."""
 
     Options = LogitsConfig
     options: LogitsConfig
 
-    def __init__(self, setup: Setup, options: LogitsConfig) -> None:
+    def compare(self, student_BK: Tensor, target_BK: Tensor, labels_B: Tensor) -> Tensor:
+        return self.options.weight * logit_mse(student_BK, target_BK)
+
+
+@dataclass(frozen=True, kw_only=True)
+class DKDConfig(CheckedOptions, name="dkd", positive=("temperature", "warmup_epochs")):
+    """Method ``dkd``: decoupled KD (Zhao et al., CVPR 2022) towards the probe's logits."""
+
+    alpha: float = 1.0
+    """Weight of the target-class term TCKD."""
+    beta: float = 2.0
+    """Weight of the non-target term NCKD; the authors use 2 to 8 on CIFAR, 0.5 or 2 on ImageNet."""
+    temperature: float = 4.0
+    """Temperature of both softmaxes; the authors use 4 on CIFAR and 1 on ImageNet."""
+    warmup_epochs: int = 1
+    """Epochs in which the weight of both terms rises linearly; the authors use 20 of 240 on CIFAR, 1 on ImageNet."""
+    target: Target = "teacher"
+    """Class of an image in this loss. teacher: its label where known, else the class with the largest teacher logit.
+    labels: its label only; images without one are left out of the term."""
+
+
+class DKD(ProbeLogits):
+    """ramp (alpha TCKD + beta NCKD) over the images that have a class (arXiv:2203.08679).
+
+    The paper assumes labels for all images; the class of an unlabelled one is our choice (``--dkd.target``).
+    """
+
+    Options = DKDConfig
+    options: DKDConfig
+
+    def __init__(self, setup: Setup, options: DKDConfig) -> None:
         super().__init__(setup, options)
-        self.weight = options.weight
+        self.epoch = 0
+
+    def begin_epoch(self, epoch: int, student: Student) -> dict[str, float]:
+        """Note the epoch, which the ramp depends on."""
+        self.epoch = epoch
+        return {}
 
     def compare(self, student_BK: Tensor, target_BK: Tensor, labels_B: Tensor) -> Tensor:
-        """See ``ProbeLogits.compare``."""
-        return self.weight * logit_mse(student_BK, target_BK)
+        options, classes = self.options, classes_of(self.options.target, labels_B, target_BK)
+        weights = {"alpha": options.alpha, "beta": options.beta}
+        loss = dkd(student_BK, target_BK, classes, temperature=options.temperature, **weights)
+        return ramp(self.epoch, options.warmup_epochs) * loss
+
+    def state(self) -> dict[str, Any]:
+        """The epoch: a run may resume in the middle of one."""
+        return {"epoch": self.epoch}
+
+    def load_state(self, state: dict[str, Any]) -> None:
+        """See ``Component.load_state``."""
+        self.epoch = state["epoch"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class DISTConfig(CheckedOptions, name="dist", positive=("temperature",)):
+    """Method ``dist``: correlations of rows and columns with the probe's softmax (Huang et al., NeurIPS 2022)."""
+
+    weight: float = 2.0
+    """Weight of both terms together beside the cross entropy."""
+    beta: float = 1.0
+    """Weight of the relations between the classes of an image (rows)."""
+    gamma: float = 1.0
+    """Weight of the relations between the images of a batch (columns); each process compares its own images."""
+    temperature: float = 1.0
+    """Temperature of both softmaxes; the authors use 4 on CIFAR and 1 on ImageNet."""
+
+
+class DIST(ProbeLogits):
+    """weight T^2 (beta (1 - r of rows) + gamma (1 - r of columns)), r Pearson's correlation (arXiv:2205.10536)."""
+
+    Options = DISTConfig
+    options: DISTConfig
+
+    def compare(self, student_BK: Tensor, target_BK: Tensor, labels_B: Tensor) -> Tensor:
+        options = self.options
+        weights = {"beta": options.beta, "gamma": options.gamma}
+        loss = dist(student_BK, target_BK, temperature=options.temperature, **weights)
+        return options.weight * loss
+
+
+@dataclass(frozen=True, kw_only=True)
+class OFAConfig(CheckedOptions, name="ofa", positive=("eps", "temperature")):
+    """Method ``ofa``: OFA-KD (Hao et al., NeurIPS 2023), the logits of every stage towards those of the probe."""
+
+    weight: float = 1.0
+    """Weight of each exit beside the cross entropy."""
+    eps: float = 1.0
+    """Exponent of the target class's probability; the authors use 1 on CIFAR and 1.5 on ImageNet."""
+    temperature: float = 1.0
+    """Temperature of both softmaxes."""
+    stages: bool = True
+    """Add an exit at every stage of the student; false compares the final logits only."""
+    target: Target = "teacher"
+    """Class of an image in this loss. teacher: its label where known, else the class with the largest teacher logit.
+    labels: its label only; images without one are left out of the term."""
+
+
+class OFA(ProbeLogits):
+    """weight (OFA(z_s) + sum over stages OFA(exit)) (arXiv:2310.19444).
+
+    Where teacher and student are of different kinds (a ViT and a CNN), features are hard to match; logits are not. Each
+    stage of the student gets an exit that imitates the probe's logits. The exits are dropped after training.
+
+    Raises:
+        ConfigError: the student cannot give the maps of its stages.
+    """
+
+    Options = OFAConfig
+    options: OFAConfig
+
+    def __init__(self, setup: Setup, options: OFAConfig) -> None:
+        super().__init__(setup, options)
+        from distill.methods.modules import Exits
+
+        channels = setup.student.stage_channels
+        if self.options.stages and not channels:
+            raise ConfigError(
+                f"--ofa.stages true: {setup.student.name} cannot give the maps of its stages. Choose a student whose "
+                "timm model has forward_intermediates, or --ofa.stages false."
+            )
+        self.exits = Exits(channels, setup.student.num_classes) if self.options.stages else None
+
+    def student_sides(self) -> dict[str, Side]:
+        """One exit per stage."""
+        return {} if self.exits is None else {"exits": Side(self.exits, tap="stages")}
+
+    def compare(self, student_BK: Tensor, target_BK: Tensor, labels_B: Tensor) -> Tensor:
+        """The term of one exit."""
+        options, classes = self.options, classes_of(self.options.target, labels_B, target_BK)
+        settings = {"eps": options.eps, "temperature": options.temperature}
+        return options.weight * ofa(student_BK, target_BK, classes, **settings)
+
+    def terms(self, output: Output, batch: Batch, student: Student) -> dict[str, Tensor]:
+        """The term of the final logits, and one per exit."""
+        terms = super().terms(output, batch, student)
+        target = self.target(batch)
+        for number, logits in enumerate(output.projected.get("exits", ())):
+            terms[f"exit{number}"] = self.compare(logits, target, batch.labels)
+        return terms

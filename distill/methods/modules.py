@@ -64,7 +64,7 @@ class Exits(nn.Module):
     """From the maps of all stages to logits, one exit per stage.
 
     An exit goes through the channels of the later stages by separable convolutions that halve the map, is averaged over
-    places, and ends in a Linear. The parts are the paper's [C], the number of convolutions and their widths ours [I].
+    places, and ends in a Linear. The parts are the paper's, the number of convolutions and their widths are our choice.
 
     Args:
         channels: M_i of every stage, from the input on.
@@ -120,5 +120,4 @@ class PatientLinear(nn.Linear):
     alone = False
 
     def forward(self, input: Tensor) -> Tensor:
-        """See ``nn.Linear``."""
         return super().forward(input.detach() if self.alone else input)

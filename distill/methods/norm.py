@@ -6,7 +6,7 @@
 The paper expands the student's last map with 1x1 convolutions; here the stored vector and f_s count as maps of one
 place. What is trained is linear, so after training it is merged into the student's last Linear, exactly, and the
 exported student is the plain model. Over a stored grid that would only hold for students whose last map is averaged
-and then classified: most edge models have further layers after pooling, so the pooled form alone is offered [I].
+and then classified: most edge models have further layers after pooling, so only the pooled form is offered.
 """
 
 # B batch, C student width, D teacher width, N copies, K classes
@@ -15,30 +15,25 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
 from distill.lazy import Tensor, nn, no_grad
-from distill.losses import cross_entropy
 from distill.losses.features import many_to_one_mse
-from distill.methods.base import ADAPTER, Batch, Method, Needs, Output, Setup, Side, Student
-from distill.options import CheckedOptions, Norm
+from distill.methods.base import ADAPTER, Batch, Needs, Output, Setup, Side, Student, VectorMethod
+from distill.options import VectorOptions
 from featstore.errors import ConfigError
 
 
 @dataclass(frozen=True, kw_only=True)
-class NORMConfig(CheckedOptions, name="norm", positive=("copies",)):
+class NORMConfig(VectorOptions, name="norm", positive=("copies",)):
     """Method ``norm``: many representations of the student imitate one feature (NORM, Liu et al., ICLR 2023)."""
 
     weight: float = 1.0
     """Weight of N times the squared error beside the cross entropy; published code uses 1 to 16."""
     copies: int = 8
     """Number N of student representations per stored feature."""
-    norm: Norm = "none"
-    """Normalisation of the stored feature before it is compared: none, standardize (zero mean and unit variance per
-    channel over the training images), layernorm (per image) or l2 (length 1)."""
 
 
-class NORM(Method):
+class NORM(VectorMethod):
     """L = CE(D_L) + weight N MSE(e, f_t) over all images. Trained: student, expansion, contraction. Frozen: f_t.
 
     Raises:
@@ -47,10 +42,10 @@ class NORM(Method):
 
     Options = NORMConfig
     options: NORMConfig
+    NEEDS = Needs(labels=True)
 
     def __init__(self, setup: Setup, options: NORMConfig) -> None:
         super().__init__(setup, options)
-        self.norm = setup.norm(self.options.norm)
         head = setup.student.head
         if not isinstance(head, nn.Linear) or head.bias is None:
             raise ConfigError(
@@ -58,11 +53,6 @@ class NORM(Method):
                 "into which the expansion is merged. Use --student.feature prelogits, another student, or "
                 "--methods fitnet."
             )
-
-    @classmethod
-    def needs(cls, options: Any) -> Needs:
-        """A classifier: its logits are compared."""
-        return Needs(labels=True)
 
     def student_sides(self) -> dict[str, Side]:
         """The residual expansion in front of the head."""
@@ -73,14 +63,9 @@ class NORM(Method):
         )
         return {ADAPTER: Side(adapter), "expanded": Side(Expanded(adapter))}
 
-    def loss(self, output: Output, batch: Batch, student: Student) -> dict[str, Tensor]:
-        """See ``Method.loss``."""
-        assert batch.teacher is not None  # needs
-        imitation = many_to_one_mse(output.projected["expanded"], self.norm(batch.teacher))
-        return {
-            "ce": cross_entropy(output.logits, batch.labels),
-            "many_to_one": self.options.weight * imitation,
-        }
+    def terms(self, output: Output, batch: Batch, student: Student) -> dict[str, Tensor]:
+        imitation = many_to_one_mse(output.projected["expanded"], self.target(batch))
+        return {"many_to_one": self.options.weight * imitation}
 
     @no_grad
     def fold(self, student: Student, sides: Mapping[str, nn.Module]) -> None:

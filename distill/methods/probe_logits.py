@@ -1,8 +1,4 @@
-"""What the methods on logits share: the teacher's logits are those of a linear probe on its stored features.
-
-The probe is a logistic regression on the stored features of the labelled images, fitted once per seed; no teacher is
-loaded, and the store need not hold logits.
-"""
+"""Logits of the teacher by a linear probe on its stored features: neither a teacher nor stored logits are needed."""
 
 # B batch, D teacher width, K classes
 
@@ -12,7 +8,6 @@ from abc import abstractmethod
 from typing import Any
 
 from distill.lazy import Tensor, nn, no_grad, torch
-from distill.losses import cross_entropy
 from distill.losses.logits import target_classes
 from distill.measures.linear_probe import LinearProbe
 from distill.methods.base import Batch, Method, Needs, Output, Setup, Student
@@ -51,10 +46,9 @@ def ramp(epoch: int, warmup_epochs: int) -> float:
 
 
 class ProbeLogits(Method):
-    """L = CE(D_L) + a comparison of the student's logits with probe(f_t) over all images.
+    """L = CE(D_L) + a comparison of the student's logits with probe(f_t) over all images."""
 
-    Trained: student. Frozen: probe, stored f_t.
-    """
+    NEEDS = Needs(labels=True)
 
     def __init__(self, setup: Setup, options: Any) -> None:
         super().__init__(setup, options)
@@ -77,14 +71,5 @@ class ProbeLogits(Method):
         logits: Tensor = self.probe(batch.teacher)
         return logits
 
-    @classmethod
-    def needs(cls, options: Any) -> Needs:
-        """A classifier: its logits are compared."""
-        return Needs(labels=True)
-
-    def loss(self, output: Output, batch: Batch, student: Student) -> dict[str, Tensor]:
-        """See ``Method.loss``."""
-        return {
-            "ce": cross_entropy(output.logits, batch.labels),
-            "logits": self.compare(output.logits, self.target(batch), batch.labels),
-        }
+    def terms(self, output: Output, batch: Batch, student: Student) -> dict[str, Tensor]:
+        return {"logits": self.compare(output.logits, self.target(batch), batch.labels)}

@@ -1,7 +1,7 @@
-"""``queue_kl``: similarities to many stored features as pseudo-classes (the distillation of LightlyTrain, v1) [C].
+"""``queue_kl``: similarities to many stored features as pseudo-classes (the distillation of LightlyTrain, v1).
 
-There the queue fills with the teacher's features of past batches; a store can give it whole, from the first step on:
-it is drawn anew in every epoch from all training images, by the seed.
+There the queue fills with the teacher's features of past batches. Here it is full from the first step on: it is drawn
+from the stored features of all training images, again in every epoch, by the seed of the run.
 """
 
 # B batch, C student width, D teacher width, Q rows of the queue
@@ -14,21 +14,13 @@ from typing import Any
 import numpy as np
 
 from distill.lazy import Tensor, nn, torch
-from distill.losses import cross_entropy
 from distill.losses.contrast import queue_kl
-from distill.methods.base import Batch, Method, Output, Setup, Side, Student
-from distill.options import CheckedOptions, Norm
+from distill.methods.base import Batch, Output, Setup, Side, Student, VectorMethod
+from distill.options import VectorOptions
 
 
 @dataclass(frozen=True, kw_only=True)
-class QueueKLConfig(
-    CheckedOptions,
-    name="queue_kl",
-    positive=(
-        "size",
-        "temperature",
-    ),
-):
+class QueueKLConfig(VectorOptions, name="queue_kl", positive=("size", "temperature")):
     """Method ``queue_kl``: similarities to a queue of stored features as pseudo-classes (LightlyTrain, v1)."""
 
     weight: float = 1.0
@@ -37,12 +29,9 @@ class QueueKLConfig(
     """Stored features in the queue, drawn again in every epoch; at most the number of training images."""
     temperature: float = 0.07
     """Temperature of both softmaxes."""
-    norm: Norm = "none"
-    """Normalisation of the stored feature before it is compared: none, standardize (zero mean and unit variance per
-    channel over the training images), layernorm (per image) or l2 (length 1)."""
 
 
-class QueueKL(Method):
+class QueueKL(VectorMethod):
     """L = CE(D_L) + weight KL(softmax(f_t Q^T / T) || softmax(P_s(f_s) Q^T / T)) over all images, at length 1 each.
 
     Trained: student, P_s. Frozen: the stored f_t and Q. The queue is the same on every process.
@@ -53,12 +42,11 @@ class QueueKL(Method):
 
     def __init__(self, setup: Setup, options: QueueKLConfig) -> None:
         super().__init__(setup, options)
-        self.norm = setup.norm(self.options.norm)
         self.epoch = -1
         self.queue_QD = torch.zeros(0, setup.features.width, device=setup.device)
 
     def student_sides(self) -> dict[str, Side]:
-        """P_s: student width -> teacher width, with weights from a truncated normal distribution of 0.02 [C]."""
+        """P_s: student width -> teacher width, with weights from a truncated normal distribution of 0.02."""
         linear = nn.Linear(self.setup.student_width, self.setup.features.width)
         nn.init.trunc_normal_(linear.weight, std=0.02)
         nn.init.zeros_(linear.bias)
@@ -74,19 +62,10 @@ class QueueKL(Method):
         self.queue_QD = self.norm(self.setup.features.take(chosen).to(self.setup.device))
         return {}
 
-    def loss(self, output: Output, batch: Batch, student: Student) -> dict[str, Tensor]:
-        """See ``Method.loss``."""
-        assert batch.teacher is not None  # needs
-        kl = queue_kl(
-            output.projected["queue"],
-            self.norm(batch.teacher),
-            self.queue_QD,
-            temperature=self.options.temperature,
-        )
-        return {
-            "ce": cross_entropy(output.logits, batch.labels),
-            "queue": self.options.weight * kl,
-        }
+    def terms(self, output: Output, batch: Batch, student: Student) -> dict[str, Tensor]:
+        own, temperature = output.projected["queue"], self.options.temperature
+        kl = queue_kl(own, self.target(batch), self.queue_QD, temperature=temperature)
+        return {"queue": self.options.weight * kl}
 
     def state(self) -> dict[str, Any]:
         """The epoch, which decides the queue."""

@@ -1,4 +1,4 @@
-"""``specmatch``: the student predicts the stored feature's coefficients in its own PCA basis (SpecMatch, 2026) [S].
+"""``specmatch``: the student predicts the stored feature's coefficients in its own PCA basis (SpecMatch, 2026).
 
 In a plain squared error the few components of large variance count for nearly everything. Here each component's error
 is raised to a power below 1 before they are summed, so that the many small ones are learnt as well. The basis is
@@ -13,22 +13,14 @@ from dataclasses import dataclass
 from typing import Any
 
 from distill.lazy import Tensor, nn, no_grad, torch
-from distill.losses import cross_entropy
 from distill.losses.features import spectral_match
 from distill.measures.feature_similarity import thin_out
-from distill.methods.base import Batch, Method, Output, Setup, Side, Student
-from distill.options import CheckedOptions, Norm
+from distill.methods.base import Batch, Output, Setup, Side, Student, VectorMethod
+from distill.options import VectorOptions
 
 
 @dataclass(frozen=True, kw_only=True)
-class SpecMatchConfig(
-    CheckedOptions,
-    name="specmatch",
-    positive=(
-        "beta",
-        "eps",
-    ),
-):
+class SpecMatchConfig(VectorOptions, name="specmatch", positive=("beta", "eps")):
     """Method ``specmatch``: coefficients in the PCA basis of the stored features, small components lifted (2026)."""
 
     weight: float = 1e-3
@@ -40,16 +32,13 @@ class SpecMatchConfig(
     warmup_steps: int = 500
     """Optimiser steps in which the term trains its Linear only, without a gradient to the student; at most a tenth of
     the run."""
-    norm: Norm = "none"
-    """Normalisation of the stored feature before it is compared: none, standardize (zero mean and unit variance per
-    channel over the training images), layernorm (per image) or l2 (length 1)."""
 
 
 MEASURED = 65_536
 """Most training images that the basis is computed from."""
 
 
-class SpecMatch(Method):
+class SpecMatch(VectorMethod):
     """L = CE(D_L) + weight sum_k (e_k + eps)^beta over all images; e_k is component k's squared error, mean over them.
 
     Trained: student, P_s. Frozen: the stored f_t and the basis. Coupled through the batch, as each mean is taken
@@ -61,7 +50,6 @@ class SpecMatch(Method):
 
     def __init__(self, setup: Setup, options: SpecMatchConfig) -> None:
         super().__init__(setup, options)
-        self.norm = setup.norm(self.options.norm)
         from distill.methods.modules import PatientLinear
 
         self.basis = self._measure().to(setup.device)
@@ -103,20 +91,12 @@ class SpecMatch(Method):
         """The basis: other hardware may order or turn axes of equal variance differently."""
         return [self.basis]
 
-    def loss(self, output: Output, batch: Batch, student: Student) -> dict[str, Tensor]:
-        """See ``Method.loss``."""
-        assert batch.teacher is not None  # needs
+    def terms(self, output: Output, batch: Batch, student: Student) -> dict[str, Tensor]:
         self._count(self.pieces + 1)
-        match = spectral_match(
-            output.projected["coefficients"],
-            self.basis(self.norm(batch.teacher)),
-            beta=self.options.beta,
-            eps=self.options.eps,
-        )
-        return {
-            "ce": cross_entropy(output.logits, batch.labels),
-            "spectrum": self.options.weight * match,
-        }
+        options, predicted = self.options, output.projected["coefficients"]
+        target = self.basis(self.target(batch))
+        match = spectral_match(predicted, target, beta=options.beta, eps=options.eps)
+        return {"spectrum": options.weight * match}
 
     def state(self) -> dict[str, Any]:
         """The basis, and how many pieces of steps were seen."""

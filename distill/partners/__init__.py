@@ -2,18 +2,12 @@
 
 from distill.partners.adamatch import AdaMatch
 from distill.partners.base import Partner
-from distill.partners.dan import DAN
 from distill.partners.dann import DANN
-from distill.partners.deepcoral import DeepCORAL
-from distill.partners.dsan import DSAN
-from distill.partners.fixmatch import FixMatch
-from distill.partners.flexmatch import FlexMatch
-from distill.partners.freematch import FreeMatch
-from distill.partners.pseudo_label import PseudoLabel
+from distill.partners.domain_distance import DAN, DSAN, DeepCORAL
+from distill.partners.pseudo_labels import FixMatch, FlexMatch, FreeMatch, PseudoLabel, SoftMatch
 from distill.partners.sentry import SENTRY
 from distill.partners.shot import SHOT
 from distill.partners.simmatch import SimMatch
-from distill.partners.softmatch import SoftMatch
 
 __all__ = ["PARTNERS", "Partner"]
 

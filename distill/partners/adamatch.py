@@ -4,8 +4,8 @@
     mask = max p' >= 0.95 mean max p_l
     loss = weight mean_u mask CE(z_strong, argmax p')
 
-arXiv:2106.04732, in USB's semi-supervised form [C]: the random interpolation of logits between two batch norm passes is
-left out. Both moving means start at the first batch [I], are over all processes, and include the batch at hand.
+arXiv:2106.04732, in USB's semi-supervised form: the random interpolation of logits between two batch norm passes is
+left out. Both moving means start at the first batch (our choice), include it, and are over all processes.
 """
 
 # L labelled images of a step, U unlabelled ones, K classes
@@ -45,13 +45,11 @@ class AdaMatch(SelfTraining):
         super().__init__(setup, options)
         for name in ("labelled_K", "unlabelled_K"):
             self.memory[name] = torch.zeros(self.num_classes, device=setup.device)
-        self.progress = Progress(setup)
-        self.memory["calls"] = self.progress.count
+        self.progress = Progress(setup, self.memory)
 
     def loss(
         self, labelled: Output, weak: Output, strong: Sequence[Output], batch: Batch
     ) -> dict[str, Tensor]:
-        """See ``Partner.loss``."""
         known = self.setup.gather(probabilities(labelled.logits))
         unlabelled = self.guess(weak, batch)
         first = not self.progress.count

@@ -67,7 +67,6 @@ class Partner(Component, ABC):
         return []
 
     def state(self) -> dict[str, Any]:
-        """See ``Component.state``."""
         return dict(self.memory)
 
     def load_state(self, state: dict[str, Any]) -> None:

@@ -1,6 +1,6 @@
 """``dann``: a discriminator of source and target behind a reversed gradient (Ganin et al. 2016, arXiv:1505.07818).
 
-    weight 0.5 (BCE(d(f_source), 1) + BCE(d(f_target), 0)),   d = 256-256-1 with batch norm and ReLU     (DeepDA [C])
+    weight 0.5 (BCE(d(f_source), 1) + BCE(d(f_target), 0)),   d = 256-256-1 with batch norm and ReLU     (DeepDA)
 
 The student gets the gradient times -(2 / (1 + exp(-gamma p)) - 1), p = 0 to 1 over training. The discriminator sees
 both domains in one pass, so its batch norm has one set of statistics; DeepDA calls it once per domain. It looks at the
@@ -49,8 +49,7 @@ class DANN(Partner):
         from distill.partners.modules import Discriminator
 
         self.discriminator = Discriminator(setup.student_width, self.options.width)
-        self.progress = Progress(setup)
-        self.memory["calls"] = self.progress.count
+        self.progress = Progress(setup, self.memory)
 
     def student_sides(self) -> dict[str, Side]:
         """The discriminator."""
@@ -59,7 +58,6 @@ class DANN(Partner):
     def loss(
         self, labelled: Output, weak: Output, strong: Sequence[Output], batch: Batch
     ) -> dict[str, Tensor]:
-        """See ``Partner.loss``."""
         bce = domain_bce(labelled.projected[SIDE], weak.projected[SIDE])
         self.progress.advance()
         self._set_factor()

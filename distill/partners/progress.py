@@ -2,20 +2,16 @@
 
 from __future__ import annotations
 
-from distill.lazy import torch
+from distill.lazy import Tensor, torch
 from distill.methods.base import Setup
 from featstore.errors import ConfigError
 
 
 class Progress:
-    """Counts the calls of a partner's loss: one per piece of an optimiser step.
+    """Count the calls of a partner's loss, one per piece of an optimiser step, in ``Partner.memory``."""
 
-    Attributes:
-        count: () int64, to be kept in ``Partner.memory``.
-    """
-
-    def __init__(self, setup: Setup) -> None:
-        self.count = torch.zeros((), dtype=torch.int64)
+    def __init__(self, setup: Setup, memory: dict[str, Tensor]) -> None:
+        self.count = memory["calls"] = torch.zeros((), dtype=torch.int64)
         self._per_epoch = setup.steps_per_epoch * setup.config.train.grad_accum
         self._epochs = setup.epochs
 
@@ -26,7 +22,7 @@ class Progress:
 
     @property
     def share(self) -> float:
-        """Of training that is done, 0 to 1."""
+        """Share of the training that is done, 0 to 1."""
         return int(self.count) / (self._per_epoch * self._epochs)
 
     def advance(self) -> None:
@@ -35,11 +31,7 @@ class Progress:
 
 
 def check_source_epochs(name: str, source_epochs: int, setup: Setup) -> None:
-    """Check that some epoch is left after those on the source alone.
-
-    Raises:
-        ConfigError: none is.
-    """
+    """Raise ConfigError unless epochs are left after those on the source alone."""
     if source_epochs >= setup.epochs:
         raise ConfigError(
             f"--{name}.source_epochs {source_epochs} must be below --train.epochs {setup.epochs}: no epoch would adapt."

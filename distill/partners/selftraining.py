@@ -77,7 +77,6 @@ class TrustedGuess(SelfTraining):
     def loss(
         self, labelled: Output, weak: Output, strong: Sequence[Output], batch: Batch
     ) -> dict[str, Tensor]:
-        """See ``Partner.loss``."""
         probability = self.guess(weak, batch)
         weight = self.trust(probability, batch)
         self.record(weight)

@@ -1,4 +1,4 @@
-"""``sentry``: sharpen what strong views agree on, unlearn what they dispute (Prabhu et al. 2021, arXiv:2012.11460 [C]).
+"""``sentry``: sharpen what strong views agree on, unlearn what they dispute (Prabhu et al. 2021, arXiv:2012.11460).
 
     v       = 3 strong views; an image is agreed on if most of them predict what its plain view predicts
     loss    = w_entropy (1/T) (sum over agreed of H(last agreeing view) - sum over disputed of H(last disputing view))
@@ -33,14 +33,7 @@ from distill.partners.progress import Progress, check_source_epochs
 
 
 @dataclass(frozen=True, kw_only=True)
-class SENTRYConfig(
-    CheckedOptions,
-    name="sentry",
-    positive=(
-        "committee",
-        "queue",
-    ),
-):
+class SENTRYConfig(CheckedOptions, name="sentry", positive=("committee", "queue")):
     """Partner ``sentry``: sharpen what strong views agree on, unlearn what they do not (Prabhu et al. 2021)."""
 
     source_epochs: int = 10
@@ -89,9 +82,8 @@ class SENTRY(Partner):
         check_source_epochs("sentry", self.options.source_epochs, setup)
         self.num_classes = setup.samples.num_classes
         self.places = Places(setup.split.unlabelled, setup.device)
-        self.progress = Progress(setup)
+        self.progress = Progress(setup, self.memory)
         queue, device = self.options.queue, setup.device
-        self.memory["calls"] = self.progress.count
         self.memory["weight_N"] = torch.ones(len(self.places), device=device)
         self.memory["queue_Q"] = torch.full((queue,), NONE, device=device)
         self.memory["queue_weight_Q"] = torch.zeros(queue, device=device)
@@ -113,7 +105,6 @@ class SENTRY(Partner):
     def loss(
         self, labelled: Output, weak: Output, strong: Sequence[Output], batch: Batch
     ) -> dict[str, Tensor]:
-        """See ``Partner.loss``."""
         epoch = self.progress.epoch
         self.progress.advance()
         if epoch < self.options.source_epochs:

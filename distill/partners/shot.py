@@ -1,4 +1,4 @@
-"""``shot``: adaptation without source labels and with a frozen head (Liang et al. 2020, arXiv:2002.08546 [C]).
+"""``shot``: adaptation without source labels and with a frozen head (Liang et al. 2020, arXiv:2002.08546).
 
     source phase   CE(z_s, y) with label smoothing 0.1, ``source_epochs`` epochs
     target phase   w_information (mean H(p) - H(mean p)) + 0.3 CE(z_t, pseudo-label);   the head does not change
@@ -85,8 +85,7 @@ class SHOT(Partner):
         super().__init__(setup, options)
         check_source_epochs("shot", self.options.source_epochs, setup)
         self.places = Places(setup.split.unlabelled, setup.device)
-        self.progress = Progress(setup)
-        self.memory["calls"] = self.progress.count
+        self.progress = Progress(setup, self.memory)
         self.memory["labels_N"] = torch.zeros(
             len(self.places), dtype=torch.int64, device=setup.device
         )
@@ -111,7 +110,6 @@ class SHOT(Partner):
     def loss(
         self, labelled: Output, weak: Output, strong: Sequence[Output], batch: Batch
     ) -> dict[str, Tensor]:
-        """See ``Partner.loss``."""
         epoch = self.progress.epoch
         self.progress.advance()
         if epoch < self.options.source_epochs:

@@ -5,11 +5,11 @@
     s     = softmax(e_weak bank / 0.1), bank = embeddings of all labelled images
     p'    = 0.9 p + 0.1 sum of s over each class
     s'    = s weighed by p of each labelled image's class, normalised
-    loss  = weight mean_u [max p' >= 0.95] CE(z_strong, p') + w_instance mean_u CE(e_strong bank / 0.1, s')    (USB [C])
+    loss  = weight mean_u [max p' >= 0.95] CE(z_strong, p') + w_instance mean_u CE(e_strong bank / 0.1, s')    (USB)
 
-As USB does for CIFAR, the student itself is the teacher, and the bank is a moving mean [C]; for ImageNet the authors
+As USB does for CIFAR, the student itself is the teacher, and the bank is a moving mean; for ImageNet the authors
 take a moving average of the student instead, which is not offered. The first epoch fills the bank: until then p' is p
-and the instance term is zero [C].
+and the instance term is zero.
 """
 
 # L labelled images of a step, U unlabelled ones, N all labelled images, E width of the embedding, K classes
@@ -32,15 +32,8 @@ from distill.partners.selftraining import SelfTraining
 class SimMatchConfig(
     CheckedOptions,
     name="simmatch",
-    positive=(
-        "temperature",
-        "queue",
-        "width",
-    ),
-    share=(
-        "threshold",
-        "smoothing",
-    ),
+    positive=("temperature", "queue", "width"),
+    share=("threshold", "smoothing"),
     momentum=("bank_momentum",),
 ):
     """Partner ``simmatch``: classes and similarities to labelled images must agree (Zheng et al. 2022).
@@ -83,11 +76,10 @@ class SimMatch(SelfTraining):
         self.embedding = Embedding(setup.student_width, width)
         self.places = Places(setup.split.labelled, device)
         self.labels_N = setup.labels_of(self.places.members)
-        self.progress = Progress(setup)
+        self.progress = Progress(setup, self.memory)
         # Zero is the one vector that a moving mean of any momentum leaves at once for the first embedding's direction.
         self.memory["bank_NE"] = torch.zeros(len(self.places), width, device=device)
         self.memory["queue"] = torch.zeros(self.options.queue, self.num_classes, device=device)
-        self.memory["calls"] = self.progress.count
 
     def student_sides(self) -> dict[str, Side]:
         """The embedding."""
@@ -96,7 +88,6 @@ class SimMatch(SelfTraining):
     def loss(
         self, labelled: Output, weak: Output, strong: Sequence[Output], batch: Batch
     ) -> dict[str, Tensor]:
-        """See ``Partner.loss``."""
         bank_NE = self.memory["bank_NE"].clone()
         filled = self.progress.epoch > 0
         probability = self._aligned(self.guess(weak, batch))

@@ -11,6 +11,7 @@ from distill.reports import comparison, figures
 from distill.reports.comparison import Groups, mean
 from distill.reports.run_files import BASELINE, REPORT, Row, Run
 from distill.reports.run_page import MOST_CELLS
+from featstore.pages import style
 from featstore.pages.parts import Block, Page, Section, Table, Text, Tile
 from featstore.text import count, format_bytes, format_seconds
 
@@ -239,7 +240,7 @@ def _measures(groups: Groups, methods: Sequence[Row]) -> Section:
 
 def _curves(groups: Groups) -> Section:
     names = list(groups)[:MOST_LINES]
-    colours = {name: figures.PALETTE[place] for place, name in enumerate(names)}
+    colours = {name: style.PALETTE[place] for place, name in enumerate(names)}
     score = _score(groups)
     blocks: list[Block] = []
     wanted: tuple[tuple[str, str, dict[str, Any]], ...] = (

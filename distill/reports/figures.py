@@ -1,4 +1,8 @@
-"""Rows as plotly figures."""
+"""Rows as plotly figures.
+
+Arguments of all figures: ``title``, its heading; ``note``, how to read it; ``wide``, whether it takes the whole width
+of the page; ``x`` and ``y``, names of the axes.
+"""
 
 import statistics
 from collections.abc import Mapping, Sequence
@@ -7,38 +11,9 @@ import numpy as np
 
 from distill.measures.score import MINUS, Measure
 from distill.reports.run_files import Row
+from featstore.pages import style
 from featstore.pages.parts import Plot
-from featstore.pages.style import (
-    BLUE as BLUE,
-)
-from featstore.pages.style import (
-    GAINS,
-    LONGEST,
-    RED,
-    TINTS,
-    class_colours,
-    empty,
-    label,
-    log_axis,
-    name_classes,
-    name_ticks,
-    percent_axis,
-    spec,
-    symbol,
-    text_positions,
-)
-from featstore.pages.style import (
-    GREEN as GREEN,
-)
-from featstore.pages.style import (
-    GREY as GREY,
-)
-from featstore.pages.style import (
-    ORANGE as ORANGE,
-)
-from featstore.pages.style import (
-    PALETTE as PALETTE,
-)
+from featstore.pages.style import BLUE, GREEN, GREY, ORANGE, RED, empty, label, percent_axis, spec
 
 Series = Mapping[str, tuple[Sequence[float], Sequence[float]]]
 """Places and values by name."""
@@ -60,22 +35,19 @@ def curves(
     """Lines over time.
 
     Args:
-        title: of the figure.
         series: lines by name; a single line is not named.
-        x: name of the time axis.
         share: values are shares, shown in percent.
         unit: the value axis spans 0 to 1, so that small differences look small.
         log: logarithmic values, where they are positive and span more than a decade.
         log_x: logarithmic places, with a tick at each of them.
-        wide: takes the whole width of the page.
-        note: how to read it.
         colours: by name; default: the palette.
     """
     figure = empty(x=x)
     for number, (name, (places, values)) in enumerate(series.items()):
-        colour = (colours or {}).get(name, PALETTE[number % len(PALETTE)])
+        colour = (colours or {}).get(name, style.PALETTE[number % len(style.PALETTE)])
         figure.add_scatter(
-            x=list(places), y=list(values), name=symbol(name), mode="lines+markers" if len(places) < 40 else "lines",
+            x=list(places), y=list(values), name=style.symbol(name),
+            mode="lines+markers" if len(places) < 40 else "lines",
             line={"width": 2, "color": colour}, marker={"size": 4 if len(places) > 1 else 9},
             hovertemplate="%{y:.1%}" if share else "%{y:.4g}",
         )  # fmt: skip
@@ -86,7 +58,7 @@ def curves(
     if unit:
         figure.update_yaxes(range=[0, 1.03])
     if log and found and min(found) > 0 and max(found) > 10 * min(found):
-        log_axis(figure, "y", found)
+        style.log_axis(figure, "y", found)
     if log_x:
         ticks = sorted({place for places, _ in series.values() for place in places})
         figure.update_xaxes(type="log", tickvals=ticks, ticktext=[f"{place:g}" for place in ticks])
@@ -98,10 +70,8 @@ def accuracies(title: str, rows: Sequence[Row], *, own: str, note: str = "") -> 
     """One line per class from a baseline's accuracy to the run's, with the teacher's as a mark.
 
     Args:
-        title: of the figure.
         rows: of ``tables.per_class``, from top to bottom.
         own: name of the run.
-        note: how to read it.
     """
     figure = empty(x="accuracy")
     for better, colour in ((True, GREEN), (False, RED)):
@@ -128,7 +98,7 @@ def accuracies(title: str, rows: Sequence[Row], *, own: str, note: str = "") -> 
                 hovertemplate="%{customdata[0]}: %{x:.1%} of %{customdata[1]} images",
             )  # fmt: skip
     percent_axis(figure, "x", range=[-0.02, 1.02])
-    name_ticks(figure, "y", [row["class"] for row in rows])
+    style.name_ticks(figure, "y", [row["class"] for row in rows])
     figure.update_yaxes(range=[len(rows) - 0.4, -0.6], showgrid=False)
     worst = min(rows, key=lambda row: row["accuracy"])
     alt = f"Accuracy of {len(rows)} classes; lowest: {worst['class']} with {worst['accuracy']:.0%}"
@@ -154,25 +124,16 @@ def heatmap(
     """Shares, or differences of shares, by row and column.
 
     Args:
-        title: of the figure.
         cells: one list per row; None stays empty.
         rows: names from top to bottom.
         columns: names from left to right.
-        x: what the columns are.
-        y: what the rows are.
         texts: in the cells; by default percent, or none with more than 20 columns.
         gains: differences around zero.
         most: gain with the strongest colour; 0 for the largest of the cells.
-        note: how to read it.
         alt: the figure in a sentence.
         square: rows are about as high as columns are wide.
-        wide: takes the whole width of the page.
     """
-    most = (
-        most
-        or max((abs(value) for row in cells for value in row if value is not None), default=1)
-        or 1
-    )
+    most = most or max((abs(value or 0) for row in cells for value in row), default=1) or 1
     figure = empty(x=x, y=y)
     if len(columns) > 20:
         texts = [[""] * len(columns) for _ in rows]
@@ -181,18 +142,18 @@ def heatmap(
     figure.add_heatmap(
         z=[list(row) for row in cells], text=[list(row) for row in texts], texttemplate="%{text}",
         customdata=[[[label(row, 60), label(column, 60)] for column in columns] for row in rows],
-        colorscale=GAINS if gains else TINTS, zmin=-most if gains else 0, zmax=most if gains else 1, showscale=False,
-        xgap=1, ygap=1, hoverongaps=False,
+        colorscale=style.GAINS if gains else style.TINTS, zmin=-most if gains else 0, zmax=most if gains else 1,
+        showscale=False, xgap=1, ygap=1, hoverongaps=False,
         hovertemplate="%{customdata[0]}, %{customdata[1]}: %{z:" + ("+" if gains else "") + ".1%}<extra></extra>",
     )  # fmt: skip
-    name_ticks(figure, "x", columns)
-    name_ticks(figure, "y", rows)
+    style.name_ticks(figure, "x", columns)
+    style.name_ticks(figure, "y", rows)
     figure.update_xaxes(showgrid=False, side="top" if len(rows) > len(columns) else "bottom")
     figure.update_yaxes(showgrid=False, autorange="reversed")
     step = 36 if square and len(rows) < 20 else 30 if len(rows) < 20 else 22
     height = 110 + len(rows) * step
     if len(columns) > 10:  # names are then vertical
-        height += round(6.5 * min(LONGEST, max(map(len, columns))))
+        height += round(6.5 * min(style.LONGEST, max(map(len, columns))))
     alt = alt or f"{title}: {len(rows)} rows, {len(columns)} columns"
     least = 140 + 18 * len(columns) if len(columns) > 10 else 0
     return Plot(title, spec(figure), alt, note, height, wide, least)
@@ -248,13 +209,11 @@ def points(
     """One feature map; colours are classes, crosses are images that the student classifies wrongly.
 
     Args:
-        title: of the figure.
         rows: of feature_map.csv; ``class`` and ``answer`` are absent or empty for images without labels.
         space: teacher, customised or student.
         classes: all names, in the order that decides their colours.
-        note: how to read it.
     """
-    colours = dict(zip(classes, class_colours(len(classes)), strict=True))
+    colours = dict(zip(classes, style.class_colours(len(classes)), strict=True))
     places = np.array([[float(row[f"{space}_{axis}"]) for axis in "xy"] for row in rows])
     names = [row.get("class") or "" for row in rows]
     right = np.array(
@@ -276,7 +235,7 @@ def points(
             },
             hovertemplate="%{text}<extra></extra>",
         )  # fmt: skip
-    name_classes(figure, places, names)
+    style.name_classes(figure, places, names)
     alt = f"{title}: {len(rows)} images" + (f" of {len(classes)} classes" if classes else "")
     return Plot(title, spec(figure), alt, note, height=340)
 
@@ -291,11 +250,9 @@ def seeds(
     """The score by name: a point per seed, a diamond at the mean; references as dashed lines.
 
     Args:
-        title: of the figure.
         groups: values by name, from top to bottom.
         references: values by label, one per seed.
         measure: the score.
-        note: how to read it.
     """
     names = list(groups)
     figure = empty(x=measure.title.lower())
@@ -322,7 +279,7 @@ def seeds(
         )  # fmt: skip
     if measure.percent:
         percent_axis(figure, "x")
-    name_ticks(figure, "y", names)
+    style.name_ticks(figure, "y", names)
     figure.update_yaxes(range=[len(names) - 0.5, -0.5], showgrid=False)
     figure.update_layout(margin={"t": 30})
     ends = "; ".join(
@@ -338,16 +295,14 @@ def against(
     """The score against a cost, a named point per method.
 
     Args:
-        title: of the figure.
         rows: name, cost and score.
         measure: the score.
-        x: what the cost is.
     """
     figure = empty(x=x, y=measure.title.lower())
     names, xs, ys = (list(column) for column in zip(*rows, strict=True))
     figure.add_scatter(
         x=xs, y=ys, mode="markers+text", showlegend=False, text=[label(name) for name in names],
-        textposition=text_positions([0, *xs], [ys[0], *ys], ["", *names], size=(1000, 300))[1:], cliponaxis=False,
+        textposition=style.text_positions([0, *xs], [ys[0], *ys], ["", *names], size=(1000, 300))[1:], cliponaxis=False,
         marker={"size": 10, "color": BLUE},
         hovertemplate="%{text}: " + ("%{y:.1%}" if measure.percent else "%{y:.4g}") + " at %{x:.4g}<extra></extra>",
     )  # fmt: skip

@@ -51,12 +51,12 @@ def write(
     """Write hardest.csv with thumbnails, feature_map.csv and extraction.json below ``folder/report``.
 
     Args:
-        folder: of the run.
-        data: images and stored features.
+        folder: Folder of the run.
+        data: Images and stored features.
         test: (N,) indices of the test images in ``Samples``.
-        measured: evaluation of the student on them.
-        customise: maps stored features to the student's target, for methods that have one.
-        device: of ``customise``.
+        measured: Evaluation of the student on them.
+        customise: Maps stored features to the student's target, for methods that have one.
+        device: Device of ``customise``.
     """
     loss = losses(data, test, measured)
     if loss is not None:
@@ -138,9 +138,8 @@ def features_of(
         Indices of these images among the test images, and their features (n, width) by name.
     """
     rows = thin_out(len(test), MOST_POINTS, seed=0)
-    features = {}
     teacher = data.features.take(test[rows.numpy()])
-    features["teacher"] = teacher.numpy()
+    features = {"teacher": teacher.numpy()}
     if customise is not None:
         features["customised"] = customise(teacher.to(device)).float().cpu().numpy()
     features["student"] = measured.features[rows].numpy()
@@ -168,7 +167,7 @@ def write_feature_map(
     """Positions of the same images in a map of each feature.
 
     Args:
-        folder: of the run.
+        folder: Folder of the run.
         rows: n rows of ``named``.
         features: (n, width) by name.
     """
@@ -200,13 +199,12 @@ def extraction(store: FeatureStore) -> dict[str, object]:
         entry = store.entry(shard)
         seconds.update(entry.seconds)
         size += sum(item.bytes for item in entry.objects.values())
+    rounded = {name: round(value, 1) for name, value in sorted(seconds.items())}
     return {
         "fingerprint": store.fingerprint,
         "teachers": [teacher.name for teacher in store.manifest.teachers.values()],
         "rows": store.num_rows,
         "views": len(store.manifest.views),
         "bytes": size if readable else None,
-        "seconds": {name: round(value, 1) for name, value in sorted(seconds.items())}
-        if readable
-        else None,
+        "seconds": rounded if readable else None,
     }

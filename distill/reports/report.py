@@ -1,7 +1,5 @@
 """Console table, results.csv and pages of finished runs."""
 
-import csv
-import io
 import statistics
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -64,14 +62,12 @@ def write(
         Paths of the files.
     """
     write_json(out / "results.json", records)
-    text = io.StringIO()
+    from distill.reports.tables import write_csv
+
     measured = [{measure.name: value for measure, value in measures_of(run)} for run in records]
     names = dict.fromkeys(name for values in measured for name in values)
-    head = ["method", "seed", *names, *COLUMNS]
-    writer = csv.DictWriter(text, head, extrasaction="ignore", lineterminator="\n")
-    writer.writeheader()
-    writer.writerows({**run, **values} for run, values in zip(records, measured, strict=True))
-    write_bytes(out / "results.csv", text.getvalue().encode())
+    rows = [{**run, **values} for run, values in zip(records, measured, strict=True)]
+    write_csv(out / "results.csv", rows, ["method", "seed", *names, *COLUMNS])
     files = [out / "results.json", out / "results.csv"]
     if page:
         try:

@@ -37,10 +37,10 @@ class Run:
     """One finished run.
 
     Attributes:
-        folder: of the run.
+        folder: Folder of the run.
         name: METHOD or METHOD+PARTNER, with the folders above it where runs lie deeper in OUT.
-        record: run.json.
-        evaluation: evaluation.json.
+        record: Content of run.json.
+        evaluation: Content of evaluation.json.
     """
 
     folder: Path
@@ -137,7 +137,9 @@ class Run:
     @cached_property
     def extraction(self) -> dict[str, Any]:
         """Content of extraction.json; empty if it is missing."""
-        return _read_json(self.folder / REPORT / EXTRACTION)
+        path = self.folder / REPORT / EXTRACTION
+        values: dict[str, Any] = json.loads(path.read_bytes()) if path.exists() else {}
+        return values
 
 
 def read_run(folder: Path, out: Path | None = None) -> Run:
@@ -213,8 +215,3 @@ def read_csv(path: Path) -> list[Row]:
         return []
     with path.open(newline="", encoding="utf-8") as file:
         return list(csv.DictReader(file))
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    values: dict[str, Any] = json.loads(path.read_bytes()) if path.exists() else {}
-    return values

@@ -8,6 +8,7 @@ import yaml
 from distill.measures.score import TOP1
 from distill.reports import figures, tables
 from distill.reports.run_files import BASELINE, REPORT, Row, Run
+from featstore.pages import style
 from featstore.pages.parts import Block, Gallery, Page, Picture, Plot, Section, Table, Text, Tile
 from featstore.text import count, format_bytes, format_seconds
 
@@ -85,9 +86,8 @@ def build(run: Run, baseline: Run | None) -> tuple[Page, dict[str, list[Row]]]:
 
 
 def _subtitle(run: Run) -> str:
-    student = run.contract.get("student", {}).get(
-        "name", run.exported.get("architecture", "student")
-    )
+    fallback = run.exported.get("architecture", "student")
+    student = run.contract.get("student", {}).get("name", fallback)
     teachers = run.exported.get("teachers") or [run.exported.get("teacher", {})]
     named = " and ".join(item["name"] for item in teachers if item.get("name"))
     taught = bool(named) and run.record.get("teacher_images", 1) > 0
@@ -272,10 +272,10 @@ def _measures(run: Run, bins: list[Row], corruptions: list[Row]) -> Section:
     teacher = run.evaluation.get("teacher", {})
     if "both_right" in teacher:
         parts = {
-            "both": (teacher["both_right"], figures.GREEN),
-            "only the student": (teacher["only_student_right"], figures.BLUE),
-            "only the teacher's probe": (teacher["only_teacher_right"], figures.ORANGE),
-            "neither": (teacher["neither_right"], figures.GREY),
+            "both": (teacher["both_right"], style.GREEN),
+            "only the student": (teacher["only_student_right"], style.BLUE),
+            "only the teacher's probe": (teacher["only_teacher_right"], style.ORANGE),
+            "neither": (teacher["neither_right"], style.GREY),
         }
         blocks.append(figures.stacked("Correct answers of student and teacher's probe", parts))
     if corruptions:

@@ -13,12 +13,13 @@ from featstore.files.atomic import write_bytes
 NOT_SERIES = {"step", "epoch", "warning"}
 
 
-def write_csv(path: Path, rows: Sequence[Row]) -> None:
-    """Write rows of equal keys, with a header; without rows no file is written."""
+def write_csv(path: Path, rows: Sequence[Row], columns: Sequence[str] = ()) -> None:
+    """Write rows with a header, of these columns or those of the first row; without rows no file is written."""
     if not rows:
         return
     text = io.StringIO()
-    writer = csv.DictWriter(text, list(rows[0]), lineterminator="\n")
+    names = columns or list(rows[0])
+    writer = csv.DictWriter(text, names, extrasaction="ignore", lineterminator="\n")
     writer.writeheader()
     writer.writerows(rows)
     write_bytes(path, text.getvalue().encode())
@@ -108,7 +109,9 @@ def _confidence(logits: Any) -> float:
 def cost(run: Run) -> Row:
     """Time and memory of a run, and the time of the extraction of its features."""
     seconds = [store["seconds"] for store in run.extraction.get("stores", [])]
-    known = bool(seconds) and all(item is not None for item in seconds)
+    known = bool(seconds) and None not in seconds
+    total = round(sum(sum(item.values()) for item in seconds), 1) if known else None
+    teacher = round(sum(item.get("teacher", 0.0) for item in seconds), 1) if known else None
     record = run.record
     student = run.folder / "student.safetensors"
     return {
@@ -118,11 +121,7 @@ def cost(run: Run) -> Row:
         "device": record.get("device", ""),
         "peak_memory_mb": record.get("peak_memory_mb"),
         "peak_device_memory_mb": record.get("peak_device_memory_mb") or None,
-        "extraction_seconds": round(sum(sum(item.values()) for item in seconds), 1)
-        if known
-        else None,
-        "teacher_seconds": round(sum(item.get("teacher", 0.0) for item in seconds), 1)
-        if known
-        else None,
+        "extraction_seconds": total,
+        "teacher_seconds": teacher,
         "student_bytes": student.stat().st_size if student.exists() else None,
     }

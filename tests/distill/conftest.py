@@ -15,7 +15,7 @@ from distill.config import (
     TrainConfig,
 )
 from distill.methods.customkd import CustomKDConfig
-from distill.methods.fitnet import FitNetConfig
+from distill.methods.features import FitNetConfig
 from distill.register import options_of
 from featstore import FeatureStore
 from featstore.sources import open_source

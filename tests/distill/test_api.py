@@ -155,7 +155,7 @@ def test_a_method_of_the_users_own(
 
 def test_names_that_are_taken(plugin: Path) -> None:
     """Methods, partners and settings keep their names; a file that fails says so."""
-    from distill.methods.kd import KD
+    from distill.methods.logits import KD
 
     class Other(KD):
         pass

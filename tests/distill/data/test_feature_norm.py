@@ -8,7 +8,6 @@ from sklearn.linear_model import LogisticRegression
 from distill.data.feature_norm import FeatureNorm, measure
 from distill.measures.feature_similarity import linear_cka, mean_norm, mean_variance, thin_out, top1
 from distill.measures.linear_probe import fit_probe
-from distill.methods.projection import check_width
 from featstore.errors import ConfigError
 
 
@@ -45,8 +44,6 @@ def test_statistics_of_nothing_are_refused() -> None:
         measure([])
     with pytest.raises(ConfigError, match="statistics"):
         FeatureNorm("standardize")
-    with pytest.raises(ValueError, match="expected"):
-        check_width("feature", torch.zeros(2, 3), 4)
 
 
 def test_cka_is_one_for_itself_and_blind_to_rotation_and_scale() -> None:

@@ -1,6 +1,7 @@
 """Losses that compare features one image at a time, against loops in numpy and literal values."""
 
 import math
+import re
 from collections.abc import Callable
 
 import numpy as np
@@ -234,24 +235,25 @@ def test_between_stages_by_loops() -> None:
     assert half.dtype == torch.float32
 
 
-UNLIKE: list[tuple[Callable[..., Tensor], tuple[int, ...], tuple[int, ...], str]] = [
-    (feature_mse, (2, 3), (1, 3), r"\(2, 3\) and target \(1, 3\)"),
-    (layernorm_mse, (2, 3), (1, 3), r"\(2, 3\) and target \(1, 3\)"),
-    (map_mse, (2, 3, 4, 4), (2, 3, 2, 2), r"\(2, 3, 4, 4\) and target \(2, 3, 2, 2\)"),
-    (attention_transfer, (2, 3, 4, 4), (1, 3, 2, 2), "of one batch"),
-    (attention_transfer, (2, 3), (2, 3, 2, 2), "of one batch"),
-    (many_to_one_mse, (2, 7), (2, 3), r"\(2, 7\) and target \(2, 3\)"),
-    (many_to_one_mse, (2, 6), (1, 3), r"\(2, 6\) and target \(1, 3\)"),
-    (between_stages, (2, 3, 4, 4), (1, 3, 2, 2), "of one batch"),
+UNLIKE: list[tuple[Callable[..., Tensor], tuple[int, ...], tuple[int, ...]]] = [
+    (feature_mse, (2, 3), (1, 3)),
+    (layernorm_mse, (2, 3), (1, 3)),
+    (map_mse, (2, 3, 4, 4), (2, 3, 2, 2)),
+    (attention_transfer, (2, 3, 4, 4), (1, 3, 2, 2)),
+    (attention_transfer, (2, 3), (2, 3, 2, 2)),
+    (many_to_one_mse, (2, 7), (2, 3)),
+    (many_to_one_mse, (2, 6), (1, 3)),
+    (between_stages, (2, 3, 4, 4), (1, 3, 2, 2)),
 ]
 
 
-@pytest.mark.parametrize(("loss", "student", "target", "message"), UNLIKE)
+@pytest.mark.parametrize(("loss", "student", "target"), UNLIKE)
 def test_unlike_shapes_are_refused(
-    loss: Callable[..., Tensor], student: tuple[int, ...], target: tuple[int, ...], message: str
+    loss: Callable[..., Tensor], student: tuple[int, ...], target: tuple[int, ...]
 ) -> None:
-    """They would broadcast, or compare other images."""
-    with pytest.raises(ValueError, match=message):
+    """They would broadcast, or compare other images; the message names the loss and both shapes."""
+    shapes = rf"{loss.__name__}\b.*{re.escape(str(student))}.*{re.escape(str(target))}"
+    with pytest.raises(ValueError, match=shapes):
         loss(torch.zeros(student), torch.zeros(target))
 
 

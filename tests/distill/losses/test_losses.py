@@ -44,6 +44,7 @@ def test_wrong_arguments_are_refused() -> None:
     with pytest.raises(ValueError, match="cross_entropy"):
         losses.cross_entropy(torch.zeros(2, 3), torch.zeros(1, dtype=torch.int64))
     with pytest.raises(ValueError, match=r"\b2\b.*\b3\b.*\b1\b.*\b3\b"):
-        losses.same_shape("name", torch.zeros(2, 3), torch.zeros(1, 3), dims=2)
+        losses.check_axes("name", "BK BK", torch.zeros(2, 3), torch.zeros(1, 3))
     with pytest.raises(ValueError, match=r"\b2\b"):
-        losses.same_shape("name", torch.zeros(2), torch.zeros(2), dims=2)
+        losses.check_axes("name", "BK BK", torch.zeros(2), torch.zeros(2))
+    losses.check_axes("name", "BK BK B", torch.zeros(2, 3), torch.zeros(2, 3), torch.zeros(2))

@@ -14,7 +14,7 @@ from distill.data.pictures import Batch
 from distill.losses import IGNORE
 from distill.methods import METHODS, Output
 from distill.methods.modules import Exits
-from distill.methods.simkd import SimKD
+from distill.methods.teacher_head import SimKD
 from distill.student.model import evaluating
 from featstore.errors import ConfigError
 from tests.distill.bench import Bench, predict, same, snapshot

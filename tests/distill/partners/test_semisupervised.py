@@ -10,9 +10,7 @@ from torch.nn import functional as F
 from distill.methods.base import Output
 from distill.partners import PARTNERS
 from distill.partners.adamatch import AdaMatch
-from distill.partners.flexmatch import FlexMatch
-from distill.partners.freematch import FreeMatch
-from distill.partners.pseudo_label import PseudoLabel
+from distill.partners.pseudo_labels import FlexMatch, FreeMatch, PseudoLabel
 from distill.partners.selftraining import SelfTraining
 from distill.partners.simmatch import SimMatch
 from featstore.errors import ConfigError
