@@ -1,10 +1,20 @@
 """README.md shows what is there: the tree of the folders, links, and commands that exist."""
 
 import re
+import shlex
+from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
-from featstore.cli.main import COMMANDS
+from distill.config import RECIPES, DistillConfig, EvaluateConfig, ReportConfig
+from distill.experiments import cli as experiments
+from distill.export.config import ExportConfig
+from distill.register import kinds, schema
+from distill.students import cli as students
+from featstore.cli.main import COMMANDS, _parser
+from featstore.cli.recipe import parse
+from featstore.extraction.config import DEFAULT_RECIPE, ExtractConfig
 from tests.conftest import ROOT
 
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -73,3 +83,60 @@ def test_commands_exist(page: object) -> None:
     blocks = re.findall(r"```bash\n(.*?)```", text, re.DOTALL) + re.findall(r"`([^`\n]+)`", text)
     used = {name for block in blocks for name in re.findall(r"^featstore ([a-z-]+)", block, re.M)}
     assert used <= COMMANDS.keys()
+
+
+def command_lines(text: str) -> Iterator[list[str]]:
+    """Every command of the packages in the blocks of a page: name of the command or script, then its arguments."""
+    for block in re.findall(r"```bash\n(.*?)```", text, re.DOTALL):
+        for line in re.sub(r"\\\n\s*", "", block).replace("&&", "\n").splitlines():
+            words = [word for word in shlex.split(line, comments=True) if word != "..."]
+            script = next(
+                (n for n, word in enumerate(words) if word.startswith("pipelines/")), None
+            )
+            if script is not None and words[0] in ("accelerate", "python"):
+                yield [Path(words[script]).stem, *words[script + 1 :]]
+            elif words[:1] == ["featstore"]:
+                yield words[1:] if words[1] == "extract" else words
+            elif words[:1] == ["distill"]:
+                yield ["distill" if words[1] == "run" else words[1], *words[2:]]
+
+
+def check_command(name: str, words: list[str]) -> None:
+    """Parse a command line without running it; files that only the reader has are left out."""
+    for flag in ("--config", "--plugins"):
+        if flag in words and not (ROOT / words[words.index(flag) + 1]).is_file():
+            del words[words.index(flag) : words.index(flag) + 2]
+    if name == "featstore":
+        _parser(asked=words[0]).parse_args(words)
+    elif name in ("experiments", "students"):
+        command = experiments if name == "experiments" else students
+        if "--config" not in words and name == "experiments":
+            words = ["--config", "experiment.yaml", *words]
+        assert command.parse(words)["flags"].keys() <= schema().leaves.keys()
+    elif name == "extract":
+        parse(ExtractConfig, default_recipe=DEFAULT_RECIPE, argv=words)
+    elif name == "distill":
+        parse(DistillConfig, default_recipe=RECIPES / "distill.yaml", argv=words, extend=kinds)
+    else:
+        kind = {"evaluate": EvaluateConfig, "export": ExportConfig, "report": ReportConfig}[name]
+        parse(kind, default_recipe=RECIPES / f"{name}.yaml", argv=words)
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda path: path.name)
+def test_command_lines_parse(page: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every command line in a block has settings and values that its parser takes."""
+    monkeypatch.chdir(ROOT)
+    for name, *words in command_lines(page.read_text(encoding="utf-8")):
+        if "--plugins" not in words:  # the reader's own method is not there
+            try:
+                check_command(name, list(words))
+            except (Exception, SystemExit) as error:
+                pytest.fail(f"{page.name}: {name} {shlex.join(words)}: {error}")
+
+
+def test_a_wrong_setting_in_a_page_is_found() -> None:
+    """The check above fails on a flag that does not exist, of either kind of command."""
+    for line in ("featstore push STORE URL --nonsense", "distill run --train.epoch 3"):
+        ((name, *words),) = command_lines(f"```bash\n{line}\n```")
+        with pytest.raises((Exception, SystemExit)):
+            check_command(name, words)

@@ -1,7 +1,7 @@
 """Losses that compare logits, row by row unless stated otherwise; computed in float32.
 
 Formulas were read in public code. No gradient flows into a target. The class of a row is its label where that is
-known; ``IGNORE`` leaves the row out, and ``target_classes`` fills in the teacher's choice.
+known; ``IGNORE`` leaves the row out, and ``target_classes`` fills in the teacher's prediction.
 """
 
 # B batch, K classes, T temperature
@@ -30,7 +30,7 @@ def _mean_over_known(values_B: Tensor, classes_B: Tensor) -> Tensor:
 
 
 def target_classes(labels_B: Tensor, target_BK: Tensor) -> Tensor:
-    """The label where it is known, else the class that the teacher chooses.
+    """The label where it is known, else the class with the largest logit of the teacher.
 
     Args:
         labels_B: (B,) int64, ``IGNORE`` where there is no label.

@@ -49,8 +49,8 @@ def cc(student_BC: Tensor, target_BD: Tensor, *, gamma: float, order: int) -> Te
     sum over p = 0 .. order of e^(-2 gamma) (2 gamma)^p / p! <f_i, f_j>^p.
 
     Args:
-        gamma: of the kernel, positive.
-        order: of the series, at least 1.
+        gamma: Width parameter of the kernel, positive.
+        order: Last power of the series, at least 1.
     """
     student, target = _of_one_batch("cc", student_BC, target_BD)
     factors = [

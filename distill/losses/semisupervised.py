@@ -25,11 +25,11 @@ def pseudo_label_ce(logits_UK: Tensor, labels_U: Tensor, weight_U: Tensor) -> Te
 
     Args:
         logits_UK: (U, K); gradients flow here alone.
-        labels_U: (U,) int64 guessed classes.
-        weight_U: (U,) 0 to 1; how far each guess is trusted.
+        labels_U: (U,) int64 predicted classes.
+        weight_U: (U,) weight of each predicted label, 0 to 1.
 
     Returns:
-        A scalar; zero, with a gradient of zero, if nothing is trusted.
+        A scalar; zero, with a gradient of zero, if all weights are zero.
     """
     check_axes("pseudo_label_ce", "UK U U", logits_UK, labels_U, weight_U)
     loss_U = F.cross_entropy(logits_UK.float(), labels_U, reduction="none")
@@ -53,9 +53,9 @@ def flexmatch_threshold(counts: Tensor, threshold: float) -> Tensor:
     """Per class threshold beta / (2 - beta), beta = count / largest count (FlexMatch, convex map, warm-up).
 
     Args:
-        counts: (K + 1,) images whose last confident guess was none so far (first entry), or class 0, 1, ...
-            The first entry is a bin like the others, so that all thresholds start at zero.
-        threshold: of the class that is learnt best.
+        counts: (K + 1,) images whose last confident prediction was none so far (first entry), or class 0, 1, ... The
+            first entry is a bin like the others, so that all thresholds start at zero.
+        threshold: Threshold of the class with the largest count, 0 to 1.
 
     Returns:
         (K,) float32.
@@ -82,17 +82,17 @@ def freematch_fairness(
 ) -> Tensor:
     """sum_c norm(p / h)_c log norm(q / g)_c: minus the cross entropy of two distributions over classes (FreeMatch).
 
-    p and h are the moving mean and histogram of the guesses, q and g those of the strong views that are trusted; norm
-    divides by the sum. A class that no trusted strong view predicts counts as zero.
+    p and h are the moving mean and histogram of the predictions, q and g those of the strong views in the mask; norm
+    divides by the sum. A class that no such view predicts counts as zero.
 
     Args:
         logits_UK: (U, K) of the strong views; gradients flow here alone, through q.
-        mask_U: (U,) bool, which are trusted.
+        mask_U: (U,) bool, which images count.
         mean_K: (K,) p.
         histogram_K: (K,) h.
 
     Returns:
-        A scalar, not positive; zero, with a gradient of zero, if nothing is trusted.
+        A scalar, not positive; zero, with a gradient of zero, if the mask is empty.
     """
     check_axes("freematch_fairness", "UK U K K", logits_UK, mask_U, mean_K, histogram_K)
     some = mask_U.any()
@@ -123,7 +123,7 @@ def softmatch_weight(
         confidence_U: (U,) largest probability of each image.
         mean: () moving mean of the confidences.
         variance: () moving variance of the confidences.
-        n_sigma: how many times the Gaussian is narrower than the confidences.
+        n_sigma: Standard deviation of the confidences over that of the Gaussian.
 
     Returns:
         (U,) float32, 0 to 1; 1 from the mean on.

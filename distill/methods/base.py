@@ -36,7 +36,7 @@ else:
     Batch = FeatureNorm = Indices = Student = Any
 
 Tap = Literal["feature", "map", "stages"]
-"""What of the student a side module is applied to: its pre-logits, its last feature map, or the maps of all stages."""
+"""Input of a side module: the student's pre-logits, its last feature map, or the maps of all stages."""
 
 ADAPTER = "adapter"
 """Name of a side whose output takes the feature's place in front of the head; ``Method.fold`` must fold it away."""
@@ -222,8 +222,8 @@ class Component:
         """Called before an epoch's first step; modules that the loop does not train are trained here.
 
         Args:
-            epoch: number of the epoch that begins.
-            student: to be read only.
+            epoch: Number of the epoch that begins, from 0.
+            student: The bare student, read only.
 
         Returns:
             Numbers for the log.
@@ -258,9 +258,9 @@ class Method(Component, ABC):
         """Compare the student's output for labelled and unlabelled images (no strong views) with what is stored.
 
         Args:
-            output: of the trainee; gradients flow only through it. Its rows are those of ``batch.labels``.
-            batch: one piece of a step.
-            student: the bare student, to be read only, e.g. its head.
+            output: Output of the trainee; gradients flow only through it. Its rows are those of ``batch.labels``.
+            batch: One piece of an optimiser step (``--train.grad_accum``).
+            student: The bare student, read only, e.g. its head.
 
         Returns:
             The weighted terms of the loss by name; the loop minimises their sum. The cross entropy on labels is "ce".
@@ -282,8 +282,8 @@ class Method(Component, ABC):
         Called on the copy that is measured and exported. Most methods drop their sides and do not override this.
 
         Args:
-            student: the copy, to be changed in place.
-            sides: the trained modules by name.
+            student: Copy that is changed in place.
+            sides: Trained modules by name.
         """
 
 

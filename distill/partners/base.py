@@ -1,4 +1,4 @@
-"""The one interface of all partners: losses on the student's own predictions that combine with any method.
+"""Interface of all partners: losses on the student's own predictions that combine with any method.
 
 A partner gets the student's outputs for the labelled images, the unlabelled ones, and strong views of
 the unlabelled ones, all from the one forward pass that the method's loss uses too. It needs no teacher; some partners
@@ -22,8 +22,10 @@ class Partner(Component, ABC):
     """Base of all partners: semi-supervised losses, and domain adaptation (labelled: source, unlabelled: target).
 
     Raises:
-        ConfigError: there is no unlabelled image.
+        ConfigError: There is no unlabelled image.
     """
+
+    NEEDS = Needs(unlabelled=True, vector=False)
 
     def __init__(self, setup: Setup, options: Any) -> None:
         super().__init__(setup, options)
@@ -34,11 +36,6 @@ class Partner(Component, ABC):
             )
         self.memory: dict[str, Tensor] = {}
         """State by name: changed in place, equal in all processes, saved and restored."""
-
-    @classmethod
-    def needs(cls, options: Any) -> Needs:
-        """Unlabelled images, nothing of the store."""
-        return Needs(unlabelled=True, vector=False)
 
     @classmethod
     def strong_views(cls, options: Any) -> int:
@@ -52,10 +49,10 @@ class Partner(Component, ABC):
         """Weighted terms by name, added to the method's.
 
         Args:
-            labelled: (L) rows.
-            weak: (U) rows, the unlabelled images in the view that the method sees.
-            strong: one per strong view, each with U rows in the same order.
-            batch: one piece of a step; its first L rows are the labelled ones.
+            labelled: L rows, the labelled images.
+            weak: U rows, the unlabelled images in the view that the method sees.
+            strong: One output per strong view, each with U rows in the same order.
+            batch: One piece of an optimiser step; its first L rows are the labelled images.
         """
 
     def uses_labels(self, epoch: int) -> bool:

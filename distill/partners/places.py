@@ -14,8 +14,8 @@ class Places:
     """Position of a sample in one part of the split, for state that is kept per image.
 
     Args:
-        members: (N,) of the part, in ``Samples``.
-        device: of the positions.
+        members: (N,) indices in ``Samples`` of the images of the part.
+        device: Device of the returned positions.
     """
 
     def __init__(self, members: Indices, device: torch.device) -> None:

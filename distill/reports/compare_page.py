@@ -23,8 +23,8 @@ def build(runs: Sequence[Run], out: Path) -> tuple[Page, dict[str, list[Row]]]:
     """Build the page.
 
     Args:
-        runs: at least one.
-        out: folder of the page, for links.
+        runs: Finished runs, at least one.
+        out: Folder of the page, which links are relative to.
 
     Returns:
         The page, and its data by name of the CSV file without the suffix.

@@ -70,7 +70,7 @@ def accuracies(title: str, rows: Sequence[Row], *, own: str, note: str = "") -> 
     """One line per class from a baseline's accuracy to the run's, with the teacher's as a mark.
 
     Args:
-        rows: of ``tables.per_class``, from top to bottom.
+        rows: Rows of ``tables.per_class``, from top to bottom.
         own: name of the run.
     """
     figure = empty(x="accuracy")
@@ -124,10 +124,10 @@ def heatmap(
     """Shares, or differences of shares, by row and column.
 
     Args:
-        cells: one list per row; None stays empty.
+        cells: One list per row; None stays empty.
         rows: names from top to bottom.
         columns: names from left to right.
-        texts: in the cells; by default percent, or none with more than 20 columns.
+        texts: Texts in the cells; by default percent, or none with more than 20 columns.
         gains: differences around zero.
         most: gain with the strongest colour; 0 for the largest of the cells.
         alt: the figure in a sentence.
@@ -209,7 +209,7 @@ def points(
     """One feature map; colours are classes, crosses are images that the student classifies wrongly.
 
     Args:
-        rows: of feature_map.csv; ``class`` and ``answer`` are absent or empty for images without labels.
+        rows: Rows of feature_map.csv; ``class`` and ``answer`` are absent or empty for images without labels.
         space: teacher, customised or student.
         classes: all names, in the order that decides their colours.
     """

@@ -53,10 +53,10 @@ def write(
     """Write results.json and results.csv of a command's runs, and the page that compares all runs in its folder.
 
     Args:
-        out: the OUT folder.
-        records: one per run.
-        page: also draw the page; if that fails, a warning is printed and the other files are written.
-        say: prints a line.
+        out: OUT folder of the command.
+        records: Content of run.json, one per run.
+        page: Also draw the page; if that fails, a warning is printed and the other files are written.
+        say: Prints a line.
 
     Returns:
         Paths of the files.

@@ -146,8 +146,8 @@ def read_run(folder: Path, out: Path | None = None) -> Run:
     """Read the folder of a finished run.
 
     Args:
-        folder: with run.json and evaluation.json.
-        out: the OUT folder above it, for the name; None takes the method's name.
+        folder: Folder with run.json and evaluation.json.
+        out: OUT folder above it, which the name is relative to; None takes the method's name.
 
     Raises:
         ConfigError: a file is missing or has another form.

@@ -44,8 +44,8 @@ def build(run: Run, baseline: Run | None) -> tuple[Page, dict[str, list[Row]]]:
     """Build the page.
 
     Args:
-        run: finished run.
-        baseline: the run of ``labels`` with the same seed, if there is one.
+        run: Finished run.
+        baseline: Run of ``labels`` with the same seed, if there is one.
 
     Returns:
         The page, and its data by name of the CSV file without the suffix.

@@ -82,7 +82,9 @@ def serve_sftp(folder: Path, home: Path) -> Iterator[Sftp]:
 
     async def stop() -> None:
         server.close()
-        for connection in connections:  # Python 3.12 waits for open ones before a server counts as closed
+        for (
+            connection
+        ) in connections:  # Python 3.12 waits for open ones before a server counts as closed
             connection.abort()
             await connection.wait_closed()
         await server.wait_closed()
