@@ -14,11 +14,11 @@ from featstore.version import __version__
 
 COMMANDS = {
     "run": "train students from a feature store and images",
-    "evaluate": "measure a trained student, on any source",
-    "export": "take a trained student to the edge: ONNX, int8, ExecuTorch, model card",
+    "evaluate": "measure a trained student on any images",
+    "export": "export a trained student: ONNX, int8, ExecuTorch, model card",
     "report": "draw the pages of finished runs again",
-    "experiments": "run a grid of runs over one store, described by one file, and compare them",
-    "students": "which student? accuracy against latency and size",
+    "experiments": "run many settings and seeds over one store from one file, and compare them",
+    "students": "compare students: accuracy against latency and size",
 }
 """Name and summary of each command, in the order of the help."""
 

@@ -25,7 +25,7 @@ MOST_SEED = 2**32 - 2**16
 class PhotometricConfig(
     CheckedOptions, name="data", share=("jitter", "grayscale", "blur"), most={"hue": 0.5}
 ):
-    """Changes of colour and sharpness. They move no pixel, so the stored feature of the view still fits, nearly."""
+    """Changes of colour and sharpness. They move no pixel, so the stored feature of the view nearly holds."""
 
     jitter: float = 0.0
     """Strength of random brightness, contrast and saturation on the student's side, 0 to 1; 0 is off."""
@@ -41,7 +41,7 @@ class PhotometricConfig(
 class AugmentConfig(
     CheckedOptions, name="data.strong", most={"magnitude": 10, "cutout": 1, "translate": 0.5}
 ):
-    """Strong copies of unlabelled images, which a partner compares to the view itself. No teacher's loss sees them.
+    """Strong copies of unlabelled images, for partners only; the losses on stored features do not use them.
 
     The defaults are those of semi-supervised benchmarks on CIFAR, without their flip.
     """
@@ -60,7 +60,7 @@ class AugmentConfig(
 
 @dataclass(frozen=True, kw_only=True)
 class DataConfig(PhotometricConfig, name="data", free=("fold", "label_seed")):
-    """Which samples play which part, and which views of them the student is shown."""
+    """Which images train, test and stay unlabelled, and which stored views of them the student is shown."""
 
     labelled: list[str] = field(default_factory=lambda: ["train/*"])
     """Shell patterns over sample ids: images whose labels may be used."""
@@ -68,24 +68,24 @@ class DataConfig(PhotometricConfig, name="data", free=("fold", "label_seed")):
     """Shell patterns over sample ids: images that are used without their labels. Images drawn as labelled are left
     out."""
     test: list[str] = field(default_factory=lambda: ["test/*"])
-    """Shell patterns: held-out images. Exact copies of them are dropped from the other two parts. Task none holds out
+    """Shell patterns: held-out images. Exact copies of them are removed from the other two parts. Task none holds out
     5 %, at most 2,000, chosen by content, unless this is changed."""
     holdout: float = 0.0
     """Share of every class of the labelled images to hold out as the test part, in place of ``test``, e.g. 0.2; at
     least one image per class. Decided by the content of each image, so that it stays the same when files are renamed
-    or images are added. 0: ``test`` names the test part. Where ``labelled`` is not set and nothing lies in train/, all
-    images are meant."""
+    or images are added. 0: ``test`` names the test part. Where ``labelled`` is not set and there is no train/, all
+    images are used."""
     fold: int = 0
-    """Which of the 1 / holdout parts is held out, from 0; -1 takes the run's seed, so that seeds 0 to 4 with holdout
+    """Number of the held-out part, 0 to 1 / holdout - 1; -1 takes the run's seed, so that seeds 0 to 4 with holdout
     0.2 are a five-fold cross-validation."""
     group: str = ""
     """Regular expression searched in every sample id, e.g. 'person_\\d+'. Images with the same match (of its first
-    bracket, if it has one) never lie on both sides: of a test or validation image, none of the group is trained on."""
+    bracket, if it has one) are never on both sides: images of the group of a test or validation image do not train."""
     labels_per_class: int = 0
     """Labelled images drawn per class; 0 keeps all. Images that are not drawn are unlabelled if a pattern there
     matches."""
     validation: int = 0
-    """Labelled images per class that are held out of training to choose settings by (--eval.part validation)."""
+    """Labelled images per class that are held out of training, to choose settings on (--eval.part validation)."""
     label_seed: int = -1
     """Seed of the draw of labelled images; -1 takes each run's own seed."""
     views: Literal["all", "canonical", "seeded"] = "all"
@@ -94,7 +94,7 @@ class DataConfig(PhotometricConfig, name="data", free=("fold", "label_seed")):
     seeded: int = 0
     """Number of stored seeded views to pick from, counted from the first; 0 takes all."""
     mirror: bool = False
-    """Also pick mirrored views; refused unless the store holds them."""
+    """Also pick mirrored views, which the store must hold."""
     strong: AugmentConfig = field(default_factory=AugmentConfig)
     cache_mb: int = 256
     """Memory for decoded views in MB per loading process, so that small data sets are decoded once; 0 is off."""
@@ -146,8 +146,8 @@ class StudentConfig(CheckedOptions, name="student"):
     image_size: int = 0
     """Side of the student's input in pixels; 0 keeps the model's own."""
     feature: FeatureTap = "prelogits"
-    """What is compared to the teacher's feature: the input of the last Linear (prelogits), or what comes out of global
-    pooling (pooled), where hidden layers lie between the two. Everything that follows it is then the head."""
+    """Feature of the student that methods compare: the input of the last Linear (prelogits), or the output of global
+    pooling (pooled), for models with layers between the two. All layers after it are the head."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -199,7 +199,7 @@ class TrainConfig(
     clip_grad: float = 0.0
     """Largest norm of the gradient; 0 is off."""
     ema: float = 0.0
-    """Decay per step of a moving average of the student, which is then what is exported; 0 is off."""
+    """Decay per step of a moving average of the student, 0 to below 1; the average is then exported. 0 is off."""
     precision: Literal["no", "bf16", "fp16"] = "no"
     """Arithmetic of the student's forward and backward pass: float32 (no), bf16 or fp16."""
     workers: int = 2
@@ -213,8 +213,7 @@ class TrainConfig(
     patience: int = 0
     """Epochs without a better score after which training ends; 0 trains to the end. Only with keep_best."""
     time_limit: float = 0.0
-    """Minutes after the start of the command at which the run writes a checkpoint and ends; the same command resumes.
-    0: no limit."""
+    """Minutes after which the run writes a checkpoint and ends; run the same command again to resume. 0: no limit."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -244,7 +243,7 @@ class EvalConfig(
     """How a student is measured."""
 
     part: Literal["test", "validation"] = "test"
-    """Part that the student is measured on; validation (--data.validation) is for choosing settings."""
+    """Images that the student is measured on: test, or validation (--data.validation) to choose settings."""
     batch_size: int = 256
     """Images per forward pass of one process."""
     every: int = 0
@@ -306,7 +305,7 @@ class DistillConfig:
     data: DataConfig = dataclasses.field(default_factory=DataConfig)
     student: StudentConfig = dataclasses.field(default_factory=StudentConfig)
     task: str = "auto"
-    """What the student is for. none: a backbone, taught by the stored features of all images; no label is needed.
+    """Task of the student. none: a backbone, taught by the stored features of all images; no label is needed.
     classify: a classifier. auto: classify where images with labels were chosen or found by --data, else none."""
     methods: list[str] = dataclasses.field(default_factory=list)
     """Methods to run one after another; empty takes those of the task: labels and customkd, or fitnet without labels.

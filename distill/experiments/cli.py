@@ -88,10 +88,22 @@ def parse(arguments: Sequence[str] | None = None) -> dict[str, Any]:
     )
     parser.add_argument("--config", dest="path", type=Path, required=True, metavar="FILE")
     parser.add_argument(
-        "--jobs", type=number_of_jobs, default=0, metavar="N|auto", help="runs at a time"
+        "--jobs",
+        type=number_of_jobs,
+        default=0,
+        metavar="N|auto",
+        help="runs at a time (default: auto, by GPUs, cores and memory)",
     )
-    parser.add_argument("--only", nargs="+", default=[], metavar="NAME", help="variants or rows")
-    parser.add_argument("--dry-run", "--dry_run", action="store_true", help="say what would be run")
+    parser.add_argument(
+        "--only",
+        nargs="+",
+        default=[],
+        metavar="NAME",
+        help="variants or rows to run (default: all)",
+    )
+    parser.add_argument(
+        "--dry-run", "--dry_run", action="store_true", help="print the runs and stop"
+    )
     known, others = parser.parse_known_args(arguments)
     return {**vars(known), "flags": settings(others)}
 

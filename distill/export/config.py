@@ -19,7 +19,7 @@ class CalibrationConfig:
     held_out: int = 512
     """Further images, without the ones above, on which settings of int8 are compared. Labels are not used."""
     method: Literal["auto", "minmax", "entropy", "percentile"] = "auto"
-    """How a range follows from what was seen; auto lets the held-out images choose."""
+    """How a range is computed from the measured values; auto chooses on the held-out images."""
     percentile: float = 99.99
     """Share of the values, in percent, that lies inside the range (percentile)."""
     weights: Literal["int7", "uint8", "int8"] = "int7"
@@ -27,7 +27,7 @@ class CalibrationConfig:
     uint8: finer, and not for NNAPI or XNNPACK. int8: all 8 bits, for ARM and x86 with VNNI only. The others are tried
     too and reported."""
     seed: int = 0
-    """Seed of the draw."""
+    """Seed of the draw of images."""
 
     def __post_init__(self) -> None:
         require(self.images > 0, f"--calibration.images {self.images} must be positive.")
@@ -55,10 +55,10 @@ class FinetuneConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class LatencyConfig:
-    """How long a picture takes: every file and PyTorch, in turn in one process."""
+    """Latency of every file and of PyTorch, measured in turn in one process."""
 
     rounds: int = 20
-    """Times that every model is visited, with at least three calls each; 0 measures nothing."""
+    """Measurements of every model, taken in turn, of at least three calls each; 0 measures nothing."""
     batches: list[int] = field(default_factory=lambda: [1, 8])
     """Pictures per call."""
     threads: list[int] = field(default_factory=lambda: [1, 2])
@@ -76,7 +76,7 @@ class LatencyConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class ExportConfig:
-    """Take a finished run to the edge."""
+    """Export a finished run for edge devices."""
 
     COMMON: ClassVar[tuple[str, ...]] = (
         "model", "out", "store", "images", "formats", "bake_normalisation", "uint8_input", "calibration.images", "qat",
@@ -87,7 +87,7 @@ class ExportConfig:
     model: str = "outputs/digits/distill/customkd/seed0"
     """Folder of a finished run of distill.py."""
     out: str = ""
-    """Folder of the export; empty takes MODEL/export. An older export there is replaced when the new one is whole."""
+    """Folder of the export; empty takes MODEL/export. An older export is replaced when the new one is complete."""
     store: str = ""
     """The run's feature store, if it has moved since; empty takes the path that the run was started with."""
     images: str = ""

@@ -297,7 +297,8 @@ class VectorMethod(Method):
     def target(self, batch: Batch) -> Tensor:
         """(B, D) float32 normalised stored vectors."""
         assert batch.teacher is not None  # needs
-        return self.norm(batch.teacher)
+        normalised: Tensor = self.norm(batch.teacher)
+        return normalised
 
     def embeddings(self, width: int) -> dict[str, Side]:
         """One Linear on the student's feature and one on ``target``; for methods that embed both sides."""

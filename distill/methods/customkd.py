@@ -293,19 +293,19 @@ class CustomKD(VectorMethod):
         return float(target_BD.shape[1]) if self.options.reduction == "sum" else 1.0
 
     def _logit_term(self, student_BK: Tensor, target_BK: Tensor, labels_B: Tensor) -> Tensor:
-        options, both = self.options, (student_BK, target_BK)
+        options, student, target = self.options, student_BK, target_BK
         temperature = {"temperature": options.temperature}
         if options.logits_loss == "mse":
-            value = logit_mse(*both)
+            value = logit_mse(student, target)
         elif options.logits_loss == "dkd":
-            classes = classes_of(options.dkd_target, labels_B, target_BK)
-            value = dkd(
-                *both, classes, alpha=options.dkd_alpha, beta=options.dkd_beta, **temperature
-            )
+            classes = classes_of(options.dkd_target, labels_B, target)
+            weights = {"alpha": options.dkd_alpha, "beta": options.dkd_beta}
+            value = dkd(student, target, classes, **weights, **temperature)
         elif options.logits_loss == "dist":
-            value = dist(*both, beta=options.dist_beta, gamma=options.dist_gamma, **temperature)
+            weights = {"beta": options.dist_beta, "gamma": options.dist_gamma}
+            value = dist(student, target, **weights, **temperature)
         else:
-            value = kd_kl(*both, **temperature)
+            value = kd_kl(student, target, **temperature)
         return options.w_logits * ramp(self.epoch, options.logits_warmup_epochs) * value
 
     def end_epoch(self, epoch: int) -> dict[str, float]:

@@ -80,11 +80,37 @@ def parse(arguments: Sequence[str] | None = None) -> dict[str, Any]:
     )
     add = parser.add_argument
     add("--config", dest="path", type=Path, default=DEFAULT_RECIPE, metavar="FILE")
-    add("--jobs", type=number_of_jobs, default=0, metavar="N|auto", help="runs at a time")
-    add("--dry-run", "--dry_run", action="store_true", help="say what would be run")
-    add("--batches", type=_positive, nargs="+", default=[1, 8], metavar="N", help="images per call")
-    add("--threads", type=_positive, nargs="+", default=[1, 2], metavar="N", help="of one call")
-    add("--rounds", type=_positive, default=20, metavar="N", help="visits of every student")
+    add(
+        "--jobs",
+        type=number_of_jobs,
+        default=0,
+        metavar="N|auto",
+        help="runs at a time (default: auto, by GPUs, cores and memory)",
+    )
+    add("--dry-run", "--dry_run", action="store_true", help="print the runs and stop")
+    add(
+        "--batches",
+        type=_positive,
+        nargs="+",
+        default=[1, 8],
+        metavar="N",
+        help="images per call (default: 1 8)",
+    )
+    add(
+        "--threads",
+        type=_positive,
+        nargs="+",
+        default=[1, 2],
+        metavar="N",
+        help="threads per call (default: 1 2)",
+    )
+    add(
+        "--rounds",
+        type=_positive,
+        default=20,
+        metavar="N",
+        help="measurements of every student (default: 20)",
+    )
     known, others = parser.parse_known_args(arguments)
     return {**vars(known), "flags": settings(others)}
 
