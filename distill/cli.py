@@ -22,6 +22,13 @@ COMMANDS = {
 }
 """Name and summary of each command, in the order of the help."""
 
+EXAMPLES = (
+    "distill run --store STORE --source.path PHOTOS --data.holdout 0.2 --methods '[auto]' --auto.budget 2h",
+    "distill run --store STORE --source.path PHOTOS                 a backbone; no label is needed",
+    "distill evaluate --model outputs/distill/customkd/seed0",
+)
+"""What the help shows; the first one tries methods and weights by itself."""
+
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit status. Flags without a command are those of ``run``."""
@@ -59,6 +66,9 @@ def usage() -> str:
             "Train small students from the stored features of a large teacher, measure and export them.",
             "",
             *lines,
+            "",
+            "examples:",
+            *(f"  {line}" for line in EXAMPLES),
             "",
             "distill COMMAND --help shows its settings. Several GPUs: accelerate launch --multi_gpu -m distill run ...",
         ]

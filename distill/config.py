@@ -86,6 +86,10 @@ class DataConfig(PhotometricConfig, name="data", free=("fold", "label_seed")):
     matches."""
     validation: int = 0
     """Labelled images per class that are held out of training, to choose settings on (--eval.part validation)."""
+    validation_share: float = 0.0
+    """Share of the labelled images of every class that is held out of training to choose settings by (--eval.part
+    validation), decided by the content of each image; for task none, of all images. The run's seed says which of the
+    1 / share parts. 0: --data.validation says how many."""
     label_seed: int = -1
     """Seed of the draw of labelled images; -1 takes each run's own seed."""
     views: Literal["all", "canonical", "seeded"] = "all"
@@ -101,6 +105,11 @@ class DataConfig(PhotometricConfig, name="data", free=("fold", "label_seed")):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        require(
+            not (self.validation and self.validation_share) and self.validation_share <= 0.5,
+            f"--data.validation_share {self.validation_share} must be 0 or a share up to 0.5, and not be given "
+            "together with --data.validation.",
+        )
         require(
             self.label_seed >= -1,
             f"--data.label_seed {self.label_seed} must be -1 (each run's own seed) or at least 0.",
@@ -175,6 +184,8 @@ class TrainConfig(
 
     epochs: int = 20
     """Number of epochs; one epoch passes once over the larger of the labelled and the unlabelled part."""
+    epoch_steps: int = 0
+    """Optimiser steps of an epoch, for parts so large that a pass takes too long; 0: one pass."""
     finetune_epochs: int = 0
     """Number of last epochs that train on labels only, with all other loss terms switched off."""
     labelled_batch: int = 64
@@ -260,6 +271,35 @@ class EvalConfig(
 
 
 @dataclass(frozen=True, kw_only=True)
+class AutoConfig:
+    """How --methods '[auto]' chooses a method and its weights (docs/methods.md)."""
+
+    budget: str = ""
+    """What all tries together may take: a time (2h, 30m, 90s) or a number of optimiser steps; empty: the steps of six
+    runs of full length. The chosen method is then trained with all seeds."""
+
+    def __post_init__(self) -> None:
+        require(
+            not self.budget
+            or bool(
+                re.fullmatch(r"\d+|\d*\.?\d+[hms]", self.budget) and self.steps + self.seconds > 0
+            ),
+            f"--auto.budget {self.budget}: expected a time such as 2h, 30m or 90s, or a number of optimiser steps.",
+        )
+
+    @property
+    def steps(self) -> int:
+        """Optimiser steps; 0 if the budget is a time, or is left to the program."""
+        return int(self.budget) if self.budget.isdecimal() else 0
+
+    @property
+    def seconds(self) -> float:
+        """Time; 0 if the budget is none."""
+        unit = {"h": 3600, "m": 60, "s": 1}.get(self.budget[-1:], 0)
+        return float(self.budget[:-1]) * unit if unit else 0.0
+
+
+@dataclass(frozen=True, kw_only=True)
 class TeacherConfig:
     """A further teacher: one vector field of another feature store of the same images."""
 
@@ -283,7 +323,7 @@ class DistillConfig:
     COMMON: ClassVar[tuple[str, ...]] = (
         "store", "field", "source.kind", "source.path", "source.labels_from", "source.labels", "data.labelled",
         "data.unlabelled", "data.test", "data.holdout", "data.labels_per_class", "student.name", "student.weights",
-        "student.image_size", "methods", "partner", "seeds", "out", "train.epochs", "train.lr",
+        "student.image_size", "methods", "auto.budget", "partner", "seeds", "out", "train.epochs", "train.lr",
         "train.labelled_batch", "train.unlabelled_batch", "train.precision", "train.workers",
     )  # fmt: skip
     """What ``--help`` shows first."""
@@ -309,7 +349,9 @@ class DistillConfig:
     classify: a classifier. auto: classify where images with labels were chosen or found by --data, else none."""
     methods: list[str] = dataclasses.field(default_factory=list)
     """Methods to run one after another; empty takes those of the task: labels and customkd, or fitnet without labels.
-    labels: cross entropy only, with as many steps as the others."""
+    [auto] tries several with several weights and trains the best (--auto.budget). labels: cross entropy only, with as
+    many steps as the others."""
+    auto: AutoConfig = dataclasses.field(default_factory=AutoConfig)
     partner: str = "none"
     """Semi-supervised or domain-adaptation loss on the student's predictions, added to every method."""
     seeds: list[int] = dataclasses.field(default_factory=lambda: [0, 1, 2])
@@ -339,6 +381,10 @@ class DistillConfig:
         for name in ("methods", "seeds", "trackers"):
             values = getattr(self, name)
             require(len(set(values)) == len(values), f"--{name} repeats one: {values}.")
+        require(
+            "auto" not in self.methods or len(self.methods) == 1,
+            f"--methods {self.methods}: auto stands alone; it chooses one method.",
+        )
         require(
             min(self.seeds) >= 0 and max(self.seeds) <= MOST_SEED,
             f"--seeds {self.seeds} must lie between 0 and {MOST_SEED:,}.",

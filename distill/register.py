@@ -17,6 +17,8 @@ from featstore.cli.schema import Kinds, Schema, build, did_you_mean
 from featstore.errors import ConfigError
 
 NO_PARTNER = "none"
+AUTO = "auto"
+"""In the place of a method: choose one."""
 
 
 def register_method(name: str, method: type[Method]) -> None:
@@ -113,7 +115,7 @@ def kinds(plugins: Sequence[str] = ()) -> Kinds:
     sections = {
         name: part.Options for name, part in {**METHODS, **PARTNERS}.items() if has_options(name)
     }
-    methods: Any = tuple(METHODS)
+    methods: Any = (*METHODS, AUTO)
     partners: Any = (NO_PARTNER, *PARTNERS)
     return {**sections, "methods": list[Literal[methods]], "partner": Literal[partners]}  # type: ignore[valid-type]
 

@@ -1,5 +1,6 @@
 """Phase two: train students from a feature store and images. The teacher is neither needed nor loaded.
 
+    accelerate launch pipelines/distill.py --methods '[auto]'                 try methods and weights, train the best
     accelerate launch pipelines/distill.py                                    the embedded digits, 1 to 2 minutes
     accelerate launch pipelines/distill.py --config recipe.yaml               start, or go on where it stopped
     accelerate launch pipelines/distill.py --methods '[labels,customkd]' --seeds '[0,1,2]'

@@ -4,12 +4,23 @@ import dataclasses
 import math
 import shlex
 import time
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from distill.config import DistillConfig
+from featstore.errors import command
+
+if TYPE_CHECKING:
+    from distill.data.joined import JoinedData
+    from distill.data.samples import Split
+    from distill.student.model import Student
+    from distill.tasks import Task
 
 LARGE = 50e6
 """Parameters of a student above which a user is warned."""
+
+Say = Callable[[str], None]
 
 
 def run(config: DistillConfig) -> list[dict[str, object]]:
@@ -18,32 +29,47 @@ def run(config: DistillConfig) -> list[dict[str, object]]:
     Raises:
         FeatstoreError: something the user can mend; the same command resumes a run that was stopped.
     """
-    from distill.data import joined
-    from distill.data.images import default_source, open_images
-    from distill.measures import score
-    from distill.measures.advice import advice
-    from distill.methods import METHODS
-    from distill.register import options_of
-    from distill.reports import report
+    from distill.experiments import auto
+    from distill.register import AUTO
     from distill.student.model import build_student
-    from distill.tasks import TASKS, build_task, resolve
+    from distill.tasks import build_task
     from distill.training import loop
-    from distill.training.saved_student import snippet
-    from featstore.errors import command
-    from featstore.reading.store import FeatureStore
 
     until = time.monotonic() + 60 * (config.train.time_limit or math.inf)
     accelerator = loop.make_accelerator(config)
     say = accelerator.print
+    config, data = prepare(config)
+    task = build_task(config, data)
+    student = build_student(config.student, task.num_outputs)
+    notes = describe(config, data, task, student, say)
+    chosen_by = None
+    if config.methods == [AUTO]:
+        config, chosen_by = auto.choose(config, data, accelerator, until=until, say=say)
+    records = train_all(config, data, task, notes, until=until, chosen_by=chosen_by, say=say)
+    if accelerator.is_main_process:
+        compare(config, records, student, say)
+    accelerator.end_training()
+    return records
 
-    # Checked against each other before any training: task, methods, store, field, views, images, labels.
+
+def prepare(config: DistillConfig) -> "tuple[DistillConfig, JoinedData]":
+    """Check task, methods, store, field, views, images and labels against each other, before any training."""
+    from distill.data import joined
+    from distill.data.images import default_source, open_images
+    from distill.methods import METHODS
+    from distill.register import AUTO, options_of
+    from distill.tasks import TASKS, resolve
+    from featstore.reading.store import FeatureStore
+
     store = FeatureStore.open(config.store)
     config = dataclasses.replace(config, source=default_source(config.source, store))
     source = open_images(config.source, store)
     config = resolve(config, source, store)
-    kinds = [METHODS[name] for name in config.methods]
+    named = [name for name in config.methods if name != AUTO]
     TASKS[config.task].check(
-        kinds, [options_of(config, name) for name in config.methods], config.partner
+        [METHODS[name] for name in named],
+        [options_of(config, name) for name in named],
+        config.partner,
     )
     data = joined.prepare(
         source,
@@ -54,14 +80,19 @@ def run(config: DistillConfig) -> list[dict[str, object]]:
         teachers=config.teachers,
         grid_field=config.grid_field,
     )
-    task = build_task(config, data)
-    student = build_student(config.student, task.num_outputs)
+    return config, data
+
+
+def describe(
+    config: DistillConfig, data: "JoinedData", task: "Task", student: "Student", say: Say
+) -> list[str]:
+    """Print what is trained from what. Returns notes on data and student."""
+    store, parameters = data.store, sum(item.numel() for item in student.parameters())
     say(f"task      {task.name}; methods: {', '.join(config.methods)}")
     say(
         f"store     {store.address}, {store.num_rows:,} rows, field {config.field} by "
         f"{store.manifest.teacher_of(config.field).name}"
     )
-    parameters = sum(p.numel() for p in student.parameters())
     say(f"student   {config.student.name}, {parameters:,} parameters")
     say(f"out       {config.out}")
     notes = data.samples.notes + student.notes
@@ -70,26 +101,43 @@ def run(config: DistillConfig) -> list[dict[str, object]]:
             f"--student.name {config.student.name} has {parameters / 1e6:.0f} million parameters: not a small student; "
             "it trains slowly and may not fit an edge device"
         )
-    draw = report.page_hook(config, say)
+    return notes
 
-    records = []
+
+def train_all(
+    config: DistillConfig,
+    data: "JoinedData",
+    task: "Task",
+    notes: list[str],
+    *,
+    until: float,
+    chosen_by: Mapping[str, Any] | None,
+    say: Say,
+) -> list[dict[str, Any]]:
+    """Train every method with every seed. Returns one record per run."""
+    from distill.measures import score
+    from distill.reports import report
+    from distill.training import loop
+
+    draw = report.page_hook(config, say)
+    records: list[dict[str, Any]] = []
     for seed in config.seeds:
         part = task.split(seed)
         probe = task.probe(part, seed)
-        for note in [*notes, *part.notes]:
+        for note in [*(notes if not records else []), *part.notes]:
             say(f"note: {note}")
-        notes = []
-        counts = {
-            "labelled": part.labelled,
-            "unlabelled": part.unlabelled,
-            "test" if task.supervised else "held-out": part.test,
-        }
-        shown = ", ".join(f"{len(rows):,} {name}" for name, rows in counts.items() if len(rows))
-        say(f"seed {seed}    {shown} images")
+        say(f"seed {seed}    {numbers(task, part)} images")
         for method in config.methods:
             # Trained: the student and projections. Frozen: the stored features. See distill/methods/.
             record = loop.run(
-                config, data, probe, method=method, seed=seed, on_finish=draw, until=until
+                config,
+                data,
+                probe,
+                method=method,
+                seed=seed,
+                on_finish=draw,
+                until=until,
+                chosen_by=chosen_by,
             )
             how = "finished before" if record.get("skipped") else f"{record['seconds']:.1f} s"
             measure, value = score.score_of(record)
@@ -97,20 +145,31 @@ def run(config: DistillConfig) -> list[dict[str, object]]:
                 f"  {record['method']:<10} {score.part_of(record)} {measure.label} {measure.text(value)}   ({how})"
             )
             records.append(record)
-
-    if accelerator.is_main_process:
-        files = report.write(Path(config.out), records, page=config.report, say=say)
-        best = score.best(records)
-        folder = Path(config.out).absolute() / best["method"] / f"seed{best['seed']}"
-        say(f"\n{report.table(records)}\n")
-        for note in advice(records):
-            say(f"note: {note}")
-        say(
-            "files: "
-            + ", ".join(str(path) for path in files)
-            + f", and a folder for each run, e.g. {folder}"
-        )
-        say(f"\n{snippet(folder, student, config.student)}\n")
-        say(f"next: {command('evaluate')} --model {shlex.quote(str(folder))}")
-    accelerator.end_training()
     return records
+
+
+def numbers(task: "Task", part: "Split") -> str:
+    """How many images play which part."""
+    test = "test" if task.supervised else "held-out"
+    counts = {"labelled": part.labelled, "unlabelled": part.unlabelled, test: part.test}
+    return ", ".join(f"{len(rows):,} {name}" for name, rows in counts.items() if len(rows))
+
+
+def compare(
+    config: DistillConfig, records: list[dict[str, Any]], student: "Student", say: Say
+) -> None:
+    """Write the tables and the page over all runs, and print what to do next."""
+    from distill.measures import score
+    from distill.measures.advice import advice
+    from distill.reports import report
+    from distill.training.saved_student import snippet
+
+    files = report.write(Path(config.out), records, page=config.report, say=say)
+    best = score.best(records)
+    folder = Path(config.out).absolute() / best["method"] / f"seed{best['seed']}"
+    say(f"\n{report.table(records)}\n")
+    for note in advice(records):
+        say(f"note: {note}")
+    say(f"files: {', '.join(map(str, files))}, and a folder for each run, e.g. {folder}")
+    say(f"\n{snippet(folder, student, config.student)}\n")
+    say(f"next: {command('evaluate')} --model {shlex.quote(str(folder))}")

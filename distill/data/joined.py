@@ -55,7 +55,8 @@ class Data:
             return part
         if not len(part.validation):
             raise ConfigError(
-                "--eval.part validation needs --data.validation: images per class that are held out for it."
+                "--eval.part validation needs images that are held out for it: --data.validation (images per class) "
+                "or --data.validation_share."
             )
         return dataclasses.replace(part, test=part.validation)
 

@@ -393,6 +393,19 @@ def split(samples: Samples, config: DataConfig, seed: int) -> Split:
         unlabelled = np.setdiff1d(unlabelled, held_back)
     if config.labels_per_class:
         labelled = _draw(samples, labelled, config.labels_per_class, [draw], "labels_per_class")
+    if config.validation_share:
+        share = config.validation_share
+        fold = seed % round(1 / share)
+        validation = _hold_out(samples, labelled, keys, share=share, fold=fold)
+        held_back = np.flatnonzero(_share_a_key(keys, validation))
+        rest = np.setdiff1d(labelled, held_back)
+        if not len(validation) or not len(rest):
+            raise ConfigError(
+                f"--data.validation_share {share:g}: none of the {len(labelled)} labelled images can be held out of "
+                "training to choose settings by; at least one class needs two. Give more labels, or name a method: "
+                "--methods '[customkd]'."
+            )
+        labelled, unlabelled = rest, np.setdiff1d(unlabelled, held_back)
     return Split(labelled, np.setdiff1d(unlabelled, labelled), test, notes, validation)
 
 

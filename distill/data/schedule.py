@@ -166,6 +166,7 @@ def make_plan(
     steps = -(-num_labelled // config.labelled_batch)
     if num_unlabelled:
         steps = max(steps, -(-num_unlabelled // config.unlabelled_batch))
+    steps = config.epoch_steps or steps
     with_unlabelled = use_unlabelled and num_unlabelled > 0
     return EpochPlan(
         labelled=config.labelled_batch // pieces if num_labelled else 0,

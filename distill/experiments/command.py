@@ -14,6 +14,7 @@ from distill.experiments.plan import Run
 from distill.experiments.pool import Event, Failure, OnEvent, Pool, Slot, work_here
 from distill.experiments.runs_to_do import RunsToDo
 from distill.experiments.tune import Result
+from distill.measures.score import part_of, score_of
 from distill.register import load_plugins
 from distill.reports.report import draw_comparison
 from distill.training.run_folder import lock
@@ -167,8 +168,11 @@ class _Progress:
         if isinstance(event.value, Failure):
             first = event.value.message.splitlines()[0]
             return f"{run.label}: FAILED, {event.value.kind}: {first} ({run.folder})"
-        part, record = run.config.eval.part, event.value
-        return f"{run.label}: {part} top-1 {100 * record['top1']:.1f} %, {record['seconds']:.1f} s"
+        measure, value = score_of(event.value)
+        return (
+            f"{run.label}: {part_of(event.value)} {measure.label} {measure.text(value)}, "
+            f"{event.value['seconds']:.1f} s"
+        )
 
 
 def _largest(results: dict[str, Result]) -> int:
@@ -188,7 +192,7 @@ def report(todo: RunsToDo, say: Say = tqdm.write) -> tuple[str, list[str], list[
         The table with its notes as text, a line for each run that failed, and the files written.
     """
     results, cost = todo.outcome()
-    parts = {run.config.eval.part for result in results for run in result.runs.values()}
+    parts = {part_of(record) for result in results for record in result.records.values()}
     rows = table.cells(results, todo.experiment.seeds, " or ".join(sorted(parts)) or "test")
     said = table.notes(todo.experiment, results, cost)
     files = table.write(todo.out, todo.experiment, results, cost, rows, said)

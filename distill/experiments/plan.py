@@ -11,6 +11,8 @@ from typing import Any, Literal
 
 from distill.config import DistillConfig
 from distill.experiments.spec import TUNE, Experiment, Settings
+from distill.register import AUTO
+from distill.tasks import settle
 from distill.training import run_folder
 from featstore import FeatureStore
 from featstore.cli.yaml_with_lines import Node
@@ -132,7 +134,14 @@ class Planner:
                 f"{where}: {row.name}: methods: found {config.methods}, expected exactly one. Give every variant "
                 "its own: NAME: {methods: [METHOD]}."
             )
-        return config
+        if AUTO in config.methods:
+            raise ConfigError(
+                f"{row.where}: {row.name}: methods: [{AUTO}] chooses by itself; in an experiment, name methods and "
+                "give their settings under search."
+            )
+        # Without a word about the task, the rows train classifiers.
+        task = "classify" if config.task == "auto" else config.task
+        return settle(dataclasses.replace(config, task=task))
 
     def tries(self, row: Row) -> list[list[Run]]:
         """The tuning runs of a row: for every setting of its search one run per tuning seed.
@@ -153,7 +162,8 @@ class Planner:
             ]
             for number, tried in enumerate(row.search)
         ]
-        if not found[0][0].config.data.validation:
+        data = found[0][0].config.data
+        if not data.validation and not data.validation_share:
             raise ConfigError(
                 f"{self.experiment.path}: tune.validation: is missing. Settings are chosen on images that are held out "
                 "of training, never on the test part: give a number of images per class."

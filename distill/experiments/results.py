@@ -1,4 +1,4 @@
-"""The rows of an experiment compared: accuracy by seed, and a paired test against the baseline's row."""
+"""The rows of an experiment compared: score by seed, and a paired test against the baseline's row."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -9,6 +9,7 @@ from distill.experiments.plan import Row, Run
 from distill.experiments.pool import Failure
 from distill.experiments.tune import TunedSettings
 from distill.measures.paired_tests import PairedTest, holm, mcnemar, paired_test
+from distill.measures.score import TOP1, Measure, score_of
 
 
 @dataclass(frozen=True)
@@ -33,7 +34,7 @@ class Comparison:
     Attributes:
         baseline: name of that row.
         seeds: that both rows have.
-        test: over these seeds, on accuracy between 0 and 1.
+        test: over these seeds, on the score; a positive difference is better.
         p_holm: corrected for all comparisons of the table.
         images: by seed, where both runs left their predictions.
     """
@@ -67,9 +68,21 @@ class RowResult:
     choice: TunedSettings | None = None
     comparison: Comparison | None = None
 
+    @property
+    def measure(self) -> Measure:
+        """The score of the finished runs; that of a classifier if there are none."""
+        first = next(iter(self.records.values()), None)
+        return TOP1 if first is None else score_of(first)[0]
+
+    @property
+    def scores(self) -> list[float]:
+        """The score of every finished run, in the order of the seeds."""
+        return [score_of(self.records[seed])[1] for seed in sorted(self.records)]
+
     def values(self, name: str) -> list[float]:
-        """One number of every finished run, in the order of the seeds."""
-        return [float(self.records[seed][name]) for seed in sorted(self.records)]
+        """One number of every finished run that has it, in the order of the seeds."""
+        records = [self.records[seed] for seed in sorted(self.records)]
+        return [float(record[name]) for record in records if name in record]
 
 
 def compare(results: Sequence[RowResult], baseline: Mapping[str, str]) -> list[RowResult]:
@@ -94,13 +107,16 @@ def _against(result: RowResult, other: RowResult | None) -> Comparison | None:
     seeds = sorted(result.records.keys() & other.records.keys())
     if not seeds or all(result.runs[seed] is other.runs[seed] for seed in seeds):
         return None  # nothing to compare, or one and the same row under two names
-    test = paired_test(
-        [result.records[seed]["top1"] for seed in seeds],
-        [other.records[seed]["top1"] for seed in seeds],
-    )
+    test = paired_test(_ranks(result, seeds), _ranks(other, seeds))
     images = {seed: _images(result.runs[seed], other.runs[seed]) for seed in seeds}
     known = {seed: item for seed, item in images.items() if item is not None}
     return Comparison(other.row.name, seeds, test, images=known)
+
+
+def _ranks(result: RowResult, seeds: Sequence[int]) -> list[float]:
+    """Scores by seed; of a measure of which less is better, negative."""
+    found = [score_of(result.records[seed]) for seed in seeds]
+    return [measure.rank(value) for measure, value in found]
 
 
 def _images(run: Run, other: Run) -> Images | None:

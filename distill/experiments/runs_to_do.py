@@ -96,7 +96,10 @@ class RunsToDo:
             self.choices[row.name] = decided
             write_choices(self.out, self._kept | self.choices)
             best = decided.tries[decided.chosen]
-            lines.append(f"{row.name}: {best.settings} with {100 * best.mean:.1f} % on validation")
+            measure = decided.measure
+            lines.append(
+                f"{row.name}: {best.settings} with {measure.label} {measure.text(best.mean)} on validation"
+            )
         return lines
 
     def outcome(self) -> tuple[list[RowResult], Cost]:

@@ -13,14 +13,14 @@ from distill.experiments.plan import describe
 from distill.experiments.results import Images, RowResult
 from distill.experiments.spec import Experiment
 from distill.measures.paired_tests import detectable, sign_test
-from distill.measures.score import TOP1
+from distill.measures.score import TOP1, Measure, score_of
 from featstore.files.atomic import write_bytes, write_json
 from featstore.text import format_bytes, markdown_table
 
 COLUMNS = (
-    "row", "method", "seed", "state", "top1", "teacher_probe_top1", "seconds", "steps", "num_labelled",
-    "num_unlabelled", "num_test", "peak_memory_mb", "peak_device_memory_mb", "shared", "folder", "contract_sha256",
-    "error",
+    "row", "method", "seed", "state", "measure", "score", "top1", "teacher_probe_top1", "seconds", "steps",
+    "num_labelled", "num_unlabelled", "num_test", "peak_memory_mb", "peak_device_memory_mb", "shared", "folder",
+    "contract_sha256", "error",
 )  # fmt: skip
 """Columns of results.csv, one line per row and seed."""
 
@@ -32,27 +32,35 @@ WEAK_BELOW = 6
 
 def cells(results: Sequence[RowResult], seeds: Sequence[int], part: str) -> list[tuple[str, ...]]:
     """Header and rows of the table, as text. Accuracies are percent, differences percentage points."""
-    header = ("row", "runs", f"{part} top-1 %", "min..max", "difference [95 %]", "p", "p Holm", "better", "images",
-              "probe %", "s/run", "MB")  # fmt: skip
+    measure = _measure(results)
+    unit = " %" if measure.percent else ""
+    header = ("row", "runs", f"{part} {measure.label}{unit}", "min..max", "difference [95 %]", "p", "p Holm", "better",
+              "images", "probe %", "s/run", "MB")  # fmt: skip
     rows = [header, *(_row(result, len(seeds)) for result in results)]
     if not any(result.comparison for result in results):
         rows = [(*row[:4], *row[9:]) for row in rows]
     return rows
 
 
+def _measure(results: Sequence[RowResult]) -> Measure:
+    """The score of the rows that have one."""
+    return next((result.measure for result in results if result.records), TOP1)
+
+
 def _row(result: RowResult, wanted: int) -> tuple[str, ...]:
     count = f"{len(result.records)}/{wanted}" if len(result.records) < wanted else f"{wanted}"
     if not result.records:
         return (result.row.name, count, *["-"] * 10)
-    top1 = result.values("top1")
+    measure, scores = result.measure, result.scores
+    probe = result.values("teacher_probe_top1")
     memory = max(result.values("peak_device_memory_mb")) or max(result.values("peak_memory_mb"))
     return (
         result.row.name,
         count,
-        TOP1.spread(top1),
-        f"{100 * min(top1):.1f}..{100 * max(top1):.1f}",
+        measure.spread(scores),
+        f"{measure.spread([min(scores)])}..{measure.spread([max(scores)])}",
         *_comparison(result),
-        f"{100 * statistics.fmean(result.values('teacher_probe_top1')):.1f}",
+        f"{100 * statistics.fmean(probe):.1f}" if probe else "-",
         f"{statistics.fmean(result.values('seconds')):.1f}",
         f"{memory:,.0f}",
     )
@@ -62,12 +70,10 @@ def _comparison(result: RowResult) -> tuple[str, ...]:
     found = result.comparison
     if found is None:
         return ("-",) * 5
-    test = found.test
-    interval = (
-        "" if test.low is None else f" [{100 * test.low:+.1f}, {100 * (test.high or 0):+.1f}]"
-    )
+    test, show = found.test, result.measure.signed
+    interval = "" if test.low is None else f" [{show(test.low)}, {show(test.high or 0)}]"
     return (
-        f"{100 * test.mean:+.1f}{interval}",
+        f"{show(test.mean)}{interval}",
         "-" if test.p is None else f"{test.p:.3f}",
         "-" if found.p_holm is None else f"{found.p_holm:.3f}",
         f"{test.better}/{test.count}",
@@ -88,10 +94,11 @@ def notes(experiment: Experiment, results: Sequence[RowResult], cost: Cost) -> l
     found = []
     tests = [result.comparison for result in results if result.comparison]
     if tests:
+        unit = "percentage points" if _measure(results).percent else _measure(results).label
         found.append(
-            f"difference: percentage points to {experiment.baseline}, paired by seed, with the 95 % interval and the p "
-            "of a paired t test (- with one seed, or where all differences are equal); p Holm: corrected for all "
-            f"{sum(item.test.p is not None for item in tests)} tests; better: seeds in which the row is ahead; "
+            f"difference: {unit} to {experiment.baseline}, paired by seed, positive is better, with the 95 % interval "
+            "and the p of a paired t test (- with one seed, or where all differences are equal); p Holm: corrected for "
+            f"all {sum(item.test.p is not None for item in tests)} tests; better: seeds in which the row is ahead; "
             f"images: seeds in which its gains or losses over the test images are beyond chance (McNemar, p < {LEVEL})."
         )
         fewest = min(item.test.count for item in tests)
@@ -100,11 +107,11 @@ def notes(experiment: Experiment, results: Sequence[RowResult], cost: Cost) -> l
     found += _shared(results)
     for result in results:
         if result.choice:
-            chosen = result.choice.tries[result.choice.chosen]
+            chosen, measure = result.choice.tries[result.choice.chosen], result.choice.measure
             found.append(
                 f"{result.row.name}: {_settings(chosen.settings)} chosen among {len(result.choice.tries)} by "
-                f"{100 * chosen.mean:.1f} % on {result.choice.validation} validation images per class, seeds "
-                f"{', '.join(map(str, result.choice.seeds))}."
+                f"{measure.label} {measure.text(chosen.mean)} on {result.choice.validation} validation images per "
+                f"class, seeds {', '.join(map(str, result.choice.seeds))}."
             )
     return found + cost_lines(cost)
 
@@ -188,15 +195,16 @@ def write(
 
 def _as_json(result: RowResult, experiment: Experiment) -> dict[str, Any]:
     found = result.comparison
-    top1 = result.values("top1")
+    scores = result.scores
     return {
         "row": result.row.name,
         "variant": result.row.variant,
         "cell": result.row.cell,
         "settings": describe(result.row, experiment),
         "tuned": None if result.choice is None else dataclasses.asdict(result.choice),
-        "mean": statistics.fmean(top1) if top1 else None,
-        "std": statistics.stdev(top1) if len(top1) > 1 else None,
+        "measure": result.measure.name,
+        "mean": statistics.fmean(scores) if scores else None,
+        "std": statistics.stdev(scores) if len(scores) > 1 else None,
         "comparison": None if found is None else dataclasses.asdict(found),
         "runs": _lines(result, Path(experiment.out)),
     }
@@ -212,6 +220,7 @@ def _lines(result: RowResult, out: Path) -> list[dict[str, Any]]:
         if seed in result.records:
             record = result.records[seed]
             line |= {name: record[name] for name in COLUMNS if name in record}
+            line["measure"], line["score"] = result.measure.name, score_of(record)[1]
             line |= {"state": "finished", "shared": seed in result.shared}
         elif seed in result.failures:
             line |= {"state": "failed", "error": result.failures[seed].message}

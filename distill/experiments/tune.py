@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import math
 import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -11,6 +12,7 @@ from typing import Any
 from distill.experiments.plan import Row, Run
 from distill.experiments.pool import Failure
 from distill.experiments.spec import TUNE, Settings
+from distill.measures.score import TOP1, Measure, score_of
 from featstore.errors import ConfigError
 from featstore.files.atomic import write_json
 
@@ -28,20 +30,20 @@ class Try:
 
     Attributes:
         settings: by dotted name.
-        top1: accuracy on the validation part for every tuning seed; empty if one of its runs diverged.
+        scores: score on the validation part for every seed; empty if one of its runs diverged.
         keys: of its runs, which are those of other runs as soon as anything that matters changes.
-        error: why there is no accuracy.
+        error: why there is no score.
     """
 
     settings: dict[str, Any]
-    top1: list[float]
+    scores: list[float]
     keys: list[str]
     error: str = ""
 
     @property
     def mean(self) -> float:
-        """Over the seeds; below every accuracy if it diverged."""
-        return statistics.fmean(self.top1) if self.top1 else -1.0
+        """Over the seeds; not a number if there is no score."""
+        return statistics.fmean(self.scores) if self.scores else math.nan
 
 
 @dataclass(frozen=True)
@@ -53,12 +55,14 @@ class TunedSettings:
         tries: all of them.
         validation: images per class that decided.
         seeds: of the tries.
+        measure: the score.
     """
 
     chosen: int
     tries: list[Try]
     validation: int
     seeds: list[int]
+    measure: Measure = TOP1
 
 
 def choose(
@@ -74,7 +78,7 @@ def choose(
     Returns:
         The choice; a failure if a try failed for another reason than the settings, or if all diverged.
     """
-    found = []
+    found, measure = [], TOP1
     for settings, group in zip(row.search, tries, strict=True):
         records: list[dict[str, Any]] = []
         error = ""
@@ -88,13 +92,20 @@ def choose(
                 return Failure(
                     "NotTuned", f"settings are not chosen, because {run.label}: {result.message}"
                 )
-        top1 = [] if error else [record["top1"] for record in records]
-        found.append(Try(_plain(settings), top1, [run.key for run in group], error))
-    best = max(range(len(found)), key=lambda number: found[number].mean)
-    if not found[best].top1:
+        scores = [] if error else [score_of(record) for record in records]
+        measure = scores[0][0] if scores else measure
+        keys = [run.key for run in group]
+        found.append(Try(_plain(settings), [value for _, value in scores], keys, error))
+    best = max(range(len(found)), key=lambda number: rank(measure, found[number]))
+    if not found[best].scores:
         return Failure("NotTuned", f"all {len(found)} settings diverged; {found[best].error}")
-    config = tries[0][0].config
-    return TunedSettings(best, found, config.data.validation, [run.seed for run in tries[0]])
+    held_out = tries[0][0].config.data.validation
+    return TunedSettings(best, found, held_out, [run.seed for run in tries[0]], measure)
+
+
+def rank(measure: Measure, tried: Try) -> float:
+    """Sort key: larger is better; without a score, below all others."""
+    return measure.rank(tried.mean) if tried.scores else -math.inf
 
 
 def read_choices(out: Path) -> dict[str, TunedSettings]:
@@ -107,7 +118,13 @@ def read_choices(out: Path) -> dict[str, TunedSettings]:
     try:
         values = json.loads(path.read_bytes())
         return {
-            name: TunedSettings(**{**entry, "tries": [Try(**item) for item in entry["tries"]]})
+            name: TunedSettings(
+                **{
+                    **entry,
+                    "tries": [_try_of(item) for item in entry["tries"]],
+                    "measure": Measure(**entry["measure"]) if "measure" in entry else TOP1,
+                }
+            )
             for name, entry in values.items()
         }
     except FileNotFoundError:
@@ -129,6 +146,11 @@ def still_holds(choice: TunedSettings | None, tries: Sequence[Sequence[Run]]) ->
     return choice is not None and [item.keys for item in choice.tries] == [
         [run.key for run in group] for group in tries
     ]
+
+
+def _try_of(values: Mapping[str, Any]) -> Try:
+    """A try as tuned.json holds it; versions before 0.3 called the scores top1."""
+    return Try(**{"scores" if name == "top1" else name: item for name, item in values.items()})
 
 
 def _plain(settings: Settings) -> dict[str, Any]:

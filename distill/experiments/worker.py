@@ -27,6 +27,7 @@ from distill.partners import PARTNERS
 from distill.register import options_of
 from distill.reports.report import page_hook
 from distill.student.model import build_student
+from distill.tasks import build_task
 from distill.training import checkpoint, loop
 from featstore import FeatureStore
 from featstore.errors import FeatstoreError
@@ -42,6 +43,7 @@ LATER = (
     "labels_per_class",
     "label_seed",
     "validation",
+    "validation_share",
     "strong",
     "cache_mb",
     *COLOURS,
@@ -62,7 +64,7 @@ class RunWorker:
         self._sources: dict[str, Any] = {}
         self._data: dict[str, JoinedData] = {}
         self._splits: dict[str, Split] = {}
-        self._probes: dict[str, LinearProbe] = {}
+        self._probes: dict[str, LinearProbe | None] = {}
         self._sizes: dict[str, tuple[int, int]] = {}
         self.notes: dict[str, None] = {}
         """Notes on data and students, in the order in which ``check`` found them."""
@@ -103,7 +105,7 @@ class RunWorker:
         config = run.config
         data = self.data(config)
         part = self._split(config, data)
-        self._input_size(config.student, data.samples.num_classes, run.seed)
+        self._input_size(config.student, build_task(config, data).num_outputs, run.seed)
         self.notes |= dict.fromkeys([*data.samples.notes, *part.notes])
         needs = needs_of(config)
         if needs.grid:
@@ -163,28 +165,36 @@ class RunWorker:
 
     def _split(self, config: DistillConfig, data: JoinedData) -> Split:
         key = json.dumps(
-            [dataclasses.asdict(config.data), config.seeds, config.eval.part, id(data.samples)]
+            [
+                config.task,
+                dataclasses.asdict(config.data),
+                config.seeds,
+                config.eval.part,
+                id(data.samples),
+            ]
         )
         if key not in self._splits:
-            self._splits[key] = data.split(config.seeds[0], measured=config.eval.part)
+            self._splits[key] = build_task(config, data).split(
+                config.seeds[0], measured=config.eval.part
+            )
         return self._splits[key]
 
-    def _probe(self, config: DistillConfig, data: JoinedData) -> LinearProbe:
+    def _probe(self, config: DistillConfig, data: JoinedData) -> LinearProbe | None:
         """The teacher's probe on the labelled part, fitted once however many methods use it."""
         part = self._split(config, data)
         most, seed = config.eval.probe_rows, config.seeds[0]
         members = hashlib.sha256(part.labelled.tobytes()).hexdigest()
-        key = json.dumps([members, most, seed, id(data.features)])
+        key = json.dumps([config.task, members, most, seed, id(data.features)])
         if key not in self._probes:
-            self._probes[key] = data.fit_probe(part, most=most, seed=seed)
+            self._probes[key] = build_task(config, data).probe(part, seed)
         return self._probes[key]
 
-    def _input_size(self, config: StudentConfig, classes: int, seed: int) -> tuple[int, int]:
+    def _input_size(self, config: StudentConfig, outputs: int, seed: int) -> tuple[int, int]:
         """(H, W) of the student's input; building it once checks its name and its weights."""
         values = dataclasses.asdict(config)
-        key = json.dumps([values, classes, seed if "{seed}" in config.weights else 0], default=str)
+        key = json.dumps([values, outputs, seed if "{seed}" in config.weights else 0], default=str)
         if key not in self._sizes:
-            student = build_student(config, classes, seed=seed)
+            student = build_student(config, outputs, seed=seed)
             self.notes |= dict.fromkeys(student.notes)
             self._sizes[key] = student.input_size
         return self._sizes[key]
@@ -199,7 +209,8 @@ class RunWorker:
         changed = coloured or (
             partner is not None and partner.strong_views(options_of(config, config.partner)) > 0
         )
-        height, width = self._input_size(config.student, data.samples.num_classes, config.seeds[0])
+        outputs = build_task(config, data).num_outputs
+        height, width = self._input_size(config.student, outputs, config.seeds[0])
         views = len({*data.columns, CANONICAL})
         held = len(data.samples.ids) * views * height * width * 3
         fits = held <= config.data.cache_mb * 2**20

@@ -46,9 +46,13 @@ class Measure:
             f"{100 * value:.1f}" if self.percent else f"{value:.3f}" for value in found
         )
 
+    def signed(self, value: float) -> str:
+        """A difference without a unit: ``+1.2`` or ``+0.031``."""
+        return f"{100 * value:+.1f}" if self.percent else f"{value:+.3f}"
+
     def difference(self, value: float) -> str:
         """``+1.2 points`` or ``+0.031``, with a true minus sign."""
-        text = f"{100 * value:+.1f} points" if self.percent else f"{value:+.3f}"
+        text = self.signed(value) + (" points" if self.percent else "")
         return text.replace("-", MINUS)
 
     def rank(self, value: float) -> float:
@@ -134,9 +138,8 @@ def reference_of(run: Record) -> tuple[str, float] | None:
 def part_of(run: Record) -> str:
     """Part of the images that a run was measured on: test or validation; held-out for a task without labels."""
     contract = run.get("contract", {})
-    if contract.get("task") == "none":
-        return "held-out"
-    return str(contract.get("eval", {}).get("part", "test"))
+    part = str(contract.get("eval", {}).get("part", "test"))
+    return "held-out" if part == "test" and contract.get("task") == "none" else part
 
 
 def best(runs: Iterable[AnyRecord]) -> AnyRecord:

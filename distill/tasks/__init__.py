@@ -31,9 +31,19 @@ def resolve(config: DistillConfig, source: Source, store: FeatureStore) -> Disti
     Raises:
         ConfigError: no such task; or settings that need labels where the task has none.
     """
-    name = config.task
-    if name == "auto":
+    if config.task == "auto":
         name = "classify" if _means_labels(config.data, source, store) else "none"
+        config = dataclasses.replace(config, task=name)
+    return settle(config)
+
+
+def settle(config: DistillConfig) -> DistillConfig:
+    """Fill in the methods and the images of the task that a config names.
+
+    Raises:
+        ConfigError: no such task; or settings that need labels where the task has none.
+    """
+    name = config.task
     if name not in TASKS:
         raise ConfigError(f"--task {name}: no such task. Tasks: auto, {shorten(list(TASKS))}.")
     data = config.data

@@ -62,18 +62,24 @@ class Backbone(Task):
     def split(self, seed: int, *, measured: Literal["test", "validation"] = "test") -> Split:
         """All images train, but for those that are held out; the same for every seed.
 
+        A validation part is another one, held out of those that would train.
+
         Raises:
-            ConfigError: too few images; or a validation part is asked for.
+            ConfigError: too few images; or a validation part is asked for without its share.
         """
-        if measured == "validation":
+        share = self.config.data.validation_share
+        if measured == "validation" and not share:
             raise ConfigError(
-                "--eval.part validation: --task none has no validation part; it is measured on held-out images."
+                "--eval.part validation: --task none needs --data.validation_share, e.g. 0.05."
             )
         samples = self.data.samples
         given = samples.groups["test"]
         everything = np.arange(len(samples.ids))
         test = given if len(given) else held_out(samples)
         train = np.setdiff1d(samples.groups["unlabelled"], _and_copies(samples, test))
+        if measured == "validation":
+            test = held_out(samples, train, share, salt=b"validation")
+            train = np.setdiff1d(train, test)
         if len(everything) < NEEDED or len(test) < 3 or len(train) < 2:
             raise ConfigError(
                 f"{samples.source.uri}: {len(train)} images to train on and {len(test)} to measure on; expected "
@@ -106,16 +112,29 @@ class Backbone(Task):
         return Evaluation(result, every[:count], head=head)
 
 
-def held_out(samples: Samples) -> Indices:
+def held_out(
+    samples: Samples,
+    members: Indices | None = None,
+    share: float = SHARE,
+    *,
+    salt: bytes = b"held-out",
+) -> Indices:
     """Images to measure on, chosen by their content alone: the same whatever the files are called.
 
     Copies of a chosen image are chosen too.
+
+    Args:
+        samples: joined to a store.
+        members: images to choose from; None for all.
+        share: of these, at most ``MOST`` and at least ``FEWEST`` or a fifth.
+        salt: another one chooses others.
     """
-    assert samples.hashes is not None  # joined to a store
-    keys = [hashlib.sha256(b"held-out" + row.tobytes()).digest() for row in samples.hashes]
-    count = min(MOST, max(round(SHARE * len(keys)), min(FEWEST, len(keys) // 5)))
+    assert samples.hashes is not None
+    members = np.arange(len(samples.ids)) if members is None else members
+    keys = [hashlib.sha256(salt + samples.hashes[index].tobytes()).digest() for index in members]
+    count = min(MOST, max(round(share * len(keys)), min(FEWEST, len(keys) // 5)))
     last = sorted(keys)[count - 1] if count else b""
-    return np.flatnonzero([key <= last for key in keys])
+    return members[np.array([key <= last for key in keys], np.bool_)]
 
 
 def _and_copies(samples: Samples, members: Indices) -> Indices:

@@ -4,7 +4,7 @@ import copy
 import dataclasses
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -59,6 +59,7 @@ def run(
     on_step: StepHook | None = None,
     on_finish: FinishHook | None = None,
     until: float = math.inf,
+    chosen_by: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
     """Train, export and measure one student; resume from a checkpoint, and skip a finished run.
 
@@ -71,6 +72,7 @@ def run(
         on_step: called after every step.
         on_finish: called once, after the record was written.
         until: time by ``time.monotonic`` at which training writes a checkpoint and ends.
+        chosen_by: how the method was chosen (``--methods '[auto]'``), for the record.
 
     Returns:
         The record that is also written to run.json.
@@ -104,7 +106,7 @@ def run(
         loop.start(saved)
         try:
             loop.train(on_step, until=until)
-            return loop.finish(on_finish)
+            return loop.finish(on_finish, chosen_by)
         finally:
             for tracker in accelerator.trackers:
                 tracker.finish()
@@ -546,7 +548,9 @@ class Loop:
         looks = self.needs.vector or self.needs.grid
         return self.step * (self.plan.labelled + self.plan.unlabelled) * self.plan.pieces * looks
 
-    def finish(self, on_finish: FinishHook | None = None) -> dict[str, Any]:
+    def finish(
+        self, on_finish: FinishHook | None = None, chosen_by: Mapping[str, Any] | None = None
+    ) -> dict[str, Any]:
         """Export the student, measure it, and write the record that marks the run as finished."""
         student = self._exported()
         if self.best.weights is not None:
@@ -566,7 +570,10 @@ class Loop:
             "num_test": len(self.part.test),
             "num_processes": self.accelerator.num_processes,
             "teacher_images": self._teacher_images(),
-            "notes": self.student.notes + self.part.notes,
+            "notes": self.student.notes
+            + self.part.notes
+            + ([chosen_by["why"]] if chosen_by else []),
+            **({"auto": dict(chosen_by)} if chosen_by else {}),
             **run_folder.environment(),
             "contract_sha256": run_folder.contract_hash(self.contract),
             "contract": self.contract,

@@ -29,9 +29,9 @@ FREE = {
 """Settings that do not change a result, or where files merely lie; they may differ between two starts of one run."""
 
 ADDED: dict[str, dict[str, Any]] = {
-    "data": {"holdout": 0.0, "fold": 0, "group": ""},
+    "data": {"holdout": 0.0, "fold": 0, "group": "", "validation_share": 0.0},
     "source": {"labels": "", "image_member": ""},
-    "train": {"keep_best": False, "patience": 0},
+    "train": {"keep_best": False, "patience": 0, "epoch_steps": 0},
 }
 """Settings that older versions did not have, with the values that mean what those did: left out of the contract, so
 that its hash stays the same and older runs are found again."""

@@ -1,7 +1,7 @@
 """Find near duplicates: the cosine of one field, every row with every other one.
 
 The comparison is exact: blocks of rows are multiplied with each other, in the memory of a few blocks, however many rows
-there are.
+there are. With cells of rows (clusters), only rows that share a cell are compared.
 """
 
 # n rows compared, D numbers of a row, P pairs
@@ -67,6 +67,7 @@ def near_duplicates(
     *,
     rows: npt.ArrayLike | None = None,
     others: npt.ArrayLike | None = None,
+    cells: Rows | None = None,
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> Pairs:
     """Find pairs of images whose features have a high cosine; by default among all pairs.
@@ -77,6 +78,8 @@ def near_duplicates(
         threshold: Smallest cosine of a pair, in (-1, 1].
         rows: (n,) rows that are compared; all if not given.
         others: Rows that they are compared with; all if not given.
+        cells: (n, k) different cells that each of ``rows``, ascending and valid, lies in: only rows that share one
+            are compared, and ``nearest`` is the nearest among these. Without ``others``, or with the same rows.
         progress: Called with the numbers of products of two rows done and to do.
 
     Returns:
@@ -97,7 +100,10 @@ def near_duplicates(
         raise ConfigError(f"{store.address}: no valid rows to compare.")
     features = UnitVectors(store, field, valid)
     search = _Search(features, left, right, threshold)
-    search.run(progress)
+    if cells is None:
+        search.run(progress)
+    else:
+        search.run_cells(cells, progress)
     return search.pairs(field)
 
 
@@ -191,6 +197,36 @@ class _Search:
                 self._compare(cosine, i, j, rows, others)
                 done += len(rows) * len(others) * (2 if self.symmetric and not diagonal else 1)
                 progress(done, total)
+
+    def run_cells(self, cells: Rows, progress: Callable[[int, int], None]) -> None:
+        """Compare all rows of a cell, cell by cell; what lies in no common cell is not compared."""
+        assert self.symmetric
+        assert len(cells) == len(self.left)
+        places = np.repeat(np.arange(len(cells)), cells.shape[1])
+        order = np.argsort(cells.reshape(-1), kind="stable")
+        bounds = np.flatnonzero(np.diff(cells.reshape(-1)[order])) + 1
+        for done, members in enumerate(np.split(places[order], bounds)):
+            rows = self.left[members]
+            inner = _Search(self.features, rows, rows, self.threshold)
+            inner.run(lambda done, total: None)
+            closer = inner.nearest > self.nearest[members]
+            self.nearest[members[closer]] = inner.nearest[closer]
+            self.nearest_row[members[closer]] = inner.nearest_row[closer]
+            self.kept += inner.kept
+            self.num_kept += inner.num_kept
+            if self.num_kept > 2 * MOST_PAIRS:
+                self._drop_repeated()
+                self._prune()
+            progress(done + 1, len(bounds) + 1)
+        self._drop_repeated()
+
+    def _drop_repeated(self) -> None:
+        """Keep one of the pairs that share several cells."""
+        rows = np.concatenate([np.empty((0, 2), np.int64), *(rows for rows, _ in self.kept)])
+        cosine = np.concatenate([np.empty(0, np.float32), *(values for _, values in self.kept)])
+        rows, first = np.unique(rows, axis=0, return_index=True)
+        self.kept, self.num_kept = [(rows, cosine[first])], len(rows)
+        self.found = max(self.found, len(rows))
 
     def _compare(self, cosine: Floats, i: int, j: int, rows: Rows, others: Rows) -> None:
         _, at, facing = np.intersect1d(rows, others, assume_unique=True, return_indices=True)

@@ -26,6 +26,7 @@ from featstore.format.ids import write_ids
 from featstore.format.manifest import MANIFEST_NAME, differences
 from featstore.places.open_place import is_url
 from featstore.reading.store import FeatureStore
+from featstore.selection.clusters import clustered
 
 LABELLED = "labelled"
 """Instead of a store or pattern: the rows of the store that have a label."""
@@ -33,12 +34,11 @@ LABELLED = "labelled"
 MOST_CLUSTERS = 1024
 """More rows than this are taken as several of each cluster."""
 
-CLUSTER_AXES = 64
-"""Features are reduced to so many principal components before they are clustered."""
+EXACT_ROWS = 50_000
+"""Rows up to which near duplicates are looked for among all pairs."""
 
-CLUSTER_BATCH = 8192
-PCA_ROWS = 20_480
-"""Rows, evenly spread, that the principal components are measured on."""
+CELL_ROWS = 250
+"""Rows of a cluster, on average, in which near duplicates are looked for among more rows."""
 
 MOST_KEPT = 2**26
 """Neighbours that are held in memory for all rows to be like together, at most."""
@@ -113,7 +113,8 @@ def select(
             chosen themselves.
         count: Number of rows for ``like``; without ``like``, of the most novel ones.
         diverse: Choose so many rows, spread over clusters of the features.
-        without_duplicates: Of equal files and near duplicates, choose the first. Compares all pairs.
+        without_duplicates: Of equal files and near duplicates, choose the first. Compares all pairs of up to 50,000
+            rows; of more, those within clusters of the features.
         novel: Folder of another store of the same teacher: leave out rows whose cosine with any of its rows reaches
             ``threshold``.
         where: Patterns over sample ids; only rows that match one are candidates.
@@ -205,12 +206,21 @@ class _Chosen:
 
     def drop_duplicates(self) -> None:
         """Keep the first of each group of equal files and near duplicates."""
+        cells = None
+        if len(self.rows) > EXACT_ROWS:
+            count = min(MOST_CLUSTERS, len(self.rows) // CELL_ROWS)
+            cells = clustered(self.vectors, self.rows, count, 0, self.progress).nearest(2)
+            self.notes.append(
+                f"near duplicates are looked for within {count} clusters of the features, two for every row, not among "
+                f"all pairs; up to {EXACT_ROWS:,} rows all pairs are compared"
+            )
         pairs = near_duplicates(
             self.store,
             self.field,
             self.threshold,
             rows=self.rows,
             others=self.rows,
+            cells=cells,
             progress=self.progress,
         )
         if pairs.found > len(pairs.rows):
@@ -329,9 +339,10 @@ class _Chosen:
     def spread(self, count: int, seed: int) -> None:
         """Keep rows of all clusters, as equally many of each as there are; in one, from its centre to its edge."""
         self._check_left(count, "diverse")
-        member, distance = _clusters(
+        clusters = clustered(
             self.vectors, self.rows, min(count, MOST_CLUSTERS), seed, self.progress
         )
+        member, distance = clusters.member, clusters.distance
         order = np.lexsort((distance, member))
         sizes = np.bincount(member)
         quota = _shared_out(sizes, count)
@@ -394,48 +405,3 @@ def _shared_out(sizes: npt.NDArray[np.int64], count: int) -> list[int]:
         quota[place] = min(int(sizes[place]), left // (len(sizes) - rank))
         left -= int(quota[place])
     return [int(number) for number in quota]
-
-
-def _clusters(
-    vectors: UnitVectors, rows: Rows, count: int, seed: int, progress: Progress
-) -> tuple[npt.NDArray[np.int64], Floats]:
-    """(n,) cluster of each row, and its distance from the centre; on principal components of the unit vectors.
-
-    One thread: its products are small, and where other programs use the processors, threads wait for each other
-    (50,000 rows, 512 clusters, load 18 on two cores: 17 s with one thread, over 120 s with two).
-    """
-    try:
-        from sklearn.cluster import MiniBatchKMeans
-        from sklearn.decomposition import PCA
-        from threadpoolctl import threadpool_limits
-    except ImportError as error:
-        raise ConfigError(
-            f'diverse needs scikit-learn ({error}): pip install "featstore-distill[card]"'
-        ) from None
-    places = np.unique(np.linspace(0, len(rows) - 1, min(PCA_ROWS, len(rows))).astype(np.int64))
-    sample = np.concatenate(
-        [vectors.units(part) for part in blocks(rows[places], vectors.block_rows)]
-    )
-    axes = min(CLUSTER_AXES, *sample.shape)
-    pca = PCA(axes, svd_solver="randomized", random_state=seed).fit(sample)
-    points = np.empty((len(rows), axes), np.float32)
-    for start in range(0, len(rows), vectors.block_rows):
-        part = slice(start, start + vectors.block_rows)
-        points[part] = pca.transform(vectors.units(rows[part]))
-        progress(start, len(rows))
-    if count >= len(rows):
-        return np.arange(len(rows)), np.zeros(len(rows), np.float32)
-    means = MiniBatchKMeans(
-        count,
-        batch_size=CLUSTER_BATCH,
-        init_size=max(3 * count, min(CLUSTER_BATCH, len(rows))),
-        n_init=3,
-        random_state=seed,
-        reassignment_ratio=0.0,
-    )
-    with threadpool_limits(1):
-        means.fit(points)
-    member = means.labels_.astype(np.int64)
-    distance: Floats = np.linalg.norm(points - means.cluster_centers_[member], axis=1)
-    progress(len(rows), len(rows))
-    return member, distance

@@ -14,6 +14,7 @@ import featstore
 from featstore import FeatureStore
 from featstore.cli.main import main
 from featstore.duplicates import unit_vectors
+from featstore.duplicates.near import near_duplicates
 from featstore.errors import ConfigError, ManifestMismatch, MissingSamples
 from featstore.format.ids import read_ids, write_ids
 from featstore.importing.create import from_arrays
@@ -128,6 +129,29 @@ def test_without_duplicates_keeps_the_first(tmp_path: Path) -> None:
     found = select(store, without_duplicates=True, threshold=0.999)
     assert sorted(set(range(30)) - set(found.rows.tolist())) == [7, 11, 20]
     assert found.steps[0].left.tolist()[-1] in (7, 20)
+
+
+def test_many_rows_are_compared_within_clusters(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The same duplicates as among all pairs, each pair once, the nearest row of each; and the reader is told."""
+    values = blobs(300, spread=0.5)
+    copies = np.arange(0, 300, 7)
+    values[copies] = values[copies - 100] * 1.001
+    store = make(tmp_path / "s", values)
+    exact = select(store, without_duplicates=True, threshold=0.9999)
+    monkeypatch.setattr("featstore.selection.choose.EXACT_ROWS", 100)
+    monkeypatch.setattr("featstore.selection.choose.CELL_ROWS", 30)
+    found = select(store, without_duplicates=True, threshold=0.9999)
+    assert found.ids == exact.ids
+    assert len(found.rows) < 300
+    assert exact.notes == []
+    assert "10 clusters" in found.notes[0]
+    everything = near_duplicates(store, "cls", 0.9999)
+    cells = near_duplicates(store, "cls", 0.9999, cells=np.zeros((300, 1), np.int64))
+    np.testing.assert_array_equal(cells.rows, everything.rows)
+    np.testing.assert_array_equal(cells.nearest_row, everything.nearest_row)
+    assert cells.found == everything.found
 
 
 def test_diverse_takes_of_every_cluster(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

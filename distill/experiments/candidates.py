@@ -1,0 +1,62 @@
+"""Methods and weights that ``--methods '[auto]'`` tries (docs/methods.md); of equally good ones the first is chosen."""
+
+import dataclasses
+from dataclasses import dataclass, field
+from typing import Any
+
+from distill.config import DistillConfig
+from distill.register import options_of
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A method with some of its options.
+
+    Attributes:
+        name: Name of its folder and of its row in auto.csv.
+        method: Key of ``METHODS``.
+        options: Options that replace those of the command.
+    """
+
+    name: str
+    method: str
+    options: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """The options by dotted name."""
+        return {f"{self.method}.{name}": value for name, value in self.options.items()}
+
+    def applied(self, config: DistillConfig) -> DistillConfig:
+        """The settings of a command with this method and these options."""
+        options = options_of(config, self.method)
+        if self.options:
+            options = dataclasses.replace(options, **self.options)
+        return dataclasses.replace(
+            config, methods=[self.method], options={**config.options, self.method: options}
+        )
+
+
+FEATURES = {"norm": "standardize", "match_norm": "layernorm", "logits_from": "probe"}
+
+WITH_LABELS = (
+    Candidate("labels", "labels"),
+    Candidate("kd-1", "kd", {"weight": 1.0}),
+    Candidate("kd-10", "kd", {"weight": 10.0}),
+    Candidate("ofa-1", "ofa", {"weight": 1.0}),
+    Candidate("fitnet-10", "fitnet", {"norm": "standardize", "weight": 10.0}),
+    Candidate("fitnet-100", "fitnet", {"norm": "standardize", "weight": 100.0}),
+    Candidate("customkd-10", "customkd", FEATURES | {"w_general": 10.0, "w_specific": 1.0, "w_logits": 0.0}),
+    Candidate("customkd-100", "customkd", FEATURES | {"w_general": 100.0, "w_specific": 10.0, "w_logits": 0.0}),
+    Candidate("customkd-10-logits", "customkd", FEATURES | {"w_general": 10.0, "w_specific": 1.0, "w_logits": 10.0}),
+)  # fmt: skip
+"""Of tasks with labels, from the simplest to the one with most terms."""
+
+WITHOUT_LABELS = (
+    Candidate("fitnet-standardize", "fitnet", {"norm": "standardize"}),
+    Candidate("fitnet-l2", "fitnet", {"norm": "l2"}),
+    Candidate("queue_kl", "queue_kl"),
+    Candidate("specmatch", "specmatch"),
+    Candidate("pkt", "pkt"),
+)
+"""Of task none. The loss is a single term there, whose weight an adaptive optimiser hardly notices."""
