@@ -36,7 +36,6 @@ class Map:
 
     Attributes:
         field: field of the features.
-        sample: the rows.
         points: (n, 2).
         neighbours: (n, K) indices into the sample, nearest first.
         cosines: (n, K) cosines of the centred features.
@@ -54,7 +53,6 @@ class Explorer(Block):
     """A map with search, hover and click.
 
     Attributes:
-        title: heading.
         spec: plotly's data and layout; the last three traces are empty, for search results, neighbours and the selected
             sample.
         data: of ``explorer_data``, for the script.
@@ -77,7 +75,6 @@ def make_map(store: FeatureStore, field: str, sample: Sample) -> Map | None:
     Positions: principal components, then t-SNE. Neighbours: cosine of the centred features.
 
     Args:
-        store: complete store.
         field: a field of floating point numbers; grids are compared position by position.
         sample: samples of the map; of a wide field, a random part of them is used.
 
@@ -152,8 +149,6 @@ def explorer_data(manifest: Manifest, found: Map, pictures: Sequence[str]) -> di
     """Data for the script of the map; texts are plain, the page escapes them.
 
     Args:
-        manifest: of the store.
-        found: the map.
         pictures: a data URI per sample, "" for none; empty for a map without pictures.
     """
     classes = sorted(set(found.sample.labels.tolist()) - {-1})

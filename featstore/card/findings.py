@@ -55,7 +55,6 @@ class Findings:
     """All data of the page.
 
     Attributes:
-        survey: counts.
         sample: rows of the statistics.
         fields: statistics by field.
         map: of the samples; None if no field can be mapped.
@@ -111,7 +110,6 @@ def look(
     """Compute all data of the page.
 
     Args:
-        store: complete store.
         field: field of the map and of the duplicates; "" for cls or the best substitute.
         points: most images of the map and of the statistics.
         images: folder of the images, for thumbnails; None for none.

@@ -13,7 +13,6 @@ class Licence:
     """A known licence.
 
     Attributes:
-        name: full name.
         url: of its text.
         terms: in a few words.
         on_hub: the Hugging Face hub knows the identifier; otherwise a card has ``license: other`` and its name.
@@ -74,7 +73,6 @@ class Family:
     """Teachers of one publication.
 
     Attributes:
-        name: of the family.
         marks: a teacher belongs to it if its name or tag contains one of these.
         citation: the publication as BibTeX.
         licence: identifier of the published weights' licence; "" if not certain.

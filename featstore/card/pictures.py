@@ -37,8 +37,6 @@ def thumbnails(
 
     Args:
         images: local copy of the store's images.
-        manifest: of the store.
-        sample: samples.
         progress: called after each thumbnail.
 
     Raises:

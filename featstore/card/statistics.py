@@ -32,7 +32,6 @@ class Statistics:
     """One field, one view.
 
     Attributes:
-        name: of the field.
         vectors: P.
         width: C.
         not_finite: vectors left out because of NaN or infinity.
@@ -92,7 +91,6 @@ def measure(store: FeatureStore, field: str, sample: Sample) -> Statistics | Non
     """Statistics of a field; None if fewer than two vectors are finite.
 
     Args:
-        store: complete store.
         field: a ``measurable`` field.
         sample: rows to take vectors from.
 

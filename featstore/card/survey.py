@@ -36,7 +36,6 @@ class Survey:
     """Counts of a store.
 
     Attributes:
-        manifest: of the store.
         whole: every shard was read; otherwise counts by class and field are estimates.
         entries: of the shards that were read.
         valid_rows: rows with features.
@@ -164,7 +163,6 @@ def draw(store: FeatureStore, most: int, *, seed: int = 0) -> Sample:
     """Draw valid rows at random from evenly spaced shards; all rows if there are no more than ``most``.
 
     Args:
-        store: complete store.
         most: number of rows.
         seed: of the draw.
 

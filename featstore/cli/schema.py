@@ -268,9 +268,7 @@ def build(
     """Make a config of plain nested values, as a recipe holds them.
 
     Args:
-        config_class: Of the settings.
         values: By name, nested or dotted.
-        kinds: See ``Schema``.
         recipe: A file whose values hold where none is given.
 
     Raises:

@@ -51,7 +51,6 @@ class Backend(ABC):
         """Turn one shard of every column into objects, one at a time.
 
         Args:
-            shard: number of the shard.
             columns: by column name, (entries of the shard, *shape); text as an object array.
         """
 
@@ -68,8 +67,6 @@ class Backend(ABC):
         """Read one column of one shard, memory-mapped where the container allows.
 
         Args:
-            shard: number of the shard.
-            column: name of the column.
             objects: what the ledger says of the shard's objects; checked before anything is returned.
 
         Returns:
@@ -88,7 +85,6 @@ class Backend(ABC):
         """Say what some bytes of an object hold, for messages.
 
         Args:
-            shard: number of the shard.
             name: path of the object inside the store.
             start: first byte.
             stop: one after the last byte.
@@ -102,11 +98,7 @@ class Backend(ABC):
 
 
 class ColumnReader(ABC):
-    """Rows of one column, wherever they lie. Rows are ``prepare``d, which checks their bytes, before they are taken.
-
-    Attributes:
-        column: which.
-    """
+    """Rows of one column, wherever they lie. Rows are ``prepare``d, which checks their bytes, before they are taken."""
 
     column: Column
 
@@ -123,7 +115,6 @@ class ColumnReader(ABC):
         """Compare the blocks that hold some rows to the ledger, and make them readable.
 
         Args:
-            shard: number of the shard.
             objects: what the ledger says of the shard's objects.
             rows: (n,) rows of the store, all in this shard.
 

@@ -57,7 +57,6 @@ class ObjectFile:
         """Compare the size of the file.
 
         Args:
-            store: Folder of the store.
             name: Path of the file below it.
             record: What the ledger says of it.
             describe: Words for its bytes.

@@ -68,9 +68,6 @@ class TarShard:
         """Read the index.
 
         Args:
-            layout: of the store.
-            shard: its number.
-            file: of the tar.
             addresses: range that the tar is mapped into.
 
         Raises:
@@ -153,7 +150,6 @@ class TarShard:
         return words
 
     def holds(self, start: int, stop: int) -> tuple[str, range]:
-        """See ``Backend.holds``."""
         if self._starts is None or start < self._starts[0]:
             return "index of the samples", self.rows
         first = int(np.searchsorted(self._starts, start, side="right")) - 1

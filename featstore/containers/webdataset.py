@@ -70,7 +70,6 @@ class WebDatasetBackend(Backend):
         (self.store / FOLDER).mkdir()
 
     def object_names(self, shard: int) -> list[str]:
-        """See ``Backend.object_names``."""
         return [self.layout.object_name(shard)]
 
     def object_of(self, shard: int, column: str) -> str:
@@ -78,7 +77,6 @@ class WebDatasetBackend(Backend):
         return self.layout.object_name(shard)
 
     def forget(self, shard: int) -> None:
-        """See ``Backend.forget``."""
         self._shards.pop(shard, None)
 
     def encode(self, shard: int, columns: Mapping[str, Array]) -> Iterator[EncodedObject]:
@@ -96,7 +94,6 @@ class WebDatasetBackend(Backend):
         yield EncodedObject(self.layout.object_name(shard), parts, CHECK_BYTES)
 
     def open_column(self, column: str) -> ColumnReader:
-        """See ``Backend.open_column``."""
         spec = self.columns[column]
         if column in self.layout.fixed:
             return _MemberColumn(self, spec)
@@ -105,7 +102,6 @@ class WebDatasetBackend(Backend):
         return _IndexColumn(self, spec)
 
     def read_shard(self, shard: int, column: str, objects: Mapping[str, ObjectRecord]) -> Array:
-        """See ``Backend.read_shard``."""
         tar = self.open_shard(shard, objects)
         spec = self.columns[column]
         if column in self.layout.indexed:
@@ -184,7 +180,6 @@ class WebDatasetBackend(Backend):
         return self._samples
 
     def holds(self, shard: int, name: str, start: int, stop: int) -> tuple[str, range]:
-        """See ``Backend.holds``."""
         try:
             tar = self.open_shard(shard, read_entry(self.store, shard).objects)
         except StoreError:  # too damaged to say more
@@ -209,12 +204,10 @@ class _MemberColumn(ColumnReader):
             self._windows = sliding_window_view(self._addresses, column.entry_bytes)
 
     def unprepared(self, rows: Rows) -> Rows:
-        """See ``ColumnReader.unprepared``."""
         ready = self._ready[rows]
         return _NO_ROWS if ready.all() else rows[~ready]
 
     def prepare(self, shard: int, objects: Mapping[str, ObjectRecord], rows: Rows) -> None:
-        """See ``ColumnReader.prepare``."""
         with self.backend.lock:
             tar = self.backend.open_shard(shard, objects)
             start = tar.rows.start
@@ -230,12 +223,10 @@ class _MemberColumn(ColumnReader):
             ready[tar.also_checked(self.column, ready)] = True
 
     def forget(self, shard: int) -> None:
-        """See ``ColumnReader.forget``."""
         rows = self.backend.manifest.shard_range(shard)
         self._ready[rows.start : rows.stop] = False
 
     def take(self, rows: Rows, out: Array) -> None:
-        """See ``ColumnReader.take``."""
         shards = self.backend.manifest.shards_of(rows)
         samples = self.backend.samples()
         if samples is None:
@@ -260,21 +251,17 @@ class _IndexColumn(ColumnReader):
         self._ready = np.zeros(backend.manifest.num_shards, dtype=np.bool_)
 
     def unprepared(self, rows: Rows) -> Rows:
-        """See ``ColumnReader.unprepared``."""
         ready = self._ready[self.backend.manifest.shards_of(rows)]
         return _NO_ROWS if ready.all() else rows[~ready]
 
     def prepare(self, shard: int, objects: Mapping[str, ObjectRecord], rows: Rows) -> None:
-        """See ``ColumnReader.prepare``."""
         self._shards[shard] = self.backend.read_shard(shard, self.column.name, objects)
         self._ready[shard] = True
 
     def forget(self, shard: int) -> None:
-        """See ``ColumnReader.forget``."""
         self._ready[shard] = False
 
     def take(self, rows: Rows, out: Array) -> None:
-        """See ``ColumnReader.take``."""
         manifest = self.backend.manifest
         shards = manifest.shards_of(rows)
         for shard in np.unique(shards).tolist():

@@ -107,15 +107,12 @@ class ZarrBackend(Backend):
         return "/".join([column.name, "c", str(shard), *("0" for _ in column.shape)])
 
     def object_names(self, shard: int) -> list[str]:
-        """See ``Backend.object_names``."""
         return [self.object_name(shard, column) for column in self.columns.values()]
 
     def object_of(self, shard: int, column: str) -> str:
-        """See ``Backend.object_of``."""
         return self.object_name(shard, self.columns[column])
 
     def encode(self, shard: int, columns: Mapping[str, Array]) -> Iterator[EncodedObject]:
-        """See ``Backend.encode``."""
         check_columns(self.columns, columns)
         for name, column in self.columns.items():
             values = columns[name]
@@ -175,7 +172,6 @@ class ZarrBackend(Backend):
         return ShardColumn(self, spec)
 
     def read_shard(self, shard: int, column: str, objects: Mapping[str, ObjectRecord]) -> Array:
-        """See ``Backend.read_shard``."""
         spec = self.columns[column]
         file = self.object_file(shard, spec, objects)
         rows = len(self.manifest.shard_range(shard))
@@ -213,7 +209,6 @@ class ZarrBackend(Backend):
         return file
 
     def holds(self, shard: int, name: str, start: int, stop: int) -> tuple[str, range]:
-        """See ``Backend.holds``."""
         rows = self.manifest.shard_range(shard)
         column = next(
             (spec for spec in self.columns.values() if self.object_name(shard, spec) == name), None
@@ -345,7 +340,6 @@ class BlockColumn(ColumnReader):
         self._files: dict[int, ObjectFile] = {}
 
     def unprepared(self, rows: Rows) -> Rows:
-        """See ``ColumnReader.unprepared``."""
         # All were checked: a look at the rows would take a tenth of copying them.
         if not self._left:
             return _NO_ROWS
@@ -353,7 +347,6 @@ class BlockColumn(ColumnReader):
         return _NO_ROWS if ready.all() else rows[~ready]
 
     def prepare(self, shard: int, objects: Mapping[str, ObjectRecord], rows: Rows) -> None:
-        """See ``ColumnReader.prepare``."""
         groups = np.unique(rows // self.block_rows)
         local = groups - self._groups(shard).start
         with self._lock:
@@ -368,7 +361,6 @@ class BlockColumn(ColumnReader):
             self._left -= new
 
     def forget(self, shard: int) -> None:
-        """See ``ColumnReader.forget``."""
         with self._lock:
             ready = self._ready[self._groups(shard)]
             self._left += int(np.count_nonzero(ready))
@@ -409,7 +401,6 @@ class MappedColumn(BlockColumn):
         self._rows = flat.reshape(count * rows, *column.shape)
 
     def attach(self, shard: int, file: ObjectFile, handle: int) -> None:
-        """See ``BlockColumn.attach``."""
         size = len(self.backend.manifest.shard_range(shard)) * self.column.entry_bytes
         try:
             self._range.attach(shard, handle, size)
@@ -420,7 +411,6 @@ class MappedColumn(BlockColumn):
             ) from error
 
     def take(self, rows: Rows, out: Array) -> None:
-        """See ``ColumnReader.take``."""
         # "clip" writes straight into out; the range was checked, so nothing is clipped.
         self._rows.take(rows, axis=0, out=out, mode="clip")
 
@@ -440,13 +430,11 @@ class ShardColumn(BlockColumn):
         self._arrays: dict[int, Array] = {}
 
     def attach(self, shard: int, file: ObjectFile, handle: int) -> None:
-        """See ``BlockColumn.attach``."""
         shape = (len(self.backend.manifest.shard_range(shard)), *self.column.shape)
         size = math.prod(shape) * self.dtype.itemsize
         self._arrays[shard] = map_file(handle, size).view(self.dtype).reshape(shape)
 
     def take(self, rows: Rows, out: Array) -> None:
-        """See ``ColumnReader.take``."""
         size = self.backend.manifest.work.shard_rows
         shards = rows // size
         for shard in np.unique(shards).tolist():
@@ -475,7 +463,6 @@ class ChunkedColumn(BlockColumn):
         self._now = 0
 
     def attach(self, shard: int, file: ObjectFile, handle: int) -> None:
-        """See ``BlockColumn.attach``."""
         self._chunks[shard] = _Chunks(self.backend, shard, self.column, file, handle)
 
     def blocks(self, shard: int, record: ObjectRecord, groups: list[int]) -> Iterable[int]:
@@ -498,7 +485,6 @@ class ChunkedColumn(BlockColumn):
         self._chunk_at[:] = -1
 
     def take(self, rows: Rows, out: Array) -> None:
-        """See ``ColumnReader.take``."""
         numbers = rows // self.block_rows
         needed = np.unique(numbers)
         places = len(self._chunk_at)
@@ -581,7 +567,6 @@ def encoded_bytes(values: Array, codec: Codec) -> int:
 
     Args:
         values: (n, ...) numbers as they would be stored.
-        codec: which.
     """
     rows = np.ascontiguousarray(values).reshape(len(values), -1)
     column = Column("fields/sample", rows.shape[1:], rows.dtype, (), codec)

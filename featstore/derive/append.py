@@ -88,7 +88,6 @@ def append(
         store: Folder of the store that grows.
         new: Folder of a complete store of other images with the same teachers, views and fields.
         duplicates: See ``featstore.derive.merge_rows.Duplicates``. If the store has all images, nothing is done.
-        lease_s: Seconds without a change after which another process's lease is stale.
         progress: See ``featstore.writing.fill.Progress``; of the shards that are written.
 
     Raises:

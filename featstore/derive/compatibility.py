@@ -39,7 +39,6 @@ def check_same_rows(first: FeatureStore, other: Manifest, *, where: object) -> N
 
     Args:
         first: The first store.
-        other: Manifest of the second store.
         where: Address of the second store, for the message.
 
     Raises:

@@ -79,7 +79,6 @@ class Composition:
     """Plan of a store that is made of others.
 
     Attributes:
-        manifest: Its manifest.
         artefacts: Bytes of the files that the manifest lists, by name.
         samples: Axis of ids, hashes and, unless given, labels.
         fields: By name, the axis of the values and the name of the field there; a row is valid if it is valid in all.
@@ -103,11 +102,7 @@ class Composition:
 
 
 class ShardMaker:
-    """Makes the shards of a composition, in any order.
-
-    Args:
-        plan: The composition.
-    """
+    """Makes the shards of a composition, in any order."""
 
     def __init__(self, plan: Composition) -> None:
         self._plan = plan
@@ -234,7 +229,6 @@ def cut_like(old: Manifest, rows: Rows | range) -> WorkRecord:
     """Shards of a part of a store: of the same size; shards that mirror tars are kept if the rows are in order.
 
     Args:
-        old: Manifest of the store.
         rows: (n,) rows of the part, in its order.
     """
     cut = WorkRecord(shard_rows=old.work.shard_rows, batch_size=old.work.batch_size)
@@ -274,19 +268,12 @@ def compose(
 ) -> Manifest:
     """Write a composition as a new store, or resume.
 
-    Args:
-        plan: The composition.
-        out: Folder of the new store.
-        lease_s: Seconds without a change after which another process's lease is stale.
-        progress: See ``featstore.writing.fill.Progress``.
-
     Returns:
         The manifest on disk.
 
     Raises:
         ConfigError: ``out`` is one of the old stores, or a folder inside one.
         ShardCorrupt: An old store is damaged.
-        ManifestMismatch, StoreNotFound, StoreBusy, StoreWriteError: See ``featstore.writing.fill``.
     """
     check_apart(out, *(store.path for axis in plan.axes for store in axis.stores))
     make = ShardMaker(plan)

@@ -28,13 +28,10 @@ def convert(
 
     Args:
         source: Folder of a complete store.
-        out: Folder of the new one.
         container: Container of the new store; unchanged if not given.
         codec: Codec of all fields of numbers; unchanged if not given; webdataset has raw only.
         shard_rows: Rows of a shard; unchanged if not given, except that tars which mirror tars of images become shards
             of a power of two.
-        lease_s: Seconds without a change after which another process's lease is stale.
-        progress: See ``featstore.writing.fill.Progress``.
 
     Returns:
         The manifest of the new store.
@@ -42,7 +39,6 @@ def convert(
     Raises:
         ConfigError: Nothing would change, or the container does not support the codec or a field.
         StoreIncomplete, ShardCorrupt: The store is incomplete or damaged.
-        ManifestMismatch, StoreNotFound, StoreBusy, StoreWriteError: See ``featstore.writing.fill``.
     """
     store = FeatureStore.open(source)
     plan = plan_convert(store, container=container, codec=codec, shard_rows=shard_rows)

@@ -57,11 +57,9 @@ class Exported:
     """Result of ``export``.
 
     Attributes:
-        path: The folder.
         rows: In it.
         invalid: Rows left out because they have no usable feature.
         unmatched: Rows left out because no pattern matched their id.
-        bytes: Of its files.
         description: Content of ``export.json``.
         resumed: Rows that an earlier, stopped run had written.
     """

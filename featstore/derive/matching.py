@@ -44,7 +44,6 @@ def samples_of(stores: Sequence[FeatureStore], prefixes: tuple[str, ...] = ()) -
     """Number contents and ids of all rows.
 
     Args:
-        stores: Opened stores.
         prefixes: Put before the ids of each store; none if empty.
 
     Raises:

@@ -22,7 +22,6 @@ class Merged:
     """Result of ``merge``.
 
     Attributes:
-        manifest: Manifest of the new store.
         kind: Rows: it has the rows of all stores. teachers: it has the fields of all stores.
         notes: Notes for the user, e.g. how many rows were left out.
     """
@@ -47,19 +46,15 @@ def merge(
 
     Args:
         sources: Folders of complete stores, two or more; container, order and shards are those of the first.
-        out: Folder of the new store.
         kind: Rows: append the rows of all stores. teachers: join the fields, with images matched by content. If not
             given, rows if teachers, views and fields of the stores are the same, else teachers.
         duplicates: Rows only, see ``featstore.derive.merge_rows.Duplicates``.
         missing: Teachers only, see ``featstore.derive.merge_teachers.plan_teachers``.
         names: One for each store; put before sample ids (rows), or before names of fields (teachers).
-        lease_s: Seconds without a change after which another process's lease is stale.
-        progress: See ``featstore.writing.fill.Progress``.
 
     Raises:
         ConfigError, ManifestMismatch: The stores cannot be merged; the message names the differences.
         StoreIncomplete, ShardCorrupt: A store is incomplete or damaged.
-        StoreNotFound, StoreBusy, StoreWriteError: See ``featstore.writing.fill``.
     """
     if len(sources) < 2:
         raise ConfigError("merge needs two stores or more.")

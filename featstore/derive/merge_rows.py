@@ -40,7 +40,6 @@ def plan_rows(
 
     Args:
         stores: Opened stores; their rows come in this order.
-        duplicates: See ``Duplicates``.
         names: Names of the stores, put before the sample ids, ``<name>/<id>``; none if empty.
 
     Returns:
@@ -99,7 +98,6 @@ def without_duplicates(
 
     Args:
         samples: Rows of all stores.
-        duplicates: See ``Duplicates``.
         all_known: To find all images of the later stores in the first one is no error; nothing is added then.
 
     Raises:

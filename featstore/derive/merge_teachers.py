@@ -48,7 +48,6 @@ def plan_teachers(
     A row is valid if it is in every store. Labels are those of the first store that knows one.
 
     Args:
-        stores: Opened stores.
         missing: What becomes of an image that is not in every store: refuse the merge, drop the image, or keep it as
             an invalid row whose reason names the stores without it.
         names: Of the stores; given, they are put before all names of fields, teachers and artefacts, ``<name>_cls``.
@@ -115,7 +114,6 @@ class _Renamed:
     """The fields, teachers and artefacts of a store under the names that they get.
 
     Args:
-        store: An opened store.
         name: Put before all names; "" leaves them as they are.
     """
 

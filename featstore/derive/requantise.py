@@ -44,7 +44,6 @@ class Change:
     """What becomes of one field.
 
     Attributes:
-        field: Its name.
         before: Its type in the old store.
         after: In the new one.
         error: Measured on the sample; of a wider type nothing is lost.
@@ -74,12 +73,10 @@ def requantise(
 
     Args:
         source: Folder of a complete store.
-        out: Folder of the new one.
         dtype: Type of the new one.
         allow_widening: Also write more digits than there are, e.g. for a reader that knows one type only.
         sample_rows: Number of valid rows, evenly spread, that int8 scales and errors are measured on.
         lease_s: Seconds without a sign of life after which another process counts as gone.
-        progress: See ``featstore.writing.fill.Progress``.
 
     Returns:
         The manifest of the new store, and what changed.
@@ -87,7 +84,6 @@ def requantise(
     Raises:
         ConfigError: Nothing would change, digits would be made up, or numbers do not fit the type.
         StoreIncomplete, ShardCorrupt: The old store is not whole.
-        ManifestMismatch, StoreNotFound, StoreBusy, StoreWriteError: See ``featstore.writing.fill``.
     """
     store = FeatureStore.open(source)
     plan, changes = plan_requantise(
@@ -99,11 +95,7 @@ def requantise(
 def plan_requantise(
     store: FeatureStore, dtype: StoredType, *, allow_widening: bool, sample_rows: int
 ) -> tuple[Composition, list[Change]]:
-    """Plan the new store, and measure the rounding error of each field that changes.
-
-    Raises:
-        ConfigError: See ``requantise``.
-    """
+    """Plan the new store, and measure the rounding error of each field that changes."""
     old = store.manifest
     before = {name: stored_type(record) for name, record in old.fields.items()}
     chosen = [name for name, found in before.items() if found not in (None, dtype)]

@@ -29,9 +29,6 @@ def split(
     Args:
         source: Folder of a complete store.
         outs: Folder of each part, and its share of the rows.
-        seed: Seed of the assignment.
-        by_class: See ``assign``.
-        lease_s: Seconds without a change after which another process's lease is stale.
         progress: See ``featstore.writing.fill.Progress``; for each part from zero.
 
     Returns:
@@ -40,7 +37,6 @@ def split(
     Raises:
         ConfigError: Shares do not add up to 1, or a part would be empty.
         StoreIncomplete, ShardCorrupt: The store is incomplete or damaged.
-        ManifestMismatch, StoreNotFound, StoreBusy, StoreWriteError: See ``featstore.writing.fill``.
     """
     store = FeatureStore.open(source)
     shares = list(outs.values())
@@ -70,9 +66,7 @@ def assign(
     """Assign each row to a part by its content hash, so that equal images are in the same part.
 
     Args:
-        store: An opened store.
         shares: Shares of the parts, with sum 1.
-        seed: Seed of the assignment.
         by_class: Divide every class in these shares, as exactly as its number of images allows. Otherwise each image is
             assigned independently: sizes are approximate, but an image keeps its part when the store grows.
 

@@ -45,13 +45,10 @@ def subset(
 
     Args:
         source: Folder of a complete store.
-        out: Folder of the new one.
         rows: (n,) row numbers in the order of the new store, none twice, e.g. from
             ``featstore.derive.split``. All if not given.
         fields: Names; all if not given.
         note: Entries of ``created_by`` that describe the choice.
-        lease_s: Seconds without a change after which another process's lease is stale.
-        progress: See ``featstore.writing.fill.Progress``.
 
     Returns:
         The manifest of the new store.
@@ -60,7 +57,6 @@ def subset(
         ConfigError: No rows, a repeated row, an unknown field, or ``out`` is a folder inside the store.
         MissingSamples: A row is outside the store.
         StoreIncomplete, ShardCorrupt: The store is incomplete or damaged.
-        ManifestMismatch, StoreNotFound, StoreBusy, StoreWriteError: See ``featstore.writing.fill``.
     """
     store = FeatureStore.open(source)
     return compose(
@@ -164,13 +160,11 @@ def choose(
     """Rows that pass all of some conditions, in the order of the store.
 
     Args:
-        store: An opened store.
         where: Shell patterns over sample ids, ``*`` also spans slashes; a row is taken if any matches. All if empty.
         ids: Sample ids, e.g. of ``featstore select``; all if not given.
         rows: Row numbers.
         labelled_per_class: Of the rows that are left, take so many valid ones of each class, all of different content;
             which ones depends on content and seed alone. 0: all, with and without labels.
-        seed: Of that choice.
 
     Raises:
         ConfigError: Nothing is left, or a class has too few.

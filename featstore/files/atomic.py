@@ -117,11 +117,7 @@ def stage(
 
 
 def settle(staged: Iterable[Staged]) -> None:
-    """Wait until files are on disk.
-
-    Raises:
-        StoreWriteError: the disk refused.
-    """
+    """Wait until files are on disk."""
     for item in staged:
         with refused(item.path, item.bytes):
             item.synced.result()
@@ -150,11 +146,7 @@ def discard(staged: Iterable[Staged]) -> None:
 
 
 def sync_folders(folders: Iterable[Path], pool: ThreadPoolExecutor | None = None) -> None:
-    """Make renames inside folders durable, each folder once; in the pool side by side.
-
-    Raises:
-        StoreWriteError: the disk refused.
-    """
+    """Make renames inside folders durable, each folder once; in the pool side by side."""
     several = dict.fromkeys(folders)
     if pool is None or len(several) == 1:
         for folder in several:
@@ -190,11 +182,7 @@ class Disk:
         self.pool.shutdown()
 
     def make_folders(self, folders: Iterable[Path]) -> None:
-        """Make folders below the root, and their parents.
-
-        Raises:
-            StoreWriteError: the disk refused.
-        """
+        """Make folders below the root, and their parents."""
         wanted = {self.root}
         for folder in folders:
             while folder not in wanted:

@@ -27,11 +27,7 @@ def free_bytes(path: Path) -> int:
 
 
 def measure_disk(path: Path, *, size: int = DISK_PROBE_BYTES) -> float:
-    """Write and sync a temporary file next to where the store goes; returns bytes per second.
-
-    Raises:
-        StoreWriteError: nothing can be written there.
-    """
+    """Write and sync a temporary file next to where the store goes; returns bytes per second."""
     folder = existing_parent(path)
     block = os.urandom(2**20)
     try:

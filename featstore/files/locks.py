@@ -160,12 +160,10 @@ def exclusive(store: Path, *, links: bool = False) -> Iterator[None]:
     """Hold the exclusive lock of a store: no other process writes to it meanwhile.
 
     Args:
-        store: its folder.
         links: accept links in it; for callers that write nothing.
 
     Raises:
         StoreBusy: another process writes to it; the message names it.
-        StoreWriteError: the store cannot be written to.
     """
     if not links:
         refuse_links(store)
@@ -186,7 +184,6 @@ def shared(store: Path) -> Iterator[None]:
 
     Raises:
         StoreBusy: the exclusive lock is held for longer than clearing leftovers takes; the message names the holder.
-        StoreWriteError: the store cannot be written to.
     """
     refuse_links(store)
     lock = FileLock(store / LOCK_NAME)
@@ -207,7 +204,6 @@ def publishing(store: Path) -> Iterator[None]:
 
     Raises:
         StoreBusy: another process has held it for minutes; the message names it.
-        StoreWriteError: the store cannot be written to.
     """
     lock = FileLock(store / PUBLISH_NAME)
     if not lock.acquire(shared=False, timeout_s=PUBLISH_TIMEOUT_S):

@@ -22,8 +22,6 @@ def empty(shape: tuple[int, ...], dtype: npt.DTypeLike, *, where: object) -> Arr
     """An array that is about to be filled, its numbers not set.
 
     Args:
-        shape: of the array.
-        dtype: of its numbers.
         where: the store, for the message.
 
     Raises:

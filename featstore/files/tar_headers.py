@@ -93,7 +93,6 @@ def headers(names: Sequence[str], sizes: Array, extensions: int) -> Bytes:
     """Headers of many regular files: no owner, no time, mode 644.
 
     Args:
-        names: of the members.
         sizes: (n,) bytes of the data of each.
         extensions: from ``extension_blocks``, of these names or more.
 
@@ -211,11 +210,7 @@ def members(read: Read, start: int, stop: int) -> Iterator[Member]:
 
 
 def read_member(read: Read, start: int, stop: int) -> Member | None:
-    """The member whose headers begin at ``start``; None at the mark of the end.
-
-    Raises:
-        BadTar: as ``members``.
-    """
+    """The member whose headers begin at ``start``; None at the mark of the end."""
     name: str | None = None
     link: str | None = None
     size: int | None = None

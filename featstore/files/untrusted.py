@@ -118,7 +118,6 @@ def open_below(store: Path, name: str) -> int:
 
     Raises:
         FileNotFoundError: there is none.
-        OSError: see ``plain_size``.
     """
     with folder_below(store, name) as (folder, last):
         return open_plain(last, dir_fd=folder)

@@ -38,7 +38,6 @@ class Column:
         shape: Shape of one entry; () for a scalar.
         dtype: numpy dtype, or None for text.
         dims: Names of the axes.
-        codec: Of its chunks.
         capacity: Entries that each row reserves; 1 but for the items of ragged rows.
     """
 
@@ -173,7 +172,6 @@ def put(
     """Write some rows of a field into the columns of its shard.
 
     Args:
-        manifest: Of the store.
         columns: Of the shard, from ``empty_columns``.
         name: Of the field; not a ragged one.
         at: Rows of the shard.
@@ -217,10 +215,7 @@ def put_ragged(
     """Write all rows of a ragged field into the columns of its shard.
 
     Args:
-        manifest: Of the store.
         columns: Of the shard, from ``empty_columns``.
-        name: Of the field.
-        shard: Number of the shard.
         rows: Per row, one array (items, *shape) for each view; a single array where the field is not per view.
 
     Raises:

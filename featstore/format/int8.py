@@ -74,7 +74,6 @@ def calibrate(sample: Array, scheme: Scheme) -> Calibration:
 
     Args:
         sample: (n, ..., C) finite floating point numbers, n >= 1.
-        scheme: See ``featstore.format.manifest.Int8Encoding``.
     """
     values = sample.astype(np.float32).reshape(-1, sample.shape[-1])
     channels = None

@@ -32,8 +32,6 @@ def import_(
     """Write features that another program computed as a store; run the same call again to resume.
 
     Args:
-        source: See ``featstore.importing.tables.open_table``.
-        out: Folder of the store.
         teacher: Name and version of the model that computed the features.
         kind: Format of ``source``; found by what is there if not given.
         fields: Column or file by name of the field; all columns of floating point lists if not given.
@@ -51,7 +49,6 @@ def import_(
     Raises:
         SourceError: ``source`` cannot be read, or ids repeat.
         MissingSamples: Images of some ids are not there.
-        ConfigError, ManifestMismatch, StoreBusy, StoreWriteError: See ``create`` and ``NewStore.add``.
 
     Example:
         >>> numpy.save("cls.npy", numpy.ones((2, 4)))

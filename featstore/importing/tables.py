@@ -33,7 +33,6 @@ class Table(ABC):
     """Rows of features in files of another program.
 
     Attributes:
-        kind: Name of the format.
         ids: (N,) sample ids.
         labels: (N,) class numbers or names, None where unknown; None if there are none at all.
         class_names: Names of the classes by number, if the format knows them.
@@ -58,7 +57,6 @@ class NpyTable(Table):
         files: Files by field.
         ids: Sample ids.
         labels: Labels, if any.
-        kind: Name of the format.
 
     Raises:
         SourceError: A file is not npy, or its rows differ from those of the files before it.
@@ -89,7 +87,6 @@ class NpyTable(Table):
                 )
 
     def batches(self, start: int, step: int) -> Iterator[dict[str, Array]]:
-        """See ``Table.batches``."""
         for row in range(start, len(self.ids), step):
             yield {name: _rows(parts, row, row + step) for name, parts in self._parts.items()}
 
@@ -117,8 +114,6 @@ class ArrowTable(Table):
     """Columns of Arrow tables: Parquet files, or a saved data set of the Hugging Face library.
 
     Args:
-        kind: Name of the format.
-        where: For messages.
         schema: The columns and their types.
         read: Yields record batches of some columns, from a row on, of at most so many rows.
         fields: Columns by field; all columns of floating point lists if not given.
@@ -181,7 +176,6 @@ class ArrowTable(Table):
         self.fields = {name: field_of(value) for name, value in first.items()}
 
     def batches(self, start: int, step: int) -> Iterator[dict[str, Array]]:
-        """See ``Table.batches``."""
         wanted = list(dict.fromkeys(self._columns.values()))
         for batch in self._read(wanted, start, step):
             yield {

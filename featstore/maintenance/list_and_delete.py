@@ -97,7 +97,6 @@ def check_deletable(store: Path, *, force: bool) -> None:
     """Refuse to delete what is not a store, or holds more than a store.
 
     Args:
-        store: the folder.
         force: accept a manifest that cannot be read, and files that are not the store's.
 
     Raises:
@@ -147,7 +146,6 @@ def delete_store(store: Path, *, force: bool = False) -> None:
     What an interrupted deletion of the same store has left is removed first; where that is all, it is enough.
 
     Raises:
-        StoreNotFound, StoreError: see ``check_deletable``.
         StoreBusy: another process writes to it.
         StoreWriteError: the disk refuses; the message says what is left.
     """

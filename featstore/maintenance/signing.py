@@ -75,7 +75,6 @@ def sign(store: str | Path, private_key: str | Path, *, passphrase: bytes | None
     """Verify every byte of a store and sign it. The signature is written into the store, as ``model.sig``.
 
     Args:
-        store: its folder.
         private_key: PEM file of an elliptic curve key (P-256, P-384 or P-521).
         passphrase: of the key, if it is encrypted.
 
@@ -116,7 +115,6 @@ def check_signature(store: str | Path, public_key: str | Path) -> Signed:
     """Compare a store with its signature; every file is hashed.
 
     Args:
-        store: its folder.
         public_key: PEM file that its owner gave you, by another way than the store.
 
     Raises:

@@ -65,7 +65,6 @@ class Report:
 
     Attributes:
         path: folder of the store, or its URL.
-        fingerprint: of its manifest.
         rows: of the store when it is complete.
         num_shards: of the store when it is complete.
         shards: how many were checked; with a sample, in how many the blocks lay.
@@ -127,9 +126,7 @@ def verify(
     """Check a store against its manifest and its ledger; nothing is changed.
 
     Args:
-        path: folder of the store.
         sample: number of random blocks to check instead of everything.
-        seed: of the sample.
         workers: threads that check shards.
         progress: called after each shard or block.
 
@@ -164,7 +161,6 @@ def repair(
     Metadata of the container and the mark of a complete store are written anew. Objects stay until they are replaced.
 
     Args:
-        path: folder of the store.
         workers: threads that check shards.
         say: gets one line for each damage.
 

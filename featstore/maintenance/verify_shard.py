@@ -84,7 +84,6 @@ class ShardFindings:
     """Findings of one shard.
 
     Attributes:
-        shard: its number.
         damages: what is wrong with it.
         entry: its ledger entry, if that is sound.
         ids: sample ids of its rows, if they are sound.
@@ -156,8 +155,6 @@ def check_object(
     """Compare size and blocks of one object with the ledger.
 
     Args:
-        backend: of the store.
-        shard: number of the shard.
         name: path of the object inside the store.
         record: its entry in the ledger.
         blocks: which blocks; all if not given.

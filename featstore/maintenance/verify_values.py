@@ -46,12 +46,7 @@ class Problem:
 
 
 class ShardRules:
-    """Checks the columns of one shard; give it ``valid`` first and ``values`` before ``ranges``, as stores list them.
-
-    Args:
-        manifest: of the store.
-        shard: its number.
-    """
+    """Checks the columns of one shard; give it ``valid`` first and ``values`` before ``ranges``, as stores list them."""
 
     def __init__(self, manifest: Manifest, shard: int) -> None:
         self._manifest = manifest
@@ -65,7 +60,6 @@ class ShardRules:
         """Yield what is wrong with one column.
 
         Args:
-            column: which.
             values: all its entries in the shard; (R, ...) but for the items of ragged rows.
         """
         if column.name == "valid":

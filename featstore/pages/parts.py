@@ -31,7 +31,6 @@ class Plot(Block):
     """One plotly figure.
 
     Attributes:
-        title: heading.
         spec: data and layout as JSON values; names in it were escaped by ``style.label``.
         alt: the figure in a sentence, for screen readers.
         note: how to read it.
@@ -55,8 +54,6 @@ class Table(Block):
     """Rows of text.
 
     Attributes:
-        title: heading.
-        columns: column headings.
         rows: cells as shown; numbers are aligned to the right.
         note: how to read it.
         marked: index of a highlighted row; -1 for none.
@@ -118,7 +115,6 @@ class Section:
     """A heading and its blocks.
 
     Attributes:
-        title: heading.
         blocks: in order; those that are not wide share a row.
         lead: one or two sentences below the heading.
         columns: narrow blocks per row, at most.
@@ -135,7 +131,6 @@ class Page:
     """A whole page.
 
     Attributes:
-        title: of the page.
         subtitle: what was done, in a line.
         finding: the result, in a sentence or two.
         tiles: key numbers.

@@ -22,7 +22,6 @@ def render(page: Page, *, more: Path | None = None) -> str:
     """The page as HTML. Equal pages give equal text.
 
     Args:
-        page: the page.
         more: folder with templates of further kinds of blocks, ``<kind>.html``, and their ``page.css`` and ``page.js``.
             Its script runs first; each time the plots are drawn, the document gets the event ``drawn``.
     """

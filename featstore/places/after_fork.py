@@ -73,7 +73,6 @@ class Helper:
 
         Args:
             request: For the ``serve`` of ``run``.
-            data: Bytes of the request.
             hear: Called with each part of the answer but the last.
 
         Returns:

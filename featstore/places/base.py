@@ -93,7 +93,6 @@ class Place(ABC):
 
     Attributes:
         url: as it was given, without secrets, for messages.
-        retry: how failed requests are repeated.
         lists: whether ``sizes`` works; plain web servers have no listing.
         writes: whether ``write`` and ``remove`` work.
         checks: whether the server compares an upload with a checksum before it accepts it.
@@ -126,7 +125,6 @@ class Place(ABC):
         """Yield (offset, bytes) from a byte on; offset 0 first where the server cannot begin in the middle.
 
         Args:
-            name: Name of the file.
             start: First byte.
             stop: One after the last byte that is needed, None for the end; more may be sent.
         """
@@ -149,7 +147,6 @@ class Place(ABC):
 
         Args:
             error: What an attempt raised.
-            where: URL of the file.
 
         Returns:
             None for a programming error.
@@ -179,22 +176,14 @@ class Place(ABC):
         """Read a small file.
 
         Args:
-            name: Name of the file.
             most_bytes: A longer one is an error before it is in memory.
-
-        Raises:
-            RemoteNotFound: there is none.
         """
         sink = _Memory()
         self.stream(name, sink, most_bytes=most_bytes)
         return bytes(sink.data)
 
     def read_part(self, name: str, part: range) -> bytes:
-        """Read some bytes of a file; fewer where it ends before.
-
-        Raises:
-            RemoteNotFound: there is no such file.
-        """
+        """Read some bytes of a file; fewer where it ends before."""
 
         def attempt() -> bytes:
             found = bytearray()
@@ -211,17 +200,11 @@ class Place(ABC):
         """Copy a file into a local one, which is created or replaced; in pieces, so that memory is bounded.
 
         Args:
-            name: Name of the file.
             to: A temporary file of the caller.
             most_bytes: Stop with an error when more arrive.
-            progress: Called as bytes arrive.
 
         Returns:
             Bytes written.
-
-        Raises:
-            RemoteNotFound: there is none.
-            StoreWriteError: the local disk refused.
         """
         with refused(to, 0), to.open("wb") as file:
             return self.stream(name, FileSink(file), most_bytes=most_bytes, progress=progress)
@@ -239,19 +222,14 @@ class Place(ABC):
         """Pass a file on, piece by piece. After a cut it resumes at the next byte, where the server can.
 
         Args:
-            name: Name of the file.
             sink: Gets the pieces.
             most_bytes: Stop with an error when more arrive.
             start: Bytes that the sink has already.
             same_host: Refuse a redirect to another host: for a file without checksum, into which a hostile server could
                 put a file of this network.
-            progress: Called as bytes arrive.
 
         Returns:
             Bytes of the file.
-
-        Raises:
-            RemoteNotFound: there is none.
         """
         transfer = _Transfer(sink, progress, most_bytes, f"{self.url}/{name}", start)
 
@@ -272,9 +250,7 @@ class Place(ABC):
         """Create or replace a file, as a whole or not at all where the place can promise that.
 
         Args:
-            name: Name of the file.
             data: Its bytes, or a local file.
-            progress: Called as bytes are sent.
         """
         if not self.writes:
             raise RemoteError(f"{self.url}: can be read only. Push to a place that can be written.")
@@ -392,7 +368,6 @@ class FileSink:
             self._file.write(piece)
 
     def restart(self) -> None:
-        """See ``Sink``."""
         with refused(Path(str(self._file.name)), 0):
             self._file.seek(0)
             self._file.truncate()

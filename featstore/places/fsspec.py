@@ -55,13 +55,11 @@ class FilePlace(Place):
         _import(self.scheme, self.url)
 
     def __getstate__(self) -> dict[str, object]:
-        """See ``Place``; the connection stays here."""
         kept = super().__getstate__()
         del kept["_lock"], kept["_thread"]
         return {**kept, "_system": None, "_made": set()}
 
     def __setstate__(self, state: dict[str, object]) -> None:
-        """See ``Place``."""
         super().__setstate__(state)
         self._lock = threading.Lock()
         self._thread = threading.local()

@@ -66,13 +66,11 @@ class HubPlace(Place):
         self._lock = threading.RLock()
 
     def __getstate__(self) -> dict[str, object]:
-        """See ``Place``."""
         kept = super().__getstate__()
         del kept["_lock"]
         return {**kept, "_pending": {}}
 
     def __setstate__(self, state: dict[str, object]) -> None:
-        """See ``Place``."""
         super().__setstate__(state)
         self._lock = threading.RLock()
 
@@ -165,7 +163,6 @@ class HubPlace(Place):
                 self._commit()
 
     def finish(self) -> None:
-        """See ``Place``."""
 
         def attempt() -> None:
             with self._lock:

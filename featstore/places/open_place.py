@@ -32,7 +32,6 @@ def open_place(
         url: folder of a store: a path, file://, s3://bucket/prefix, gs://bucket/prefix, az://container/prefix,
             http(s)://, sftp:// or ssh://user@host/path, hf://datasets/org/name[@revision][/path], or another scheme
             that fsspec supports.
-        retry: how failed requests are repeated.
         options: of the client, see ``ObjectPlace``, ``FilePlace`` and ``HubPlace``.
 
     Raises:

@@ -74,7 +74,6 @@ class Choice:
 
     Attributes:
         dtype: int8 stands for codes and scales.
-        codec: of its chunks.
         row_bytes: bytes of one row with all its views.
         relative_l2: mean of |x - x'| / |x| against what was measured on; None where nothing was measured.
         stored: whether it is what the store has.
@@ -194,7 +193,6 @@ def make_plan(
 
     Args:
         manifest: of the store, made or not.
-        store: its folder.
         pending: shards still to do.
         rates: measured beforehand, or None.
         processes: processes with a teacher.

@@ -26,7 +26,6 @@ class Wanted:
     """A field of a store that does not exist yet.
 
     Attributes:
-        name: Name of the field.
         shape: Of one image and view.
         dtype: float16, bfloat16, float32 or int8.
     """

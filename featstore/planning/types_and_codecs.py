@@ -58,7 +58,6 @@ def measured_choices(store: FeatureStore, name: str, rows: Rows) -> tuple[int, l
     """Measure a field as each type and codec.
 
     Args:
-        store: opened.
         name: of the field. Of top-k, ragged, text and whole numbers, types are not a choice.
         rows: to measure on; of a wide field, some of them.
 

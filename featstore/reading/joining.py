@@ -18,13 +18,9 @@ Views = int | Sequence[int] | None
 class StoredFeatures:
     """Some fields of an open store, as the samples of a data set get them.
 
-    Attributes:
-        store: The open store.
-
     Args:
         store: An open store, or its path or URL.
         fields: One name, several, or all fields if not given.
-        views: See ``Views``.
 
     Raises:
         ConfigError: The store has no such field.
@@ -49,11 +45,7 @@ class StoredFeatures:
             self._views = self.store.view_numbers(np.atleast_1d(views))
 
     def gather(self, rows: Sequence[int] | Rows) -> list[Any]:
-        """The features of some rows, one by one: a dictionary of tensors; a tensor where one field was named.
-
-        Raises:
-            MissingSamples, ShardCorrupt: See ``FeatureStore.gather``.
-        """
+        """The features of some rows, one by one: a dictionary of tensors; a tensor where one field was named."""
         from featstore.reading.torch_data import gather_tensors, split_batch
 
         wanted = np.asarray(rows, dtype=np.int64)
@@ -76,7 +68,6 @@ class StoredFeatures:
 
         Args:
             ids: Sample id of each sample.
-            count: Samples of the data set.
 
         Raises:
             ConfigError: There are more or fewer ids than samples.
@@ -93,11 +84,7 @@ class StoredFeatures:
 
 
 class ContentCheck:
-    """Compare the bytes of images with those that the features were made from, each row once in each process.
-
-    Args:
-        store: An open store.
-    """
+    """Compare the bytes of images with those that the features were made from, each row once in each process."""
 
     def __init__(self, store: FeatureStore) -> None:
         self._store = store

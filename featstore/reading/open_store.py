@@ -110,7 +110,6 @@ class OpenStore:
 
     @property
     def fingerprint(self) -> str:
-        """See ``Manifest.fingerprint``."""
         return self.manifest.fingerprint
 
     @property

@@ -41,7 +41,6 @@ class Shards:
     Attributes:
         path: Local folder with the store, or with the part of it that is cached.
         address: Folder or URL, for messages.
-        manifest: Of the store.
         numbers: Numbers of the shards that can be read.
         backend: Reads the folder.
         mark: Mark of a complete ledger; None where shards are missing.
@@ -163,11 +162,7 @@ class LocalShards(Shards):
 
     @classmethod
     def open(cls, path: Path, *, allow_incomplete: bool) -> "LocalShards":
-        """Read manifest and ledger of a store: of one version, also while another is being published.
-
-        Raises:
-            StoreNotFound, ManifestMismatch, ShardCorrupt, StoreIncomplete: See ``FeatureStore.open``.
-        """
+        """Read manifest and ledger of a store: of one version, also while another is being published."""
         for _ in range(OPEN_TRIES):
             files = _files(path)
             try:
@@ -222,15 +217,12 @@ class LocalShards(Shards):
         return entry
 
     def read_shard(self, shard: int, column: str) -> Array:
-        """See ``Shards.read_shard``."""
         return self.run(lambda: self.backend.read_shard(shard, column, self.entry(shard).objects))
 
     def artefact(self, name: str) -> dict[str, Any]:
-        """See ``Shards.artefact``."""
         return read_artefact(self.path, self.manifest, name)
 
     def check_unchanged(self, cause: ShardCorrupt | None = None) -> None:
-        """See ``Shards.check_unchanged``."""
         self._compare(cause, newer_is_fine=False)
 
     def _compare(self, cause: ShardCorrupt | None, *, newer_is_fine: bool) -> None:

@@ -41,11 +41,7 @@ def accept(rows: Rows) -> None:
 
 
 class StoredRows:
-    """Reads rows of one store.
-
-    Args:
-        shards: Of the store.
-    """
+    """Reads rows of one store."""
 
     def __init__(self, shards: Shards) -> None:
         self.shards, self.manifest = shards, shards.manifest
@@ -67,7 +63,6 @@ class StoredRows:
         """Copy rows of a column of numbers with one entry per row.
 
         Args:
-            name: Of the column.
             rows: (n,) in any order, repeats allowed.
             out: (n, *shape of the column), or (n, k, *shape without its first axis) with ``views``; contiguous.
             views: (n, k) on the first axis of an entry.
@@ -141,7 +136,6 @@ class StoredRows:
         """Rows of a ragged field; V is 1 where it is not per view.
 
         Args:
-            field: Name of the field.
             rows: (n,) in any order, repeats allowed.
             views: (n, k) columns of the view axis; all if not given.
 
@@ -220,11 +214,7 @@ class StoredRows:
 
 
 class RowReader(StoredRows):
-    """Reads rows of one store for a new one: rows in any order cost one pass over their shards. For one thread.
-
-    Args:
-        shards: Of the store.
-    """
+    """Reads rows of one store for a new one: rows in any order cost one pass over their shards. For one thread."""
 
     def __init__(self, shards: Shards) -> None:
         super().__init__(shards)

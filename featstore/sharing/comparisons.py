@@ -54,7 +54,6 @@ class BlockSums:
         return self._bytes
 
     def write(self, piece: bytes) -> None:
-        """See ``Sink``."""
         data = np.frombuffer(piece, dtype=np.uint8)
         size = self._record.block_bytes
         while len(data):
@@ -79,13 +78,11 @@ class BlockSums:
             )
 
     def restart(self) -> None:
-        """See ``Sink``."""
         self._bytes, self._crc, self._pending = 0, 0, False
         if self._onward is not None:
             self._onward.restart()
 
     def problem(self) -> str:
-        """See ``Comparison``."""
         if self._bytes != self._record.bytes:
             rows = self._backend.manifest.shard_range(self._shard)
             found = f"{self._bytes:,} bytes, expected {self._record.bytes:,}"
@@ -114,18 +111,15 @@ class Sha256Sum:
             return file.tell()
 
     def write(self, piece: bytes) -> None:
-        """See ``Sink``."""
         self._digest.update(piece)
         if self._onward is not None:
             self._onward.write(piece)
 
     def restart(self) -> None:
-        """See ``Sink``."""
         self._digest = hashlib.sha256()
         if self._onward is not None:
             self._onward.restart()
 
     def problem(self) -> str:
-        """See ``Comparison``."""
         found = self._digest.hexdigest()
         return "" if found == self._expected else f"sha256 {found}, expected {self._expected}"

@@ -120,7 +120,6 @@ def write_part(
     Args:
         store: where the rows can be read.
         part: which fields.
-        rows: of the store.
         of: manifest and mark of the whole store.
         out: a temporary folder.
     """

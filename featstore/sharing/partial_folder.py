@@ -46,12 +46,10 @@ def manifest_at(store: Path, *, replace: bool) -> bytes | None:
     """Read the manifest of the store in a folder; None where a new store may be put.
 
     Args:
-        store: The folder.
         replace: The store there may be replaced; check that it may be deleted.
 
     Raises:
         StoreNotFound: something else is there.
-        StoreError: see ``featstore.maintenance.list_and_delete.check_deletable``.
     """
     with refused(store, 0):
         if not store.exists() or (store.is_dir() and not any(store.iterdir())):
@@ -80,7 +78,6 @@ def unfinished(store: Path, contents: Contents) -> Iterator[Path]:
 
     Raises:
         StoreBusy: another process pulls into the same folder.
-        StoreWriteError: the disk refused.
     """
     folder = partial_folder(store)
     with refused(folder, 0):
@@ -138,11 +135,7 @@ def check_room(folder: Path, size: int) -> None:
 
 
 def sync_folders_below(folder: Path) -> None:
-    """Make the names of all files below a folder durable; their bytes are.
-
-    Raises:
-        StoreWriteError: the disk refused.
-    """
+    """Make the names of all files below a folder durable; their bytes are."""
     with refused(folder, 0):
         for here, _, _ in os.walk(folder, topdown=False):
             sync_folder(Path(here))
@@ -162,7 +155,6 @@ def publish_folder(folder: Path, store: Path, *, old: bool) -> None:
 
     Raises:
         StoreBusy: another process writes to the old one.
-        StoreWriteError: the disk refused.
     """
     with refused(store, 0):
         for name in (LOCK_NAME, UNFINISHED_MARK):
@@ -191,7 +183,6 @@ def remove_remains(store: Path, manifest: bytes) -> None:
     """Delete what interrupted pulls and deletions have left beside a store that is whole.
 
     Args:
-        store: The store.
         manifest: Its manifest; a pull of another one that was interrupted is kept, as it can be resumed.
     """
     remove_interrupted_deletions(store)

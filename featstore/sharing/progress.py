@@ -54,7 +54,6 @@ class Meter:
     """Counts, and calls ``progress``. Safe to use from several threads.
 
     Args:
-        progress: Called as bytes are transferred.
         total: Bytes of the files, as far as known.
         passes: How often each byte is transferred: twice where it is read back.
     """

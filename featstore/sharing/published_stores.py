@@ -21,11 +21,7 @@ def find_published(
     retry: Retry = Retry(),  # noqa: B008
     options: Mapping[str, str] | None = None,
 ) -> Iterator[Summary]:
-    """Find every store at or below a URL, in the order of their URLs; unfinished ones have a problem.
-
-    Raises:
-        RemoteError: the place does not answer, or refuses.
-    """
+    """Find every store at or below a URL, in the order of their URLs; unfinished ones have a problem."""
     with without_tracebacks("list"):
         place = open_place(url, retry=retry, options=options)
         if not place.lists:  # a web server
@@ -73,11 +69,8 @@ def delete_published(
     """Delete the store at a URL: its manifest first, so that no reader finds half a store.
 
     Args:
-        url: URL of the store.
         force: Delete all files there, also where the manifest cannot be read, or other files are there.
         reason: Retract the store: leave a README.md that names its fingerprint, the date and this reason.
-        retry: How failed requests are repeated.
-        options: Options of the client.
 
     Raises:
         StoreNotFound, ManifestMismatch, StoreIncomplete: there is no store that can be read.

@@ -65,23 +65,18 @@ def pull(
     """Download a store, resume an interrupted download, or mend a copy that is damaged.
 
     Args:
-        url: See ``featstore.places.open_place.open_place``.
         store: Destination folder.
         part: Which fields and rows; the result is a store of its own.
         jobs: Files that are transferred at once.
         replace: Replace another store in the folder; unchanged files are not downloaded again, and the old one is there
             until the new one is complete.
         dry_run: Only count what would be transferred; nothing is written.
-        retry: How failed requests are repeated.
-        options: Options of the client.
-        progress: Called as bytes are transferred.
 
     Raises:
         ConfigError: the store has no such part, or an option is unknown.
         StoreNotFound, StoreIncomplete, ShardCorrupt: there is no store at the place, or it is not complete.
         ManifestMismatch: another store is in the folder.
         StoreBusy: another process pulls into this folder, or writes to the store there.
-        RemoteError: the place does not answer, or refuses.
         StoreWriteError: the disk refused, or has no room.
     """
     with without_tracebacks("pull"):

@@ -63,15 +63,11 @@ def push(
 
     Args:
         store: Folder of a complete store.
-        url: See ``featstore.places.open_place.open_place``.
         part: Which fields and rows; the part is written beside the store first, and removed after the push.
         jobs: Files that are transferred at once.
         read_back: Read what is at the place, uploads too, and compare it with the ledger; else only sizes are compared.
         replace: Replace another store there; neither can be read until the push is complete.
         dry_run: Only count what would be sent; nothing is written at the place.
-        retry: How failed requests are repeated.
-        options: Options of the client.
-        progress: Called as bytes are transferred.
 
     Raises:
         ConfigError: the store has no such part, or an option is unknown.

@@ -52,7 +52,6 @@ class Receiver:
         place: Where the store is.
         contents: Its manifest and mark.
         folder: Destination; held alone by the caller.
-        meter: Counts.
         donor: An older store on the same disk; objects that are the same are linked from there.
         trust_entries: Entries of the ledger in the folder come from this very store.
         dry_run: Only count what would be fetched; nothing is written.

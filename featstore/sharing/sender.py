@@ -37,10 +37,8 @@ class Sender:
     """Sends the files of a store that a place lacks.
 
     Args:
-        store: Folder of the store.
         contents: Its manifest and mark.
         place: Destination.
-        meter: Counts.
         read_back: Compare files at the place by reading them; else their sizes are compared, and uploads trusted.
         there: Bytes of the files at the place, by name.
         same: The place has this store, complete; then all its files are compared, else those that an interrupted push

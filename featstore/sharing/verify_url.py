@@ -49,18 +49,13 @@ def verify_url(
     """Check a published store.
 
     Args:
-        url: See ``featstore.places.open_place.open_place``.
         sample: Number of random blocks to check instead of everything.
-        seed: Seed of the sample.
         jobs: Files that are read at once.
-        retry: How failed requests are repeated.
-        options: Options of the client.
         progress: Called with (done, total): shards, or blocks of a sample.
 
     Raises:
         StoreNotFound, StoreIncomplete, ManifestMismatch, ShardCorrupt: there is no store, or its manifest or mark is
             damaged.
-        RemoteError: the place does not answer, or refuses.
     """
     with without_tracebacks("verify"):
         place = open_place(url, retry=retry, options=options)

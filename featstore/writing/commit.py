@@ -62,8 +62,6 @@ def open_or_create(
     """Open a store for writing, or create it atomically.
 
     Args:
-        store: Folder of the store.
-        manifest: Its manifest.
         artefacts: Bytes of the files that the manifest lists, by name.
 
     Returns:
@@ -72,7 +70,6 @@ def open_or_create(
     Raises:
         ManifestMismatch: The store has another contract.
         StoreNotFound: The folder holds something that is not a store.
-        StoreWriteError: The disk is full, read-only or broken.
     """
     if (store / MANIFEST_NAME).exists():
         return _open(store, manifest)
@@ -124,11 +121,7 @@ def _create(store: Path, manifest: Manifest, artefacts: Mapping[str, bytes]) -> 
 
 
 def tidy(store: Path) -> bool:
-    """Delete temporary files of killed runs, unless another process writes to the store; returns whether it did.
-
-    Raises:
-        StoreWriteError: The store cannot be written to.
-    """
+    """Delete temporary files of killed runs, unless another process writes to the store; returns whether it did."""
     try:
         with exclusive(store):
             remove_leftovers(store)
@@ -164,7 +157,6 @@ class Shard:
     """A shard in memory, ready to be committed.
 
     Attributes:
-        number: Number of the shard.
         columns: Columns by name, (rows, *shape) each.
         reasons: Reason of each invalid row, None for valid ones.
         seconds: Time spent so far, by part.
@@ -180,8 +172,6 @@ def commit(backend: Backend, shard: Shard, disk: Disk | None = None) -> bool:
     """Write every object of a shard under a temporary name, then publish the shard.
 
     Args:
-        backend: Backend of the store.
-        shard: The shard.
         disk: Disk of the store; one for all shards of a process saves syncs.
 
     Returns:
@@ -250,7 +240,6 @@ def publish_shard(disk: Disk, staged: Sequence[Staged]) -> bool:
     is held only for the renames and the syncs between them and the entry.
 
     Args:
-        disk: Disk of the store.
         staged: Objects and the entry, all of them on disk.
 
     Returns:
@@ -273,7 +262,6 @@ def finish(store: Path, num_shards: int) -> None:
 
     Raises:
         ShardCorrupt: An entry cannot be read.
-        StoreWriteError, StoreBusy: See ``commit``.
     """
     if read_complete(store, num_shards) is not None:
         return
@@ -289,7 +277,6 @@ class ShardWriter:
     next call, or at the end of the block.
 
     Args:
-        backend: Backend of the store.
         done: Called in the thread after a commit, with the shard's number and whether this process committed it.
     """
 

@@ -57,7 +57,6 @@ def fill(
     every shard is committed, by any process; it waits for processes that are alive but hang.
 
     Args:
-        backend: Backend of the store.
         make_shards: Makes shards.
         lease_s: Seconds without a change after which another process's lease is stale.
         start: Where to start, as a share of the missing shards; different starts avoid collisions.
@@ -65,7 +64,6 @@ def fill(
 
     Raises:
         StoreBusy: Another process has locked the store.
-        StoreWriteError: The disk is full, read-only or broken.
     """
     store, manifest = backend.store, backend.manifest
     filled = Filled()
@@ -111,12 +109,8 @@ def make_store(
     """Create and fill a store whose shards are independent of each other, or resume.
 
     Args:
-        out: Folder of the store.
-        manifest: Its manifest.
         artefacts: Bytes of the files that the manifest lists, by name.
         make_shard: Makes the shard of a number.
-        lease_s: Seconds without a change after which another process's lease is stale.
-        progress: See ``Progress``.
 
     Returns:
         The manifest on disk: the first run's, if the store was begun before.
@@ -124,7 +118,6 @@ def make_store(
     Raises:
         ManifestMismatch: ``out`` is a store with another contract.
         StoreNotFound: ``out`` holds something that is not a store.
-        StoreBusy, StoreWriteError: See ``fill``.
     """
     found = open_or_create(out, manifest, artefacts)
     if read_complete(out, found.num_shards) is not None:

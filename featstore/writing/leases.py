@@ -56,7 +56,6 @@ class Leases:
     """The leases of this process, and what it has observed of other leases. Use as a context manager.
 
     Args:
-        store: Folder of the store.
         lease_s: Seconds without a change after which another process's lease is stale.
     """
 
@@ -87,11 +86,7 @@ class Leases:
         return list(self._held)
 
     def claim(self, shard: int) -> bool:
-        """Take the lease of a shard if there is none, or a stale one.
-
-        Raises:
-            StoreWriteError: The disk is full, read-only or broken.
-        """
+        """Take the lease of a shard if there is none, or a stale one."""
         assert shard not in self._held, shard
         path = lease_path(self._store, shard)
         with refused(path, 0):
@@ -258,7 +253,6 @@ class Claims:
     dead process are made by others, and processes may join at any time.
 
     Args:
-        store: Folder of the store.
         num_shards: Shards of the whole store.
         leases: Leases of this process.
         start: Where to start, as a share of the missing shards, 0 <= start < 1.
@@ -276,11 +270,7 @@ class Claims:
         return len(self._todo)
 
     def claim_next(self) -> int | None:
-        """Claim the next missing shard without a lease; None if there is none at the moment.
-
-        Raises:
-            StoreWriteError: The disk is full, read-only or broken.
-        """
+        """Claim the next missing shard without a lease; None if there is none at the moment."""
         for _ in range(len(self._todo)):
             shard = self._todo.popleft()
             if self.is_committed(shard):

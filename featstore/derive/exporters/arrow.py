@@ -42,7 +42,6 @@ class ArrowExporter(Exporter):
 
     Args:
         folder: Where; exists.
-        columns: What.
         form: Parquet, or hf for a data set.
         num_parts: Files that there will be.
         class_names: Names by label.

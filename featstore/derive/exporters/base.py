@@ -51,11 +51,7 @@ class Exporter(ABC):
 
     @abstractmethod
     def add(self, batch: Batch) -> None:
-        """Write some rows.
-
-        Raises:
-            StoreWriteError: The disk is full, read-only or broken.
-        """
+        """Write some rows."""
 
     @abstractmethod
     def end(self) -> None:

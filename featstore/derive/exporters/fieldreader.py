@@ -21,7 +21,6 @@ class FieldReader:
     """The columns of an export, and their values.
 
     Args:
-        store: An opened store.
         names: Fields to take.
         float32: Also widen float16.
         canonical: Take the canonical view alone; columns then have no view axis.

@@ -41,7 +41,6 @@ class NpyExporter(Exporter):
 
     Args:
         folder: Where; exists.
-        columns: What.
         state: Of a run that was stopped; empty at the start.
     """
 
@@ -74,7 +73,6 @@ class NpyExporter(Exporter):
 
         Raises:
             StoreError: An id holds a line break, which a text file of one id a line cannot.
-            StoreWriteError: The disk is full, read-only or broken.
         """
         for column in self._columns:
             rows = batch[column.name]

@@ -15,7 +15,6 @@ class Selection:
     """Which rows of a store are taken, shard by shard; ids are not held.
 
     Args:
-        store: An opened store.
         where: Shell patterns over sample ids, of which one must match; all ids if empty.
         keep_invalid: Also take rows that are not valid.
 

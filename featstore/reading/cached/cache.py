@@ -211,7 +211,6 @@ class Cache:
 
         Raises:
             StoreBusy: another process has held the lock for very long; the message names it.
-            StoreWriteError: the folder cannot be written to.
         """
         if getattr(self._alone, "depth", 0) and self._alone.owner == os.getpid():
             self._alone.depth += 1

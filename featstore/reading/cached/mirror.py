@@ -74,7 +74,6 @@ class Mirror:
     Attributes:
         url: of the store, without secrets, for messages.
         folder: the local folder.
-        manifest: of the store.
         shards: that can be read.
         cache: that the folder is in.
     """
@@ -238,11 +237,7 @@ class Mirror:
                 return read_artefact(self.folder, self.manifest, name)
 
     def bring_artefact(self, name: str) -> None:
-        """Fetch a small file of the store, if there is one of this name and it is not here.
-
-        Raises:
-            RemoteError, ShardCorrupt: see ``bring``.
-        """
+        """Fetch a small file of the store, if there is one of this name and it is not here."""
         record = self.manifest.artefacts.get(name)
         if record is None:
             return
@@ -364,11 +359,7 @@ class Mirror:
     # ------------------------------------------------------------ the far side
 
     def _was_replaced(self, place: Place) -> bool:
-        """Whether another store, or another version of it, lies at the URL now.
-
-        Raises:
-            RemoteError: the place does not answer.
-        """
+        """Whether another store, or another version of it, lies at the URL now."""
 
         def differs(name: str) -> bool:
             # An answer may be damaged, or meant for another request, but hardly twice in the same way.

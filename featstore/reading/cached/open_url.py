@@ -37,14 +37,12 @@ def open_mirror(url: str, config: CacheConfig | None = None, *, allow_incomplete
 
     Args:
         url: of the folder of the store.
-        config: of the cache.
         allow_incomplete: also where shards are missing.
 
     Raises:
         StoreNotFound: no store lies there.
         StoreIncomplete: shards are missing.
         ManifestMismatch: another version of the format.
-        RemoteError: the place does not answer.
     """
     config = config or CacheConfig()
     cache = Cache(config)

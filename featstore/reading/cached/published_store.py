@@ -129,7 +129,6 @@ def remote_contents(place: Place) -> Contents:
     Raises:
         StoreNotFound, ManifestMismatch, ShardCorrupt: nothing there, or not a store that can be read.
         StoreIncomplete: it is still being pushed, or the push was interrupted.
-        RemoteError: the place does not answer.
     """
 
     def read() -> Contents | None:
@@ -201,8 +200,6 @@ def parse_entry(data: bytes, backend: Backend, shard: int, url: str) -> ShardRec
     """A ledger entry, as far as it can be judged without its objects.
 
     Args:
-        data: the file.
-        backend: of the store.
         shard: whose entry it should be.
         url: of the store, for messages.
 

@@ -79,7 +79,6 @@ class CachedShards(Shards):
         self._inside = False
 
     def on_forget(self, forget: Callable[[int], None]) -> None:
-        """See ``Shards.on_forget``."""
         self._forget.append(weakref.WeakMethod(forget))
 
     def entries(self, shards: Sequence[int]) -> list[ShardRecord]:
@@ -91,11 +90,9 @@ class CachedShards(Shards):
         return self.mirror.entry(shard)
 
     def artefact(self, name: str) -> dict[str, Any]:
-        """See ``Shards.artefact``."""
         return self.mirror.artefact(name)
 
     def channels(self) -> dict[str, Channels]:
-        """See ``Shards.channels``."""
         for field in self.manifest.fields.values():
             if isinstance(field.encoding, Int8Encoding):
                 self.mirror.bring_artefact(field.encoding.channels)
@@ -163,11 +160,7 @@ class CachedShards(Shards):
         return [shard for shard, _ in objects.values()]
 
     def bring(self, column: str, shards: Rows) -> None:
-        """Fetch a column of some shards, all that are needed at a time, if it is not here.
-
-        Raises:
-            ConfigError, RemoteError, ShardCorrupt: see ``Mirror.bring``.
-        """
+        """Fetch a column of some shards, all that are needed at a time, if it is not here."""
         there = self._there_of(column)
         self._latest = column, shards.tolist()
         if there[shards].all():
