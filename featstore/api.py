@@ -3,6 +3,11 @@
 Use them as ``featstore.extract(...)``. Each takes plain arguments, writes a folder, and returns the opened store or a
 report. A run that was stopped resumes when the same function is called again with the same arguments.
 Command ``featstore`` does the same from a shell.
+
+In all of them, ``store`` is a complete store (its folder, or the opened store), ``out`` the folder of the new one,
+which is returned, and ``progress`` shows a progress bar. A store that is not there, of another version of the format,
+not complete or damaged raises ``StoreNotFound``, ``ManifestMismatch``, ``StoreIncomplete`` or ``ShardCorrupt``; one that
+another process writes ``StoreBusy``; a disk that is full or refuses ``StoreWriteError``.
 """
 
 import os
@@ -70,8 +75,6 @@ def open(
         The store, read-only. ``store.gather("cls", rows)`` gives an array of shape (rows, views, ...).
 
     Raises:
-        StoreNotFound: There is no store.
-        ManifestMismatch: The store has another version of the format.
         StoreIncomplete: Shards are missing.
         RemoteError: The URL cannot be read.
 
@@ -112,7 +115,6 @@ def extract(
             ``"digits"``. The kind is taken from what is there; ``source={"kind": ...}`` sets it.
         teacher: Model name (timm, with its tag after a dot), or the settings of section ``teacher``, e.g.
             ``{"library": "open_clip", "name": "ViT-B-32", "tag": "laion2b_s34b_b79k"}``.
-        out: Folder of the store.
         fields: What to store of each image: cls, mean, pooled, tokens, projected, logits, gridK or logits_topK.
             Default: cls.
         dtype: Type of the stored numbers. Default: float16.
@@ -127,10 +129,6 @@ def extract(
         repair: Check every byte of the store first, and make damaged shards again.
         append: The store is finished and the source has more images: add the new ones.
         recipe: YAML file with settings that hold where no argument is given; ``"digits"`` is the one of the package.
-        progress: Show plan, progress bar and summary.
-
-    Returns:
-        The complete store.
 
     Raises:
         ConfigError: A setting is missing, unknown or out of range.
@@ -138,7 +136,6 @@ def extract(
         TeacherError: The teacher cannot be built, or does not have a field.
         ManifestMismatch: The folder holds a store that was made with other settings.
         TooManyInvalid: The store is complete, but too many images were unusable.
-        StoreWriteError: The disk is full, read-only or broken.
 
     Example:
         The notebook ``docs/two_phases.ipynb`` runs it on the digits::
@@ -183,15 +180,11 @@ def from_arrays(
     """Make a store of whole arrays. For rows that come in batches, see ``featstore.create``.
 
     Args:
-        out: Folder of the store.
         fields: Arrays by name of the field, (N, *shape) each, numpy or torch, e.g. memory-mapped. Types stay, except
             that float64 is stored as float32.
         ids: (N,) sample ids. With images, use the paths below their folder, so that ``distill`` finds them.
         teacher: Name and version of the model that computed the arrays; None if no model did.
         options: Further arguments of ``featstore.create``: ``labels``, ``preprocessing``, ``content_sha256``, ...
-
-    Returns:
-        The complete store.
 
     Raises:
         ConfigError: Arrays, ids or labels do not fit together.
@@ -228,7 +221,6 @@ def import_(
 
     Args:
         source: npy file or folder, Parquet files, a saved Hugging Face data set, or a folder of clip-retrieval.
-        out: Folder of the store.
         teacher: Name and version of the model that computed the features.
         kind: Format of ``source``; by default taken from what is there.
         fields: Column or file by name of the field; by default all columns of floating point lists.
@@ -236,11 +228,7 @@ def import_(
         labels: Column or file of the labels.
         dtype: Type of the stored numbers; by default as they are.
         images: Folder of the images; binds the rows to the images by the SHA-256 of their bytes.
-        progress: Show a progress bar.
         options: Further arguments of ``featstore.create``: ``preprocessing``, ``container``, ...
-
-    Returns:
-        The complete store.
 
     Raises:
         SourceError: The source cannot be read, or ids repeat.
@@ -286,21 +274,15 @@ def merge(
 
     Args:
         stores: Two or more complete stores; the first one decides container, order and shard size.
-        out: Folder of the new store.
         kind: ``"rows"`` appends the rows of one store to those of another; ``"teachers"`` puts fields side by side and
             matches images by content. Default: rows if the stores were made alike, else teachers.
         duplicates: For rows: what to do with images that an earlier store has under another id.
         missing: For teachers: what to do with images that are not in every store; ``"invalid"`` keeps them without
             features.
         names: One per store; prefix of the field names (teachers) or of the sample ids (rows).
-        progress: Show a progress bar.
-
-    Returns:
-        The new store.
 
     Raises:
         ConfigError, ManifestMismatch: The stores do not fit together.
-        StoreIncomplete, ShardCorrupt: A store is not whole.
 
     Example:
         >>> merged = featstore.merge(["stores/photos", "stores/more"], "stores/all")
@@ -336,22 +318,15 @@ def subset(
     """Write some rows or some fields of a store as a new store. Values, ids and labels stay as they are.
 
     Args:
-        store: A complete store.
-        out: Folder of the new store.
         fields: Names of the fields to take; all by default.
         where: Shell patterns over sample ids; a row is taken if any of them matches.
         rows: A slice of row numbers; or (n,) integers, in the order of the new store, without other conditions.
         labelled_per_class: Take so many valid, different images of each class; 0 takes all.
         seed: Seed of that choice.
-        progress: Show a progress bar.
-
-    Returns:
-        The new store.
 
     Raises:
         ConfigError: Nothing is left, or there is no such field.
         MissingSamples: A row number is outside the store.
-        StoreIncomplete, ShardCorrupt: The store is not whole.
 
     Example:
         >>> dogs = featstore.subset("stores/photos", "stores/dogs", where=["dog/*"], fields=["cls"])
@@ -392,19 +367,13 @@ def split(
     """Write a store as several, e.g. for training and test. Images of equal content stay together.
 
     Args:
-        store: A complete store.
         outs: Folder of each part and its share of the rows; shares add up to 1.
         seed: Seed of the choice.
         by_class: Meet the shares in each class as exactly as its number of images allows. Otherwise they are met
             nearly, but an image stays in its part when the store grows.
-        progress: Show a progress bar.
-
-    Returns:
-        The parts, in the order of ``outs``.
 
     Raises:
         ConfigError: Shares do not add up to 1, or a part would be empty.
-        StoreIncomplete, ShardCorrupt: The store is not whole.
 
     Example:
         >>> parts = featstore.split("stores/photos", {"stores/train": 0.8, "stores/test": 0.2}, by_class=True)
@@ -432,15 +401,10 @@ def append(
         store: The complete store that grows. Opened copies of it keep reading the old version.
         new: A complete store of other images, made alike (same teachers, views and fields).
         duplicates: What to do with images that the store has under another id.
-        progress: Show a progress bar.
-
-    Returns:
-        The new version.
 
     Raises:
         ManifestMismatch: The stores were not made alike.
         ConfigError: Images repeat.
-        StoreBusy: Another process writes to the store.
         StoreWriteError: The disk refused; the store is unchanged.
 
     Example:
@@ -468,19 +432,13 @@ def convert(
     """Write the rows of a store in another container, with another codec, or in shards of another size.
 
     Args:
-        store: A complete store.
         out: Folder of the new store; its rows and its fingerprint are those of the old one.
         container: By default as before.
         codec: By default as before. Tars have no codec but ``"raw"``.
         shard_rows: Rows of a shard; by default as before.
-        progress: Show a progress bar.
-
-    Returns:
-        The new store.
 
     Raises:
         ConfigError: Nothing would change, or the container cannot hold a field.
-        StoreIncomplete, ShardCorrupt: The store is not whole.
 
     Example:
         >>> tars = featstore.convert("stores/photos", "stores/tars", container="webdataset")
@@ -513,19 +471,15 @@ def requantise(
     """Write a store with its features in another type, without the teacher. The error is measured and recorded.
 
     Args:
-        store: A complete store.
-        out: Folder of the new store.
         dtype: Type of the new store; ``"int8"`` takes half the bytes of float16.
         allow_widening: Also write more digits than there are.
         sample_rows: Valid rows on which scales and errors are measured.
-        progress: Show a progress bar.
 
     Returns:
         The new store; ``manifest.fields[name].encoding`` holds the measured error of int8.
 
     Raises:
         ConfigError: Nothing would change, or a value does not fit the type.
-        StoreIncomplete, ShardCorrupt: The store is not whole.
 
     Example:
         >>> small = featstore.requantise("stores/photos", "stores/int8", dtype="int8")
@@ -635,14 +589,12 @@ def export(
         canonical: Write the canonical view only; arrays then have no view axis.
         float32: Write float16 as float32 too. bfloat16 and int8 always become float32.
         keep_invalid: Also write images without features, as zeros with ``valid`` false.
-        progress: Show a progress bar.
 
     Returns:
         Path, rows and bytes of what was written, and how many rows were left out.
 
     Raises:
         ConfigError: There is no such field, nothing is left, or the folder holds something else.
-        StoreWriteError: The disk is full or refuses.
 
     Example:
         >>> featstore.export("stores/photos", "arrays", format="npy", fields=["cls"]).rows
@@ -682,14 +634,9 @@ def verify(
         sample: Check so many random blocks instead of every byte; takes the same time for any size of store.
         seed: Seed of the sample.
         workers: Threads that read.
-        progress: Show a progress bar.
 
     Returns:
         The findings: ``sound``, ``complete``, ``damages``.
-
-    Raises:
-        StoreNotFound: There is no store.
-        ManifestMismatch: The store has another version of the format.
 
     Example:
         >>> report = featstore.verify("stores/photos")
@@ -719,7 +666,6 @@ def repair(store: Address, *, workers: int = 2) -> list[int]:
         Numbers of the shards that have to be made again.
 
     Raises:
-        StoreBusy: Another process writes to the store.
         StoreError: There is damage that only another copy of the store can replace; nothing was changed.
 
     Example:
@@ -754,18 +700,15 @@ def push(
         without: Names of fields to leave out, e.g. ``pictures``.
         where: Shell patterns over sample ids; a row is taken if any of them matches.
         rows: A slice of row numbers.
-        jobs: Files that are transferred at the same time.
         read_back: Read every uploaded file again and compare it; otherwise the transport is trusted.
         replace: Overwrite another store at the destination.
         options: Options of the client, e.g. ``{"endpoint": "https://minio.example.org"}``.
-        progress: Show a progress bar.
 
     Returns:
         Files and bytes that were uploaded and skipped.
 
     Raises:
         ManifestMismatch: Another store is at the destination.
-        StoreIncomplete, ShardCorrupt: The store is not whole.
         RemoteError: The destination does not answer, or refuses.
 
     Example:
@@ -810,19 +753,13 @@ def pull(
         fields: Names of the fields to download; all by default.
         where: Shell patterns over sample ids; a row is taken if any of them matches.
         rows: A slice of row numbers.
-        jobs: Files that are transferred at the same time.
         replace: Overwrite another store in the destination folder; unchanged files are not downloaded again.
         options: Options of the client, e.g. ``{"skip_signature": "true"}``.
-        progress: Show a progress bar.
-
-    Returns:
-        The local copy.
 
     Raises:
         StoreNotFound: There is no store at the URL.
         ManifestMismatch: Another store is in the destination folder.
         RemoteError: The URL cannot be read.
-        StoreWriteError: The disk is full or refuses.
 
     Example:
         >>> copy = featstore.pull("share/photos", "stores/copy", fields=["cls"], where=["dog/*"])

@@ -4,12 +4,12 @@
 
 import math
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from featstore.card.survey import Sample
+from featstore.files.array_types import Array, Rows
 from featstore.format.manifest import FieldRecord, Manifest
 from featstore.reading.store import FeatureStore
 
@@ -58,7 +58,7 @@ class Statistics:
     for_90: int
 
     @property
-    def dead(self) -> npt.NDArray[np.int64]:
+    def dead(self) -> Rows:
         """Indices of constant channels."""
         return np.flatnonzero(self.channel_std <= DEAD * np.median(self.channel_std))
 
@@ -76,12 +76,10 @@ def canonical(manifest: Manifest) -> int:
     return wanted[0] if wanted else 0
 
 
-def read_vectors(
-    store: FeatureStore, field: str, rows: npt.NDArray[np.int64]
-) -> npt.NDArray[np.float32]:
+def read_vectors(store: FeatureStore, field: str, rows: Rows) -> npt.NDArray[np.float32]:
     """One view of some rows of a field, (n, *shape) float32."""
     views = [canonical(store.manifest)] if store.manifest.fields[field].per_view else None
-    values: npt.NDArray[Any] = store.gather(field, rows, views=views)
+    values: Array = store.gather(field, rows, views=views)
     return values.reshape(len(rows), *store.manifest.fields[field].shape).astype(
         np.float32, copy=False
     )

@@ -8,9 +8,8 @@ from collections import Counter
 from dataclasses import dataclass
 
 import numpy as np
-import numpy.typing as npt
 
-from featstore.files.array_types import Rows
+from featstore.files.array_types import Bytes, Rows
 from featstore.format.fields import field_columns
 from featstore.format.ledger import InvalidRow, ShardRecord, read_complete
 from featstore.format.manifest import Manifest
@@ -85,7 +84,7 @@ class Sample:
     rows: Rows
     ids: list[str]
     labels: Rows
-    hashes: npt.NDArray[np.uint8]
+    hashes: Bytes
     whole: bool
 
 

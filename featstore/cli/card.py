@@ -1,7 +1,6 @@
 """``featstore card``."""
 
 import argparse
-import json
 import sys
 from contextlib import suppress
 from pathlib import Path
@@ -9,7 +8,7 @@ from pathlib import Path
 from tqdm import tqdm
 
 from featstore.card.statement import Statement, read_card
-from featstore.cli.arguments import positive, store_folder
+from featstore.cli.arguments import STORE, Arguments, positive, repeated, show, value
 from featstore.errors import ConfigError, StoreBusy, StoreWriteError
 from featstore.files.atomic import TEMPORARY_PREFIX, write_bytes
 from featstore.files.locks import exclusive
@@ -27,49 +26,45 @@ without a network and needs the extra "card". Neither changes the store's finger
 """
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Declare the arguments."""
-    parser.add_argument("store", type=store_folder, help="folder of the store")
-    parser.add_argument(
-        "--out", type=Path, help=f"card to write or read (default: STORE/{CARD_NAME})"
-    )
-    parser.add_argument(
-        "--html", type=Path, nargs="?", const=Path(), metavar="FILE",
-        help=f"write the page instead (default: STORE/{CARD_PAGE_NAME})",
-    )  # fmt: skip
-    said = parser.add_argument_group(
-        "statements of the authors (kept in the card; an empty text removes one)"
-    )
-    said.add_argument("--title", help="name of the store")
-    said.add_argument("--author", action="append", default=[], help="may be repeated")
-    said.add_argument("--homepage", metavar="URL", help="page with more information")
-    said.add_argument(
-        "--image-licence",
-        metavar="LICENCE",
-        help="licence of the images, e.g. cc-by-4.0, or any text",
-    )
-    said.add_argument(
-        "--teacher-licence", action="append", default=[], metavar="[NAME=]LICENCE",
-        help="licence of a teacher's weights if the manifest has none; NAME if there are several",
-    )  # fmt: skip
-    page = parser.add_argument_group("the page")
-    page.add_argument("--field", default="", help="field for map and comparison (default: cls)")
-    page.add_argument(
-        "--points",
-        type=positive,
-        default=4000,
-        help="most images in map and statistics (default: 4000)",
-    )
-    page.add_argument(
-        "--images",
-        type=Path,
-        metavar="FOLDER",
-        help="folder of the images: show small pictures of them",
-    )
+ARGUMENTS = {
+    "store": STORE,
+    "--out": value(f"card to write or read (default: STORE/{CARD_NAME})", Path),
+    "--html": value(
+        f"write the page instead (default: STORE/{CARD_PAGE_NAME})",
+        Path,
+        nargs="?",
+        const=Path(),
+        metavar="FILE",
+    ),
+}
+
+GROUPS: dict[str, Arguments] = {
+    "statements of the authors (kept in the card; an empty text removes one)": {
+        "--title": value("name of the store"),
+        "--author": repeated("may be repeated", "NAME"),
+        "--homepage": value("page with more information", metavar="URL"),
+        "--image-licence": value(
+            "licence of the images, e.g. cc-by-4.0, or any text", metavar="LICENCE"
+        ),
+        "--teacher-licence": repeated(
+            "licence of a teacher's weights if the manifest has none; NAME if there are several",
+            "[NAME=]LICENCE",
+        ),
+    },
+    "the page": {
+        "--field": value("field for map and comparison (default: cls)", default=""),
+        "--points": value(
+            "most images in map and statistics (default: 4000)", positive, default=4000
+        ),
+        "--images": value(
+            "folder of the images: show small pictures of them", Path, metavar="FOLDER"
+        ),
+    },
+}
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Write the card or the page; returns the exit status."""
+    """Write the card or the page."""
     store = FeatureStore.open(arguments.store)
     card = arguments.out or arguments.store / CARD_NAME
     kept = read_card(card)
@@ -89,13 +84,9 @@ def run(arguments: argparse.Namespace) -> int:
             remove_leftovers(arguments.store)
     write_bytes(card, write_card(store, statement, kept.notes).encode())
     unsaid = missing(store.manifest, statement)
-    if arguments.json:
-        print(json.dumps({"card": str(card), "not_stated": unsaid}, indent=2))
-        return 0
-    print(f"{card}: written{_signed(arguments.store, card)}")
-    for line in unsaid:
-        print(f"not stated   {line}")
-    return 0
+    lines = [f"not stated   {line}" for line in unsaid]
+    lines.insert(0, f"{card}: written{_signed(arguments.store, card)}")
+    return show(arguments, {"card": str(card), "not_stated": unsaid}, lines)
 
 
 def _write_page(arguments: argparse.Namespace, store: FeatureStore, statement: Statement) -> int:
@@ -131,13 +122,10 @@ def _write_page(arguments: argparse.Namespace, store: FeatureStore, statement: S
         step("page")
         text = html(build(findings, statement)).encode()
     write_bytes(path, text)
-    if arguments.json:
-        print(json.dumps({"page": str(path), "bytes": len(text), **findings.as_json()}, indent=2))
-    else:
-        print(
-            f"{path}: {len(text) / 1e6:.1f} MB, opens in a browser without a network{_signed(arguments.store, path)}"
-        )
-    return 0
+    values = {"page": str(path), "bytes": len(text), **findings.as_json()}
+    hint = _signed(arguments.store, path)
+    line = f"{path}: {len(text) / 1e6:.1f} MB, opens in a browser without a network{hint}"
+    return show(arguments, values, [line])
 
 
 def _signed(store: Path, path: Path) -> str:

@@ -4,9 +4,8 @@ import argparse
 import json
 import sys
 from pathlib import Path
-from typing import Any
 
-from featstore.cli.arguments import add_client_arguments, retry_of, store_address
+from featstore.cli.arguments import CLIENT, STORE_OR_URL, client_of, flag, value
 from featstore.cli.store_table import as_json, table
 from featstore.errors import ConfigError
 from featstore.maintenance.list_and_delete import (
@@ -27,29 +26,21 @@ written.
       leaves a README.md that names the fingerprint, the date and the reason
 """
 
-
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Declare the arguments."""
-    parser.add_argument("store", type=store_address, help="folder or URL of the store")
-    parser.add_argument("--yes", action="store_true", help="do not ask for confirmation")
-    parser.add_argument(
-        "--force",
-        action="store_true",
-        help="also delete if the manifest cannot be read, or the folder holds other files",
-    )
-    parser.add_argument(
-        "--retract",
-        metavar="REASON",
-        default="",
-        help="at a URL: leave a README.md with this reason",
-    )
-    add_client_arguments(parser)
+ARGUMENTS = {
+    "store": STORE_OR_URL,
+    "--yes": flag("do not ask for confirmation"),
+    "--force": flag("also delete if the manifest cannot be read, or the folder holds other files"),
+    "--retract": value(
+        "at a URL: leave a README.md with this reason", metavar="REASON", default=""
+    ),
+    **CLIENT,
+}
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Delete a store after asking; returns the exit status."""
+    """Delete a store after asking."""
     store: str | Path = arguments.store
-    client: dict[str, Any] = {"retry": retry_of(arguments), "options": dict(arguments.option)}
+    client = client_of(arguments)
     if isinstance(store, str):
         summary = summarise_published(store, **client)
     elif arguments.retract:

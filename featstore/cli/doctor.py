@@ -5,23 +5,18 @@ import dataclasses
 import json
 from pathlib import Path
 
+from featstore.cli.arguments import value
 from featstore.planning.doctor import examine
 
 DESCRIPTION = "Check what extraction needs of this machine: versions, processor, accelerator, memory, disk, hub."
 
-
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Declare the arguments."""
-    parser.add_argument(
-        "--path",
-        type=Path,
-        default=Path(),
-        help="folder for stores (default: the working directory)",
-    )
+ARGUMENTS = {
+    "--path": value("folder for stores (default: the working directory)", Path, default=Path())
+}
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Check the machine; returns the exit status."""
+    """Check the machine."""
     found = []
     for check in examine(arguments.path):
         found.append(check)

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
-from featstore.cli.arguments import positive
+from featstore.cli.arguments import flag, positive, value
 from featstore.duplicates.groups import (
     TEST,
     Overlap,
@@ -50,39 +50,29 @@ DEFAULT_PARTS = {"labelled": ("train/*",), TEST: ("test/*",)}
 """Default parts of distill; used if both match something."""
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Declare the arguments."""
-    group = parser.add_argument_group("duplicates and leaks")
-    group.add_argument(
-        "--duplicates",
-        action="store_true",
-        help="find equal files, images with nearly equal features, and images of the test part that are in "
-        "another part too (exit status 1)",
-    )
-    group.add_argument(
-        "--threshold",
-        type=float,
-        help=f"cosine from which two images count as near duplicates (default: {THRESHOLD})",
-    )
-    group.add_argument("--field", help="field to compare (default: cls, or the shortest vector)")
-    group.add_argument(
-        "--sample",
-        type=positive,
+ARGUMENTS = {
+    "--duplicates": flag(
+        "find equal files, images with nearly equal features, and images of the test part that are in another part too "
+        "(exit status 1)"
+    ),
+    "--threshold": value(
+        f"cosine from which two images count as near duplicates (default: {THRESHOLD})", float
+    ),
+    "--field": value("field to compare (default: cls, or the shortest vector)"),
+    "--sample": value(
+        "compare N random images of the test part, or of all if there is none, with all others; the time then grows "
+        "with the number of images, not with its square",
+        positive,
         metavar="N",
-        help="compare N random images of the test part, or of all if there is none, with all others; the time "
-        "then grows with the number of images, not with its square",
-    )
-    parts = group.add_mutually_exclusive_group()
-    parts.add_argument(
-        "--parts",
+    ),
+    "--parts": value(
+        "parts by shell patterns over sample ids, such as labelled='train/*' test='test/*' (default: these two, if "
+        "both match); a name may be repeated",
         nargs="+",
         metavar="NAME=PATTERN",
-        help="parts by shell patterns over sample ids, such as labelled='train/*' test='test/*' (default: these two, "
-        "if both match); a name may be repeated",
-    )
-    parts.add_argument(
-        "--recipe", type=Path, help="take the parts from section data of a recipe of distill"
-    )
+    ),
+    "--recipe": value("take the parts from section data of a recipe of distill", Path),
+}
 
 
 def asked_for(arguments: argparse.Namespace) -> bool:
@@ -92,6 +82,8 @@ def asked_for(arguments: argparse.Namespace) -> bool:
         ConfigError: An option of the search was given without --duplicates.
     """
     if arguments.duplicates:
+        if arguments.parts and arguments.recipe:
+            raise ConfigError("--parts and --recipe both name parts; give one of them.")
         return True
     for name in ("threshold", "field", "sample", "parts", "recipe"):
         if getattr(arguments, name) is not None:

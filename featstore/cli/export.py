@@ -1,14 +1,23 @@
 """``featstore export``."""
 
 import argparse
-import json
 import sys
 
 from tqdm import tqdm
 
-from featstore.cli.arguments import names, new_folder, store_address
-from featstore.cli.progress_bar import progress_bar
-from featstore.derive.export import export
+from featstore.cli.arguments import (
+    FIELDS,
+    STORE_OR_URL,
+    WHERE,
+    bar,
+    choice,
+    flag,
+    new_folder,
+    picked,
+    show,
+    value,
+)
+from featstore.derive.export import PACKAGES, export
 from featstore.text import format_bytes
 
 DESCRIPTION = """\
@@ -22,70 +31,48 @@ export.json describes every column and its origin. Images without a usable featu
 same command again to resume.
 """
 
-
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Declare the arguments."""
-    parser.add_argument("store", type=store_address, help="folder or URL of the store")
-    parser.add_argument("out", type=new_folder, help="folder to write")
-    parser.add_argument("--format", required=True, choices=["npy", "parquet", "hf"])
-    parser.add_argument("--fields", type=names, metavar="A,B", help="fields to take (default: all)")
-    parser.add_argument(
-        "--where",
-        action="append",
-        default=[],
-        metavar="PATTERN",
-        help="take images whose id matches, e.g. 'train/*'; may be repeated",
-    )
-    parser.add_argument(
-        "--canonical",
-        action="store_true",
-        help="the canonical view only; arrays then have no view axis",
-    )
-    parser.add_argument(
-        "--float32",
-        action="store_true",
-        help="float16 as float32 too, for tools that lack it (bfloat16 and int8 always become float32)",
-    )
-    parser.add_argument(
-        "--keep-invalid",
-        action="store_true",
-        help="also images without a usable feature, as zeros with valid = false",
-    )
+ARGUMENTS = {
+    "store": STORE_OR_URL,
+    "out": value("folder to write", new_folder),
+    "--format": choice("format of the files", PACKAGES, required=True),
+    "--fields": FIELDS,
+    "--where": WHERE,
+    "--canonical": flag("the canonical view only; arrays then have no view axis"),
+    "--float32": flag(
+        "float16 as float32 too, for tools that lack it (bfloat16 and int8 always become float32)"
+    ),
+    "--keep-invalid": flag("also images without a usable feature, as zeros with valid = false"),
+}
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Write a store in another format; returns the exit status."""
+    """Write a store in another format."""
 
     def announce(rows: int, size: int) -> None:
         tqdm.write(f"{rows:,} rows, about {format_bytes(size)}", file=sys.stderr)
 
-    with progress_bar(" rows", show=not arguments.json) as progress:
+    options = picked(arguments, "fields", "where", "float32", "canonical", "keep_invalid")
+    with bar(arguments, " rows") as progress:
         made = export(
             arguments.store,
             arguments.out,
             arguments.format,
-            fields=arguments.fields,
-            where=arguments.where,
-            float32=arguments.float32,
-            canonical=arguments.canonical,
-            keep_invalid=arguments.keep_invalid,
+            **options,
             announce=announce,
             progress=progress,
         )
-    left_out = {"invalid": made.invalid, "unmatched": made.unmatched}
-    if arguments.json:
-        found = {"path": str(made.path), "rows": made.rows, "bytes": made.bytes}
-        print(json.dumps({**found, "left_out": left_out, "resumed": made.resumed}, indent=2))
-        return 0
-    if made.resumed:
-        print(f"resumed after {made.resumed:,} rows")
-    print(f"{made.path}: {made.rows:,} rows, {format_bytes(made.bytes)}")
+    values = {
+        **{"path": str(made.path), "rows": made.rows, "bytes": made.bytes},
+        "left_out": {"invalid": made.invalid, "unmatched": made.unmatched},
+        "resumed": made.resumed,
+    }
+    lines = [f"resumed after {made.resumed:,} rows"] if made.resumed else []
+    lines.append(f"{made.path}: {made.rows:,} rows, {format_bytes(made.bytes)}")
     if made.invalid:
-        print(f"left out: {made.invalid:,} images without a usable feature (--keep-invalid)")
+        lines.append(f"left out: {made.invalid:,} images without a usable feature (--keep-invalid)")
     if made.unmatched:
-        print(f"left out: {made.unmatched:,} images that --where does not match")
-    print(f"next: {_next(arguments)}")
-    return 0
+        lines.append(f"left out: {made.unmatched:,} images that --where does not match")
+    return show(arguments, values, [*lines, f"next: {_next(arguments)}"])
 
 
 def _next(arguments: argparse.Namespace) -> str:

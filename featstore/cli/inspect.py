@@ -1,16 +1,15 @@
 """``featstore inspect``."""
 
 import argparse
-import json
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from typing import Any
 
 from featstore.card.statement import read_card
 from featstore.cli import duplicates
-from featstore.cli.arguments import store_address
-from featstore.errors import ConfigError, StoreError, command, printable, shorten
+from featstore.cli.arguments import STORE_OR_URL, flag, show
+from featstore.errors import ConfigError, StoreError, command, shorten
 from featstore.format.file_names import CARD_NAME, SIGNATURE_NAME
 from featstore.format.ledger import read_complete
 from featstore.format.manifest import (
@@ -18,6 +17,7 @@ from featstore.format.manifest import (
     Int8Encoding,
     Manifest,
     RaggedEncoding,
+    Record,
     TeacherRecord,
     TopKEncoding,
 )
@@ -42,15 +42,16 @@ With --duplicates, also equal and nearly equal images; exit status 1 if test ima
 """
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Declare the arguments."""
-    parser.add_argument("store", type=store_address, help="folder or URL of the store")
-    parser.add_argument("--counts", action="store_true", help="count for any number of shards")
-    duplicates.add_arguments(parser)
+ARGUMENTS = {
+    "store": STORE_OR_URL,
+    "--counts": flag("count for any number of shards"),
+}
+
+GROUPS = {"duplicates and leaks": duplicates.ARGUMENTS}
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Show what a store holds; returns the exit status."""
+    """Show what a store holds."""
     store = FeatureStore.open(arguments.store, allow_incomplete=True)
     manifest = store.manifest
     counts = arguments.counts or manifest.num_shards < COUNTED_SHARDS
@@ -61,7 +62,7 @@ def run(arguments: argparse.Namespace) -> int:
         found = duplicates.find(store, arguments)
         summary["duplicates"], leak = found, found["leak"]
         text += [] if arguments.json else duplicates.lines(found)
-    print(json.dumps(summary, indent=2) if arguments.json else "\n".join(map(printable, text)))
+    show(arguments, summary, text)
     return 0 if store.complete and not leak else 1
 
 
@@ -95,20 +96,20 @@ def summarise(store: FeatureStore, *, counts: bool) -> dict[str, Any]:
         "rows_labelled": None,
         "classes": len(manifest.source.class_names),
         "bytes": None if mark is None else mark.bytes,
-        "teachers": {
-            name: teacher.model_dump(mode="json") for name, teacher in manifest.teachers.items()
-        },
+        "teachers": _dumped(manifest.teachers),
         "views": [str(view) for view in manifest.views.views],
-        "fields": {name: spec.model_dump(mode="json") for name, spec in manifest.fields.items()},
-        "artefacts": {
-            name: item.model_dump(mode="json") for name, item in manifest.artefacts.items()
-        },
+        "fields": _dumped(manifest.fields),
+        "artefacts": _dumped(manifest.artefacts),
         "source": {"kind": manifest.source.kind, "uri": manifest.source.uri},
         **_beside(store),
         "seconds": None,
         "invalid": None,
     }
     return {**summary, **_counts(store)} if counts else summary
+
+
+def _dumped(records: Mapping[str, Record]) -> dict[str, Any]:
+    return {name: record.model_dump(mode="json") for name, record in records.items()}
 
 
 def _counts(store: FeatureStore) -> dict[str, Any]:
@@ -127,11 +128,8 @@ def _counts(store: FeatureStore) -> dict[str, Any]:
 
 def lines(manifest: Manifest, summary: dict[str, Any]) -> list[str]:
     """Return the same as lines of text."""
-    state = (
-        "complete"
-        if summary["complete"]
-        else f"INCOMPLETE: run {command('extract')} again to resume"
-    )
+    again = f"INCOMPLETE: run {command('extract')} again to resume"
+    state = "complete" if summary["complete"] else again
     done, total = summary["shards"]
     size = "bytes not counted" if summary["bytes"] is None else f"{summary['bytes']:,} bytes"
     source = manifest.source
@@ -141,13 +139,11 @@ def lines(manifest: Manifest, summary: dict[str, Any]) -> list[str]:
         f"state        {state}; {done:,} of {total:,} shards, {size}",
     ]
     if manifest.history:
-        earlier = [
+        earlier = (
             f"{item.version} ({item.rows:,} rows, {item.created})" for item in manifest.history
-        ]
+        )
         found.append(f"version      {manifest.version}; before: {', '.join(earlier)}")
-    found += [
-        f"teacher      {_teacher(name, item)}" for name, item in sorted(manifest.teachers.items())
-    ]
+    found += [f"teacher      {_teacher(*item)}" for item in sorted(manifest.teachers.items())]
     found += _preprocessing(manifest)
     found += [
         f"images       licence {summary['image_licence'] or 'not stated'}",
@@ -156,9 +152,7 @@ def lines(manifest: Manifest, summary: dict[str, Any]) -> list[str]:
         f"rows         {_rows(summary)}",
         f"views        {len(summary['views'])}: {'; '.join(summary['views'])}",
     ]
-    found += [
-        f"field        {_field(name, item)}" for name, item in sorted(manifest.fields.items())
-    ]
+    found += [f"field        {_field(*item)}" for item in sorted(manifest.fields.items())]
     found += [
         f"artefact     {name}: {format_bytes(item.bytes)}, {item.meaning}"
         for name, item in sorted(manifest.artefacts.items())

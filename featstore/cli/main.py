@@ -121,7 +121,12 @@ def _parser(asked: str) -> argparse.ArgumentParser:
             command.add_argument(
                 "--json", action="store_true", help="print one JSON value, for scripts"
             )
-            module.add_arguments(command)
+            for argument, options in module.ARGUMENTS.items():
+                command.add_argument(argument, **options)
+            for title, arguments in getattr(module, "GROUPS", {}).items():
+                group = command.add_argument_group(title)
+                for argument, options in arguments.items():
+                    group.add_argument(argument, **options)
             command.set_defaults(run=module.run)
     return parser
 

@@ -5,7 +5,7 @@ import json
 import re
 from pathlib import Path
 
-from featstore.cli.arguments import positive, store_address
+from featstore.cli.arguments import STORE_OR_URL, picked, positive, repeated, value
 from featstore.errors import ConfigError
 from featstore.planning.estimate import Estimate, Measured, Wanted, estimate, measure_store
 
@@ -20,35 +20,23 @@ Estimate bytes, files and hours before anything is written. Two forms:
       computes from shapes, with typical compression ratios
 """
 
-
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Declare the arguments."""
-    parser.add_argument(
-        "store", nargs="?", type=store_address, help="folder or URL of a store to measure on"
-    )
-    parser.add_argument("--rows", type=positive, default=512, help="rows to measure (default: 512)")
-    parser.add_argument("--images", type=positive, help="images of the planned store")
-    parser.add_argument(
-        "--field",
-        action="append",
-        default=[],
-        metavar="NAME=SHAPE[:DTYPE]",
-        help="a field of it, e.g. cls=1024 or grid7=7x7x1024:bfloat16; may be repeated",
-    )
-    parser.add_argument("--views", type=positive, default=1, help="views per image (default: 1)")
-    parser.add_argument(
-        "--shard-rows", type=positive, default=4096, help="most rows of a shard (default: 4096)"
-    )
-    parser.add_argument(
-        "--images-per-second", type=float, help="rate of the teacher, all processes together"
-    )
-    parser.add_argument(
-        "--path", type=Path, help="folder of the planned store: its disk is measured"
-    )
+ARGUMENTS = {
+    "store": {**STORE_OR_URL, "nargs": "?", "help": "folder or URL of a store to measure on"},
+    "--rows": value("rows to measure (default: 512)", positive, default=512),
+    "--images": value("images of the planned store", positive),
+    "--field": repeated(
+        "a field of it, e.g. cls=1024 or grid7=7x7x1024:bfloat16; may be repeated",
+        "NAME=SHAPE[:DTYPE]",
+    ),
+    "--views": value("views per image (default: 1)", positive, default=1),
+    "--shard-rows": value("most rows of a shard (default: 4096)", positive, default=4096),
+    "--images-per-second": value("rate of the teacher, all processes together", float),
+    "--path": value("folder of the planned store: its disk is measured", Path),
+}
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Measure on the rows of a store, or compute from shapes; returns the exit status."""
+    """Measure on the rows of a store, or compute from shapes."""
     if (arguments.store is None) == (not arguments.field):
         raise ConfigError(
             "featstore plan needs either a STORE to measure on, or --images with one or more --field."
@@ -62,10 +50,7 @@ def run(arguments: argparse.Namespace) -> int:
         result = estimate(
             arguments.images,
             [parse_field(text) for text in arguments.field],
-            views=arguments.views,
-            shard_rows=arguments.shard_rows,
-            images_per_second=arguments.images_per_second,
-            path=arguments.path,
+            **picked(arguments, "views", "shard_rows", "images_per_second", "path"),
         )
     print(json.dumps(result.as_json(), indent=2) if arguments.json else result)
     return 0 if isinstance(result, Measured) or result.fits else 1

@@ -2,8 +2,8 @@
 
 import argparse
 
-from featstore.cli.arguments import names, retry_of, store_folder
-from featstore.cli.transfer_options import add_transfer_arguments, byte_bar, part_of, print_report
+from featstore.cli.arguments import STORE, flag, names, value
+from featstore.cli.transfer_options import TRANSFER, part_of, show_report, transfer
 from featstore.sharing.push import push
 
 DESCRIPTION = """\
@@ -18,45 +18,28 @@ a store that is there is read and compared, and damaged files are sent anew.
   featstore push STORE /mnt/share/store
 """
 
-
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Declare the arguments."""
-    parser.add_argument("store", type=store_folder, help="folder of the store")
-    parser.add_argument("url", help="destination: an empty folder, or one with this store")
-    add_transfer_arguments(parser)
-    parser.add_argument(
-        "--without",
-        type=names,
+ARGUMENTS = {
+    "store": STORE,
+    "url": value("destination: an empty folder, or one with this store"),
+    **TRANSFER,
+    "--without": value(
+        "all fields but these, e.g. pictures where the licence of the images forbids passing them on",
+        names,
         default=[],
         metavar="A,B",
-        help="all fields but these, e.g. pictures where the licence of the images forbids passing them on",
-    )
-    parser.add_argument(
-        "--no-read-back",
-        action="store_true",
-        help="compare only the sizes of files at the destination, and trust uploads; half the bytes",
-    )
-    parser.add_argument(
-        "--replace",
-        action="store_true",
-        help="replace another store, or another version; neither can be read until the push is complete",
-    )
+    ),
+    "--no-read-back": flag(
+        "compare only the sizes of files at the destination, and trust uploads; half the bytes"
+    ),
+    "--replace": flag(
+        "replace another store, or another version; neither can be read until the push is complete"
+    ),
+}
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Push a store; returns the exit status."""
-    with byte_bar(arguments) as progress:
-        report = push(
-            arguments.store,
-            arguments.url,
-            part=part_of(arguments).without(arguments.without, arguments.store),
-            jobs=arguments.jobs,
-            read_back=not arguments.no_read_back,
-            replace=arguments.replace,
-            dry_run=arguments.dry_run,
-            retry=retry_of(arguments),
-            options=dict(arguments.option),
-            progress=progress,
-        )
-    print_report(arguments, report, report.url)
-    return 0
+    """Push a store."""
+    read_back = not arguments.no_read_back
+    part = part_of(arguments).without(arguments.without, arguments.store)
+    report = transfer(arguments, push, arguments.store, arguments.url, part, read_back=read_back)
+    return show_report(arguments, report, report.url)

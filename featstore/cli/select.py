@@ -1,12 +1,19 @@
 """``featstore select``."""
 
 import argparse
-import json
 import shlex
 from pathlib import Path
 
-from featstore.cli.arguments import positive, store_address
-from featstore.cli.progress_bar import progress_bar
+from featstore.cli.arguments import (
+    STORE_OR_URL,
+    WHERE,
+    bar,
+    flag,
+    picked,
+    positive,
+    show,
+    value,
+)
 from featstore.duplicates.near import THRESHOLD
 from featstore.reading.store import FeatureStore
 from featstore.selection.choose import select
@@ -22,80 +29,54 @@ Several choices are made one after another, in the order of the list of options 
   featstore select STORE ids.txt --diverse 10000 --page chosen.html
 """
 
-
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Declare the arguments."""
-    parser.add_argument("store", type=store_address, help="folder or URL of the store")
-    parser.add_argument("out", type=Path, help="file for the ids")
-    parser.add_argument(
-        "--where",
-        action="append",
-        default=[],
-        metavar="PATTERN",
-        help="candidates: rows whose sample id matches, e.g. 'train/*'; may be repeated (default: all valid rows)",
-    )
-    parser.add_argument(
-        "--without-duplicates",
-        action="store_true",
-        help="of equal files and near duplicates, take the first; compares all pairs",
-    )
-    parser.add_argument(
-        "--novel",
-        metavar="STORE",
-        help="leave out rows that are near duplicates of a row of another store",
-    )
-    parser.add_argument(
-        "--like",
+ARGUMENTS = {
+    "store": STORE_OR_URL,
+    "out": value("file for the ids", Path),
+    "--where": {**WHERE, "help": f"candidates: {WHERE['help']} (default: all valid rows)"},
+    "--without-duplicates": flag(
+        "of equal files and near duplicates, take the first; compares all pairs"
+    ),
+    "--novel": value(
+        "leave out rows that are near duplicates of a row of another store", metavar="STORE"
+    ),
+    "--like": value(
+        "take the --count rows nearest to these: 'labelled' (rows with a label), a pattern over sample ids, or another "
+        "store of the same teacher; each of these rows gets its nearest in turn",
         metavar="ROWS",
-        help="take the --count rows nearest to these: 'labelled' (rows with a label), a pattern over sample ids, or "
-        "another store of the same teacher; each of these rows gets its nearest in turn",
-    )
-    parser.add_argument(
-        "--count", type=positive, help="rows for --like; without it, the most novel of --novel"
-    )
-    parser.add_argument(
-        "--diverse",
-        type=positive,
-        metavar="N",
-        help="take N rows, equally many of each cluster of the features (k-means)",
-    )
-    parser.add_argument("--field", help="field to compare (default: cls, or the shortest vector)")
-    parser.add_argument(
-        "--threshold",
-        type=float,
+    ),
+    "--count": value("rows for --like; without it, the most novel of --novel", positive),
+    "--diverse": value(
+        "take N rows, equally many of each cluster of the features (k-means)", positive, metavar="N"
+    ),
+    "--field": value("field to compare (default: cls, or the shortest vector)"),
+    "--threshold": value(
+        f"cosine from which two images are near duplicates (default: {THRESHOLD})",
+        float,
         default=THRESHOLD,
-        help=f"cosine from which two images are near duplicates (default: {THRESHOLD})",
-    )
-    parser.add_argument("--seed", type=int, default=0, help="seed of the clusters (default: 0)")
-    parser.add_argument(
-        "--page", type=Path, metavar="HTML", help="also write a page of what was taken and what not"
-    )
-    parser.add_argument(
-        "--images",
-        type=Path,
-        metavar="FOLDER",
-        help="folder of the images, to show them on the page",
-    )
+    ),
+    "--seed": value("seed of the clusters (default: 0)", int, default=0),
+    "--page": value("also write a page of what was taken and what not", Path, metavar="HTML"),
+    "--images": value("folder of the images, to show them on the page", Path, metavar="FOLDER"),
+}
+
+CHOICE = (
+    "like",
+    "count",
+    "diverse",
+    "without_duplicates",
+    "novel",
+    "where",
+    "field",
+    "threshold",
+    "seed",
+)
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Choose images; returns the exit status."""
-    store = FeatureStore.open(arguments.store)
-    with progress_bar(" products", show=not arguments.json, unit_scale=True) as progress:
-        found = select(
-            store,
-            arguments.out,
-            like=arguments.like,
-            count=arguments.count,
-            diverse=arguments.diverse,
-            without_duplicates=arguments.without_duplicates,
-            novel=arguments.novel,
-            where=arguments.where,
-            field=arguments.field,
-            threshold=arguments.threshold,
-            seed=arguments.seed,
-            progress=progress,
-        )
+    """Choose images."""
+    store, options = FeatureStore.open(arguments.store), picked(arguments, *CHOICE)
+    with bar(arguments, " products", unit_scale=True) as progress:
+        found = select(store, arguments.out, **options, progress=progress)
     if arguments.page:
         from featstore.selection.page import write_page
 
@@ -104,22 +85,17 @@ def run(arguments: argparse.Namespace) -> int:
         {"step": step.name, "taken": len(step.taken), "left": len(step.left)}
         for step in found.steps
     ]
-    if arguments.json:
-        result = {
-            "path": str(arguments.out),
-            "rows": len(found.rows),
-            "field": found.field,
-            "steps": steps,
-            "notes": found.notes,
-        }
-        print(json.dumps(result, indent=2))
-        return 0
-    for note in found.notes:
-        print(f"note         {note}")
-    for step in steps:
-        print(f"step         {step['step']}: {step['taken']:,} taken, {step['left']:,} left")
-    print(f"{arguments.out}: {len(found.rows):,} ids, by {found.field}")
-    return 0
+    values = {
+        **{"path": str(arguments.out), "rows": len(found.rows), "field": found.field},
+        **{"steps": steps, "notes": found.notes},
+    }
+    lines = [f"note         {note}" for note in found.notes]
+    lines += [
+        f"step         {step['step']}: {step['taken']:,} taken, {step['left']:,} left"
+        for step in steps
+    ]
+    lines.append(f"{arguments.out}: {len(found.rows):,} ids, by {found.field}")
+    return show(arguments, values, lines)
 
 
 def _asked(arguments: argparse.Namespace) -> str:

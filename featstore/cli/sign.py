@@ -1,11 +1,10 @@
 """``featstore sign``."""
 
 import argparse
-import json
 from dataclasses import asdict
 from pathlib import Path
 
-from featstore.cli.arguments import store_folder
+from featstore.cli.arguments import STORE, show, value
 from featstore.errors import ConfigError
 from featstore.format.file_names import SIGNATURE_NAME
 from featstore.maintenance import signing
@@ -17,27 +16,19 @@ featstore verify STORE --public-key KEY.pub. No network is used. To make a pair 
   {signing.MAKE_KEYS}
 """
 
-
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Declare the arguments."""
-    parser.add_argument("store", type=store_folder, help="folder of the store")
-    parser.add_argument(
-        "--private-key",
-        type=Path,
-        required=True,
-        metavar="KEY.pem",
-        help="elliptic curve key as PEM (P-256, P-384 or P-521)",
-    )
-    parser.add_argument(
-        "--passphrase-file",
-        type=Path,
-        metavar="FILE",
-        help="file whose first line is the passphrase of an encrypted key",
-    )
+ARGUMENTS = {
+    "store": STORE,
+    "--private-key": value(
+        "elliptic curve key as PEM (P-256, P-384 or P-521)", Path, required=True, metavar="KEY.pem"
+    ),
+    "--passphrase-file": value(
+        "file whose first line is the passphrase of an encrypted key", Path, metavar="FILE"
+    ),
+}
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Sign a store; returns the exit status."""
+    """Sign a store."""
     passphrase = None
     if arguments.passphrase_file is not None:
         try:
@@ -45,13 +36,10 @@ def run(arguments: argparse.Namespace) -> int:
         except OSError as error:
             raise ConfigError(f"{arguments.passphrase_file}: {error.strerror}.") from None
     signed = signing.sign(arguments.store, arguments.private_key, passphrase=passphrase)
-    if arguments.json:
-        print(json.dumps(asdict(signed), indent=2))
-    else:
-        print(f"signed     {arguments.store}: {signed.files:,} files, digest {signed.digest}")
-        print(f"key        sha256 {signed.key} of the public key")
-        print(
-            "next       give the public key to receivers by another way than the store; they run: featstore verify "
-            f"{signed.name} --public-key KEY.pub"
-        )
-    return 0
+    lines = [
+        f"signed     {arguments.store}: {signed.files:,} files, digest {signed.digest}",
+        f"key        sha256 {signed.key} of the public key",
+        "next       give the public key to receivers by another way than the store; they run: featstore verify "
+        f"{signed.name} --public-key KEY.pub",
+    ]
+    return show(arguments, asdict(signed), lines)

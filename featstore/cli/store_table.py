@@ -1,5 +1,6 @@
 """Tables of stores for ``featstore list`` and ``featstore delete``."""
 
+from dataclasses import asdict
 from typing import Any
 
 from featstore.maintenance.list_and_delete import Summary
@@ -8,17 +9,8 @@ from featstore.text import columns, format_bytes
 
 def as_json(summary: Summary) -> dict[str, Any]:
     """Return a summary as plain JSON values."""
-    return {
-        "path": str(summary.path),
-        "problem": summary.problem,
-        "complete": summary.complete,
-        "rows": summary.rows,
-        "shards": list(summary.shards),
-        "fields": list(summary.fields),
-        "teachers": list(summary.teachers),
-        "bytes": summary.bytes,
-        "created": summary.created,
-    }
+    values = {name: list(v) if isinstance(v, tuple) else v for name, v in asdict(summary).items()}
+    return {**values, "path": str(summary.path), "complete": summary.complete}
 
 
 def table(found: list[Summary]) -> list[str]:
@@ -29,15 +21,8 @@ def table(found: list[Summary]) -> list[str]:
             rows.append((str(item.path), "-", "-", "UNREADABLE", "-", "-", item.problem))
             continue
         done, total = item.shards
-        rows.append(
-            (
-                str(item.path),
-                f"{item.rows:,}",
-                "-" if item.bytes is None else format_bytes(item.bytes),
-                "complete" if item.complete else f"{done:,} of {total:,} shards",
-                item.created[:10],
-                ", ".join(item.teachers) or "-",
-                " ".join(item.fields),
-            )
-        )
+        state = "complete" if item.complete else f"{done:,} of {total:,} shards"
+        names = ", ".join(item.teachers) or "-", " ".join(item.fields)
+        size = format_bytes(item.bytes)
+        rows.append((str(item.path), f"{item.rows:,}", size, state, item.created[:10], *names))
     return columns(rows, rule=False).splitlines()

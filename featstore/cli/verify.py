@@ -1,14 +1,23 @@
 """``featstore verify``."""
 
 import argparse
-import json
 import shlex
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
-from featstore.cli.arguments import add_client_arguments, positive, retry_of, store_address
-from featstore.cli.progress_bar import progress_bar
+from featstore.cli.arguments import (
+    CLIENT,
+    STORE_OR_URL,
+    bar,
+    choice,
+    client_of,
+    picked,
+    positive,
+    repeated,
+    show,
+    value,
+)
 from featstore.errors import ConfigError, command, printable, shorten
 from featstore.format.manifest import read_manifest
 from featstore.maintenance import signing
@@ -40,85 +49,60 @@ Check a store. Nothing is changed. Exit status 1 if anything is wrong.
 """
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Declare the arguments."""
-    parser.add_argument("store", type=store_address, help="folder or URL of the store")
-    parser.add_argument(
-        "--sample",
-        type=positive,
+ARGUMENTS = {
+    "store": STORE_OR_URL,
+    "--sample": value(
+        "check N random blocks only; takes the same time for any size of store",
+        positive,
         metavar="N",
-        help="check N random blocks only; takes the same time for any size of store",
-    )
-    parser.add_argument(
-        "--seed", type=int, default=0, help="seed of --sample and --recompute (default: 0)"
-    )
-    parser.add_argument(
-        "--workers", type=positive, default=2, help="threads that read (default: 2)"
-    )
-    parser.add_argument(
-        "--public-key",
-        type=Path,
+    ),
+    "--seed": value("seed of --sample and --recompute (default: 0)", int, default=0),
+    "--workers": value("threads that read (default: 2)", positive, default=2),
+    "--public-key": value(
+        "check the signature with this key; get it from its owner, not from where the store is",
+        Path,
         metavar="KEY.pub",
-        help="check the signature with this key; get it from its owner, not from where the store is",
-    )
-    parser.add_argument(
-        "--recompute",
-        type=positive,
-        metavar="N",
-        help="run the teacher again on the images of N random rows and compare",
-    )
-    parser.add_argument(
-        "--weights",
-        action="append",
-        default=[],
-        metavar="[TEACHER=]FILE",
-        help="of --recompute: local weights instead of those of the hub; one per teacher",
-    )
-    parser.add_argument(
-        "--source.path",
+    ),
+    "--recompute": value(
+        "run the teacher again on the images of N random rows and compare", positive, metavar="N"
+    ),
+    "--weights": repeated(
+        "of --recompute: local weights instead of those of the hub; one per teacher",
+        "[TEACHER=]FILE",
+    ),
+    "--source.path": value(
+        "of --recompute: your copy of the images, as for featstore extract",
         dest="source_path",
         default="",
         metavar="PATH",
-        help="of --recompute: your copy of the images, as for featstore extract",
-    )
-    parser.add_argument(
-        "--source.kind",
+    ),
+    "--source.kind": choice(
+        "of --recompute (default: the kind that the store was made from)",
+        ("folder", "tars", "hf", "digits"),
         dest="source_kind",
-        choices=["folder", "tars", "hf", "digits"],
-        help="of --recompute (default: the kind that the store was made from)",
-    )
-    parser.add_argument(
-        "--source.image_column",
+    ),
+    "--source.image_column": value(
+        "of --recompute, with --source.kind hf (default: image)",
         dest="image_column",
         default="image",
         metavar="NAME",
-        help="of --recompute, with --source.kind hf (default: image)",
-    )
-    add_client_arguments(parser)
+    ),
+    **CLIENT,
+}
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Check a store; returns the exit status."""
+    """Check a store."""
     unit = " blocks" if arguments.sample else " shards"
     url = arguments.store if isinstance(arguments.store, str) else ""
     if url and (arguments.public_key or arguments.recompute):
         raise ConfigError(
             f"{url}: --public-key and --recompute need a copy: featstore pull {shlex.quote(str(url))} STORE"
         )
-    with progress_bar(unit, show=not arguments.json) as progress:
-        sampling: dict[str, Any] = {
-            "sample": arguments.sample,
-            "seed": arguments.seed,
-            "progress": progress,
-        }
+    with bar(arguments, unit) as progress:
+        sampling = {**picked(arguments, "sample", "seed"), "progress": progress}
         report = (
-            verify_url(
-                url,
-                **sampling,
-                jobs=4 * arguments.workers,
-                retry=retry_of(arguments),
-                options=dict(arguments.option),
-            )
+            verify_url(url, **sampling, jobs=4 * arguments.workers, **client_of(arguments))
             if url
             else library.verify(arguments.store, **sampling, workers=arguments.workers)
         )
@@ -126,21 +110,17 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.public_key is not None:
         signed = signing.check_signature(arguments.store, arguments.public_key)
     recomputed = _recompute(arguments) if arguments.recompute else None
-    if arguments.json:
-        said = as_json(report)
-        said["signature"] = None if signed is None else {"sound": signed.sound, **asdict(signed)}
-        said["recomputed"] = None if recomputed is None else _recomputed_json(recomputed)
-        print(json.dumps(said, indent=2))
-    else:
-        found, verdict = lines(report), verdict_of(report)
-        if signed is not None:
-            found += signature_lines(signed)
-            verdict += "" if signed.sound else "; the signature does not hold"
-        if recomputed is not None:
-            found += recomputed_lines(recomputed)
-            verdict += "" if recomputed.sound else "; the features are not those of the teacher"
-        found.append(f"verdict    {verdict}")
-        print("\n".join(printable(line) for line in found))
+    values = as_json(report)
+    values["signature"] = None if signed is None else {"sound": signed.sound, **asdict(signed)}
+    values["recomputed"] = None if recomputed is None else _recomputed_json(recomputed)
+    found, verdict = lines(report), verdict_of(report)
+    if signed is not None:
+        found += signature_lines(signed)
+        verdict += "" if signed.sound else "; the signature does not hold"
+    if recomputed is not None:
+        found += recomputed_lines(recomputed)
+        verdict += "" if recomputed.sound else "; the features are not those of the teacher"
+    show(arguments, values, [*found, f"verdict    {verdict}"])
     sound = report.sound and report.complete
     sound = sound and (signed is None or signed.sound)
     return 0 if sound and (recomputed is None or recomputed.sound) else 1
@@ -170,7 +150,7 @@ def _recompute(arguments: argparse.Namespace) -> "Recomputed":
     for item in arguments.weights:
         name, _, path = item.rpartition("=")
         weights[name] = path
-    with progress_bar(" images", show=not arguments.json) as progress:
+    with bar(arguments, " images") as progress:
         return recompute(
             arguments.store,
             source=source,
@@ -196,12 +176,8 @@ def as_json(report: Report) -> dict[str, Any]:
         "damaged_shards": report.damaged_shards,
         "damages": [
             {
-                "kind": item.kind,
-                "shard": item.shard,
-                "column": item.column,
+                **asdict(item),
                 "rows": None if item.rows is None else [item.rows.start, item.rows.stop],
-                "object": item.object,
-                "problem": item.problem,
                 "advice": item.advice,
             }
             for item in report.damages

@@ -14,7 +14,8 @@ from contextlib import suppress
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
+
+from featstore.files.array_types import Bytes
 
 PAGE_BYTES = mmap.ALLOCATIONGRANULARITY
 
@@ -73,10 +74,10 @@ class SideBySide:
         at = self.start + number * self.payload_bytes
         map_over(at, length, handle)
 
-    def bytes(self) -> npt.NDArray[np.uint8]:
+    def bytes(self) -> Bytes:
         """The whole range, without a copy; it lives as long as this object, so keep it."""
         pointer: Any = (ctypes.c_uint8 * self.size).from_address(self.start)
-        view: npt.NDArray[np.uint8] = np.frombuffer(pointer, dtype=np.uint8)
+        view: Bytes = np.frombuffer(pointer, dtype=np.uint8)
         view.flags.writeable = False
         return view
 

@@ -11,9 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import numpy.typing as npt
 
-from featstore.files.array_types import Array, Rows
+from featstore.files.array_types import Array, Bytes, Rows
 from featstore.format.fields import Column, columns_of
 from featstore.format.ledger import ObjectRecord
 from featstore.format.manifest import Manifest
@@ -30,7 +29,7 @@ class EncodedObject:
     """
 
     name: str
-    parts: Sequence[bytes | npt.NDArray[np.uint8]]
+    parts: Sequence[bytes | Bytes]
     block_bytes: int
 
 

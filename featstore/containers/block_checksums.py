@@ -14,10 +14,10 @@ from pathlib import Path
 
 import google_crc32c
 import numpy as np
-import numpy.typing as npt
 
 from featstore.containers.address_range import map_over
 from featstore.errors import ShardCorrupt, StoreError, command
+from featstore.files.array_types import Bytes
 from featstore.files.untrusted import open_plain, plain_size
 from featstore.format.ledger import ObjectRecord
 
@@ -133,7 +133,7 @@ class ObjectFile:
             raise corrupt(self.path, describe(span.start, span.stop), problem)
 
 
-def map_file(handle: int, size: int) -> npt.NDArray[np.uint8]:
+def map_file(handle: int, size: int) -> Bytes:
     """The bytes of a file, mapped into memory read-only; the mapping outlives the descriptor and holds none.
 
     ``mmap.mmap`` of a file keeps a copy of its descriptor, so that many shards would exceed ``ulimit -n``.
@@ -142,7 +142,7 @@ def map_file(handle: int, size: int) -> npt.NDArray[np.uint8]:
         return np.empty(0, dtype=np.uint8)
     area = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
     map_over(ctypes.addressof(ctypes.c_char.from_buffer(area)), size, handle)
-    values: npt.NDArray[np.uint8] = np.frombuffer(area, dtype=np.uint8)
+    values: Bytes = np.frombuffer(area, dtype=np.uint8)
     values.flags.writeable = False
     return values
 

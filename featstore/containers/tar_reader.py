@@ -12,14 +12,13 @@ from contextlib import AbstractContextManager, contextmanager
 from typing import Any, NamedTuple
 
 import numpy as np
-import numpy.typing as npt
 from numpy.lib.stride_tricks import sliding_window_view
 
 from featstore.containers.address_range import EndToEnd
 from featstore.containers.block_checksums import Describe, ObjectFile, corrupt
 from featstore.containers.tar_layout import INDEX, STARTS, TarLayout, stored_dtype
 from featstore.errors import StoreError
-from featstore.files.array_types import Array, Rows
+from featstore.files.array_types import Array, Mask, Rows
 from featstore.files.tar_headers import (
     BLOCK_BYTES,
     BadTar,
@@ -346,7 +345,7 @@ class TarShard:
                     f"{int(self.begin(bad)[0]) + place.header:,}, as in the first sample"
                 )
 
-    def also_checked(self, column: Column, known: npt.NDArray[np.bool_]) -> Rows:
+    def also_checked(self, column: Column, known: Mask) -> Rows:
         """Rows that need no more than another's check, because they share its blocks.
 
         Args:
@@ -368,7 +367,7 @@ class TarShard:
             true: Rows = local[self._true_headers(column, local)]
         return true
 
-    def _true_headers(self, column: Column, local: Rows) -> npt.NDArray[np.bool_]:
+    def _true_headers(self, column: Column, local: Rows) -> Mask:
         """(n,) whether samples have the member of a column where the first sample has it, with its own name on it."""
         place, begin = self._places[column.name], self.begin(local)
         names = [f"{key}.{self._layout.suffix(column.name)}" for key in self._keys(local)]

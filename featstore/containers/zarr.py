@@ -20,7 +20,6 @@ from typing import Any
 import google_crc32c
 import numcodecs
 import numpy as np
-import numpy.typing as npt
 import zarr
 import zarr.codecs
 from numcodecs.vlen import VLenUTF8
@@ -30,7 +29,7 @@ from featstore.containers.address_range import PAGE_BYTES, SideBySide
 from featstore.containers.base import Backend, ColumnReader, EncodedObject
 from featstore.containers.block_checksums import Describe, ObjectFile, corrupt, map_file
 from featstore.errors import ShardCorrupt, StoreError
-from featstore.files.array_types import Array, Rows
+from featstore.files.array_types import Array, Bytes, Rows
 from featstore.files.limits import cores
 from featstore.files.thread_lock import ThreadLock
 from featstore.format.fields import Column, check_columns
@@ -607,10 +606,10 @@ class _Bitshuffle:
             cname="zstd", clevel=BLOSC_LEVEL, shuffle=numcodecs.Blosc.BITSHUFFLE, blocksize=0
         )
 
-    def encode(self, data: npt.NDArray[np.uint8]) -> bytes:
+    def encode(self, data: Bytes) -> bytes:
         return bytes(self._codec.encode(data.view(self._item)))
 
-    def decode(self, data: bytes, out: npt.NDArray[np.uint8]) -> Any:
+    def decode(self, data: bytes, out: Bytes) -> Any:
         # The header states both sizes, and the library trusts them: it would write and read past shorter buffers.
         if len(data) < 16 or struct.unpack("<4xI4xI", data[:16]) != (len(out), len(data)):
             raise ValueError(f"not {len(out)} bytes of blosc")

@@ -25,9 +25,9 @@ from featstore.derive.compatibility import (
     common_classes,
     common_fields,
     common_origin,
-    renumbered,
+    joined_labels,
 )
-from featstore.derive.composition import Axis, Composition, ShardMaker, artefact_bytes, ids_of
+from featstore.derive.composition import Axis, Composition, ShardMaker, ids_of
 from featstore.derive.matching import samples_of
 from featstore.derive.merge_rows import Duplicates, without_duplicates
 from featstore.errors import ConfigError, ManifestMismatch, StoreWriteError, shorten
@@ -79,27 +79,14 @@ def append(
     new: Path,
     *,
     duplicates: Duplicates = "refuse",
-    lease_s: float = 60,
     progress: Progress = no_progress,
 ) -> Appended:
     """Append the rows of a store to another, finished one, or resume.
 
-    Args:
-        store: Folder of the store that grows.
-        new: Folder of a complete store of other images with the same teachers, views and fields.
-        duplicates: See ``featstore.derive.merge_rows.Duplicates``. If the store has all images, nothing is done.
-        progress: See ``featstore.writing.fill.Progress``; of the shards that are written.
-
-    Raises:
-        ManifestMismatch: Teachers, views or fields of the stores differ.
-        ConfigError: Images repeat, or the tars that a store mirrors do.
-        StoreIncomplete, ShardCorrupt: A store is incomplete or damaged.
-        StoreBusy: Another process writes to the store.
-        StoreWriteError: The disk is full or read-only, or its file system cannot exchange two folders. The store is
-            unchanged.
+    Arguments and errors as for ``featstore.append``. If the store has all images, nothing is done.
     """
     with exclusive(store):
-        return append_alone(store, new, duplicates=duplicates, lease_s=lease_s, progress=progress)
+        return append_alone(store, new, duplicates=duplicates, progress=progress)
 
 
 def append_alone(
@@ -107,7 +94,6 @@ def append_alone(
     new: Path,
     *,
     duplicates: Duplicates = "refuse",
-    lease_s: float = 60,
     progress: Progress = no_progress,
 ) -> Appended:
     """As ``append``, for a caller that holds the exclusive lock of the store."""
@@ -125,9 +111,7 @@ def append_alone(
     _create_or_reuse(folder, plan)
     link_shards(old, folder, plan.manifest)
     make = ShardMaker(plan)
-    manifest = make_store(
-        folder, plan.manifest, plan.artefacts, make, lease_s=lease_s, progress=progress
-    )
+    manifest = make_store(folder, plan.manifest, plan.artefacts, make, progress=progress)
     _copy_optional_files(store, folder)
     _replace(store, folder)
     remove_leftovers(store)
@@ -155,12 +139,9 @@ def plan_append(old: FeatureStore, new: FeatureStore, rows: Rows) -> tuple[Compo
     classes, numbers = common_classes(stores) if source.has_labels else ((), [None, None])
     if new.manifest.source.has_labels and not source.has_labels:
         notes.append(f"{new.path}: its labels are left out, because {old.path} has none")
-    labels = None
-    if source.has_labels and (not new.manifest.source.has_labels or any(numbers)):
-        parts = [renumbered(s.labels, table) for s, table in zip(stores, numbers, strict=True)]
-        labels = np.concatenate(parts)[rows]
+    labels = joined_labels(stores, numbers, rows) if source.has_labels else None
     fields = common_fields([before, new.manifest])
-    artefacts, places = common_artefacts(stores)
+    artefacts, files = common_artefacts(stores)
     version = VersionRecord(
         version=before.version,
         created=before.created,
@@ -188,9 +169,7 @@ def plan_append(old: FeatureStore, new: FeatureStore, rows: Rows) -> tuple[Compo
             "history": (*before.history, version),
         }
     )
-    files = {name: artefact_bytes(places[name], [name])[name] for name in artefacts}
-    sources = {name: (axis, name) for name in fields}
-    return Composition(manifest, files, axis, sources, labels), notes
+    return Composition(manifest, files, axis, labels=labels), notes
 
 
 def _longer_work(old: FeatureStore, new: FeatureStore, rows: Rows) -> WorkRecord:

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from featstore.derive.composition import artefact_bytes
 from featstore.errors import ConfigError, ManifestMismatch, command, shorten
 from featstore.files.array_types import Rows
 from featstore.format.manifest import (
@@ -122,8 +123,8 @@ def _common_errors(several: Sequence[Int8Encoding]) -> Int8Encoding:
 
 def common_artefacts(
     stores: Sequence[FeatureStore],
-) -> tuple[dict[str, ArtefactRecord], dict[str, FeatureStore]]:
-    """Artefacts of several stores together, and the store of each.
+) -> tuple[dict[str, ArtefactRecord], dict[str, bytes]]:
+    """Artefacts of several stores together, and the bytes of each.
 
     Raises:
         ConfigError: Two of one name differ.
@@ -138,7 +139,7 @@ def common_artefacts(
                     "Leave out the field that it belongs to (featstore subset --fields)."
                 )
             places.setdefault(name, store)
-    return records, places
+    return records, {name: artefact_bytes(places[name], [name])[name] for name in records}
 
 
 def common_classes(
@@ -182,6 +183,21 @@ def renumbered(labels: Rows, numbers: Sequence[int] | None) -> Rows:
     table: Rows = np.array([*numbers, -1], dtype=np.int64)  # the last one is found at -1
     found: Rows = table[labels]
     return found
+
+
+def joined_labels(
+    stores: Sequence[FeatureStore], numbers: Sequence[Sequence[int] | None], rows: Rows
+) -> Rows | None:
+    """(n,) labels of rows that are counted through several stores; None if those of the stores are right.
+
+    Args:
+        numbers: From ``common_classes``.
+    """
+    labelled = [store.manifest.source.has_labels for store in stores]
+    if not any(labelled) or (all(labelled) and not any(numbers)):
+        return None
+    parts = [renumbered(store.labels, new) for store, new in zip(stores, numbers, strict=True)]
+    return np.concatenate(parts)[rows]
 
 
 def common_origin(stores: Sequence[FeatureStore], verb: str) -> dict[str, str]:

@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import accumulate
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -20,7 +21,7 @@ from featstore.files.array_types import Array, Rows
 from featstore.format.artefacts import artefact_path
 from featstore.format.fields import empty_columns, field_columns, put, put_ragged
 from featstore.format.int8 import Channels
-from featstore.format.manifest import Manifest, RaggedEncoding, WorkRecord
+from featstore.format.manifest import Manifest, RaggedEncoding, WorkRecord, new_manifest
 from featstore.reading.store import FeatureStore
 from featstore.reading.stored_rows import RowReader
 from featstore.writing.commit import Shard, text_column
@@ -81,19 +82,24 @@ class Composition:
     Attributes:
         artefacts: Bytes of the files that the manifest lists, by name.
         samples: Axis of ids, hashes and, unless given, labels.
-        fields: By name, the axis of the values and the name of the field there; a row is valid if it is valid in all.
+        fields: By name, the axis of the values and the name of the field there; by default ``samples`` and the same
+            name. A row is valid if it is valid in all.
         labels: (N,) int64 if they differ from those of ``samples``.
         conversions: By name of a field whose numbers change, a function that reads rows of an old store as new values.
         channels: By name of a converted field, its scales per channel.
     """
 
     manifest: Manifest
-    artefacts: dict[str, bytes]
+    artefacts: Mapping[str, bytes]
     samples: Axis
-    fields: Mapping[str, tuple[Axis, str]]
+    fields: Mapping[str, tuple[Axis, str]] = field(default_factory=dict)
     labels: Rows | None = None
     conversions: Mapping[str, Callable[[RowReader, Rows], Array]] = field(default_factory=dict)
     channels: Mapping[str, Channels] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        same = {name: (self.samples, name) for name in self.manifest.fields}
+        object.__setattr__(self, "fields", self.fields or same)
 
     @property
     def axes(self) -> list[Axis]:
@@ -246,6 +252,19 @@ def cut_like(old: Manifest, rows: Rows | range) -> WorkRecord:
     )
 
 
+def derived(old: Manifest, created_by: Mapping[str, str], **changes: Any) -> Manifest:
+    """A new manifest with the parts of an old one, but for some that change.
+
+    Args:
+        old: Manifest of the old store.
+        created_by: Entries that are added to those of the old store.
+        changes: Further parts, by name.
+    """
+    names = ("teachers", "views", "fields", "artefacts", "source", "work", "container")
+    parts = {name: getattr(old, name) for name in names}
+    return new_manifest(**{**parts, **changes}, created_by={**old.created_by, **created_by})
+
+
 def artefact_bytes(store: FeatureStore, names: Sequence[str]) -> dict[str, bytes]:
     """Bytes of artefacts of a store, after their hashes were compared.
 
@@ -263,7 +282,6 @@ def compose(
     plan: Composition,
     out: Path,
     *,
-    lease_s: float = 60,
     progress: Progress = no_progress,
 ) -> Manifest:
     """Write a composition as a new store, or resume.
@@ -277,4 +295,4 @@ def compose(
     """
     check_apart(out, *(store.path for axis in plan.axes for store in axis.stores))
     make = ShardMaker(plan)
-    return make_store(out, plan.manifest, plan.artefacts, make, lease_s=lease_s, progress=progress)
+    return make_store(out, plan.manifest, plan.artefacts, make, progress=progress)

@@ -2,9 +2,9 @@
 
 from pathlib import Path
 
-from featstore.derive.composition import Composition, artefact_bytes, compose, whole
+from featstore.derive.composition import Composition, artefact_bytes, compose, derived, whole
 from featstore.errors import ConfigError
-from featstore.format.manifest import Codec, Container, Manifest, WorkRecord, new_manifest
+from featstore.format.manifest import Codec, Container, Manifest, WorkRecord
 from featstore.planning.costs import shard_rows as fitting_rows
 from featstore.reading.store import FeatureStore
 from featstore.version import __version__
@@ -21,38 +21,16 @@ def convert(
     container: Container | None = None,
     codec: Codec | None = None,
     shard_rows: int | None = None,
-    lease_s: float = 60,
     progress: Progress = no_progress,
 ) -> Manifest:
     """Write the rows of a store in another container, codec or shard size, or resume. The fingerprint is unchanged.
 
-    Args:
-        source: Folder of a complete store.
-        container: Container of the new store; unchanged if not given.
-        codec: Codec of all fields of numbers; unchanged if not given; webdataset has raw only.
-        shard_rows: Rows of a shard; unchanged if not given, except that tars which mirror tars of images become shards
-            of a power of two.
+    Arguments and errors as for ``featstore.convert``. Tars that mirror tars of images become shards of a power of two.
 
     Returns:
         The manifest of the new store.
-
-    Raises:
-        ConfigError: Nothing would change, or the container does not support the codec or a field.
-        StoreIncomplete, ShardCorrupt: The store is incomplete or damaged.
     """
     store = FeatureStore.open(source)
-    plan = plan_convert(store, container=container, codec=codec, shard_rows=shard_rows)
-    return compose(plan, out, lease_s=lease_s, progress=progress)
-
-
-def plan_convert(
-    store: FeatureStore,
-    *,
-    container: Container | None,
-    codec: Codec | None,
-    shard_rows: int | None,
-) -> Composition:
-    """Plan what the new store will be; arguments and errors as for ``convert``."""
     old = store.manifest
     container = container or old.container
     if container == "webdataset" and codec not in (None, "raw"):
@@ -66,29 +44,21 @@ def plan_convert(
         else record.model_copy(update={"codec": wanted})
         for name, record in old.fields.items()
     }
-    manifest = new_manifest(
-        teachers=old.teachers,
-        views=old.views,
-        fields=fields,
-        artefacts=old.artefacts,
-        source=old.source,
-        work=_cut(old, container, shard_rows),
-        created_by={
-            **old.created_by,
-            "converted_by": f"featstore {__version__}",
-            "converted_from": f"{old.container}, uuid {old.uuid}",
-        },
-        container=container,
-    ).model_copy(update={"history": old.history})
+    origin = {
+        "converted_by": f"featstore {__version__}",
+        "converted_from": f"{old.container}, uuid {old.uuid}",
+    }
+    work = _cut(old, container, shard_rows)
+    manifest = derived(old, origin, fields=fields, work=work, container=container)
+    manifest = manifest.model_copy(update={"history": old.history})
     assert manifest.fingerprint == old.fingerprint, (manifest.fingerprint, old.fingerprint)
     if manifest.contract() == old.contract():
         raise ConfigError(
             f"{store.path}: is a {old.container} store with these codecs and shards already. Copy the folder to "
             "duplicate it."
         )
-    axis = whole(store)
     files = artefact_bytes(store, list(old.artefacts))
-    return Composition(manifest, files, axis, {name: (axis, name) for name in fields})
+    return compose(Composition(manifest, files, whole(store)), out, progress=progress)
 
 
 def _cut(old: Manifest, container: Container, shard_rows: int | None) -> WorkRecord:

@@ -91,25 +91,8 @@ def export(
     Quantised fields become float32, and so does bfloat16, which these formats do not know: nothing is lost by it.
     A top-k field becomes two columns; in npy a text or ragged one becomes two files.
 
-    Args:
-        source: Folder or URL of a complete store.
-        out: Destination folder; if it holds this export already, nothing is done.
-        form: npy, parquet or hf.
-        fields: Names; all if not given.
-        where: Shell patterns over sample ids, of which one must match; all ids if empty.
-        float32: Write float16 as float32 too.
-        canonical: Write the canonical view alone; arrays then have no view axis.
-        keep_invalid: Also write rows without usable features, as zeros with ``valid`` false.
-        announce: Called once with the numbers of rows and, about, of bytes, before anything is written.
-        progress: Called with the numbers of rows done and to do.
-
-    Raises:
-        ConfigError: No such field, nothing matches, two columns of one name, a package is missing, or ``out`` holds
-            something else.
-        ViewMismatch: The store has no canonical view.
-        StoreIncomplete, ShardCorrupt: The store is incomplete or damaged.
-        StoreBusy: Another run is writing the same export.
-        StoreWriteError: The disk refused, or has too little room.
+    Arguments and errors as for ``featstore.export``; ``announce`` is called once with the numbers of rows and, about,
+    of bytes before anything is written, ``progress`` with the numbers of rows done and to do.
     """
     _check_packages(form)
     store = FeatureStore.open(source)

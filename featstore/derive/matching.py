@@ -10,10 +10,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-import numpy.typing as npt
 
 from featstore.derive.composition import Axis, ids_of
-from featstore.files.array_types import Rows
+from featstore.files.array_types import Bytes, Rows
 from featstore.format.views import ViewSet
 from featstore.reading.store import FeatureStore
 
@@ -30,9 +29,9 @@ class Samples:
     """
 
     axis: Axis
-    store: npt.NDArray[np.int64]
-    content: npt.NDArray[np.int64]
-    name: npt.NDArray[np.int64]
+    store: Rows
+    content: Rows
+    name: Rows
 
     def ids(self, rows: Rows) -> list[str]:
         """Sample ids of some rows, for messages."""
@@ -62,18 +61,18 @@ def samples_of(stores: Sequence[FeatureStore], prefixes: tuple[str, ...] = ()) -
     return Samples(axis, store, content, name)
 
 
-def _numbered(keys: npt.NDArray[np.uint8]) -> npt.NDArray[np.int64]:
+def _numbered(keys: Bytes) -> Rows:
     """(N,) equal numbers for equal rows of (N, bytes)."""
     whole = np.ascontiguousarray(keys).view(f"V{keys.shape[1]}")[:, 0]
-    numbers: npt.NDArray[np.int64] = np.unique(whole, return_inverse=True)[1].reshape(-1)
+    numbers: Rows = np.unique(whole, return_inverse=True)[1].reshape(-1)
     return numbers.astype(np.int64)
 
 
-def first_of(groups: npt.NDArray[np.int64], values: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+def first_of(groups: Rows, values: Rows) -> Rows:
     """(N,) the smallest value among the rows of each row's group."""
     least = np.full(int(groups.max()) + 1, np.iinfo(np.int64).max)
     np.minimum.at(least, groups, values)
-    found: npt.NDArray[np.int64] = least[groups]
+    found: Rows = least[groups]
     return found
 
 

@@ -39,22 +39,11 @@ def merge(
     duplicates: Duplicates = "refuse",
     missing: Missing = "refuse",
     names: Sequence[str] = (),
-    lease_s: float = 60,
     progress: Progress = no_progress,
 ) -> Merged:
     """Write several stores as one, or resume.
 
-    Args:
-        sources: Folders of complete stores, two or more; container, order and shards are those of the first.
-        kind: Rows: append the rows of all stores. teachers: join the fields, with images matched by content. If not
-            given, rows if teachers, views and fields of the stores are the same, else teachers.
-        duplicates: Rows only, see ``featstore.derive.merge_rows.Duplicates``.
-        missing: Teachers only, see ``featstore.derive.merge_teachers.plan_teachers``.
-        names: One for each store; put before sample ids (rows), or before names of fields (teachers).
-
-    Raises:
-        ConfigError, ManifestMismatch: The stores cannot be merged; the message names the differences.
-        StoreIncomplete, ShardCorrupt: A store is incomplete or damaged.
+    Arguments and errors as for ``featstore.merge``.
     """
     if len(sources) < 2:
         raise ConfigError("merge needs two stores or more.")
@@ -74,7 +63,7 @@ def merge(
             if kind is not None:
                 raise
             raise ManifestMismatch(f"{error}\n{_why_not_rows(stores)}") from None
-    return Merged(compose(plan, out, lease_s=lease_s, progress=progress), found, notes)
+    return Merged(compose(plan, out, progress=progress), found, notes)
 
 
 def kind_of(stores: Sequence[FeatureStore]) -> Kind:

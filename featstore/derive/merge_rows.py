@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from typing import Literal
 
 import numpy as np
-import numpy.typing as npt
 
 from featstore.derive.compatibility import (
     check_same_rows,
@@ -14,14 +13,14 @@ from featstore.derive.compatibility import (
     common_classes,
     common_fields,
     common_origin,
-    renumbered,
+    joined_labels,
 )
-from featstore.derive.composition import Axis, Composition, artefact_bytes, cut_like, ids_of
+from featstore.derive.composition import Axis, Composition, cut_like, derived, ids_of
 from featstore.derive.matching import Samples, first_of, samples_of, views_depend_on_ids
 from featstore.errors import ConfigError, shorten
-from featstore.files.array_types import Rows
+from featstore.files.array_types import Mask, Rows
 from featstore.format.ids import ids_sha256
-from featstore.format.manifest import SourceRecord, WorkRecord, new_manifest
+from featstore.format.manifest import SourceRecord, WorkRecord
 from featstore.reading.store import FeatureStore
 
 Duplicates = Literal["refuse", "skip", "keep"]
@@ -62,33 +61,24 @@ def plan_rows(
     classes, numbers = common_classes(stores)
     axis = Axis(tuple(stores), rows, prefixes=samples.axis.prefixes)
     sources = [store.manifest.source for store in stores]
-    labelled = [source.has_labels for source in sources]
-    fields = common_fields([store.manifest for store in stores])
-    artefacts, places = common_artefacts(stores)
-    manifest = new_manifest(
-        teachers=first.manifest.teachers,
-        views=first.manifest.views,
-        fields=fields,
+    artefacts, files = common_artefacts(stores)
+    manifest = derived(
+        first.manifest,
+        common_origin(stores, "merged"),
+        fields=common_fields([store.manifest for store in stores]),
         artefacts=artefacts,
         source=SourceRecord(
             kind="merged",
             uri=", ".join(dict.fromkeys(source.uri for source in sources)),
             num_samples=len(rows),
             ids_sha256=ids_sha256(ids_of(axis, len(rows))),
-            has_labels=any(labelled),
+            has_labels=any(source.has_labels for source in sources),
             class_names=classes,
         ),
         work=joined_work(stores, axis),
-        created_by=common_origin(stores, "merged"),
-        container=first.manifest.container,
     )
-    labels = None
-    if any(labelled) and (not all(labelled) or any(numbers)):
-        parts = [renumbered(s.labels, new) for s, new in zip(stores, numbers, strict=True)]
-        labels = np.concatenate(parts)[rows]
-    files = {name: artefact_bytes(places[name], [name])[name] for name in artefacts}
-    plan = Composition(manifest, files, axis, {name: (axis, name) for name in fields}, labels)
-    return plan, notes
+    labels = joined_labels(stores, numbers, rows)
+    return Composition(manifest, files, axis, labels=labels), notes
 
 
 def without_duplicates(
@@ -145,7 +135,7 @@ def _some(samples: Samples, rows: Rows) -> str:
     return f"{len(rows):,} images ({', '.join(pairs)}{more})"
 
 
-def repeats(samples: Samples) -> tuple[npt.NDArray[np.bool_], npt.NDArray[np.bool_]]:
+def repeats(samples: Samples) -> tuple[Mask, Mask]:
     """(N,) bool: rows whose image is in an earlier store; (N,) bool: rows whose id is, with another content."""
     unread = samples.content < 0
     same_content = ~unread & (first_of(samples.content + 1, samples.store) < samples.store)

@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from typing import Literal
 
 import numpy as np
-import numpy.typing as npt
 
 from featstore.derive.compatibility import common_classes, common_origin, renumbered
 from featstore.derive.composition import (
@@ -15,11 +14,12 @@ from featstore.derive.composition import (
     Composition,
     artefact_bytes,
     cut_like,
+    derived,
     ids_of,
 )
 from featstore.derive.matching import Samples, samples_of, views_depend_on_ids
 from featstore.errors import ConfigError, ManifestMismatch, shorten
-from featstore.files.array_types import Rows
+from featstore.files.array_types import Mask, Rows
 from featstore.format.ids import check_name, ids_sha256
 from featstore.format.manifest import (
     ArtefactRecord,
@@ -30,7 +30,6 @@ from featstore.format.manifest import (
     TeacherRecord,
     WorkRecord,
     differences,
-    new_manifest,
 )
 from featstore.reading.store import FeatureStore
 
@@ -79,15 +78,14 @@ def plan_teachers(
     ]
     classes, labels = _labels(stores, rows, samples)
     artefacts = {new: record for part in parts for new, record in part.artefacts.items()}
-    manifest = new_manifest(
+    manifest = derived(
+        first,
+        common_origin(stores, "merged"),
         teachers={new: record for part in reversed(parts) for new, record in part.teachers.items()},
-        views=first.views,
         fields={new: record for part in parts for new, record in part.fields.items()},
         artefacts=artefacts,
         source=_source(stores, axis, classes, has_labels=labels is not None),
         work=_cut(stores, axis),
-        created_by=common_origin(stores, "merged"),
-        container=first.container,
     )
     files = {new: data for part in parts for new, data in part.files().items()}
     fields = {
@@ -217,22 +215,18 @@ def _find(samples: Samples, known: Rows, rows: Rows, *, by_name: bool) -> Rows:
     return found
 
 
-def _are_known(
-    samples: Samples, rows: Rows, known: Rows, *, by_name: bool
-) -> npt.NDArray[np.bool_]:
+def _are_known(samples: Samples, rows: Rows, known: Rows, *, by_name: bool) -> Mask:
     """Which rows of a store are of an image that is known."""
-    found: npt.NDArray[np.bool_] = _find(samples, rows, known, by_name=by_name) != NO_ROW
+    found: Mask = _find(samples, rows, known, by_name=by_name) != NO_ROW
     return found
 
 
-def _pairs(samples: Samples) -> npt.NDArray[np.int64]:
+def _pairs(samples: Samples) -> Rows:
     """(N,) equal numbers for rows of equal content and id."""
     return (samples.content + 1) * (int(samples.name.max()) + 1) + samples.name
 
 
-def _look_up(
-    wanted: npt.NDArray[np.int64], keys: npt.NDArray[np.int64], rows: Rows
-) -> npt.NDArray[np.int64]:
+def _look_up(wanted: Rows, keys: Rows, rows: Rows) -> Rows:
     """For each wanted key the first row that has it, or ``NO_ROW``."""
     order = np.argsort(keys, kind="stable")
     ordered = keys[order]

@@ -10,7 +10,7 @@ from typing import Literal
 
 import numpy as np
 
-from featstore.derive.composition import Composition, artefact_bytes, compose, whole
+from featstore.derive.composition import Composition, artefact_bytes, compose, derived, whole
 from featstore.errors import ConfigError
 from featstore.files.array_types import Array, Rows
 from featstore.format.artefacts import describe, pack, read_channels
@@ -23,7 +23,6 @@ from featstore.format.manifest import (
     Int8Encoding,
     Manifest,
     PlainEncoding,
-    new_manifest,
 )
 from featstore.reading.store import FeatureStore
 from featstore.reading.stored_rows import RowReader
@@ -64,38 +63,18 @@ def requantise(
     *,
     allow_widening: bool = False,
     sample_rows: int = 2048,
-    lease_s: float = 60,
     progress: Progress = no_progress,
 ) -> tuple[Manifest, list[Change]]:
     """Write a store again in another type, or resume.
 
     Plain and int8 fields that a teacher made are converted; all others (top-k, ragged, text, coordinates) are copied.
 
-    Args:
-        source: Folder of a complete store.
-        dtype: Type of the new one.
-        allow_widening: Also write more digits than there are, e.g. for a reader that knows one type only.
-        sample_rows: Number of valid rows, evenly spread, that int8 scales and errors are measured on.
-        lease_s: Seconds without a sign of life after which another process counts as gone.
+    Arguments and errors as for ``featstore.requantise``.
 
     Returns:
         The manifest of the new store, and what changed.
-
-    Raises:
-        ConfigError: Nothing would change, digits would be made up, or numbers do not fit the type.
-        StoreIncomplete, ShardCorrupt: The old store is not whole.
     """
     store = FeatureStore.open(source)
-    plan, changes = plan_requantise(
-        store, dtype, allow_widening=allow_widening, sample_rows=sample_rows
-    )
-    return compose(plan, out, lease_s=lease_s, progress=progress), changes
-
-
-def plan_requantise(
-    store: FeatureStore, dtype: StoredType, *, allow_widening: bool, sample_rows: int
-) -> tuple[Composition, list[Change]]:
-    """Plan the new store, and measure the rounding error of each field that changes."""
     old = store.manifest
     before = {name: stored_type(record) for name, record in old.fields.items()}
     chosen = [name for name, found in before.items() if found not in (None, dtype)]
@@ -125,31 +104,15 @@ def plan_requantise(
         note = f"; from {found}, relative error {error.relative_l2:.1e}, cosine {error.cosine_mean:.6f}"
         fields[name] = record.model_copy(update={"meaning": record.meaning + note})
     artefacts = {name: _describe(old, name, data) for name, data in files.items()}
-    manifest = new_manifest(
-        teachers=old.teachers,
-        views=old.views,
-        fields=fields,
-        artefacts=artefacts,
-        source=old.source,
-        work=old.work,
-        created_by={
-            **old.created_by,
-            "requantised_by": f"featstore {__version__}, numpy {np.__version__}",
-            "requantised_from": old.fingerprint,
-        },
-        container=old.container,
-    )
-    axis, before_scales = whole(store), read_channels(store.path, old)
-    conversions = {name: _reader_of(store, name, dtype, before_scales.get(name)) for name in chosen}
-    plan = Composition(
-        manifest,
-        files,
-        axis,
-        {name: (axis, name) for name in fields},
-        conversions=conversions,
-        channels=scales,
-    )
-    return plan, changes
+    origin = {
+        "requantised_by": f"featstore {__version__}, numpy {np.__version__}",
+        "requantised_from": old.fingerprint,
+    }
+    manifest = derived(old, origin, fields=fields, artefacts=artefacts)
+    old_scales = read_channels(store.path, old)
+    conversions = {name: _reader_of(store, name, dtype, old_scales.get(name)) for name in chosen}
+    plan = Composition(manifest, files, whole(store), conversions=conversions, channels=scales)
+    return compose(plan, out, progress=progress), changes
 
 
 def stored_type(record: FieldRecord) -> StoredType | None:

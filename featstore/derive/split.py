@@ -6,10 +6,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
-import numpy.typing as npt
 
 from featstore.derive.subset import content_keys, subset
 from featstore.errors import ConfigError, shorten
+from featstore.files.array_types import Rows
 from featstore.format.manifest import Manifest
 from featstore.reading.store import FeatureStore
 from featstore.writing.fill import Progress, no_progress
@@ -21,22 +21,11 @@ def split(
     *,
     seed: int = 0,
     by_class: bool = False,
-    lease_s: float = 60,
     progress: Progress = no_progress,
 ) -> list[Manifest]:
     """Write a store as several, with equal images in the same part, or resume.
 
-    Args:
-        source: Folder of a complete store.
-        outs: Folder of each part, and its share of the rows.
-        progress: See ``featstore.writing.fill.Progress``; for each part from zero.
-
-    Returns:
-        Manifest of each part.
-
-    Raises:
-        ConfigError: Shares do not add up to 1, or a part would be empty.
-        StoreIncomplete, ShardCorrupt: The store is incomplete or damaged.
+    Arguments and errors as for ``featstore.split``; progress is counted for each part from zero.
     """
     store = FeatureStore.open(source)
     shares = list(outs.values())
@@ -56,13 +45,11 @@ def split(
     made = []
     for out, taken, share in zip(outs, rows, shares, strict=True):
         note = {"split": f"{share:g} of {shorten([f'{item:g}' for item in shares], 20)}, {how}"}
-        made.append(subset(source, out, rows=taken, note=note, lease_s=lease_s, progress=progress))
+        made.append(subset(source, out, rows=taken, note=note, progress=progress))
     return made
 
 
-def assign(
-    store: FeatureStore, shares: Sequence[float], *, seed: int, by_class: bool
-) -> npt.NDArray[np.int64]:
+def assign(store: FeatureStore, shares: Sequence[float], *, seed: int, by_class: bool) -> Rows:
     """Assign each row to a part by its content hash, so that equal images are in the same part.
 
     Args:
@@ -86,5 +73,5 @@ def assign(
         members = np.flatnonzero(labels == label)
         middle = np.cumsum(sizes[members]) - sizes[members] / 2
         parts[members] = np.searchsorted(ends * sizes[members].sum(), middle, side="right")
-    found: npt.NDArray[np.int64] = parts[group]
+    found: Rows = parts[group]
     return found

@@ -16,13 +16,14 @@ from featstore.derive.composition import (
     artefact_bytes,
     compose,
     cut_like,
+    derived,
     ids_of,
     whole,
 )
 from featstore.errors import ConfigError, MissingSamples, shorten
 from featstore.files.array_types import Rows
 from featstore.format.ids import ids_sha256
-from featstore.format.manifest import ArtefactRecord, Int8Encoding, Manifest, new_manifest
+from featstore.format.manifest import ArtefactRecord, Int8Encoding, Manifest
 from featstore.reading.store import FeatureStore
 from featstore.version import __version__
 from featstore.writing.fill import Progress, no_progress
@@ -35,7 +36,6 @@ def subset(
     rows: npt.ArrayLike | range | None = None,
     fields: Sequence[str] | None = None,
     note: Mapping[str, str] | None = None,
-    lease_s: float = 60,
     progress: Progress = no_progress,
 ) -> Manifest:
     """Write a part of a store as a new store, or resume.
@@ -44,27 +44,13 @@ def subset(
     needs are left out.
 
     Args:
-        source: Folder of a complete store.
-        rows: (n,) row numbers in the order of the new store, none twice, e.g. from
-            ``featstore.derive.split``. All if not given.
-        fields: Names; all if not given.
+        rows: (n,) row numbers in the order of the new store, none twice. All if not given.
         note: Entries of ``created_by`` that describe the choice.
 
-    Returns:
-        The manifest of the new store.
-
-    Raises:
-        ConfigError: No rows, a repeated row, an unknown field, or ``out`` is a folder inside the store.
-        MissingSamples: A row is outside the store.
-        StoreIncomplete, ShardCorrupt: The store is incomplete or damaged.
+    Other arguments and errors as for ``featstore.subset``.
     """
-    store = FeatureStore.open(source)
-    return compose(
-        plan_subset(store, rows=rows, fields=fields, note=note),
-        out,
-        lease_s=lease_s,
-        progress=progress,
-    )
+    plan = plan_subset(FeatureStore.open(source), rows=rows, fields=fields, note=note)
+    return compose(plan, out, progress=progress)
 
 
 def plan_subset(
@@ -90,27 +76,21 @@ def plan_subset(
     artefacts = dict(old.artefacts) if fields is None else _artefacts_of(old, names)
     teachers = {record.teacher for record in kept.values()}
     teachers |= {record.teacher for record in artefacts.values()}
-    manifest = new_manifest(
+    origin = {"subset_by": f"featstore {__version__}", "subset_from": old.fingerprint}
+    manifest = derived(
+        old,
+        {**origin, **(note or {})},
         teachers={
             name: record
             for name, record in old.teachers.items()
             if fields is None or name in teachers
         },
-        views=old.views,
         fields=kept,
         artefacts=artefacts,
         source=old.source.model_copy(update={"num_samples": len(taken), "ids_sha256": digest}),
         work=cut_like(old, taken),
-        created_by={
-            **old.created_by,
-            "subset_by": f"featstore {__version__}",
-            "subset_from": old.fingerprint,
-            **(note or {}),
-        },
-        container=old.container,
     )
-    sources = {name: (axis, name) for name in kept}
-    return Composition(manifest, artefact_bytes(store, list(artefacts)), axis, sources)
+    return Composition(manifest, artefact_bytes(store, list(artefacts)), axis)
 
 
 def _checked(store: FeatureStore, rows: npt.ArrayLike | range) -> Rows | range:

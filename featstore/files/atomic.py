@@ -14,9 +14,9 @@ from typing import Any
 
 import google_crc32c
 import numpy as np
-import numpy.typing as npt
 
 from featstore.errors import StoreWriteError
+from featstore.files.array_types import Bytes
 from featstore.files.untrusted import check_real_folder
 
 TEMPORARY_PREFIX = ".partial-"
@@ -50,7 +50,7 @@ class Staged:
     synced: "Future[None]"
 
 
-def write_bytes(path: Path, *chunks: bytes | npt.NDArray[np.uint8]) -> int:
+def write_bytes(path: Path, *chunks: bytes | Bytes) -> int:
     """Write a file atomically and durably.
 
     Args:
@@ -72,7 +72,7 @@ def write_bytes(path: Path, *chunks: bytes | npt.NDArray[np.uint8]) -> int:
 
 def stage(
     path: Path,
-    parts: Sequence[bytes | npt.NDArray[np.uint8]],
+    parts: Sequence[bytes | Bytes],
     *,
     folder: Path,
     block_bytes: int = 2**62,
@@ -249,7 +249,7 @@ def refused(path: Path, size: int) -> Iterator[None]:
 
 @contextmanager
 def _checksums(
-    parts: Sequence[bytes | npt.NDArray[np.uint8]], size: int, block_bytes: int
+    parts: Sequence[bytes | Bytes], size: int, block_bytes: int
 ) -> Iterator["Future[str]"]:
     """The CRC-32C of each block, computed beside the writing where that is worth a thread: 0.2 s for each GB."""
     if size < WRITE_BYTES:
@@ -261,7 +261,7 @@ def _checksums(
         yield pool.submit(_checksum_blocks, parts, block_bytes)
 
 
-def _checksum_blocks(parts: Sequence[bytes | npt.NDArray[np.uint8]], block_bytes: int) -> str:
+def _checksum_blocks(parts: Sequence[bytes | Bytes], block_bytes: int) -> str:
     """CRC-32C of each block, eight digits each; blocks do not care where parts end."""
     found: list[str] = []
     crc, left = 0, block_bytes
@@ -279,7 +279,7 @@ def _checksum_blocks(parts: Sequence[bytes | npt.NDArray[np.uint8]], block_bytes
     return "".join(found)
 
 
-def _write_parts(handle: int, parts: Sequence[bytes | npt.NDArray[np.uint8]]) -> None:
+def _write_parts(handle: int, parts: Sequence[bytes | Bytes]) -> None:
     written = hinted = 0
     for part in parts:
         for start in range(0, len(part), WRITE_BYTES):

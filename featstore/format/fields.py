@@ -17,7 +17,7 @@ import numpy.typing as npt
 
 import featstore.files.machine as memory
 from featstore.errors import ConfigError
-from featstore.files.array_types import Array
+from featstore.files.array_types import Array, Rows
 from featstore.format.int8 import Channels, quantise
 from featstore.format.manifest import (
     Codec,
@@ -73,7 +73,7 @@ class Ragged(NamedTuple):
 
     values: Array
     """(T, *shape): all items."""
-    offsets: npt.NDArray[np.int64]
+    offsets: Rows
     """(B * V + 1,): items of view v of row b are ``values[offsets[b * V + v] : offsets[b * V + v + 1]]``."""
 
 
@@ -164,7 +164,7 @@ def put(
     manifest: Manifest,
     columns: dict[str, Array],
     name: str,
-    at: slice | npt.NDArray[np.int64],
+    at: slice | Rows,
     values: Array,
     *,
     channels: Channels | None = None,

@@ -16,7 +16,6 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import numpy as np
-import numpy.typing as npt
 from pydantic import (
     BaseModel,
     ConfigDict,
@@ -28,6 +27,7 @@ from pydantic import (
 )
 
 from featstore.errors import ManifestMismatch, StoreError, StoreNotFound, command
+from featstore.files.array_types import Rows
 from featstore.files.atomic import write_bytes
 from featstore.files.untrusted import read_plain
 from featstore.format.checksummed_json import SealError, seal, unseal
@@ -378,7 +378,7 @@ class Manifest(Record):
         return len(self.work.shard_sizes) or math.ceil(self.num_rows / self.work.shard_rows)
 
     @cached_property
-    def shard_starts(self) -> npt.NDArray[np.int64] | None:
+    def shard_starts(self) -> Rows | None:
         """First row of each shard and the end of the last, (shards + 1,); None where all shards are of one size."""
         if not self.work.shard_sizes:
             return None
@@ -391,7 +391,7 @@ class Manifest(Record):
         start = shard * self.work.shard_rows
         return range(start, min(start + self.work.shard_rows, self.num_rows))
 
-    def shards_of(self, rows: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+    def shards_of(self, rows: Rows) -> Rows:
         """Shard of each row; rows must lie inside the store."""
         if self.shard_starts is not None:
             return np.searchsorted(self.shard_starts, rows, side="right") - 1

@@ -17,7 +17,7 @@ import numpy.typing as npt
 
 from featstore.containers import make_backend
 from featstore.errors import ConfigError, FeatstoreError, StoreIncomplete, shorten
-from featstore.files.array_types import Array
+from featstore.files.array_types import Array, Bytes, Mask, Rows
 from featstore.files.locks import exclusive
 from featstore.format.fields import empty_columns, numpy_dtype, put, put_ragged
 from featstore.format.ids import check_sample_ids, ids_sha256
@@ -184,8 +184,8 @@ class NewStore:
         manifest: Manifest,
         ids: list[str],
         *,
-        labels: npt.NDArray[np.int64] | None,
-        hashes: npt.NDArray[np.uint8] | ContentHash | None,
+        labels: Rows | None,
+        hashes: Bytes | ContentHash | None,
         non_finite: Literal["refuse", "invalid"],
     ) -> None:
         self.path, self.manifest = path, manifest
@@ -311,9 +311,7 @@ class NewStore:
             return array.astype(object)
         return _cast(array, record.dtype, where)
 
-    def _non_finite_rows(
-        self, arrays: Mapping[str, Any], begin: int, count: int
-    ) -> npt.NDArray[np.bool_]:
+    def _non_finite_rows(self, arrays: Mapping[str, Any], begin: int, count: int) -> Mask:
         bad = np.zeros(count, dtype=np.bool_)
         names = []
         for name, value in arrays.items():
@@ -334,9 +332,7 @@ class NewStore:
             )
         return bad
 
-    def _add_to_shard(
-        self, arrays: Mapping[str, Any], bad: npt.NDArray[np.bool_], begin: int, end: int
-    ) -> None:
+    def _add_to_shard(self, arrays: Mapping[str, Any], bad: Mask, begin: int, end: int) -> None:
         """Add rows from the next one on, to the end of its shard at most."""
         shard = int(self.manifest.shards_of(np.array([self._next]))[0])
         span = self._range(shard)
@@ -403,26 +399,7 @@ class NewStore:
 def from_arrays(
     path: str | Path, fields: Mapping[str, Any], ids: Iterable[str], **options: Any
 ) -> Manifest:
-    """Create a store of whole arrays; shapes and dtypes are those of the arrays (float64 is stored as float32).
-
-    Args:
-        path: Folder of the store.
-        fields: Arrays by name, (N, *shape) each, e.g. memory-mapped.
-        ids: (N,) sample ids.
-        options: As for ``create``.
-
-    Returns:
-        The manifest of the store.
-
-    Raises:
-        FeatstoreError: See ``create`` and ``NewStore.add``.
-
-    Example:
-        >>> features = {"cls": numpy.ones((2, 4))}
-        >>> made = featstore.from_arrays("stores/two", features, ["a.jpg", "b.jpg"], teacher="mine v3")
-        >>> made.fields["cls"].dtype
-        'float32'
-    """
+    """Create a store of whole arrays, as ``featstore.from_arrays``; returns its manifest."""
     specs: dict[str, Field] = {name: field_of(value[:1]) for name, value in fields.items()}
     with create(path, fields=specs, ids=ids, **options) as out:
         counts = {name: len(value) for name, value in fields.items()}
@@ -454,7 +431,7 @@ def as_numpy(value: Any) -> Array:
 
 def label_numbers(
     labels: Any, class_names: Sequence[str], ids: Sequence[str]
-) -> tuple[npt.NDArray[np.int64] | None, tuple[str, ...]]:
+) -> tuple[Rows | None, tuple[str, ...]]:
     """Class numbers of labels that are numbers or names, and the names.
 
     Raises:
@@ -547,7 +524,7 @@ def _field_record(name: str, given: Field, teacher: str, codec: Codec) -> FieldR
         raise ConfigError(f'field "{name}" {given}: {error}') from None
 
 
-def _hashes(given: Any, count: int) -> npt.NDArray[np.uint8] | ContentHash | None:
+def _hashes(given: Any, count: int) -> Bytes | ContentHash | None:
     if given is None or callable(given):
         return given  # type: ignore[no-any-return]
     values = as_numpy(given)

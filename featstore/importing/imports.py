@@ -29,32 +29,10 @@ def import_(
     progress: Callable[[int, int], None] = lambda done, total: None,
     **options: Any,
 ) -> Manifest:
-    """Write features that another program computed as a store; run the same call again to resume.
+    """Write features that another program computed as a store, or resume; returns its manifest.
 
-    Args:
-        teacher: Name and version of the model that computed the features.
-        kind: Format of ``source``; found by what is there if not given.
-        fields: Column or file by name of the field; all columns of floating point lists if not given.
-        ids: Column or file of the sample ids.
-        labels: Column or file of the labels.
-        dtype: Of all fields of floating point numbers, e.g. ``float16``; as they are if not given.
-        images: Folder of the images, or the settings of a source: the store is then bound to the images by the
-            SHA-256 of their bytes.
-        progress: Called with the numbers of rows done and to do.
-        options: As for ``featstore.importing.create.create``: ``preprocessing``, ``weights_sha256``, ``container``, ...
-
-    Returns:
-        The manifest of the store.
-
-    Raises:
-        SourceError: ``source`` cannot be read, or ids repeat.
-        MissingSamples: Images of some ids are not there.
-
-    Example:
-        >>> numpy.save("cls.npy", numpy.ones((2, 4)))
-        >>> numpy.save("ids.npy", ["a.jpg", "b.jpg"])
-        >>> featstore.import_("cls.npy", "stores/mine", ids="ids.npy", teacher="mine v3").num_rows
-        2
+    Arguments and errors as for ``featstore.import_``. ``images`` may also be the settings of a source, and ``progress``
+    is called with the numbers of rows done and to do.
     """
     table = open_table(source, kind=kind, fields=fields, ids=ids, labels=labels)
     specs: dict[str, Field] = {

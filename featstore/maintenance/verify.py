@@ -14,11 +14,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
-import numpy.typing as npt
 
 from featstore.containers import Backend, make_backend
 from featstore.containers.metadata import difference, metadata_files
 from featstore.errors import ManifestMismatch, ShardCorrupt, StoreError, shorten
+from featstore.files.array_types import Rows
 from featstore.files.atomic import TEMPORARY_PREFIX, refused, write_bytes
 from featstore.files.locks import LOCK_NAME, PUBLISH_NAME, exclusive
 from featstore.files.untrusted import check_real_folder, plain_size, read_plain
@@ -279,7 +279,7 @@ def _list_shards(report: Report) -> list[int]:
     return [number for number in numbers if number < report.num_shards]
 
 
-def _missing(num_shards: int, present: Sequence[int]) -> npt.NDArray[np.int64]:
+def _missing(num_shards: int, present: Sequence[int]) -> Rows:
     there = np.zeros(num_shards, dtype=np.bool_)
     there[np.asarray(present, dtype=np.int64)] = True
     return np.flatnonzero(~there)

@@ -9,9 +9,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
-import numpy.typing as npt
 
-from featstore.files.array_types import Array, Mask
+from featstore.files.array_types import Array, Mask, Rows
 from featstore.format.fields import Column
 from featstore.format.int8 import LARGEST
 from featstore.format.manifest import FieldRecord, Manifest, RaggedEncoding, TopKEncoding
@@ -46,7 +45,7 @@ class Problem:
 
 
 class ShardRules:
-    """Checks the columns of one shard; give it ``valid`` first and ``values`` before ``ranges``, as stores list them."""
+    """Checks the columns of one shard: first ``valid``, and ``values`` before ``ranges``, as stores list them."""
 
     def __init__(self, manifest: Manifest, shard: int) -> None:
         self._manifest = manifest
@@ -54,7 +53,7 @@ class ShardRules:
         self._shard = shard
         self._valid: Mask | None = None
         self._items: dict[str, int] = {}
-        self._not_finite: dict[str, npt.NDArray[np.int64]] = {}
+        self._not_finite: dict[str, Rows] = {}
 
     def check(self, column: Column, values: Array) -> Iterator[Problem]:
         """Yield what is wrong with one column.
@@ -137,7 +136,7 @@ class ShardRules:
             yield from _rows((counts != 0) & ~self._valid, "items, though the row is invalid")
 
     def _rows_of_items(
-        self, encoding: RaggedEncoding, values: Array, items: npt.NDArray[np.int64]
+        self, encoding: RaggedEncoding, values: Array, items: Rows
     ) -> Iterator[Problem]:
         """Rows that have some of the items that are not finite."""
         origin = self._shard * self._manifest.work.shard_rows * encoding.most_items

@@ -10,7 +10,7 @@ import numpy.typing as npt
 
 import featstore.files.machine as memory
 from featstore.errors import ConfigError, MissingSamples, ViewMismatch, shorten
-from featstore.files.array_types import Array, Rows
+from featstore.files.array_types import Array, Bytes, Mask, Rows
 from featstore.format.fields import Codes, Ragged, TopK, field_columns
 from featstore.format.int8 import Channels, dequantise
 from featstore.format.ledger import InvalidRow, ShardRecord
@@ -129,19 +129,19 @@ class OpenStore:
         return [str(sample_id) for sample_id in ids]
 
     @cached_property
-    def valid(self) -> npt.NDArray[np.bool_]:
+    def valid(self) -> Mask:
         """(N,) bool; False where the image or its features were unusable."""
         return self._column("valid", np.dtype(np.bool_), False)
 
     @cached_property
-    def labels(self) -> npt.NDArray[np.int64]:
+    def labels(self) -> Rows:
         """(N,) int64 class indices; -1 where unknown."""
         if not self.manifest.source.has_labels:
             return np.full(self.num_rows, -1, dtype=np.int64)
         return self._column("label", np.dtype(np.int64), -1)
 
     @cached_property
-    def content_sha256(self) -> npt.NDArray[np.uint8]:
+    def content_sha256(self) -> Bytes:
         """(N, 32) uint8: SHA-256 of each image file's bytes."""
         return self._column("content_sha256", np.dtype(np.uint8), 0)
 
@@ -299,69 +299,42 @@ class OpenStore:
     def gather_topk(
         self, field: str, rows: npt.ArrayLike, *, views: npt.ArrayLike | None = None
     ) -> TopK:
-        """Read rows of a top-k field.
-
-        Args:
-            field: Name of the field.
-            rows: (B,) row numbers, in any order, repeats allowed.
-            views: As for ``gather``.
-
-        Raises:
-            ConfigError, MissingSamples, ShardCorrupt: as ``gather``.
-        """
-        if not isinstance(self._field(field).encoding, TopKEncoding):
-            raise ConfigError(f"{self.address}: field {field!r} is not top-k; read it with gather.")
-        wanted = self._row_numbers(rows)
-        picked = None if views is None else self._view_numbers(field, views, len(wanted))
+        """Read rows of a top-k field; arguments and errors as for ``gather``."""
+        _, wanted, picked = self._asked(field, "topk", rows, views)
         values = self._gather_column(f"fields/{field}/values", wanted, views=picked)
-        indices = self._gather_column(f"fields/{field}/indices", wanted, views=picked)
-        return TopK(values, indices)
+        return TopK(values, self._gather_column(f"fields/{field}/indices", wanted, views=picked))
 
     def gather_ragged(
         self, field: str, rows: npt.ArrayLike, *, views: npt.ArrayLike | None = None
     ) -> Ragged:
-        """Read rows of a ragged field.
-
-        Args:
-            field: Name of the field.
-            rows: (B,) row numbers, in any order, repeats allowed.
-            views: As for ``gather``.
-
-        Raises:
-            ConfigError, MissingSamples, ShardCorrupt: as ``gather``.
-        """
-        if not isinstance(self._field(field).encoding, RaggedEncoding):
-            raise ConfigError(
-                f"{self.address}: field {field!r} is not ragged; read it with gather."
-            )
-        wanted = self._row_numbers(rows)
-        picked = None if views is None else self._view_numbers(field, views, len(wanted))
+        """Read rows of a ragged field; arguments and errors as for ``gather``."""
+        _, wanted, picked = self._asked(field, "ragged", rows, views)
         self._check_usable(wanted)
         return self._stored.ragged(field, wanted, picked)
 
     def gather_codes(
         self, field: str, rows: npt.ArrayLike, *, views: npt.ArrayLike | None = None
     ) -> Codes:
-        """Read rows of an int8 field without turning them into numbers, e.g. to do that on a GPU.
-
-        Args:
-            field: name of the field.
-            rows: (B,) row numbers, in any order, repeats allowed.
-            views: as for ``gather``.
-
-        Raises:
-            ConfigError, ViewMismatch, MissingSamples, ShardCorrupt: as ``gather``.
-        """
-        encoding = self._field(field).encoding
-        if not isinstance(encoding, Int8Encoding):
-            raise ConfigError(f"{self.address}: field {field!r} is not int8; read it with gather.")
-        wanted = self._row_numbers(rows)
-        picked = None if views is None else self._view_numbers(field, views, len(wanted))
+        """Read rows of an int8 field as they are stored, to make numbers of them on a GPU; as for ``gather``."""
+        encoding, wanted, picked = self._asked(field, "int8", rows, views)
         codes = self._gather_column(f"fields/{field}/codes", wanted, views=picked)
         scale = None
         if encoding.scheme != "channel":
             scale = self._gather_column(f"fields/{field}/scale", wanted, views=picked)
         return Codes(codes, scale, self._channels.get(field))
+
+    def _asked(
+        self, field: str, kind: str, rows: npt.ArrayLike, views: npt.ArrayLike | None
+    ) -> tuple[Any, Rows, Rows | None]:
+        """Encoding of a field of some kind, and the rows and columns of the view axis that were asked for."""
+        encoding = self._field(field).encoding
+        if encoding.kind != kind:
+            raise ConfigError(
+                f"{self.address}: field {field!r} is not {kind}; read it with gather."
+            )
+        wanted = self._row_numbers(rows)
+        picked = None if views is None else self._view_numbers(field, views, len(wanted))
+        return encoding, wanted, picked
 
     @cached_property
     def _channels(self) -> dict[str, Channels]:
@@ -416,8 +389,19 @@ class OpenStore:
         self._refuse_unusable(rows)
 
     def _refuse_unusable(self, rows: Rows) -> None:
-        if self._unusable[rows].any():
-            raise self._unusable_error(rows)
+        if not self._unusable[rows].any():
+            return
+        bad = rows[self._unusable[rows]]
+        reasons: dict[int, str] = {}
+        for shard in np.unique(self.manifest.shards_of(bad)).tolist():
+            if shard in self._present:
+                invalid = self.entry(shard).invalid
+                reasons |= {item.row: f"{item.sample_id} ({item.reason})" for item in invalid}
+        named = [reasons.get(row, f"row {row} (not extracted yet)") for row in bad.tolist()]
+        raise MissingSamples(
+            f"{self.address}: {len(named)} of the rows asked for have no usable feature: {shorten(named)}. "
+            "Leave out the rows where `valid` is False."
+        )
 
     def _field(self, name: str) -> FieldRecord:
         if name not in self.manifest.fields:
@@ -471,19 +455,6 @@ class OpenStore:
                 f"{describe(stored.views)}."
             )
         return given.astype(np.int64, copy=False)
-
-    def _unusable_error(self, rows: Rows) -> MissingSamples:
-        bad = rows[self._unusable[rows]]
-        reasons: dict[int, str] = {}
-        for shard in np.unique(self.manifest.shards_of(bad)).tolist():
-            if shard in self._present:
-                invalid = self.entry(shard).invalid
-                reasons |= {item.row: f"{item.sample_id} ({item.reason})" for item in invalid}
-        named = [reasons.get(row, f"row {row} (not extracted yet)") for row in bad.tolist()]
-        return MissingSamples(
-            f"{self.address}: {len(named)} of the rows asked for have no usable feature: {shorten(named)}. "
-            "Leave out the rows where `valid` is False."
-        )
 
 
 def _as_row_numbers(rows: npt.ArrayLike) -> Rows:

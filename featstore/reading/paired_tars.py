@@ -13,9 +13,9 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
-import numpy.typing as npt
 
 from featstore.errors import ConfigError, FeatstoreError, MissingSamples, SourceError, shorten
+from featstore.files.array_types import Mask, Rows
 from featstore.files.tar_headers import BadTar
 from featstore.format.fields import Ragged, TopK
 from featstore.format.manifest import RaggedEncoding, TopKEncoding
@@ -273,7 +273,7 @@ class PairStream:
                 span.append((shard, max(first, begin) - begin, min(stop, end) - begin))
         return span
 
-    def _read(self, wanted: npt.NDArray[np.bool_]) -> Iterator[tuple[int, Pair]]:
+    def _read(self, wanted: Mask) -> Iterator[tuple[int, Pair]]:
         """(number, pair) of the samples that are wanted; the span is begun again as often as it takes."""
         row_bytes = sum(
             self.store.manifest.fields[name].row_bytes(len(self.store.manifest.views))
@@ -349,7 +349,7 @@ class PairStream:
             fields = {name: values[i] for name, values in columns.items()}
             yield number, Pair(sample_id, image, fields)
 
-    def _gather(self, name: str, rows: npt.NDArray[np.int64]) -> Sequence[Any]:
+    def _gather(self, name: str, rows: Rows) -> Sequence[Any]:
         """A field of some rows, one item each."""
         field = self.store.manifest.fields.get(name)
         encoding = None if field is None else field.encoding
@@ -379,7 +379,7 @@ def stream_pairs(
     return iter(PairStream(store, images, **options))
 
 
-def buffered_order(size: int, buffer: int, generator: np.random.Generator) -> npt.NDArray[np.int64]:
+def buffered_order(size: int, buffer: int, generator: np.random.Generator) -> Rows:
     """The order in which a shuffle buffer gives what arrives as 0, 1, 2 ...
 
     Args:

@@ -18,6 +18,9 @@ SHORTEST_PAUSE_S = 0.02
 LONGEST_PAUSE_S = 1.0
 """Pause between two checks of shards that other processes work on; it doubles up to the longest."""
 
+LEASE_S = 60
+"""Seconds without a change after which the lease of another process is stale."""
+
 MakeShards = Callable[[Claims, int], Iterator[Shard]]
 """Function that makes shards: given the claims of this process and a claimed shard, it yields that shard, and may claim
 and yield more. It may give back a shard that another process has committed meanwhile."""
@@ -47,7 +50,7 @@ def fill(
     backend: Backend,
     make_shards: MakeShards,
     *,
-    lease_s: float,
+    lease_s: float = LEASE_S,
     start: float = 0.0,
     while_waiting: Callable[[Claims], None] = lambda _: None,
 ) -> Filled:
@@ -103,7 +106,6 @@ def make_store(
     artefacts: Mapping[str, bytes],
     make_shard: Callable[[int], Shard],
     *,
-    lease_s: float,
     progress: Progress,
 ) -> Manifest:
     """Create and fill a store whose shards are independent of each other, or resume.
@@ -135,7 +137,7 @@ def make_store(
             shard = claims.claim_next()
 
     tidy(out)
-    fill(make_backend(out, found), make_shards, lease_s=lease_s)
+    fill(make_backend(out, found), make_shards)
     tidy(out)
     return found
 

@@ -7,11 +7,10 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
 from featstore.derive.exporters.base import CONTENT, LABEL, ROW, SAMPLE_ID, VALID, Batch, Column
 from featstore.errors import ConfigError
-from featstore.files.array_types import Array, Rows
+from featstore.files.array_types import Array, Mask, Rows
 from featstore.format.fields import Ragged, numpy_dtype
 from featstore.format.manifest import FieldRecord, RaggedEncoding, TopKEncoding
 from featstore.reading.store import FeatureStore
@@ -101,9 +100,7 @@ class FieldReader:
             found |= self._values(name, rows, valid)
         return found
 
-    def _values(
-        self, name: str, rows: Rows, valid: npt.NDArray[np.bool_]
-    ) -> dict[str, Array | Ragged]:
+    def _values(self, name: str, rows: Rows, valid: Mask) -> dict[str, Array | Ragged]:
         """Columns of one field."""
         record = self.store.manifest.fields[name]
         dtype, wanted = self._dtype(record), rows[valid]
@@ -130,7 +127,7 @@ class FieldReader:
         """The canonical view alone, if that was asked for."""
         return values[:, self.view] if record.per_view and self.view is not None else values
 
-    def _lists(self, record: FieldRecord, found: Ragged, valid: npt.NDArray[np.bool_]) -> Ragged:
+    def _lists(self, record: FieldRecord, found: Ragged, valid: Mask) -> Ragged:
         """The canonical view's lists alone, if that was asked for, and empty ones for rows that are not valid."""
         views = len(self.store.manifest.views) if record.per_view else 1
         lengths = np.diff(found.offsets).reshape(-1, views)
@@ -164,7 +161,7 @@ class FieldReader:
         return max(1, fixed + measured // sum(len(rows) for _, rows in parts))
 
 
-def _spread(values: Array, valid: npt.NDArray[np.bool_]) -> Array:
+def _spread(values: Array, valid: Mask) -> Array:
     """Rows of valid values, and zeros or empty texts between them."""
     if valid.all():
         return values

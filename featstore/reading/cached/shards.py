@@ -14,10 +14,9 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
-import numpy.typing as npt
 
 from featstore.errors import FeatstoreError, ShardCorrupt, StoreError
-from featstore.files.array_types import Array, Rows
+from featstore.files.array_types import Array, Mask, Rows
 from featstore.files.thread_lock import ThreadLock
 from featstore.format.int8 import Channels
 from featstore.format.ledger import ObjectRecord, ShardRecord, read_complete
@@ -63,8 +62,8 @@ class CachedShards(Shards):
         self._forget: list[weakref.WeakMethod[Callable[[int], None]]] = []
         self._known: dict[str, tuple[int, Identity]] = {}
         self._latest: tuple[str, Sequence[int]] = "", ()
-        self._there: dict[str, npt.NDArray[np.bool_]] = {}
-        self._used: dict[str, npt.NDArray[np.bool_]] = {}
+        self._there: dict[str, Mask] = {}
+        self._used: dict[str, Mask] = {}
         self._note_s = self._touch_s = 0.0
         self._seen = self._cache.generation
         self._lock = ThreadLock(self._leave)
@@ -176,7 +175,7 @@ class CachedShards(Shards):
             self._cache.touch(path, identity[1])
         there[shards] = True
 
-    def _there_of(self, column: str) -> npt.NDArray[np.bool_]:
+    def _there_of(self, column: str) -> Mask:
         """(number of shards,) whether a column of each was brought, and not evicted since, as far as is known."""
         if column not in self._there:
             self._there[column] = np.zeros(self.manifest.num_shards, dtype=np.bool_)
