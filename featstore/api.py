@@ -6,8 +6,8 @@ Command ``featstore`` does the same from a shell.
 
 In all of them, ``store`` is a complete store (its folder, or the opened store), ``out`` the folder of the new one,
 which is returned, and ``progress`` shows a progress bar. A store that is not there, of another version of the format,
-not complete or damaged raises ``StoreNotFound``, ``ManifestMismatch``, ``StoreIncomplete`` or ``ShardCorrupt``; one that
-another process writes ``StoreBusy``; a disk that is full or refuses ``StoreWriteError``.
+not complete or damaged raises ``StoreNotFound``, ``ManifestMismatch``, ``StoreIncomplete`` or ``ShardCorrupt``; one
+that another process writes ``StoreBusy``; a disk that is full or refuses ``StoreWriteError``.
 """
 
 import os

@@ -77,9 +77,6 @@ def make_map(store: FeatureStore, field: str, sample: Sample) -> Map | None:
     Args:
         field: a field of floating point numbers; grids are compared position by position.
         sample: samples of the map; of a wide field, a random part of them is used.
-
-    Raises:
-        ShardCorrupt: a shard is damaged.
     """
     spec = store.manifest.fields[field]
     most = max(2, MOST_BYTES // (4 * int(np.prod(spec.shape)) * len(store.manifest.views)))

@@ -117,7 +117,6 @@ def look(
 
     Raises:
         ConfigError: the field cannot be mapped, no row is valid, or no image is found.
-        ShardCorrupt: a shard is damaged.
     """
     step("counts")
     counted = survey(store)

@@ -34,9 +34,6 @@ def write_card(store: FeatureStore, statement: Statement, notes: str = "") -> st
     Args:
         statement: of its authors.
         notes: Markdown by the authors, inserted unchanged.
-
-    Raises:
-        ShardCorrupt: a shard is damaged.
     """
     counted = survey(store)
     manifest = store.manifest

@@ -91,9 +91,6 @@ def measure(store: FeatureStore, field: str, sample: Sample) -> Statistics | Non
     Args:
         field: a ``measurable`` field.
         sample: rows to take vectors from.
-
-    Raises:
-        ShardCorrupt: a shard is damaged.
     """
     spec = store.manifest.fields[field]
     width = spec.shape[-1]

@@ -164,9 +164,6 @@ def draw(store: FeatureStore, most: int, *, seed: int = 0) -> Sample:
     Args:
         most: number of rows.
         seed: of the draw.
-
-    Raises:
-        ShardCorrupt: a shard is damaged.
     """
     manifest = store.manifest
     whole = manifest.num_rows <= most

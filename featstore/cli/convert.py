@@ -2,19 +2,7 @@
 
 import argparse
 
-from featstore.cli.arguments import (
-    CODECS,
-    CONTAINERS,
-    OUT,
-    STORE,
-    bar,
-    choice,
-    made,
-    picked,
-    positive,
-    show,
-    value,
-)
+from featstore.cli import arguments as cli
 from featstore.derive.convert import convert
 
 DESCRIPTION = """\
@@ -26,22 +14,24 @@ by bit, and so is the fingerprint. Run the same command again to resume.
 """
 
 ARGUMENTS = {
-    "store": STORE,
-    "out": OUT,
-    "--container": choice("of the new store (default: as before)", CONTAINERS),
-    "--codec": choice("of its fields; other than raw in zarr only (default: as before)", CODECS),
-    "--shard-rows": value("rows of its shards (default: as before)", positive),
+    "store": cli.STORE,
+    "out": cli.OUT,
+    "--container": cli.choice("of the new store (default: as before)", cli.CONTAINERS),
+    "--codec": cli.choice(
+        "of its fields; other than raw in zarr only (default: as before)", cli.CODECS
+    ),
+    "--shard-rows": cli.value("rows of its shards (default: as before)", cli.positive),
 }
 
 
 def run(arguments: argparse.Namespace) -> int:
     """Write a store in another container."""
-    out, options = arguments.out, picked(arguments, "container", "codec", "shard_rows")
-    with bar(arguments, " shards") as progress:
+    out, options = arguments.out, cli.picked(arguments, "container", "codec", "shard_rows")
+    with cli.bar(arguments, " shards") as progress:
         manifest = convert(arguments.store, out, **options, progress=progress)
-    values = made(out, manifest, container=manifest.container, shards=manifest.num_shards)
+    values = cli.made(out, manifest, container=manifest.container, shards=manifest.num_shards)
     line = (
         f"{out}: {manifest.num_rows:,} rows in {manifest.num_shards:,} {manifest.container} shards, "
         f"fingerprint {manifest.fingerprint[:16]}, as before"
     )
-    return show(arguments, values, [line])
+    return cli.show(arguments, values, [line])

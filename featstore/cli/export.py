@@ -5,18 +5,7 @@ import sys
 
 from tqdm import tqdm
 
-from featstore.cli.arguments import (
-    FIELDS,
-    STORE_OR_URL,
-    WHERE,
-    bar,
-    choice,
-    flag,
-    new_folder,
-    picked,
-    show,
-    value,
-)
+from featstore.cli import arguments as cli
 from featstore.derive.export import PACKAGES, export
 from featstore.text import format_bytes
 
@@ -32,16 +21,16 @@ same command again to resume.
 """
 
 ARGUMENTS = {
-    "store": STORE_OR_URL,
-    "out": value("folder to write", new_folder),
-    "--format": choice("format of the files", PACKAGES, required=True),
-    "--fields": FIELDS,
-    "--where": WHERE,
-    "--canonical": flag("the canonical view only; arrays then have no view axis"),
-    "--float32": flag(
+    "store": cli.STORE_OR_URL,
+    "out": cli.value("folder to write", cli.new_folder),
+    "--format": cli.choice("format of the files", PACKAGES, required=True),
+    "--fields": cli.FIELDS,
+    "--where": cli.WHERE,
+    "--canonical": cli.flag("the canonical view only; arrays then have no view axis"),
+    "--float32": cli.flag(
         "float16 as float32 too, for tools that lack it (bfloat16 and int8 always become float32)"
     ),
-    "--keep-invalid": flag("also images without a usable feature, as zeros with valid = false"),
+    "--keep-invalid": cli.flag("also images without a usable feature, as zeros with valid = false"),
 }
 
 
@@ -51,8 +40,8 @@ def run(arguments: argparse.Namespace) -> int:
     def announce(rows: int, size: int) -> None:
         tqdm.write(f"{rows:,} rows, about {format_bytes(size)}", file=sys.stderr)
 
-    options = picked(arguments, "fields", "where", "float32", "canonical", "keep_invalid")
-    with bar(arguments, " rows") as progress:
+    options = cli.picked(arguments, "fields", "where", "float32", "canonical", "keep_invalid")
+    with cli.bar(arguments, " rows") as progress:
         made = export(
             arguments.store,
             arguments.out,
@@ -72,7 +61,7 @@ def run(arguments: argparse.Namespace) -> int:
         lines.append(f"left out: {made.invalid:,} images without a usable feature (--keep-invalid)")
     if made.unmatched:
         lines.append(f"left out: {made.unmatched:,} images that --where does not match")
-    return show(arguments, values, [*lines, f"next: {_next(arguments)}"])
+    return cli.show(arguments, values, [*lines, f"next: {_next(arguments)}"])
 
 
 def _next(arguments: argparse.Namespace) -> str:

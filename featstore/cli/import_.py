@@ -4,20 +4,7 @@ import argparse
 from pathlib import Path
 from typing import get_args
 
-from featstore.cli.arguments import (
-    CODECS,
-    CONTAINERS,
-    OUT,
-    bar,
-    choice,
-    flag,
-    made,
-    picked,
-    positive,
-    repeated,
-    show,
-    value,
-)
+from featstore.cli import arguments as cli
 from featstore.format.manifest import FloatType
 from featstore.importing.create import NO_WEIGHTS
 from featstore.importing.imports import import_
@@ -43,27 +30,29 @@ def _field(text: str) -> tuple[str, str]:
 
 
 ARGUMENTS = {
-    "source": value("file or folder of the features", Path),
-    "out": OUT,
-    "--teacher": value("model that computed them, with its version", required=True, metavar="NAME"),
-    "--kind": choice("format (default: found by what is there)", get_args(Kind)),
-    "--field": repeated(
+    "source": cli.value("file or folder of the features", Path),
+    "out": cli.OUT,
+    "--teacher": cli.value(
+        "model that computed them, with its version", required=True, metavar="NAME"
+    ),
+    "--kind": cli.choice("format (default: found by what is there)", get_args(Kind)),
+    "--field": cli.repeated(
         "field and its column (npy: its file in SOURCE); may be repeated (default: all columns of floating point "
         "lists)",
         "NAME=COLUMN",
         type=_field,
     ),
-    "--ids": value("column of the sample ids; npy: file with one id per line"),
-    "--labels": value("column of the labels; npy: file with one label per line"),
-    "--dtype": choice("of all fields", get_args(FloatType)),
-    "--images": value("images; their bytes are hashed", metavar="PATH"),
-    "--images-kind": choice("(default: folder)", ("folder", "tars", "hf"), default="folder"),
-    "--size": value("side of the model's square input, pixels", positive),
-    "--crop-pct": value("share that the centre crop keeps", float, default=1.0),
-    "--weights-sha256": value("hash of the model's weights", default=NO_WEIGHTS),
-    "--container": choice("(default: zarr)", CONTAINERS, default="zarr"),
-    "--codec": choice("(default: raw)", CODECS, default="raw"),
-    "--skip-invalid": flag("store rows that are not finite as invalid"),
+    "--ids": cli.value("column of the sample ids; npy: file with one id per line"),
+    "--labels": cli.value("column of the labels; npy: file with one label per line"),
+    "--dtype": cli.choice("of all fields", get_args(FloatType)),
+    "--images": cli.value("images; their bytes are hashed", metavar="PATH"),
+    "--images-kind": cli.choice("(default: folder)", ("folder", "tars", "hf"), default="folder"),
+    "--size": cli.value("side of the model's square input, pixels", cli.positive),
+    "--crop-pct": cli.value("share that the centre crop keeps", float, default=1.0),
+    "--weights-sha256": cli.value("hash of the model's weights", default=NO_WEIGHTS),
+    "--container": cli.choice("(default: zarr)", cli.CONTAINERS, default="zarr"),
+    "--codec": cli.choice("(default: raw)", cli.CODECS, default="raw"),
+    "--skip-invalid": cli.flag("store rows that are not finite as invalid"),
 }
 
 
@@ -72,15 +61,15 @@ def run(arguments: argparse.Namespace) -> int:
     images = arguments.images and SourceConfig(
         kind=arguments.images_kind, path=arguments.images, labels_from="none"
     )
-    with bar(arguments, " rows") as progress:
+    with cli.bar(arguments, " rows") as progress:
         manifest = import_(
             arguments.source,
             arguments.out,
-            **picked(arguments, "teacher", "kind", "ids", "labels", "dtype"),
-            **picked(arguments, "weights_sha256", "container", "codec"),
+            **cli.picked(arguments, "teacher", "kind", "ids", "labels", "dtype"),
+            **cli.picked(arguments, "weights_sha256", "container", "codec"),
             fields=dict(arguments.field) or None,
             images=images,
-            preprocessing=picked(arguments, "size", "crop_pct") if arguments.size else None,
+            preprocessing=cli.picked(arguments, "size", "crop_pct") if arguments.size else None,
             non_finite="invalid" if arguments.skip_invalid else "refuse",
             progress=progress,
         )
@@ -89,4 +78,4 @@ def run(arguments: argparse.Namespace) -> int:
         for name, record in sorted(manifest.fields.items())
     ]
     line = f"{arguments.out}: complete, {manifest.num_rows:,} rows of {', '.join(shapes)}"
-    return show(arguments, made(arguments.out, manifest), [line])
+    return cli.show(arguments, cli.made(arguments.out, manifest), [line])

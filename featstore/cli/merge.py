@@ -2,18 +2,7 @@
 
 import argparse
 
-from featstore.cli.arguments import (
-    DUPLICATES,
-    OUT,
-    bar,
-    choice,
-    made,
-    names,
-    picked,
-    show,
-    store_folder,
-    value,
-)
+from featstore.cli import arguments as cli
 from featstore.derive.merge import merge
 from featstore.errors import ConfigError
 
@@ -31,17 +20,17 @@ Run the same command again to resume.
 """
 
 ARGUMENTS = {
-    "store": value("folders of two or more stores", store_folder, nargs="+"),
-    "out": OUT,
-    "--as": choice("kind of merge (default: see above)", ("rows", "teachers"), dest="kind"),
-    "--names": value(
+    "store": cli.value("folders of two or more stores", cli.store_folder, nargs="+"),
+    "out": cli.OUT,
+    "--as": cli.choice("kind of merge (default: see above)", ("rows", "teachers"), dest="kind"),
+    "--names": cli.value(
         "one per store; teachers: prefix of its field names, A_cls; rows: prefix of its ids, A/ID",
-        names,
+        cli.names,
         default=[],
         metavar="A,B",
     ),
-    "--duplicates": {**DUPLICATES, "help": f"rows: {DUPLICATES['help']}"},
-    "--missing": choice(
+    "--duplicates": {**cli.DUPLICATES, "help": f"rows: {cli.DUPLICATES['help']}"},
+    "--missing": cli.choice(
         "teachers: images that are not in every store; invalid keeps them, without features (default: refuse)",
         ("refuse", "drop", "invalid"),
         default="refuse",
@@ -59,11 +48,11 @@ def run(arguments: argparse.Namespace) -> int:
         raise ConfigError(
             "--duplicates is for --as rows: several teachers are merged on the same images."
         )
-    out, options = arguments.out, picked(arguments, "kind", "duplicates", "missing", "names")
-    with bar(arguments, " shards") as progress:
+    out, options = arguments.out, cli.picked(arguments, "kind", "duplicates", "missing", "names")
+    with cli.bar(arguments, " shards") as progress:
         found = merge(arguments.store, out, **options, progress=progress)
     manifest = found.manifest
     lines = [f"merged       {HOW[found.kind]}", *(f"note         {note}" for note in found.notes)]
     fields = ", ".join(sorted(manifest.fields))
     lines.append(f"{out}: complete, {manifest.num_rows:,} rows of {fields}")
-    return show(arguments, made(out, manifest, kind=found.kind, notes=found.notes), lines)
+    return cli.show(arguments, cli.made(out, manifest, kind=found.kind, notes=found.notes), lines)

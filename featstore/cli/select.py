@@ -4,16 +4,7 @@ import argparse
 import shlex
 from pathlib import Path
 
-from featstore.cli.arguments import (
-    STORE_OR_URL,
-    WHERE,
-    bar,
-    flag,
-    picked,
-    positive,
-    show,
-    value,
-)
+from featstore.cli import arguments as cli
 from featstore.duplicates.near import THRESHOLD
 from featstore.reading.store import FeatureStore
 from featstore.selection.choose import select
@@ -30,33 +21,35 @@ Several choices are made one after another, in the order of the list of options 
 """
 
 ARGUMENTS = {
-    "store": STORE_OR_URL,
-    "out": value("file for the ids", Path),
-    "--where": {**WHERE, "help": f"candidates: {WHERE['help']} (default: all valid rows)"},
-    "--without-duplicates": flag(
+    "store": cli.STORE_OR_URL,
+    "out": cli.value("file for the ids", Path),
+    "--where": {**cli.WHERE, "help": f"candidates: {cli.WHERE['help']} (default: all valid rows)"},
+    "--without-duplicates": cli.flag(
         "of equal files and near duplicates, take the first; compares all pairs"
     ),
-    "--novel": value(
+    "--novel": cli.value(
         "leave out rows that are near duplicates of a row of another store", metavar="STORE"
     ),
-    "--like": value(
+    "--like": cli.value(
         "take the --count rows nearest to these: 'labelled' (rows with a label), a pattern over sample ids, or another "
         "store of the same teacher; each of these rows gets its nearest in turn",
         metavar="ROWS",
     ),
-    "--count": value("rows for --like; without it, the most novel of --novel", positive),
-    "--diverse": value(
-        "take N rows, equally many of each cluster of the features (k-means)", positive, metavar="N"
+    "--count": cli.value("rows for --like; without it, the most novel of --novel", cli.positive),
+    "--diverse": cli.value(
+        "take N rows, equally many of each cluster of the features (k-means)",
+        cli.positive,
+        metavar="N",
     ),
-    "--field": value("field to compare (default: cls, or the shortest vector)"),
-    "--threshold": value(
+    "--field": cli.value("field to compare (default: cls, or the shortest vector)"),
+    "--threshold": cli.value(
         f"cosine from which two images are near duplicates (default: {THRESHOLD})",
         float,
         default=THRESHOLD,
     ),
-    "--seed": value("seed of the clusters (default: 0)", int, default=0),
-    "--page": value("also write a page of what was taken and what not", Path, metavar="HTML"),
-    "--images": value("folder of the images, to show them on the page", Path, metavar="FOLDER"),
+    "--seed": cli.value("seed of the clusters (default: 0)", int, default=0),
+    "--page": cli.value("also write a page of what was taken and what not", Path, metavar="HTML"),
+    "--images": cli.value("folder of the images, to show them on the page", Path, metavar="FOLDER"),
 }
 
 CHOICE = (
@@ -74,8 +67,8 @@ CHOICE = (
 
 def run(arguments: argparse.Namespace) -> int:
     """Choose images."""
-    store, options = FeatureStore.open(arguments.store), picked(arguments, *CHOICE)
-    with bar(arguments, " products", unit_scale=True) as progress:
+    store, options = FeatureStore.open(arguments.store), cli.picked(arguments, *CHOICE)
+    with cli.bar(arguments, " products", unit_scale=True) as progress:
         found = select(store, arguments.out, **options, progress=progress)
     if arguments.page:
         from featstore.selection.page import write_page
@@ -95,7 +88,7 @@ def run(arguments: argparse.Namespace) -> int:
         for step in steps
     ]
     lines.append(f"{arguments.out}: {len(found.rows):,} ids, by {found.field}")
-    return show(arguments, values, lines)
+    return cli.show(arguments, values, lines)
 
 
 def _asked(arguments: argparse.Namespace) -> str:

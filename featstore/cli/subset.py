@@ -3,19 +3,7 @@
 import argparse
 from pathlib import Path
 
-from featstore.cli.arguments import (
-    FIELDS,
-    OUT,
-    ROWS,
-    STORE,
-    WHERE,
-    bar,
-    made,
-    picked,
-    positive,
-    show,
-    value,
-)
+from featstore.cli import arguments as cli
 from featstore.derive.subset import choose, subset
 from featstore.errors import shorten
 from featstore.format.ids import read_ids
@@ -32,19 +20,19 @@ images do not change. Run the same command again to resume.
 """
 
 ARGUMENTS = {
-    "store": STORE,
-    "out": OUT,
-    "--fields": FIELDS,
-    "--where": WHERE,
-    "--ids": value("only the rows of these ids, one per line", Path, metavar="FILE"),
-    "--rows": ROWS,
-    "--labelled-per-class": value(
+    "store": cli.STORE,
+    "out": cli.OUT,
+    "--fields": cli.FIELDS,
+    "--where": cli.WHERE,
+    "--ids": cli.value("only the rows of these ids, one per line", Path, metavar="FILE"),
+    "--rows": cli.ROWS,
+    "--labelled-per-class": cli.value(
         "only N valid, different images of each class; chosen by content and --seed",
-        positive,
+        cli.positive,
         default=0,
         metavar="N",
     ),
-    "--seed": value("seed of that choice (default: 0)", int, default=0),
+    "--seed": cli.value("seed of that choice (default: 0)", int, default=0),
 }
 
 
@@ -53,16 +41,16 @@ def run(arguments: argparse.Namespace) -> int:
     rows = choose(
         FeatureStore.open(arguments.store),
         ids=None if arguments.ids is None else read_ids(arguments.ids),
-        **picked(arguments, "where", "rows", "labelled_per_class", "seed"),
+        **cli.picked(arguments, "where", "rows", "labelled_per_class", "seed"),
     )
     out, note = arguments.out, {"subset_of": _choice(arguments)}
-    with bar(arguments, " shards") as progress:
+    with cli.bar(arguments, " shards") as progress:
         manifest = subset(
             arguments.store, out, rows=rows, fields=arguments.fields, note=note, progress=progress
         )
     fields = shorten(sorted(manifest.fields), 20)
     line = f"{out}: complete, {manifest.num_rows:,} rows of {fields}"
-    return show(arguments, made(out, manifest), [line])
+    return cli.show(arguments, cli.made(out, manifest), [line])
 
 
 def _choice(arguments: argparse.Namespace) -> str:

@@ -6,33 +6,20 @@ from collections.abc import Callable
 from dataclasses import asdict
 from typing import Any
 
-from featstore.cli.arguments import (
-    CLIENT,
-    FIELDS,
-    ROWS,
-    WHERE,
-    Arguments,
-    bar,
-    client_of,
-    flag,
-    picked,
-    positive,
-    show,
-    value,
-)
+from featstore.cli import arguments as cli
 from featstore.sharing.part import Part
 from featstore.sharing.progress import Report
 from featstore.text import count, format_bytes, format_seconds
 
-TRANSFER: Arguments = {
-    "--fields": FIELDS,
-    "--where": WHERE,
-    "--rows": ROWS,
-    "--jobs": value("files that are transferred at once (default: 8)", positive, default=8),
-    "--dry-run": flag(
+TRANSFER: cli.Arguments = {
+    "--fields": cli.FIELDS,
+    "--where": cli.WHERE,
+    "--rows": cli.ROWS,
+    "--jobs": cli.value("files that are transferred at once (default: 8)", cli.positive, default=8),
+    "--dry-run": cli.flag(
         "compare both sides, and show how many files and bytes would be transferred; nothing is written"
     ),
-    **CLIENT,
+    **cli.CLIENT,
 }
 
 
@@ -52,9 +39,11 @@ def transfer(
     """Push or pull, with a progress bar of bytes."""
     # The hub's client would draw a bar for each file; this one counts all of them.
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
-    options |= picked(arguments, "jobs", "replace", "dry_run")
-    with bar(arguments, "B", unit_scale=True) as progress:
-        return call(source, target, part=part, **options, **client_of(arguments), progress=progress)
+    options |= cli.picked(arguments, "jobs", "replace", "dry_run")
+    with cli.bar(arguments, "B", unit_scale=True) as progress:
+        return call(
+            source, target, part=part, **options, **cli.client_of(arguments), progress=progress
+        )
 
 
 def show_report(arguments: argparse.Namespace, report: Report, where: str) -> int:
@@ -76,4 +65,4 @@ def show_report(arguments: argparse.Namespace, report: Report, where: str) -> in
             f"{where}: complete, {report.rows:,} rows, {report.files + report.skipped_files:,} files, fingerprint "
             f"{report.fingerprint[:16]}"
         )
-    return show(arguments, asdict(report), lines)
+    return cli.show(arguments, asdict(report), lines)

@@ -6,18 +6,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
-from featstore.cli.arguments import (
-    CLIENT,
-    STORE_OR_URL,
-    bar,
-    choice,
-    client_of,
-    picked,
-    positive,
-    repeated,
-    show,
-    value,
-)
+from featstore.cli import arguments as cli
 from featstore.errors import ConfigError, command, printable, shorten
 from featstore.format.manifest import read_manifest
 from featstore.maintenance import signing
@@ -50,44 +39,46 @@ Check a store. Nothing is changed. Exit status 1 if anything is wrong.
 
 
 ARGUMENTS = {
-    "store": STORE_OR_URL,
-    "--sample": value(
+    "store": cli.STORE_OR_URL,
+    "--sample": cli.value(
         "check N random blocks only; takes the same time for any size of store",
-        positive,
+        cli.positive,
         metavar="N",
     ),
-    "--seed": value("seed of --sample and --recompute (default: 0)", int, default=0),
-    "--workers": value("threads that read (default: 2)", positive, default=2),
-    "--public-key": value(
+    "--seed": cli.value("seed of --sample and --recompute (default: 0)", int, default=0),
+    "--workers": cli.value("threads that read (default: 2)", cli.positive, default=2),
+    "--public-key": cli.value(
         "check the signature with this key; get it from its owner, not from where the store is",
         Path,
         metavar="KEY.pub",
     ),
-    "--recompute": value(
-        "run the teacher again on the images of N random rows and compare", positive, metavar="N"
+    "--recompute": cli.value(
+        "run the teacher again on the images of N random rows and compare",
+        cli.positive,
+        metavar="N",
     ),
-    "--weights": repeated(
+    "--weights": cli.repeated(
         "of --recompute: local weights instead of those of the hub; one per teacher",
         "[TEACHER=]FILE",
     ),
-    "--source.path": value(
+    "--source.path": cli.value(
         "of --recompute: your copy of the images, as for featstore extract",
         dest="source_path",
         default="",
         metavar="PATH",
     ),
-    "--source.kind": choice(
+    "--source.kind": cli.choice(
         "of --recompute (default: the kind that the store was made from)",
         ("folder", "tars", "hf", "digits"),
         dest="source_kind",
     ),
-    "--source.image_column": value(
+    "--source.image_column": cli.value(
         "of --recompute, with --source.kind hf (default: image)",
         dest="image_column",
         default="image",
         metavar="NAME",
     ),
-    **CLIENT,
+    **cli.CLIENT,
 }
 
 
@@ -99,10 +90,10 @@ def run(arguments: argparse.Namespace) -> int:
         raise ConfigError(
             f"{url}: --public-key and --recompute need a copy: featstore pull {shlex.quote(str(url))} STORE"
         )
-    with bar(arguments, unit) as progress:
-        sampling = {**picked(arguments, "sample", "seed"), "progress": progress}
+    with cli.bar(arguments, unit) as progress:
+        sampling = {**cli.picked(arguments, "sample", "seed"), "progress": progress}
         report = (
-            verify_url(url, **sampling, jobs=4 * arguments.workers, **client_of(arguments))
+            verify_url(url, **sampling, jobs=4 * arguments.workers, **cli.client_of(arguments))
             if url
             else library.verify(arguments.store, **sampling, workers=arguments.workers)
         )
@@ -120,7 +111,7 @@ def run(arguments: argparse.Namespace) -> int:
     if recomputed is not None:
         found += recomputed_lines(recomputed)
         verdict += "" if recomputed.sound else "; the features are not those of the teacher"
-    show(arguments, values, [*found, f"verdict    {verdict}"])
+    cli.show(arguments, values, [*found, f"verdict    {verdict}"])
     sound = report.sound and report.complete
     sound = sound and (signed is None or signed.sound)
     return 0 if sound and (recomputed is None or recomputed.sound) else 1
@@ -150,7 +141,7 @@ def _recompute(arguments: argparse.Namespace) -> "Recomputed":
     for item in arguments.weights:
         name, _, path = item.rpartition("=")
         weights[name] = path
-    with bar(arguments, " images") as progress:
+    with cli.bar(arguments, " images") as progress:
         return recompute(
             arguments.store,
             source=source,

@@ -104,12 +104,7 @@ class TarShard:
         return self.file.opened(attach)
 
     def read(self, start: int, stop: int) -> bytes:
-        """Some bytes, compared to the ledger.
-
-        Raises:
-            BadTar: they are not all there.
-            ShardCorrupt: they are not those that were written.
-        """
+        """Some bytes, compared to the ledger."""
         if not 0 <= start <= stop <= self.file.record.bytes:
             raise BadTar(f"it ends at byte {self.file.record.bytes:,}, before byte {stop:,}")
         size = self.file.record.block_bytes
@@ -118,11 +113,7 @@ class TarShard:
         return self._bytes[start:stop].tobytes()
 
     def check(self, starts: Rows, stops: Rows, describe: Describe) -> None:
-        """Compare the blocks that hold some spans of bytes to the ledger, those that were not compared yet.
-
-        Raises:
-            ShardCorrupt: names the rows of a block that differs.
-        """
+        """Compare the blocks that hold some spans of bytes to the ledger, those that were not compared yet."""
         size = self.file.record.block_bytes
         change = np.zeros(len(self.file.checked) + 1, dtype=np.int64)
         some = stops > starts
@@ -231,11 +222,7 @@ class TarShard:
     def _npy(
         self, member: Member, dtype: np.dtype[Any], shape: tuple[int, ...]
     ) -> tuple[int, tuple[int, ...]]:
-        """First byte of the numbers of an npy member, and their shape; an expected length of -1 is any.
-
-        Raises:
-            BadTar: it has another type or shape, or another size than those make.
-        """
+        """First byte of the numbers of an npy member, and their shape; an expected length of -1 is any."""
         if not member.regular:
             raise BadTar(f"{member.name} is not a regular file")
         data = self.read(member.data, member.data + min(member.size, _NPY_BYTES))
@@ -326,9 +313,6 @@ class TarShard:
         Args:
             column: of fixed size.
             local: rows, numbered from the shard's first on.
-
-        Raises:
-            ShardCorrupt: they differ.
         """
         place, begin = self._places[column.name], self.begin(local)
         with self._refusing(column.name):

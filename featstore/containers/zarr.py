@@ -246,11 +246,7 @@ class ZarrBackend(Backend):
 
 
 class _Chunks:
-    """The inner chunks of one shard object, found through its index.
-
-    Raises:
-        ShardCorrupt: the index does not follow the format, or points outside the object.
-    """
+    """The inner chunks of one shard object, found through its index."""
 
     def __init__(
         self, backend: ZarrBackend, shard: int, column: Column, file: ObjectFile, handle: int

@@ -115,11 +115,7 @@ class ShardMaker:
         self._readers = Readers()
 
     def __call__(self, number: int) -> Shard:
-        """Make one shard; every byte is compared with the ledger of its store.
-
-        Raises:
-            ShardCorrupt: An old store is damaged.
-        """
+        """Make one shard; every byte is compared with the ledger of its store."""
         plan, span = self._plan, self._plan.manifest.shard_range(number)
         columns = empty_columns(plan.manifest, number)
         found: list[list[str]] = [[] for _ in span]
@@ -291,7 +287,6 @@ def compose(
 
     Raises:
         ConfigError: ``out`` is one of the old stores, or a folder inside one.
-        ShardCorrupt: An old store is damaged.
     """
     check_apart(out, *(store.path for axis in plan.axes for store in axis.stores))
     make = ShardMaker(plan)

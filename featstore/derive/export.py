@@ -128,11 +128,7 @@ def _check_packages(form: Format) -> None:
 
 
 def _is_done(out: Path, data: bytes) -> bool:
-    """Whether a folder holds this export already.
-
-    Raises:
-        ConfigError: It holds something else.
-    """
+    """Whether a folder holds this export already."""
     if not out.exists() or (out.is_dir() and not any(out.iterdir())):
         return False
     path = out / DESCRIPTION_NAME

@@ -44,9 +44,6 @@ def samples_of(stores: Sequence[FeatureStore], prefixes: tuple[str, ...] = ()) -
 
     Args:
         prefixes: Put before the ids of each store; none if empty.
-
-    Raises:
-        ShardCorrupt: Ids or hashes are damaged.
     """
     count = sum(store.num_rows for store in stores)
     axis = Axis(tuple(stores), range(count), prefixes=prefixes)

@@ -47,7 +47,6 @@ def plan_rows(
     Raises:
         ManifestMismatch: Teachers, views or fields of the stores differ.
         ConfigError: Rows repeat, two images have the same id, or classes or artefacts conflict.
-        ShardCorrupt: Ids or hashes of a store are damaged.
     """
     first = stores[0]
     for other in stores[1:]:

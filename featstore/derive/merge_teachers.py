@@ -57,7 +57,6 @@ def plan_teachers(
     Raises:
         ManifestMismatch: The stores have different views, or no image in common.
         ConfigError: Images are missing, names clash, labels contradict each other.
-        ShardCorrupt: Ids or hashes of a store are damaged.
     """
     first = stores[0].manifest
     for other in stores[1:]:

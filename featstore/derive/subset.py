@@ -149,7 +149,6 @@ def choose(
     Raises:
         ConfigError: Nothing is left, or a class has too few.
         MissingSamples: Ids are not in the store.
-        ShardCorrupt: Ids, labels or hashes are damaged.
     """
     taken: Rows | range = range(store.num_rows)[rows]
     if ids is not None:

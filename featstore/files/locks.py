@@ -161,9 +161,6 @@ def exclusive(store: Path, *, links: bool = False) -> Iterator[None]:
 
     Args:
         links: accept links in it; for callers that write nothing.
-
-    Raises:
-        StoreBusy: another process writes to it; the message names it.
     """
     if not links:
         refuse_links(store)

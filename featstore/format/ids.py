@@ -44,11 +44,7 @@ def check_part(part: str) -> str:
 
 
 def check_sample_ids(sample_ids: Sequence[str], *, where: str) -> None:
-    """Check that ids are unique, non-empty and encodable.
-
-    Raises:
-        SourceError: Names the ids.
-    """
+    """Check that ids are unique, non-empty and encodable."""
     if not sample_ids:
         raise SourceError(f"{where}: no samples.")
     seen: set[str] = set()

@@ -118,15 +118,16 @@ def write_entry(store: Path, record: ShardRecord) -> None:
     write_bytes(entry_path(store, record.shard), entry_bytes(record))
 
 
-def read_entry(store: Path, shard: int) -> ShardRecord:
-    """Read one entry.
+def parse_entry(data: bytes) -> ShardRecord:
+    """Parse an entry; a ValueError says what is wrong with it."""
+    return ShardRecord.model_validate(unseal(data))
 
-    Raises:
-        ShardCorrupt: It is missing, or does not follow the format.
-    """
+
+def read_entry(store: Path, shard: int) -> ShardRecord:
+    """Read one entry."""
     path = entry_path(store, shard)
     try:
-        record = ShardRecord.model_validate(unseal(_read(store, path)))
+        record = parse_entry(_read(store, path))
     except FileNotFoundError:
         raise ShardCorrupt(
             f"{path}: missing, so shard {shard} does not exist. Run {command('extract')} with the "
@@ -136,7 +137,7 @@ def read_entry(store: Path, shard: int) -> ShardRecord:
         raise ShardCorrupt(f"{path}: cannot be read ({error.strerror}). Check the disk.") from None
     except ValueError as error:
         raise ShardCorrupt(
-            f"{path}: not a ledger entry ({_first(error)}). Run {command('extract')} --repair with the "
+            f"{path}: not a ledger entry ({first_problem(error)}). Run {command('extract')} --repair with the "
             "same settings; it makes that shard again."
         ) from None
     if record.shard != shard:
@@ -201,7 +202,7 @@ def read_complete(store: Path, num_shards: int) -> CompleteRecord | None:
         raise ShardCorrupt(f"{path}: cannot be read ({error.strerror}). Check the disk.") from None
     except ValueError as error:
         raise ShardCorrupt(
-            f"{path}: does not follow the format ({_first(error)}). Delete it and run {command('extract')} with "
+            f"{path}: does not follow the format ({first_problem(error)}). Delete it and run {command('extract')} with "
             "the same settings; nothing else is lost."
         ) from None
     if record.shards != num_shards:
@@ -254,8 +255,8 @@ def _read(store: Path, path: Path) -> bytes:
     return read_plain(store, path.relative_to(store).as_posix())
 
 
-def _first(error: ValueError) -> str:
-    """What is wrong, in one line."""
+def first_problem(error: ValueError) -> str:
+    """What is wrong with a file that does not follow a model, in one line."""
     if not isinstance(error, ValidationError):
         return str(error)
     where = ".".join(str(part) for part in error.errors()[0]["loc"])

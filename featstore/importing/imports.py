@@ -66,11 +66,7 @@ def import_(
 
 
 def hashes_of(config: SourceConfig, ids: Any) -> ContentHash:
-    """A function that reads and hashes the image of a sample id.
-
-    Raises:
-        MissingSamples: Names the ids that the source lacks.
-    """
+    """A function that reads and hashes the image of a sample id."""
     source = open_source(config)
     row_of = {sample_id: row for row, sample_id in enumerate(source.sample_ids)}
     missing = [sample_id for sample_id in ids if sample_id not in row_of]

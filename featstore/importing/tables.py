@@ -209,11 +209,7 @@ def _class_names(schema: Any, column: str | None) -> tuple[str, ...]:
 
 
 def _dense(column: Any, where: str) -> Array:
-    """Lists of one size, one in the other, as an array.
-
-    Raises:
-        SourceError: A value is null, or lists have different lengths.
-    """
+    """Lists of one size, one in the other, as an array."""
     import pyarrow as pa
     import pyarrow.types as kinds
 

@@ -53,11 +53,7 @@ class Summary:
 
 
 def find_stores(folder: Path) -> Iterator[Summary]:
-    """Find every store at or below a folder, in the order of their paths; links to folders are not followed.
-
-    Raises:
-        StoreNotFound: there is no such folder.
-    """
+    """Find every store at or below a folder, in the order of their paths; links to folders are not followed."""
     if not folder.is_dir():
         raise StoreNotFound(f"{folder}: no such folder.")
     for place, folders, files in os.walk(folder):
@@ -144,10 +140,6 @@ def delete_store(store: Path, *, force: bool = False) -> None:
     """Delete a store: its folder is renamed at once, then its files are removed. Links in it are not followed.
 
     What an interrupted deletion of the same store has left is removed first; where that is all, it is enough.
-
-    Raises:
-        StoreBusy: another process writes to it.
-        StoreWriteError: the disk refuses; the message says what is left.
     """
     if remove_interrupted_deletions(store.absolute()) and not os.path.lexists(store):
         return

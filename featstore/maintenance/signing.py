@@ -80,9 +80,7 @@ def sign(store: str | Path, private_key: str | Path, *, passphrase: bytes | None
 
     Raises:
         ConfigError: the key cannot be used, or model-signing is not installed.
-        StoreIncomplete: shards are missing.
         StoreError: the store is damaged, or holds files that are not its own: those are not signed.
-        StoreBusy: another process writes to it.
     """
     store, private_key = Path(store), Path(private_key)
     library = _library()
@@ -119,7 +117,6 @@ def check_signature(store: str | Path, public_key: str | Path) -> Signed:
 
     Raises:
         ConfigError: the key cannot be used, or model-signing is not installed.
-        StoreNotFound: there is no store.
     """
     store, public_key = Path(store), Path(public_key)
     library = _library()

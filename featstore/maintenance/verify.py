@@ -129,9 +129,6 @@ def verify(
         sample: number of random blocks to check instead of everything.
         workers: threads that check shards.
         progress: called after each shard or block.
-
-    Raises:
-        StoreNotFound, ManifestMismatch: no store, or its manifest is damaged: then nothing else can be judged.
     """
     path = Path(path)
     manifest = read_manifest(path)
@@ -168,7 +165,6 @@ def repair(
         Numbers of these shards.
 
     Raises:
-        StoreBusy: another process writes to the store.
         StoreError: something is damaged that only a copy of the store can replace; nothing was changed.
     """
     path = Path(path)

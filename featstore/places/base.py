@@ -10,12 +10,12 @@ import random
 import threading
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Generator, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import IO, Protocol, TypeVar
+from typing import IO, Any, ClassVar, Protocol, TypeVar
 
 from featstore.errors import FeatstoreError, RemoteError, RemoteNotFound, StoreError
 from featstore.files.atomic import refused
@@ -103,10 +103,15 @@ class Place(ABC):
     writes: bool = True
     checks: bool = False
 
+    own: ClassVar[Mapping[str, Callable[[], Any]]] = {"_stopped": threading.Event}
+    """By name, attributes that each process makes for itself: connections and locks."""
+
+    _stopped: threading.Event
+
     def __init__(self, url: str, retry: Retry) -> None:
         self.url = url
         self.retry = retry
-        self._stopped = threading.Event()
+        vars(self).update({name: make() for name, make in self.own.items()})
 
     # The methods that each kind of place has; each makes one attempt and raises the errors of its library.
 
@@ -154,12 +159,11 @@ class Place(ABC):
 
     def __getstate__(self) -> dict[str, object]:
         """Leave connections behind; each process opens its own."""
-        return {name: value for name, value in vars(self).items() if name != "_stopped"}
+        return {name: value for name, value in vars(self).items() if name not in self.own}
 
     def __setstate__(self, state: dict[str, object]) -> None:
         """Connect again in another process."""
-        vars(self).update(state)
-        self._stopped = threading.Event()
+        vars(self).update({**state, **{name: make() for name, make in self.own.items()}})
 
     def size(self, name: str) -> int | None:
         """Return the bytes of a file; None where there is none."""

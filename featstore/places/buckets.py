@@ -13,7 +13,7 @@ import urllib.request
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from queue import SimpleQueue
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 from urllib.error import HTTPError
 from urllib.parse import quote, unquote, urlsplit, urlunsplit
 
@@ -71,6 +71,9 @@ class ObjectPlace(Place):
     boto3 is installed.
     """
 
+    own: ClassVar = {**Place.own, "_store": lambda: None}
+    _store: "ObjectStore | None"
+
     def __init__(self, url: str, retry: Retry, options: Mapping[str, str]) -> None:
         """See the class.
 
@@ -87,13 +90,8 @@ class ObjectPlace(Place):
         self.lists = self.writes = self.scheme not in WEB
         self._url = url.rstrip("/")
         self._options = dict(options)
-        self._store: ObjectStore | None = None
         if not _state.forked:
             self._connect()
-
-    def __getstate__(self) -> dict[str, object]:
-        """See ``Place``; also obstore's object stays here."""
-        return {**super().__getstate__(), "_store": None}
 
     def _connect(self) -> "ObjectStore":
         if self._store is None:

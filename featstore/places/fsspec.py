@@ -7,7 +7,7 @@ import uuid
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 from urllib.parse import unquote, urlsplit
 
 from featstore.errors import ConfigError, RemoteError
@@ -36,6 +36,18 @@ class FilePlace(Place):
     which also reads ~/.ssh/config and, unlike the library that fsspec uses by default, checks the key of the host.
     """
 
+    own: ClassVar = {
+        **Place.own,
+        "_lock": threading.Lock,
+        "_thread": threading.local,
+        "_system": lambda: None,
+        "_made": set,
+    }
+    _lock: threading.Lock
+    _thread: threading.local
+    _system: Any
+    _made: set[str]
+
     def __init__(self, url: str, retry: Retry, options: Mapping[str, str]) -> None:
         """See the class.
 
@@ -46,23 +58,9 @@ class FilePlace(Place):
         self.scheme = urlsplit(url).scheme
         self._url = url
         self._options = dict(options)
-        self._system: Any = None
         self._root = ""
         self._owner = 0
-        self._made: set[str] = set()
-        self._lock = threading.Lock()
-        self._thread = threading.local()
         _import(self.scheme, self.url)
-
-    def __getstate__(self) -> dict[str, object]:
-        kept = super().__getstate__()
-        del kept["_lock"], kept["_thread"]
-        return {**kept, "_system": None, "_made": set()}
-
-    def __setstate__(self, state: dict[str, object]) -> None:
-        super().__setstate__(state)
-        self._lock = threading.Lock()
-        self._thread = threading.local()
 
     def _connect(self) -> Any:
         """Return the file system; a forked child and a lost connection get a new one."""

@@ -9,7 +9,7 @@ import re
 import threading
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 from urllib.parse import unquote
 
 from featstore.errors import ConfigError, RemoteError, RemoteNotFound, first_line
@@ -37,6 +37,9 @@ class HubPlace(Place):
     """
 
     checks = True
+    own: ClassVar = {**Place.own, "_lock": threading.RLock, "_pending": dict}
+    _lock: Any
+    _pending: dict[str, Any]
 
     def __init__(self, url: str, retry: Retry, options: Mapping[str, str]) -> None:
         """See the class.
@@ -62,17 +65,6 @@ class HubPlace(Place):
         self._options = dict(options)
         self._pinned = ""
         self._made = False
-        self._pending: dict[str, Any] = {}
-        self._lock = threading.RLock()
-
-    def __getstate__(self) -> dict[str, object]:
-        kept = super().__getstate__()
-        del kept["_lock"]
-        return {**kept, "_pending": {}}
-
-    def __setstate__(self, state: dict[str, object]) -> None:
-        super().__setstate__(state)
-        self._lock = threading.RLock()
 
     def _api(self) -> Any:
         hub = _import(self.url)

@@ -91,21 +91,22 @@ def examine(path: Path) -> Iterator[Check]:
         yield from check()
 
 
+def _judged(name: str, enough: bool, found: str, advice: str, *, state: State = "warn") -> Check:
+    """A check of something that is either enough, or has some state and an advice."""
+    return Check(name, "ok", found) if enough else Check(name, state, found, advice)
+
+
 def _python() -> Iterator[Check]:
     enough = sys.version_info >= (3, 11)
-    yield Check(
+    yield _judged(
         "python",
-        "ok" if enough else "fail",
+        enough,
         f"{platform.python_version()} ({platform.python_implementation()})",
-        "" if enough else "Use Python 3.11 or newer.",
+        "Use Python 3.11 or newer.",
+        state="fail",
     )
     linux = sys.platform == "linux"
-    yield Check(
-        "platform",
-        "ok" if linux else "warn",
-        platform.platform(),
-        "" if linux else "Linux is what is tested.",
-    )
+    yield _judged("platform", linux, platform.platform(), "Linux is what is tested.")
 
 
 def _packages() -> Iterator[Check]:
@@ -147,42 +148,35 @@ def _processor() -> Iterator[Check]:
 def _memory() -> Iterator[Check]:
     free = free_memory()
     enough = free >= LEAST_MEMORY_BYTES
-    yield Check(
+    yield _judged(
         "memory",
-        "ok" if enough else "warn",
+        enough,
         f"{format_bytes(free)} available",
-        "" if enough else "Three shards are in memory at a time: use a smaller --store.shard_mb.",
+        "Three shards are in memory at a time: use a smaller --store.shard_mb.",
     )
 
 
 def _limits() -> Iterator[Check]:
     files = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
     enough = files >= LEAST_FILES
-    yield Check(
-        "open files",
-        "ok" if enough else "warn",
-        f"{files:,} at most",
-        "" if enough else f"Raise it: ulimit -n {LEAST_FILES}.",
-    )
+    yield _judged("open files", enough, f"{files:,} at most", f"Raise it: ulimit -n {LEAST_FILES}.")
     memory = free_shared_memory()
     if memory < 2**62:
         enough = memory >= LEAST_SHARED_BYTES
-        yield Check(
+        yield _judged(
             "shared memory",
-            "ok" if enough else "warn",
+            enough,
             f"{format_bytes(memory)} free in {SHARED_MEMORY}; loading processes hand over batches in it",
-            ""
-            if enough
-            else "Give the container more (docker run --shm-size 8g), or use --workers 0.",
+            "Give the container more (docker run --shm-size 8g), or use --workers 0.",
         )
     text = _read("/proc/sys/vm/max_map_count").strip()
     if text.isdecimal():
         enough = int(text) >= USUAL_MAPPINGS
-        yield Check(
+        yield _judged(
             "mappings",
-            "ok" if enough else "warn",
+            enough,
             f"{int(text):,} at most; a reader needs one for each shard and column",
-            "" if enough else f"Raise it: sysctl vm.max_map_count={USUAL_MAPPINGS}.",
+            f"Raise it: sysctl vm.max_map_count={USUAL_MAPPINGS}.",
         )
 
 
@@ -190,11 +184,11 @@ def _disk(path: Path) -> Iterator[Check]:
     folder = existing_parent(path)
     free = free_bytes(folder)
     enough = free >= LEAST_FREE_BYTES
-    yield Check(
+    yield _judged(
         "disk space",
-        "ok" if enough else "warn",
+        enough,
         f"{format_bytes(free)} free at {folder}",
-        "" if enough else "Free some space, or choose another --store.path.",
+        "Free some space, or choose another --store.path.",
     )
     try:
         written = measure_disk(folder, size=min(PROBE_BYTES, max(2**20, free // 4)))

@@ -67,9 +67,6 @@ class StoredRows:
             out: (n, *shape of the column), or (n, k, *shape without its first axis) with ``views``; contiguous.
             views: (n, k) on the first axis of an entry.
             check: Called with those of the rows that were not read before, and before they are read.
-
-        Raises:
-            ShardCorrupt: Bytes are not those that were written.
         """
         if not len(rows):
             return
@@ -108,11 +105,7 @@ class StoredRows:
             reader.forget(shard)
 
     def numbers(self, name: str, rows: Rows) -> Array:
-        """Rows of a column of numbers with one entry per row, (n, *shape of the column).
-
-        Raises:
-            ShardCorrupt: Bytes are not those that were written.
-        """
+        """Rows of a column of numbers with one entry per row, (n, *shape of the column)."""
         column = self.backend.columns[name]
         assert column.dtype is not None
         out = memory.empty((len(rows), *column.shape), column.dtype, where=self.shards.address)
@@ -120,11 +113,7 @@ class StoredRows:
         return out
 
     def texts(self, name: str, rows: Rows) -> Array:
-        """Rows of a column of text, (n, *shape) objects.
-
-        Raises:
-            ShardCorrupt: Bytes are not those that were written.
-        """
+        """Rows of a column of text, (n, *shape) objects."""
         shape = self.backend.columns[name].shape
         out = memory.empty((len(rows), *shape), object, where=self.shards.address)
         for shard, at in self.by_shard(rows):
@@ -169,11 +158,7 @@ class StoredRows:
         return Ragged(values, offsets)
 
     def reasons(self, rows: Rows) -> list[str | None]:
-        """Why each row has no usable feature; None where it has.
-
-        Raises:
-            ShardCorrupt: Bytes are not those that were written.
-        """
+        """Why each row has no usable feature; None where it has."""
         valid = self.numbers("valid", rows)
         found: list[str | None] = [None] * len(rows)
         bad = np.flatnonzero(~valid)

@@ -74,11 +74,7 @@ def another_store(store: Path, url: str) -> ManifestMismatch:
 
 @contextmanager
 def unfinished(store: Path, contents: Contents) -> Iterator[Path]:
-    """Hold the folder in which a store arrives alone; it is emptied if it belongs to another manifest.
-
-    Raises:
-        StoreBusy: another process pulls into the same folder.
-    """
+    """Hold the folder in which a store arrives alone; it is emptied if it belongs to another manifest."""
     folder = partial_folder(store)
     with refused(folder, 0):
         make_folder(folder)
@@ -119,9 +115,6 @@ def check_room(folder: Path, size: int) -> None:
     Args:
         folder: What is in it counts as there.
         size: Bytes of all files.
-
-    Raises:
-        StoreWriteError: there are fewer bytes free.
     """
     there = sum(
         Path(here, file).lstat().st_size for here, _, files in os.walk(folder) for file in files

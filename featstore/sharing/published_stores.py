@@ -73,9 +73,7 @@ def delete_published(
         reason: Retract the store: leave a README.md that names its fingerprint, the date and this reason.
 
     Raises:
-        StoreNotFound, ManifestMismatch, StoreIncomplete: there is no store that can be read.
         StoreError: other files are there.
-        RemoteError: the place does not answer, refuses, or cannot be written.
     """
     with without_tracebacks("delete"):
         place = open_place(url, retry=retry, options=options)

@@ -7,6 +7,7 @@ name when every file has arrived and was compared.
 import shutil
 import tempfile
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 
 from featstore.errors import ConfigError
@@ -74,10 +75,8 @@ def pull(
 
     Raises:
         ConfigError: the store has no such part, or an option is unknown.
-        StoreNotFound, StoreIncomplete, ShardCorrupt: there is no store at the place, or it is not complete.
         ManifestMismatch: another store is in the folder.
         StoreBusy: another process pulls into this folder, or writes to the store there.
-        StoreWriteError: the disk refused, or has no room.
     """
     with without_tracebacks("pull"):
         place = open_place(url, retry=retry, options=options)
@@ -106,15 +105,19 @@ def pull(
         return pulling.meter.report(place, manifest)
 
 
+@dataclass
 class _Pull:
-    """One pull: where from, what, and where to."""
+    """One pull: its source, the part, and its destination."""
 
-    def __init__(
-        self, place: Place, contents: Contents, store: Path, part: Part, jobs: int, meter: Meter
-    ) -> None:
-        self.place, self.contents, self.store = place, contents, store
-        self.part, self.threads, self.meter = part, jobs, meter
-        self.shards: range | list[int] = range(contents.manifest.num_shards)
+    place: Place
+    contents: Contents
+    store: Path
+    part: Part
+    threads: int
+    meter: Meter
+
+    def __post_init__(self) -> None:
+        self.shards: range | list[int] = range(self.contents.manifest.num_shards)
 
     def mend(self) -> Manifest:
         """Fetch the files of a copy that are damaged or missing."""

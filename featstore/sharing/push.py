@@ -7,6 +7,7 @@ half a store. Until then a copy of it lies there as ``.partial-manifest.json``, 
 import hashlib
 import shutil
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from featstore.errors import (
@@ -71,10 +72,8 @@ def push(
 
     Raises:
         ConfigError: the store has no such part, or an option is unknown.
-        StoreNotFound, StoreIncomplete, ShardCorrupt: the local store is none, or not complete.
         ManifestMismatch: another store is there.
         StoreError: the folder there holds other files, or the signature is of other files.
-        RemoteError: the place does not answer, refuses, or damages uploads.
     """
     with without_tracebacks("push"):
         place = open_place(url, retry=retry, options=options)
@@ -87,20 +86,16 @@ def push(
         return pushing.whole(store) if part.whole else pushing.part(store, part)
 
 
+@dataclass(frozen=True)
 class _Push:
-    """One push: where to, and how."""
+    """One push: its destination and its options."""
 
-    def __init__(
-        self,
-        place: Place,
-        jobs: int,
-        read_back: bool,
-        replace: bool,
-        dry_run: bool,
-        progress: Progress,
-    ) -> None:
-        self.place, self.threads, self.read_back = place, jobs, read_back
-        self.replace, self.dry_run, self.progress = replace, dry_run, progress
+    place: Place
+    threads: int
+    read_back: bool
+    replace: bool
+    dry_run: bool
+    progress: Progress
 
     def part(self, store: Path, part: Part) -> Report:
         """Push a part of a store, which is written beside it first."""

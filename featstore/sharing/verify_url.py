@@ -52,10 +52,6 @@ def verify_url(
         sample: Number of random blocks to check instead of everything.
         jobs: Files that are read at once.
         progress: Called with (done, total): shards, or blocks of a sample.
-
-    Raises:
-        StoreNotFound, StoreIncomplete, ManifestMismatch, ShardCorrupt: there is no store, or its manifest or mark is
-            damaged.
     """
     with without_tracebacks("verify"):
         place = open_place(url, retry=retry, options=options)
@@ -63,11 +59,7 @@ def verify_url(
 
 
 def check_there(place: Place, contents: Contents, *, threads: int) -> None:
-    """Check a published store.
-
-    Raises:
-        ShardCorrupt: something is damaged.
-    """
+    """Check a published store."""
     damages = _Check(place, contents, None).run(None, 0, threads).damages
     if damages:
         raise ShardCorrupt(

@@ -64,9 +64,6 @@ def fill(
         lease_s: Seconds without a change after which another process's lease is stale.
         start: Where to start, as a share of the missing shards; different starts avoid collisions.
         while_waiting: Called repeatedly while other processes work on all remaining shards.
-
-    Raises:
-        StoreBusy: Another process has locked the store.
     """
     store, manifest = backend.store, backend.manifest
     filled = Filled()

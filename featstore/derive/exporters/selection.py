@@ -26,7 +26,6 @@ class Selection:
 
     Raises:
         ConfigError: There are none.
-        ShardCorrupt: A shard is damaged.
     """
 
     def __init__(self, store: FeatureStore, where: Sequence[str], keep_invalid: bool) -> None:

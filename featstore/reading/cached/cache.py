@@ -130,11 +130,7 @@ class Cache:
     """One cache folder, as one process sees it. May be used by several threads, and after a fork."""
 
     def __init__(self, config: CacheConfig) -> None:
-        """Make the folder.
-
-        Raises:
-            StoreWriteError: it cannot be made, or not be written to.
-        """
+        """Make the folder."""
         self.config = config
         self.folder = config.folder.absolute()
         self.stores = self.folder / "stores"
@@ -244,9 +240,6 @@ class Cache:
         Returns:
             The files that the caller has to fetch now, and then ``close``. A number where there is nothing to do but to
             wait for other processes: it changes as they progress. None when all files are there.
-
-        Raises:
-            StoreWriteError: the disk refused, or the limit cannot be kept.
         """
         with self.alone(), refused(self.folder, 0):
             # In this order: a file that is published meanwhile is seen here or there.

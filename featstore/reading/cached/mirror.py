@@ -116,11 +116,7 @@ class Mirror:
 
     @property
     def place(self) -> Place:
-        """The far side; after a fork it is connected to anew.
-
-        Raises:
-            RemoteError: this process is offline.
-        """
+        """The far side; after a fork it is connected to anew."""
         if self.config.offline:
             raise RemoteError(
                 f"{self.url}: what was asked for is not in the cache ({self.folder}), and FEATSTORE_OFFLINE is set. "
@@ -136,7 +132,6 @@ class Mirror:
         """Fetch entries of the ledger that are not here yet, side by side.
 
         Raises:
-            RemoteError: the place does not answer, or the store there is another one by now.
             ShardCorrupt: an entry is missing or damaged.
         """
         missing = [shard for shard in shards if not entry_path(self.folder, shard).exists()]
@@ -216,7 +211,6 @@ class Mirror:
 
         Raises:
             ConfigError: they do not fit into the cache together.
-            RemoteError: the place does not answer, or the store there is another one by now.
             ShardCorrupt: an object arrives damaged again and again.
         """
 

@@ -40,8 +40,6 @@ def open_mirror(url: str, config: CacheConfig | None = None, *, allow_incomplete
         allow_incomplete: also where shards are missing.
 
     Raises:
-        StoreNotFound: no store lies there.
-        StoreIncomplete: shards are missing.
         ManifestMismatch: another version of the format.
     """
     config = config or CacheConfig()

@@ -11,8 +11,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
 
-from pydantic import ValidationError
-
 from featstore.containers import Backend
 from featstore.containers.block_checksums import ADVICE
 from featstore.containers.metadata import metadata_files
@@ -30,8 +28,8 @@ from featstore.errors import (
 )
 from featstore.files.atomic import TEMPORARY_PREFIX
 from featstore.files.untrusted import MOST_JSON_BYTES, read_plain
+from featstore.format import ledger
 from featstore.format.artefacts import FOLDER as ARTEFACT_FOLDER
-from featstore.format.checksummed_json import unseal
 from featstore.format.file_names import CARD_NAME, CARD_PAGE_NAME, SIGNATURE_NAME
 from featstore.format.ledger import (
     COMPLETE_NAME,
@@ -107,12 +105,7 @@ def entry_name(shard: int) -> str:
 
 
 def local_contents(store: Path) -> Contents:
-    """Read what a local store says of itself.
-
-    Raises:
-        StoreNotFound, ManifestMismatch, ShardCorrupt: it is no store, or not whole.
-        StoreIncomplete: it is not marked as complete.
-    """
+    """Read what a local store says of itself."""
     manifest = read_manifest(store)
     mark = read_complete(store, manifest.num_shards)
     if mark is None:
@@ -127,7 +120,6 @@ def remote_contents(place: Place) -> Contents:
     """Read what the store at a place says of itself.
 
     Raises:
-        StoreNotFound, ManifestMismatch, ShardCorrupt: nothing there, or not a store that can be read.
         StoreIncomplete: it is still being pushed, or the push was interrupted.
     """
 
@@ -208,13 +200,10 @@ def parse_entry(data: bytes, backend: Backend, shard: int, url: str) -> ShardRec
     """
     where = f"{url}/{entry_name(shard)}"
     try:
-        record = ShardRecord.model_validate(unseal(data))
-    except ValidationError as error:
-        first = error.errors()[0]
-        said = ".".join(str(part) for part in first["loc"])
-        raise ShardCorrupt(f"{where}: not a ledger entry ({said} {first['msg']}).") from None
+        record = ledger.parse_entry(data)
     except ValueError as error:
-        raise ShardCorrupt(f"{where}: not a ledger entry ({error}).") from None
+        problem = ledger.first_problem(error)
+        raise ShardCorrupt(f"{where}: not a ledger entry ({problem}).") from None
     rows = backend.manifest.shard_range(shard)
     if (record.shard, *record.rows) != (shard, rows.start, rows.stop):
         raise ShardCorrupt(
