@@ -10,16 +10,16 @@ the package stay plain ``AssertionError`` or ``TypeError``; they are not part of
     |- TeacherError           the teacher cannot be built, or lacks a field that was asked for
     |- StoreError
        |- StoreNotFound       nothing there, or something that is not a store
-       |- ManifestMismatch    the store was made with something else than was asked for
+       |- ManifestMismatch    the store was made with other settings than were asked for
        |- StoreIncomplete     shards are still missing
        |- StoreBusy           another process is writing the same store
-       |- ShardCorrupt        the bytes of a committed shard are not the bytes that were written
+       |- ShardCorrupt        the bytes of a committed shard do not match their checksums
        |- MissingSamples      sample ids, or the contents behind them, are not in the store
-       |- ViewMismatch        the stored views cannot answer what was asked of them
-       |- StoreWriteError     the disk refused (full, read-only, broken)
-       |- TooManyInvalid      more images were skipped than the set share allows
+       |- ViewMismatch        the store does not have the views that were asked for
+       |- StoreWriteError     writing failed (disk full, read-only or broken)
+       |- TooManyInvalid      more images were skipped than the setting allows
        |- RemoteError         a place of a URL does not answer, refuses, or cannot do what is asked
-          |- RemoteNotFound   it answers that there is no such file
+          |- RemoteNotFound   the place has no such file
 """
 
 import shlex
@@ -28,10 +28,10 @@ from pathlib import Path
 
 
 class FeatstoreError(Exception):
-    """Base of all errors that this package raises on purpose. Its text is fit for a terminal."""
+    """Base of all errors that this package raises on purpose."""
 
     def __str__(self) -> str:
-        """The message, in which what names from another team could do to a terminal is spelled out."""
+        """The message with control characters escaped, because names in it may come from other people."""
         return printable(super().__str__(), keep="\n")
 
 
@@ -60,7 +60,7 @@ class StoreNotFound(StoreError):
 
 
 class ManifestMismatch(StoreError):
-    """The store was made with something else than was asked for."""
+    """The store was made with other settings than were asked for."""
 
 
 class StoreIncomplete(StoreError):
@@ -72,7 +72,7 @@ class StoreBusy(StoreError):
 
 
 class ShardCorrupt(StoreError):
-    """The bytes of a committed shard are not the bytes that were written."""
+    """The bytes of a committed shard do not match their checksums."""
 
 
 class MissingSamples(StoreError):
@@ -80,15 +80,15 @@ class MissingSamples(StoreError):
 
 
 class ViewMismatch(StoreError):
-    """The stored views cannot answer what was asked of them."""
+    """The store does not have the views that were asked for."""
 
 
 class StoreWriteError(StoreError):
-    """The disk refused: full, read-only or broken."""
+    """Writing failed: the disk is full, read-only or broken."""
 
 
 class TooManyInvalid(StoreError):
-    """More images were skipped than the set share allows."""
+    """More images were skipped than the setting allows."""
 
 
 class RemoteError(StoreError):
@@ -96,7 +96,7 @@ class RemoteError(StoreError):
 
 
 class RemoteNotFound(RemoteError):
-    """A place of a URL answers that there is no such file."""
+    """The place of a URL has no such file."""
 
 
 def command(name: str) -> str:
@@ -122,7 +122,7 @@ MOST_SHOWN = 1000
 
 
 def printable(text: str, *, keep: str = "") -> str:
-    """Text as one line that a terminal only shows: no escape sequences, no line breaks, no turns of direction.
+    """Escape the characters of a text that are not printable: control characters, line breaks, direction marks.
 
     Args:
         text: may come from another team.

@@ -28,7 +28,6 @@ def markdown_table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> list[s
     """Lines of a table of GitHub's Markdown. Columns that hold numbers only are aligned to the right.
 
     Args:
-        head: headings.
         rows: cells that are Markdown already; vertical bars are escaped here.
     """
     first, *cells = [[re.sub(r"(?<!\\)\|", r"\\|", cell) for cell in row] for row in (head, *rows)]
@@ -44,7 +43,6 @@ def count(number: int, noun: str, plural: str = "") -> str:
     """``1 shard``, ``2 shards``, ``1,500 images``.
 
     Args:
-        number: how many.
         noun: singular; a following phrase is kept, as in ``group of images``.
         plural: of the whole phrase; by default the first word gets an "s", or "es" after "s", "x", "ch" and "sh".
     """

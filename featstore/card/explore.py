@@ -35,7 +35,6 @@ class Map:
     """Samples in two dimensions and their nearest neighbours.
 
     Attributes:
-        field: field of the features.
         points: (n, 2).
         neighbours: (n, K) indices into the sample, nearest first.
         cosines: (n, K) cosines of the centred features.
@@ -57,7 +56,6 @@ class Explorer(Block):
             sample.
         data: of ``explorer_data``, for the script.
         alt: the map in a sentence, for screen readers.
-        note: how to read it.
     """
 
     title: str

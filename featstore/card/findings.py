@@ -38,7 +38,6 @@ class Duplicates:
     Attributes:
         exact: groups of ids with the same bytes; after ``MOST_LISTED`` groups, empty ones.
         near: pairs of ids and their cosine, the most similar first.
-        found: number of near pairs.
         cosines: (n,) cosine of every compared image with its nearest neighbour.
         whole: all valid images were compared.
     """
@@ -55,8 +54,6 @@ class Findings:
     """All data of the page.
 
     Attributes:
-        sample: rows of the statistics.
-        fields: statistics by field.
         map: of the samples; None if no field can be mapped.
         duplicates: None if there is no map.
         pictures: data URIs of the map's samples; empty for none.
@@ -113,7 +110,6 @@ def look(
         field: field of the map and of the duplicates; "" for cls or the best substitute.
         points: most images of the map and of the statistics.
         images: folder of the images, for thumbnails; None for none.
-        step: called with the name of each step.
 
     Raises:
         ConfigError: the field cannot be mapped, no row is valid, or no image is found.

@@ -13,7 +13,6 @@ class Licence:
     """A known licence.
 
     Attributes:
-        url: of its text.
         terms: in a few words.
         on_hub: the Hugging Face hub knows the identifier; otherwise a card has ``license: other`` and its name.
     """

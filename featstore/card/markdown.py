@@ -32,7 +32,6 @@ def write_card(store: FeatureStore, statement: Statement, notes: str = "") -> st
     """The card of a store. Equal stores and statements give equal text.
 
     Args:
-        statement: of its authors.
         notes: Markdown by the authors, inserted unchanged.
     """
     counted = survey(store)

@@ -37,7 +37,6 @@ def thumbnails(
 
     Args:
         images: local copy of the store's images.
-        progress: called after each thumbnail.
 
     Raises:
         ConfigError: no image of the sample was found.

@@ -69,7 +69,6 @@ class Kept:
     """Content of an existing card that is not in the store.
 
     Attributes:
-        statement: of the authors.
         notes: Markdown between the two marks.
     """
 

@@ -32,8 +32,6 @@ class Statistics:
     """One field, one view.
 
     Attributes:
-        vectors: P.
-        width: C.
         not_finite: vectors left out because of NaN or infinity.
         norms: (P,) Euclidean norm of each vector.
         mean_cosine: mean cosine of two vectors, not centred.
@@ -90,7 +88,6 @@ def measure(store: FeatureStore, field: str, sample: Sample) -> Statistics | Non
 
     Args:
         field: a ``measurable`` field.
-        sample: rows to take vectors from.
     """
     spec = store.manifest.fields[field]
     width = spec.shape[-1]

@@ -36,12 +36,8 @@ class Survey:
 
     Attributes:
         whole: every shard was read; otherwise counts by class and field are estimates.
-        entries: of the shards that were read.
-        valid_rows: rows with features.
-        bytes: of all objects.
         field_bytes: bytes by field and of the rest, largest first.
         class_counts: rows by class index, most frequent first, including skipped rows.
-        labelled_rows: rows with a label.
         invalid: skipped rows, at most ``MOST_INVALID`` of them.
     """
 
@@ -75,7 +71,6 @@ class Sample:
 
     Attributes:
         rows: (n,) numbers.
-        ids: of each.
         labels: (n,) class indices, -1 where unknown.
         hashes: (n, 32) uint8, of each image's bytes.
         whole: these are all valid rows of the store.
@@ -159,12 +154,7 @@ def _field_bytes(manifest: Manifest, entries: list[ShardRecord], share: float) -
 
 
 def draw(store: FeatureStore, most: int, *, seed: int = 0) -> Sample:
-    """Draw valid rows at random from evenly spaced shards; all rows if there are no more than ``most``.
-
-    Args:
-        most: number of rows.
-        seed: of the draw.
-    """
+    """Draw valid rows at random from evenly spaced shards; all rows if there are no more than ``most``."""
     manifest = store.manifest
     whole = manifest.num_rows <= most
     rows = (

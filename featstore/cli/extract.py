@@ -10,9 +10,6 @@ from featstore.extraction.run import run
 def main(argv: Sequence[str] | None = None) -> int:
     """Run an extraction.
 
-    Args:
-        argv: Flags; those of the process by default.
-
     Returns:
         0. An error ends the process with a message and another exit status.
     """

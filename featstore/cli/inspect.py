@@ -70,7 +70,6 @@ def summarise(store: FeatureStore, *, counts: bool) -> dict[str, Any]:
     """Return what ``inspect`` shows, as plain JSON values.
 
     Args:
-        store: May be incomplete.
         counts: Read the whole ledger and the small columns; without it, the values that need them are None.
     """
     manifest = store.manifest

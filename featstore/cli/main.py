@@ -77,11 +77,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 class PlainText:
-    """A text stream that escapes control characters, because names in stores come from other people.
-
-    Args:
-        stream: Where the text is written.
-    """
+    """A text stream that escapes control characters, because names in stores come from other people."""
 
     def __init__(self, stream: Any) -> None:
         self._stream = stream

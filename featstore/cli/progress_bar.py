@@ -15,7 +15,6 @@ def progress_bar(unit: str, *, show: bool = True, unit_scale: bool = False) -> I
 
     Args:
         unit: Of what is counted, with a leading space (" shards").
-        show: Whether a bar is wanted.
         unit_scale: Show large numbers as 1.2M.
 
     Yields:

@@ -176,7 +176,6 @@ def convert(node: Node, kind: Any, key: str) -> Any:
     Args:
         node: As it was given. Numbers may be text (as 1e-3 is in YAML); one value stands for a list of one.
         kind: bool, int, float, str, Any, a Literal, a list of these or of dataclasses, or a dictionary.
-        key: Dotted name, for messages.
 
     Raises:
         ConfigError: It is of another type.
@@ -269,7 +268,6 @@ def build(
 
     Args:
         values: By name, nested or dotted.
-        recipe: A file whose values hold where none is given.
 
     Raises:
         ConfigError: An unknown name, a value of the wrong type or out of range.

@@ -45,9 +45,6 @@ class Node:
     def mapping(self, key: str) -> dict[str, "Node"]:
         """The value as names with values.
 
-        Args:
-            key: Name of this value, for the message.
-
         Raises:
             ConfigError: It is something else.
         """

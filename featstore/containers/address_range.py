@@ -47,7 +47,6 @@ class SideBySide:
     The owner of the array keeps a list of what is attached.
 
     Args:
-        count: payloads.
         payload_bytes: of one payload; a multiple of ``PAGE_BYTES``.
 
     Raises:
@@ -84,9 +83,6 @@ class SideBySide:
 
 class EndToEnd:
     """Files of any size, mapped one after another into one range; what is not mapped must not be touched.
-
-    Attributes:
-        bytes: The whole range.
 
     Args:
         sizes: Bytes to reserve, the first that the system grants.

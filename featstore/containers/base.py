@@ -2,7 +2,7 @@
 
 A container holds *columns*: arrays whose entries belong to rows. It turns one shard of every column into objects
 (files), and reads rows back out of them. It knows nothing of images, teachers or ledgers, and it writes no shard to
-disk: that is the writer's part, so that objects of every container become true in the same way.
+disk: the writer does, in the same way for all containers.
 """
 
 from abc import ABC, abstractmethod
@@ -23,7 +23,6 @@ class EncodedObject:
     """One file of a shard, not yet written.
 
     Attributes:
-        name: path inside the store.
         parts: the bytes, one part after another; arrays are contiguous.
         block_bytes: how many bytes share a checksum in the ledger.
     """
@@ -34,7 +33,7 @@ class EncodedObject:
 
 
 class Backend(ABC):
-    """One container format at one place, bound to the manifest that describes it."""
+    """One container format in one folder, with the manifest that describes it."""
 
     def __init__(self, store: Path, manifest: Manifest) -> None:
         self.store = store
@@ -81,12 +80,7 @@ class Backend(ABC):
 
     @abstractmethod
     def holds(self, shard: int, name: str, start: int, stop: int) -> tuple[str, range]:
-        """Say what some bytes of an object hold, for messages.
-
-        Args:
-            name: path of the object inside the store.
-            start: first byte.
-            stop: one after the last byte.
+        """Name the columns and rows that some bytes of an object hold, for messages.
 
         Returns:
             Name of the column (or of several), and the rows of the store.
@@ -103,7 +97,7 @@ class ColumnReader(ABC):
 
     @abstractmethod
     def unprepared(self, rows: Rows) -> Rows:
-        """Those of some rows that were not prepared yet; it is called with every batch, so it costs next to nothing.
+        """Those of some rows that were not prepared yet; called with every batch, so it must be fast.
 
         Args:
             rows: (n,) inside the store.

@@ -1,7 +1,7 @@
-"""Compare files to what the ledger says of them: their size, and a checksum for each block of bytes.
+"""Compare files with the ledger: their size, and a checksum for each block of bytes.
 
-Bytes are read with ``pread``, not through a memory map: a bad sector is then an error that can be named, and not the
-end of the process.
+Bytes are read with ``pread``, not through a memory map: a bad sector is then an error that can be named, and does not
+end the process.
 """
 
 import ctypes
@@ -42,8 +42,6 @@ class ObjectFile:
     store is repaired or replaced by renames. If that has happened, what was compared before is compared again.
 
     Attributes:
-        path: Where the file is.
-        record: What the ledger says of it.
         checked: (blocks,) bool; whether each block was compared.
     """
 
@@ -55,11 +53,6 @@ class ObjectFile:
         describe: Describe,
     ) -> None:
         """Compare the size of the file.
-
-        Args:
-            name: Path of the file below it.
-            record: What the ledger says of it.
-            describe: Words for its bytes.
 
         Raises:
             ShardCorrupt: The file is missing, has another size, or is no plain file inside the store.
@@ -116,8 +109,6 @@ class ObjectFile:
         """Compare blocks that were not compared yet.
 
         Args:
-            handle: From ``opened``.
-            blocks: Numbers of blocks.
             describe: Words for the bytes, if others than those of the whole file.
 
         Raises:
@@ -189,7 +180,7 @@ def _checksum(handle: int, span: range) -> tuple[int, int]:
 
 
 def why_unreadable(error: OSError) -> str:
-    """What the system says of a file, in words."""
+    """The system's error for a file, in words."""
     if error.errno in (errno.ENOENT, errno.ENOTDIR, errno.EISDIR):
         return "missing"
     return f"cannot be read ({error.strerror or error})"

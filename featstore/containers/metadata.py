@@ -1,4 +1,4 @@
-"""The files that a container writes before its first shard: what they must say follows from the manifest alone.
+"""The files that a container writes before its first shard; their content follows from the manifest alone.
 
 They are made in a temporary folder and compared with those of a store. So every container is treated alike, and a file
 that was damaged can be written again without a teacher.
@@ -43,7 +43,7 @@ def _metadata_files(text: str) -> dict[str, bytes]:
 
 
 def difference(found: bytes, expected: bytes) -> str:
-    """What is wrong with a metadata file, in words; "" if it says what it should.
+    """What is wrong with a metadata file, in words; "" if its content is right.
 
     The same content may be spelled in the ways of other versions of the container's library.
     """
@@ -66,7 +66,7 @@ def difference(found: bytes, expected: bytes) -> str:
 
 
 def _plain(value: Any) -> Any:
-    """Without keys that say nothing, and with codecs spelled in one way."""
+    """Without empty keys, and with codecs spelled in one way."""
     if isinstance(value, list):
         return [_plain(item) for item in value]
     if not isinstance(value, dict):

@@ -1,6 +1,6 @@
-"""What lies where in the tars of a store: which members a sample has, what they are called, and the key of a sample.
+"""Layout of the tars of a store: the members of a sample, their names, and the key of a sample.
 
-Writer and reader share this; docs/format.md says the same in words.
+Writer and reader share it; docs/format.md describes it.
 """
 
 import hashlib
@@ -34,7 +34,6 @@ class TarLayout:
     """The members of a store's tars.
 
     Attributes:
-        columns: all columns of the store, by name.
         fixed: columns with one member of the same size per sample, in the order in which they are written.
         ragged: columns with one member of any size per sample.
         ranges: for each ragged column, the column of its ranges; its member is called offsets.

@@ -45,11 +45,7 @@ _NO_ROWS = np.empty(0, dtype=np.int64)
 
 
 class WebDatasetBackend(Backend):
-    """Samples in tars, in the order of the store's rows.
-
-    Attributes:
-        layout: members and keys.
-    """
+    """Samples in tars, in the order of the store's rows."""
 
     def __init__(self, store: Path, manifest: Manifest) -> None:
         """See ``Backend``.

@@ -64,7 +64,6 @@ class Appended:
     """Result of ``append``.
 
     Attributes:
-        manifest: Manifest of the new version.
         rows: Number of rows that were added; 0 if the store had all of them.
         notes: Notes for the user, e.g. how many rows were left out.
     """
@@ -122,8 +121,6 @@ def plan_append(old: FeatureStore, new: FeatureStore, rows: Rows) -> tuple[Compo
     """Plan what the next version of a store will be.
 
     Args:
-        old: The store that grows.
-        new: The store whose rows are added.
         rows: (N,) row numbers, counted through both stores; all old ones first.
 
     Returns:
@@ -196,7 +193,6 @@ def check_tars(old: FeatureStore, new: WorkRecord, *, where: object) -> None:
     """Check that a store which mirrors tars can take the new rows.
 
     Args:
-        old: The store that grows.
         new: Shards of the new rows.
         where: Address of the new rows, for the message.
 

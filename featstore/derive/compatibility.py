@@ -39,7 +39,6 @@ def check_same_rows(first: FeatureStore, other: Manifest, *, where: object) -> N
     """Check that rows of two stores fit into one.
 
     Args:
-        first: The first store.
         where: Address of the second store, for the message.
 
     Raises:

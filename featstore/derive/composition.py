@@ -39,7 +39,6 @@ class Axis:
     """The old row of each row of the new store.
 
     Attributes:
-        stores: Stores of the old rows.
         rows: (N,) row numbers, counted through all stores one after another; ``NO_ROW`` where there is none.
         missing: Reason of missing rows, for the ledger.
         prefixes: Prefix of the sample ids of each store; none if empty.
@@ -252,9 +251,7 @@ def derived(old: Manifest, created_by: Mapping[str, str], **changes: Any) -> Man
     """A new manifest with the parts of an old one, but for some that change.
 
     Args:
-        old: Manifest of the old store.
         created_by: Entries that are added to those of the old store.
-        changes: Further parts, by name.
     """
     names = ("teachers", "views", "fields", "artefacts", "source", "work", "container")
     parts = {name: getattr(old, name) for name in names}
@@ -281,9 +278,6 @@ def compose(
     progress: Progress = no_progress,
 ) -> Manifest:
     """Write a composition as a new store, or resume.
-
-    Returns:
-        The manifest on disk.
 
     Raises:
         ConfigError: ``out`` is one of the old stores, or a folder inside one.

@@ -26,9 +26,6 @@ def convert(
     """Write the rows of a store in another container, codec or shard size, or resume. The fingerprint is unchanged.
 
     Arguments and errors as for ``featstore.convert``. Tars that mirror tars of images become shards of a power of two.
-
-    Returns:
-        The manifest of the new store.
     """
     store = FeatureStore.open(source)
     old = store.manifest

@@ -57,7 +57,6 @@ class Exported:
     """Result of ``export``.
 
     Attributes:
-        rows: In it.
         invalid: Rows left out because they have no usable feature.
         unmatched: Rows left out because no pattern matched their id.
         description: Content of ``export.json``.

@@ -86,7 +86,6 @@ def without_duplicates(
     """Rows whose images no earlier store has, and notes on the others.
 
     Args:
-        samples: Rows of all stores.
         all_known: To find all images of the later stores in the first one is no error; nothing is added then.
 
     Raises:

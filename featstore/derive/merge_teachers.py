@@ -178,7 +178,6 @@ def match(samples: Samples, *, by_name: bool) -> Rows:
     not be read is found by its id.
 
     Args:
-        samples: Rows of all stores.
         by_name: The same content under another id is another image.
 
     Returns:

@@ -43,8 +43,6 @@ class Change:
     """What becomes of one field.
 
     Attributes:
-        before: Its type in the old store.
-        after: In the new one.
         error: Measured on the sample; of a wider type nothing is lost.
         sample_rows: Rows of the sample.
     """

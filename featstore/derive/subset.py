@@ -142,7 +142,6 @@ def choose(
     Args:
         where: Shell patterns over sample ids, ``*`` also spans slashes; a row is taken if any matches. All if empty.
         ids: Sample ids, e.g. of ``featstore select``; all if not given.
-        rows: Row numbers.
         labelled_per_class: Of the rows that are left, take so many valid ones of each class, all of different content;
             which ones depends on content and seed alone. 0: all, with and without labels.
 

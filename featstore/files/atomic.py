@@ -1,4 +1,4 @@
-"""Files that are either the old ones or the new ones, whole: write aside, fsync, rename, fsync the folder."""
+"""Write files atomically: a temporary file, fsync, rename, fsync of the folder."""
 
 import ctypes
 import errno
@@ -20,7 +20,7 @@ from featstore.files.array_types import Bytes
 from featstore.files.untrusted import check_real_folder
 
 TEMPORARY_PREFIX = ".partial-"
-"""Begin of the name of every file that is not yet true; leftovers of a kill can be deleted at any time."""
+"""Begin of the name of every temporary file; leftovers of a kill can be deleted at any time."""
 
 WRITE_BYTES = 8 * 2**20
 """Most bytes of one write. After each the system is asked to begin to put them on the disk, so that fsync finds little
@@ -36,9 +36,6 @@ class Staged:
     """A file under a temporary name.
 
     Attributes:
-        path: where it belongs.
-        temporary: where it is.
-        bytes: its size.
         crc32c: CRC-32C of each block, eight hexadecimal digits each.
         synced: done when the file is on disk.
     """
@@ -56,9 +53,6 @@ def write_bytes(path: Path, *chunks: bytes | Bytes) -> int:
     Args:
         path: where the file goes; the folder is made if it is missing.
         chunks: written one after another; arrays are contiguous.
-
-    Returns:
-        Bytes written.
 
     Raises:
         StoreWriteError: the disk is full, read-only or broken. ``path`` is as it was before.
@@ -82,7 +76,6 @@ def stage(
     """Write a file under a temporary name, and checksum it on the way, block by block.
 
     Args:
-        path: where the file will go.
         parts: written one after another; arrays are contiguous.
         folder: where it lies until then; exists, on the same file system.
         block_bytes: bytes of a block; blocks do not care where parts end.
@@ -240,7 +233,7 @@ def sync_tree(folder: Path) -> None:
 
 @contextmanager
 def refused(path: Path, size: int) -> Iterator[None]:
-    """Turn what a disk says into a ``StoreWriteError`` that names the file, its size and the way on."""
+    """Turn an error of the disk into a ``StoreWriteError`` that names the file, its size and what to do."""
     try:
         yield
     except OSError as error:

@@ -9,7 +9,7 @@ import fcntl
 import os
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, suppress
 from pathlib import Path
 
 from featstore.errors import StoreBusy, StoreWriteError, shorten
@@ -156,7 +156,17 @@ def refuse_links(store: Path) -> None:
 
 
 @contextmanager
-def exclusive(store: Path, *, links: bool = False) -> Iterator[None]:
+def _held(path: Path, *, shared: bool, timeout_s: float, problem: str) -> Iterator[None]:
+    lock = FileLock(path)
+    if not lock.acquire(shared=shared, timeout_s=timeout_s):
+        raise StoreBusy(problem.format(lock.holders()) + " nothing is lost.")
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def exclusive(store: Path, *, links: bool = False) -> AbstractContextManager[None]:
     """Hold the exclusive lock of a store: no other process writes to it meanwhile.
 
     Args:
@@ -164,54 +174,25 @@ def exclusive(store: Path, *, links: bool = False) -> Iterator[None]:
     """
     if not links:
         refuse_links(store)
-    lock = FileLock(store / LOCK_NAME)
-    if not lock.acquire(shared=False, timeout_s=0):
-        raise StoreBusy(
-            f"{store}: another run is writing here ({lock.holders()}). Wait for it, or stop it; nothing is lost."
-        )
-    try:
-        yield
-    finally:
-        lock.release()
+    problem = f"{store}: another run is writing here ({{}}). Wait for it, or stop it;"
+    return _held(store / LOCK_NAME, shared=False, timeout_s=0, problem=problem)
 
 
-@contextmanager
-def shared(store: Path) -> Iterator[None]:
-    """Write to a store together with others; keeps away only those who need it alone.
-
-    Raises:
-        StoreBusy: the exclusive lock is held for longer than clearing leftovers takes; the message names the holder.
-    """
+def shared(store: Path) -> AbstractContextManager[None]:
+    """Hold the lock of a store together with other writers, and exclude those who need it alone."""
     refuse_links(store)
-    lock = FileLock(store / LOCK_NAME)
-    if not lock.acquire(shared=True, timeout_s=JOIN_TIMEOUT_S):
-        raise StoreBusy(
-            f"{store}: held alone, to repair or delete it, by {lock.holders()}. Wait for it, or stop it; "
-            "nothing is lost."
-        )
-    try:
-        yield
-    finally:
-        lock.release()
+    problem = f"{store}: held alone, to repair or delete it, by {{}}. Wait for it, or stop it;"
+    return _held(store / LOCK_NAME, shared=True, timeout_s=JOIN_TIMEOUT_S, problem=problem)
 
 
-@contextmanager
-def publishing(store: Path) -> Iterator[None]:
-    """Hold the right to change what is committed, for a few renames.
-
-    Raises:
-        StoreBusy: another process has held it for minutes; the message names it.
-    """
-    lock = FileLock(store / PUBLISH_NAME)
-    if not lock.acquire(shared=False, timeout_s=PUBLISH_TIMEOUT_S):
-        raise StoreBusy(
-            f"{lock.path}: {lock.holders()} has been publishing a shard for {PUBLISH_TIMEOUT_S:.0f} s. If it was "
-            "stopped, continue it (kill -CONT) or end it (kill -9); nothing is lost."
-        )
-    try:
-        yield
-    finally:
-        lock.release()
+def publishing(store: Path) -> AbstractContextManager[None]:
+    """Hold the right to change what is committed, for a few renames."""
+    path = store / PUBLISH_NAME
+    problem = (
+        f"{path}: {{}} has been publishing a shard for {PUBLISH_TIMEOUT_S:.0f} s. If it was stopped, continue it "
+        "(kill -CONT) or end it (kill -9);"
+    )
+    return _held(path, shared=False, timeout_s=PUBLISH_TIMEOUT_S, problem=problem)
 
 
 def _is_dead(name: str) -> bool:

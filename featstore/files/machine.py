@@ -21,9 +21,6 @@ LARGE_BYTES = 256 * 2**20
 def empty(shape: tuple[int, ...], dtype: npt.DTypeLike, *, where: object) -> Array:
     """An array that is about to be filled, its numbers not set.
 
-    Args:
-        where: the store, for the message.
-
     Raises:
         StoreError: there is not so much memory.
     """

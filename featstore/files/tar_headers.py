@@ -194,8 +194,6 @@ def members(read: Read, start: int, stop: int) -> Iterator[Member]:
     """Walk an archive from one header on.
 
     Args:
-        read: gives its bytes.
-        start: where the first header is.
         stop: members must end there or before; where they end exactly there, no mark of the end is needed.
 
     Raises:

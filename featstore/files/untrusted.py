@@ -1,8 +1,8 @@
 """Read files of a store that may come from an untrusted source.
 
 A store from another team is a folder of names chosen by others. A link in it could lead anywhere, a pipe would
-make a reader wait for ever, and a file may be larger than the memory of this machine. So whatever is read from a store
-is a regular file below its folder, and what is read at once has a limit.
+block a reader, and a file may be larger than the memory of this machine. So only regular files below the folder of the
+store are read, and every read has a limit.
 """
 
 import errno

@@ -78,9 +78,6 @@ def read_artefact(store: Path, manifest: Manifest, name: str) -> dict[str, Array
 def check_artefact(store: Path, manifest: Manifest, name: str) -> Path:
     """Compare size and hash of an artefact with the manifest, reading it in pieces.
 
-    Returns:
-        Its path.
-
     Raises:
         ShardCorrupt: The file is missing, or its size or hash differs.
     """

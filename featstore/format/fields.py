@@ -37,7 +37,6 @@ class Column:
         name: Path inside the store, e.g. ``fields/cls``.
         shape: Shape of one entry; () for a scalar.
         dtype: numpy dtype, or None for text.
-        dims: Names of the axes.
         capacity: Entries that each row reserves; 1 but for the items of ragged rows.
     """
 
@@ -174,7 +173,6 @@ def put(
     Args:
         columns: Of the shard, from ``empty_columns``.
         name: Of the field; not a ragged one.
-        at: Rows of the shard.
         values: (rows, V, *shape); for a top-k field the whole axis, (rows, V, ..., num_classes).
         channels: Scales and offsets of a quantised field, from the artefact that its encoding names.
 

@@ -53,11 +53,6 @@ class Table(ABC):
 class NpyTable(Table):
     """Fields as npy files, memory-mapped; of several files of one field the rows follow each other.
 
-    Args:
-        files: Files by field.
-        ids: Sample ids.
-        labels: Labels, if any.
-
     Raises:
         SourceError: A file is not npy, or its rows differ from those of the files before it.
         ConfigError: The fields and ids have different numbers of rows.
@@ -114,7 +109,6 @@ class ArrowTable(Table):
     """Columns of Arrow tables: Parquet files, or a saved data set of the Hugging Face library.
 
     Args:
-        schema: The columns and their types.
         read: Yields record batches of some columns, from a row on, of at most so many rows.
         fields: Columns by field; all columns of floating point lists if not given.
         id_column: Column of ids; found by name if not given.

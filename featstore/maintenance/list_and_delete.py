@@ -28,13 +28,10 @@ class Summary:
     """What is known of a store without reading its shards.
 
     Attributes:
-        path: its folder, or its URL.
         problem: why it cannot be read; the rest is then empty.
-        rows: when it is complete.
         shards: that are there, and that there will be.
         fields, teachers: names; teachers as their library calls them.
         bytes: of all objects; None while it is incomplete.
-        created: time, ISO 8601.
     """
 
     path: str | Path

@@ -47,9 +47,7 @@ class Signed:
 
     Attributes:
         key: SHA-256 of the public key as PEM (``openssl pkey -pubin -in KEY.pub | sha256sum``).
-        name: of the folder that was signed.
         digest: SHA-256 over the hashes of all files in the order of their names.
-        files: how many were signed.
         problem: why the signature itself is worth nothing; "" if it is that of the key.
         changed: files with another content than was signed.
         missing: files that were signed and are not there.

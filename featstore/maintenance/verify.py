@@ -42,10 +42,10 @@ from featstore.maintenance.verify_shard import (
     MENDABLE,
     Damage,
     ShardFindings,
+    belongs_to_shard,
     check_entry,
     check_object,
     examine_shard,
-    of_a_shard,
     problem_of,
 )
 from featstore.maintenance.verify_totals import Totals
@@ -64,8 +64,6 @@ class Report:
     """Findings of ``verify``.
 
     Attributes:
-        path: folder of the store, or its URL.
-        rows: of the store when it is complete.
         num_shards: of the store when it is complete.
         shards: how many were checked; with a sample, in how many the blocks lay.
         missing: shards that were not extracted yet.
@@ -127,8 +125,6 @@ def verify(
 
     Args:
         sample: number of random blocks to check instead of everything.
-        workers: threads that check shards.
-        progress: called after each shard or block.
     """
     path = Path(path)
     manifest = read_manifest(path)
@@ -156,13 +152,6 @@ def repair(
     """Remove the ledger entries of damaged shards, so that the next extraction makes them again.
 
     Metadata of the container and the mark of a complete store are written anew. Objects stay until they are replaced.
-
-    Args:
-        workers: threads that check shards.
-        say: gets one line for each damage.
-
-    Returns:
-        Numbers of these shards.
 
     Raises:
         StoreError: something is damaged that only a copy of the store can replace; nothing was changed.
@@ -413,7 +402,7 @@ def _list_files(report: Report, backend: Backend) -> None:
                     plain_size(store, name)
                     continue
                 report.foreign.append(name)
-            elif name not in known and name not in named and not of_a_shard(backend, name):
+            elif name not in known and name not in named and not belongs_to_shard(backend, name):
                 report.foreign.append(name)
     report.foreign.sort()
     report.leftovers.sort()

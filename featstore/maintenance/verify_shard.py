@@ -45,7 +45,6 @@ class Damage:
 
     Attributes:
         kind: which part; it decides what can be done.
-        problem: what is wrong.
         object: path of the file inside the store; "" if it is about more than one.
         shard: number of the shard, if it is about one.
         column: name of the column, if it is about one.
@@ -84,7 +83,6 @@ class ShardFindings:
     """Findings of one shard.
 
     Attributes:
-        damages: what is wrong with it.
         entry: its ledger entry, if that is sound.
         ids: sample ids of its rows, if they are sound.
         odd_ids: those that are not safe as file names or on a terminal.
@@ -155,8 +153,6 @@ def check_object(
     """Compare size and blocks of one object with the ledger.
 
     Args:
-        name: path of the object inside the store.
-        record: its entry in the ledger.
         blocks: which blocks; all if not given.
     """
     path = backend.store / name
@@ -254,7 +250,7 @@ def _compare_invalid(backend: Backend, found: ShardFindings, valid: Array) -> No
         )
 
 
-def of_a_shard(backend: Backend, name: str) -> bool:
+def belongs_to_shard(backend: Backend, name: str) -> bool:
     """Whether a name is that of an object or entry of some shard; decided by the name, as there may be millions."""
     if backend.manifest.work.shard_names and name in _mirrored(backend):
         return True

@@ -35,8 +35,6 @@ class Problem:
 
     Attributes:
         rows: rows of the shard, counted from its first.
-        text: what is wrong with them.
-        examples: some of them.
     """
 
     rows: range

@@ -10,8 +10,6 @@ class Tile:
     """One key number.
 
     Attributes:
-        label: name of the number.
-        value: as shown.
         note: what to compare it with.
     """
 
@@ -33,8 +31,6 @@ class Plot(Block):
     Attributes:
         spec: data and layout as JSON values; names in it were escaped by ``style.label``.
         alt: the figure in a sentence, for screen readers.
-        note: how to read it.
-        height: pixels.
         wide: takes the whole width of the page.
         least_width: pixels; on a narrower page the figure scrolls sideways. 0 for none.
     """
@@ -55,7 +51,6 @@ class Table(Block):
 
     Attributes:
         rows: cells as shown; numbers are aligned to the right.
-        note: how to read it.
         marked: index of a highlighted row; -1 for none.
         links: addresses for the cells of the first column, relative to the page; empty for none.
         wide: takes the whole width of the page.
@@ -79,7 +74,6 @@ class Picture:
 
     Attributes:
         source: data URI; "" if the image could not be read.
-        title: sample id.
         lines: name, answer, and whether the answer is right.
     """
 
@@ -131,12 +125,9 @@ class Page:
     """A whole page.
 
     Attributes:
-        subtitle: what was done, in a line.
         finding: the result, in a sentence or two.
-        tiles: key numbers.
         sections: in order; those without blocks are left out.
         files: names of the data files beside the page.
-        closing: last line.
     """
 
     title: str

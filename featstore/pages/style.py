@@ -155,7 +155,6 @@ def name_classes(figure: go.Figure, points: Array, classes: Sequence[str]) -> No
     """Make a map of a figure: no axes, and the name of each class at the median of its points, the largest first.
 
     Args:
-        figure: with the points.
         points: (N, 2).
         classes: N names; "" for none.
     """
@@ -187,8 +186,6 @@ def text_positions(
 
     Args:
         x: places; logarithms for a logarithmic axis.
-        y: places.
-        texts: names.
         size: width and height of the plot in pixels, about.
     """
     width, height = size

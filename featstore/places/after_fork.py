@@ -72,11 +72,7 @@ class Helper:
         """Pass a request on and wait for its answer.
 
         Args:
-            request: For the ``serve`` of ``run``.
             hear: Called with each part of the answer but the last.
-
-        Returns:
-            What the last part holds.
 
         Raises:
             Fault, StoreError, ConfigError: as the request did; Fault also where the helper has ended.

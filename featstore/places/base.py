@@ -42,7 +42,6 @@ class Retry:
         attempts: number of attempts, the first one included; counted anew once a transfer has come further.
         first_s: seconds before the second attempt; doubled each time, with a random part so that many readers do not
             return at once.
-        most_s: longest pause, seconds.
         timeout_s: seconds without a byte after which a request counts as failed.
         least_rate: bytes per second; a transfer that stays below it for ``timeout_s`` seconds counts as failed, and
             does not count as having come further. 0: no limit.
@@ -130,7 +129,6 @@ class Place(ABC):
         """Yield (offset, bytes) from a byte on; offset 0 first where the server cannot begin in the middle.
 
         Args:
-            start: First byte.
             stop: One after the last byte that is needed, None for the end; more may be sent.
         """
 
@@ -149,9 +147,6 @@ class Place(ABC):
     @abstractmethod
     def _meaning(self, error: Exception, where: str) -> Exception | None:
         """Translate an error of the library: ``Fault`` if a repeated request may succeed, else a ``RemoteError``.
-
-        Args:
-            error: What an attempt raised.
 
         Returns:
             None for a programming error.
@@ -206,9 +201,6 @@ class Place(ABC):
         Args:
             to: A temporary file of the caller.
             most_bytes: Stop with an error when more arrive.
-
-        Returns:
-            Bytes written.
         """
         with refused(to, 0), to.open("wb") as file:
             return self.stream(name, FileSink(file), most_bytes=most_bytes, progress=progress)
@@ -226,14 +218,10 @@ class Place(ABC):
         """Pass a file on, piece by piece. After a cut it resumes at the next byte, where the server can.
 
         Args:
-            sink: Gets the pieces.
             most_bytes: Stop with an error when more arrive.
             start: Bytes that the sink has already.
             same_host: Refuse a redirect to another host: for a file without checksum, into which a hostile server could
                 put a file of this network.
-
-        Returns:
-            Bytes of the file.
         """
         transfer = _Transfer(sink, progress, most_bytes, f"{self.url}/{name}", start)
 
@@ -251,11 +239,7 @@ class Place(ABC):
         return self._persist(name, attempt, lambda: transfer.most)
 
     def write(self, name: str, data: bytes | Path, *, progress: Count = no_count) -> None:
-        """Create or replace a file, as a whole or not at all where the place can promise that.
-
-        Args:
-            data: Its bytes, or a local file.
-        """
+        """Create or replace a file, as a whole or not at all where the place can promise that."""
         if not self.writes:
             raise RemoteError(f"{self.url}: can be read only. Push to a place that can be written.")
         sent = 0

@@ -74,7 +74,6 @@ class Choice:
 
     Attributes:
         dtype: int8 stands for codes and scales.
-        row_bytes: bytes of one row with all its views.
         relative_l2: mean of |x - x'| / |x| against what was measured on; None where nothing was measured.
         stored: whether it is what the store has.
     """
@@ -122,14 +121,6 @@ class Plan:
     """Estimated cost of a run, for the shards that are pending.
 
     Attributes:
-        rows: images of the whole store.
-        rows_left: images still to do.
-        files: objects of the whole store.
-        field_bytes: bytes of the whole store by field.
-        bytes_left: bytes still to write.
-        free_bytes: free space where the store goes.
-        rates: measured, or None if nothing was measured.
-        processes: processes with a teacher.
         codec_bytes: bytes of the whole store by codec, typical ones; empty where there is no choice.
     """
 
@@ -190,12 +181,6 @@ def make_plan(
     manifest: Manifest, *, store: Path, pending: int, rates: Rates | None, processes: int
 ) -> Plan:
     """Estimate a plan.
-
-    Args:
-        manifest: of the store, made or not.
-        pending: shards still to do.
-        rates: measured beforehand, or None.
-        processes: processes with a teacher.
 
     Raises:
         StoreWriteError: what is left to write is more than the free space.

@@ -59,9 +59,7 @@ class Check:
     """Result of one check.
 
     Attributes:
-        name: what was looked at.
         state: fail where extraction is impossible.
-        found: what is there.
         advice: what to do; "" where there is nothing to do.
     """
 

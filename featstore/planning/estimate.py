@@ -49,13 +49,7 @@ class Estimate:
     """Costs of a store, computed from shapes. ``print`` shows it as a table.
 
     Attributes:
-        images: Rows of the store.
-        views: Views per image.
         bytes: Size of all fields as they were asked for, without a codec.
-        shard_rows: Most rows of a shard.
-        shards: Number of shards.
-        files: Number of files.
-        fields: The fields.
         rates: Images per second of each resource, as far as it is known.
         free_bytes: Free space where the store would go, if a path was given.
         disk_bytes_per_second: Write speed there.
@@ -205,9 +199,6 @@ class Measured:
     """Types and codecs, measured on rows of a store.
 
     Attributes:
-        path: Folder or URL of the store.
-        rows: Rows of the store.
-        views: Views per image.
         fields: For each field, the number of measured rows and the choices.
     """
 
@@ -241,7 +232,6 @@ def measure_store(address: str | Path, num_rows: int) -> Measured:
 
     Args:
         address: Folder or URL of the store; its extraction need not be finished.
-        num_rows: Rows to measure on.
     """
     store = FeatureStore.open(address, allow_incomplete=True)
     rows = sample_rows(store, num_rows)

@@ -66,9 +66,6 @@ class StoredFeatures:
     def usable_rows(self, ids: Sequence[str], count: int) -> Rows:
         """Rows of the samples of a data set.
 
-        Args:
-            ids: Sample id of each sample.
-
         Raises:
             ConfigError: There are more or fewer ids than samples.
             MissingSamples: An id is not in the store, or its row has no usable feature; names ids and reasons.

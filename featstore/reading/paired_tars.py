@@ -79,11 +79,9 @@ class PairStream:
         """Open the store and find the tars; nothing is read yet.
 
         Args:
-            store: the store, or its path or URL.
             images: the image tars, as they were given to extract.py: a folder, a glob or a brace pattern.
             fields: names of the fields to read; all if not given.
             batch_size: samples of a batch; the stream gives single samples, as many as make whole batches.
-            rank: of this process.
             num_ranks: processes that share an epoch.
             worker: of this loader process within its rank.
             num_workers: loader processes of each rank; 1 where there are none.
@@ -319,7 +317,7 @@ class PairStream:
                 for image in tar.images():
                     local = local_of.get(image.key, -1)
                     if local < 0:
-                        self._one_side(_no_features(self.store, path, image.key))
+                        self._unpaired(_no_features(self.store, path, image.key))
                         continue
                     seen[local] = True
                     if valid[local]:
@@ -330,14 +328,14 @@ class PairStream:
                 if not seen.all():
                     raise tar.broken(error) from None
         for local in np.flatnonzero(~seen).tolist():
-            self._one_side(
+            self._unpaired(
                 SourceError(
                     f"{path}: no image {ids[local].removeprefix(prefix)!r}, but {self.store.address} has its features. "
                     'Use the tars that were extracted from, or missing="skip".'
                 )
             )
 
-    def _one_side(self, error: FeatstoreError) -> None:
+    def _unpaired(self, error: FeatstoreError) -> None:
         if self.missing == "error":
             raise error
         self.skipped += 1
@@ -369,13 +367,7 @@ class PairStream:
 def stream_pairs(
     store: FeatureStore | str | Path, images: str | Path, **options: Any
 ) -> Iterator[Pair]:
-    """One epoch of a ``PairStream``.
-
-    Args:
-        store: the store, or its path or URL.
-        images: the image tars.
-        options: as ``PairStream`` takes them.
-    """
+    """One epoch of a ``PairStream``."""
     return iter(PairStream(store, images, **options))
 
 
@@ -383,8 +375,6 @@ def buffered_order(size: int, buffer: int, generator: np.random.Generator) -> Ro
     """The order in which a shuffle buffer gives what arrives as 0, 1, 2 ...
 
     Args:
-        size: samples that arrive.
-        buffer: samples that it holds.
         generator: draws which of them goes next.
     """
     held = list(range(min(buffer, size)))

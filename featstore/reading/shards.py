@@ -42,7 +42,6 @@ class Shards:
         path: Local folder with the store, or with the part of it that is cached.
         address: Folder or URL, for messages.
         numbers: Numbers of the shards that can be read.
-        backend: Reads the folder.
         mark: Mark of a complete ledger; None where shards are missing.
         evicts: Whether objects may be removed from the folder while they are read.
     """
@@ -229,7 +228,6 @@ class LocalShards(Shards):
         """See ``check_unchanged``.
 
         Args:
-            cause: Damage that was found.
             newer_is_fine: Accept a version with more rows: those of the version that was opened are the same in it.
         """
         files = _files(self.path)
@@ -258,7 +256,7 @@ class LocalShards(Shards):
 
 
 def _files(path: Path) -> tuple[object, ...]:
-    """Tells the manifest and the mark of a complete store from others of the same names."""
+    """Identity of the manifest and of the mark of a complete store: changes when either is replaced."""
     return tuple(_identity(file) for file in (path / MANIFEST_NAME, complete_path(path)))
 
 

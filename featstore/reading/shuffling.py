@@ -77,9 +77,7 @@ class Order:
     at a time is one buffer.
 
     Attributes:
-        num_rows: rows of the data set.
         seed, epoch: choose the order.
-        shuffle: False reads in order.
         block_rows: rows that are read together.
         buffer_blocks: blocks whose rows are mixed.
     """
@@ -153,8 +151,6 @@ class BatchSampler:
     left and entered at any sample, also with another number of ranks or another batch size.
 
     Args:
-        order: of the epoch; ``set_epoch`` changes it.
-        batch_size: rows per batch and rank.
         rank, world_size: which of how many.
         drop_last: leave out the rows that do not fill a step of all ranks; else the last step starts again with the
             epoch's first rows, so that ranks stay in step.

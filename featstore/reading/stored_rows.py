@@ -1,6 +1,6 @@
 """Any rows of any column of a store, valid or not, as they are stored.
 
-``FeatureStore.gather`` gives what a model may be trained on, by way of this; a new store is made of what this gives.
+``FeatureStore.gather`` reads through this and refuses invalid rows; derived stores read all rows through it.
 Every byte is compared to the ledger before it is used. Safe to use in several threads, and after a fork.
 """
 

@@ -23,7 +23,6 @@ def run_jobs(jobs: Iterable[Job], *, threads: int, stop: Callable[[], None]) -> 
 
     Args:
         jobs: Taken one by one, when no follow-up job waits.
-        threads: Number of jobs that run at once.
         stop: Makes running jobs end soon; called when one has failed, or this thread is interrupted.
 
     Raises:
@@ -81,7 +80,7 @@ class Countdown:
         if not count:
             then()
 
-    def one_less(self) -> None:
+    def count_down(self) -> None:
         """One job is done."""
         with self._lock:
             self._left -= 1

@@ -118,10 +118,7 @@ def write_part(
     """Write a part as a store; another part in the folder is deleted.
 
     Args:
-        store: where the rows can be read.
-        part: which fields.
         of: manifest and mark of the whole store.
-        out: a temporary folder.
     """
     plan = plan_subset(
         store,

@@ -143,7 +143,6 @@ def publish_folder(folder: Path, store: Path, *, old: bool) -> None:
 
     Args:
         folder: Held alone.
-        store: Its future name.
         old: A store is there; it is deleted at the end.
 
     Raises:

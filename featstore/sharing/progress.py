@@ -1,4 +1,4 @@
-"""Count what a transfer has done so far, in several threads, and say so with its errors."""
+"""Counts of a transfer, for its progress bar, its report and its errors."""
 
 import threading
 import time
@@ -24,16 +24,12 @@ class Report:
     """What ``push`` or ``pull`` did, or would do.
 
     Attributes:
-        url: URL of the place, without secrets.
-        fingerprint: Fingerprint of the store that is there.
-        rows: Rows of that store.
         files: Files that were transferred.
         bytes: Bytes of these; bytes that were transferred again are not counted twice.
         skipped_files: Files that were there already, and right. Both counts together are all files of the store.
         skipped_bytes: Bytes of these.
         damaged: Files that were damaged, and were transferred again until they were right: name and problem.
         notes: Other things that a user should know.
-        seconds: Time of the transfer.
         dry_run: Nothing was transferred; the counts are those of a transfer.
     """
 
@@ -118,7 +114,7 @@ class Meter:
         self._progress(self._moved, max(self._total, self._moved))
 
     def so_far(self) -> str:
-        """Say what is done."""
+        """The counts as a sentence."""
         with self._lock:
             return (
                 f"So far {self.files:,} files ({format_bytes(self.bytes)}) were transferred and compared, "
@@ -144,8 +140,8 @@ class Meter:
 
 
 @contextmanager
-def saying_how_far(meter: Meter, command: str) -> Iterator[None]:
-    """Add to an error what is done so far, and how to resume."""
+def counts_in_errors(meter: Meter, command: str) -> Iterator[None]:
+    """Add the counts so far, and how to resume, to errors."""
     again = f"Run the same featstore {command} again to resume."
     try:
         yield
@@ -156,8 +152,8 @@ def saying_how_far(meter: Meter, command: str) -> Iterator[None]:
 
 
 @contextmanager
-def without_tracebacks(command: str) -> Iterator[None]:
-    """Turn an error of the system that no other code has explained into a StoreError."""
+def explain_system_errors(command: str) -> Iterator[None]:
+    """Turn an error of the system that no other code has translated into a StoreError."""
     try:
         yield
     except OSError as error:

@@ -11,7 +11,7 @@ from featstore.maintenance.list_and_delete import Summary, describe
 from featstore.places.base import Retry
 from featstore.places.open_place import open_place
 from featstore.reading.cached.published_store import MARK_NAME, UNFINISHED_NAME, remote_contents
-from featstore.sharing.progress import without_tracebacks
+from featstore.sharing.progress import explain_system_errors
 from featstore.sharing.sender import foreign_files
 
 
@@ -22,7 +22,7 @@ def find_published(
     options: Mapping[str, str] | None = None,
 ) -> Iterator[Summary]:
     """Find every store at or below a URL, in the order of their URLs; unfinished ones have a problem."""
-    with without_tracebacks("list"):
+    with explain_system_errors("list"):
         place = open_place(url, retry=retry, options=options)
         if not place.lists:  # a web server
             yield summarise_published(url, retry=retry, options=options)
@@ -75,7 +75,7 @@ def delete_published(
     Raises:
         StoreError: other files are there.
     """
-    with without_tracebacks("delete"):
+    with explain_system_errors("delete"):
         place = open_place(url, retry=retry, options=options)
         if not place.writes:
             raise RemoteError(f"{place.url}: can be read only; nothing was deleted.")

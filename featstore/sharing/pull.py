@@ -21,8 +21,8 @@ from featstore.places.open_place import open_place
 from featstore.reading.cached.published_store import (
     MARK_NAME,
     Contents,
-    naming_url,
     remote_contents,
+    url_in_errors,
 )
 from featstore.reading.store import FeatureStore
 from featstore.sharing.jobs import Job, run_jobs
@@ -43,9 +43,9 @@ from featstore.sharing.progress import (
     Meter,
     Progress,
     Report,
+    counts_in_errors,
+    explain_system_errors,
     no_progress,
-    saying_how_far,
-    without_tracebacks,
 )
 from featstore.sharing.receiver import Receiver, entries_sha256
 from featstore.writing.commit import remove_leftovers
@@ -66,9 +66,7 @@ def pull(
     """Download a store, resume an interrupted download, or mend a copy that is damaged.
 
     Args:
-        store: Destination folder.
         part: Which fields and rows; the result is a store of its own.
-        jobs: Files that are transferred at once.
         replace: Replace another store in the folder; unchanged files are not downloaded again, and the old one is there
             until the new one is complete.
         dry_run: Only count what would be transferred; nothing is written.
@@ -78,7 +76,7 @@ def pull(
         ManifestMismatch: another store is in the folder.
         StoreBusy: another process pulls into this folder, or writes to the store there.
     """
-    with without_tracebacks("pull"):
+    with explain_system_errors("pull"):
         place = open_place(url, retry=retry, options=options)
         contents = remote_contents(place)
         store = store.resolve()  # a link to an empty folder: the folder is replaced, not the link
@@ -121,7 +119,7 @@ class _Pull:
 
     def mend(self) -> Manifest:
         """Fetch the files of a copy that are damaged or missing."""
-        with exclusive(self.store), saying_how_far(self.meter, "pull"):
+        with exclusive(self.store), counts_in_errors(self.meter, "pull"):
             known = same_ledger(self.store, self.contents)
             if not known:
                 complete_path(self.store).unlink(missing_ok=True)
@@ -131,7 +129,7 @@ class _Pull:
 
     def fetch(self, *, old: bool) -> Manifest:
         """Fetch a store or a part, and publish it; ``old``: another store is there, and is replaced."""
-        with unfinished(self.store, self.contents) as folder, saying_how_far(self.meter, "pull"):
+        with unfinished(self.store, self.contents) as folder, counts_in_errors(self.meter, "pull"):
             known = trust_entries(folder, self.contents)
             if not self.part.whole:
                 manifest = self._fetch_part(folder, known, old=old)
@@ -147,7 +145,7 @@ class _Pull:
 
     def dry_run(self, *, same: bool) -> Report:
         """Count what would be fetched; sample ids are fetched into a temporary folder where patterns choose rows."""
-        with saying_how_far(self.meter, "pull"), tempfile.TemporaryDirectory() as temporary:
+        with counts_in_errors(self.meter, "pull"), tempfile.TemporaryDirectory() as temporary:
             folder = self.store if same else partial_folder(self.store)
             if not self.part.whole:
                 manifest = self.contents.manifest
@@ -208,7 +206,7 @@ class _Pull:
         self.meter.expect(0)
         receiver = Receiver(*self._to(folder), trust_entries=known)
         self._run(receiver.shard_jobs(shards, names_rows))
-        with naming_url(self.place.url, folder):
+        with url_in_errors(self.place.url, folder):
             rows = self.part.choose(FeatureStore.open(folder, allow_incomplete=True))
         self.shards = self.part.shards(manifest, rows)
         return rows

@@ -39,9 +39,9 @@ from featstore.sharing.progress import (
     Meter,
     Progress,
     Report,
+    counts_in_errors,
+    explain_system_errors,
     no_progress,
-    saying_how_far,
-    without_tracebacks,
 )
 from featstore.sharing.sender import Sender
 from featstore.sharing.verify_url import check_there
@@ -63,9 +63,7 @@ def push(
     """Publish a store, resume an interrupted push, or mend a published store that is damaged.
 
     Args:
-        store: Folder of a complete store.
         part: Which fields and rows; the part is written beside the store first, and removed after the push.
-        jobs: Files that are transferred at once.
         read_back: Read what is at the place, uploads too, and compare it with the ledger; else only sizes are compared.
         replace: Replace another store there; neither can be read until the push is complete.
         dry_run: Only count what would be sent; nothing is written at the place.
@@ -75,7 +73,7 @@ def push(
         ManifestMismatch: another store is there.
         StoreError: the folder there holds other files, or the signature is of other files.
     """
-    with without_tracebacks("push"):
+    with explain_system_errors("push"):
         place = open_place(url, retry=retry, options=options)
         if not place.writes:
             raise RemoteError(
@@ -147,7 +145,7 @@ class _Push:
             same=same,
             dry_run=self.dry_run,
         )
-        with saying_how_far(meter, "push"):
+        with counts_in_errors(meter, "push"):
             if manifest is None and begun is None:
                 _check_free(place, sender.others())
             if not self.dry_run:

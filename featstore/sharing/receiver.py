@@ -1,4 +1,4 @@
-"""Fetch the files of a store from a place into a local folder; each gets its name when its checksums are right."""
+"""Download the files of a store into a local folder; each gets its name when its checksums are right."""
 
 import hashlib
 import os
@@ -30,7 +30,7 @@ from featstore.reading.cached.published_store import (
     artefact_name,
     entry_name,
     parse_entry,
-    until_sound,
+    retry_damaged,
 )
 from featstore.sharing.comparisons import BlockSums, Comparison, Sha256Sum
 from featstore.sharing.jobs import Countdown, Job
@@ -49,8 +49,6 @@ class Receiver:
     """Fetches the files of a store that a folder lacks.
 
     Args:
-        place: Where the store is.
-        contents: Its manifest and mark.
         folder: Destination; held alone by the caller.
         donor: An older store on the same disk; objects that are the same are linked from there.
         trust_entries: Entries of the ledger in the folder come from this very store.
@@ -81,7 +79,6 @@ class Receiver:
         """Artefacts and shards; all other files but manifest and mark too, if all objects are wanted.
 
         Args:
-            shards: Numbers of the shards.
             wanted: Whether an object is needed, by its name; None for the whole store.
         """
         if wanted is None:
@@ -152,7 +149,7 @@ class Receiver:
                 ) from None
             return parse_entry(data, self._backend, shard, self._place.url), data
 
-        return until_sound(read, self._meter.damage, ADVICE)
+        return retry_damaged(read, self._meter.damage, ADVICE)
 
     def _announce(self, size: int, shard: int) -> None:
         """Refuse entries that add up to more than the mark says: the disk would fill."""
@@ -171,7 +168,7 @@ class Receiver:
         else:
             comparison = partial(BlockSums, self._backend, shard, name, record)
             self._fetch(name, record.bytes, comparison, f"shard {shard}: ")
-        left.one_less()
+        left.count_down()
         return []
 
     def _link(self, name: str, record: ObjectRecord) -> bool:
@@ -232,7 +229,7 @@ class Receiver:
                     raise ShardCorrupt(f"{self._place.url}/{name}: {problem}.")
                 arrival.publish(file)
 
-        until_sound(fetch, self._meter.damage, ADVICE)
+        retry_damaged(fetch, self._meter.damage, ADVICE)
         self._meter.arrive(size, max(first, 0))
 
     def _metadata(self, name: str, made: bytes) -> list[Job]:

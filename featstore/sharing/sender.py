@@ -1,4 +1,4 @@
-"""Bring the files of a local store to a place; uploads are read back and compared with the ledger."""
+"""Upload the files of a local store; uploads are read back and compared with the ledger."""
 
 import hashlib
 import os
@@ -14,7 +14,7 @@ from featstore.files.atomic import TEMPORARY_PREFIX
 from featstore.files.untrusted import open_plain, plain_size, read_plain
 from featstore.format.ledger import ObjectRecord
 from featstore.format.manifest import MANIFEST_NAME
-from featstore.maintenance.verify_shard import check_object, of_a_shard
+from featstore.maintenance.verify_shard import belongs_to_shard, check_object
 from featstore.places.base import Place, TooLong
 from featstore.reading.cached.published_store import (
     EXTRAS,
@@ -24,7 +24,7 @@ from featstore.reading.cached.published_store import (
     Contents,
     entry_name,
     parse_entry,
-    until_sound,
+    retry_damaged,
 )
 from featstore.sharing.comparisons import BlockSums, Comparison, Sha256Sum
 from featstore.sharing.jobs import Countdown, Job
@@ -37,8 +37,6 @@ class Sender:
     """Sends the files of a store that a place lacks.
 
     Args:
-        contents: Its manifest and mark.
-        place: Destination.
         read_back: Compare files at the place by reading them; else their sizes are compared, and uploads trusted.
         there: Bytes of the files at the place, by name.
         same: The place has this store, complete; then all its files are compared, else those that an interrupted push
@@ -142,7 +140,7 @@ class Sender:
         else:
             self._check_local(shard, name, record)
             self._send(name, self._store / name, record.bytes, comparison)
-        left.one_less()
+        left.count_down()
         return []
 
     def _check_local(self, shard: int, name: str, record: ObjectRecord) -> None:
@@ -223,18 +221,13 @@ class Sender:
                 raise ShardCorrupt(f"{self._place.url}/{name}: {problem}.")
 
         if not self._dry_run:
-            until_sound(send, self._meter.damage, ADVICE)
+            retry_damaged(send, self._meter.damage, ADVICE)
         if counted:
             self._meter.arrive(size)
 
 
 def foreign_files(contents: Contents, names: Iterable[str]) -> list[str]:
-    """List the files at a place that no part of the format accounts for.
-
-    Args:
-        contents: Manifest and mark of the store there.
-        names: Names of all files there.
-    """
+    """List the files at a place that no part of the format accounts for."""
     backend = make_backend(Path(), contents.manifest)
     own = {MANIFEST_NAME, UNFINISHED_NAME, MARK_NAME, *EXTRAS, *contents.small_names()}
-    return sorted(name for name in names if name not in own and not of_a_shard(backend, name))
+    return sorted(name for name in names if name not in own and not belongs_to_shard(backend, name))

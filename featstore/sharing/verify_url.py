@@ -31,7 +31,7 @@ from featstore.reading.cached.published_store import (
 )
 from featstore.sharing.comparisons import BlockSums, Comparison, Sha256Sum
 from featstore.sharing.jobs import Countdown, Job, run_jobs
-from featstore.sharing.progress import without_tracebacks
+from featstore.sharing.progress import explain_system_errors
 
 REMEDY = "push it again from a sound copy: featstore push STORE URL"
 
@@ -50,10 +50,9 @@ def verify_url(
 
     Args:
         sample: Number of random blocks to check instead of everything.
-        jobs: Files that are read at once.
         progress: Called with (done, total): shards, or blocks of a sample.
     """
-    with without_tracebacks("verify"):
+    with explain_system_errors("verify"):
         place = open_place(url, retry=retry, options=options)
         return _Check(place, remote_contents(place), progress).run(sample, seed, jobs)
 
@@ -161,7 +160,7 @@ class _Check:
         with self._lock:
             self.report.blocks += record.num_blocks
             self.report.bytes += record.bytes
-        left.one_less()
+        left.count_down()
         return []
 
     def _sample(self, shard: int, draws: list[tuple[float, float]], sample: int) -> list[Job]:

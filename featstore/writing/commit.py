@@ -241,9 +241,6 @@ def publish_shard(disk: Disk, staged: Sequence[Staged]) -> bool:
 
     Args:
         staged: Objects and the entry, all of them on disk.
-
-    Returns:
-        Whether this call committed the shard.
     """
     *objects, entry = staged
     with publishing(disk.root):

@@ -38,7 +38,6 @@ class Filled:
     """Result of ``fill`` in one process.
 
     Attributes:
-        rows: Rows of the shards that it committed.
         flush_s: Seconds spent waiting for its last shard to be written.
     """
 
@@ -60,7 +59,6 @@ def fill(
     every shard is committed, by any process; it waits for processes that are alive but hang.
 
     Args:
-        make_shards: Makes shards.
         lease_s: Seconds without a change after which another process's lease is stale.
         start: Where to start, as a share of the missing shards; different starts avoid collisions.
         while_waiting: Called repeatedly while other processes work on all remaining shards.
@@ -109,7 +107,6 @@ def make_store(
 
     Args:
         artefacts: Bytes of the files that the manifest lists, by name.
-        make_shard: Makes the shard of a number.
 
     Returns:
         The manifest on disk: the first run's, if the store was begun before.

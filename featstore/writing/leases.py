@@ -253,8 +253,6 @@ class Claims:
     dead process are made by others, and processes may join at any time.
 
     Args:
-        num_shards: Shards of the whole store.
-        leases: Leases of this process.
         start: Where to start, as a share of the missing shards, 0 <= start < 1.
     """
 

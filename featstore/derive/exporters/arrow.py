@@ -41,10 +41,8 @@ class ArrowExporter(Exporter):
     """Writes tables.
 
     Args:
-        folder: Where; exists.
         form: Parquet, or hf for a data set.
         num_parts: Files that there will be.
-        class_names: Names by label.
         description: Content of ``export.json``, kept in every file.
         state: Of a run that was stopped; empty at the start.
     """

@@ -20,7 +20,6 @@ class FieldReader:
     """The columns of an export, and their values.
 
     Args:
-        names: Fields to take.
         float32: Also widen float16.
         canonical: Take the canonical view alone; columns then have no view axis.
 

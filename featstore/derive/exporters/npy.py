@@ -40,7 +40,6 @@ class NpyExporter(Exporter):
     """Writes arrays.
 
     Args:
-        folder: Where; exists.
         state: Of a run that was stopped; empty at the start.
     """
 

@@ -51,9 +51,9 @@ from featstore.reading.cached.published_store import (
     PUBLISHER,
     TRIES,
     entry_name,
-    naming_url,
     parse_entry,
-    until_sound,
+    retry_damaged,
+    url_in_errors,
 )
 
 FETCHES = 3
@@ -69,14 +69,7 @@ Objects = Mapping[str, tuple[int, ObjectRecord]]
 
 
 class Mirror:
-    """The part of one version of a store that is in the cache. May be sent to another process.
-
-    Attributes:
-        url: of the store, without secrets, for messages.
-        folder: the local folder.
-        shards: that can be read.
-        cache: that the folder is in.
-    """
+    """The part of one version of a store that is in the cache. May be sent to another process."""
 
     def __init__(
         self,
@@ -93,7 +86,6 @@ class Mirror:
         Args:
             asked: the URL as it was given.
             url: without secrets.
-            folder, config, manifest, shards: see the class.
             version: SHA-256 of the manifest and, of a complete store, of the mark that says so, by name.
         """
         self._asked, self.url = asked, url
@@ -149,7 +141,7 @@ class Mirror:
     def entry(self, shard: int) -> ShardRecord:
         """See ``featstore.format.ledger.read_entry``."""
         self.bring_entries([shard])
-        with naming_url(self.url, self.folder):
+        with url_in_errors(self.url, self.folder):
             try:
                 return read_entry(self.folder, shard)
             except ShardCorrupt:  # on the disk of the cache
@@ -164,7 +156,7 @@ class Mirror:
             return data
 
         try:
-            return until_sound(read, advice=PUBLISHER)
+            return retry_damaged(read, advice=PUBLISHER)
         except StoreError as error:
             if self._was_replaced_now():
                 raise self._replaced() from error
@@ -222,7 +214,7 @@ class Mirror:
     def artefact(self, name: str) -> dict[str, Any]:
         """See ``featstore.format.artefacts.read_artefact``."""
         self.bring_artefact(name)
-        with naming_url(self.url, self.folder):
+        with url_in_errors(self.url, self.folder):
             try:
                 return read_artefact(self.folder, self.manifest, name)
             except ShardCorrupt:  # on the disk of the cache

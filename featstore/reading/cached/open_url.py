@@ -23,7 +23,7 @@ from featstore.places.base import Place
 from featstore.places.open_place import open_place
 from featstore.reading.cached.cache import Cache, CacheConfig
 from featstore.reading.cached.mirror import Mirror
-from featstore.reading.cached.published_store import MARK_NAME, naming_url, remote_contents
+from featstore.reading.cached.published_store import MARK_NAME, remote_contents, url_in_errors
 
 _VERSION = re.compile(r"[0-9a-f]{16}")
 """Names of the folders of versions."""
@@ -36,7 +36,6 @@ def open_mirror(url: str, config: CacheConfig | None = None, *, allow_incomplete
     """Find out what lies at a URL, and make or find the folder of that version of it.
 
     Args:
-        url: of the folder of the store.
         allow_incomplete: also where shards are missing.
 
     Raises:
@@ -110,7 +109,7 @@ def _make_folder(folder: Path, manifest: bytes, mark: bytes, url: str) -> None:
     work = Path(tempfile.mkdtemp(prefix=TEMPORARY_PREFIX, dir=folder.parent))
     try:
         (work / MANIFEST_NAME).write_bytes(manifest)
-        with naming_url(url, work):
+        with url_in_errors(url, work):
             found = read_manifest(work)
         made = work / "store"
         made.mkdir()
@@ -144,7 +143,7 @@ def _open_offline(url: str, of_url: Path, config: CacheConfig, allow_incomplete:
 
 
 def _mirror(url: str, shown: str, folder: Path, config: CacheConfig) -> Mirror:
-    with naming_url(shown, folder):
+    with url_in_errors(shown, folder):
         manifest = read_manifest(folder)
         mark = read_complete(folder, manifest.num_shards)
         version = {

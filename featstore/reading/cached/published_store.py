@@ -1,7 +1,7 @@
-"""What belongs to a store at a place: it follows from manifest and ledger, so that no listing is needed.
+"""Manifest, ledger and names of the files of a published store, which need no listing: they follow from the first two.
 
-Both may come from anybody. Names that an entry gives are compared with those that the container would give, and every
-read has a limit.
+Both are untrusted: names in an entry are compared with those that the container would give, and every read has a
+limit.
 """
 
 import tempfile
@@ -72,12 +72,7 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class Contents:
-    """What a complete store says of itself.
-
-    Attributes:
-        manifest, mark: as read.
-        manifest_bytes, mark_bytes: the files.
-    """
+    """Manifest and mark of a complete store."""
 
     manifest: Manifest
     manifest_bytes: bytes
@@ -105,7 +100,7 @@ def entry_name(shard: int) -> str:
 
 
 def local_contents(store: Path) -> Contents:
-    """Read what a local store says of itself."""
+    """Read manifest and mark of a local store."""
     manifest = read_manifest(store)
     mark = read_complete(store, manifest.num_shards)
     if mark is None:
@@ -117,7 +112,7 @@ def local_contents(store: Path) -> Contents:
 
 
 def remote_contents(place: Place) -> Contents:
-    """Read what the store at a place says of itself.
+    """Read manifest and mark of the store at a place.
 
     Raises:
         StoreIncomplete: it is still being pushed, or the push was interrupted.
@@ -128,7 +123,7 @@ def remote_contents(place: Place) -> Contents:
             manifest_bytes = place.read(MANIFEST_NAME, most_bytes=MOST_JSON_BYTES)
         except RemoteNotFound:
             return None
-        with tempfile.TemporaryDirectory() as name, naming_url(place.url, Path(name)):
+        with tempfile.TemporaryDirectory() as name, url_in_errors(place.url, Path(name)):
             folder = Path(name)
             (folder / MANIFEST_NAME).write_bytes(manifest_bytes)
             manifest = read_manifest(folder)
@@ -145,7 +140,7 @@ def remote_contents(place: Place) -> Contents:
         assert mark is not None
         return Contents(manifest, manifest_bytes, mark, mark_bytes)
 
-    found = until_sound(read)
+    found = retry_damaged(read)
     if found is None:
         raise _nothing_at(place)
     return found
@@ -163,7 +158,7 @@ def _nothing_at(place: Place) -> StoreError:
     )
 
 
-def until_sound(
+def retry_damaged(
     read: Callable[[], T], damaged: Callable[[str], None] = lambda text: None, advice: str = ""
 ) -> T:
     """Read something again that is not what it should be: it may have been damaged on the way.
@@ -191,10 +186,6 @@ def until_sound(
 def parse_entry(data: bytes, backend: Backend, shard: int, url: str) -> ShardRecord:
     """A ledger entry, as far as it can be judged without its objects.
 
-    Args:
-        shard: whose entry it should be.
-        url: of the store, for messages.
-
     Raises:
         ShardCorrupt: it does not follow the format, or names what a shard of this store does not have.
     """
@@ -219,7 +210,7 @@ def parse_entry(data: bytes, backend: Backend, shard: int, url: str) -> ShardRec
 
 
 @contextmanager
-def naming_url(url: str, folder: Path) -> Iterator[None]:
+def url_in_errors(url: str, folder: Path) -> Iterator[None]:
     """Let errors about a local copy name the URL that it is a copy of, and what to do there."""
     try:
         yield

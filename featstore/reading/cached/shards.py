@@ -22,7 +22,7 @@ from featstore.format.int8 import Channels
 from featstore.format.ledger import ObjectRecord, ShardRecord, read_complete
 from featstore.format.manifest import Int8Encoding
 from featstore.reading.cached.mirror import Mirror, Objects
-from featstore.reading.cached.published_store import naming_url
+from featstore.reading.cached.published_store import url_in_errors
 from featstore.reading.shards import Shards
 
 TRIES = 4
@@ -46,11 +46,7 @@ class _Evicted(Exception):
 
 
 class CachedShards(Shards):
-    """The shards of a store at a URL, as one process reads them while objects come and go.
-
-    Args:
-        mirror: The part of the store that is in the cache.
-    """
+    """The shards of a store at a URL, as one process reads them while objects come and go."""
 
     evicts = True
 
@@ -128,7 +124,7 @@ class CachedShards(Shards):
             result = work()
         except (FeatstoreError, OSError, _Evicted) as error:
             if last or (self._cache.generation == seen and not self._mend(error)):
-                with naming_url(self.mirror.url, self.mirror.folder):
+                with url_in_errors(self.mirror.url, self.mirror.folder):
                     raise
             return False, None  # type: ignore[return-value]  # not used
         return self._cache.generation == seen, result
