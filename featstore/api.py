@@ -24,30 +24,10 @@ if TYPE_CHECKING:
     import numpy.typing as npt
 
     from featstore.derive.export import Exported
-    from featstore.maintenance.verify import Report as VerifyReport
+    from featstore.maintenance.verify import VerifyReport
     from featstore.planning.estimate import Estimate
     from featstore.reading.cached.cache import CacheConfig
-    from featstore.sharing.progress import Report as TransferReport
-
-__all__ = [
-    "append",
-    "convert",
-    "export",
-    "extract",
-    "from_arrays",
-    "import_",
-    "merge",
-    "open",
-    "plan",
-    "pull",
-    "push",
-    "repair",
-    "requantise",
-    "split",
-    "subset",
-    "text_table",
-    "verify",
-]
+    from featstore.sharing.progress import TransferReport
 
 Address: TypeAlias = str | os.PathLike[str] | FeatureStore
 """A store: its folder, its URL, or the opened store."""

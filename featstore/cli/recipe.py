@@ -127,29 +127,15 @@ def _flag(schema: Schema[Any], name: str, text: str | None) -> Settings:
     return schema.flatten({name: parse_flag(name, text)})
 
 
-def run_main(
-    main: Callable[[Config], object],
-    config_class: type[Config],
-    *,
-    default_recipe: Path,
-    own_recipe: Path | None = None,
-    argv: Sequence[str] | None = None,
-    extend: Extend | None = None,
-    program: str = "",
-) -> None:
-    """Parse the command line, run ``main``, and end the process with a message and a status if that fails."""
+def run_main(main: Callable[[Config], object], config_class: type[Config], **options: Any) -> None:
+    """Parse the command line, run ``main``, and end the process with a message and a status if that fails.
+
+    Args:
+        options: Arguments of ``parse``.
+    """
 
     def work() -> int:
-        main(
-            parse(
-                config_class,
-                default_recipe=default_recipe,
-                own_recipe=own_recipe,
-                argv=argv,
-                extend=extend,
-                program=program,
-            )
-        )
+        main(parse(config_class, **options))
         return 0
 
     if status := exit_status(work):

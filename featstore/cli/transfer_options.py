@@ -8,7 +8,7 @@ from typing import Any
 
 from featstore.cli import arguments as cli
 from featstore.sharing.part import Part
-from featstore.sharing.progress import Report
+from featstore.sharing.progress import TransferReport
 from featstore.text import count, format_bytes, format_seconds
 
 TRANSFER: cli.Arguments = {
@@ -30,12 +30,12 @@ def part_of(arguments: argparse.Namespace) -> Part:
 
 def transfer(
     arguments: argparse.Namespace,
-    call: Callable[..., Report],
+    call: Callable[..., TransferReport],
     source: Any,
     target: Any,
     part: Part,
     **options: Any,
-) -> Report:
+) -> TransferReport:
     """Push or pull, with a progress bar of bytes."""
     # The hub's client would draw a bar for each file; this one counts all of them.
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
@@ -46,7 +46,7 @@ def transfer(
         )
 
 
-def show_report(arguments: argparse.Namespace, report: Report, where: str) -> int:
+def show_report(arguments: argparse.Namespace, report: TransferReport, where: str) -> int:
     """Print what was done; ``where`` is the store that is there afterwards."""
     size = f"{count(report.files, 'file')}, {format_bytes(report.bytes)}"
     rate = f", {format_bytes(report.bytes / report.seconds)}/s" if report.seconds > 0 else ""

@@ -12,7 +12,7 @@ from featstore.format.manifest import read_manifest
 from featstore.maintenance import signing
 from featstore.maintenance import verify as library
 from featstore.maintenance.signing import Signed
-from featstore.maintenance.verify import Report
+from featstore.maintenance.verify import VerifyReport
 from featstore.sharing.verify_url import verify_url
 from featstore.sources.config import SourceConfig
 from featstore.text import columns, format_bytes
@@ -152,7 +152,7 @@ def _recompute(arguments: argparse.Namespace) -> "Recomputed":
         )
 
 
-def as_json(report: Report) -> dict[str, Any]:
+def as_json(report: VerifyReport) -> dict[str, Any]:
     """Return a report as plain JSON values."""
     return {
         "path": str(report.path),
@@ -179,7 +179,7 @@ def as_json(report: Report) -> dict[str, Any]:
     }
 
 
-def lines(report: Report) -> list[str]:
+def lines(report: VerifyReport) -> list[str]:
     """Return a report as lines of text, without the verdict."""
     scope = "a sample of blocks" if report.sampled else "everything"
     found = [
@@ -209,7 +209,7 @@ def lines(report: Report) -> list[str]:
     return found
 
 
-def verdict_of(report: Report) -> str:
+def verdict_of(report: VerifyReport) -> str:
     """Return the result of a report in one line."""
     if not report.sound:
         shards = report.damaged_shards

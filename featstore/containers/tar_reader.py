@@ -36,7 +36,7 @@ _NPY_BYTES = 4096
 _FIRST = np.zeros(1, dtype=np.int64)
 
 
-class Place(NamedTuple):
+class Position(NamedTuple):
     """Where the member of a column lies, from the begin of its sample on."""
 
     header: int
@@ -82,7 +82,7 @@ class TarShard:
         self._starts: Rows | None = None
         self.stride: int | None = None
         self._index: dict[str, Array] = {}
-        self._places: dict[str, Place] = {}
+        self._places: dict[str, Position] = {}
         with self._refusing():
             self._read_index()
             self._read_places()
@@ -123,11 +123,6 @@ class TarShard:
         if new.size:
             with self._opened() as handle:
                 self.file.check(handle, new.tolist(), describe)
-
-    @property
-    def num_checked_blocks(self) -> int:
-        """Blocks that were compared to the ledger."""
-        return int(self.file.checked.sum())
 
     def describe(self, column: str | None = None) -> Describe:
         """Words for some bytes of the tar: rows, and the column that was asked for."""
@@ -282,7 +277,7 @@ class TarShard:
         found: Rows = self._starts[local]
         return found
 
-    def place(self, column: str) -> Place:
+    def place(self, column: str) -> Position:
         """Where the member of a column lies in every sample."""
         return self._places[column]
 
@@ -303,7 +298,7 @@ class TarShard:
             else:
                 data, end = member.data, member.end
             spots = (spot - origin for spot in (member.start, member.data, data, end))
-            self._places[column.name] = Place(*spots)
+            self._places[column.name] = Position(*spots)
         if wanted:
             raise BadTar(f"its first sample lacks {sorted(wanted)}")
 

@@ -253,15 +253,6 @@ def top_k(values: Array, k: int) -> tuple[Array, Array]:
     return np.take_along_axis(values, order, axis=-1), order
 
 
-def dense_logits(found: TopK, num_classes: int, *, fill: float = -np.inf) -> Array:
-    """Put top-k numbers back onto the whole axis, (B, V, ..., num_classes) float32; ``fill`` where none was kept."""
-    shape = (*found.values.shape[:-1], num_classes)
-    dense = np.full(shape, fill, dtype=np.float32)
-    indices = found.indices.astype(np.int64)
-    np.put_along_axis(dense, indices, found.values.astype(np.float32), axis=-1)
-    return dense
-
-
 def check_columns(columns: Mapping[str, Column], given: Mapping[str, Array]) -> None:
     """Check that exactly the columns of the store are given.
 

@@ -9,7 +9,6 @@ one is filled. A killed run loses the rows of the shards that were not written.
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
-from types import TracebackType
 from typing import Any, Literal
 
 import numpy as np
@@ -210,12 +209,7 @@ class NewStore:
             self._stack = stack.pop_all()
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, kind: Any, error: Any, trace: Any) -> None:
         self._columns = {}
         self._stack.__exit__(kind, error, trace)
         if error is not None:

@@ -60,7 +60,7 @@ Progress = Callable[[int, int], None]
 
 
 @dataclass
-class Report:
+class VerifyReport:
     """Findings of ``verify``.
 
     Attributes:
@@ -120,7 +120,7 @@ def verify(
     seed: int = 0,
     workers: int = 1,
     progress: Progress | None = None,
-) -> Report:
+) -> VerifyReport:
     """Check a store against its manifest and its ledger; nothing is changed.
 
     Args:
@@ -129,7 +129,7 @@ def verify(
     path = Path(path)
     manifest = read_manifest(path)
     backend = make_backend(path, manifest)
-    report = Report(path, manifest.fingerprint, manifest.num_rows, manifest.num_shards)
+    report = VerifyReport(path, manifest.fingerprint, manifest.num_rows, manifest.num_shards)
     report.sampled = sample is not None
     report.damages += _check_metadata(path, manifest)
     report.damages += _check_artefacts(path, manifest)
@@ -229,7 +229,7 @@ def _check_artefacts(store: Path, manifest: Manifest) -> Iterator[Damage]:
             yield Damage(kind="artefact", problem=problem, object=where)
 
 
-def _read_mark(report: Report) -> CompleteRecord | None:
+def _read_mark(report: VerifyReport) -> CompleteRecord | None:
     store = Path(report.path)
     path = complete_path(store)
     where = path.relative_to(store).as_posix()
@@ -243,7 +243,7 @@ def _read_mark(report: Report) -> CompleteRecord | None:
     return None
 
 
-def _list_shards(report: Report) -> list[int]:
+def _list_shards(report: VerifyReport) -> list[int]:
     """List shards that have an entry; only names in the folder of the ledger are read."""
     store = Path(report.path)
     folder = store / LEDGER_FOLDER
@@ -271,7 +271,7 @@ def _missing(num_shards: int, present: Sequence[int]) -> Rows:
 
 
 def _check_all(
-    report: Report,
+    report: VerifyReport,
     backend: Backend,
     present: Sequence[int],
     mark: CompleteRecord | None,
@@ -345,7 +345,7 @@ def draw_blocks(num_shards: int, sample: int, seed: int) -> Iterator[tuple[int, 
 
 
 def _check_sample(
-    report: Report,
+    report: VerifyReport,
     backend: Backend,
     present: Sequence[int],
     sample: int,
@@ -379,7 +379,7 @@ def _check_sample(
             progress(i + 1, sample)
 
 
-def _list_files(report: Report, backend: Backend) -> None:
+def _list_files(report: VerifyReport, backend: Backend) -> None:
     """List files that are not of the format; they are reported, and harmless."""
     manifest, store = backend.manifest, backend.store
     known = {MANIFEST_NAME, LOCK_NAME, PUBLISH_NAME, f"{LEDGER_FOLDER}/{COMPLETE_NAME}"}

@@ -31,6 +31,10 @@ GROUP_BYTES = 8 * 2**20
 
 Missing = Literal["error", "skip"]
 
+ORDER: tuple[str, ...] = ("batch_size", "rank", "num_ranks", "worker", "num_workers")
+ORDER += ("shuffle_shards", "shuffle_buffer", "seed", "pad", "missing")
+"""Settings that decide which sample comes when."""
+
 
 class Pair(NamedTuple):
     """One sample."""
@@ -187,18 +191,7 @@ class PairStream:
 
     def _order(self) -> dict[str, Any]:
         """What decides which sample comes when."""
-        return {
-            "batch_size": self.batch_size,
-            "rank": self.rank,
-            "num_ranks": self.num_ranks,
-            "worker": self.worker,
-            "num_workers": self.num_workers,
-            "shuffle_shards": self.shuffle_shards,
-            "shuffle_buffer": self.shuffle_buffer,
-            "seed": self.seed,
-            "pad": self.pad,
-            "missing": self.missing,
-        }
+        return {name: getattr(self, name) for name in ORDER}
 
     def state_dict(self) -> dict[str, Any]:
         """Where this stream is, in plain values. A loader that reads ahead must take it along with each batch."""
@@ -362,13 +355,6 @@ class PairStream:
         singly: list[Any] = [values[i, ...] for i in range(len(rows))]
         # One that waits in a buffer must not keep its whole group in memory.
         return [value.copy() for value in singly] if self.shuffle_buffer > 1 else singly
-
-
-def stream_pairs(
-    store: FeatureStore | str | Path, images: str | Path, **options: Any
-) -> Iterator[Pair]:
-    """One epoch of a ``PairStream``."""
-    return iter(PairStream(store, images, **options))
 
 
 def buffered_order(size: int, buffer: int, generator: np.random.Generator) -> Rows:

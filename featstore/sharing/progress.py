@@ -16,11 +16,11 @@ Progress = Callable[[int, int], None]
 
 
 def no_progress(done: int, total: int) -> None:
-    """Report nothing."""
+    """TransferReport nothing."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class Report:
+class TransferReport:
     """What ``push`` or ``pull`` did, or would do.
 
     Attributes:
@@ -121,10 +121,10 @@ class Meter:
                 f"{self.skipped_files:,} were there before."
             )
 
-    def report(self, place: Place, manifest: Manifest, *, dry_run: bool = False) -> Report:
+    def report(self, place: Place, manifest: Manifest, *, dry_run: bool = False) -> TransferReport:
         """Build the report."""
         with self._lock:
-            return Report(
+            return TransferReport(
                 url=place.url,
                 fingerprint=manifest.fingerprint,
                 rows=manifest.num_rows,

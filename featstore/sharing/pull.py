@@ -42,7 +42,7 @@ from featstore.sharing.partial_folder import (
 from featstore.sharing.progress import (
     Meter,
     Progress,
-    Report,
+    TransferReport,
     counts_in_errors,
     explain_system_errors,
     no_progress,
@@ -62,7 +62,7 @@ def pull(
     retry: Retry = Retry(),  # noqa: B008
     options: Mapping[str, str] | None = None,
     progress: Progress = no_progress,
-) -> Report:
+) -> TransferReport:
     """Download a store, resume an interrupted download, or mend a copy that is damaged.
 
     Args:
@@ -143,7 +143,7 @@ class _Pull:
             publish_folder(folder, self.store, old=old)
         return self.contents.manifest
 
-    def dry_run(self, *, same: bool) -> Report:
+    def dry_run(self, *, same: bool) -> TransferReport:
         """Count what would be fetched; sample ids are fetched into a temporary folder where patterns choose rows."""
         with counts_in_errors(self.meter, "pull"), tempfile.TemporaryDirectory() as temporary:
             folder = self.store if same else partial_folder(self.store)

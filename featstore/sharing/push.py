@@ -38,7 +38,7 @@ from featstore.sharing.part import NOTE, Part, write_part
 from featstore.sharing.progress import (
     Meter,
     Progress,
-    Report,
+    TransferReport,
     counts_in_errors,
     explain_system_errors,
     no_progress,
@@ -59,7 +59,7 @@ def push(
     retry: Retry = Retry(),  # noqa: B008
     options: Mapping[str, str] | None = None,
     progress: Progress = no_progress,
-) -> Report:
+) -> TransferReport:
     """Publish a store, resume an interrupted push, or mend a published store that is damaged.
 
     Args:
@@ -95,7 +95,7 @@ class _Push:
     dry_run: bool
     progress: Progress
 
-    def part(self, store: Path, part: Part) -> Report:
+    def part(self, store: Path, part: Part) -> TransferReport:
         """Push a part of a store, which is written beside it first."""
         contents = local_contents(store)
         part.check(contents, str(store))
@@ -115,7 +115,7 @@ class _Push:
         shutil.rmtree(scratch)
         return report
 
-    def whole(self, store: Path) -> Report:
+    def whole(self, store: Path) -> TransferReport:
         """Push a store."""
         place, contents = self.place, local_contents(store)
         if changed := changed_since_signed(store):

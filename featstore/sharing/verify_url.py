@@ -17,7 +17,7 @@ from featstore.containers.metadata import difference, metadata_files
 from featstore.errors import RemoteNotFound, ShardCorrupt, shorten
 from featstore.files.untrusted import MOST_JSON_BYTES
 from featstore.format.ledger import ObjectRecord, ShardRecord
-from featstore.maintenance.verify import Progress, Report, draw_blocks
+from featstore.maintenance.verify import Progress, VerifyReport, draw_blocks
 from featstore.maintenance.verify_shard import Damage, Kind
 from featstore.places.base import Place, Retry, TooLong
 from featstore.places.open_place import open_place
@@ -45,7 +45,7 @@ def verify_url(
     retry: Retry = Retry(),  # noqa: B008
     options: Mapping[str, str] | None = None,
     progress: Progress | None = None,
-) -> Report:
+) -> VerifyReport:
     """Check a published store.
 
     Args:
@@ -71,7 +71,7 @@ class _Check:
     def __init__(self, place: Place, contents: Contents, progress: Progress | None) -> None:
         manifest = contents.manifest
         self.place, self.contents, self.progress = place, contents, progress
-        self.report = Report(
+        self.report = VerifyReport(
             place.url, manifest.fingerprint, manifest.num_rows, manifest.num_shards
         )
         self.report.marked = True
@@ -82,7 +82,7 @@ class _Check:
         self._entries, self._waiting = hashlib.sha256(), dict[int, bytes]()
         self._done, self._lock = 0, threading.Lock()
 
-    def run(self, sample: int | None, seed: int, threads: int) -> Report:
+    def run(self, sample: int | None, seed: int, threads: int) -> VerifyReport:
         """Check everything, or a sample."""
         report, mark = self.report, self.contents.mark
         report.sampled = sample is not None

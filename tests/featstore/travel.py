@@ -4,7 +4,7 @@ from pathlib import Path
 
 from featstore.maintenance.verify import verify
 from featstore.places.base import Retry
-from featstore.sharing.progress import Report
+from featstore.sharing.progress import TransferReport
 from tests.featstore.stores import snapshot
 from tests.servers import faults
 from tests.servers.faults import Fault
@@ -27,7 +27,7 @@ def check_same(copy: Path, store: Path) -> None:
     assert result.complete
 
 
-def check_named(injected: list[Fault], report: Report) -> int:
+def check_named(injected: list[Fault], report: TransferReport) -> int:
     """Each object of a shard that arrived damaged is in the report; returns how many there were."""
     text = "\n".join(report.damaged)
     changed = {

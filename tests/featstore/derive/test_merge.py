@@ -323,6 +323,7 @@ def test_labels_of_several_stores(tmp_path: Path) -> None:
         merge([a, d], tmp_path / "x", names=["x", "y"], missing="invalid")
 
 
+@pytest.mark.slow
 def test_any_order_any_names() -> None:
     """Whatever the other store's order and names, each image finds its own numbers; equal images find equal ones."""
 
@@ -373,6 +374,7 @@ def test_what_cannot_be_merged(tmp_path: Path) -> None:
     np.testing.assert_array_equal(sound(tmp_path / "out").artefact("head")["weight"], [1, 1, 1])
 
 
+@pytest.mark.slow
 def test_killed_before_each_shard(tmp_path: Path) -> None:
     """What is left is no store; the next run goes on and ends at the bytes of one that was not killed."""
     first, other = made(11, seed=1, invalid={3: "bad"}), second(made(11, seed=1))

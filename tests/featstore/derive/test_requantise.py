@@ -211,6 +211,7 @@ def test_killed_before_each_shard(tmp_path: Path, container: Container) -> None:
     assert snapshot(out) == again
 
 
+@pytest.mark.slow
 def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Text and JSON say what was changed; errors have status 2; no torch is imported."""
     path = small().write(tmp_path / "old", "zarr")

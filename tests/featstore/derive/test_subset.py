@@ -75,6 +75,7 @@ def test_invalid_rows_take_their_reasons_along(tmp_path: Path, container: Contai
     check(tmp_path / "part", taken(rows, order))
 
 
+@pytest.mark.slow
 def test_any_rows_of_any_store() -> None:
     """Against numpy: any fields, any cutting, any order, any container."""
 
@@ -148,6 +149,7 @@ def test_damage_is_found_on_the_way(tmp_path: Path) -> None:
     taken(vectors(), [10, 9, 0, 1, 2, 4]).check(sound(tmp_path / "part"), range(6))
 
 
+@pytest.mark.slow
 def test_memory_and_mappings_stay_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """With next to no mappings allowed and nothing held, the rows are the same."""
     rows = every_kind()
@@ -222,6 +224,7 @@ def test_codecs_and_sizes_of_shards(tmp_path: Path) -> None:
         convert(path, tmp_path / "x", container="webdataset", codec="zstd")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("container", ["zarr", "webdataset"])
 def test_killed_before_each_shard(tmp_path: Path, container: Container) -> None:
     """What is left is no store; the next run goes on and ends at the bytes of one that was not killed."""

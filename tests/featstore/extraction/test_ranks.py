@@ -105,6 +105,7 @@ def test_jobs_at_once_make_the_same_store(image_folder: Path, tmp_path: Path, jo
     assert run(config).written == 0
 
 
+@pytest.mark.slow
 def test_a_job_joins_one_that_is_at_work(image_folder: Path, tmp_path: Path) -> None:
     """The second one takes what the first one has not begun; both end with the store complete."""
     run(make_config(image_folder, tmp_path / "straight"))
@@ -125,6 +126,7 @@ def test_a_job_joins_one_that_is_at_work(image_folder: Path, tmp_path: Path) -> 
     assert snapshot(tmp_path / "s") == snapshot(tmp_path / "straight")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("workers", [0, 1, 2])
 def test_claims_are_made_when_they_are_needed(
     image_folder: Path, tmp_path: Path, workers: int

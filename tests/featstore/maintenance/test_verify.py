@@ -30,7 +30,7 @@ from featstore.format.ledger import (
 from featstore.format.manifest import read_manifest, write_manifest
 from featstore.maintenance import verify as module
 from featstore.maintenance import verify_shard as examine
-from featstore.maintenance.verify import Report, repair, verify
+from featstore.maintenance.verify import VerifyReport, repair, verify
 from featstore.maintenance.verify_shard import Damage
 from featstore.writing.commit import Shard, commit
 from pipelines import extract as script
@@ -52,7 +52,7 @@ def path(sound: Path, tmp_path: Path) -> Path:
     return shutil.copytree(sound, tmp_path / "s")
 
 
-def only(report: Report) -> Damage:
+def only(report: VerifyReport) -> Damage:
     """The one damage of a report."""
     assert len(report.damages) == 1, [str(damage) for damage in report.damages]
     return report.damages[0]

@@ -48,6 +48,7 @@ def test_a_machine_that_can_extract(tmp_path: Path, capsys: pytest.CaptureFixtur
     assert all(item["advice"] for item in found if item["state"] != "ok")
 
 
+@pytest.mark.slow
 def test_it_needs_nothing_but_python() -> None:
     """What is missing is said, not stumbled over: the doctor itself imports no library."""
     code = (

@@ -19,7 +19,7 @@ from featstore import FeatureStore
 from featstore.errors import ConfigError, MissingSamples, ShardCorrupt, SourceError
 from featstore.format.fields import Ragged, TopK
 from featstore.format.manifest import Manifest, TopKEncoding
-from featstore.reading.paired_tars import PairStream, buffered_order, stream_pairs
+from featstore.reading.paired_tars import PairStream, buffered_order
 from featstore.sources import mirror_work
 from featstore.sources.tars import TarSource
 from tests.featstore.backend_tests import POINTS, Rows, points, spec, values_of, vectors
@@ -117,7 +117,7 @@ def check(pairs: list[Any]) -> None:
 def test_every_usable_sample_in_tar_order(made: tuple[Path, Path, Rows]) -> None:
     """Ids, image bytes and fields of all kinds; unusable rows are left out."""
     store, images, rows = made
-    pairs = list(stream_pairs(store, images))
+    pairs = list(PairStream(store, images))
     assert [pair.sample_id for pair in pairs] == USABLE
     check(pairs)
     for pair in pairs:
@@ -154,7 +154,7 @@ def test_the_same_samples_as_stock_webdataset(made: tuple[Path, Path, Rows]) -> 
             decoded = webdataset.autodecode.default_decoder(features)
             if decoded["json"]["valid"]:
                 expected.append((decoded["json"]["sample_id"], image["jpg"], decoded["cls.npy"]))
-    pairs = list(stream_pairs(store, images, fields=["cls"]))
+    pairs = list(PairStream(store, images, fields=["cls"]))
     assert len(pairs) == len(expected)
     for pair, (sample_id, image, feature) in zip(pairs, expected, strict=True):
         assert (pair.sample_id, pair.image) == (sample_id, image)
@@ -165,7 +165,7 @@ def test_another_order_inside_a_tar(made: tuple[Path, Path, Rows], tmp_path: Pat
     """Image tars that were sorted anew give each image its own features, in their order."""
     store, _, _ = made
     images = write_images(tmp_path, {tar: sorted(keys, reverse=True) for tar, keys in KEYS.items()})
-    pairs = list(stream_pairs(store, images / "**/*.tar"))
+    pairs = list(PairStream(store, images / "**/*.tar"))
     assert sorted(pair.sample_id for pair in pairs) == sorted(USABLE)
     assert [pair.sample_id for pair in pairs][:4] == ["a/4", "a/2", "a/1", "a/0"]
     check(pairs)
@@ -184,7 +184,7 @@ def test_an_image_without_features(made: tuple[Path, Path, Rows], tmp_path: Path
     store = made[0]
     images = changed(tmp_path, a=["0", "1", "new", "2", "3", "4"])
     with pytest.raises(MissingSamples, match=r"a\.tar.*'new'.*missing="):
-        list(stream_pairs(store, images))
+        list(PairStream(store, images))
     stream = PairStream(store, images, missing="skip")
     assert [pair.sample_id for pair in stream] == USABLE
     assert stream.skipped == 1
@@ -195,7 +195,7 @@ def test_features_without_an_image(made: tuple[Path, Path, Rows], tmp_path: Path
     store = made[0]
     images = changed(tmp_path, a=["0", "1", "3", "4"])
     with pytest.raises(SourceError, match=r"a\.tar.*'2'"):
-        list(stream_pairs(store, images))
+        list(PairStream(store, images))
     stream = PairStream(store, images, missing="skip", num_ranks=2)
     found = [pair.sample_id for pair in stream]
     assert len(found) == len(stream) == len(USABLE) // 2
@@ -228,8 +228,8 @@ def test_other_pictures_under_the_same_names(made: tuple[Path, Path, Rows], tmp_
     path.write_bytes(data.replace(image_of("b/y/007"), image_of("b/y/007").swapcase()))
     for missing in ("error", "skip"):
         with pytest.raises(MissingSamples, match=r"y\.tar.*'007'"):
-            list(stream_pairs(store, images, missing=missing))
-    pairs = list(stream_pairs(store, images, check_content=False))
+            list(PairStream(store, images, missing=missing))
+    pairs = list(PairStream(store, images, check_content=False))
     assert [pair.sample_id for pair in pairs] == USABLE
 
 
@@ -238,7 +238,7 @@ def test_no_image_of_a_tar_is_left(made: tuple[Path, Path, Rows], tmp_path: Path
     store = made[0]
     images = changed(tmp_path, **{tar: ["z"] for tar in KEYS})
     with pytest.raises(SourceError):
-        list(stream_pairs(store, images, missing="skip"))
+        list(PairStream(store, images, missing="skip"))
 
 
 def test_broken_image_tars(made: tuple[Path, Path, Rows], tmp_path: Path) -> None:
@@ -250,10 +250,10 @@ def test_broken_image_tars(made: tuple[Path, Path, Rows], tmp_path: Path) -> Non
     for data in (sound[:3300], b"<html>" * 200, sound[:5120] + b"x" * 512 + sound[5632:]):
         path.write_bytes(data)
         with pytest.raises(SourceError, match=r"a\.tar"):
-            list(stream_pairs(store, images))
+            list(PairStream(store, images))
     write_images(tmp_path / "images", {"a": ["0", "0", "1", "2", "3", "4"]})
     with pytest.raises(SourceError, match=r"a\.tar.*'0'"):
-        list(stream_pairs(store, images))
+        list(PairStream(store, images))
 
 
 def test_a_cut_tar_that_was_extracted_as_far_as_it_goes(tmp_path: Path) -> None:
@@ -267,7 +267,7 @@ def test_a_cut_tar_that_was_extracted_as_far_as_it_goes(tmp_path: Path) -> None:
         digest = hashlib.sha256(source.read(row)).digest()
         rows.hashes[row] = np.frombuffer(digest, dtype=np.uint8)
     rows.write(tmp_path / "s", "webdataset", work=mirror_work(source, batch_size=4))
-    found = [pair.sample_id for pair in stream_pairs(tmp_path / "s", path)]
+    found = [pair.sample_id for pair in PairStream(tmp_path / "s", path)]
     assert found == rows.ids
     assert 0 < len(found) < 11
 

@@ -16,7 +16,7 @@ from featstore import FeatureStore
 from featstore.containers import make_backend
 from featstore.errors import ConfigError, ManifestMismatch, MissingSamples, ShardCorrupt
 from featstore.format.artefacts import describe, pack, pack_texts, unpack_texts
-from featstore.format.fields import dense_logits, empty_columns, put, put_ragged
+from featstore.format.fields import empty_columns, put, put_ragged
 from featstore.format.int8 import Channels, Scheme, calibrate
 from featstore.format.manifest import (
     FieldRecord,
@@ -210,7 +210,9 @@ def test_top_k_logits(tmp_path: Path) -> None:
     assert found.indices.dtype == np.uint16
     expected = np.sort(logits[ORDER].astype(np.float32), axis=-1)[..., ::-1][..., :20]
     np.testing.assert_array_equal(found.values.astype(np.float32), expected)
-    dense = dense_logits(found, 1000)
+    dense = np.full((*found.values.shape[:-1], 1000), -np.inf, dtype=np.float32)
+    indices = found.indices.astype(np.int64)
+    np.put_along_axis(dense, indices, found.values.astype(np.float32), axis=-1)
     kept = np.isfinite(dense)
     assert kept.sum() == 5 * VIEWS * 20
     np.testing.assert_array_equal(dense[kept], logits[ORDER].astype(np.float32)[kept])

@@ -85,6 +85,7 @@ def test_push_and_pull_lose_nothing(
     assert {fault.kind for fault in there.injected + back.injected} == set(faults.KINDS)
 
 
+@pytest.mark.slow
 def test_pull_from_a_web_server_loses_nothing(
     store: Path, web: Web, faulty: MakeProxy, tmp_path: Path
 ) -> None:
@@ -96,6 +97,7 @@ def test_pull_from_a_web_server_loses_nothing(
     assert len(proxy.injected) > 50
 
 
+@pytest.mark.slow
 def test_reading_in_place_gives_the_rows(
     store: Path, columns: dict[str, Any], web: Web, faulty: MakeProxy, tmp_path: Path
 ) -> None:
@@ -137,6 +139,7 @@ def test_cut_connections_of_sftp_lose_nothing(sftp: Sftp, tmp_path: Path) -> Non
     check_same(tmp_path / "copy", store)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "only"),
     [

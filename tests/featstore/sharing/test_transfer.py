@@ -38,7 +38,7 @@ from featstore.sharing import pull as pull_module
 from featstore.sharing import receiver
 from featstore.sharing.part import Part
 from featstore.sharing.partial_folder import unfinished
-from featstore.sharing.progress import Report
+from featstore.sharing.progress import TransferReport
 from featstore.sharing.pull import pull
 from featstore.sharing.push import push
 from tests.featstore.golden import FOLDER as GOLDEN
@@ -679,7 +679,7 @@ def test_another_part_is_there(move: Any, store: Path, tmp_path: Path) -> None:
 def test_progress_counts_bytes(original: Path, tmp_path: Path) -> None:
     """It ends at what has travelled, and never goes beyond what is said to come."""
     told: list[tuple[int, int]] = []
-    report: Report = push(
+    report: TransferReport = push(
         original, str(tmp_path / "there"), retry=QUICK, progress=lambda *two: told.append(two)
     )
     assert all(done <= total for done, total in told)

@@ -137,6 +137,7 @@ def test_a_kill_costs_the_shards_in_flight_only(image_folder: Path, tmp_path: Pa
     assert before == {file: file.stat().st_mtime_ns for file in before}
 
 
+@pytest.mark.slow
 def test_a_kill_before_the_last_mark(tmp_path: Path) -> None:
     """All shards are there, but nobody has said so: the next job says so, and makes nothing."""
     path = tmp_path / "s"
@@ -163,6 +164,7 @@ def test_leftovers_of_other_stores_are_not_touched(image_folder: Path, tmp_path:
     assert others.exists()
 
 
+@pytest.mark.slow
 def test_an_interrupt_is_like_a_kill(image_folder: Path, tmp_path: Path) -> None:
     """Ctrl-C ends a run with KeyboardInterrupt, keeps what is committed, and the run can go on."""
     calls = []
