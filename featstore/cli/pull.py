@@ -9,7 +9,7 @@ from featstore.sharing.pull import pull
 DESCRIPTION = """\
 Download a store, or a part of one. Every file is compared with the store's ledger before it gets its name, and the
 folder appears when all have arrived. An interrupted pull resumes with the same command, also inside a file; on a
-complete copy it finds and mends damaged files.
+complete copy it finds and repairs damaged files.
 
   featstore pull https://example.org/stores/imagenet STORE
   featstore pull s3://bucket/prefix STORE --fields cls --where 'train/*'

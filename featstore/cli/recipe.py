@@ -17,7 +17,7 @@ Extend = Callable[[list[str]], Kinds]
 """Imports plugins and returns the kinds that they and the package add; see ``Schema``."""
 
 EXIT_ERROR = 2
-"""Exit status for an error that the user can mend."""
+"""Exit status for an error that the user can correct."""
 EXIT_TOO_MANY_INVALID = 3
 """Exit status when the work was done but more images were skipped than allowed."""
 EXIT_INTERRUPTED = 130

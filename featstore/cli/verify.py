@@ -27,7 +27,7 @@ Check a store. Nothing is changed. Exit status 1 if anything is wrong.
 
   featstore verify STORE
       every byte against its checksum; names, types and sizes against the manifest; features finite, labels within
-      the classes, ids unique. Damage is named by shard, column, rows and file. A damaged pulled store is mended by
+      the classes, ids unique. Damage is named by shard, column, rows and file. A damaged pulled store is repaired by
       the same featstore pull, a published one by featstore push, your own by featstore extract --repair.
   featstore verify s3://bucket/prefix [--sample 1000]
       every byte of a published store against its checksums, or a sample of blocks; nothing is written to disk

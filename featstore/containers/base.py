@@ -1,7 +1,7 @@
 """The small interface between a store and the container its bytes lie in.
 
 A container holds *columns*: arrays whose entries belong to rows. It turns one shard of every column into objects
-(files), and reads rows back out of them. It knows nothing of images, teachers or ledgers, and it writes no shard to
+(files), and reads rows back out of them. It does not handle images, teachers or ledgers, and it writes no shard to
 disk: the writer does, in the same way for all containers.
 """
 

@@ -86,11 +86,6 @@ class TarLayout:
                     f"{MOST_MEMBER_BYTES // 2:,}. Store less of it, or use container zarr."
                 )
 
-    @property
-    def json_varies(self) -> bool:
-        """Whether the json of each sample has a size of its own: texts may be long. Else all are padded to one."""
-        return bool(self.texts)
-
     def suffix(self, column: str) -> str:
         """What follows the key and a dot in the name of a column's member: ``logits.values.npy``."""
         name = column.removeprefix("fields/")

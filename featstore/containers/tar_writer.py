@@ -42,7 +42,7 @@ class TarEncoder:
             fixed.append(self._member(self.layout.ranges[name], offsets))
         texts = [self.layout.json(row, self.columns) for row in range(rows)]
         varying = [self._items(name) for name in self.layout.ragged]
-        if self.layout.json_varies:
+        if self.layout.texts:  # they may be long; else all jsons are padded to one size
             varying.append(self._varying("json", texts))
         else:
             size = max(map(len, texts))

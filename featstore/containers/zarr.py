@@ -89,7 +89,7 @@ class ZarrBackend(Backend):
             filters=None,
             fill_value="" if column.dtype is None else 0,
             dimension_names=column.dims,
-            # Stock readers know no bfloat16; they get its bits, and this says what they are.
+            # Stock readers lack bfloat16; they get its bits, and this attribute names the type.
             attributes={"bits_of": "bfloat16"} if bits else None,
         )
 

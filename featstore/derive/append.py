@@ -16,8 +16,6 @@ import stat
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import numpy as np
-
 from featstore.containers import make_backend
 from featstore.derive.compatibility import (
     check_same_rows,
@@ -27,7 +25,7 @@ from featstore.derive.compatibility import (
     common_origin,
     joined_labels,
 )
-from featstore.derive.composition import Axis, Composition, ShardMaker, ids_of
+from featstore.derive.composition import Axis, Composition, ShardMaker, cut_like, ids_of
 from featstore.derive.matching import samples_of
 from featstore.derive.merge_rows import Duplicates, without_duplicates
 from featstore.errors import ConfigError, ManifestMismatch, StoreWriteError, shorten
@@ -171,7 +169,7 @@ def plan_append(old: FeatureStore, new: FeatureStore, rows: Rows) -> tuple[Compo
 
 def _longer_work(old: FeatureStore, new: FeatureStore, rows: Rows) -> WorkRecord:
     """The old shards followed by new ones; one for each new tar where shards mirror tars."""
-    work, names = old.manifest.work, new.manifest.work.shard_names
+    work = old.manifest.work
     if not work.shard_sizes:
         return work
     added = rows[old.num_rows :] - old.num_rows
@@ -179,13 +177,12 @@ def _longer_work(old: FeatureStore, new: FeatureStore, rows: Rows) -> WorkRecord
         whole, rest = divmod(len(added), work.shard_rows)
         more = [work.shard_rows] * whole + [rest] * (rest > 0)
         return work.model_copy(update={"shard_sizes": (*work.shard_sizes, *more)})
-    counts = np.bincount(new.manifest.shards_of(added), minlength=new.manifest.num_shards)
-    kept = np.flatnonzero(counts).tolist()
+    more_work = cut_like(new.manifest, added)
     return WorkRecord(
-        shard_rows=max(work.shard_rows, int(counts.max())),
+        shard_rows=max(work.shard_rows, more_work.shard_rows),
         batch_size=work.batch_size,
-        shard_sizes=(*work.shard_sizes, *counts[kept].tolist()),
-        shard_names=(*work.shard_names, *(names[shard] for shard in kept)),
+        shard_sizes=(*work.shard_sizes, *more_work.shard_sizes),
+        shard_names=(*work.shard_names, *more_work.shard_names),
     )
 
 
@@ -251,7 +248,8 @@ def link_shards(old: FeatureStore, folder: Path, manifest: Manifest) -> None:
         for shard in kept_shards(old.manifest, manifest):
             names = backend.object_names(shard)
             entry = entry_path(old.path, shard).relative_to(old.path).as_posix()
-            if all(_is_linked(old.path / name, folder / name) for name in [*names, entry]):
+            pairs = [(old.path / name, folder / name) for name in [*names, entry]]
+            if all(new.exists() and new.samefile(before) for before, new in pairs):
                 continue
             (folder / entry).unlink(missing_ok=True)
             disk.make_folders([(folder / name).parent for name in names])
@@ -266,10 +264,6 @@ def link_shards(old: FeatureStore, folder: Path, manifest: Manifest) -> None:
             sync_folders({(folder / name).parent for name in names}, disk.pool)
             _link(old.path / entry, folder / entry)
         sync_folder(folder / LEDGER_FOLDER)
-
-
-def _is_linked(path: Path, other: Path) -> bool:
-    return other.exists() and path.samefile(other)
 
 
 def _link(path: Path, other: Path) -> None:

@@ -159,8 +159,8 @@ class Disk:
 
     Folders are made durably: each is named on disk before anything goes into it. Those of the last shard are
     remembered, so that what all shards share is synced once, and memory stays the same however many shards there are.
-    That a folder is there proves nothing, as another process may just have made it; what counts is what this process
-    has synced.
+    An existing folder is synced too, as another process may just have made it; only those that
+    this process has synced are skipped.
     """
 
     def __init__(self, root: Path) -> None:

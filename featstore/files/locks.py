@@ -38,7 +38,7 @@ def keep_from_children(handle: int) -> None:
 
 
 def close(handle: int) -> None:
-    """Close a file that ``keep_from_children`` was told of."""
+    """Close a file that was registered by ``keep_from_children``."""
     _handles.discard(handle)
     os.close(handle)
 
@@ -70,7 +70,7 @@ class FileLock:
         """Lock the file; False if another process held it all the time.
 
         Raises:
-            StoreWriteError: the file cannot be written, or its file system knows no locks.
+            StoreWriteError: the file cannot be written, or its file system has no locks.
         """
         start, pause = time.monotonic(), 0.001
         while (held := self._try(shared)) is False and time.monotonic() - start < timeout_s:
@@ -87,7 +87,7 @@ class FileLock:
         self._handle = -1
 
     def holders(self) -> str:
-        """Who holds the file, as far as they could say so."""
+        """Names of the processes that hold the file, as far as they are known."""
         with suppress(OSError):
             names = dict.fromkeys(self.path.read_text(errors="replace").split("\n"))
             return ", ".join(name for name in names if name and not _is_dead(name)) or "unknown"

@@ -1,7 +1,7 @@
 """Verify a store (every byte is as written, and all parts agree with each other), and repair it.
 
 ``verify`` reads everything, one column of one shard at a time, or a sample of blocks at a cost that does not depend on
-the size of the store. ``repair`` takes back exactly the shards that are damaged, so that the next extraction
+the size of the store. ``repair`` removes exactly the damaged shards from the ledger, so that the next extraction
 makes them again, and writes anew what needs no teacher.
 """
 

@@ -1,31 +1,28 @@
 """List, delete and retract stores at a URL."""
 
 import datetime
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
+from typing import Any
 
 from featstore.errors import RemoteError, StoreError, shorten
 from featstore.format.file_names import CARD_NAME
 from featstore.format.ledger import LEDGER_FOLDER
 from featstore.format.manifest import MANIFEST_NAME
 from featstore.maintenance.list_and_delete import Summary, describe
-from featstore.places.base import Retry
 from featstore.places.open_place import open_place
 from featstore.reading.cached.published_store import MARK_NAME, UNFINISHED_NAME, remote_contents
 from featstore.sharing.progress import explain_system_errors
 from featstore.sharing.sender import foreign_files
 
 
-def find_published(
-    url: str,
-    *,
-    retry: Retry = Retry(),  # noqa: B008
-    options: Mapping[str, str] | None = None,
-) -> Iterator[Summary]:
-    """Find every store at or below a URL, in the order of their URLs; unfinished ones have a problem."""
+def find_published(url: str, **client: Any) -> Iterator[Summary]:
+    """Find every store at or below a URL, in the order of their URLs; unfinished ones have a problem.
+
+    ``client`` are the further arguments of ``open_place``, here and below."""
     with explain_system_errors("list"):
-        place = open_place(url, retry=retry, options=options)
+        place = open_place(url, **client)
         if not place.lists:  # a web server
-            yield summarise_published(url, retry=retry, options=options)
+            yield summarise_published(url, **client)
             return
         names = place.sizes()
         folders = {
@@ -39,17 +36,12 @@ def find_published(
             if not found or not f"{folder}/".startswith(f"{found}/"):
                 found = folder
                 address = f"{url.rstrip('/')}/{folder}".rstrip("/")
-                yield summarise_published(address, retry=retry, options=options)
+                yield summarise_published(address, **client)
 
 
-def summarise_published(
-    url: str,
-    *,
-    retry: Retry = Retry(),  # noqa: B008
-    options: Mapping[str, str] | None = None,
-) -> Summary:
+def summarise_published(url: str, **client: Any) -> Summary:
     """Describe the store at a URL; one that cannot be read is a summary with a problem."""
-    place = open_place(url, retry=retry, options=options)
+    place = open_place(url, **client)
     try:
         contents = remote_contents(place)
     except StoreError as error:
@@ -58,14 +50,7 @@ def summarise_published(
     return describe(place.url, manifest, manifest.num_shards, contents.mark.bytes)
 
 
-def delete_published(
-    url: str,
-    *,
-    force: bool = False,
-    reason: str = "",
-    retry: Retry = Retry(),  # noqa: B008
-    options: Mapping[str, str] | None = None,
-) -> None:
+def delete_published(url: str, *, force: bool = False, reason: str = "", **client: Any) -> None:
     """Delete the store at a URL: its manifest first, so that no reader finds half a store.
 
     Args:
@@ -76,7 +61,7 @@ def delete_published(
         StoreError: other files are there.
     """
     with explain_system_errors("delete"):
-        place = open_place(url, retry=retry, options=options)
+        place = open_place(url, **client)
         if not place.writes:
             raise RemoteError(f"{place.url}: can be read only; nothing was deleted.")
         names, fingerprint = place.sizes(), "unknown"

@@ -63,7 +63,7 @@ def pull(
     options: Mapping[str, str] | None = None,
     progress: Progress = no_progress,
 ) -> TransferReport:
-    """Download a store, resume an interrupted download, or mend a copy that is damaged.
+    """Download a store, resume an interrupted download, or repair a damaged copy.
 
     Args:
         part: Which fields and rows; the result is a store of its own.

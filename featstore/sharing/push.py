@@ -60,7 +60,7 @@ def push(
     options: Mapping[str, str] | None = None,
     progress: Progress = no_progress,
 ) -> TransferReport:
-    """Publish a store, resume an interrupted push, or mend a published store that is damaged.
+    """Publish a store, resume an interrupted push, or repair a published store that is damaged.
 
     Args:
         part: Which fields and rows; the part is written beside the store first, and removed after the push.

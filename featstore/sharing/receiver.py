@@ -41,7 +41,7 @@ ARRIVING = "-arriving"
 
 ADVICE = (
     "The copy there is damaged, or the network damages it: ask its publisher to run featstore push again, which "
-    "compares and mends it."
+    "compares and repairs it."
 )
 
 

@@ -131,7 +131,7 @@ class ArrowExporter(Exporter):
     def close(self) -> None:
         """Close the file of a part that was not ended."""
         if self._file is not None:
-            with suppress(OSError):  # a full disk has been told of before
+            with suppress(OSError):  # a full disk was reported before
                 self._writer.close()
             with suppress(OSError):
                 self._file.close()

@@ -102,7 +102,7 @@ class NpyExporter(Exporter):
     def close(self) -> None:
         """Close all files."""
         for file in [self._ids, *(array.file for array in self._arrays.values())]:
-            with suppress(OSError):  # a full disk has been told of before
+            with suppress(OSError):  # a full disk was reported before
                 file.handle.close()
 
 

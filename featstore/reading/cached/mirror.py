@@ -108,7 +108,7 @@ class Mirror:
 
     @property
     def place(self) -> Place:
-        """The far side; after a fork it is connected to anew."""
+        """The place of the store; connected again after a fork."""
         if self.config.offline:
             raise RemoteError(
                 f"{self.url}: what was asked for is not in the cache ({self.folder}), and FEATSTORE_OFFLINE is set. "
@@ -342,10 +342,10 @@ class Mirror:
                 found.append(path)
         return found
 
-    # ------------------------------------------------------------ the far side
+    # ------------------------------------------------------------ the place
 
     def _was_replaced(self, place: Place) -> bool:
-        """Whether another store, or another version of it, lies at the URL now."""
+        """Whether another store, or another version of it, is at the URL now."""
 
         def differs(name: str) -> bool:
             # An answer may be damaged, or meant for another request, but hardly twice in the same way.

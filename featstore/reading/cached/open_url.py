@@ -1,4 +1,4 @@
-"""Which version of a store lies at a URL, and the local folder of that version."""
+"""Open the version of a store that is at a URL, in the local folder of that version."""
 
 import hashlib
 import os
@@ -33,7 +33,7 @@ _URL, _LATEST = "url", "latest"
 
 
 def open_mirror(url: str, config: CacheConfig | None = None, *, allow_incomplete: bool) -> Mirror:
-    """Find out what lies at a URL, and make or find the folder of that version of it.
+    """Read the version of the store at a URL, and make or find its folder.
 
     Args:
         allow_incomplete: also where shards are missing.

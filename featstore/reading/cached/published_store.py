@@ -44,7 +44,7 @@ from featstore.places.base import Place, TooLong
 MARK_NAME = f"{LEDGER_FOLDER}/{COMPLETE_NAME}"
 
 UNFINISHED_NAME = f"{TEMPORARY_PREFIX}{MANIFEST_NAME}"
-"""The manifest of a store that is on its way to a place: what lies there otherwise is part of it, and no store yet."""
+"""The manifest of a store that is being pushed: other files at the place belong to it, and there is no store yet."""
 
 EXTRAS = {CARD_NAME: 16 * 2**20, CARD_PAGE_NAME: 2**30, SIGNATURE_NAME: 2**30}
 """Files that people and tools put beside a store's own, and the most bytes that are fetched of each: the card in
@@ -165,7 +165,7 @@ def retry_damaged(
 
     Args:
         read: raises a ``StoreError`` if it is damaged; of ``RemoteError``, only ``TooLong`` is damage.
-        damaged: told of each time that it was, and was read again.
+        damaged: called each time that it was damaged, and is read again.
         advice: what to do when it is damaged every time.
     """
     for attempt in range(1, TRIES + 1):
