@@ -1,13 +1,11 @@
 """``featstore text-table``."""
 
 import argparse
-import json
 from pathlib import Path
 
 import numpy as np
 
-from featstore.cli.arguments import new_folder, store_folder
-from featstore.cli.progress_bar import progress_bar
+from featstore.cli import arguments as cli
 from featstore.derive.subset import choose
 from featstore.derive.text_table import add_text_table
 from featstore.errors import ConfigError
@@ -28,44 +26,30 @@ A file of names has one name per line, or name, tab and a text to use in its pla
 """
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Declare the arguments."""
-    parser.add_argument("store", type=store_folder, help="folder of the store")
-    parser.add_argument("out", type=new_folder, help="folder of the new store")
-    parser.add_argument("--name", default="classes", help="name of the table (default: classes)")
-    parser.add_argument(
-        "--field", default="", help="vector field (default: projected, or the only vector)"
-    )
-    parser.add_argument(
-        "--names", type=Path, metavar="FILE", help="names (default: classes of the store)"
-    )
-    kind = parser.add_mutually_exclusive_group(required=True)
-    kind.add_argument(
-        "--array", type=Path, metavar="FILE.npy", help="embeddings, one row for each name"
-    )
-    kind.add_argument(
-        "--template",
-        action="append",
-        default=[],
-        metavar="TEXT",
-        help="prompt with {} for the name; may be repeated: the mean direction stands for the name",
-    )
-    kind.add_argument(
-        "--class-means", action="store_true", help="mean direction of every class in the field"
-    )
-    parser.add_argument(
-        "--where",
-        action="append",
-        default=[],
-        metavar="PATTERN",
-        help="class means of the rows whose sample id matches; may be repeated (default: all)",
-    )
-    parser.add_argument("--weights", default="", help="local weights of the teacher")
-    parser.add_argument("--origin", default="", help="how the array was made, for the manifest")
+ARGUMENTS = {
+    "store": cli.STORE,
+    "out": cli.OUT,
+    "--name": cli.value("name of the table (default: classes)", default="classes"),
+    "--field": cli.value("vector field (default: projected, or the only vector)", default=""),
+    "--names": cli.value("names (default: classes of the store)", Path, metavar="FILE"),
+    "--array": cli.value("embeddings, one row for each name", Path, metavar="FILE.npy"),
+    "--template": cli.repeated(
+        "prompt with {} for the name; may be repeated: the mean direction stands for the name",
+        "TEXT",
+    ),
+    "--class-means": cli.flag("mean direction of every class in the field"),
+    "--where": cli.repeated(
+        "class means of the rows whose sample id matches; may be repeated (default: all)", "PATTERN"
+    ),
+    "--weights": cli.value("local weights of the teacher", default=""),
+    "--origin": cli.value("how the array was made, for the manifest", default=""),
+}
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Write the store; returns the exit status."""
+    """Write the store."""
+    if bool(arguments.array) + bool(arguments.template) + arguments.class_means != 1:
+        raise ConfigError("give one of --array, --template and --class-means.")
     if arguments.where and not arguments.class_means:
         raise ConfigError("--where chooses rows for --class-means.")
     store = FeatureStore.open(arguments.store)
@@ -79,7 +63,7 @@ def run(arguments: argparse.Namespace) -> int:
         origin_of_array=arguments.origin,
         rows=np.asarray(choose(store, where=arguments.where)) if arguments.where else None,
     )
-    with progress_bar(" shards", show=not arguments.json) as progress:
+    with cli.bar(arguments, " shards") as progress:
         manifest = add_text_table(
             arguments.store,
             arguments.out,
@@ -89,19 +73,9 @@ def run(arguments: argparse.Namespace) -> int:
             origin=origin,
             progress=progress,
         )
-    if arguments.json:
-        result = {
-            "path": str(arguments.out),
-            "texts": len(table.names),
-            "width": table.width,
-            "fingerprint": manifest.fingerprint,
-        }
-        print(json.dumps(result, indent=2))
-    else:
-        print(
-            f"{arguments.out}: complete, {len(table.names):,} texts of width {table.width}, {origin}"
-        )
-    return 0
+    values = cli.made(arguments.out, manifest, texts=len(table.names), width=table.width)
+    texts = f"{len(table.names):,} texts of width {table.width}"
+    return cli.show(arguments, values, [f"{arguments.out}: complete, {texts}, {origin}"])
 
 
 def _read(path: Path) -> Array:

@@ -9,12 +9,12 @@ import numpy as np
 import numpy.typing as npt
 
 from featstore.derive.append import link_shards
-from featstore.derive.composition import Composition, ShardMaker, artefact_bytes, whole
+from featstore.derive.composition import Composition, ShardMaker, artefact_bytes, derived, whole
 from featstore.errors import ConfigError, shorten
 from featstore.files.array_types import Rows
 from featstore.format.artefacts import describe
 from featstore.format.ids import check_name
-from featstore.format.manifest import Manifest, new_manifest
+from featstore.format.manifest import Manifest
 from featstore.format.text_table import TextTable, artefact_name, meaning_of
 from featstore.format.views import View
 from featstore.reading.store import FeatureStore
@@ -34,7 +34,6 @@ def add_text_table(
     name: str,
     field: str,
     origin: str,
-    lease_s: float = 60,
     progress: Progress = no_progress,
 ) -> Manifest:
     """Write a store with one more text table, or resume. Full shards are hard links where the disk has them.
@@ -46,7 +45,6 @@ def add_text_table(
         name: Name of the table; ``texts.`` is put before it.
         field: Vector field in whose space the texts lie.
         origin: How the embeddings were made, for the manifest.
-        lease_s: Seconds without a change after which another process's lease is stale.
         progress: See ``featstore.writing.fill.Progress``.
 
     Returns:
@@ -62,9 +60,7 @@ def add_text_table(
     check_apart(out, store.path)
     open_or_create(out, plan.manifest, plan.artefacts)
     link_shards(store, out, plan.manifest)
-    return make_store(
-        out, plan.manifest, plan.artefacts, ShardMaker(plan), lease_s=lease_s, progress=progress
-    )
+    return make_store(out, plan.manifest, plan.artefacts, ShardMaker(plan), progress=progress)
 
 
 def plan_text_table(
@@ -83,23 +79,10 @@ def plan_text_table(
     data = table.to_bytes()
     meaning = meaning_of(table.names, field, origin)
     record = describe(data, meaning=meaning, teacher=old.fields[field].teacher)
-    manifest = new_manifest(
-        teachers=old.teachers,
-        views=old.views,
-        fields=old.fields,
-        artefacts={**old.artefacts, artefact: record},
-        source=old.source,
-        work=old.work,
-        created_by={
-            **old.created_by,
-            "text_table_by": f"featstore {__version__}",
-            "text_table_from": old.fingerprint,
-        },
-        container=old.container,
-    )
+    origins = {"text_table_by": f"featstore {__version__}", "text_table_from": old.fingerprint}
+    manifest = derived(old, origins, artefacts={**old.artefacts, artefact: record})
     files = {**artefact_bytes(store, list(old.artefacts)), artefact: data}
-    axis = whole(store)
-    return Composition(manifest, files, axis, {name: (axis, name) for name in old.fields})
+    return Composition(manifest, files, whole(store))
 
 
 def check_vector(store: FeatureStore, field: str) -> int:

@@ -2,7 +2,8 @@
 
 A place does not interpret shards or manifests, and returns what the server sent: the caller compares checksums. A
 request that may succeed later (a cut connection, a 500, a timeout) is repeated with growing pauses; one that cannot
-(no such bucket, no credentials) is not. Each kind of place translates the errors of its library in one method, ``_meaning``.
+(no such bucket, no credentials) is not. Each kind of place translates the errors of its library in one method,
+``_meaning``.
 """
 
 import os
