@@ -14,8 +14,6 @@ import numpy as np
 import numpy.typing as npt
 import plotly.graph_objects as go
 
-from featstore.files.array_types import Array
-
 PALETTE = (
     "#3b78d8", "#e0812f", "#2f9e6e", "#cf4a55", "#8a64c2", "#8c7358", "#d670a6", "#7b8794", "#a5a02c", "#29a3b5",
 )  # fmt: skip
@@ -151,7 +149,7 @@ def class_colours(count: int) -> list[str]:
     ]
 
 
-def name_classes(figure: go.Figure, points: Array, classes: Sequence[str]) -> None:
+def name_classes(figure: go.Figure, points: npt.NDArray[Any], classes: Sequence[str]) -> None:
     """Make a map of a figure: no axes, and the name of each class at the median of its points, the largest first.
 
     Args:
