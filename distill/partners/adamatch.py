@@ -1,4 +1,4 @@
-"""``adamatch``: guesses aligned to the labelled images' predictions, relative threshold (Berthelot et al. 2022).
+"""``adamatch``: predictions aligned to the labelled images' predictions, relative threshold (Berthelot et al. 2022).
 
     p'   = p_u aligned by moving mean of p_l / moving mean of p_u
     mask = max p' >= 0.95 mean max p_l
@@ -25,7 +25,7 @@ from distill.partners.selftraining import SelfTraining, follow
 
 @dataclass(frozen=True, kw_only=True)
 class AdaMatchConfig(CheckedOptions, name="adamatch", share=("threshold",), momentum=("momentum",)):
-    """Partner ``adamatch``: aligned guesses, threshold relative to the labelled images (Berthelot et al. 2022)."""
+    """Partner ``adamatch``: aligned predictions, threshold relative to the labelled images (Berthelot et al. 2022)."""
 
     weight: float = 1.0
     """Weight of this partner's term beside the method's loss."""

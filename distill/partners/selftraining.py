@@ -23,7 +23,7 @@ def _labels_from(options: Any) -> LabelsFrom:
 class SelfTraining(Partner):
     """Base: predicted labels, a loss term on them, and a record of how many are used.
 
-    The options have a ``weight``; and ``labels_from`` if the linear probe may guess too.
+    The options have a ``weight``; and ``labels_from`` if the linear probe can predict the labels.
     """
 
     def __init__(self, setup: Setup, options: Any) -> None:
@@ -36,7 +36,7 @@ class SelfTraining(Partner):
 
     @classmethod
     def needs(cls, options: Any) -> Needs:
-        """Unlabelled images, and their stored vectors if the probe guesses."""
+        """Unlabelled images, and their stored vectors if the probe predicts the labels."""
         return Needs(unlabelled=True, vector=_labels_from(options) == "probe")
 
     @classmethod
@@ -52,7 +52,7 @@ class SelfTraining(Partner):
         return losses.probabilities(self.probe(batch.teacher[batch.num_labelled :]))
 
     def terms(self, logits_UK: Tensor, labels_U: Tensor, weight_U: Tensor) -> dict[str, Tensor]:
-        """The weighted terms, from the logits that are trained and the trusted guesses."""
+        """The weighted terms, from the logits that are trained, the predicted labels and their weights."""
         return {"unlabelled": self.weight * losses.pseudo_label_ce(logits_UK, labels_U, weight_U)}
 
     def record(self, weight_U: Tensor) -> None:

@@ -1,19 +1,12 @@
-"""``sentry``: sharpen what strong views agree on, unlearn what they dispute (Prabhu et al. 2021, arXiv:2012.11460).
+"""``sentry``: lower the entropy where strong views agree, raise it where they do not (Prabhu et al. 2021, arXiv:2012.11460).
 
     v       = 3 strong views; an image is agreed on if most of them predict what its plain view predicts
     loss    = w_entropy (1/T) (sum over agreed of H(last agreeing view) - sum over disputed of H(last disputing view))
               + w_frequency mean_t sum_c p_c log q_c,   q = frequencies of the last 256 predictions
 
-Adaptation begins after ``source_epochs`` epochs on the source alone. Where this differs from the authors' code:
-
-- They draw target images so that all pseudo-classes are equally frequent, by the student's predictions of the epoch.
-  Here the images are drawn as for every partner, and each carries the weight that gives the same expectation,
-  N / (classes found x images of its class), from predictions on all N target images at the start of each epoch. Rare
-  classes thus have the same influence, but more variance. The frequencies q are weighted alike.
-- They draw the source class by class. Here it is drawn as for every method.
-- Their head is l2-normalised without bias, with temperature 0.05. Here it stays a plain Linear: what is exported must
-  be a plain timm model.
-- The queue of predictions is kept from epoch to epoch.
+Adaptation begins after ``source_epochs`` epochs on the source alone. Each target image has the weight
+N / (classes found x images of its class), which replaces the authors' class-balanced sampling; docs/partners.md lists
+all differences from their code.
 """
 
 # T target images of a step, N all target images, Q length of the queue, K classes
@@ -34,7 +27,7 @@ from distill.partners.progress import Progress, check_source_epochs
 
 @dataclass(frozen=True, kw_only=True)
 class SENTRYConfig(CheckedOptions, name="sentry", positive=("committee", "queue")):
-    """Partner ``sentry``: sharpen what strong views agree on, unlearn what they do not (Prabhu et al. 2021)."""
+    """Partner ``sentry``: lower the entropy where strong views agree, raise it where not (Prabhu et al. 2021)."""
 
     source_epochs: int = 10
     """Epochs on labelled images only before adaptation starts; the authors use 20."""
@@ -94,7 +87,7 @@ class SENTRY(Partner):
         return options.committee
 
     def begin_epoch(self, epoch: int, student: Student) -> dict[str, float]:
-        """Weigh the target images by what the student takes them for."""
+        """Weight the target images by the frequency of their predicted class."""
         if epoch < self.options.source_epochs:
             return {}
         _, logits = self.setup.predict(self.places.members)

@@ -7,13 +7,8 @@ Pseudo-labels are made at the start of each epoch of the target phase, from the 
 all target images: the class of the nearest centroid by cosine, centroids being means of the l2-normalised features
 weighted by the predicted probabilities, and then once more with centroids of those classes.
 
-Its own cross entropy takes the place of the method's "ce" throughout. Where this differs from the authors' code:
-
-- No bottleneck with batch norm and no weight-normalised classifier: what is exported must be a plain timm model.
-- The features get no constant 1 appended before they are normalised.
-- The loop continues to show source images: their labels are not used, but batch norm statistics see them, and terms
-  of a method that compare stored features use them too. A method's own stage on labels (``customkd``) continues.
-- One learning rate for all layers; the authors train the backbone at a tenth.
+Its own cross entropy replaces the method's "ce" in all epochs. docs/partners.md lists the differences from the authors'
+code.
 """
 
 # N all target images, T those of a step, C student width, K classes

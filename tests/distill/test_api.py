@@ -123,6 +123,7 @@ def test_wrong_names_are_named(store: FeatureStore, images: Path) -> None:
         distill.load_student("nowhere")
 
 
+@pytest.mark.slow
 def test_a_method_of_the_users_own(
     plugin: Path, store: FeatureStore, images: Path, tmp_path: Path
 ) -> None:

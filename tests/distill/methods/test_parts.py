@@ -229,7 +229,7 @@ def test_a_validation_part_must_exist_to_be_measured(make_config: MakeConfig) ->
     """Says which setting makes one."""
     with pytest.raises(Exception, match=r"--data.validation"):
         start(make_config(eval__part="validation"), "labels")
-    with pytest.raises(ValueError, match="must not be negative"):
+    with pytest.raises(ValueError, match=r"--data.validation -1\b"):
         DataConfig(validation=-1)
 
 

@@ -575,6 +575,7 @@ def test_commands_that_take_folders_only(
 # ---------------------------------------------------------------- errors of the system
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("code", [5, 116])
 def test_no_traceback_where_a_disk_fails(
     code: int, store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

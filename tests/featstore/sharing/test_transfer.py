@@ -152,6 +152,7 @@ def test_over_a_bucket(small: Path, s3: OwnBucket, tmp_path: Path) -> None:
     assert push(small, f"{s3.url}/a/store", retry=QUICK).files == 0
 
 
+@pytest.mark.slow
 def test_over_sftp_and_the_web(small: Path, sftp: Sftp, web: Web, tmp_path: Path) -> None:
     """Pushed over SFTP into a folder that a web server shows, pulled from there, where nobody lists files."""
     push(small, f"{sftp.url}/store", retry=QUICK)
