@@ -149,7 +149,7 @@ class StudentConfig(CheckedOptions, name="student"):
     """Start from pretrained weights, which timm downloads."""
     weights: str = ""
     """Start from a local file (safetensors, or a PyTorch file of plain tensors) with timm's keys.
-    ``{seed}`` in it stands for the run's seed."""
+    ``{seed}`` in it is replaced by the run's seed."""
     model_args: dict[str, Any] = field(default_factory=dict)
     """Further arguments of timm.create_model, e.g. {drop_rate: 0.1}."""
     image_size: int = 0

@@ -3,8 +3,8 @@
     weight 0.5 (BCE(d(f_source), 1) + BCE(d(f_target), 0)),   d = 256-256-1 with batch norm and ReLU     (DeepDA)
 
 The student gets the gradient times -(2 / (1 + exp(-gamma p)) - 1), p = 0 to 1 over training. The discriminator sees
-both domains in one pass, so its batch norm has one set of statistics; DeepDA calls it once per domain. It looks at the
-student's feature; no bottleneck is added.
+both domains in one pass, so its batch norm has one set of statistics; DeepDA calls it once per domain. Its input is
+the student's feature; no bottleneck is added.
 """
 
 # B batch, C student width

@@ -158,7 +158,7 @@ def read_run(folder: Path, out: Path | None = None) -> Run:
             raise ConfigError("run.json is missing")
         evaluation = json.loads(read_file(folder, "evaluation.json", record))
         parts = () if out is None else folder.parent.relative_to(out).parts
-        # A row of an experiment that is named after its method lies in METHOD/METHOD.
+        # The folder of an experiment's row that is named after its method is METHOD/METHOD.
         name = "/".join(part for place, part in enumerate(parts) if part not in parts[:place])
         if "score" not in record:  # written by a version that recorded top1 only
             record = score.classification_record(evaluation) | record
