@@ -1,4 +1,4 @@
-"""``sentry``: lower the entropy where strong views agree, raise it where they do not (Prabhu et al. 2021, arXiv:2012.11460).
+"""``sentry``: lower the entropy where strong views agree, raise it elsewhere (Prabhu et al. 2021, arXiv:2012.11460).
 
     v       = 3 strong views; an image is agreed on if most of them predict what its plain view predicts
     loss    = w_entropy (1/T) (sum over agreed of H(last agreeing view) - sum over disputed of H(last disputing view))

@@ -61,9 +61,9 @@ def write(
     Returns:
         Paths of the files.
     """
-    write_json(out / "results.json", records)
     from distill.reports.tables import write_csv
 
+    write_json(out / "results.json", records)
     measured = [{measure.name: value for measure, value in measures_of(run)} for run in records]
     names = dict.fromkeys(name for values in measured for name in values)
     rows = [{**run, **values} for run, values in zip(records, measured, strict=True)]
