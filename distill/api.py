@@ -11,7 +11,7 @@ import contextlib
 import io
 import json
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
@@ -85,6 +85,7 @@ def run(
     seeds: int | Sequence[int] | None = None,
     recipe: Folder | None = None,
     progress: bool = True,
+    callbacks: Sequence[Callable[[dict[str, Any]], None]] = (),
     **settings: Any,
 ) -> Runs:
     """Train one student for every method and seed from a feature store and its images. Resumes runs that were begun.
@@ -98,6 +99,9 @@ def run(
         seeds: One run of each method per seed. Default: 0, 1, 2.
         recipe: YAML file with settings that hold where no argument is given; ``"digits"`` is the one of the package.
         progress: Show what is done.
+        callbacks: Functions that get a dictionary while a student trains: every line of its metrics.jsonl (``step``,
+            ``epoch``, ``loss/...``, the score) with ``method`` and ``seed``, and its record at the end, which alone
+            has ``score``. Called in the main process. An exception ends the run; the next call resumes it.
         settings: Any other setting or section by name; ``distill run --help all`` describes them.
 
     Returns:
@@ -131,7 +135,7 @@ def run(
     )
     config = build(DistillConfig, values, kinds(values.get("plugins") or ()), recipe=file)
     with _quiet(not progress):
-        records = train(config)
+        records = train(config, callbacks)
     return Runs(
         Run(Path(config.out) / str(record["method"]) / f"seed{record['seed']}", dict(record))
         for record in records

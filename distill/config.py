@@ -249,7 +249,9 @@ CorruptionName = Literal[
 
 @dataclass(frozen=True, kw_only=True)
 class EvalConfig(
-    CheckedOptions, name="eval", positive=("batch_size", "knn_k", "probe_rows", "bins")
+    CheckedOptions,
+    name="eval",
+    positive=("batch_size", "knn_k", "neighbours", "probe_rows", "bins"),
 ):
     """How a student is measured."""
 
@@ -261,6 +263,8 @@ class EvalConfig(
     """Epochs between two measurements of the score during training; 0: at the end only, for task none every epoch."""
     knn_k: int = 5
     """Neighbours of the k-NN classifier on the student's features."""
+    neighbours: int = 10
+    """k of the agreement of nearest neighbours with the teacher's, the score of task none."""
     probe_rows: int = 50_000
     """Most labelled images that a linear probe or k-NN is fitted on; drawn by the run's seed if there are more."""
     bins: int = 15

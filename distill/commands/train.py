@@ -4,7 +4,7 @@ import dataclasses
 import math
 import shlex
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from distill.data.samples import Split
     from distill.student.model import Student
     from distill.tasks import Task
+    from distill.training.loop import Callback
 
 LARGE = 50e6
 """Parameters of a student above which a user is warned."""
@@ -23,8 +24,12 @@ LARGE = 50e6
 Say = Callable[[str], None]
 
 
-def run(config: DistillConfig) -> list[dict[str, object]]:
+def run(config: DistillConfig, callbacks: "Sequence[Callback]" = ()) -> list[dict[str, object]]:
     """Run every method with every seed, then compare them. Returns one record per run.
+
+    Args:
+        config: Settings of the command.
+        callbacks: Functions to call while students train, see ``distill.run``.
 
     Raises:
         FeatstoreError: something the user can mend; the same command resumes a run that was stopped.
@@ -45,7 +50,9 @@ def run(config: DistillConfig) -> list[dict[str, object]]:
     chosen_by = None
     if config.methods == [AUTO]:
         config, chosen_by = auto.choose(config, data, accelerator, until=until, say=say)
-    records = train_all(config, data, task, notes, until=until, chosen_by=chosen_by, say=say)
+    records = train_all(
+        config, data, task, notes, until=until, chosen_by=chosen_by, callbacks=callbacks, say=say
+    )
     if accelerator.is_main_process:
         compare(config, records, student, say)
     accelerator.end_training()
@@ -112,6 +119,7 @@ def train_all(
     *,
     until: float,
     chosen_by: Mapping[str, Any] | None,
+    callbacks: "Sequence[Callback]",
     say: Say,
 ) -> list[dict[str, Any]]:
     """Train every method with every seed. Returns one record per run."""
@@ -138,6 +146,7 @@ def train_all(
                 on_finish=draw,
                 until=until,
                 chosen_by=chosen_by,
+                callbacks=callbacks,
             )
             how = "finished before" if record.get("skipped") else f"{record['seconds']:.1f} s"
             measure, value = score.score_of(record)

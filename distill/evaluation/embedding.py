@@ -21,9 +21,6 @@ from featstore.files.atomic import write_bytes
 HEAD = "embedding_head.safetensors"
 """Beside the student of a run of task ``none``."""
 
-NEIGHBOURS = 10
-"""k of the agreement, as retrieval shows ten."""
-
 PENALTIES = (1e-4, 1e-3, 1e-2, 1e-1, 1.0)
 """Ridge penalties that are tried, as shares of the mean variance of a channel."""
 
@@ -119,20 +116,26 @@ def nearest(queries_NX: Tensor, gallery_NX: Tensor, k: int) -> Tensor:
     return torch.cat(found)
 
 
-def neighbour_agreement(student_NC: Tensor, teacher_ND: Tensor) -> float:
+def neighbour_agreement(student_NC: Tensor, teacher_ND: Tensor, neighbours: int = 10) -> float:
     """Share of an image's nearest neighbours by the teacher that are also its nearest by the student, on average.
 
     Args:
         student_NC: features; at least three images.
         teacher_ND: stored features of the same images.
+        neighbours: k; at most two less than there are images.
     """
-    k = min(NEIGHBOURS, len(student_NC) - 2)
+    k = min(neighbours, len(student_NC) - 2)
     ours, theirs = nearest(student_NC, student_NC, k), nearest(teacher_ND, teacher_ND, k)
     return float((ours[:, :, None] == theirs[:, None, :]).any(2).double().mean())
 
 
 def compare(
-    student_NC: Tensor, teacher_ND: Tensor, head: EmbeddingHead, *, rows: Tensor
+    student_NC: Tensor,
+    teacher_ND: Tensor,
+    head: EmbeddingHead,
+    *,
+    rows: Tensor,
+    neighbours: int = 10,
 ) -> dict[str, Any]:
     """All numbers that need no label.
 
@@ -141,6 +144,7 @@ def compare(
         teacher_ND: stored features of the same images.
         head: see ``fit_head``.
         rows: which of the images the CKA is computed on.
+        neighbours: see ``neighbour_agreement``.
 
     Returns:
         ``neighbour_agreement``; ``explained_variance``: 1 - squared error / variance, of the head's output; ``cosine``
@@ -155,7 +159,7 @@ def compare(
     first = nearest(teacher, teacher, 1)
     found = nearest(embedded, teacher, k) == first
     return {
-        "neighbour_agreement": neighbour_agreement(student_NC, teacher),
+        "neighbour_agreement": neighbour_agreement(student_NC, teacher, neighbours),
         "explained_variance": float(1 - error / total) if total > 0 else 0.0,
         "cosine": float(F.cosine_similarity(embedded, teacher, dim=1).double().mean()),
         "recall_at_1": float(found[:, :1].any(1).double().mean()),

@@ -30,7 +30,7 @@ class Task(ABC):
     """
 
     name: ClassVar[str]
-    measures: ClassVar[Sequence[Measure]]
+    measures: Sequence[Measure]
     supervised: ClassVar[bool]
     every: ClassVar[int] = 0
     methods: ClassVar[Sequence[str]]

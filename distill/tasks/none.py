@@ -11,8 +11,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from distill.config import DataConfig
-from distill.data.joined import Data, few
+from distill.config import DataConfig, DistillConfig
+from distill.data.joined import Data, JoinedData, few
 from distill.data.samples import Samples, Split
 from distill.data.schedule import Indices
 from distill.evaluation import embedding
@@ -54,6 +54,12 @@ class Backbone(Task):
     every = 1
     methods = ("fitnet",)
 
+    def __init__(self, config: DistillConfig, data: JoinedData) -> None:
+        super().__init__(config, data)
+        label = f"same {config.eval.neighbours} nearest neighbours"
+        score = Measure("neighbour_agreement", label)
+        self.measures = (score, *type(self).measures[1:])
+
     @property
     def num_outputs(self) -> int:
         """None: a backbone."""
@@ -90,7 +96,8 @@ class Backbone(Task):
     def score(self, viewer: Viewer, student: Student, part: Split) -> float:
         """Agreement of the nearest neighbours of the held-out images."""
         features, _ = viewer.run(student, part.test)
-        return embedding.neighbour_agreement(features, self.data.features.take(part.test))
+        teacher = self.data.features.take(part.test)
+        return embedding.neighbour_agreement(features, teacher, self.config.eval.neighbours)
 
     def measure(
         self, viewer: Viewer, student: Student, part: Split, *, seed: int, probe: LinearProbe | None
@@ -105,7 +112,9 @@ class Backbone(Task):
         rows = thin_out(count, MOST_FOR_CKA, seed=0)
         result = {
             "num_images": count,
-            **embedding.compare(every[:count], teacher, head, rows=rows),
+            **embedding.compare(
+                every[:count], teacher, head, rows=rows, neighbours=viewer.settings.neighbours
+            ),
             "feature_norm": mean_norm(every[:count]),
             **labelled_quality(self.data, every, shown, count, k=viewer.settings.knn_k),
         }

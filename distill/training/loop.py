@@ -4,7 +4,7 @@ import copy
 import dataclasses
 import math
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -45,6 +45,10 @@ from distill.training.run_settings import write_settings
 from distill.training.saved_student import plain_state
 from featstore.errors import ConfigError
 
+Callback = Callable[[dict[str, Any]], None]
+"""Called in the main process with every line of metrics.jsonl (step, epoch, losses, score) and with the final record;
+both also name method and seed."""
+
 StepHook = Callable[[int], None]
 """Called with the number of finished optimiser steps, after a checkpoint that is due."""
 
@@ -60,6 +64,7 @@ def run(
     on_finish: FinishHook | None = None,
     until: float = math.inf,
     chosen_by: Mapping[str, Any] | None = None,
+    callbacks: Sequence[Callback] = (),
 ) -> dict[str, Any]:
     """Train, export and measure one student; resume from a checkpoint, and skip a finished run.
 
@@ -73,6 +78,7 @@ def run(
         on_finish: called once, after the record was written.
         until: time by ``time.monotonic`` at which training writes a checkpoint and ends.
         chosen_by: how the method was chosen (``--methods '[auto]'``), for the record.
+        callbacks: functions to call while it trains; what one raises ends the run, which can be resumed.
 
     Returns:
         The record that is also written to run.json.
@@ -93,6 +99,15 @@ def run(
         folder / ".lock", str(folder.absolute()), enabled=accelerator.is_main_process
     ):
         saved = checkpoint.load(folder, asked)
+        if (
+            saved is not None
+            and run_folder.LISTS in asked
+            and run_folder.LISTS not in saved["contract"]
+        ):
+            accelerator.print(
+                f"note: {folder}: begun by an older version, which did not record the lists of ids that --data names; "
+                "whether they changed since is not known"
+            )
         loop = Loop(
             config,
             data,
@@ -102,6 +117,7 @@ def run(
             accelerator=accelerator,
             folder=folder,
             asked=asked,
+            callbacks=callbacks,
         )
         loop.start(saved)
         try:
@@ -127,10 +143,12 @@ class Loop:
         accelerator: Accelerator,
         folder: Path,
         asked: run_folder.Contract,
+        callbacks: Sequence[Callback] = (),
     ) -> None:
         self.config, self.data, self.probe, self.seed = config, data, probe, seed
         self.method_name, self.folder, self.contract = method, folder, asked
         self.name = run_folder.run_name(config, method)
+        self.callbacks = callbacks if accelerator.is_main_process else ()
         self.accelerator = accelerator
         self.task = build_task(config, data)
         self.part: Split = self.task.split(seed, measured=config.eval.part)
@@ -489,8 +507,14 @@ class Loop:
     def _log(self, numbers: dict[str, float], epoch: int) -> None:
         if any(name.startswith("loss/") for name in numbers):
             numbers = {**numbers, "lr": self.optimiser.param_groups[0]["lr"]}
-        self.log.write({"step": self.step, "epoch": epoch, **numbers})
+        line = {"step": self.step, "epoch": epoch, **numbers}
+        self.log.write(line)
         self.accelerator.log(numbers, step=self.step)
+        self._call({"method": self.name, "seed": self.seed, **line})
+
+    def _call(self, values: dict[str, Any]) -> None:
+        for callback in self.callbacks:
+            callback(dict(values))
 
     def _save(self) -> None:
         states = gather_object([checkpoint.rng_state(self.accelerator.device)])
@@ -599,4 +623,5 @@ class Loop:
                     )
                 )
         self.accelerator.wait_for_everyone()
+        self._call(record)
         return record

@@ -12,12 +12,13 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from distill.config import DistillConfig
+from distill.config import DataConfig, DistillConfig
 from distill.register import has_options, options_of
 from distill.training.run_record import RECORD, read_record
 from featstore.errors import ConfigError, StoreBusy
 from featstore.files.atomic import refused, write_bytes
 from featstore.files.locks import FileLock
+from featstore.format.ids import read_ids
 from featstore.format.manifest import differences
 
 FREE = {
@@ -32,9 +33,13 @@ ADDED: dict[str, dict[str, Any]] = {
     "data": {"holdout": 0.0, "fold": 0, "group": "", "validation_share": 0.0},
     "source": {"labels": "", "image_member": ""},
     "train": {"keep_best": False, "patience": 0, "epoch_steps": 0},
+    "eval": {"neighbours": 10},
 }
 """Settings that older versions did not have, with the values that mean what those did: left out of the contract, so
 that its hash stays the same and older runs are found again."""
+
+LISTS = "data_lists"
+"""Key of a contract: SHA-256 of the ids in every file that ``@FILE`` names. Versions before 0.3 do not have it."""
 
 TEACHER_MODULES = ("featstore.extraction.teachers", "featstore.extraction.shards", "open_clip")
 """What must not be imported in phase two; the run record holds whether it was."""
@@ -80,6 +85,8 @@ def contract(
     if config.task not in ("auto", "classify"):  # the only task of older versions
         parts["task"] = config.task
     parts |= {"method": method, "partner": config.partner, "seed": seed}
+    if lists := lists_of_ids(config.data):
+        parts[LISTS] = lists
     parts["store_fingerprint"] = fingerprints[0]
     parts["grid_field"] = config.grid_field
     if config.teachers:
@@ -90,6 +97,24 @@ def contract(
         ]
     plain: Contract = json.loads(json.dumps(parts))
     return plain
+
+
+def lists_of_ids(data: DataConfig) -> dict[str, str]:
+    """SHA-256 of the ids in every file that a part of the data names as ``@FILE``.
+
+    Raises:
+        ConfigError: a file cannot be read.
+    """
+    named = dict.fromkeys(
+        item[1:]
+        for patterns in (data.labelled, data.unlabelled, data.test)
+        for item in patterns
+        if item.startswith("@")
+    )
+    return {
+        name: hashlib.sha256("\n".join(read_ids(Path(name).expanduser())).encode()).hexdigest()
+        for name in named
+    }
 
 
 def contract_hash(values: Contract) -> str:
@@ -103,6 +128,8 @@ def check_same_run(where: Path, *, found: Contract, asked: Contract) -> None:
     Raises:
         ConfigError: names every differing setting with both values.
     """
+    if LISTS not in found:
+        asked = {key: value for key, value in asked.items() if key != LISTS}
     differing = differences(found, asked)
     if differing:
         lines = "\n".join(f"  --{key}: there {was!r}, now {now!r}" for key, was, now in differing)

@@ -58,7 +58,8 @@ ARGUMENTS = {
         metavar="N",
     ),
     "--weights": cli.repeated(
-        "of --recompute: local weights instead of those of the hub; one per teacher",
+        "of --recompute: local weights instead of those of the hub; for transformers, onnx and run the folder or file "
+        "of the model; one per teacher",
         "[TEACHER=]FILE",
     ),
     "--source.path": cli.value(

@@ -25,7 +25,7 @@ from featstore.errors import (
     shorten,
 )
 from featstore.extraction.config import TeacherConfig
-from featstore.extraction.field_names import FIELD
+from featstore.extraction.field_names import FIELD, OWN_NAMES
 from featstore.extraction.images import ViewDataset
 from featstore.extraction.shards import run_teacher
 from featstore.extraction.teachers import Teacher, build_teacher
@@ -61,8 +61,12 @@ MOST_SIDE = 4096
 """Longest side of a teacher's input, pixels."""
 
 _LOADING = re.compile(
-    r"pretrain|checkpoint|cache|path|file|dir|url|hub|device|jit|load", re.IGNORECASE
+    r"pretrain|checkpoint|cache|path|file|dir|url|hub|device|jit|load|trust|code|revision",
+    re.IGNORECASE,
 )
+BY_PATH = ("transformers", "onnx", "run")
+"""Libraries whose model is a file or folder that the reader has to name; the manifest does not say where it lies."""
+
 _WORD = re.compile(r"[A-Za-z0-9_-]{0,64}")
 _NAME = re.compile(r"[A-Za-z0-9_.-]{0,200}")
 
@@ -173,7 +177,8 @@ def recompute(
         source: the reader's own copy of the images; not what the manifest says of theirs.
         rows: how many to draw, among the valid ones whose ids the source has.
         seed: of the draw.
-        weights: files of weights by name of teacher, where the hub is not to be asked; "" is for the only teacher.
+        weights: by name of teacher, "" for the only one: the file of weights, where the hub is not to be asked; of
+            transformers, onnx and run the folder or file of the model, which only the reader can name.
         device: where teachers run; the first GPU, or the CPU, if not given.
         progress: called with (images done, of how many).
 
@@ -187,7 +192,7 @@ def recompute(
     """
     store = FeatureStore.open(path, allow_incomplete=True)
     result = Recomputed(store.path)
-    fields = _fields_of_teachers(store, result.skipped)
+    fields = _fields_of_teachers(store, weights or {}, result.skipped)
     files = _files_of_teachers(store, fields, weights or {})
     images = open_source(source)
     row_of = {sample_id: row for row, sample_id in enumerate(images.sample_ids)}
@@ -235,7 +240,24 @@ def tolerance(spec: FieldRecord, teacher: TeacherRecord) -> float:
     return arithmetic + ROUNDING[spec.dtype]
 
 
-def _fields_of_teachers(store: FeatureStore, skipped: dict[str, str]) -> dict[str, dict[str, str]]:
+def _why_not(name: str, record: TeacherRecord | None, given: Mapping[str, str]) -> str:
+    """Why a teacher cannot be built again; "" if it can be tried."""
+    if record is None:
+        return "no teacher made it"
+    if record.library in BY_PATH and not {name, ""} & given.keys():
+        return f"made by {record.library}: give its model, --weights {printable(name)}=PATH"
+    if record.library == "python":
+        return "made by a Python function that its author named; code that a store names is not run"
+    if record.library not in ("timm", "open_clip", *BY_PATH) or record.preprocessing is None:
+        return f"made by {printable(record.library)}, which cannot be built here"
+    if record.mode == "batch":
+        return "its rows depend on the batches that they were in"
+    return ""
+
+
+def _fields_of_teachers(
+    store: FeatureStore, given: Mapping[str, str], skipped: dict[str, str]
+) -> dict[str, dict[str, str]]:
     """Return by teacher its fields and the teacher's name for each; add reasons for other fields to ``skipped``."""
     manifest = store.manifest
     found: dict[str, dict[str, str]] = {}
@@ -243,12 +265,10 @@ def _fields_of_teachers(store: FeatureStore, skipped: dict[str, str]) -> dict[st
         record = manifest.teachers.get(spec.teacher)
         plain = name.removeprefix(spec.teacher).lstrip("._-") if spec.teacher else name
         called = next((item for item in (name, plain) if FIELD.fullmatch(item)), "")
-        if record is None:
-            skipped[name] = "no teacher made it"
-        elif record.library not in ("timm", "open_clip") or record.preprocessing is None:
-            skipped[name] = f"made by {printable(record.library)}, which cannot be built here"
-        elif record.mode == "batch":
-            skipped[name] = "its rows depend on the batches that they were in"
+        if record is not None and record.library in OWN_NAMES:
+            called = called or plain
+        if reason := _why_not(spec.teacher, record, given):
+            skipped[name] = reason
         elif not called or not spec.per_view or spec.encoding.kind == "ragged":
             skipped[name] = "not a field that teachers give under this name"
         elif spec.dtype not in ROUNDING:
@@ -278,7 +298,7 @@ def recorded_config(store: FeatureStore, name: str, weights: str) -> TeacherConf
     Args:
         store: of anybody.
         name: of the teacher.
-        weights: local weights; empty for the library's own.
+        weights: local weights, or the model of a library of ``BY_PATH``; empty for the library's own.
 
     Raises:
         TeacherError: its description names a file or an address, or it has no preprocessing.
@@ -287,18 +307,26 @@ def recorded_config(store: FeatureStore, name: str, weights: str) -> TeacherConf
     _check_harmless(store, name, record)
     rule = record.preprocessing
     assert rule is not None
+    by_path = record.library in BY_PATH
     return TeacherConfig(
         library=cast(Any, record.library),
-        name=record.name,
+        name=(weights if by_path else "") or record.name,
         tag=record.tag,
-        weights=weights,
-        model_args=record.model_args,
+        weights="" if by_path else weights,
+        model_args=_arguments(record),
         image_size=rule.size[0] if rule.size[0] == rule.size[1] else 0,
         crop_pct=rule.crop_pct,
         mean=list(rule.mean),
         std=list(rule.std),
         interpolation=rule.interpolation,
     )
+
+
+def _arguments(record: TeacherRecord) -> dict[str, Any]:
+    """What the library is told of the model; the rest of the record follows from the model itself."""
+    if record.library == "run":
+        return {}
+    return {name: value for name, value in record.model_args.items() if name != "model_type"}
 
 
 def _build(
@@ -351,7 +379,7 @@ def _check_harmless(store: FeatureStore, name: str, record: TeacherRecord) -> No
 
     rule = record.preprocessing
     assert rule is not None
-    found = list(odd(record.model_args))
+    found = list(odd(_arguments(record)))
     found += [text for text in (record.name, record.tag) if not _NAME.fullmatch(text)]
     if max(rule.size) > MOST_SIDE:
         found.append(f"inputs of {rule.size[0]} x {rule.size[1]} pixels")

@@ -79,6 +79,7 @@ class PairStream:
         pad: bool = False,
         missing: Missing = "error",
         check_content: bool = True,
+        image_member: str = "",
     ) -> None:
         """Open the store and find the tars; nothing is read yet.
 
@@ -95,6 +96,8 @@ class PairStream:
             pad: repeat samples at the end of an epoch, and leave none out.
             missing: what to do about a sample that is on one side only.
             check_content: compare the SHA-256 of each image to the one that its features were made from.
+            image_member: extension of the member that is the image, as extraction was told with
+                ``--source.image_member``; "" for any image.
 
         Raises:
             ConfigError: the store does not mirror tars, or a setting is out of range.
@@ -129,7 +132,7 @@ class PairStream:
         self.shuffle_shards, self.shuffle_buffer, self.seed = shuffle_shards, shuffle_buffer, seed
         self.pad = pad
         self.missing = missing
-        self.check_content = check_content
+        self.check_content, self.image_member = check_content, image_member
         self.epoch = self.position = self.skipped = 0
         self._tars = _find_tars(self.store, self.images, names, strict=missing == "error")
         # Usable samples; an image that is not there is found out while reading.
@@ -180,6 +183,7 @@ class PairStream:
             self.images,
             fields=self.fields,
             check_content=self.check_content,
+            image_member=self.image_member,
             **{**self._order(), "worker": worker, "num_workers": num_workers},
         )
         other.epoch = self.epoch
@@ -307,7 +311,7 @@ class PairStream:
         seen = np.zeros(len(ids), dtype=np.bool_)
         with TarReader(path) as tar:
             try:
-                for image in tar.images():
+                for image in tar.images(image_member=self.image_member):
                     local = local_of.get(image.key, -1)
                     if local < 0:
                         self._unpaired(_no_features(self.store, path, image.key))

@@ -113,6 +113,25 @@ def test_train_load_measure(
     assert measured["top1"] == pytest.approx(runs[1].record["top1"])
 
 
+def test_callbacks_follow_the_training(store: FeatureStore, images: Path, tmp_path: Path) -> None:
+    """Every line of metrics.jsonl, then the record; an error of one ends the run, which resumes."""
+    seen: list[dict[str, Any]] = []
+
+    def fails_once(values: dict[str, Any]) -> None:
+        seen.append(values)
+        if len(seen) == 1:
+            raise KeyError("mine")
+
+    asked: dict[str, Any] = {**QUICK, "methods": "labels", "out": tmp_path / "o", "progress": False}
+    with pytest.raises(KeyError, match="mine"):
+        distill.run(store, images, callbacks=[fails_once], **asked)
+    (run,) = distill.run(store, images, callbacks=[fails_once], **asked)
+    lines = [json.loads(line) for line in (run.folder / "metrics.jsonl").read_text().splitlines()]
+    own = {"method": "labels", "seed": 0}
+    assert seen[1:-1] == [own | line for line in lines]
+    assert seen[-1]["score"] == run.record["score"]
+
+
 def test_wrong_names_are_named(store: FeatureStore, images: Path) -> None:
     """Of settings, methods and folders; before anything is read."""
     with pytest.raises(ConfigError, match=r"--train\.epoch\b.*--train\.epochs"):

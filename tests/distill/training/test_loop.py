@@ -20,7 +20,7 @@ from distill.config import DistillConfig
 from distill.data import joined
 from distill.measures.linear_probe import LinearProbe
 from distill.methods.labels import Labels
-from distill.training import checkpoint
+from distill.training import checkpoint, run_folder
 from distill.training import loop as train
 from distill.training.optim import TrainingDiverged, make_optimiser
 from featstore import FeatureStore
@@ -175,6 +175,36 @@ def test_other_settings_are_refused_with_both_values(
     with pytest.raises(ConfigError, match=r"--customkd.w_general.*1.0.*3.0") as caught:
         start(other)
     assert "--train.lr: there 0.001, now 0.5" in str(caught.value)
+
+
+def test_a_list_of_ids_that_changed_is_another_run(
+    make_config: MakeConfig, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """``@FILE`` counts by its ids; a checkpoint of an older version, without them, is resumed and that is said."""
+    listed = tmp_path / "ids.txt"
+    known = sorted(FeatureStore.open(make_config().store).sample_ids)
+    ids = [name for name in known if name.startswith("train/")]
+    listed.write_text("\n".join(ids[:20]))
+    config = make_config(data__unlabelled=[f"@{listed}"])
+    with pytest.raises(Stop):
+        start(config, stop_after=3)
+    listed.write_text("\n".join(ids[:20]) + "\n\n")
+    with pytest.raises(Stop):
+        start(config, stop_after=4)
+    listed.write_text("\n".join(ids[:21]))
+    with pytest.raises(ConfigError, match=f"--data_lists.{listed}"):
+        start(config)
+    path = folder(config) / "checkpoint.pt"
+    values = checkpoint.read(path)
+    del values["contract"][run_folder.LISTS]
+    old = {
+        name: item
+        for name, item in values.items()
+        if name not in ("contract", "format", checkpoint.UNCHECKED)
+    }
+    checkpoint.save(path.parent, values["contract"], old)
+    start(config)
+    assert f"note: {path.parent}" in capsys.readouterr().out
 
 
 def test_another_store_is_refused_with_both_fingerprints(

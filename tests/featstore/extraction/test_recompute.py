@@ -4,6 +4,7 @@ import dataclasses
 import json
 import shutil
 import sys
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -42,23 +43,32 @@ def extract_store(
     path: Path, images: Path, weights: Path, *, dtype: Any = "float16", precision: Any = "fp32"
 ) -> Path:
     """Extract with the tiny ViT: two views, shards of 8 rows."""
+    teacher = TeacherConfig(
+        name="vit_tiny_patch16_224",
+        weights=str(weights),
+        model_args={**TINY_ARGS, "num_classes": 5},
+        image_size=32,
+        precision=precision,
+    )
+    return extract_with(teacher, path, images, FIELDS, dtype=dtype)
+
+
+def extract_with(
+    named: TeacherConfig, path: Path, images: Path, fields: list[str], *, dtype: Any = "float16"
+) -> Path:
+    """Extract with any teacher."""
     config = ExtractConfig(
         source=SourceConfig(kind="folder", path=str(images)),
-        teacher=TeacherConfig(
-            name="vit_tiny_patch16_224",
-            weights=str(weights),
-            model_args={**TINY_ARGS, "num_classes": 5},
-            image_size=32,
-            precision=precision,
-        ),
+        teacher=named,
         views=ViewsConfig(seeded=1),
-        store=StoreConfig(path=str(path), fields=FIELDS, shard_rows=8, dtype=dtype),
+        store=StoreConfig(path=str(path), fields=fields, shard_rows=8, dtype=dtype),
         batch_size=4,
         workers=0,
     )
+    precision: Any = "fp32" if named.precision == "auto" else named.precision
     teacher = build_teacher(
         config.teacher,
-        fields=FIELDS,
+        fields=fields,
         dtype=forward_dtype(config),
         precision=precision,
         device=torch.device("cpu"),
@@ -333,6 +343,73 @@ def test_fields_that_cannot_be_computed_are_said(
     edit_manifest(store, in_teacher(library="transformers"))
     with pytest.raises(TeacherError):
         recompute(store, source=source_of(image_folder), rows=4)
+
+
+def finished_run(folder: Path) -> TeacherConfig:
+    """A student of phase two, with what it learnt from."""
+    import timm
+
+    folder.mkdir()
+    model: Any = timm.create_model("test_resnet", num_classes=5)
+    save_file(
+        {key: value.clone() for key, value in model.state_dict().items()},
+        folder / "student.safetensors",
+    )
+    region = {
+        "size": [224, 224],
+        "crop_pct": 0.9,
+        "crop_mode": "center",
+        "interpolation": "bicubic",
+    }
+    shown = {"size": [32, 32], "mean": [0.5] * 3, "std": [0.25] * 3, "region": region}
+    taught = {
+        "name": "vit",
+        "weights_sha256": "1" * 64,
+        "store_fingerprint": "2" * 64,
+        "field": "cls",
+    }
+    described = {
+        "architecture": "test_resnet", "num_classes": 5, "model_args": {}, "input": shown, "teachers": [taught],
+    }  # fmt: skip
+    (folder / "config.json").write_text(json.dumps(described))
+    return TeacherConfig(library="run", name=str(folder))
+
+
+def onnx_model(folder: Path) -> TeacherConfig:
+    """A model file with an output of its own name."""
+    pytest.importorskip("onnxruntime")
+    folder.mkdir()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        torch.onnx.export(
+            torch.nn.Sequential(torch.nn.AvgPool2d(8), torch.nn.Flatten()),
+            (torch.zeros(1, 3, 32, 32),), str(folder / "m.onnx"),
+            input_names=["pixels"], output_names=["embedding"], dynamo=False,
+        )  # fmt: skip
+    return TeacherConfig(
+        library="onnx", name=str(folder / "m.onnx"), mean=[0.5] * 3, std=[0.25] * 3
+    )
+
+
+@pytest.mark.parametrize(("make", "field"), [(finished_run, "pooled"), (onnx_model, "embedding")])
+def test_models_that_the_reader_has_are_built_again(
+    make: Callable[[Path], TeacherConfig], field: str, image_folder: Path, tmp_path: Path
+) -> None:
+    """A run or an ONNX file is named by the reader; without it that is said; another one is refused."""
+    teacher = make(tmp_path / "mine")
+    path = extract_with(teacher, tmp_path / "s", image_folder, [field])
+    source = source_of(image_folder)
+    found = recompute(path, source=source, rows=4, weights={"": teacher.name})
+    assert found.sound
+    assert [item.field for item in found.fields] == [field]
+    with pytest.raises(TeacherError, match=rf"{field}.*{teacher.library}.*--weights"):
+        recompute(path, source=source, rows=4)
+    edit_manifest(path, in_teacher(weights_sha256="3" * 64))
+    with pytest.raises(ManifestMismatch, match="3" * 64):
+        recompute(path, source=source, rows=4, weights={"": teacher.name})
+    edit_manifest(path, in_teacher(library="python", name="os:system"))
+    with pytest.raises(TeacherError, match=rf"{field}.*Python function"):
+        recompute(path, source=source, rows=4, weights={"": teacher.name})
 
 
 def test_a_manifest_cannot_excuse_everything(sound: Path) -> None:

@@ -174,6 +174,27 @@ def test_another_order_inside_a_tar(made: tuple[Path, Path, Rows], tmp_path: Pat
 # ---------------------------------------------------------------- one side only
 
 
+def test_one_of_several_images_of_a_sample(tmp_path: Path) -> None:
+    """``image_member`` says which, as it did for the extraction; without it, two images are refused."""
+    folder = write_images(tmp_path / "i", {"a": ["x1", "x2", "x3", "x4"]})
+    write_features(tmp_path / "s", folder)
+    with tarfile.open(folder / "a.tar", "w") as archive:
+        for name in ("x1", "x2", "x3", "x4"):
+            for suffix, data in (("seg.png", b"mask"), ("jpg", image_of(f"a/{name}"))):
+                member = tarfile.TarInfo(f"{name}.{suffix}")
+                member.size = len(data)
+                archive.addfile(member, io.BytesIO(data))
+    stream = PairStream(tmp_path / "s", folder, image_member="jpg")
+    assert [pair.image for pair in stream] == [
+        image_of(f"a/{name}") for name in ("x1", "x2", "x3", "x4")
+    ]
+    assert [pair.sample_id for pair in stream.split(0, 1)] == [
+        f"a/{name}" for name in ("x1", "x2", "x3", "x4")
+    ]
+    with pytest.raises(MissingSamples, match=r"x1"):
+        list(PairStream(tmp_path / "s", folder))
+
+
 def changed(tmp_path: Path, **changes: Sequence[str]) -> Path:
     """Images of which some tars have other samples."""
     return write_images(tmp_path / "images", {**KEYS, **changes}) / "**/*.tar"
