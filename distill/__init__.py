@@ -30,8 +30,10 @@ if TYPE_CHECKING:
         TrainConfig,
     )
     from distill.export.config import ExportConfig
+    from distill.measures.score import Measure
     from distill.methods.base import Method, Needs, Output, Setup, Side
-    from distill.register import register_method
+    from distill.register import register_method, register_task
+    from distill.tasks.base import Task
 
 _PLACES = {
     "distill.api": (
@@ -42,7 +44,9 @@ _PLACES = {
     ),
     "distill.export.config": ("ExportConfig",),
     "distill.methods.base": ("Method", "Needs", "Output", "Setup", "Side"),
-    "distill.register": ("register_method",),
+    "distill.measures.score": ("Measure",),
+    "distill.register": ("register_method", "register_task"),
+    "distill.tasks.base": ("Task",),
 }  # fmt: skip
 
 __all__ = [
@@ -51,6 +55,7 @@ __all__ = [
     "EvalConfig",
     "EvaluateConfig",
     "ExportConfig",
+    "Measure",
     "Method",
     "Needs",
     "Output",
@@ -59,6 +64,7 @@ __all__ = [
     "Setup",
     "Side",
     "StudentConfig",
+    "Task",
     "TeacherConfig",
     "TrainConfig",
     "compare_students",
@@ -66,6 +72,7 @@ __all__ = [
     "export_student",
     "load_student",
     "register_method",
+    "register_task",
     "run",
 ]
 

@@ -178,7 +178,7 @@ def evaluate(
 
 
 def load_student(model: Folder | Run) -> nn.Module:
-    """Load the trained student of a run: a plain timm model in eval mode.
+    """Load the trained student of a run: a plain timm model in eval mode, with the head of its task if it has one.
 
     Args:
         model: A run, or its folder.
@@ -192,7 +192,7 @@ def load_student(model: Folder | Run) -> nn.Module:
     from distill.training.saved_student import load_exported
 
     student, _ = load_exported(Path(_folder(model)))
-    return student.model.eval()
+    return student.plain().eval()
 
 
 def export_student(

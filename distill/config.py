@@ -350,7 +350,8 @@ class DistillConfig:
     student: StudentConfig = dataclasses.field(default_factory=StudentConfig)
     task: str = "auto"
     """Task of the student. none: a backbone, taught by the stored features of all images; no label is needed.
-    classify: a classifier. auto: classify where images with labels were chosen or found by --data, else none."""
+    classify: a classifier. auto: classify where images with labels were chosen or found by --data, else none. Further
+    ones in docs/tasks.md."""
     methods: list[str] = dataclasses.field(default_factory=list)
     """Methods to run one after another; empty takes those of the task: labels and customkd, or fitnet without labels.
     [auto] tries several with several weights and trains the best (--auto.budget). labels: cross entropy only, with as
@@ -362,10 +363,10 @@ class DistillConfig:
     """Seeds of the runs, one run per method and seed; a seed decides initial weights, order, views and the draw of
     labels."""
     plugins: list[str] = dataclasses.field(default_factory=list)
-    """Python files of yours that call ``distill.register_method``, read before the methods are looked up."""
+    """Python files of yours that call ``distill.register_method`` or ``distill.register_task``, read first."""
     options: dict[str, Any] = dataclasses.field(default_factory=dict)
-    """By name of a method or partner: its options, an instance of its class. In recipes and on the command line each
-    name is a section of its own (``--kd.weight 2``). What is missing has its defaults; see ``register.options_of``."""
+    """By name of a method, partner or task: its options, an instance of its class. In recipes and as flags each name
+    is a section of its own (``--kd.weight 2``). What is missing has its defaults; see ``register.options_of``."""
     train: TrainConfig = dataclasses.field(default_factory=TrainConfig)
     eval: EvalConfig = dataclasses.field(default_factory=EvalConfig)
     trackers: list[Literal["tensorboard", "wandb", "mlflow"]] = dataclasses.field(

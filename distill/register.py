@@ -1,4 +1,4 @@
-"""The methods and partners by name, with their options; and methods of the user's own."""
+"""The methods, partners and tasks by name, with their options; and methods and tasks of the user's own."""
 
 import dataclasses
 import difflib
@@ -13,12 +13,15 @@ from distill.methods import METHODS
 from distill.methods.base import Component, Method
 from distill.options import NoOptions
 from distill.partners import PARTNERS
+from distill.tasks import TASKS, Task
 from featstore.cli.schema import Kinds, Schema, build, did_you_mean
 from featstore.errors import ConfigError
 
 NO_PARTNER = "none"
 AUTO = "auto"
-"""In the place of a method: choose one."""
+"""In the place of a method or a task: choose one."""
+NAMELESS = (NO_PARTNER, AUTO)
+"""Names that stand for no part with options; task ``none`` has none either."""
 
 
 def register_method(name: str, method: type[Method]) -> None:
@@ -32,28 +35,42 @@ def register_method(name: str, method: type[Method]) -> None:
         method: A subclass of ``distill.Method``; its ``Options`` is a frozen dataclass whose fields have defaults.
 
     Raises:
-        ConfigError: The name is taken by another method, a partner or a setting, or is no Python name.
+        ConfigError: The name is taken by another method, a partner, a task or a setting, or is no Python name.
     """
-    known = METHODS.get(name)
-    if known is not None and (known.__module__, known.__qualname__) == (
-        method.__module__,
-        method.__qualname__,
-    ):
-        METHODS[name] = method  # the same file was read again
+    _register("register_method", name, method, METHODS)
+
+
+def register_task(name: str, task: type[Task]) -> None:
+    """Make a task of your own usable by name: ``--task NAME`` and ``--NAME.option VALUE``; see ``register_method``.
+
+    Args:
+        name: As it is written on the command line and in recipes; equal to ``task.name``.
+        task: A subclass of ``distill.Task``; its ``Options`` is a frozen dataclass whose fields have defaults.
+
+    Raises:
+        ConfigError: The name is taken, is no Python name, or is not that of the task.
+    """
+    if name != getattr(task, "name", name):
+        raise ConfigError(f"register_task({name!r}): the task is called {task.name!r}.")
+    _register("register_task", name, task, TASKS)
+
+
+def _register(function: str, name: str, kind: Any, known: dict[str, Any]) -> None:
+    old = known.get(name)
+    same = (kind.__module__, kind.__qualname__)
+    if old is not None and (old.__module__, old.__qualname__) == same:
+        known[name] = kind  # the same file was read again
         return
-    if (
-        known is not None
-        or name in PARTNERS
-        or name in {item.name for item in dataclasses.fields(DistillConfig)}
-    ):
-        raise ConfigError(f"register_method({name!r}): this name is taken. Choose another.")
+    settings = {item.name for item in dataclasses.fields(DistillConfig)}
+    if name in {*METHODS, *PARTNERS, *TASKS, *settings}:
+        raise ConfigError(f"{function}({name!r}): this name is taken. Choose another.")
     if not name.isidentifier():
-        raise ConfigError(f"register_method({name!r}): expected letters, digits and _.")
-    METHODS[name] = method
+        raise ConfigError(f"{function}({name!r}): expected letters, digits and _.")
+    known[name] = kind
 
 
 def load_plugins(paths: Sequence[str]) -> None:
-    """Run Python files that register methods; each once.
+    """Run Python files that register methods or tasks; each once.
 
     Raises:
         ConfigError: A file is missing or cannot be run.
@@ -78,46 +95,57 @@ def load_plugins(paths: Sequence[str]) -> None:
             raise ConfigError(f"--plugins {path}: {type(error).__name__}: {error}") from error
 
 
-def component_of(name: str) -> type[Component]:
-    """The method or partner of a name.
+Part = type[Component] | type[Task]
+
+
+def _parts() -> dict[str, Part]:
+    return {**METHODS, **PARTNERS, **TASKS}
+
+
+def component_of(name: str) -> Part:
+    """The method, partner or task of a name.
 
     Raises:
         ConfigError: There is none; names the nearest.
     """
-    parts: Mapping[str, type[Component]] = {**METHODS, **PARTNERS}
+    parts = _parts()
     if name not in parts:
         close = did_you_mean(difflib.get_close_matches(name, parts, n=2))
         raise ConfigError(
-            f"{name}: there is no such method or partner. {close or ', '.join(parts)}"
+            f"{name}: there is no such method, partner or task. {close or ', '.join(parts)}"
         )
     return parts[name]
 
 
 def options_of(config: DistillConfig, name: str) -> Any:
-    """The options of a method or partner in a run; its defaults where none are given."""
+    """The options of a method, partner or task in a run; its defaults where none are given."""
     return config.options.get(name) or component_of(name).Options()
 
 
 def resolved(config: DistillConfig) -> dict[str, Any]:
-    """All settings as a recipe holds them, with the defaults of the methods and the partner in use."""
-    names = [name for name in (*config.methods, config.partner) if has_options(name)]
+    """All settings as a recipe holds them, with the defaults of the methods, the partner and the task in use."""
+    names = [name for name in (*config.methods, config.partner, config.task) if has_options(name)]
     return config.plain() | {name: dataclasses.asdict(options_of(config, name)) for name in names}
 
 
 def has_options(name: str) -> bool:
-    """Whether a method or partner has any option."""
-    return name != NO_PARTNER and component_of(name).Options is not NoOptions
+    """Whether a method, partner or task has any option."""
+    return name not in NAMELESS and component_of(name).Options is not NoOptions
 
 
 def kinds(plugins: Sequence[str] = ()) -> Kinds:
-    """What the registered methods and partners add to the settings of ``DistillConfig``; see ``Schema``."""
+    """What the registered methods, partners and tasks add to the settings of ``DistillConfig``; see ``Schema``."""
     load_plugins(plugins)
-    sections = {
-        name: part.Options for name, part in {**METHODS, **PARTNERS}.items() if has_options(name)
-    }
+    sections = {name: part.Options for name, part in _parts().items() if has_options(name)}
     methods: Any = (*METHODS, AUTO)
     partners: Any = (NO_PARTNER, *PARTNERS)
-    return {**sections, "methods": list[Literal[methods]], "partner": Literal[partners]}  # type: ignore[valid-type]
+    tasks: Any = (AUTO, *TASKS)
+    return {
+        **sections,
+        "methods": list[Literal[methods]],  # type: ignore[valid-type]
+        "partner": Literal[partners],
+        "task": Literal[tasks],
+    }
 
 
 def schema(plugins: Sequence[str] = ()) -> Schema[DistillConfig]:

@@ -2,11 +2,16 @@
 
 import dataclasses
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from distill.config import DataConfig, DistillConfig, EvaluateConfig
 from featstore.errors import ConfigError, FeatstoreError
 from featstore.sources.config import SourceConfig
+
+if TYPE_CHECKING:
+    from distill.data.joined import Data
+    from distill.evaluation.evaluate import Viewer
+    from distill.student.model import Student
 
 ALONE = "none"
 """Value of ``--store`` that measures the student without a store."""
@@ -24,7 +29,6 @@ def run(config: EvaluateConfig) -> dict[str, object]:
     from distill.data.images import open_images
     from distill.evaluation import backbone
     from distill.evaluation.evaluate import Viewer, check_classes, evaluate
-    from distill.tasks import build_task
     from distill.training.run_folder import lock
     from distill.training.saved_student import load_exported, store_fingerprints
     from featstore.extraction.accelerator import start_accelerator
@@ -81,15 +85,8 @@ def run(config: EvaluateConfig) -> dict[str, object]:
         if as_backbone:
             part = backbone.labelled_split(data, seed=given.seed, named=named)
             result = backbone.measure_backbone(viewer, student, part, seed=given.seed)
-        elif task_name == "none":
-            if not isinstance(data, joined.JoinedData) or own is None:
-                raise ConfigError(
-                    f"--model {folder.absolute()}: a backbone is measured against its feature store, which is not at "
-                    "hand, or on images with labels: give --store, or --source of images with labels."
-                )
-            task = build_task(own, data)
-            part = task.split(given.seed)
-            result = task.measure(viewer, student, part, seed=given.seed, probe=None).result
+        elif task_name != "classify":
+            result = _measure_task(own, data, viewer, student, given, described)
         else:
             check_classes(data.samples, described["label_names"], given.model)
             part = data.split(given.seed)
@@ -106,6 +103,37 @@ def run(config: EvaluateConfig) -> dict[str, object]:
     say(f"\n{result['num_images']:,} images measured; written to {out.absolute()}")
     accelerator.end_training()
     return result
+
+
+def _measure_task(
+    own: DistillConfig | None,
+    data: "Data",
+    viewer: "Viewer",
+    student: "Student",
+    given: EvaluateConfig,
+    described: dict[str, Any],
+) -> dict[str, Any]:
+    """The numbers of a task other than classify, with the run's own options.
+
+    Raises:
+        ConfigError: the run's settings are not at hand; or a backbone is to be measured without its store.
+    """
+    from distill.data.joined import JoinedData
+    from distill.tasks import build_task
+
+    name, names = described["task"], described["label_names"]
+    if own is None or (name == "none" and not isinstance(data, JoinedData)):
+        raise ConfigError(
+            f"--model {Path(given.model).absolute()}: a student of task {name} is measured by its config.yaml and, as "
+            "a backbone, against its feature store, which is not at hand. Give --store, or --source of images with "
+            "labels and --backbone true."
+        )
+    source = given.source or own.source
+    task = build_task(dataclasses.replace(own, data=given.data or own.data, source=source), data)
+    task.check_names(names, given.model)
+    viewer = dataclasses.replace(viewer, data=task.data)
+    part = task.split(given.seed)
+    return task.measure(viewer, student, part, seed=given.seed, probe=None).result
 
 
 def settings_of(folder: Path) -> DistillConfig | None:

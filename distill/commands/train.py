@@ -36,7 +36,6 @@ def run(config: DistillConfig, callbacks: "Sequence[Callback]" = ()) -> list[dic
     """
     from distill.experiments import auto
     from distill.register import AUTO
-    from distill.student.model import build_student
     from distill.tasks import build_task
     from distill.training import loop
 
@@ -45,7 +44,8 @@ def run(config: DistillConfig, callbacks: "Sequence[Callback]" = ()) -> list[dic
     say = accelerator.print
     config, data = prepare(config)
     task = build_task(config, data)
-    student = build_student(config.student, task.num_outputs)
+    data = task.data  # type: ignore[assignment]  # joined, with the targets of the task
+    student = task.student()
     notes = describe(config, data, task, student, say)
     chosen_by = None
     if config.methods == [AUTO]:

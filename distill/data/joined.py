@@ -14,6 +14,7 @@ from distill.data.samples import Samples, Split, match_views, split
 from distill.data.samples import join as join
 from distill.data.schedule import Indices, ViewPicker, allowed_columns
 from distill.data.stored_features import Features, Grid, StoredField, check_vector, reference_column
+from distill.data.targets import Targets
 from distill.measures.feature_similarity import thin_out
 from distill.measures.linear_probe import LinearProbe
 from distill.measures.linear_probe import fit_probe as fit_probe
@@ -33,12 +34,14 @@ class Data:
         rule: How the student's region of an image is cut.
         settings: Settings that selected the images.
         caches: Decoded views by the megabytes they may take, see ``cache``.
+        targets: Of the task, where its labels are no classes.
     """
 
     samples: Samples
     rule: ViewRule
     settings: DataConfig
     caches: dict[int, PictureCache] = dataclasses.field(default_factory=dict)
+    targets: Targets | None = None
 
     def split(self, seed: int, *, measured: Literal["test", "validation"] = "test") -> Split:
         """The parts of one run.
@@ -79,6 +82,7 @@ class Data:
             size=student.input_size,
             changes=changes,
             cache=cache,
+            targets=self.targets,
         )
 
     def maker(self, student: Student, device: torch.device) -> BatchMaker:

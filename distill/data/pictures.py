@@ -20,6 +20,7 @@ from distill.data.augment import photometric, strongly
 from distill.data.samples import Samples
 from distill.data.schedule import CANONICAL, Request
 from distill.data.stored_features import Features, Grid
+from distill.data.targets import Targets
 from distill.losses import IGNORE
 from featstore import FeatureStore
 from featstore.errors import (
@@ -33,7 +34,7 @@ from featstore.errors import (
 from featstore.format.ids import content_sha256
 from featstore.format.pictures import full_size
 from featstore.format.views import View
-from featstore.sources.load import ViewRule, decode, read_image
+from featstore.sources.load import Frame, ViewRule, decode, read_image
 from featstore.sources.loading import TIMEOUT_S, fit_workers, guarded
 
 
@@ -64,6 +65,7 @@ class Pictures:
         problems: why pictures could not be made; then ``pixels`` must not be used.
         changed: ids whose bytes are not those that the teacher saw.
         failure: the disk, the network or the memory failed, and how; None if nothing failed.
+        targets: (L, ...) targets of the labelled requests, in their order; None if the task has none.
     """
 
     pixels: Tensor
@@ -71,6 +73,7 @@ class Pictures:
     problems: list[str]
     changed: list[str]
     failure: str | None = None
+    targets: Tensor | None = None
 
 
 class PictureCache:
@@ -78,17 +81,19 @@ class PictureCache:
 
     def __init__(self, megabytes: int) -> None:
         self._room = megabytes * 2**20
-        self._pictures: dict[tuple[int, int, int, int], np.ndarray[Any, Any]] = {}
+        self._pictures: dict[tuple[int, int, int, int], tuple[np.ndarray[Any, Any], Frame]] = {}
 
-    def get(self, request: Request, size: tuple[int, int]) -> np.ndarray[Any, Any] | None:
-        """(H, W, C) uint8, or None if it is not here."""
+    def get(
+        self, request: Request, size: tuple[int, int]
+    ) -> tuple[np.ndarray[Any, Any], Frame] | None:
+        """(H, W, C) uint8 and its frame, or None if it is not here."""
         return self._pictures.get((request.sample, request.column, *size))
 
-    def put(self, request: Request, pixels: np.ndarray[Any, Any]) -> None:
+    def put(self, request: Request, pixels: np.ndarray[Any, Any], frame: Frame) -> None:
         """Keep a view while there is room."""
         if self._room >= pixels.nbytes:
             self._room -= pixels.nbytes
-            self._pictures[request.sample, request.column, *pixels.shape[:2]] = pixels
+            self._pictures[request.sample, request.column, *pixels.shape[:2]] = pixels, frame
 
 
 class ViewDataset(torch.utils.data.Dataset[Pictures]):
@@ -100,6 +105,7 @@ class ViewDataset(torch.utils.data.Dataset[Pictures]):
         size: (H, W) of the student's input.
         changes: photometric ones of every picture, and those of strong copies; None changes nothing.
         cache: of decoded views.
+        targets: of the task, made for the labelled requests; None makes none.
     """
 
     def __init__(
@@ -110,7 +116,9 @@ class ViewDataset(torch.utils.data.Dataset[Pictures]):
         size: tuple[int, int],
         changes: "Changes | None" = None,
         cache: PictureCache | None = None,
+        targets: Targets | None = None,
     ) -> None:
+        self.targets = targets
         self.samples = samples
         self.rule = rule
         self.size = size
@@ -130,9 +138,12 @@ class ViewDataset(torch.utils.data.Dataset[Pictures]):
         problems: list[str] = []
         changed: list[str] = []
         failure = None
+        targets: list[Tensor] = []
         for place, request in enumerate(requests):
             try:
-                view = self._view(request, changed)
+                view, frame = self._view(request, changed)
+                if self.targets is not None and request.labelled:
+                    targets.append(torch.as_tensor(self.targets.of(request.sample, frame)))
             except SourceError as error:
                 failure = str(error)
                 break
@@ -151,9 +162,10 @@ class ViewDataset(torch.utils.data.Dataset[Pictures]):
             problems,
             changed,
             failure,
+            torch.stack(targets) if targets else None,
         )
 
-    def _view(self, request: Request, changed: list[str]) -> np.ndarray[Any, Any]:
+    def _view(self, request: Request, changed: list[str]) -> tuple[np.ndarray[Any, Any], Frame]:
         known = self.cache.get(request, self.size)
         if known is not None:
             return known
@@ -173,15 +185,14 @@ class ViewDataset(torch.utils.data.Dataset[Pictures]):
             if request.column == CANONICAL
             else self.rule.views.views[request.column]
         )
-        pixels = self.rule.cut(
-            decode(samples.source, row, data),
-            view,
-            sample_id=samples.stored_ids[request.sample],
-            size=self.size,
-            full_size=full_size(data) if copies else None,
-        )
-        self.cache.put(request, pixels)
-        return pixels
+        image = decode(samples.source, row, data)
+        shown = full_size(data) if copies else None
+        width, height = shown or image.size
+        sample_id = samples.stored_ids[request.sample]
+        pixels = self.rule.cut(image, view, sample_id=sample_id, size=self.size, full_size=shown)
+        frame = self.rule.frame((height, width), view, sample_id=sample_id, size=self.size)
+        self.cache.put(request, pixels, frame)
+        return pixels, frame
 
 
 class Changes:
@@ -261,6 +272,7 @@ class Batch:
         num_labelled: L.
         num_unlabelled: U.
         num_strong: S.
+        targets: (L, ...) targets of the labelled images, which come first; None if the task's labels are classes.
     """
 
     images: Tensor
@@ -271,6 +283,7 @@ class Batch:
     num_labelled: int
     num_unlabelled: int
     num_strong: int
+    targets: Tensor | None = None
 
 
 class BatchMaker:
@@ -320,4 +333,5 @@ class BatchMaker:
             num_labelled=count,
             num_unlabelled=len(plain) - count,
             num_strong=int(strong.max()) if len(strong) else 0,
+            targets=None if pictures.targets is None else pictures.targets.to(self.device),
         )

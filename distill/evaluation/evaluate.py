@@ -2,11 +2,12 @@
 
 # N test images, S images shown, C student width, K classes
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from accelerate import Accelerator
 from accelerate.utils import gather_object
@@ -23,7 +24,7 @@ from distill.evaluation.predictions import Predictions, predictions
 from distill.measures.feature_similarity import linear_cka, mean_norm, thin_out
 from distill.measures.linear_probe import LinearProbe
 from distill.measures.metrics import accuracy, agreement, calibration, feature_quality
-from distill.student.model import Student, evaluating
+from distill.student.model import Student, StudentOutput, evaluating
 from featstore.errors import ConfigError, shorten
 from featstore.sources.load import ViewRule
 
@@ -40,12 +41,14 @@ class Evaluation:
         features: (N, C) float32 of the test images on the CPU.
         predictions: its answers and the teacher's to every test image; None if the student has no classes.
         head: from the student's features to the teacher's; None if none was fitted.
+        errors: (N,) how wrong the student is on each test image, to show the worst; None where predictions say it.
     """
 
     result: dict[str, Any]
     features: Tensor
     predictions: Predictions | None = None
     head: EmbeddingHead | None = None
+    errors: npt.NDArray[np.float64] | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,7 +73,6 @@ class Viewer:
     rule: ViewRule | None = None
     cache: PictureCache | None = None
 
-    @torch.no_grad()
     def run(self, student: Student, indices: Indices) -> tuple[Tensor, Tensor]:
         """Show the student the canonical view of each image.
 
@@ -81,33 +83,77 @@ class Viewer:
         Returns:
             Features (S, C) and logits (S, K), float32 on the CPU, in the order of ``indices``, on every process.
         """
-        rank, processes = self.accelerator.process_index, self.accelerator.num_processes
-        mine = indices[rank::processes]
+        if not len(indices):
+            return torch.zeros(0, student.width), torch.zeros(0, student.num_classes)
+        features, logits = self.each(
+            student, indices, lambda seen, _: (seen.features.float(), seen.logits.float())
+        )
+        return features, logits
+
+    @torch.no_grad()
+    def each(
+        self,
+        student: Student,
+        indices: Indices,
+        take: Callable[[StudentOutput, Tensor | None], Sequence[Tensor]],
+    ) -> list[Tensor]:
+        """Show the student the canonical view of each image, and keep a part of what comes out.
+
+        Args:
+            student: in any mode; it is run in eval mode.
+            indices: (S,) in ``Samples``, at least one, on every process the same.
+            take: from the student's output for some images and their targets (None if the task has none) to the
+                tensors to keep, whose first axis is the images.
+
+        Returns:
+            The tensors for all images on the CPU, in the order of ``indices``, on every process.
+        """
         maker = self.data.maker(student, self.accelerator.device)
-        features = torch.zeros(len(mine), student.width)
-        logits = torch.zeros(len(mine), student.num_classes)
-        done = 0
+
+        def show(pictures: Pictures) -> Sequence[Tensor]:
+            targets = pictures.targets
+            seen = student(maker.normalise(pictures.pixels))
+            return take(seen, None if targets is None else targets.to(self.accelerator.device))
+
         with evaluating(student):
-            for pictures in self.pictures(student, mine):
-                seen = student(maker.normalise(pictures.pixels))
-                rows = slice(done, done := done + len(seen.logits))
-                features[rows], logits[rows] = (
-                    seen.features.float().cpu(),
-                    seen.logits.float().cpu(),
-                )
+            return self._gathered(student, indices, show)
+
+    def targets(self, student: Student, indices: Indices) -> Tensor:
+        """The targets of each image in its canonical view, on the CPU, on every process; the student is not run."""
+
+        def take(pictures: Pictures) -> Sequence[Tensor]:
+            assert pictures.targets is not None, "the task has no targets"
+            return [pictures.targets]
+
+        return self._gathered(student, indices, take)[0]
+
+    def _gathered(
+        self, student: Student, indices: Indices, make: Callable[[Pictures], Sequence[Tensor]]
+    ) -> list[Tensor]:
+        """What is made of the pictures, each process taking its share of them, in the order of ``indices``."""
+        rank, processes = self.accelerator.process_index, self.accelerator.num_processes
+        parts = [
+            [item.cpu() for item in make(pictures)]
+            for pictures in self.pictures(student, indices[rank::processes])
+        ]
+        mine = [torch.cat(items) for items in zip(*parts, strict=True)]
         if processes == 1:
-            return features, logits
-        shares = gather_object([(features.numpy(), logits.numpy())])
-        out_features = torch.zeros(len(indices), student.width)
-        out_logits = torch.zeros(len(indices), student.num_classes)
-        for other, (some_features, some_logits) in enumerate(shares):
-            out_features[other::processes] = torch.from_numpy(some_features)
-            out_logits[other::processes] = torch.from_numpy(some_logits)
-        return out_features, out_logits
+            return mine
+        shares = [share for share in gather_object([[item.numpy() for item in mine]]) if share]
+        whole = []
+        for items in zip(*shares, strict=True):
+            out = torch.zeros(
+                len(indices), *items[0].shape[1:], dtype=torch.as_tensor(items[0]).dtype
+            )
+            for other, item in enumerate(items):
+                out[other::processes] = torch.from_numpy(item)
+            whole.append(out)
+        return whole
 
     def pictures(self, student: Student, indices: Indices) -> Iterator[Pictures]:
         """Canonical views at the student's size, batch by batch."""
-        requests = [Request(int(index), CANONICAL, 0, False) for index in indices]
+        labelled = self.data.targets is not None  # so that the targets are made, too
+        requests = [Request(int(index), CANONICAL, 0, labelled) for index in indices]
         size = self.settings.batch_size
         batches = [requests[i : i + size] for i in range(0, len(requests), size)]
         dataset = self.data.dataset(student, rule=self.rule, cache=self.cache)

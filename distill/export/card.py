@@ -12,13 +12,14 @@ import yaml
 from distill.data.joined import JoinedData
 from distill.export import executorch_model, onnx_model, program
 from distill.export.finished import FinishedRun, RunData
+from distill.export.parity import distance, distance_text
 from distill.export.preprocessing import NAME as PREPROCESSING
-from distill.measures.score import TOP1
+from distill.measures.score import TOP1, Measure, measures_of, score_of
 from distill.training.run_record import read_record
 from featstore import FeatureStore
 from featstore.card.escape import code, escape
 from featstore.card.statement import Statement, hub_licence, read_card, teacher_licence
-from featstore.errors import ConfigError
+from featstore.errors import ConfigError, shorten
 from featstore.files.atomic import write_bytes
 from featstore.text import count, markdown_table
 
@@ -43,10 +44,10 @@ def write(folder: Path, manifest: dict[str, Any], run: FinishedRun, data: RunDat
         title(manifest, run),
         load(manifest, run),
         origin(run, data),
-        accuracy(manifest, run),
+        accuracy(manifest, run) if data.task.classes else measures(manifest, run),
         quantisation(manifest),
         latency(folder),
-        failures(manifest, run),
+        failures(manifest, run) if data.task.classes else "",
     ]
     write_bytes(path, ("\n\n".join(part for part in parts if part) + "\n").encode())
     return path
@@ -58,10 +59,10 @@ def front_matter(run: FinishedRun, data: RunData) -> str:
     distilled = ["knowledge-distillation"] if run.teachers else []
     values = {
         "library_name": "timm",
-        "pipeline_tag": "image-classification",
-        "tags": ["image-classification", "timm", "onnx", *distilled, "edge"],
+        "pipeline_tag": data.task.kind,
+        "tags": [data.task.kind, "timm", "onnx", *distilled, "edge"],
         **hub_licence(licences),
-        "metrics": ["accuracy"],
+        "metrics": ["accuracy" if data.task.classes else data.task.measures[0].name],
     }
     return f"---\n{yaml.safe_dump(values, sort_keys=False).rstrip()}\n---"
 
@@ -71,10 +72,14 @@ def title(manifest: dict[str, Any], run: FinishedRun) -> str:
     student = manifest["student"]
     height, width = manifest["input"]["size"]
     teachers = " and ".join(code(item["name"]) for item in run.teachers)
+    kind = f"Classifier of {count(student['num_classes'], 'class')}"
+    if manifest.get("task", "classify") != "classify":
+        names = [escape(name) for name in run.label_names]
+        kind = f"Model of task {code(manifest['task'])} ({count(len(names), 'output')}: {shorten(names)})"
     how = f"Distilled from {teachers}" if teachers else "Trained on labels only, without a teacher,"
     return (
         f"# {escape(student['architecture'])}{', distilled' if teachers else ''}\n\n"
-        f"Classifier of {count(student['num_classes'], 'class')} for images of {width} x {height} pixels, "
+        f"{kind} for images of {width} x {height} pixels, "
         f"{student['parameters']:,} parameters. {how} with the method {code(run.record['method'])}, seed "
         f"{run.record['seed']}, by featstore-distill {manifest['versions']['featstore-distill']}."
     )
@@ -261,6 +266,34 @@ def accuracy(manifest: dict[str, Any], run: FinishedRun) -> str:
     return "\n".join([*lines, "", *markdown_table(head, rows)])
 
 
+def measures(manifest: dict[str, Any], run: FinishedRun) -> str:
+    """All numbers of the run, the score over its seeds, and the score of every exported file."""
+    measure = Measure(**manifest["measure"])
+    values = [score_of(sibling)[1] for sibling in siblings(run)]
+    shown = ", ".join(
+        f"{escape(item.label)} {item.text(value)}" for item, value in measures_of(run.record)
+    )
+    lines = ["## Measures", "", f"On {count(manifest['num_test_images'], 'test image')}: {shown}."]
+    if len(values) > 1:
+        lines.append(
+            f"{escape(measure.label)} of {len(values)} seeds: {measure.spread(values)} (mean and deviation)."
+        )
+    else:
+        lines.append("One seed; the variation over seeds is unknown.")
+    rows = [
+        [
+            name,
+            code(values["files"][0]["name"]),
+            f"{values['files'][0]['bytes'] / 1e6:.2f}",
+            measure.text(values["score"]),
+            distance_text(values["parity"]),
+        ]
+        for name, values in manifest["formats"].items()
+    ]
+    head = ["format", "file", "MB", escape(measure.label), "compared with PyTorch"]
+    return "\n".join([*lines, "", *markdown_table(head, rows)])
+
+
 def siblings(run: FinishedRun) -> list[dict[str, Any]]:
     """Records of the finished runs that differ in the seed only, including the run's own."""
     own = _but_seed(run.record)
@@ -285,17 +318,18 @@ def quantisation(manifest: dict[str, Any]) -> str:
     if values is None:
         return ""
     calibrated, plain = values["calibration"], values["post_training"]
+    measure = Measure(**manifest["measure"])
     lines = [
         "## int8",
         "",
-        f"{points(values['lost_points_same_weights'])} compared with the same weights in float. Ranges were "
-        f"calibrated on {calibrated['images']} training images of {count(calibrated['classes'], 'class')}; the "
+        f"{points(values['lost_points_same_weights'], measure)} compared with the same weights in float. Ranges were "
+        f"calibrated on {calibrated['images']} training images{_of_classes(manifest, calibrated)}; the "
         f"settings were chosen on {calibrated['held_out']} other training images by their agreement with the float "
         "model.",
         "",
         *_tried(values["tried"]),
         "",
-        f"Chosen: {plain['name'] if 'name' in plain else _setting(plain)}: {points(plain['lost_points'])}.",
+        f"Chosen: {plain['name'] if 'name' in plain else _setting(plain)}: {points(plain['lost_points'], measure)}.",
     ]
     tuned = values.get("fine_tuned")
     if tuned is not None and "skipped" in tuned:
@@ -309,7 +343,7 @@ def quantisation(manifest: dict[str, Any]) -> str:
             f"{TOP1.text(tuned['top1'])} in int8, {TOP1.text(tuned['float_top1'])} in float. Agreement with the "
             f"teacher on held-out images: {TOP1.text(shares['tuned'])} (before: {TOP1.text(shares['plain'])}); the "
             f"fine-tuned model {verdict}. Compared with the run's float student, the exported file has "
-            f"{points(values['lost_points'])}.",
+            f"{points(values['lost_points'], measure)}.",
         ]
     lines += [
         "",
@@ -319,9 +353,17 @@ def quantisation(manifest: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def points(lost: float) -> str:
-    """A loss of test accuracy as text."""
-    return f"{abs(lost):.1f} points of test accuracy {'lost' if lost >= 0 else 'gained'}"
+def _of_classes(manifest: dict[str, Any], calibrated: dict[str, Any]) -> str:
+    if manifest.get("task", "classify") != "classify":
+        return ""
+    return f" of {count(calibrated['classes'], 'class')}"
+
+
+def points(lost: float, measure: Measure = TOP1) -> str:
+    """A loss of the score on the test images as text; see ``Work.lost``."""
+    unit = "points" if measure.percent else "%"
+    what = "test accuracy" if measure.name == "top1" else f"test {measure.label}"
+    return f"{abs(lost):.1f} {unit} of {what} {'lost' if lost >= 0 else 'gained'}"
 
 
 def _setting(values: dict[str, Any]) -> str:
@@ -333,15 +375,14 @@ def _tried(trials: list[dict[str, Any]]) -> list[str]:
     rows = [
         [
             trial["name"],
-            f"{100 * trial['held_out']['top1_agreement']:.1f}",
-            f"{trial['held_out']['kl']:.4f}",
-            f"{trial['held_out_exact']['kl']:.4f}",
+            distance_text(trial["held_out"]),
+            f"{distance(trial['held_out_exact']):.4f}",
             f"{trial['bytes'] / 1e6:.2f}",
         ]
         for trial in trials
     ]
     return markdown_table(
-        ["setting", "agreement with float %", "KL", "KL without saturation", "MB"], rows
+        ["setting", "compared with float", "KL or difference without saturation", "MB"], rows
     )
 
 

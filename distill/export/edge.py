@@ -4,6 +4,7 @@ of the preprocessing, and a card. The folder appears when it is whole.
 
 # N test images, K classes
 
+import copy
 import shlex
 import shutil
 from collections.abc import Callable, Iterator
@@ -13,6 +14,7 @@ from typing import Any
 
 import timm
 import torch
+from safetensors.torch import load_file, save
 
 from distill.export import (
     browser,
@@ -32,10 +34,12 @@ from distill.export.manifest import MANIFEST, describe
 from distill.export.parity import answers, torch_runner
 from distill.export.quiet import reason
 from distill.export.work import Say, Work
+from distill.student.files import TASK_HEAD
 from distill.student.model import Student
 from distill.training import run_folder
+from distill.training.saved_student import plain_state
 from featstore.errors import ConfigError
-from featstore.files.atomic import make_folder, refused, sync_tree, write_json
+from featstore.files.atomic import make_folder, refused, sync_tree, write_bytes, write_json
 
 
 def export_run(config: ExportConfig, *, say: Say = print) -> dict[str, Any]:
@@ -54,11 +58,16 @@ def export_run(config: ExportConfig, *, say: Say = print) -> dict[str, Any]:
         StoreWriteError: the disk refused. Nothing but a temporary folder is left, which the next start clears.
     """
     run = read_run(Path(config.model))
-    if run.described.get("task", "classify") != "classify":
+    task = run.described.get("task", "classify")
+    if task == "none":
         raise ConfigError(
-            f"--model {run.folder.absolute()}: a backbone without a classifier; only classifiers are exported. Its "
+            f"--model {run.folder.absolute()}: a backbone without a head; only models with one are exported. Its "
             "student.safetensors is a plain timm file already; to export, fine-tune it first (--student.weights "
             f"{shlex.quote(str(run.folder.absolute()))})."
+        )
+    if config.browser and task != "classify":
+        raise ConfigError(
+            f"--browser true: its page shows classes, the task of this run is {task}."
         )
     refuse_missing_runtimes(config)
     out = Path(config.out or run.folder / "export")
@@ -153,6 +162,10 @@ def make_float(work: Work) -> None:
         work.files["safetensors"] = timm_folder.write(
             folder, run.student, run.rule, described=run.described, teachers=run.teachers
         )
+        if run.student.task_head is not None:
+            data = save(plain_state(run.student.task_head))
+            write_bytes(folder / TASK_HEAD, data)
+            work.files["safetensors"].append(folder / TASK_HEAD)
         work.runners["safetensors"] = torch_runner(reload(folder, run.student))
     module = preprocessing.graph_module(run.student, work.spec)
     if wants(config, "onnx") or wants(config, "int8"):
@@ -218,9 +231,13 @@ class Reloaded:
     def __init__(self, model: torch.nn.Module, student: Student) -> None:
         self.model, self.mean, self.std = model, student.mean, student.std
 
+    def plain(self) -> torch.nn.Module:
+        """The model."""
+        return self.model
+
 
 def reload(folder: Path, student: Student) -> Any:
-    """What ``timm.create_model`` makes of the folder.
+    """What ``timm.create_model`` makes of the folder, with the head of the task if there is one.
 
     Raises:
         ConfigError: it does not load it.
@@ -231,7 +248,13 @@ def reload(folder: Path, student: Student) -> Any:
         raise ConfigError(
             f"timm {timm.__version__} does not load what was exported: {reason(error)}."
         ) from error
-    return Reloaded(model.eval(), student)
+    if student.task_head is None:
+        return Reloaded(model.eval(), student)
+    loaded = copy.deepcopy(student)
+    loaded.model.load_state_dict(model.state_dict())
+    assert loaded.task_head is not None
+    loaded.task_head.load_state_dict(load_file(folder / TASK_HEAD))
+    return loaded.eval()
 
 
 def write_preprocessing(work: Work) -> None:
@@ -242,7 +265,8 @@ def write_preprocessing(work: Work) -> None:
         work.spec,
         work.run.rule,
         label_names=work.run.label_names,
-        logits={name: runner(pixels)[0].tolist() for name, runner in work.runners.items()},
+        logits={name: runner(pixels)[0] for name, runner in work.runners.items()},
+        meaning=work.data.task.meaning,
     )
 
 

@@ -13,10 +13,10 @@ from distill.data import joined
 from distill.data.images import open_images
 from distill.data.joined import Data
 from distill.data.samples import Split
-from distill.evaluation.evaluate import check_classes
 from distill.register import config_of
 from distill.student.files import CONFIG
 from distill.student.model import Student
+from distill.tasks import Task, build_task
 from distill.training.run_record import RECORD, read_file, read_record
 from distill.training.saved_student import load_exported, store_fingerprints, teachers_of
 from featstore import FeatureStore
@@ -74,11 +74,13 @@ class RunData:
         images: images of the run, joined to its store if that is at hand.
         part: the parts of the run.
         missing: why there is no store; "" if there is one.
+        task: of the run.
     """
 
     images: Data
     part: Split
     missing: str
+    task: Task
 
 
 def read_run(folder: Path) -> FinishedRun:
@@ -151,8 +153,9 @@ def open_data(run: FinishedRun, *, store: str = "", images: str = "") -> RunData
         )
     else:
         data = joined.prepare_without_store(source, config.data, run.rule)
-    check_classes(data.samples, run.label_names, str(run.folder))
-    return RunData(data, data.split(config.seeds[0]), missing)
+    task = build_task(dataclasses.replace(config, source=source_config), data)
+    task.check_names(run.label_names, str(run.folder))
+    return RunData(task.data, task.split(config.seeds[0]), missing, task)
 
 
 def _mismatch(store: FeatureStore, run: FinishedRun) -> str:

@@ -7,9 +7,11 @@ from dataclasses import dataclass, field
 
 import numpy as np
 import numpy.typing as npt
+import torch
+from torch import Tensor
 
 from distill.data.joined import Data
-from distill.data.pictures import load
+from distill.data.pictures import Pictures, load
 from distill.data.samples import Samples, Split
 from distill.data.schedule import CANONICAL, Indices, Request
 from distill.export.config import CalibrationConfig
@@ -103,7 +105,30 @@ def pictures(
         MissingSamples: the bytes of an image are not those that the teacher saw.
         ConfigError: an image cannot be read or decoded.
     """
-    requests = [Request(int(index), CANONICAL, 0, False) for index in indices]
-    batches = [requests[start : start + BATCH] for start in range(0, len(requests), BATCH)]
-    for batch in load(data.dataset(student, rule=rule), batches, workers=workers):
+    for batch in _views(data, student, indices, rule=rule, workers=workers, labelled=False):
         yield np.ascontiguousarray(batch.pixels.numpy())
+
+
+def targets(
+    data: Data, student: Student, indices: Sequence[int] | Indices, *, rule: ViewRule, workers: int
+) -> Tensor:
+    """Targets of images of a task that has some, in the views of ``pictures``; raises as that."""
+    found = []
+    for batch in _views(data, student, indices, rule=rule, workers=workers, labelled=True):
+        assert batch.targets is not None, "the task has no targets"
+        found.append(batch.targets)
+    return torch.cat(found)
+
+
+def _views(
+    data: Data,
+    student: Student,
+    indices: Sequence[int] | Indices,
+    *,
+    rule: ViewRule,
+    workers: int,
+    labelled: bool,
+) -> Iterator[Pictures]:
+    requests = [Request(int(index), CANONICAL, 0, labelled) for index in indices]
+    batches = [requests[start : start + BATCH] for start in range(0, len(requests), BATCH)]
+    return load(data.dataset(student, rule=rule), batches, workers=workers)

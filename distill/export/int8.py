@@ -10,7 +10,7 @@ import numpy as np
 from distill.data.joined import JoinedData
 from distill.export import card, images, onnx_model, preprocessing, program, qat, timm_folder
 from distill.export.images import Pixels
-from distill.export.parity import Logits, answers, compare, torch_runner
+from distill.export.parity import Logits, answers, torch_runner
 from distill.export.quantise import quantise
 from distill.export.search import Trial, search
 from distill.export.work import Work
@@ -32,14 +32,15 @@ def make_int8(work: Work, logits: dict[str, Logits]) -> None:
         held_out=held_out,
         spec=work.spec,
         config=config.calibration,
+        classes=work.classes,
         say=work.say,
     )
     first = answers(work.pictures(data.part.test), {"int8": onnx_model.runner(path, work.spec)})[
         "int8"
     ]
-    before = work.measured(logits["pytorch"])["top1"]
-    lost = 100 * (before - work.measured(first)["top1"])
-    work.say(f"int8      {taken.setting}: {card.points(lost)}")
+    before = work.measured(logits["pytorch"])["score"]
+    lost = work.lost(before, work.measured(first)["score"])
+    work.say(f"int8      {taken.setting}: {card.points(lost, work.measure)}")
     record: dict[str, Any] = {
         "calibration": {
             "images": len(calibration),
@@ -50,7 +51,7 @@ def make_int8(work: Work, logits: dict[str, Logits]) -> None:
         },
         "post_training": {
             **taken.describe(), **work.measured(first), "lost_points": lost,
-            **compare(first, logits["pytorch"]),
+            **work.compare(first, logits["pytorch"]),
         },
         "tried": [trial.describe() for trial in trials],
         "failed": failed,
@@ -61,14 +62,14 @@ def make_int8(work: Work, logits: dict[str, Logits]) -> None:
         tuned = finetune_int8(work, taken, calibration, held_out, drawn, record)
         if tuned is not None:
             logits["int8"] = tuned
-    found = work.measured(logits["int8"])["top1"]
-    record["lost_points"] = 100 * (before - found)
+    found = work.measured(logits["int8"])["score"]
+    record["lost_points"] = work.lost(before, found)
     # Fine-tuning trains on, so the run's own float student is no reference for the cost of int8.
     same = record["fine_tuned"]["float_top1"] if record["from"] == "fine_tuned" else before
-    record["lost_points_same_weights"] = 100 * (same - found)
+    record["lost_points_same_weights"] = work.lost(same, found)
     if record["lost_points"] > config.most_lost:
         work.notes.append(
-            f"int8 loses {record['lost_points']:.1f} points of test accuracy; {len(trials)} settings were tried, "
+            f"int8: {card.points(record['lost_points'], work.measure)}; {len(trials)} settings were tried, "
             + (
                 "and fine-tuning"
                 if "fine_tuned" in record
@@ -93,13 +94,19 @@ def finetune_int8(
         (N, K) of the test images; None if the plain int8 file is kept.
     """
     config, data = work.config, work.data
-    if not isinstance(data.images, JoinedData):
+    if not data.task.classes:
+        why = f"not fine-tuned: that is for classifiers, the task of this run is {data.task.name}"
+    elif not isinstance(data.images, JoinedData):
         why = f"not fine-tuned: it needs the store that the student was distilled from ({data.missing})"
+    else:
+        why = ""
+    if why:
         if config.qat == "always":
             raise ConfigError(f"--qat always: {why}")
         work.notes.append(why)
         record["fine_tuned"] = {"skipped": why}
         return None
+    assert isinstance(data.images, JoinedData)
     work.say(
         f"int8      fine-tuning: {config.finetune.epochs} epochs of {work.run.record['method']}"
     )

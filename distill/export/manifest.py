@@ -2,6 +2,7 @@
 
 # K classes
 
+import dataclasses
 import hashlib
 import importlib.metadata
 import json
@@ -9,8 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from distill.export.config import ALL_FORMATS, wants
-from distill.export.parity import Logits, compare
+from distill.export.parity import Logits, distance_text
 from distill.export.work import Work
+from distill.measures.score import Measure
 from featstore.errors import ConfigError
 from featstore.text import columns
 from featstore.version import __version__
@@ -32,7 +34,7 @@ def describe(work: Work, logits: dict[str, Logits]) -> dict[str, Any]:
                 }
                 for path in work.files[name]
             ],
-            "parity": compare(logits[name], logits["pytorch"]),
+            "parity": work.compare(logits[name], logits["pytorch"]),
             **work.measured(logits[name]),
             **work.extra.get(name, {}),
         }
@@ -50,13 +52,15 @@ def describe(work: Work, logits: dict[str, Logits]) -> dict[str, Any]:
         "student": {
             "architecture": run.described["architecture"],
             "num_classes": run.described["num_classes"],
-            "parameters": sum(item.numel() for item in run.student.model.parameters()),
+            "parameters": sum(item.numel() for item in run.student.plain().parameters()),
         },
         "input": {
             "size": list(work.spec.size),
             "normalisation_in_graph": work.spec.baked,
             "dtype": "uint8" if work.spec.uint8 else "float32",
         },
+        "task": work.data.task.name,
+        "measure": dataclasses.asdict(work.measure),
         "num_test_images": len(work.labels),
         "pytorch": work.measured(logits["pytorch"]),
         "formats": formats,
@@ -79,16 +83,17 @@ def versions() -> dict[str, str]:
 
 def table(manifest: dict[str, Any]) -> str:
     """One line per format, for people."""
-    rows = [("format", "MB", "top-1 %", "agrees %", "max |logit difference|")]
-    rows.append(("pytorch", "-", f"{100 * manifest['pytorch']['top1']:.1f}", "-", "-"))
+    measure = Measure(**manifest["measure"])
+    rows = [("format", "MB", f"test {measure.label}", "beside PyTorch", "max |difference|")]
+    rows.append(("pytorch", "-", measure.text(manifest["pytorch"]["score"]), "-", "-"))
     for name, values in manifest["formats"].items():
         parity = values["parity"]
         rows.append(
             (
                 name,
                 f"{values['files'][0]['bytes'] / 1e6:.2f}",
-                f"{100 * values['top1']:.1f}",
-                f"{100 * parity['top1_agreement']:.2f}",
+                measure.text(values["score"]),
+                distance_text(parity),
                 f"{parity['max_abs_difference']:.2g}",
             )
         )

@@ -46,8 +46,8 @@ def write_numbers(work: Work) -> dict[str, Any]:
     values: dict[str, Any] = {
         "format_version": 1,
         "student": {
-            "parameters": sum(item.numel() for item in student.model.parameters()),
-            "macs": count_macs(student.model, student.input_size),
+            "parameters": sum(item.numel() for item in student.plain().parameters()),
+            "macs": count_macs(student.plain(), student.input_size),
             "input_size": list(student.input_size),
         },
         "files": files,

@@ -20,13 +20,12 @@ Runner = Callable[[Pixels], Logits]
 
 def torch_runner(student: Student) -> Runner:
     """The plain student in PyTorch, float32 on the CPU."""
+    plain = student.plain().eval()
     mean, std = (torch.tensor(item).reshape(1, 3, 1, 1) for item in (student.mean, student.std))
 
     def run(pixels: Pixels) -> Logits:
         with torch.inference_mode():
-            found: Logits = student.model(
-                (torch.from_numpy(pixels).float() / 255 - mean) / std
-            ).numpy()
+            found: Logits = plain((torch.from_numpy(pixels).float() / 255 - mean) / std).numpy()
         return found
 
     return run
@@ -45,23 +44,44 @@ def answers(batches: Iterable[Pixels], runners: Mapping[str, Runner]) -> dict[st
     return {name: np.concatenate(parts) for name, parts in found.items()}
 
 
-def compare(logits: Logits, reference: Logits) -> dict[str, float]:
+def compare(logits: Logits, reference: Logits, *, classes: bool = True) -> dict[str, float]:
     """How far two sets of answers are apart.
 
     Args:
-        logits: (N, K).
-        reference: (N, K), what they should be.
+        logits: (N, K), or (N, K, H, W) for classes of pixels.
+        reference: of the same shape, what they should be.
+        classes: whether K are classes of which one is right; False for other outputs.
 
     Returns:
-        ``max_abs_difference`` of the logits; ``top1_agreement``, the share of equal answers; ``kl``,
-        KL(reference || logits) in nats per image.
+        ``max_abs_difference`` of the outputs. With classes: ``top1_agreement``, the share of equal answers; ``kl``,
+        KL(reference || logits) in nats. Without: ``relative_error``, the root of the mean squared difference over the
+        deviation of the reference.
     """
+    largest = float(np.abs(logits - reference).max())
+    if not classes:
+        error = np.sqrt(np.mean((logits - reference) ** 2, dtype=np.float64))
+        return {
+            "max_abs_difference": largest,
+            "relative_error": float(error / max(reference.std(dtype=np.float64), 1e-12)),
+        }
     ours, theirs = (log_softmax(item.astype(np.float64), axis=1) for item in (logits, reference))
     return {
-        "max_abs_difference": float(np.abs(logits - reference).max()),
+        "max_abs_difference": largest,
         "top1_agreement": float((logits.argmax(1) == reference.argmax(1)).mean()),
         "kl": float((np.exp(theirs) * (theirs - ours)).sum(1).mean()),
     }
+
+
+def distance(found: dict[str, float]) -> float:
+    """How far answers are apart by the result of ``compare``, to choose the nearest."""
+    return found["kl"] if "kl" in found else found["relative_error"]
+
+
+def distance_text(found: dict[str, float]) -> str:
+    """The result of ``compare`` in words."""
+    if "kl" in found:
+        return f"agrees on {100 * found['top1_agreement']:.1f} %, KL {found['kl']:.4f}"
+    return f"differs by {100 * found['relative_error']:.2f} % of the outputs' deviation"
 
 
 def accuracy(

@@ -6,6 +6,7 @@ of it that can live in the graph.
 
 import io
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -26,6 +27,9 @@ NAME = "preprocessing.json"
 PICTURE = "reference/picture.png"
 CROP = "reference/crop.png"
 TENSOR = "reference/input.raw"
+
+MOST_VALUES = 10_000
+"""Values of an output that are written as a reference: the first ones, row by row."""
 
 Input = npt.NDArray[np.float32] | npt.NDArray[np.uint8]
 
@@ -94,13 +98,29 @@ class Normalised(nn.Module):
 
 
 def graph_module(student: Student, spec: InputSpec) -> nn.Module:
-    """What is exported: the plain timm model, or the model behind its normalisation; in eval mode."""
-    model = Normalised(student.model, spec) if spec.baked else student.model
+    """What is exported: the plain timm model with the task's head, or that behind its normalisation; in eval mode."""
+    plain = student.plain()
+    model = Normalised(plain, spec) if spec.baked else plain
     return model.eval()
 
 
-def describe(spec: InputSpec, rule: ViewRule, label_names: list[str]) -> dict[str, Any]:
-    """The rule, step by step, as JSON values."""
+def describe(
+    spec: InputSpec,
+    rule: ViewRule,
+    label_names: list[str],
+    *,
+    shape: Sequence[int],
+    meaning: str,
+) -> dict[str, Any]:
+    """The rule, step by step, as JSON values.
+
+    Args:
+        spec: of the graph's input.
+        rule: which region is cut.
+        label_names: names of the outputs.
+        shape: of the output of one picture.
+        meaning: of the output.
+    """
     height, width = rule.size
     steps: list[dict[str, Any]] = [
         {"step": "decode", "do": "decode the picture, turn it upright (EXIF orientation), convert it to RGB, 8 bits"},
@@ -137,8 +157,8 @@ def describe(spec: InputSpec, rule: ViewRule, label_names: list[str]) -> dict[st
         "steps": steps,
         "output": {
             "name": "logits",
-            "shape": ["batch", len(label_names)],
-            "do": "the largest value is the answer; softmax over the last axis gives confidences",
+            "shape": ["batch", *shape],
+            "do": meaning,
             "label_names": label_names,
         },
         "region_size": [height, width],
@@ -203,7 +223,8 @@ def write(
     rule: ViewRule,
     *,
     label_names: list[str],
-    logits: dict[str, list[float]],
+    logits: dict[str, npt.ArrayLike],
+    meaning: str = "",
 ) -> None:
     """Write the rule and its test vectors.
 
@@ -213,9 +234,12 @@ def write(
         rule: which region is cut.
         label_names: K names.
         logits: what each file answers to the test picture.
+        meaning: of the output, in words.
     """
     pixels = reference_pixels(spec, rule)
-    values = describe(spec, rule, label_names)
+    answers = {name: np.asarray(values, np.float32) for name, values in logits.items()}
+    shape = next(iter(answers.values())).shape
+    values = describe(spec, rule, label_names, shape=shape, meaning=meaning)
     values["reference"] = {
         "picture": PICTURE,
         "crop": CROP,
@@ -223,7 +247,7 @@ def write(
         "input_format": f"shape [1, 3, {spec.size[0]}, {spec.size[1]}], "
         + ("bytes" if spec.uint8 else "little-endian float32")
         + ", row-major",
-        "logits": logits,
+        "logits": {name: values.ravel()[:MOST_VALUES].tolist() for name, values in answers.items()},
         "tolerance": "floating-point files: 1e-3 from input.raw; more from picture.png, by how your resize differs",
     }
     write_bytes(folder / PICTURE, _png(test_picture()))

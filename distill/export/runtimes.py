@@ -83,7 +83,7 @@ def _pytorch(path: Path, threads: int) -> Feed:
 
     from distill.training.saved_student import load_exported
 
-    model = load_exported(path)[0].model.eval()
+    model = load_exported(path)[0].plain().eval()
 
     def feed(batch: Array) -> Call:
         images = torch.from_numpy(batch)

@@ -13,7 +13,7 @@ from typing import Any
 from distill.export import onnx_model
 from distill.export.config import CalibrationConfig
 from distill.export.images import BATCH, Pixels
-from distill.export.parity import Logits, answers, compare
+from distill.export.parity import Logits, answers, compare, distance, distance_text
 from distill.export.preprocessing import InputSpec
 from distill.export.quantise import (
     Block,
@@ -67,6 +67,7 @@ def search(
     held_out: Pixels,
     spec: InputSpec,
     config: CalibrationConfig,
+    classes: bool = True,
     say: Callable[[str], None],
 ) -> tuple[Trial, list[Trial], dict[str, str]]:
     """Quantise by the setting that changes the answers least, and write that file.
@@ -81,6 +82,7 @@ def search(
         held_out: likewise, other images.
         spec: of the input.
         config: the type of weights, and the method, if it is not auto.
+        classes: see ``parity.compare``.
         say: prints a line.
 
     Returns:
@@ -103,14 +105,11 @@ def search(
             say(f"  int8 {setting}: skipped, {error}")
             return None
         seconds = time.monotonic() - began
-        here = compare(_run(scratch, held_out, spec), reference)
-        exact = compare(_run(scratch, held_out, spec, exact=True), reference)
+        here = compare(_run(scratch, held_out, spec), reference, classes=classes)
+        exact = compare(_run(scratch, held_out, spec, exact=True), reference, classes=classes)
         trial = Trial(setting, here, exact, scratch.stat().st_size, seconds)
         trials.append(trial)
-        say(
-            f"  int8 {setting}: agrees on {100 * trial.held_out['top1_agreement']:.1f} % of {len(held_out)} held-out "
-            f"images, KL {trial.held_out['kl']:.4f}"
-        )
+        say(f"  int8 {setting}: {distance_text(trial.held_out)} ({len(held_out)} held-out images)")
         return trial
 
     try:
@@ -154,7 +153,7 @@ def blocks(path: Path) -> list[Block]:
 
 
 def _better(trial: Trial, best: Trial) -> bool:
-    return trial.exact["kl"] < WORTH * best.exact["kl"]
+    return distance(trial.exact) < WORTH * distance(best.exact)
 
 
 def _run(path: Path, pixels: Pixels, spec: InputSpec, *, exact: bool = False) -> Logits:

@@ -4,19 +4,23 @@
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import torch
 
 from distill.data.schedule import Indices
 from distill.export import images
 from distill.export.config import ExportConfig, Format, wants
 from distill.export.finished import FinishedRun, RunData
 from distill.export.images import Pixels
-from distill.export.parity import Logits, Runner, accuracy
+from distill.export.parity import Logits, Runner, accuracy, compare
 from distill.export.preprocessing import InputSpec
+from distill.measures.score import Measure
+from distill.student.model import StudentOutput
 
 Say = Callable[[str], None]
 
@@ -66,9 +70,48 @@ class Work:
         """Pictures of a few samples at once, (S, 3, H, W)."""
         return np.concatenate(list(self.pictures(indices)))
 
+    @property
+    def measure(self) -> Measure:
+        """The number that counts."""
+        return self.data.task.measures[0]
+
+    @property
+    def classes(self) -> bool:
+        """Whether the outputs are classes, of an image or of its pixels; see ``parity.compare``."""
+        return self.data.task.classes or self.data.task.kind == "image-segmentation"
+
+    @cached_property
+    def targets(self) -> torch.Tensor:
+        """Targets of the test images in the canonical view, for tasks that have them."""
+        return images.targets(
+            self.data.images, self.run.student, self.data.part.test, rule=self.run.rule, workers=self.config.workers
+        )  # fmt: skip
+
     def measured(self, logits: Logits) -> dict[str, Any]:
-        """Accuracy on the test images."""
-        return accuracy(logits, self.labels, self.run.label_names)
+        """The score of some answers on the test images; of a classifier also the accuracy of every class."""
+        if self.data.task.classes:
+            found = accuracy(logits, self.labels, self.run.label_names)
+            return {"score": found["top1"], **found}
+        outputs = torch.from_numpy(np.ascontiguousarray(logits))
+        seen = StudentOutput(outputs, outputs, outputs, ())
+        numbers = self.data.task.numbers(*self.data.task.take(seen, self.targets))
+        return {
+            "score": float(numbers[self.measure.name]),
+            **{
+                item.name: numbers[item.name]
+                for item in self.data.task.measures
+                if item.name in numbers
+            },
+        }
+
+    def compare(self, logits: Logits, reference: Logits) -> dict[str, float]:
+        """See ``parity.compare``."""
+        return compare(logits, reference, classes=self.classes)
+
+    def lost(self, before: float, after: float) -> float:
+        """How much worse a score is: in points of a share, else in percent of the score; negative if it is better."""
+        worse = self.measure.rank(before) - self.measure.rank(after)
+        return 100 * worse / (1 if self.measure.percent else max(abs(before), 1e-12))
 
     def skip(self, name: Format, why: str) -> None:
         """Record why a format is not made."""

@@ -1,5 +1,6 @@
 """All methods by name. A new one is a file with its options and its class, and a line here."""
 
+from distill.methods.assist import Assist
 from distill.methods.base import Method, Needs, Output, Setup, Side, VectorMethod
 from distill.methods.crd import CRD
 from distill.methods.customkd import CustomKD
@@ -37,5 +38,6 @@ METHODS: dict[str, type[Method]] = {
     "queue_kl": QueueKL,
     "specmatch": SpecMatch,
     "tffd": TfFD,
+    "assist": Assist,
     "customkd": CustomKD,
 }

@@ -17,7 +17,6 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple
 import numpy as np
 
 from distill.lazy import Tensor, nn, torch
-from distill.losses import cross_entropy
 from distill.options import NoOptions as NoOptions
 from distill.options import Norm
 
@@ -51,12 +50,14 @@ class Needs:
         vector: a batch carries the stored vector of every image.
         grid: a batch carries the stored patch grid of every image (``--grid_field``).
         labels: it needs labelled images or a classifier.
+        classes: where it needs labels, they must be classes, one per image; False works with every supervised task.
     """
 
     unlabelled: bool = True
     vector: bool = True
     grid: bool = False
     labels: bool = False
+    classes: bool = True
 
     def __or__(self, other: Needs) -> Needs:
         return Needs(
@@ -64,6 +65,7 @@ class Needs:
             self.vector or other.vector,
             self.grid or other.grid,
             self.labels or other.labels,
+            (self.labels and self.classes) or (other.labels and other.classes),
         )
 
 
@@ -132,6 +134,7 @@ class Setup:
         steps_per_epoch: Optimiser steps per epoch.
         gather: Collects a tensor of equal shape from all processes along the first axis; equal on each of them.
         predict: Runs the student in eval mode on the canonical view of some samples: (features, logits) on the CPU.
+        targets: The task's targets of some samples in their canonical view, on the CPU; see ``Batch.targets``.
     """
 
     config: DistillConfig
@@ -149,6 +152,7 @@ class Setup:
     steps_per_epoch: int
     gather: Callable[[Tensor], Tensor]
     predict: Callable[[Indices], tuple[Tensor, Tensor]]
+    targets: Callable[[Indices], Tensor]
 
     @property
     def student_width(self) -> int:
@@ -263,13 +267,14 @@ class Method(Component, ABC):
             student: The bare student, read only, e.g. its head.
 
         Returns:
-            The weighted terms of the loss by name; the loop minimises their sum. The cross entropy on labels is "ce".
+            The weighted terms of the loss by name; the loop minimises their sum with the task's supervised terms. A
+            term of the same name takes the place of the task's; for classes, a method that overrides ``loss`` returns
+            "ce" itself, or trains without.
         """
-        ce = cross_entropy(output.logits, batch.labels)
-        return {"ce": ce, **self.terms(output, batch, student)}
+        return self.terms(output, batch, student)
 
     def terms(self, output: Output, batch: Batch, student: Student) -> dict[str, Tensor]:
-        """The weighted terms beside the cross entropy on labels, by name; arguments as of ``loss``."""
+        """The weighted terms beside the supervised ones, by name; arguments as of ``loss``."""
         raise NotImplementedError(f"{type(self).__name__} has neither terms() nor loss()")
 
     def customiser(self) -> Callable[[Tensor], Tensor] | None:

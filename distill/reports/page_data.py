@@ -67,10 +67,12 @@ def write(
 
 
 def losses(data: JoinedData, test: Indices, measured: Evaluation) -> npt.NDArray[np.float64] | None:
-    """(N,) loss of each image: cross entropy; without classes, 1 - cosine of embedded and stored feature.
+    """(N,) loss of each image: cross entropy; the task's own; or 1 - cosine of embedded and stored feature.
 
-    None if the student has neither classes nor an embedding head.
+    None if the evaluation has none of them.
     """
+    if measured.errors is not None:
+        return measured.errors
     if measured.predictions is not None:
         return hardness(measured.predictions)
     if measured.head is None:

@@ -8,9 +8,10 @@ from featstore.errors import ConfigError
 from featstore.format.checksummed_json import unseal
 
 WEIGHTS = "student.safetensors"
+TASK_HEAD = "task_head.safetensors"
 CONFIG = "config.json"
 SHA256 = "weights_sha256"
-"""Files of a run's student, and the key of config.json with the checksum of the weights."""
+"""Files of a run's student, and the key of config.json with a checksum."""
 
 
 def check_weights(path: Path, data: bytes) -> list[str]:

@@ -33,7 +33,7 @@ class StudentOutput(NamedTuple):
     features: Tensor
     """(B, C), f_s: what the head is given; without the head's dropout."""
     logits: Tensor
-    """(B, K); K is 0 for a backbone without a classifier."""
+    """(B, K); K is 0 for a backbone without a classifier. With a task's own head: its output, (B, ...)."""
     map: Tensor
     """(B, M, h, w), the last feature map; of token models, the patch tokens on their grid."""
     stages: tuple[Tensor, ...]
@@ -60,10 +60,14 @@ class Student(nn.Module):
         map_size: (h, w).
         stage_channels: M_i of every stage; empty if the model cannot give its stages.
         notes: notes for the user about how it was built.
+        task_head: of a task that brings its own: (features, map, stages) -> output, in place of the logits; else None.
+            It is given the maps of the stages if its attribute ``stages`` is true.
 
     Raises:
         ConfigError: the model does not take the size, or head(feature) is not its output.
     """
+
+    task_head: nn.Module | None
 
     def __init__(
         self,
@@ -75,6 +79,7 @@ class Student(nn.Module):
     ) -> None:
         super().__init__()
         self.model = model
+        self.task_head = None
         settings: dict[str, Any] = dict(model.pretrained_cfg)  # type: ignore[arg-type]
         self.name = str(settings.get("architecture", type(model).__name__))
         size = image_size or settings["input_size"][-1]
@@ -138,7 +143,7 @@ class Student(nn.Module):
         """
         model: Any = self.model
         maps: list[Tensor] = []
-        if stages:
+        if stages or getattr(self.task_head, "stages", False):
             if not self._stages:
                 raise ConfigError(
                     f"--student.name {self.name}: this model cannot give the maps of its stages, which a method or "
@@ -153,12 +158,30 @@ class Student(nn.Module):
         )
         seen = features if adapter is None else adapter(features)
         hidden = seen if pooled is None else pooled.hidden(seen)
-        logits = (
-            self.classifier(F.dropout(hidden, self.drop_rate, self.training))
-            if self.has_classifier
-            else features.new_zeros(len(features), 0)
-        )
-        return StudentOutput(features, logits, self._as_map(last, features), tuple(maps))
+        last_map = self._as_map(last, features)
+        if self.task_head is not None:
+            logits = self.task_head(features, last_map, tuple(maps))
+        elif self.has_classifier:
+            logits = self.classifier(F.dropout(hidden, self.drop_rate, self.training))
+        else:
+            logits = features.new_zeros(len(features), 0)
+        return StudentOutput(features, logits, last_map, tuple(maps))
+
+    def finer_stage(self, share: int) -> int | None:
+        """The last stage whose map has at least 1 / share of the input's height; None if the model has none."""
+        if not self._stages:
+            return None
+        with evaluating(self), torch.no_grad():
+            picture = torch.zeros(1, 3, *self.input_size)
+            _, maps = self.model.forward_intermediates(picture, indices=self._stages)  # type: ignore[operator]
+        fine = [
+            place for place, item in enumerate(maps) if item.shape[2] * share >= self.input_size[0]
+        ]
+        return fine[-1] if fine else 0
+
+    def plain(self) -> nn.Module:
+        """What is exported: the timm model; with a task's own head, a module that gives its output."""
+        return self.model if self.task_head is None else WithHead(self)
 
     def _as_map(self, last: Tensor, features: Tensor) -> Tensor:
         """What ``forward_features`` gave, as (B, M, h, w); without a grid, the feature as one place."""
@@ -226,6 +249,18 @@ class Student(nn.Module):
                 f"({self.feature}) {tuple(features.shape)}; expected one vector per image, and the output to follow "
                 "from it. Choose another model, or --student.feature prelogits."
             )
+
+
+class WithHead(nn.Module):
+    """A backbone and the head of its task as one module: (B, 3, H, W) -> the head's output."""
+
+    def __init__(self, student: Student) -> None:
+        super().__init__()
+        self.student = student
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Run both."""
+        return self.student(images).logits  # type: ignore[no-any-return]
 
 
 class PooledHead(nn.Module):

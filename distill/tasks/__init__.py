@@ -1,22 +1,35 @@
 """All tasks by name, and which one a command means. A new one is a class in a file, and a line here."""
 
+from __future__ import annotations
+
 import dataclasses
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from distill.config import DataConfig, DistillConfig
-from distill.data.joined import JoinedData
 from distill.tasks.base import Task
 from distill.tasks.classify import Classify
-from distill.tasks.none import Backbone, without_labels
+from distill.tasks.keypoints import Keypoints
+from distill.tasks.multilabel import MultiLabel
+from distill.tasks.none import Backbone
+from distill.tasks.segment import Segment
 from featstore import FeatureStore
 from featstore.errors import ConfigError, shorten
 from featstore.sources.base import NO_LABEL, Source, matches
 
+if TYPE_CHECKING:
+    from distill.data.joined import Data
+
 __all__ = ["TASKS", "Task", "build_task", "resolve"]
 
-TASKS: dict[str, type[Task]] = {"none": Backbone, "classify": Classify}
+TASKS: dict[str, type[Task]] = {
+    "none": Backbone,
+    "classify": Classify,
+    "multilabel": MultiLabel,
+    "keypoints": Keypoints,
+    "segment": Segment,
+}
 
 CHOOSES_LABELS = ("labelled", "labels_per_class", "validation", "holdout", "group")
 """Settings of the data by which a user says which images have labels that count."""
@@ -26,7 +39,7 @@ def resolve(config: DistillConfig, source: Source, store: FeatureStore) -> Disti
     """Fill in what follows from the data: the task, its methods, and which images take part.
 
     ``auto`` means ``classify`` if the user chose images by label or the default patterns find labelled ones, and
-    ``none`` otherwise.
+    ``none`` otherwise. ``classify`` means ``multilabel`` where images have several labels.
 
     Raises:
         ConfigError: no such task; or settings that need labels where the task has none.
@@ -34,6 +47,8 @@ def resolve(config: DistillConfig, source: Source, store: FeatureStore) -> Disti
     if config.task == "auto":
         name = "classify" if _means_labels(config.data, source, store) else "none"
         config = dataclasses.replace(config, task=name)
+    if config.task == "classify" and source.label_sets is not None:
+        config = dataclasses.replace(config, task="multilabel")
     return settle(config)
 
 
@@ -46,31 +61,19 @@ def settle(config: DistillConfig) -> DistillConfig:
     name = config.task
     if name not in TASKS:
         raise ConfigError(f"--task {name}: no such task. Tasks: auto, {shorten(list(TASKS))}.")
-    data = config.data
-    if not TASKS[name].supervised:
-        said = [
-            f"--data.{item} {getattr(data, item)}"
-            for item in ("labels_per_class", "validation")
-            if getattr(data, item)
-        ]
-        if config.train.finetune_epochs:
-            said.append(f"--train.finetune_epochs {config.train.finetune_epochs}")
-        if said:
-            raise ConfigError(f"--task {name}: trains without labels; leave out {', '.join(said)}.")
-        data = without_labels(data)
-    elif not data.labelled or not (data.test or data.holdout):
-        part = "test" if data.labelled else "labelled"
+    task = TASKS[name]
+    if config.train.finetune_epochs and not task.supervised:
         raise ConfigError(
-            f"--task {name}: --data.{part} is empty. Name images with labels (or --data.holdout 0.2), or use --task "
-            "none, which needs no label."
+            f"--task {name}: trains without labels; leave out --train.finetune_epochs {config.train.finetune_epochs}."
         )
-    methods: Any = config.methods or list(TASKS[name].methods)
-    return dataclasses.replace(config, task=name, data=data, methods=methods)
+    methods: Any = config.methods or list(task.methods)
+    return dataclasses.replace(config, task=name, data=task.settings(config.data), methods=methods)
 
 
-def build_task(config: DistillConfig, data: JoinedData) -> Task:
+def build_task(config: DistillConfig, data: Data) -> Task:
     """The task of a resolved config."""
-    return TASKS["classify" if config.task == "auto" else config.task](config, data)
+    name = "classify" if config.task == "auto" else config.task
+    return TASKS[name](config, data, config.options.get(name))
 
 
 def _means_labels(data: DataConfig, source: Source, store: FeatureStore) -> bool:
@@ -83,7 +86,7 @@ def _means_labels(data: DataConfig, source: Source, store: FeatureStore) -> bool
     labels = source.labels if source.labels is not None else store.labels
     if source.labels_refused:
         return False
-    if not (np.asarray(labels) != NO_LABEL).any():
+    if source.label_sets is None and not (np.asarray(labels) != NO_LABEL).any():
         return False
     return all(
         any(matches(sample_id, patterns) for sample_id in source.sample_ids)

@@ -1,17 +1,21 @@
 """Task ``classify``: a classifier of images with one label each."""
 
+from __future__ import annotations
+
 from collections.abc import Sequence
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any
 
-import torch
-
-from distill.data.samples import Split
-from distill.evaluation.evaluate import Evaluation, Viewer, evaluate
-from distill.measures.feature_similarity import top1
-from distill.measures.linear_probe import LinearProbe
+from distill.lazy import Tensor, torch
 from distill.measures.score import CLASSIFICATION, classification_record
-from distill.student.model import Student
 from distill.tasks.base import Task
+
+if TYPE_CHECKING:
+    from distill.data.pictures import Batch
+    from distill.data.samples import Split
+    from distill.evaluation.evaluate import Evaluation, Viewer
+    from distill.measures.linear_probe import LinearProbe
+    from distill.methods.base import Output
+    from distill.student.model import Student
 
 
 class Classify(Task):
@@ -19,24 +23,34 @@ class Classify(Task):
 
     name = "classify"
     measures = CLASSIFICATION
-    supervised = True
+    classes = True
     methods = ("labels", "customkd")
+    kind = "image-classification"
+    meaning = "the largest value is the answer; softmax over the last axis gives confidences"
 
     @property
     def num_outputs(self) -> int:
         """K."""
         return self.data.samples.num_classes
 
-    def split(self, seed: int, *, measured: Literal["test", "validation"] = "test") -> Split:
-        """See ``Task.split``."""
-        return self.data.split(seed, measured=measured)
+    def loss(self, output: Output, batch: Batch) -> dict[str, Tensor]:
+        """Cross entropy, the mean over the labelled images."""
+        from distill.losses import cross_entropy
 
-    def probe(self, part: Split, seed: int) -> LinearProbe:
-        """What the teacher's features say of the classes, read out with the run's labels."""
+        return {"ce": cross_entropy(output.logits, batch.labels)}
+
+    def probe(self, part: Split, seed: int) -> LinearProbe | None:
+        """A linear probe on the teacher's features of the run's labelled images; None without a store."""
+        from distill.data.joined import JoinedData
+
+        if not isinstance(self.data, JoinedData):
+            return None
         return self.data.fit_probe(part, most=self.config.eval.probe_rows, seed=seed)
 
     def score(self, viewer: Viewer, student: Student, part: Split) -> float:
         """Accuracy on the test part."""
+        from distill.measures.feature_similarity import top1
+
         _, logits = viewer.run(student, part.test)
         return top1(logits, torch.from_numpy(self.data.samples.labels[part.test]))
 
@@ -44,6 +58,8 @@ class Classify(Task):
         self, viewer: Viewer, student: Student, part: Split, *, seed: int, probe: LinearProbe | None
     ) -> Evaluation:
         """See ``evaluate``."""
+        from distill.evaluation.evaluate import evaluate
+
         return evaluate(viewer, student, part, seed=seed, probe=probe)
 
     def record(self, result: dict[str, Any]) -> dict[str, Any]:
@@ -54,6 +70,12 @@ class Classify(Task):
             "teacher_probe_top1": result["teacher"]["probe_top1"],
             **classification_record(result),
         }
+
+    def check_names(self, names: Sequence[str], model: str) -> None:
+        """See ``check_classes``."""
+        from distill.evaluation.evaluate import check_classes
+
+        check_classes(self.data.samples, list(names), model)
 
     def label_names(self) -> Sequence[str]:
         """Names of the classes."""

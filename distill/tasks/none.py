@@ -4,27 +4,28 @@ The score is the agreement of nearest neighbours: it depends on no head, no scal
 be compared by it, and it is what retrieval, k-NN and clustering make use of (docs/decisions).
 """
 
+from __future__ import annotations
+
+import dataclasses
 import hashlib
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
-import torch
-from torch import Tensor
 
 from distill.config import DataConfig, DistillConfig
-from distill.data.joined import Data, JoinedData, few
-from distill.data.samples import Samples, Split
-from distill.data.schedule import Indices
-from distill.evaluation import embedding
-from distill.evaluation.evaluate import MOST_FOR_CKA, Evaluation, Viewer
-from distill.measures.feature_similarity import mean_norm, thin_out
-from distill.measures.linear_probe import LinearProbe
-from distill.measures.metrics import feature_quality
+from distill.lazy import Tensor, torch
 from distill.measures.score import Measure
-from distill.student.model import Student
 from distill.tasks.base import Task
 from featstore.errors import ConfigError
 from featstore.sources.base import NO_LABEL
+
+if TYPE_CHECKING:
+    from distill.data.joined import Data, JoinedData
+    from distill.data.samples import Samples, Split
+    from distill.data.schedule import Indices
+    from distill.evaluation.evaluate import Evaluation, Viewer
+    from distill.measures.linear_probe import LinearProbe
+    from distill.student.model import Student
 
 SHARE, MOST, FEWEST = 0.05, 2000, 100
 """Held-out images: this share, at most and (of a fifth of all) at least so many."""
@@ -53,9 +54,10 @@ class Backbone(Task):
     supervised = False
     every = 1
     methods = ("fitnet",)
+    data: JoinedData
 
-    def __init__(self, config: DistillConfig, data: JoinedData) -> None:
-        super().__init__(config, data)
+    def __init__(self, config: DistillConfig, data: Data, options: None = None) -> None:
+        super().__init__(config, data, options)
         label = f"same {config.eval.neighbours} nearest neighbours"
         score = Measure("neighbour_agreement", label)
         self.measures = (score, *type(self).measures[1:])
@@ -64,6 +66,22 @@ class Backbone(Task):
     def num_outputs(self) -> int:
         """None: a backbone."""
         return 0
+
+    @classmethod
+    def settings(cls, data: DataConfig) -> DataConfig:
+        """All images train.
+
+        Raises:
+            ConfigError: a setting draws labels.
+        """
+        said = [
+            f"--data.{item} {getattr(data, item)}"
+            for item in ("labels_per_class", "validation")
+            if getattr(data, item)
+        ]
+        if said:
+            raise ConfigError(f"--task none: trains without labels; leave out {', '.join(said)}.")
+        return without_labels(data)
 
     def split(self, seed: int, *, measured: Literal["test", "validation"] = "test") -> Split:
         """All images train, but for those that are held out; the same for every seed.
@@ -78,6 +96,8 @@ class Backbone(Task):
             raise ConfigError(
                 "--eval.part validation: --task none needs --data.validation_share, e.g. 0.05."
             )
+        from distill.data.samples import Split
+
         samples = self.data.samples
         given = samples.groups["test"]
         everything = np.arange(len(samples.ids))
@@ -95,6 +115,8 @@ class Backbone(Task):
 
     def score(self, viewer: Viewer, student: Student, part: Split) -> float:
         """Agreement of the nearest neighbours of the held-out images."""
+        from distill.evaluation import embedding
+
         features, _ = viewer.run(student, part.test)
         teacher = self.data.features.take(part.test)
         return embedding.neighbour_agreement(features, teacher, self.config.eval.neighbours)
@@ -103,6 +125,11 @@ class Backbone(Task):
         self, viewer: Viewer, student: Student, part: Split, *, seed: int, probe: LinearProbe | None
     ) -> Evaluation:
         """See ``embedding.compare``; where labels are known, also k-NN and a linear probe on them."""
+        from distill.data.joined import few
+        from distill.evaluation import embedding
+        from distill.evaluation.evaluate import MOST_FOR_CKA, Evaluation
+        from distill.measures.feature_similarity import mean_norm, thin_out
+
         fit = few(part.unlabelled, min(MOST_FOR_HEAD, viewer.settings.probe_rows), seed)
         shown = np.concatenate([part.test, fit])
         every, _ = viewer.run(student, shown)
@@ -173,6 +200,8 @@ def labelled_quality(
     test, fit = np.flatnonzero(known[:count]), count + np.flatnonzero(known[count:])
     if not len(test) or len(np.unique(labels[fit])) < 2:
         return {}
+    from distill.measures.metrics import feature_quality
+
     return feature_quality(
         features_SC[torch.from_numpy(fit)],
         torch.from_numpy(labels[fit]),
@@ -185,8 +214,6 @@ def labelled_quality(
 
 def without_labels(settings: DataConfig) -> DataConfig:
     """The same settings with no labelled part; all images train, and none is named as held out unless a user did."""
-    import dataclasses
-
     default = DataConfig()
     return dataclasses.replace(
         settings,

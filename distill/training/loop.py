@@ -26,7 +26,7 @@ from distill.methods.base import Component, Needs, Side
 from distill.methods.trainee import Trainee
 from distill.partners import PARTNERS, Partner
 from distill.register import options_of, resolved
-from distill.student.model import Student, build_student
+from distill.student.model import Student
 from distill.tasks import build_task
 from distill.training import checkpoint, run_folder
 from distill.training.best import Best
@@ -42,7 +42,7 @@ from distill.training.optim import (
 from distill.training.progress import Progress
 from distill.training.results import FinishHook, TrainedRun, write_results
 from distill.training.run_settings import write_settings
-from distill.training.saved_student import plain_state
+from distill.training.saved_student import load_whole_state, whole_state
 from featstore.errors import ConfigError
 
 Callback = Callable[[dict[str, Any]], None]
@@ -145,12 +145,14 @@ class Loop:
         asked: run_folder.Contract,
         callbacks: Sequence[Callback] = (),
     ) -> None:
-        self.config, self.data, self.probe, self.seed = config, data, probe, seed
+        self.config, self.probe, self.seed = config, probe, seed
         self.method_name, self.folder, self.contract = method, folder, asked
         self.name = run_folder.run_name(config, method)
         self.callbacks = callbacks if accelerator.is_main_process else ()
         self.accelerator = accelerator
         self.task = build_task(config, data)
+        data = self.task.data  # type: ignore[assignment]  # joined, with the task's targets
+        self.data = data
         self.part: Split = self.task.split(seed, measured=config.eval.part)
         self.picker = data.picker(seed)
         partner = PARTNERS.get(config.partner)
@@ -200,7 +202,7 @@ class Loop:
         self.log = run_folder.MetricsLog(folder / "metrics.jsonl", enabled=False)
 
     def _build_student(self) -> Student:
-        return build_student(self.config.student, self.task.num_outputs, seed=self.seed)
+        return self.task.student(self.seed)
 
     def _plan(self) -> EpochPlan:
         return make_plan(
@@ -228,6 +230,7 @@ class Loop:
             steps_per_epoch=self.plan.steps_per_epoch,
             gather=self.accelerator.gather,
             predict=self._predict,
+            targets=self._targets,
         )
 
     @property
@@ -245,6 +248,9 @@ class Loop:
 
     def _predict(self, indices: Indices) -> tuple[Tensor, Tensor]:
         return self.viewer.run(self._folded(self.trainee), indices)
+
+    def _targets(self, indices: Indices) -> Tensor:
+        return self.viewer.targets(self.student, indices)
 
     @property
     def total_steps(self) -> int:
@@ -404,37 +410,46 @@ class Loop:
         return loss
 
     def _terms(self, batch: Batch, epoch: int) -> dict[str, Tensor]:
-        """The loss, by weighted terms; in the final fine-tuning only the cross entropy on labels counts."""
-        terms = self._all_terms(batch, epoch)
-        if not self.task.supervised:
-            terms.pop("ce", None)
+        """The loss, by weighted terms; in the final fine-tuning only the supervised ones count."""
+        supervised, others = self._all_terms(batch, epoch)
         if epoch < self.config.train.epochs - self.config.train.finetune_epochs:
-            return terms
-        if "ce" not in terms:
+            return supervised | others
+        if not supervised:
             raise ConfigError(
-                f"--train.finetune_epochs {self.config.train.finetune_epochs}: {self.name} has no cross entropy on "
-                "labels in this epoch, so nothing is left to train by. Set it to 0."
+                f"--train.finetune_epochs {self.config.train.finetune_epochs}: {self.name} has no supervised loss in "
+                "this epoch, so nothing is left to train by. Set it to 0."
             )
         # Times zero, so that every parameter still has a gradient in distributed training.
-        return {name: term if name == "ce" else 0 * term for name, term in terms.items()}
+        return supervised | {name: 0 * term for name, term in others.items()}
 
-    def _all_terms(self, batch: Batch, epoch: int) -> dict[str, Tensor]:
-        """The loss, by weighted terms, from one forward pass over all images of the batch."""
+    def _all_terms(self, batch: Batch, epoch: int) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        """The loss, by weighted terms, from one forward pass over all images of the batch: supervised, and the rest."""
         inputs: dict[str, Tensor] = {}
         for part in self.parts:
             inputs |= part.inputs(batch)
         output: Output = self.model(batch.images, inputs)
         labelled, unlabelled = batch.num_labelled, batch.num_unlabelled
         both = labelled + unlabelled
-        terms = self.method.loss(output.rows(0, both), batch, self.student)
+        plain = output.rows(0, both)
+        terms = self.method.loss(plain, batch, self.student)
         if not self.task.supervised:
+            terms.pop("ce", None)
             # Times zero, so that every parameter has a gradient in distributed training.
             first = next(iter(terms))
             terms[first] = terms[first] + 0 * output.features.float().mean()
+        # A method that overrides ``loss`` says itself how classes are learnt.
+        alone = self.task.classes and type(self.method).loss is not Method.loss
+        # First, so that the sum over the terms does not depend on who made them.
+        supervised = {
+            name: terms.pop(name, term)
+            for name, term in self.task.loss(plain, batch).items()
+            if name in terms or not alone
+        }
+        terms.pop("ce", None)  # of a method that knows classes alone
         if self.partner is None:
-            return terms
+            return supervised, terms
         if not self.partner.uses_labels(epoch):
-            terms.pop("ce", None)
+            supervised = {}
         strong = [
             output.rows(both + copy * unlabelled, both + (copy + 1) * unlabelled)
             for copy in range(batch.num_strong)
@@ -442,7 +457,7 @@ class Loop:
         added = self.partner.loss(
             output.rows(0, labelled), output.rows(labelled, both), strong, batch
         )
-        return terms | {f"partner/{name}": term for name, term in added.items()}
+        return supervised, terms | {f"partner/{name}": term for name, term in added.items()}
 
     def _begin_epoch(self, epoch: int) -> None:
         numbers: dict[str, float] = {}
@@ -482,7 +497,7 @@ class Loop:
         value = self.task.score(self.viewer, student, self.part)
         if keep_best:
             better = self.best.is_better(value)
-            weights = plain_state(student.model) if better else None
+            weights = whole_state(student) if better else None
             self.best.update(value, self.step, weights)
         self.progress.score = f"{self.measure.label} {self.measure.text(value)}"
         if self.task.every:
@@ -578,7 +593,7 @@ class Loop:
         """Export the student, measure it, and write the record that marks the run as finished."""
         student = self._exported()
         if self.best.weights is not None:
-            student.model.load_state_dict(self.best.weights)
+            load_whole_state(student, self.best.weights)
         measured = self.task.measure(
             self.viewer, student, self.part, seed=self.seed, probe=self.probe
         )

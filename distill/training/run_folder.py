@@ -84,6 +84,8 @@ def contract(
                 del parts[section][key]
     if config.task not in ("auto", "classify"):  # the only task of older versions
         parts["task"] = config.task
+        if has_options(config.task):
+            parts[config.task] = dataclasses.asdict(options_of(config, config.task))
     parts |= {"method": method, "partner": config.partner, "seed": seed}
     if lists := lists_of_ids(config.data):
         parts[LISTS] = lists

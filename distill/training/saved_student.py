@@ -1,24 +1,29 @@
 """Write and load the student of a run: a plain timm model.
 
 ``student.safetensors`` holds timm's keys; ``config.json`` says how to use it and holds the checksum of the weights.
+The head of a task that brings its own lies beside it, in ``task_head.safetensors``.
 """
 
+import dataclasses
 import hashlib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from safetensors.torch import save
+from safetensors.torch import load, save
 from torch import nn
 
 from distill.config import StudentConfig
 from distill.data.joined import Data, JoinedData
 from distill.data.stored_features import StoredField
 from distill.evaluation.embedding import HEAD
-from distill.student.files import CONFIG, SHA256, WEIGHTS, read_config
+from distill.register import component_of, load_plugins
+from distill.student.files import CONFIG, SHA256, TASK_HEAD, WEIGHTS, read_config
 from distill.student.model import Student, build_student
 from distill.student.start_weights import read_weights
 from distill.tasks import Task
+from distill.training.run_record import check_sha256
+from distill.training.run_settings import read_settings
 from featstore.errors import ConfigError, command
 from featstore.files.atomic import write_bytes
 from featstore.format.checksummed_json import seal
@@ -41,6 +46,15 @@ def save_student(
     described["task"] = task.name
     if head:
         described["embedding_head"] = HEAD
+    if student.task_head is not None:
+        data = save(plain_state(student.task_head))
+        write_bytes(folder / TASK_HEAD, data)
+        described["task_head"] = {
+            "file": TASK_HEAD,
+            SHA256: hashlib.sha256(data).hexdigest(),
+            "outputs": task.num_outputs,
+            "options": dataclasses.asdict(task.options),
+        }
     write_bytes(folder / WEIGHTS, weights)
     write_bytes(folder / CONFIG, seal({**described, SHA256: hashlib.sha256(weights).hexdigest()}))
 
@@ -50,6 +64,24 @@ def plain_state(model: nn.Module) -> dict[str, Any]:
     return {
         key: value.detach().cpu().contiguous().clone() for key, value in model.state_dict().items()
     }
+
+
+HEAD_KEY = "task_head."
+
+
+def whole_state(student: Student) -> dict[str, Any]:
+    """Weights of the model, and of the task's own head if there is one."""
+    head = {} if student.task_head is None else plain_state(student.task_head)
+    return plain_state(student.model) | {HEAD_KEY + key: value for key, value in head.items()}
+
+
+def load_whole_state(student: Student, state: dict[str, Any]) -> None:
+    """Take back what ``whole_state`` returned."""
+    own = {key for key in state if key.startswith(HEAD_KEY)} if student.task_head else set()
+    student.model.load_state_dict({key: state[key] for key in state.keys() - own})
+    if student.task_head is not None:
+        head = {key.removeprefix(HEAD_KEY): state[key] for key in own}
+        student.task_head.load_state_dict(head)
 
 
 def describe(
@@ -104,7 +136,9 @@ def store_fingerprints(described: dict[str, Any]) -> list[str]:
 
 
 def snippet(folder: Path, student: Student, config: StudentConfig) -> str:
-    """Code that loads the exported model without this package."""
+    """Code that loads the exported model: without this package, unless its task has a head of its own."""
+    if student.task_head is not None:
+        return f'import distill\nmodel = distill.load_student("{folder}")'
     extra = "".join(f", {key}={value!r}" for key, value in config.model_args.items())
     module = type(student.model).__module__
     ours = "" if module.startswith("timm.") else f"import {module}  # registers it with timm\n"
@@ -141,9 +175,30 @@ def load_exported(folder: Path) -> tuple[Student, dict[str, Any]]:
         )
         student = build_student(config, values["num_classes"])
         student.model.load_state_dict(state)
+        if "task_head" in values:
+            student.task_head = _load_head(folder, student, values)
     except (KeyError, TypeError, ValueError, RuntimeError) as error:
         raise ConfigError(
             f"--model {folder.absolute()}: {CONFIG} and {WEIGHTS}: {error}"
         ) from error
     student.notes += notes
     return student, values
+
+
+def _load_head(folder: Path, student: Student, values: dict[str, Any]) -> nn.Module:
+    """The head of the task that a student was trained for.
+
+    Raises:
+        ConfigError: no such task is registered, or the file is damaged.
+    """
+    described = values["task_head"]
+    settings = read_settings(folder) or {}
+    load_plugins(settings.get("plugins", []))
+    task = component_of(values["task"])
+    assert issubclass(task, Task)
+    data = (folder / described["file"]).read_bytes()
+    check_sha256(folder / described["file"], data, described[SHA256])
+    options = task.Options(**described["options"])
+    head = task.head(student, described["outputs"], options)
+    head.load_state_dict(load(data))
+    return head

@@ -116,6 +116,8 @@ class SourcePart(Source):
                 self.tars = list(zip(names, counts, strict=True))
         if whole.labels is not None and (whole.labels[self._rows] != NO_LABEL).any():
             self.labels = whole.labels[self._rows]
+        if whole.label_sets is not None:
+            self.label_sets = whole.label_sets[self._rows]
         if whole.content_sha256 is not None:
             self.content_sha256 = whole.content_sha256[self._rows]
 

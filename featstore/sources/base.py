@@ -58,6 +58,8 @@ class Source(ABC):
         sample_ids: unique, stable, in the order of the store's rows.
         labels: (N,) int64 class indices, ``NO_LABEL`` where unknown; None if no sample has one.
         class_names: names of the classes, by index; empty if unknown.
+        label_sets: (N, C) int8 where images have several labels: 1 has it, 0 has it not, -1 unknown; ``labels`` is None
+            then.
         labels_refused: the user asked for no labels, so that those of a store must not be used either.
         tars: (name, samples) of each tar, in order, where samples lie in tars; those of one tar are consecutive.
         content_sha256: (N, 32) of the original files where ``read`` returns copies of them; else None.
@@ -69,6 +71,7 @@ class Source(ABC):
     sample_ids: Sequence[str]
     labels: npt.NDArray[np.int64] | None = None
     class_names: tuple[str, ...] = ()
+    label_sets: npt.NDArray[np.int8] | None = None
     labels_refused: bool = False
     tars: Sequence[tuple[str, int]] = ()
     content_sha256: npt.NDArray[np.uint8] | None = None

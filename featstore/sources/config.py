@@ -31,7 +31,8 @@ class SourceConfig:
     """folder only: the class is the folder an image lies in, the topmost folder, or nothing."""
     labels: str = ""
     """CSV or Parquet file with the label of each image (columns id and label), in place of labels_from. Images that it
-    does not name have no label. An image is named by its id, or by its file name where that is unique."""
+    does not name have no label. An image is named by its id, or by its file name where that is unique. Several labels
+    per image: in one cell with ; or | between them, or a column of 0 and 1 for each label."""
     image_column: str = "image"
     """hf only."""
     label_column: str = "label"

@@ -17,7 +17,7 @@ from PIL import Image
 
 from featstore.errors import SourceError
 from featstore.format.manifest import PreprocessingRecord
-from featstore.format.views import CropMode, Interpolation, View, ViewSet, cut, view_box
+from featstore.format.views import Box, CropMode, Interpolation, View, ViewSet, cut, view_box
 from featstore.sources.base import Source
 from featstore.sources.decode import decode_image
 
@@ -100,6 +100,23 @@ def _machine_failed(source: Source, row: int, error: OSError | MemoryError) -> s
 
 
 @dataclass(frozen=True)
+class Frame:
+    """Which part of an image a view shows.
+
+    Attributes:
+        image: (height, width) of the upright image, pixels.
+        box: Of the view, in pixels of the image.
+        mirrored: Whether the view is mirrored left to right.
+        size: (height, width) of the view, pixels.
+    """
+
+    image: tuple[int, int]
+    box: Box
+    mirrored: bool
+    size: tuple[int, int]
+
+
+@dataclass(frozen=True)
 class ViewRule:
     """Which region of an image a view shows: the teacher's preprocessing, as far as it decides the crop.
 
@@ -144,16 +161,8 @@ class ViewRule:
             (H, W, 3) uint8.
         """
         width, height = full_size or image.size
-        box = view_box(
-            view,
-            self.views,
-            sample_id=sample_id,
-            width=width,
-            height=height,
-            size=self.size,
-            crop_pct=self.crop_pct,
-            crop_mode=self.crop_mode,
-        )
+        frame = self.frame((height, width), view, sample_id=sample_id, size=size)
+        box = frame.box
         if full_size:
             x, y = image.width / width, image.height / height
             left, upper, right, lower = box
@@ -161,11 +170,32 @@ class ViewRule:
         picture = cut(
             image,
             box,
-            size=size or self.size,
+            size=frame.size,
             interpolation=self.interpolation,
             mirrored=view.mirrored,
         )
         return np.asarray(picture)
+
+    def frame(
+        self,
+        image: tuple[int, int],
+        view: View,
+        *,
+        sample_id: str,
+        size: tuple[int, int] | None = None,
+    ) -> Frame:
+        """Which part of an image of (height, width) a view shows; the other arguments are those of ``cut``."""
+        box = view_box(
+            view,
+            self.views,
+            sample_id=sample_id,
+            width=image[1],
+            height=image[0],
+            size=self.size,
+            crop_pct=self.crop_pct,
+            crop_mode=self.crop_mode,
+        )
+        return Frame(image, box, view.mirrored, size or self.size)
 
     def describe(self) -> dict[str, Any]:
         """As JSON values, for the file beside an exported student."""

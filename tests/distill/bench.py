@@ -9,7 +9,7 @@ from distill.config import DistillConfig
 from distill.data import joined
 from distill.data.pictures import Batch
 from distill.data.schedule import Indices, ViewPicker
-from distill.losses import IGNORE
+from distill.losses import IGNORE, cross_entropy
 from distill.methods import METHODS, Method, Output, Setup
 from distill.methods.trainee import Trainee
 from distill.register import options_of
@@ -41,6 +41,7 @@ def make_setup(config: DistillConfig, seed: int = 0, *, grid: bool = False) -> S
         steps_per_epoch=3,
         gather=lambda tensor: tensor,
         predict=lambda indices: predict(student, indices),
+        targets=lambda indices: torch.zeros(len(indices), 0),
     )
 
 
@@ -89,8 +90,10 @@ class Bench:
         return output
 
     def terms(self) -> dict[str, Tensor]:
-        """The loss of one batch."""
-        return self.method.loss(self.output(), self.batch, self.student)
+        """The loss of one batch, with that of task classify."""
+        output = self.output()
+        own = self.method.loss(output, self.batch, self.student)
+        return {"ce": cross_entropy(output.logits, self.batch.labels)} | own
 
     def backward(self) -> dict[str, Tensor]:
         """The loss of one batch, and its gradients."""

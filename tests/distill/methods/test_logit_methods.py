@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from distill.data.pictures import Batch
-from distill.losses import IGNORE
+from distill.losses import IGNORE, cross_entropy
 from distill.methods import METHODS, Output
 from distill.methods.modules import Exits
 from distill.methods.teacher_head import SimKD
@@ -284,7 +284,8 @@ def train_half(benches: dict[str, Bench], rank: int, folder: Path) -> None:
         model = torch.nn.parallel.DistributedDataParallel(bench.trainee)
         batch = half_of(bench.batch, rank)
         output = model(batch.images, bench.method.inputs(batch))
-        terms = bench.method.loss(output, batch, bench.student)
+        own = bench.method.loss(output, batch, bench.student)
+        terms = {"ce": cross_entropy(output.logits, batch.labels)} | own
         torch.stack(list(terms.values())).sum().backward()
         if rank == 0:
             torch.save(gradients(bench), folder / name)

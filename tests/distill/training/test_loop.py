@@ -295,13 +295,11 @@ def test_a_loss_that_is_no_number_stops_the_run(
     make_config: MakeConfig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Names method, epoch, step and term."""
-    loss = Labels.loss
 
-    def spoiled(self: Labels, *args: Any) -> dict[str, torch.Tensor]:
-        terms = loss(self, *args)
-        return {**terms, "bad": terms["ce"] * float("nan")}
+    def spoiled(self: Labels, output: Any, *_: Any) -> dict[str, torch.Tensor]:
+        return {"bad": output.logits.mean() * float("nan")}
 
-    monkeypatch.setattr(Labels, "loss", spoiled)
+    monkeypatch.setattr(Labels, "terms", spoiled)
     with pytest.raises(TrainingDiverged, match=r"\b0\b.*\b0\b.*\b0\b"):
         start(make_config(), "labels")
 

@@ -91,3 +91,42 @@ def test_parquet(folder: Path, tmp_path: Path) -> None:
     assert source.class_names == ("3",)
     assert source.labels is not None
     assert (source.labels >= 0).sum() == 1
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "id,label\ntrain/left/000.png,cat;dog\ntrain/top/001.png,dog\ntrain/left/001.png, bird | cat\n",
+        "id,bird,cat,dog\ntrain/left/000.png,0,1,1\ntrain/top/001.png,0,0,1\ntrain/left/001.png,1,true,0\n",
+    ],
+)
+def test_several_labels_per_image(folder: Path, tmp_path: Path, text: str) -> None:
+    """In one cell, or one column each; images that are not named are unknown, and so are empty cells."""
+    source = opened(folder, tmp_path / "labels.csv", text)
+    assert source.class_names == ("bird", "cat", "dog")
+    assert source.labels is None
+    assert source.label_sets is not None
+    found = dict(zip(source.sample_ids, source.label_sets.tolist(), strict=True))
+    assert found["train/left/000.png"] == [0, 1, 1]
+    assert found["train/top/001.png"] == [0, 0, 1]
+    assert found["train/left/001.png"] == [1, 1, 0]
+    assert found["test/top/000.png"] == [-1, -1, -1]
+    part = open_source(
+        SourceConfig(
+            kind="folder",
+            path=str(folder),
+            labels=str(tmp_path / "labels.csv"),
+            include=["train/top/*"],
+        )
+    )
+    assert part.label_sets is not None
+    assert part.label_sets.tolist()[-1] == [0, 0, 1]
+    unknown = opened(folder, tmp_path / "part.csv", "id,cat,dog\ntrain/left/000.png,,1\n")
+    assert unknown.label_sets is not None
+    assert max(unknown.label_sets.tolist()) == [-1, 1]
+    with pytest.raises(ConfigError, match=r"000\.png.*cat;dog.*\bcat\b"):
+        opened(
+            folder,
+            tmp_path / "twice.csv",
+            "id,label\ntrain/left/000.png,cat;dog\ntrain/left/000.png,cat\n",
+        )
