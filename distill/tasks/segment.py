@@ -98,7 +98,15 @@ class Segment(Task):
         """
         from distill.tasks.segment_parts import open_masks
 
-        masks = open_masks(self.config.source, samples, self.options, self.num_outputs)
+        options = self.options
+        masks = open_masks(
+            self.config.source,
+            samples,
+            folder=options.masks,
+            member=options.member,
+            classes=self.num_outputs,
+            ignore=options.ignore,
+        )
         masks.check_some(samples)
         return masks
 

@@ -2,6 +2,7 @@
 
 # n samples, B images, C M widths of the student's feature and map, K classes, H W sides of the student's input
 
+import dataclasses
 import io
 from pathlib import Path, PurePosixPath
 
@@ -14,7 +15,6 @@ from torch.nn import functional as F
 from distill.data.samples import Samples
 from distill.data.targets import Array, Targets
 from distill.student.model import Student
-from distill.tasks.segment import SegmentConfig
 from featstore.errors import ConfigError, DecodeError, SourceError, shorten
 from featstore.format.views import cut
 from featstore.sources import open_source
@@ -113,49 +113,44 @@ class Masks(Targets):
 
 
 def open_masks(
-    config: SourceConfig, samples: Samples, options: SegmentConfig, classes: int
+    config: SourceConfig, samples: Samples, *, folder: str, member: str, classes: int, ignore: int
 ) -> Masks:
     """Find the mask of each sample.
 
     Args:
         config: Of the images.
         samples: Of the images.
-        options: Of the task.
+        folder: ``--segment.masks``.
+        member: ``--segment.member``.
         classes: K.
+        ignore: Value of pixels without a class.
 
     Raises:
         ConfigError: No sample has a mask.
     """
-    if not options.masks and not options.member:
+    if not folder and not member:
         raise ConfigError(
             "--task segment needs masks: --segment.masks FOLDER, or --segment.member for masks beside the images."
         )
-    if options.member and config.kind == "tars":
+    if member and config.kind == "tars":
         source = open_source(
-            SourceConfig(
-                kind="tars", path=config.path, allow_cut_tars=config.allow_cut_tars, image_member=options.member
-            )
-        )  # fmt: skip
-        expected = list(samples.ids)
-        names = list(source.sample_ids)
+            dataclasses.replace(config, image_member=member, labels="", include=["*"])
+        )
+        expected, names = list(samples.ids), list(source.sample_ids)
     else:
-        folder = options.masks or config.path
-        source = open_source(SourceConfig(kind="folder", path=folder, labels_from="none"))
-        expected = [_stem(sample_id) + options.member for sample_id in samples.ids]
-        names = [name if options.member else _stem(name) for name in source.sample_ids]
+        path = folder or config.path
+        source = open_source(SourceConfig(kind="folder", path=path, labels_from="none"))
+        expected = [_stem(sample_id) + member for sample_id in samples.ids]
+        names = [name if member else _stem(name) for name in source.sample_ids]
     index = {name: row for row, name in enumerate(names)}
     rows = np.array([index.get(name, -1) for name in expected], dtype=np.int64)
     if (rows < 0).all():
-        given = (
-            f"masks {Path(options.masks).absolute()}"
-            if options.masks
-            else f"member {options.member}"
-        )
+        given = f"masks {Path(folder).absolute()}" if folder else f"member {member}"
         raise ConfigError(
             f"--segment.{given}: no image has a mask there. Images are called {shorten(samples.ids, 3)}, masks "
             f"{shorten(source.sample_ids, 3)}."
         )
-    return Masks(source, rows, classes=classes, ignore=options.ignore)
+    return Masks(source, rows, classes=classes, ignore=ignore)
 
 
 def _stem(name: str) -> str:
