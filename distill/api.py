@@ -203,7 +203,7 @@ def export_student(
     progress: bool = True,
     **settings: Any,
 ) -> dict[str, Any]:
-    """Take a trained student to the edge: timm folder, ONNX, int8, torch.export, ExecuTorch, model card.
+    """Export a trained student: timm folder, ONNX, int8, torch.export, ExecuTorch, model card.
 
     Args:
         model: A run, or its folder.
@@ -303,7 +303,7 @@ def _source(images: Folder) -> dict[str, Any]:
 
 @contextlib.contextmanager
 def _quiet(wanted: bool) -> Iterator[None]:
-    """Swallow what is printed; errors are raised all the same."""
+    """Suppress printed output; errors are raised as usual."""
     if not wanted:
         yield
         return

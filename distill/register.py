@@ -19,7 +19,7 @@ from featstore.errors import ConfigError
 
 NO_PARTNER = "none"
 AUTO = "auto"
-"""In the place of a method or a task: choose one."""
+"""Value of ``--methods`` and ``--task`` that chooses one."""
 NAMELESS = (NO_PARTNER, AUTO)
 """Names that stand for no part with options; task ``none`` has none either."""
 
@@ -70,7 +70,7 @@ def _register(function: str, name: str, kind: Any, known: dict[str, Any]) -> Non
 
 
 def load_plugins(paths: Sequence[str]) -> None:
-    """Run Python files that register methods or tasks; each once.
+    """Import Python files that register methods or tasks, each once.
 
     Raises:
         ConfigError: A file is missing or cannot be run.

@@ -1,1 +1,1 @@
-"""What the commands and functions of ``distill`` run: train, evaluate and export, each one function of its settings."""
+"""Implementation of the commands train, evaluate and export, as functions of their settings."""

@@ -1,4 +1,4 @@
-"""Measure the student of a run again: on the run's own images, or on others."""
+"""Measure the student of a finished run, on its own images or on others."""
 
 import dataclasses
 from pathlib import Path
@@ -153,7 +153,7 @@ def settings_of(folder: Path) -> DistillConfig | None:
 
 
 def _taken_over(config: EvaluateConfig, own: DistillConfig | None) -> dict[str, Any]:
-    """Settings that the user left to the run's own."""
+    """Settings taken over from the run where the user gave none."""
     found: dict[str, Any] = {}
     source = config.source
     if own is None:

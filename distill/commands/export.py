@@ -1,4 +1,4 @@
-"""Take a finished run to the edge: the files, their measurements and the card."""
+"""Export a finished run: files, measurements and model card."""
 
 from pathlib import Path
 

@@ -1,11 +1,8 @@
 """What ``--methods '[auto]'`` tried and why it chose: OUT/auto/auto.json, OUT/auto.csv, and the summary in run.json."""
 
-import csv
 import dataclasses
-import io
 import json
 import math
-import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,8 +10,9 @@ from typing import Any
 
 from distill.experiments.tune import Try, rank
 from distill.measures.score import Measure
+from distill.reports.tables import write_csv
 from featstore.errors import ConfigError
-from featstore.files.atomic import write_bytes, write_json
+from featstore.files.atomic import write_json
 
 FORMAT_VERSION = 1
 
@@ -137,17 +135,19 @@ class AutoRecord:
         """Write auto.json, from which a later start resumes, and the table auto.csv."""
         values = {"format_version": FORMAT_VERSION, **dataclasses.asdict(self)}
         write_json(out / "auto" / "auto.json", values)
-        text = io.StringIO()
-        writer = csv.writer(text, lineterminator="\n")
-        writer.writerow(
-            ["round", "candidate", "settings", "steps", "folds", self.measure.name, "scores", "chosen", "error"]
-        )  # fmt: skip
-        for number, item in enumerate(self.rounds, 1):
-            for name, tried in item.tries.items():
-                mean = statistics.fmean(tried.scores) if tried.scores else ""
-                last = name == self.chosen and number == len(self.rounds)
-                writer.writerow(
-                    [number, name, json.dumps(tried.settings), item.steps, len(tried.keys), mean,
-                     json.dumps(tried.scores), "yes" if last else "", tried.error]
-                )  # fmt: skip
-        write_bytes(out / "auto.csv", text.getvalue().encode())
+        rows = [
+            {
+                "round": number,
+                "candidate": name,
+                "settings": json.dumps(tried.settings),
+                "steps": item.steps,
+                "folds": len(tried.keys),
+                self.measure.name: tried.mean if tried.scores else "",
+                "scores": json.dumps(tried.scores),
+                "chosen": "yes" if name == self.chosen and item is self.rounds[-1] else "",
+                "error": tried.error,
+            }
+            for number, item in enumerate(self.rounds, 1)
+            for name, tried in item.tries.items()
+        ]
+        write_csv(out / "auto.csv", rows)

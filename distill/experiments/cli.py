@@ -148,5 +148,5 @@ def settings(arguments: Sequence[str]) -> dict[str, Node]:
 
 
 def run(argv: Sequence[str] | None = None) -> int:
-    """Parse the command line, run ``main``, and turn our errors into one message and an exit status."""
+    """Parse the command line and run ``main``. Returns the exit status; a FeatstoreError becomes one message."""
     return run_alone(lambda: main(**parse(argv)))

@@ -30,7 +30,7 @@ Say = Callable[[str], None]
 
 
 def make_worker(slot: Slot) -> "RunWorker":
-    """Make what trains runs in a worker. Torch is imported here, after the worker's share of the machine is set."""
+    """Make the worker's trainer. Torch is imported here, after the number of threads is set."""
     from distill.experiments.worker import RunWorker
 
     return RunWorker(slot)
@@ -87,7 +87,7 @@ def locked(todo: RunsToDo) -> contextlib.AbstractContextManager[None]:
 def _workers(
     places: Sequence[Slot], worker: "RunWorker", plugins: Sequence[str]
 ) -> Iterator[RunThem]:
-    """What trains runs: this process, or several worker processes."""
+    """Train runs in this process, or in several worker processes."""
     if len(places) == 1:
         worker.slot = places[0]
         yield lambda runs, on_event: work_here(worker, runs, on_event)
@@ -97,7 +97,7 @@ def _workers(
 
 
 def _check(worker: "RunWorker", runs: Sequence[Run]) -> dict[str, int]:
-    """Optimiser steps by the key of each run; raises for what cannot work."""
+    """Check every run. Returns its optimiser steps by key."""
     steps = {}
     for run in runs:
         try:
@@ -122,7 +122,7 @@ def _phase(
 
 
 class _Progress:
-    """One bar over all runs of a phase in optimiser steps, and a line for each run that ends."""
+    """One progress bar over all runs of a phase, in optimiser steps, and a line per finished run."""
 
     def __init__(
         self,
@@ -146,7 +146,7 @@ class _Progress:
         self._bar.close()
 
     def __call__(self, event: Event) -> None:
-        """Take in what happened to a run."""
+        """Handle an event of a run."""
         run = self._runs[event.item]
         if event.kind == "progress":
             self._advance(event.item, int(event.value))
@@ -176,13 +176,13 @@ class _Progress:
 
 
 def _largest(results: dict[str, Result]) -> int:
-    """Most memory that a finished run took, in bytes; 0 if there is none."""
+    """Peak memory of the finished runs in bytes; 0 if there is none."""
     sizes = [item["peak_memory_mb"] for item in results.values() if not isinstance(item, Failure)]
     return int(max(sizes, default=0) * 2**20)
 
 
 def report(todo: RunsToDo, say: Say = tqdm.write) -> tuple[str, list[str], list[Path]]:
-    """Compare what is finished and write it down.
+    """Compare the finished runs and write the tables.
 
     Args:
         todo: of the experiment.

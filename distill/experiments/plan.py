@@ -1,4 +1,4 @@
-"""Rows and runs of an experiment file; all are checked before the first one starts."""
+"""Rows and runs of an experiment file. All of them are checked before the first run starts."""
 
 import dataclasses
 import itertools
@@ -44,7 +44,7 @@ class Row:
 
 @dataclass(frozen=True)
 class Run:
-    """One student to train. Two rows that ask for the very same run share it.
+    """One student to train. Rows with equal settings share a run.
 
     Attributes:
         config: with one method and one seed.
@@ -78,7 +78,7 @@ class Run:
 
     @property
     def state(self) -> State:
-        """What lies in its folder."""
+        """State of its folder."""
         if (self.folder / "run.json").exists():
             return "finished"
         return "started" if (self.folder / run_folder.CHECKPOINT_NAME).exists() else "new"
@@ -93,7 +93,7 @@ class Run:
 
 
 class Planner:
-    """Makes runs of rows and settings; opens every store once."""
+    """Build runs from rows and settings. Opens every store once."""
 
     def __init__(self, experiment: Experiment) -> None:
         self.experiment = experiment
@@ -249,7 +249,7 @@ def in_order(found: Sequence[Run]) -> list[Run]:
 
 
 def describe(row: Row, experiment: Experiment) -> dict[str, Any]:
-    """What sets a row apart from the recipe, as plain values by dotted name."""
+    """Settings of a row that differ from the recipe, as plain values by dotted name."""
     return {
         name: node.plain()
         for name, node in {**row.settings, **experiment.flags}.items()

@@ -227,12 +227,12 @@ class _Worker:
         return Failure("WorkerDied", f"its process was ended {how}")
 
     def stop(self) -> None:
-        """Ask it to end."""
+        """Send it SIGTERM."""
         if self._process.is_alive():
             self._process.terminate()
 
     def join(self, timeout_s: float) -> None:
-        """Wait for its end, then make sure of it."""
+        """Wait for it to end; kill it after the timeout."""
         self._process.join(timeout_s)
         if self._process.is_alive():
             self._process.kill()
@@ -242,7 +242,7 @@ class _Worker:
 
 @contextmanager
 def _inherited(slot: Slot) -> Iterator[None]:
-    """A process that is started in here has its share of the machine from its first moment on, and ignores Ctrl-C.
+    """Start a process with its number of threads and GPU in the environment, ignoring Ctrl-C.
 
     It is the parent who stops it. Libraries read their number of threads when they are imported, which may be before
     any of our code runs in the new process; a number that the user has set stays.
@@ -270,7 +270,7 @@ def _inherited(slot: Slot) -> Iterator[None]:
 def _serve(
     make_work: Callable[[Slot], Work], slot: Slot, connection: "Connection[Any, Any]"
 ) -> None:
-    """What a worker process runs."""
+    """Main function of a worker process."""
     threading.Thread(target=_end_with_parent, daemon=True).start()
     signal.signal(signal.SIGTERM, _leave)
     work = make_work(slot)
@@ -301,7 +301,7 @@ class _Throttled:
 
 
 def _end_with_parent() -> NoReturn:
-    """End this process when the parent process ends, however that happens."""
+    """End this process when the parent process ends for any reason."""
     parent = multiprocessing.parent_process()
     assert parent is not None
     parent.join()
@@ -309,5 +309,5 @@ def _end_with_parent() -> NoReturn:
 
 
 def _leave(number: int, frame: object) -> NoReturn:
-    """On SIGTERM: leave through all finally clauses, so that nothing half-written stays."""
+    """On SIGTERM: raise SystemExit, so that all finally clauses run."""
     sys.exit(128 + number)

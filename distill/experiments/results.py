@@ -29,7 +29,7 @@ class Images:
 
 @dataclass(frozen=True)
 class Comparison:
-    """A row against the baseline's.
+    """Comparison of a row with the baseline's row.
 
     Attributes:
         baseline: name of that row.
@@ -120,7 +120,7 @@ def _ranks(result: RowResult, seeds: Sequence[int]) -> list[float]:
 
 
 def _images(run: Run, other: Run) -> Images | None:
-    """The two students of one seed on the same images; None where they were not measured on the same ones."""
+    """Compare the two students of one seed image by image; None if they were measured on different images."""
     ours, theirs = predictions.read(run.folder), predictions.read(other.folder)
     if ours is None or theirs is None or ours.ids.tolist() != theirs.ids.tolist():
         return None

@@ -19,7 +19,7 @@ from distill.experiments.plan import (
 from distill.experiments.pool import Failure
 from distill.experiments.results import RowResult, compare
 from distill.experiments.spec import Experiment
-from distill.experiments.tune import Result, choose, read_choices, still_holds, write_choices
+from distill.experiments.tune import Result, choose, is_current, read_choices, write_choices
 
 
 class RunsToDo:
@@ -56,7 +56,7 @@ class RunsToDo:
         self.choices = {
             name: self._kept[name]
             for name, tries in self.tries.items()
-            if tries and name in self._kept and still_holds(self._kept[name], tries)
+            if tries and name in self._kept and is_current(self._kept[name], tries)
         }
 
     def undecided(self) -> list[Row]:
@@ -66,15 +66,15 @@ class RunsToDo:
         ]
 
     def tuning(self) -> list[Run]:
-        """The tries of these."""
+        """Tuning runs of the undecided rows."""
         return [run for row in self.undecided() for group in self.tries[row.name] for run in group]
 
     def finals(self) -> list[Run]:
-        """The own runs of the selected rows, as far as their settings are chosen."""
+        """Final runs of the selected rows whose settings are chosen."""
         return [run for row in self._selected() for run in self._final(row).values()]
 
     def left(self, wanted: Sequence[Run]) -> list[Run]:
-        """Those that are not finished, each once, in the order in which they are made."""
+        """Runs that are not finished, each once, in the order of training."""
         missing = []
         for key, run in unique(wanted).items():
             record = run.record()
@@ -85,7 +85,7 @@ class RunsToDo:
         return in_order(missing)
 
     def decide(self) -> list[str]:
-        """Choose the settings of the undecided rows, as far as their tries allow. Returns a line for each."""
+        """Choose the settings of the undecided rows whose tuning runs are finished. Returns a line for each."""
         lines = []
         for row in self.undecided():
             decided = choose(row, self.tries[row.name], self.results)
@@ -103,7 +103,7 @@ class RunsToDo:
         return lines
 
     def outcome(self) -> tuple[list[RowResult], Cost]:
-        """All rows as they stand, selected or not, compared; and what it all cost."""
+        """Compare all rows, selected or not. Returns them and the cost of all runs."""
         planned = {row.name: self._final(row) for row in self.rows}
         finals = [run for of_row in planned.values() for run in of_row.values()]
         tuned = [run for tries in self.tries.values() for group in tries for run in group]
@@ -132,7 +132,7 @@ class RunsToDo:
         return compare(rows, self._baseline), cost_of(finished)
 
     def lines(self) -> list[str]:
-        """For people: every run and its state, and how long the rest may take."""
+        """Lines for the terminal: every run with its state, and the estimated time of the rest."""
         wanted = [*self.tuning(), *self.finals()]
         chosen = in_order(list(unique(wanted).values()))
         states = Counter(run.state for run in chosen)
@@ -154,7 +154,7 @@ class RunsToDo:
         return (row for row in self.rows if row.name in self.selected)
 
     def _final(self, row: Row) -> dict[int, Run]:
-        """A row's own runs by seed; none as long as its settings are not chosen."""
+        """Final runs of a row by seed; none until its settings are chosen."""
         tried = {}
         if self.tries[row.name]:
             if row.name not in self.choices:
@@ -164,7 +164,7 @@ class RunsToDo:
 
 
 def _estimate(wanted: Sequence[Run]) -> str:
-    """Time that is left, as far as finished runs tell: those of the same row, else of the same method, else all."""
+    """Estimate the time left from finished runs: of the same row, else of the same method, else of all."""
     seconds: dict[str, list[float]] = {}
     left = []
     for run in wanted:

@@ -302,7 +302,7 @@ def _read_tune(node: Node) -> Tune:
 
 
 def _check_flags(flags: Settings, variants: dict[str, Variant], grid: list[Axis]) -> None:
-    """A flag holds for all rows; one that would make different rows equal is a mistake."""
+    """Refuse a flag that sets what a row sets itself: flags hold for all rows."""
     of_rows = [
         settings
         for variant in variants.values()

@@ -1,8 +1,6 @@
 """An experiment's results as text, Markdown, CSV and JSON."""
 
-import csv
 import dataclasses
-import io
 import statistics
 from collections.abc import Collection, Sequence
 from pathlib import Path
@@ -14,8 +12,9 @@ from distill.experiments.results import Images, RowResult
 from distill.experiments.spec import Experiment
 from distill.measures.paired_tests import detectable, sign_test
 from distill.measures.score import TOP1, Measure, score_of
-from featstore.files.atomic import write_bytes, write_json
-from featstore.text import format_bytes, markdown_table
+from distill.reports.tables import write_csv, write_page
+from featstore.files.atomic import write_json
+from featstore.text import format_bytes
 
 COLUMNS = (
     "row", "method", "seed", "state", "measure", "score", "top1", "teacher_probe_top1", "seconds", "steps",
@@ -25,7 +24,7 @@ COLUMNS = (
 """Columns of results.csv, one line per row and seed."""
 
 LEVEL = 0.05
-"""Below it the test over images counts."""
+"""Level of significance of the test over images."""
 WEAK_BELOW = 6
 """With fewer pairs a sign test cannot reach 0.05; the table then states the smallest detectable difference."""
 
@@ -82,7 +81,7 @@ def _comparison(result: RowResult) -> tuple[str, ...]:
 
 
 def _images(found: Collection[Images]) -> str:
-    """In how many seeds the test over images speaks for the row, and in how many against it."""
+    """Number of seeds in which the row is significantly better over images, and worse."""
     if not found:
         return "-"
     sure = [item.only - item.only_baseline for item in found if item.p < LEVEL]
@@ -117,7 +116,7 @@ def notes(experiment: Experiment, results: Sequence[RowResult], cost: Cost) -> l
 
 
 def _weakness(pairs: int) -> str:
-    """What so few pairs can show, in words."""
+    """The smallest difference that so few pairs can show, as text."""
     if pairs < 2:
         return "one seed shows no spread: nothing can be tested. Give three seeds or more."
     return (
@@ -142,7 +141,7 @@ def _settings(settings: dict[str, Any]) -> str:
 
 
 def cost_lines(cost: Cost) -> list[str]:
-    """The extraction is paid once: what it cost, and what it would have cost in every run."""
+    """Cost of the extraction, and of live teachers in every run, as lines."""
     found = []
     for store in cost.stores:
         spent = ", ".join(f"{name} {value:.0f} s" for name, value in store.seconds.items())
@@ -183,13 +182,10 @@ def write(
         "notes": list(said),
     }
     write_json(out / "results.json", values)
-    text = io.StringIO()
-    writer = csv.DictWriter(text, COLUMNS, extrasaction="ignore", lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(line for result in results for line in _lines(result, out))
-    write_bytes(out / "results.csv", text.getvalue().encode())
-    page = "\n".join([*markdown_table(rows[0], rows[1:]), "", *(f"- {line}" for line in said), ""])
-    write_bytes(out / "table.md", page.encode())
+    write_csv(
+        out / "results.csv", [line for result in results for line in _lines(result, out)], COLUMNS
+    )
+    write_page(out / "table.md", rows, said)
     return [out / name for name in ("results.json", "results.csv", "table.md")]
 
 

@@ -1,4 +1,4 @@
-"""Choosing a row's settings: every try is trained and measured on a validation part, the best mean wins."""
+"""Choose a row's settings: every setting is trained and measured on a validation part; the best mean is chosen."""
 
 import dataclasses
 import json
@@ -18,7 +18,7 @@ from featstore.files.atomic import write_json
 
 NAME = "tuned.json"
 DIVERGED = "TrainingDiverged"
-"""A try that ends like this has lost; any other failure leaves the choice open."""
+"""A setting that fails with this error ranks last; after any other failure nothing is chosen."""
 
 Result = dict[str, Any] | Failure
 """A run's record, or why there is none."""
@@ -48,7 +48,7 @@ class Try:
 
 @dataclass(frozen=True)
 class TunedSettings:
-    """What was decided for one row.
+    """The chosen settings of one row.
 
     Attributes:
         chosen: number of the winning try; of equal ones the first.
@@ -141,8 +141,8 @@ def write_choices(out: Path, choices: Mapping[str, TunedSettings]) -> None:
     write_json(out / NAME, {name: dataclasses.asdict(choice) for name, choice in choices.items()})
 
 
-def still_holds(choice: TunedSettings | None, tries: Sequence[Sequence[Run]]) -> bool:
-    """Whether settings were chosen between exactly these runs."""
+def is_current(choice: TunedSettings | None, tries: Sequence[Sequence[Run]]) -> bool:
+    """Whether a stored choice was made among exactly these runs."""
     return choice is not None and [item.keys for item in choice.tries] == [
         [run.key for run in group] for group in tries
     ]

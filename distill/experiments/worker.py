@@ -97,7 +97,7 @@ class RunWorker:
                 raise
 
     def check(self, run: Run) -> int:
-        """Everything that can be known to be wrong before a run starts. Returns its optimiser steps.
+        """Check settings, data, student and checkpoint before a run starts. Returns its optimiser steps.
 
         Raises:
             FeatstoreError: the data, the student or the checkpoint in its folder do not fit the settings.
@@ -156,7 +156,7 @@ class RunWorker:
         )
 
     def _share_pictures(self, new: JoinedData) -> JoinedData:
-        """Give data the decoded pictures of another one with the same images and regions."""
+        """Reuse the decoded pictures of data with the same images and regions."""
         for known in self._data.values():
             same = known.samples.source is new.samples.source
             if same and known.rule == new.rule and known.samples.ids == new.samples.ids:
@@ -200,7 +200,7 @@ class RunWorker:
         return self._sizes[key]
 
     def _with_workers(self, config: DistillConfig, data: JoinedData) -> DistillConfig:
-        """Choose the loading processes: none where pictures come from memory, else no more than there are cores.
+        """Choose the number of loading processes: 0 where pictures come from memory, else at most the number of cores.
 
         The number never changes a result. Pictures that are loaded in this process stay for the next run.
         """
@@ -240,7 +240,7 @@ def _forget_last_run() -> None:
 
 @contextlib.contextmanager
 def _printed_to(path: Path) -> Iterator[None]:
-    """Append what is printed in here to a file; progress bars see that it is no terminal and stay away."""
+    """Append printed output to a file. Progress bars are off, because a file is no terminal."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("a") as file, contextlib.redirect_stdout(file), contextlib.redirect_stderr(file):
         yield

@@ -9,6 +9,7 @@ from typing import Any
 
 from distill.reports.run_files import Row, Run
 from featstore.files.atomic import write_bytes
+from featstore.text import markdown_table
 
 NOT_SERIES = {"step", "epoch", "warning"}
 
@@ -23,6 +24,12 @@ def write_csv(path: Path, rows: Sequence[Row], columns: Sequence[str] = ()) -> N
     writer.writeheader()
     writer.writerows(rows)
     write_bytes(path, text.getvalue().encode())
+
+
+def write_page(path: Path, cells: Sequence[Sequence[str]], notes: Sequence[str]) -> None:
+    """Write a table, its header first, and notes below it as Markdown."""
+    lines = [*markdown_table(cells[0], cells[1:]), "", *(f"- {line}" for line in notes), ""]
+    write_bytes(path, "\n".join(lines).encode())
 
 
 def curves(run: Run) -> list[Row]:

@@ -1,8 +1,6 @@
 """Measured students as text, Markdown, CSV and JSON."""
 
-import csv
 import dataclasses
-import io
 from pathlib import Path
 from typing import Any
 
@@ -11,9 +9,10 @@ from distill.experiments.table import cost_lines
 from distill.export.latency import noise
 from distill.export.numbers import milliseconds as milliseconds
 from distill.measures.score import TOP1
+from distill.reports.tables import write_csv, write_page
 from distill.students.measure import Student, StudentComparison
-from featstore.files.atomic import write_bytes, write_json
-from featstore.text import count, markdown_table
+from featstore.files.atomic import write_json
+from featstore.text import count
 
 NAMES = ("students.json", "students.csv", "students.md")
 
@@ -124,11 +123,8 @@ def write(out: Path, choice: StudentComparison, cost: Cost) -> list[Path]:
         "notes": said,
     }
     write_json(out / NAMES[0], values)
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerows(cells(choice))
-    write_bytes(out / NAMES[1], text.getvalue().encode())
-    head, *rows = cells(choice)
-    page = "\n".join([*markdown_table(head, rows), "", *(f"- {line}" for line in said), ""])
-    write_bytes(out / NAMES[2], page.encode())
+    table = cells(choice)
+    head, *rows = table
+    write_csv(out / NAMES[1], [dict(zip(head, row, strict=True)) for row in rows])
+    write_page(out / NAMES[2], table, said)
     return [out / name for name in NAMES]

@@ -138,7 +138,7 @@ def own_crops(store: FeatureStore, field: str, *, most: int = 512) -> Floats:
 
 
 def comparison_seconds(store: FeatureStore, field: str, rows: int, others: int) -> float:
-    """About how long it takes to compare so many rows with so many others, measured on a small product.
+    """Estimate the seconds of a comparison from a small matrix product.
 
     Raises:
         ConfigError, ViewMismatch: See ``near_duplicates``.
@@ -174,7 +174,7 @@ class _Search:
         self.nearest = np.full(len(left), -1, np.float32)
         self.nearest_row = np.full(len(left), -1, np.int64)
         self.floor = np.float32(threshold - ROUNDING)
-        """Rises when there are too many pairs."""
+        """Lowest cosine that is kept; rises when there are too many pairs."""
         self.found = 0
         self.kept: list[tuple[Rows, Floats]] = []
         self.num_kept = 0
@@ -199,7 +199,7 @@ class _Search:
                 progress(done, total)
 
     def run_cells(self, cells: Rows, progress: Callable[[int, int], None]) -> None:
-        """Compare all rows of a cell, cell by cell; what lies in no common cell is not compared."""
+        """Compare the rows of each cell with each other."""
         assert self.symmetric
         assert len(cells) == len(self.left)
         places = np.repeat(np.arange(len(cells)), cells.shape[1])
@@ -269,7 +269,7 @@ class _Search:
             self.floor = max(self.floor, cosine[order[-1]])
 
     def pairs(self, field: str) -> Pairs:
-        """The outcome."""
+        """The pairs that were found."""
         self._prune()
         rows, cosine = self.kept[0]
         return Pairs(

@@ -1,7 +1,6 @@
-"""Features of a store as unit vectors, the mean feature taken off, block by block.
+"""Features of a store as unit vectors after subtraction of the mean feature, block by block.
 
-What all images have in common tells nothing about two of them; with the mean gone, one threshold of the cosine means
-much the same for every field of a teacher.
+The mean is the same for all images; without it, one threshold of the cosine suits every field of a teacher.
 """
 
 # n rows, D numbers of a row
@@ -33,7 +32,7 @@ ROUNDING = 1e-6
 
 
 class UnitVectors:
-    """Reads rows of one field as vectors of length 1, the mean feature taken off.
+    """Read rows of one field as vectors of length 1, after subtraction of the mean feature.
 
     Args:
         store: May be incomplete.
@@ -65,7 +64,7 @@ class UnitVectors:
         self.centre = self._mean(valid) if centre is None else centre
 
     def _mean(self, valid: Rows) -> Floats:
-        """(D,) mean feature; zeros if all features are the same, as taking it off would leave nothing to compare."""
+        """(D,) mean feature; zeros if all features are equal, because nothing would be left to compare."""
         if not len(valid):
             return np.zeros(self.width, np.float32)
         places = np.linspace(0, len(valid) - 1, min(CENTRE_ROWS, len(valid))).astype(np.int64)
@@ -143,6 +142,6 @@ def field_record(store: FeatureStore, field: str) -> FieldRecord:
 
 
 def blocks(rows: Rows, size: int) -> Iterator[Rows]:
-    """Rows in parts of at most so many."""
+    """Split rows into blocks of at most ``size``."""
     for start in range(0, len(rows), size):
         yield rows[start : start + size]

@@ -1,4 +1,4 @@
-"""Choose rows of a store by its features, in steps: each step takes some of the rows that the one before took.
+"""Choose rows of a store by its features, in steps: each step keeps some of the rows of the step before.
 
 1. ``without_duplicates``: of equal files and near duplicates, the first.
 2. ``novel``: rows unlike every row of another store.
@@ -32,23 +32,23 @@ LABELLED = "labelled"
 """Instead of a store or pattern: the rows of the store that have a label."""
 
 MOST_CLUSTERS = 1024
-"""More rows than this are taken as several of each cluster."""
+"""Most clusters; for more rows, several are chosen of each cluster."""
 
 EXACT_ROWS = 50_000
-"""Rows up to which near duplicates are looked for among all pairs."""
+"""Up to this number of rows, all pairs are compared."""
 
 CELL_ROWS = 250
-"""Rows of a cluster, on average, in which near duplicates are looked for among more rows."""
+"""Mean number of rows of a cluster where pairs are compared within clusters."""
 
 MOST_KEPT = 2**26
-"""Neighbours that are held in memory for all rows to be like together, at most."""
+"""Most neighbours held in memory, over all target rows."""
 
 Progress = Callable[[int, int], None]
 
 
 @dataclass(frozen=True)
 class Step:
-    """What one step took and left.
+    """Rows that one step kept and dropped.
 
     Attributes:
         name: Of the step.
@@ -163,7 +163,7 @@ def select(
 
 
 class _Chosen:
-    """Rows that are still candidates, narrowed step by step."""
+    """Candidate rows, reduced step by step."""
 
     def __init__(
         self,
@@ -187,7 +187,7 @@ class _Chosen:
             )
 
     def _take(self, step: str, places: Rows, score: str, scores: Floats, *, best: int) -> None:
-        """Go on with some of the rows.
+        """Keep some of the rows.
 
         Args:
             step: Its name.
@@ -278,7 +278,7 @@ class _Chosen:
         self._take(f"like {_shown(like)}", chosen, "cosine with its nearest", best, best=1)
 
     def _targets(self, like: str | Path | Sequence[int]) -> tuple[UnitVectors, Rows]:
-        """Rows to be like, and their vectors; rows of this store are no candidates any more."""
+        """Target rows and their vectors. Target rows of this store are removed from the candidates."""
         store = self.store
         if isinstance(like, str | Path) and like != LABELLED and _is_store(like):
             there = self._open_other(like)
@@ -304,7 +304,7 @@ class _Chosen:
     def _neighbours(
         self, vectors: UnitVectors, targets: Rows, count: int
     ) -> tuple[npt.NDArray[np.int64], Floats]:
-        """Places of candidates by the rank that they have for any target, and the best cosine of each candidate."""
+        """Candidates ordered by their best rank over all targets, and the highest cosine of each candidate."""
         per_target = min(
             len(self.rows), max(8, 4 * math.ceil(count / len(targets))), MOST_KEPT // len(targets)
         )
@@ -337,7 +337,7 @@ class _Chosen:
         return places.reshape(-1)[order], best
 
     def spread(self, count: int, seed: int) -> None:
-        """Keep rows of all clusters, as equally many of each as there are; in one, from its centre to its edge."""
+        """Keep the same number of rows of every cluster, as far as it has them, from its centre to its edge."""
         self._check_left(count, "diverse")
         clusters = clustered(
             self.vectors, self.rows, min(count, MOST_CLUSTERS), seed, self.progress
@@ -398,7 +398,7 @@ def _top(values: Floats, count: int) -> npt.NDArray[np.int64]:
 
 
 def _shared_out(sizes: npt.NDArray[np.int64], count: int) -> list[int]:
-    """How many to take of each cluster: equally many, all of those that have fewer."""
+    """Number of rows to keep of each cluster: the same for all, or all rows of smaller ones."""
     quota = np.zeros(len(sizes), np.int64)
     left = count
     for rank, place in enumerate(np.argsort(sizes, kind="stable")):

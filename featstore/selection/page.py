@@ -1,4 +1,4 @@
-"""A page of what a selection took and left, as one HTML file."""
+"""Page of a selection: kept and dropped images, as one HTML file."""
 
 from collections import Counter
 from collections.abc import Sequence
@@ -97,7 +97,7 @@ def make_page(
 
 
 def _ends(step: Step) -> list[tuple[str, Rows, Floats]]:
-    """Both ends of what was taken and of what was not: title, rows, scores."""
+    """First and last rows of the kept and of the dropped ones: title, rows, scores."""
     first, last = slice(0, SHOWN), slice(-SHOWN, None)
     ends = [
         ("Taken, best fit", step.taken[first], step.taken_scores[first]),

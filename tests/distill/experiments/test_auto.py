@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 import distill
+from distill import cli
 from distill.commands.train import run
 from distill.config import AutoConfig, DataConfig, DistillConfig
 from distill.evaluation import predictions
@@ -16,7 +17,10 @@ from distill.experiments import auto
 from distill.experiments.candidates import WITH_LABELS, WITHOUT_LABELS, Candidate
 from distill.training import loop
 from featstore import FeatureStore
+from featstore.cli.recipe import parse
 from featstore.errors import ConfigError
+from featstore.extraction.config import ExtractConfig
+from pipelines import extract
 from tests.conftest import RunTwo
 from tests.distill.conftest import MakeConfig
 from tests.distill.test_entry import ROOT, write_recipe
@@ -232,3 +236,26 @@ def test_auto_from_python(store: FeatureStore, images: Path, tmp_path: Path, few
         report=False,
     )
     assert runs.best.record["auto"]["chosen"].split("-")[0] == runs.best.method
+
+
+@pytest.mark.slow
+def test_auto_on_digits(tmp_path: Path) -> None:
+    """The whole command on some of the digits, with all candidates: the chosen one knows more than chance."""
+    include = ["--source.include", '["train/00*", "train/01*", "test/14[4-7]*"]']
+    store = str(tmp_path / "store")
+    wanted = ["--store.path", store, *include, "--workers", "0", "--views.seeded", "0"]
+    extract.run(parse(ExtractConfig, default_recipe=extract.DEFAULT_RECIPE, argv=wanted))
+    flags = ["--store", store, "--out", str(tmp_path / "out"), *include, "--methods", "[auto]"]
+    flags += ["--data.labels_per_class", "8", "--train.epochs", "8", "--auto.budget", "400"]
+    flags += ["--report", "false", "--trackers", "[]", "--student.name", "test_efficientnet"]
+    assert cli.main(["run", *flags]) == 0
+    with (tmp_path / "out" / "auto.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert {row["candidate"] for row in rows if row["round"] == "1"} == {
+        item.name for item in WITH_LABELS
+    }
+    (record,) = [
+        json.loads(path.read_text()) for path in (tmp_path / "out").glob("*/seed0/run.json")
+    ]
+    assert record["top1"] > 0.2
+    assert record["auto"]["held_out"] >= 10
