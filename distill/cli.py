@@ -6,10 +6,13 @@ Nothing heavy is imported before recipe and flags are checked.
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
+from distill.commands import evaluate, export, report, train
 from distill.config import RECIPES, DistillConfig, EvaluateConfig, ReportConfig
+from distill.export.config import ExportConfig
 from featstore.cli.recipe import run_main
-from featstore.errors import ConfigError, command
+from featstore.errors import command
 from featstore.version import __version__
 
 COMMANDS = {
@@ -43,17 +46,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if name not in COMMANDS:
         print(f"error: {name}: there is no such command.\n\n{usage()}", file=sys.stderr)
         return 2
-    run = {"run": _run, "evaluate": _evaluate, "export": _export, "report": _report}.get(name)
-    if run is not None:
-        run(words)
-        return 0
-    if name == "experiments":
-        from distill.experiments.cli import run as experiments
-
-        return experiments(words)
-    from distill.students.cli import run as students
-
-    return students(words)
+    return RUN[name](words) or 0
 
 
 def usage() -> str:
@@ -78,15 +71,10 @@ def usage() -> str:
 def _run(words: Sequence[str]) -> None:
     from distill.register import kinds
 
-    def train(config: DistillConfig) -> object:
-        from distill.commands.train import run
-
-        return run(config)
-
     if _holds_pictures(words):
         words = ["--source.kind", "store", *words]
     run_main(
-        train,
+        train.run,
         DistillConfig,
         default_recipe=RECIPES / "distill.yaml",
         own_recipe=RECIPES.parent / "own_images.yaml",
@@ -112,52 +100,45 @@ def _holds_pictures(words: Sequence[str]) -> bool:
     return PICTURES in manifest.fields and manifest.source.kind != "digits"
 
 
+def _with_recipe(
+    name: str, run: Callable[[Any], object], config: type[Any], words: Sequence[str]
+) -> None:
+    recipe = RECIPES / f"{name}.yaml"
+    run_main(run, config, default_recipe=recipe, argv=words, program=command(name))
+
+
 def _evaluate(words: Sequence[str]) -> None:
-    def evaluate(config: EvaluateConfig) -> object:
-        from distill.commands.evaluate import run
-
-        return run(config)
-
-    recipe = RECIPES / "evaluate.yaml"
-    run_main(
-        evaluate, EvaluateConfig, default_recipe=recipe, argv=words, program=command("evaluate")
-    )
+    _with_recipe("evaluate", evaluate.run, EvaluateConfig, words)
 
 
 def _export(words: Sequence[str]) -> None:
-    from distill.commands.export import run
-    from distill.export.config import ExportConfig
-
-    recipe = RECIPES / "export.yaml"
-    run_main(run, ExportConfig, default_recipe=recipe, argv=words, program=command("export"))
+    _with_recipe("export", export.run, ExportConfig, words)
 
 
 def _report(words: Sequence[str]) -> None:
-    recipe = RECIPES / "report.yaml"
-    run_main(redraw, ReportConfig, default_recipe=recipe, argv=words, program=command("report"))
+    _with_recipe("report", report.run, ReportConfig, words)
 
 
-def redraw(config: ReportConfig) -> list[Path]:
-    """Draw report.html of every finished run below a folder, and the page that compares them. Returns their paths.
+def _experiments(words: Sequence[str]) -> int:
+    from distill.experiments import cli
 
-    Raises:
-        FeatstoreError: The folder holds no finished run, or one cannot be read.
-    """
-    from distill.reports import report
-    from distill.training.run_folder import lock
+    return cli.run(words)
 
-    # Nothing is trained and nothing is measured: all numbers come from the runs' own files.
-    out = Path(config.out)
-    pages: Callable[[Path], list[Path]] = report.rebuild
-    if not out.is_dir():
-        raise ConfigError(f"--out {out.absolute()}: no such folder. Expected the folder of runs.")
-    with lock(out / ".report.lock", str(out.absolute())):
-        found = pages(out)
-    for page in found:
-        print(page)
-    print(f"\n{len(found) - 1} runs; compared in {found[-1]}")
-    return found
 
+def _students(words: Sequence[str]) -> int:
+    from distill.students import cli
+
+    return cli.run(words)
+
+
+RUN: dict[str, Callable[[Sequence[str]], int | None]] = {
+    "run": _run,
+    "evaluate": _evaluate,
+    "export": _export,
+    "report": _report,
+    "experiments": _experiments,
+    "students": _students,
+}
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from distill.cli import redraw as report_main
+from distill.commands.report import run as report_main
 from distill.commands.train import run as distill_main
 from distill.config import ReportConfig
 from distill.reports import page_data, report, run_page

@@ -16,6 +16,7 @@ from torch.nn import functional as F
 
 from distill import cli
 from distill.commands.evaluate import run as evaluate
+from distill.commands.report import run as redraw
 from distill.commands.train import run
 from distill.config import (
     RECIPES,
@@ -372,4 +373,4 @@ def test_a_backbone_is_not_exported(make_backbone: Any) -> None:
 def test_two_commands_never_draw_into_one_folder(tmp_path: Path) -> None:
     """The lock of the pages is held while they are drawn."""
     with lock(tmp_path / ".report.lock", "pages"), pytest.raises(StoreBusy, match=str(tmp_path)):
-        cli.redraw(ReportConfig(out=str(tmp_path)))
+        redraw(ReportConfig(out=str(tmp_path)))
