@@ -94,10 +94,7 @@ class _Transform:
                 if self._check.needed(row):
                     self._check(row, _bytes(self._images[position][self._image_column]))
         out = dict(self._before(batch) if self._before else batch)
-        found = self._features.gather(rows)
-        named = [
-            item if isinstance(item, dict) else {self._features.fields[0]: item} for item in found
-        ]
+        named = self._features.named(rows)
         return out | {name: [item[name] for item in named] for name in (named[0] if named else ())}
 
 

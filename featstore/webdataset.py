@@ -77,10 +77,9 @@ class Join:
         source = iter(samples)
         while group := list(islice(source, GROUP_SAMPLES)):
             found = [(sample, row) for sample in group if (row := self._row(sample)) is not None]
-            features = self._features.gather([row for _, row in found])
+            features = self._features.named([row for _, row in found])
             for (sample, _), item in zip(found, features, strict=True):
-                named = item if isinstance(item, dict) else {self._features.fields[0]: item}
-                named = {f"{name}.npy": value for name, value in named.items()}
+                named = {f"{name}.npy": value for name, value in item.items()}
                 both = sorted(sample.keys() & named.keys())
                 if both:
                     raise ConfigError(f"{self.store.address}: samples have keys {both} already.")

@@ -10,7 +10,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from featstore.card.licences import known
-from featstore.errors import ConfigError
+from featstore.errors import ConfigError, first_line
 from featstore.files.untrusted import read_plain
 from featstore.format.manifest import Manifest
 
@@ -98,7 +98,7 @@ def read_card(path: Path) -> Kept:
     try:
         statement = Statement.model_validate(yaml.safe_load(front[1])[KEY]["statement"])
     except (yaml.YAMLError, ValidationError, KeyError, TypeError, RecursionError) as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        reason = first_line(error) or type(error).__name__
         raise ConfigError(
             f"{path}: the front matter under {KEY!r} cannot be read ({reason}). Repair it, or delete the file and "
             "give title, authors and licences again."

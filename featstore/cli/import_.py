@@ -6,7 +6,7 @@ from typing import get_args
 
 from featstore.cli import arguments as cli
 from featstore.format.manifest import FloatType
-from featstore.importing.create import NO_WEIGHTS
+from featstore.importing.given_values import NO_WEIGHTS
 from featstore.importing.imports import import_
 from featstore.importing.tables import Kind
 from featstore.sources.config import SourceConfig

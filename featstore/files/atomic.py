@@ -12,11 +12,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import google_crc32c
-import numpy as np
-
 from featstore.errors import StoreWriteError
 from featstore.files.array_types import Bytes
+from featstore.files.block_crc import BlockCrc
 from featstore.files.untrusted import check_real_folder
 
 TEMPORARY_PREFIX = ".partial-"
@@ -256,20 +254,9 @@ def _checksums(
 
 def _checksum_blocks(parts: Sequence[bytes | Bytes], block_bytes: int) -> str:
     """CRC-32C of each block, eight digits each; blocks do not care where parts end."""
-    found: list[str] = []
-    crc, left = 0, block_bytes
-    for part in parts:
-        data = np.frombuffer(part, dtype=np.uint8)
-        while len(data):
-            piece, data = data[:left], data[left:]
-            crc = google_crc32c.extend(crc, piece)
-            left -= len(piece)
-            if left == 0:
-                found.append(f"{crc:08x}")
-                crc, left = 0, block_bytes
-    if left < block_bytes:
-        found.append(f"{crc:08x}")
-    return "".join(found)
+    sums = BlockCrc(block_bytes)
+    found = [crc for part in parts for crc in sums.update(part)]
+    return "".join(f"{crc:08x}" for crc in [*found, *sums.rest()])
 
 
 def _write_parts(handle: int, parts: Sequence[bytes | Bytes]) -> None:

@@ -7,7 +7,8 @@ from typing import Any
 from featstore.errors import MissingSamples, shorten
 from featstore.format.ids import content_sha256
 from featstore.format.manifest import Manifest
-from featstore.importing.create import ContentHash, Field, create
+from featstore.importing.create import create
+from featstore.importing.given_values import ContentHash, Field
 from featstore.importing.tables import Kind, open_table
 from featstore.sources import open_source
 from featstore.sources.config import SourceConfig

@@ -16,7 +16,7 @@ import numpy as np
 
 from featstore.errors import ConfigError, SourceError, shorten
 from featstore.files.array_types import Array
-from featstore.importing.create import field_of
+from featstore.importing.given_values import field_of
 
 Kind = Literal["npy", "parquet", "hf", "clip-retrieval"]
 

@@ -63,6 +63,11 @@ class StoredFeatures:
             return samples
         return [sample.get(self._single, sample) for sample in samples]
 
+    def named(self, rows: Sequence[int] | Rows) -> list[dict[str, Any]]:
+        """As ``gather``, always by name of the field."""
+        found = self.gather(rows)
+        return [item if isinstance(item, dict) else {self.fields[0]: item} for item in found]
+
     def usable_rows(self, ids: Sequence[str], count: int) -> Rows:
         """Rows of the samples of a data set.
 

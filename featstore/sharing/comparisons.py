@@ -5,12 +5,10 @@ import os
 from pathlib import Path
 from typing import Protocol
 
-import google_crc32c
-import numpy as np
-
 from featstore.containers import Backend
 from featstore.containers.block_checksums import damaged_blocks
 from featstore.errors import ShardCorrupt
+from featstore.files.block_crc import BlockCrc
 from featstore.files.untrusted import open_plain
 from featstore.format.ledger import ObjectRecord
 from featstore.places.base import Sink
@@ -42,33 +40,25 @@ class BlockSums:
     ) -> None:
         self._backend, self._shard, self._name = backend, shard, name
         self._record, self._onward = record, onward
-        self._bytes = self._crc = 0
-        self._pending = False  # bytes of the current block have passed, and are not compared yet
+        self._sums = BlockCrc(record.block_bytes)
 
     def resume(self, path: Path) -> int:
         """See ``Comparison``: the blocks before the first damaged one are kept."""
         record = self._record
         damaged = next(iter(damaged_blocks(path, record, range(record.num_blocks))), None)
-        self._bytes = record.bytes if damaged is None else damaged[0] * record.block_bytes
-        self._crc, self._pending = 0, False
-        return self._bytes
+        kept = record.bytes if damaged is None else damaged[0] * record.block_bytes
+        self._sums = BlockCrc(record.block_bytes, kept)
+        return kept
 
     def write(self, piece: bytes) -> None:
-        data = np.frombuffer(piece, dtype=np.uint8)
-        size = self._record.block_bytes
-        while len(data):
-            part, data = np.split(data, [min(len(data), size - self._bytes % size)])
-            self._crc = google_crc32c.extend(self._crc, part)
-            self._bytes += len(part)
-            self._pending = True
-            if self._bytes % size == 0:
-                self._end_block()
+        for crc in self._sums.update(piece):
+            self._compare(crc)
         if self._onward is not None:
             self._onward.write(piece)
 
-    def _end_block(self) -> None:
-        block = (self._bytes - 1) // self._record.block_bytes
-        crc, self._crc, self._pending = self._crc, 0, False
+    def _compare(self, crc: int) -> None:
+        """Compare the block that ends here."""
+        block = (self._sums.bytes - 1) // self._record.block_bytes
         if block < self._record.num_blocks and crc != self._record.crc(block):
             span = self._record.block(block)
             column, rows = self._backend.holds(self._shard, self._name, span.start, span.stop)
@@ -78,20 +68,20 @@ class BlockSums:
             )
 
     def restart(self) -> None:
-        self._bytes, self._crc, self._pending = 0, 0, False
+        self._sums = BlockCrc(self._record.block_bytes)
         if self._onward is not None:
             self._onward.restart()
 
     def problem(self) -> str:
-        if self._bytes != self._record.bytes:
+        if self._sums.bytes != self._record.bytes:
             rows = self._backend.manifest.shard_range(self._shard)
-            found = f"{self._bytes:,} bytes, expected {self._record.bytes:,}"
+            found = f"{self._sums.bytes:,} bytes, expected {self._record.bytes:,}"
             return f"shard {self._shard} (rows {rows.start}-{rows.stop - 1}): {found}"
-        if self._pending:
-            try:
-                self._end_block()
-            except ShardCorrupt as error:
-                return str(error.args[0])
+        try:
+            for crc in self._sums.rest():
+                self._compare(crc)
+        except ShardCorrupt as error:
+            return str(error.args[0])
         return ""
 
 
