@@ -39,6 +39,7 @@ from benchmarks._measure import (
 )
 from featstore import FeatureStore
 from featstore.format.ledger import mark_complete, read_entry
+from featstore.places.base import FileSink
 from featstore.places.open_place import open_place
 from featstore.reading.cached.cache import CacheConfig
 from featstore.reading.shuffling import BatchSampler, Order
@@ -93,7 +94,8 @@ def download(url: str, names: list[str], folder: Path, jobs: int) -> float:
     folder.mkdir()
 
     def fetch(number: int) -> None:
-        place.fetch(names[number], folder / str(number), most_bytes=2**40)
+        with (folder / str(number)).open("wb") as file:
+            place.stream(names[number], FileSink(file), most_bytes=2**40)
 
     start = time.perf_counter()
     with ThreadPoolExecutor(jobs) as pool:

@@ -25,12 +25,7 @@ FOLDER_KINDS = ("folder", "arrays", "npy", "parquet", "clip-retrieval")
 Read = Callable[[str], bytes]
 
 
-def thumbnails(
-    images: Path,
-    manifest: Manifest,
-    sample: Sample,
-    progress: Callable[[], None] = lambda: None,
-) -> list[str]:
+def thumbnails(images: Path, manifest: Manifest, sample: Sample) -> list[str]:
     """A data URI per sample, "" if its image is missing, unreadable or has another SHA-256 than the stored one.
 
     Ids of an untrusted store open no file outside the folder.
@@ -47,10 +42,10 @@ def thumbnails(
         if manifest.source.kind in FOLDER_KINDS
         else _source_reader(images, manifest)
     )
-    found = []
-    for sample_id, digest in zip(sample.ids, sample.hashes, strict=True):
-        found.append(_thumbnail(read, sample_id, digest.tobytes()))
-        progress()
+    found = [
+        _thumbnail(read, sample_id, digest.tobytes())
+        for sample_id, digest in zip(sample.ids, sample.hashes, strict=True)
+    ]
     if not any(found):
         raise ConfigError(
             f"{images}: holds none of {len(sample.ids):,} images of the store with the extracted content. "

@@ -196,16 +196,6 @@ class Place(ABC):
 
         return self._persist(name, attempt)
 
-    def fetch(self, name: str, to: Path, *, most_bytes: int, progress: Count = no_count) -> int:
-        """Copy a file into a local one, which is created or replaced; in pieces, so that memory is bounded.
-
-        Args:
-            to: A temporary file of the caller.
-            most_bytes: Stop with an error when more arrive.
-        """
-        with refused(to, 0), to.open("wb") as file:
-            return self.stream(name, FileSink(file), most_bytes=most_bytes, progress=progress)
-
     def stream(
         self,
         name: str,
