@@ -51,13 +51,13 @@ KINDS = ("path", "file", "s3", "sftp", "memory", "hub")
 XET = "huggingface_hub.constants.HF_HUB_DISABLE_XET"
 
 
-@pytest.fixture(params=KINDS)
 def fetched(place: Place, name: str, to: Path, **options: Any) -> int:
     """Copy a file of a place into a local one; returns its bytes."""
     with to.open("wb") as file:
         return place.stream(name, FileSink(file), **options)
 
 
+@pytest.fixture(params=KINDS)
 def place(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Place]:
     """An empty place of each kind that can be written."""
     kind = request.param
