@@ -87,8 +87,6 @@ class TarShard:
             self._read_index()
             self._read_places()
 
-    # ------------------------------------------------------------ bytes
-
     def _opened(self) -> AbstractContextManager[int]:
         """Open the tar, and map it if that is not done yet or its name leads to another file."""
 
@@ -157,8 +155,6 @@ class TarShard:
         except BadTar as error:
             what = self.describe(column)(0, self.file.record.bytes)
             raise corrupt(self.file.path, what, str(error)) from None
-
-    # ------------------------------------------------------------ index
 
     def _read_index(self) -> None:
         expected = self._expected()
@@ -268,8 +264,6 @@ class TarShard:
             return self._layout.keys(self.shard, self._texts("sample_id", local))
         except StoreError as error:
             raise BadTar(str(error)) from None
-
-    # ------------------------------------------------------------ samples
 
     def begin(self, local: Rows) -> Rows:
         """Where samples begin, bytes of the tar; rows are numbered from the shard's first on."""

@@ -75,9 +75,6 @@ def padded(size: int) -> int:
     return -(-size // BLOCK_BYTES) * BLOCK_BYTES
 
 
-# ---------------------------------------------------------------- writing
-
-
 def extension_blocks(names: Sequence[str]) -> int:
     """Blocks of extended header (pax) that each member needs so that all of them can have headers of one size.
 
@@ -185,9 +182,6 @@ def npy_header(dtype: np.dtype[Any], shape: tuple[int, ...]) -> bytes:
     size = -(-(10 + len(text) + room + 1) // 64) * 64
     text = text.ljust(size - 11) + b"\n"
     return b"\x93NUMPY\x01\x00" + len(text).to_bytes(2, "little") + text
-
-
-# ---------------------------------------------------------------- reading
 
 
 def members(read: Read, start: int, stop: int) -> Iterator[Member]:

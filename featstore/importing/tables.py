@@ -234,9 +234,6 @@ def _dense(column: Any, where: str) -> Array:
     return np.asarray(column.to_numpy(zero_copy_only=False)).reshape(shape)
 
 
-# ------------------------------------------------------------------------------- each format
-
-
 def open_table(
     source: str | Path,
     *,

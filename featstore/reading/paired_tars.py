@@ -146,8 +146,6 @@ class PairStream:
                 f"each of {num_ranks} x {num_workers} workers. Use fewer workers, smaller batches, or pad=True."
             )
 
-    # ------------------------------------------------------------ how much
-
     @property
     def batches_per_worker(self) -> int:
         """Batches that each worker gives in an epoch, the same for all workers of all ranks."""
@@ -164,8 +162,6 @@ class PairStream:
     def __len__(self) -> int:
         """Samples that this worker gives in an epoch."""
         return self.batches_per_worker * self.batch_size
-
-    # ------------------------------------------------------------ where
 
     def split(self, worker: int, num_workers: int) -> "PairStream":
         """The same stream as one of several loader processes reads it, at the begin of the same epoch.
@@ -220,8 +216,6 @@ class PairStream:
                 "saved with, or set_epoch()."
             )
         self.epoch, self.position = state["epoch"], state["position"]
-
-    # ------------------------------------------------------------ reading
 
     def __iter__(self) -> Iterator[Pair]:
         """Give the rest of this epoch.

@@ -61,8 +61,6 @@ class Shards:
         self.backend: Backend = make_backend(path, manifest)
         self._entries: dict[int, ShardRecord] = {}
 
-    # ------------------------------------------------------------ ledger
-
     def entry(self, shard: int) -> ShardRecord:
         """The ledger's record of a shard.
 
@@ -80,8 +78,6 @@ class Shards:
 
     def _read_entry(self, shard: int) -> ShardRecord:
         raise NotImplementedError
-
-    # ------------------------------------------------------------ objects
 
     def check_unchanged(self, cause: ShardCorrupt | None = None) -> None:
         """Compare the folder with what was opened.

@@ -143,8 +143,6 @@ class Cache:
         free = free_bytes(self.folder)
         self.most_bytes = config.most_bytes or min(MOST_BYTES, (free + used) // 2)
 
-    # ------------------------------------------------------------ generation
-
     @property
     def generation(self) -> int:
         """A number that changes before any byte of an object that had a name is given back to the disk."""
@@ -198,8 +196,6 @@ class Cache:
         if new:  # another number than any state had that lay here before
             self._numbers[0] = time.time_ns()
             self._numbers[1] = sum(size for _, size, _ in self._objects())
-
-    # ------------------------------------------------------------ room
 
     @contextmanager
     def alone(self) -> Iterator[None]:

@@ -118,8 +118,6 @@ class Mirror:
             self._place, self._owner = open_place(self._asked, retry=self.config.retry), os.getpid()
         return self._place
 
-    # ------------------------------------------------------------ ledger
-
     def bring_entries(self, shards: Sequence[int]) -> None:
         """Fetch entries of the ledger that are not here yet, side by side.
 
@@ -192,8 +190,6 @@ class Mirror:
         if MARK_NAME not in self._version:
             for path in (self.folder / LEDGER_FOLDER).glob("[0-9]*.json"):
                 path.unlink(missing_ok=True)
-
-    # ------------------------------------------------------------ objects
 
     def bring(self, objects: Objects) -> None:
         """Fetch objects that are not here, side by side; those that another process fetches are waited for.
@@ -341,8 +337,6 @@ class Mirror:
             if path.exists() and _first_damage(path, record) is not None:
                 found.append(path)
         return found
-
-    # ------------------------------------------------------------ the place
 
     def _was_replaced(self, place: Place) -> bool:
         """Whether another store, or another version of it, is at the URL now."""
