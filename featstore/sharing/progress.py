@@ -82,7 +82,7 @@ class Meter:
             self.skipped_bytes += kept
 
     def announce(self, size: int) -> None:
-        """Add bytes to the total."""
+        """Add bytes to the total, or take those off it that are not wanted."""
         with self._lock:
             self._total += size * self._passes
 
@@ -92,12 +92,6 @@ class Meter:
             self.skipped_files += 1
             self.skipped_bytes += size
             self._total -= size * (self._passes - compared)
-            self._tell()
-
-    def leave_out(self, size: int) -> None:
-        """Take bytes that are not wanted off the total."""
-        with self._lock:
-            self._total -= size * self._passes
             self._tell()
 
     def damage(self, what: str) -> None:

@@ -129,7 +129,7 @@ class Receiver:
         self._announce(sum(record.bytes for record in entry.objects.values()), shard)
         names = sorted(name for name in entry.objects if wanted(name))
         for name in entry.objects.keys() - names:
-            self._meter.leave_out(entry.objects[name].bytes)
+            self._meter.announce(-entry.objects[name].bytes)
         left = Countdown(len(names), lambda: self.keep(entry_name(shard), data))
         return [partial(self._object, shard, name, entry.objects[name], left) for name in names]
 

@@ -61,12 +61,6 @@ class NpyExporter(Exporter):
                     array.append(np.zeros(1, np.int64))
                 self._arrays[name] = array
 
-    def begin(self, part: int) -> None:
-        """Nothing: parts are not told apart."""
-
-    def end(self) -> None:
-        """Nothing."""
-
     def add(self, batch: Batch) -> None:
         """Append some rows.
 
