@@ -53,7 +53,9 @@ def merge(
         )
     check_apart(out, *sources)
     stores = [FeatureStore.open(source) for source in sources]
-    found = kind or kind_of(stores)
+    first = stores[0].manifest
+    alike = not any(row_differences(first, other.manifest) for other in stores[1:])
+    found = kind or ("rows" if alike else "teachers")
     if found == "rows":
         plan, notes = plan_rows(stores, duplicates=duplicates, names=names)
     else:
@@ -64,13 +66,6 @@ def merge(
                 raise
             raise ManifestMismatch(f"{error}\n{_why_not_rows(stores)}") from None
     return Merged(compose(plan, out, progress=progress), found, notes)
-
-
-def kind_of(stores: Sequence[FeatureStore]) -> Kind:
-    """Kind of merge: rows if teachers, views and fields are the same, else teachers."""
-    first = stores[0].manifest
-    same = not any(row_differences(first, other.manifest) for other in stores[1:])
-    return "rows" if same else "teachers"
 
 
 def _why_not_rows(stores: Sequence[FeatureStore]) -> str:

@@ -19,7 +19,7 @@ from featstore.derive.composition import (
 )
 from featstore.derive.matching import Samples, samples_of, views_depend_on_ids
 from featstore.errors import ConfigError, ManifestMismatch, shorten
-from featstore.files.array_types import Mask, Rows
+from featstore.files.array_types import Rows
 from featstore.format.ids import check_name, ids_sha256
 from featstore.format.manifest import (
     ArtefactRecord,
@@ -191,7 +191,7 @@ def match(samples: Samples, *, by_name: bool) -> Rows:
     for i, rows in enumerate(members):
         found = _find(samples, known, rows, by_name=by_name)
         table[i] = found
-        more = rows[~_are_known(samples, rows, known, by_name=by_name)]
+        more = rows[_find(samples, rows, known, by_name=by_name) == NO_ROW]
         added = np.full((count, len(more)), NO_ROW, dtype=np.int64)
         added[i] = more
         table, known = np.concatenate([table, added], axis=1), np.concatenate([known, more])
@@ -210,12 +210,6 @@ def _find(samples: Samples, known: Rows, rows: Rows, *, by_name: bool) -> Rows:
     by_id = _look_up(samples.name[known[missing]], samples.name[rows], rows)
     unread = (content[known[missing]] < 0) | (content[by_id] < 0)
     found[missing] = np.where((by_id != NO_ROW) & unread, by_id, NO_ROW)
-    return found
-
-
-def _are_known(samples: Samples, rows: Rows, known: Rows, *, by_name: bool) -> Mask:
-    """Which rows of a store are of an image that is known."""
-    found: Mask = _find(samples, rows, known, by_name=by_name) != NO_ROW
     return found
 
 

@@ -53,11 +53,6 @@ def _close_in_child() -> None:
 os.register_at_fork(after_in_child=_close_in_child)
 
 
-def this_process() -> str:
-    """How this process is called in messages."""
-    return f"process {os.getpid()} on {os.uname().nodename}"
-
-
 class FileLock:
     """A lock on one file, which says inside who holds it."""
 
@@ -133,7 +128,8 @@ class FileLock:
         with suppress(OSError):
             if not shared:
                 os.ftruncate(self._handle, 0)
-            os.pwrite(self._handle, f"{this_process()}\n".encode(), os.fstat(self._handle).st_size)
+            name = f"process {os.getpid()} on {os.uname().nodename}\n"
+            os.pwrite(self._handle, name.encode(), os.fstat(self._handle).st_size)
 
 
 def refuse_links(store: Path) -> None:

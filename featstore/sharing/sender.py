@@ -138,14 +138,11 @@ class Sender:
         elif there and self._compare and self._is_there(name, comparison()):
             self._meter.skip(record.bytes, compared=True)
         else:
-            self._check_local(shard, name, record)
+            for damage in check_object(self._backend, shard, name, record):
+                raise ShardCorrupt(f"{self._store}: {damage}, then push it.")
             self._send(name, self._store / name, record.bytes, comparison)
         left.count_down()
         return []
-
-    def _check_local(self, shard: int, name: str, record: ObjectRecord) -> None:
-        for damage in check_object(self._backend, shard, name, record):
-            raise ShardCorrupt(f"{self._store}: {damage}, then push it.")
 
     def _small(self, name: str) -> list[Job]:
         path = self._store / name

@@ -116,7 +116,7 @@ class Arrival:
     """
 
     def __init__(self, root: Path, folder: Path, lock: FileLock, sizes: Mapping[Path, int]) -> None:
-        self.temporary = {path: folder / _reserved_name(path, size) for path, size in sizes.items()}
+        self.temporary = {path: folder / f"{size}-{_hash(path)}" for path, size in sizes.items()}
         self.root, self.folder, self.lock = root, folder, lock
 
     def publish(self, path: Path) -> None:
@@ -376,10 +376,6 @@ def _walk(folder: str) -> Iterator[tuple[int, int, str]]:
 
 def _hash(path: Path) -> str:
     return hashlib.sha256(str(path).encode()).hexdigest()[:32]
-
-
-def _reserved_name(path: Path, size: int) -> str:
-    return f"{size}-{_hash(path)}"
 
 
 def _reserved(temporary: Path) -> int:

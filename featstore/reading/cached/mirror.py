@@ -185,12 +185,6 @@ class Mirror:
                 f"{PUBLISHER}"
             )
 
-    def forget_entries(self) -> None:
-        """Take the entries of a store that was not complete away; those at the URL may be others by now."""
-        if MARK_NAME not in self._version:
-            for path in (self.folder / LEDGER_FOLDER).glob("[0-9]*.json"):
-                path.unlink(missing_ok=True)
-
     def bring(self, objects: Objects) -> None:
         """Fetch objects that are not here, side by side; those that another process fetches are waited for.
 
@@ -273,7 +267,11 @@ class Mirror:
                     return
             if self._was_replaced_now():
                 raise self._replaced()
-            self.forget_entries()
+            if (
+                MARK_NAME not in self._version
+            ):  # entries of a store that is not complete may have changed
+                for entry in (self.folder / LEDGER_FOLDER).glob("[0-9]*.json"):
+                    entry.unlink(missing_ok=True)
             raise ShardCorrupt(
                 f"{self.url}/{name}: {problem}; fetched {FETCHES} times. {PUBLISHER}"
             )
