@@ -141,17 +141,31 @@ FeatureTap = Literal["prelogits", "pooled"]
 
 @dataclass(frozen=True, kw_only=True)
 class StudentConfig(CheckedOptions, name="student"):
-    """The model that is trained and exported: any classifier of timm that ends in one Linear."""
+    """The model that is trained and exported: a model of timm that ends in one Linear, or any module of your own."""
 
     name: str = "mobilenetv3_small_050"
     """Model name in timm, with a pretrained tag after a dot if wanted."""
+    factory: str = ""
+    """Function that returns a torch.nn.Module, in place of a timm model: package.module:function or
+    path/to/file.py:function, e.g. torchvision.models:mobilenet_v3_small."""
+    features: str = ""
+    """With factory: what is compared to the teacher's vector. A key of the module's output, a submodule's path
+    (avgpool), or output; maps are averaged. Empty: the input of the last Linear where the module ends in one, else its
+    output."""
+    map: str = ""
+    """With factory: the feature map for methods that compare grids, likewise. Empty: the last one before pooling."""
     pretrained: bool = False
     """Start from pretrained weights, which timm downloads."""
     weights: str = ""
     """Start from a local file (safetensors, or a PyTorch file of plain tensors) with timm's keys.
     ``{seed}`` in it is replaced by the run's seed."""
     model_args: dict[str, Any] = field(default_factory=dict)
-    """Further arguments of timm.create_model, e.g. {drop_rate: 0.1}."""
+    """Further arguments of timm.create_model or of factory, e.g. {drop_rate: 0.1}."""
+    mean: list[float] = field(default_factory=list)
+    """Channel means that the student's input is normalised with; empty takes the model's own, or ImageNet's with
+    factory."""
+    std: list[float] = field(default_factory=list)
+    """Channel deviations, likewise."""
     image_size: int = 0
     """Side of the student's input in pixels; 0 keeps the model's own."""
     feature: FeatureTap = "prelogits"
@@ -160,17 +174,44 @@ class StudentConfig(CheckedOptions, name="student"):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        require(bool(self.name), "--student.name is empty.")
+        require(bool(self.name or self.factory), "--student.name is empty.")
+        for name in ("mean", "std"):
+            value = getattr(self, name)
+            require(
+                not value or (len(value) == 3 and (name == "mean" or min(value) > 0)),
+                f"--student.{name} {value}: expected three numbers, deviations above 0.",
+            )
+        self._check_factory()
         require(
             not (self.pretrained and self.weights),
             f"--student.pretrained true and --student.weights {self.weights} exclude each other; choose one.",
         )
         own = {"num_classes", "pretrained", "checkpoint_path"} & set(self.model_args)
+        own = set() if self.factory else own
         require(
             not own,
             f"--student.model_args must not set {', '.join(sorted(own))}: the labels decide the classes, and "
             "--student.pretrained or --student.weights the starting weights.",
         )
+
+    @property
+    def title(self) -> str:
+        """Name of the model for tables and messages: timm's, or that of the function."""
+        return self.factory.rpartition(":")[2] or self.name
+
+    def _check_factory(self) -> None:
+        if self.factory:
+            require(
+                self.feature == "prelogits" and not self.pretrained,
+                "--student.factory: --student.feature and --student.pretrained are for timm's models. Use "
+                "--student.features, and the function's own arguments in --student.model_args.",
+            )
+            return
+        for name in ("features", "map"):
+            require(
+                not getattr(self, name),
+                f"--student.{name} {getattr(self, name)} needs --student.factory (timm: --student.feature).",
+            )
 
 
 @dataclass(frozen=True, kw_only=True)

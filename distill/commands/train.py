@@ -94,18 +94,18 @@ def describe(
     config: DistillConfig, data: "JoinedData", task: "Task", student: "Student", say: Say
 ) -> list[str]:
     """Print what is trained from what. Returns notes on data and student."""
-    store, parameters = data.store, sum(item.numel() for item in student.parameters())
+    store, parameters = data.store, student.num_parameters
     say(f"task      {task.name}; methods: {', '.join(config.methods)}")
     say(
         f"store     {store.address}, {store.num_rows:,} rows, field {config.field} by "
         f"{store.manifest.teacher_of(config.field).name}"
     )
-    say(f"student   {config.student.name}, {parameters:,} parameters")
+    say(f"student   {config.student.title}, {parameters:,} parameters")
     say(f"out       {config.out}")
     notes = data.samples.notes + student.notes
     if parameters > LARGE:
         notes.append(
-            f"--student.name {config.student.name} has {parameters / 1e6:.0f} million parameters: not a small student; "
+            f"student {config.student.title}: {parameters / 1e6:.0f} million parameters: not a small student; "
             "it trains slowly and may not fit an edge device"
         )
     return notes

@@ -52,7 +52,7 @@ def describe(work: Work, logits: dict[str, Logits]) -> dict[str, Any]:
         "student": {
             "architecture": run.described["architecture"],
             "num_classes": run.described["num_classes"],
-            "parameters": sum(item.numel() for item in run.student.plain().parameters()),
+            "parameters": run.student.num_parameters,
         },
         "input": {
             "size": list(work.spec.size),

@@ -49,7 +49,7 @@ class NORM(VectorMethod):
         head = setup.student.head
         if not isinstance(head, nn.Linear) or head.bias is None:
             raise ConfigError(
-                f"--methods norm: the head of {setup.config.student.name} is {head}; expected one Linear with a bias, "
+                f"--methods norm: the head of {setup.student.name} is {head}; expected one Linear with a bias, "
                 "into which the expansion is merged. Use --student.feature prelogits, another student, or "
                 "--methods fitnet."
             )

@@ -10,8 +10,11 @@ from featstore.format.checksummed_json import unseal
 WEIGHTS = "student.safetensors"
 TASK_HEAD = "task_head.safetensors"
 CONFIG = "config.json"
+OUTPUT_LAYER = "output_layer.safetensors"
 SHA256 = "weights_sha256"
-"""Files of a run's student, and the key of config.json with a checksum."""
+CHECKSUMS = {WEIGHTS: SHA256, OUTPUT_LAYER: "output_layer_sha256"}
+"""Files of a run's student, and the keys of config.json with their checksums. The output layer has a file of its own
+where it is no layer of the user's module, so that the weights have exactly the module's keys."""
 
 
 def check_weights(path: Path, data: bytes) -> list[str]:
@@ -23,18 +26,19 @@ def check_weights(path: Path, data: bytes) -> list[str]:
     Raises:
         ConfigError: other bytes than the run wrote, or config.json is damaged.
     """
-    if path.name != WEIGHTS:
+    if path.name not in CHECKSUMS:
         return []
     described = read_config(path.parent)
     if described is None:
         return []
-    if SHA256 not in described:
+    key = CHECKSUMS[path.name]
+    if key not in described:
         return ["written by an older version, without a checksum: damage cannot be detected"]
     found = hashlib.sha256(data).hexdigest()
-    if found != described[SHA256]:
+    if found != described[key]:
         raise ConfigError(
             f"{path.absolute()}: damaged or replaced: SHA-256 {found[:16]}, expected "
-            f"{str(described[SHA256])[:16]} ({CONFIG}). Restore the file, or run again."
+            f"{str(described[key])[:16]} ({CONFIG}). Restore the file, or run again."
         )
     return []
 

@@ -1,4 +1,4 @@
-"""The student: a timm backbone, or a classifier that ends in one Linear, split into feature and head unchanged."""
+"""The student: a backbone or a classifier that ends in one Linear, split into feature and head unchanged."""
 
 # B batch, C student width, K classes, H W input side in pixels, M channels and h w sides of a feature map
 
@@ -16,6 +16,8 @@ from torch.nn import functional as F
 
 import distill.student.wideresnet  # noqa: F401  timm.create_model knows it from then on
 from distill.config import FeatureTap, StudentConfig
+from distill.student import factory
+from distill.student.factory import FactoryModel, Seen
 from distill.student.start_weights import load_weights
 from featstore.cli.schema import did_you_mean
 from featstore.errors import ConfigError
@@ -41,14 +43,14 @@ class StudentOutput(NamedTuple):
 
 
 class Student(nn.Module):
-    """A plain timm model whose forward pass also returns what its head sees.
+    """A plain timm model, or a module of the user's, whose forward pass also returns what its head sees.
 
     The feature is what the last Linear sees (``prelogits``) or what comes out of global pooling (``pooled``): 1024 or
     576 channels in MobileNetV3-small. Both are readings of the CustomKD paper, which does not say. Without a last
     Linear (``num_classes=0``) the feature is the model's output.
 
     Attributes:
-        model: the timm model; its state dict is what is exported, key for key.
+        model: the timm model or ``FactoryModel``.
         feature: "prelogits" or "pooled".
         width: C.
         num_classes: K; 0 for a backbone without a classifier.
@@ -97,6 +99,20 @@ class Student(nn.Module):
         self.stage_channels: tuple[int, ...] = ()
         with evaluating(self), torch.no_grad():
             self._measure()
+
+    @property
+    def library_model(self) -> nn.Module:
+        """The model as timm or the user's function builds it; its state dict is what is exported, key for key."""
+        return self.model.module if isinstance(self.model, FactoryModel) else self.model
+
+    @property
+    def num_parameters(self) -> int:
+        """Parameters that the output depends on."""
+        unused = set(self.model.unused) if isinstance(self.model, FactoryModel) else set()
+        own = [v for name, v in self.library_model.named_parameters() if name not in unused]
+        for part in (getattr(self.model, "output_layer", None), self.task_head):
+            own += [] if part is None else part.parameters()
+        return sum(value.numel() for value in own)
 
     @property
     def classifier(self) -> nn.Linear:
@@ -183,8 +199,10 @@ class Student(nn.Module):
         """What is exported: the timm model; with a task's own head, a module that gives its output."""
         return self.model if self.task_head is None else WithHead(self)
 
-    def _as_map(self, last: Tensor, features: Tensor) -> Tensor:
+    def _as_map(self, last: Tensor | Seen, features: Tensor) -> Tensor:
         """What ``forward_features`` gave, as (B, M, h, w); without a grid, the feature as one place."""
+        if isinstance(last, Seen):
+            return last.map
         if last.dim() == 4:
             return last.permute(0, 3, 1, 2) if _channels_last(self.model) else last
         if last.dim() == 3:
@@ -313,10 +331,18 @@ def build_student(config: StudentConfig, num_classes: int, *, seed: int = 0) -> 
     Raises:
         ConfigError: unknown model, weights that cannot be fetched or do not fit, or a model that cannot be split.
     """
-    model = _create(config, num_classes)
+    notes: list[str] = []
+    model: nn.Module
+    if config.factory:
+        model, notes = factory.build_model(config, num_classes)
+    else:
+        model = _create(config, num_classes)
     path = config.weights.replace("{seed}", str(seed))
-    notes = load_weights(model, Path(path)) if path else []
-    return Student(model, image_size=config.image_size, feature=config.feature, notes=notes)
+    notes += load_weights(model, Path(path)) if path else []
+    student = Student(model, image_size=config.image_size, feature=config.feature, notes=notes)
+    student.mean = tuple(config.mean) or student.mean
+    student.std = tuple(config.std) or student.std
+    return student
 
 
 def _create(config: StudentConfig, num_classes: int) -> nn.Module:

@@ -9,7 +9,8 @@ from safetensors import SafetensorError
 from safetensors.torch import load
 from torch import Tensor, nn
 
-from distill.student.files import WEIGHTS, check_weights
+from distill.student.factory import FactoryModel
+from distill.student.files import OUTPUT_LAYER, WEIGHTS, check_weights
 from featstore.errors import ConfigError, shorten
 
 PREFIXES = ("module.", "model.", "backbone.", "ema.", "student.", "encoder.", "_orig_mod.")
@@ -23,10 +24,10 @@ COUNTER = "num_batches_tracked"
 
 
 def load_weights(model: nn.Module, path: Path) -> list[str]:
-    """Load a local file into a timm model; a missing or differently sized classifier stays as initialised.
+    """Load a local file into a student's model; a missing or differently sized classifier stays as initialised.
 
     Args:
-        model: timm model; changed in place.
+        model: timm model or ``FactoryModel``; changed in place.
         path: safetensors, a PyTorch file of plain tensors, or the folder of a finished run.
 
     Returns:
@@ -38,9 +39,12 @@ def load_weights(model: nn.Module, path: Path) -> list[str]:
     if path.is_dir():
         path = path / WEIGHTS
     found, notes = read_weights(path)
+    names = _classifiers(model)
+    if isinstance(model, FactoryModel):
+        notes += _load_output_layer(model, path.with_name(OUTPUT_LAYER))
+        model = model.module
     wanted = model.state_dict()
     found = _without_prefix(found, wanted, notes)
-    names = _classifiers(model)
     head = {key for key in wanted if key.startswith(names)}
     # Keys of a classifier that this model has not, or has in another size.
     fresh = any(key not in found or found[key].shape != wanted[key].shape for key in head)
@@ -55,6 +59,42 @@ def load_weights(model: nn.Module, path: Path) -> list[str]:
     kept = {key: found[key] for key in wanted.keys() - skipped - absent}
     model.load_state_dict({**wanted, **kept})
     return [f"{path}: {note}" for note in notes]
+
+
+def load_saved(model: nn.Module, path: Path) -> list[str]:
+    """Load the weights of a finished run into the model that its config.json describes, all keys as they are.
+
+    Returns:
+        Notes for the user.
+
+    Raises:
+        ConfigError: damaged.
+        RuntimeError: other keys or shapes.
+    """
+    state, notes = read_weights(path)
+    if not isinstance(model, FactoryModel):
+        model.load_state_dict(state)
+        return notes
+    model.module.load_state_dict(state)
+    if model.output_layer.state_dict():
+        layer, more = read_weights(path.with_name(OUTPUT_LAYER))
+        model.output_layer.load_state_dict(layer)
+        notes += more
+    return notes
+
+
+def _load_output_layer(model: FactoryModel, path: Path) -> list[str]:
+    """Load the output layer beside a run's weights if it fits."""
+    wanted = model.output_layer.state_dict()
+    if not wanted or not path.is_file():
+        return ["the output layer starts fresh"] if wanted else []
+    found, notes = read_weights(path)
+    if {key: value.shape for key, value in found.items()} != {
+        key: value.shape for key, value in wanted.items()
+    }:
+        return [*notes, "the output layer starts fresh"]
+    model.output_layer.load_state_dict(found)
+    return notes
 
 
 def read_weights(path: Path) -> tuple[dict[str, Tensor], list[str]]:
@@ -128,6 +168,8 @@ def _without_prefix(
 
 def _classifiers(model: nn.Module) -> tuple[str, ...]:
     """Prefixes of the keys of the model's last layers, which depend on the number of classes."""
+    if isinstance(model, FactoryModel):
+        return (f"{model.taps.last_linear}.",) if model.taps.last_linear else ()
     settings: Any = getattr(model, "pretrained_cfg", {})
     named = settings.get("classifier") or ()
     names = {named} if isinstance(named, str) else set(named)
@@ -180,5 +222,5 @@ def _check_fit(
     if problems:
         raise ConfigError(
             f"--student.weights {path.absolute()}: does not fit the model: {'; '.join(problems)}. Expected the state "
-            "dict of the same timm model (--student.name, --student.model_args)."
+            "dict of the same model (--student.name or --student.factory, --student.model_args)."
         )

@@ -142,7 +142,7 @@ def measure_students(
         students.append(
             Student(
                 name=name,
-                architecture=config.name,
+                architecture=config.title,
                 start=start_of(config),
                 top1=own,
                 probe_top1=statistics.fmean(result.values("teacher_probe_top1")),
@@ -204,7 +204,7 @@ def export(folder: Path, out: Path, name: str) -> tuple[Candidate, dict[str, int
             f"{path}: its logits are {far:.2g} away from PyTorch's; expected rounding, below {FARTHEST}."
         )
     facts = {
-        "parameters": sum(item.numel() for item in model.parameters()),
+        "parameters": student.num_parameters,
         "macs": count_macs(model, student.input_size),
     }
     return Candidate(name, "ONNX Runtime", "fp32", path, student.input_size), facts

@@ -32,6 +32,7 @@ FREE = {
 ADDED: dict[str, dict[str, Any]] = {
     "data": {"holdout": 0.0, "fold": 0, "group": "", "validation_share": 0.0},
     "source": {"labels": "", "image_member": ""},
+    "student": {"factory": "", "features": "", "map": "", "mean": [], "std": []},
     "train": {"keep_best": False, "patience": 0, "epoch_steps": 0},
     "eval": {"neighbours": 10},
 }

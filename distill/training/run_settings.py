@@ -28,13 +28,23 @@ def absolute(values: dict[str, Any]) -> dict[str, Any]:
             teacher | {"store": absolute_path(teacher["store"])} for teacher in values["teachers"]
         ],
         "source": source | {"path": absolute_path(source["path"])},
-        "student": student | {"weights": absolute_path(student["weights"])},
+        "student": student
+        | {
+            "weights": absolute_path(student["weights"]),
+            "factory": absolute_factory(student["factory"]),
+        },
     }
 
 
 def absolute_path(path: str) -> str:
     """A path from the root; URLs and empty texts stay as they are."""
     return path if not path or "://" in path else os.path.abspath(path)  # noqa: PTH100  keeps patterns
+
+
+def absolute_factory(name: str) -> str:
+    """``path/to/file.py:function`` with the path from the root; a module's name stays as it is."""
+    place, _, function = name.rpartition(":")
+    return f"{absolute_path(place)}:{function}" if place.endswith(".py") else name
 
 
 def read_settings(folder: Path) -> dict[str, Any] | None:

@@ -1,6 +1,6 @@
-"""Write and load the student of a run: a plain timm model.
+"""Write and load the student of a run: a plain timm model, or a module of the user's.
 
-``student.safetensors`` holds timm's keys; ``config.json`` says how to use it and holds the checksum of the weights.
+``student.safetensors`` holds the model's own keys; ``config.json`` says how to use it and holds checksums.
 The head of a task that brings its own lies beside it, in ``task_head.safetensors``.
 """
 
@@ -18,12 +18,21 @@ from distill.data.joined import Data, JoinedData
 from distill.data.stored_features import StoredField
 from distill.evaluation.embedding import HEAD
 from distill.register import component_of, load_plugins
-from distill.student.files import CONFIG, SHA256, TASK_HEAD, WEIGHTS, read_config
+from distill.student.factory import FactoryModel
+from distill.student.files import (
+    CHECKSUMS,
+    CONFIG,
+    OUTPUT_LAYER,
+    SHA256,
+    TASK_HEAD,
+    WEIGHTS,
+    read_config,
+)
 from distill.student.model import Student, build_student
-from distill.student.start_weights import read_weights
+from distill.student.start_weights import load_saved
 from distill.tasks import Task
 from distill.training.run_record import check_sha256
-from distill.training.run_settings import read_settings
+from distill.training.run_settings import absolute_factory, read_settings
 from featstore.errors import ConfigError, command
 from featstore.files.atomic import write_bytes
 from featstore.format.checksummed_json import seal
@@ -41,7 +50,9 @@ def save_student(
         task: what it was trained for.
         head: whether an embedding head lies beside it.
     """
-    weights = save(plain_state(student.model))
+    files = {WEIGHTS: save(plain_state(student.library_model))}
+    if isinstance(student.model, FactoryModel) and student.model.output_layer.state_dict():
+        files[OUTPUT_LAYER] = save(plain_state(student.model.output_layer))
     described = describe(student, config, task.data, label_names=task.label_names())
     described["task"] = task.name
     if head:
@@ -55,12 +66,14 @@ def save_student(
             "outputs": task.num_outputs,
             "options": dataclasses.asdict(task.options),
         }
-    write_bytes(folder / WEIGHTS, weights)
-    write_bytes(folder / CONFIG, seal({**described, SHA256: hashlib.sha256(weights).hexdigest()}))
+    for name, content in files.items():
+        write_bytes(folder / name, content)
+        described[CHECKSUMS[name]] = hashlib.sha256(content).hexdigest()
+    write_bytes(folder / CONFIG, seal(described))
 
 
 def plain_state(model: nn.Module) -> dict[str, Any]:
-    """The state dict of a timm model on the CPU, each tensor with memory of its own."""
+    """The state dict of a model on the CPU, each tensor with memory of its own."""
     return {
         key: value.detach().cpu().contiguous().clone() for key, value in model.state_dict().items()
     }
@@ -89,7 +102,8 @@ def describe(
 ) -> dict[str, Any]:
     """What a user of the model must know; the first keys are those of a timm model folder."""
     values: dict[str, Any] = {
-        "architecture": config.name.split(".")[0],
+        "architecture": config.title.split(".")[0],
+        **_factory_of(student, config),
         "num_classes": student.num_classes,
         "model_args": config.model_args,
         "feature": config.feature,
@@ -106,6 +120,18 @@ def describe(
         # The first alone as well: it decides what the student is shown.
         values["teacher"] = values["teachers"][0]
     return values
+
+
+def _factory_of(student: Student, config: StudentConfig) -> dict[str, Any]:
+    """How a module of the user's is built again; nothing for a timm model."""
+    if not isinstance(student.model, FactoryModel):
+        return {}
+    return {
+        "factory": absolute_factory(config.factory),
+        "features": config.features,
+        "map": config.map,
+        "last_linear": student.model.taps.last_linear,
+    }
 
 
 def describe_teacher(stored: StoredField) -> dict[str, Any]:
@@ -139,6 +165,8 @@ def snippet(folder: Path, student: Student, config: StudentConfig) -> str:
     """Code that loads the exported model: without this package, unless its task has a head of its own."""
     if student.task_head is not None:
         return f'import distill\nmodel = distill.load_student("{folder}")'
+    if isinstance(student.model, FactoryModel):
+        return _factory_snippet(folder, student.model, config)
     extra = "".join(f", {key}={value!r}" for key, value in config.model_args.items())
     module = type(student.model).__module__
     ours = "" if module.startswith("timm.") else f"import {module}  # registers it with timm\n"
@@ -147,6 +175,27 @@ def snippet(folder: Path, student: Student, config: StudentConfig) -> str:
         f'model = timm.create_model("{config.name.split(".")[0]}", num_classes={student.num_classes}{extra},\n'
         f'                          checkpoint_path="{folder / WEIGHTS}").eval()'
     )
+
+
+def _factory_snippet(folder: Path, model: FactoryModel, config: StudentConfig) -> str:
+    place, _, function = config.factory.rpartition(":")
+    extra = ", ".join(f"{key}={value!r}" for key, value in config.model_args.items())
+    module = Path(place).stem if place.endswith(".py") else place
+    lines = [
+        f"from {module} import {function}",
+        "from safetensors.torch import load_file",
+        f"model = {function}({extra})",
+    ]
+    head: Any = model.get_classifier()
+    if model.num_classes and model.taps.heads:
+        layer = f"torch.nn.Linear({head.in_features}, {head.out_features}, bias={head.bias is not None})"
+        lines = [
+            "import torch",
+            *lines,
+            f'model.set_submodule("{model.taps.last_linear}", {layer})',
+        ]
+    lines.append(f'model.load_state_dict(load_file("{folder / WEIGHTS}"))')
+    return "\n".join(lines)
 
 
 def load_exported(folder: Path) -> tuple[Student, dict[str, Any]]:
@@ -165,23 +214,18 @@ def load_exported(folder: Path) -> tuple[Student, dict[str, Any]]:
             f"--model {folder.absolute()}: has no {lacking}. Expected the folder of one run of {command('distill')}, "
             "such as outputs/distill/customkd/seed0."
         )
-    state, notes = read_weights(folder / WEIGHTS)
     try:
-        config = StudentConfig(
-            name=values["architecture"],
-            model_args=values["model_args"],
-            feature=values["feature"],
-            image_size=values["input"]["size"][0],
-        )
-        student = build_student(config, values["num_classes"])
-        student.model.load_state_dict(state)
+        student = build_student(student_config(values), values["num_classes"])
+        notes = load_saved(student.model, folder / WEIGHTS)
         if "task_head" in values:
             student.task_head = _load_head(folder, student, values)
+    except ConfigError:
+        raise
     except (KeyError, TypeError, ValueError, RuntimeError) as error:
         raise ConfigError(
             f"--model {folder.absolute()}: {CONFIG} and {WEIGHTS}: {error}"
         ) from error
-    student.notes += notes
+    student.notes = notes
     return student, values
 
 
@@ -202,3 +246,25 @@ def _load_head(folder: Path, student: Student, values: dict[str, Any]) -> nn.Mod
     head = task.head(student, described["outputs"], options)
     head.load_state_dict(load(data))
     return head
+
+
+def student_config(values: dict[str, Any]) -> StudentConfig:
+    """Settings that build the student of a config.json, without starting weights.
+
+    Raises:
+        KeyError: a key is missing.
+    """
+    factory = values.get("factory", "")
+    # Torchvision's functions would download these once more.
+    fetched = ("weights", "weights_backbone") if factory.startswith("torchvision.") else ()
+    args = {key: None if key in fetched else value for key, value in values["model_args"].items()}
+    return StudentConfig(
+        **({"factory": factory} if factory else {"name": values["architecture"]}),
+        features=values.get("features", ""),
+        map=values.get("map", ""),
+        model_args=args,
+        feature=values["feature"],
+        image_size=values["input"]["size"][0],
+        mean=values["input"]["mean"],
+        std=values["input"]["std"],
+    )

@@ -9,15 +9,13 @@ of the user's own. Module attributes that are read, all optional:
     licence             licence of the weights
 """
 
-import importlib
-import importlib.util
 import math
 from pathlib import Path
-from typing import Any
 
 from torch import Tensor, nn
 
-from featstore.errors import TeacherError
+from featstore.cli.user_code import find_function
+from featstore.errors import ConfigError, TeacherError
 from featstore.extraction.config import TeacherConfig
 from featstore.extraction.teachers.base import Built, Tower, brief, stated_preprocessing
 from featstore.extraction.teachers.weights import load_state, read_state
@@ -74,7 +72,10 @@ def build(config: TeacherConfig) -> Built:
     Raises:
         TeacherError: no such file, module or function, or it did not return a module.
     """
-    function = _find(config.name)
+    try:
+        function = find_function(config.name, setting="--teacher.name")
+    except ConfigError as error:
+        raise TeacherError(str(error)) from error
     try:
         model = function(**config.model_args)
     except Exception as error:  # the user's code: any kind
@@ -99,29 +100,3 @@ def build(config: TeacherConfig) -> Built:
         str(getattr(model, "licence", "")),
         recorded_name=Path(config.name).name,
     )
-
-
-def _find(name: str) -> Any:
-    place, colon, function = name.rpartition(":")
-    if not colon or not place or not function.isidentifier():
-        raise TeacherError(
-            f"--teacher.name {name}: expected package.module:function or path/to/file.py:function."
-        )
-    try:
-        if place.endswith(".py"):
-            spec = importlib.util.spec_from_file_location(Path(place).stem, place)
-            assert spec is not None
-            assert spec.loader is not None
-            module = importlib.util.module_from_spec(spec)
-            spec.loader.exec_module(module)
-        else:
-            module = importlib.import_module(place)
-        return getattr(module, function)
-    except FileNotFoundError:
-        raise TeacherError(
-            f"--teacher.name {name}: no such file {Path(place).absolute()}."
-        ) from None
-    except Exception as error:  # the user's code: any kind
-        raise TeacherError(
-            f"--teacher.name {name}: cannot be imported ({brief(error)})."
-        ) from error
