@@ -11,8 +11,8 @@ from torch import Tensor, nn
 
 from distill.config import StudentConfig
 from distill.student.taps import Tap, Taps, as_map, as_vector, find_taps, read
-from featstore.cli.user_code import find_function
 from featstore.errors import ConfigError, shorten
+from featstore.files.user_code import find_function
 
 IMAGENET: dict[str, Any] = {
     "mean": (0.485, 0.456, 0.406),

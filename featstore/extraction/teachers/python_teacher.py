@@ -14,11 +14,11 @@ from pathlib import Path
 
 from torch import Tensor, nn
 
-from featstore.cli.user_code import find_function
 from featstore.errors import ConfigError, TeacherError
 from featstore.extraction.config import TeacherConfig
 from featstore.extraction.teachers.base import Built, Tower, brief, stated_preprocessing
 from featstore.extraction.teachers.weights import load_state, read_state
+from featstore.files.user_code import find_function
 
 
 def split_tokens(tokens: Tensor, prefix: int) -> dict[str, Tensor]:
