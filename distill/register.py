@@ -35,8 +35,13 @@ def register_method(name: str, method: type[Method]) -> None:
         method: A subclass of ``distill.Method``; its ``Options`` is a frozen dataclass whose fields have defaults.
 
     Raises:
-        ConfigError: The name is taken by another method, a partner, a task or a setting, or is no Python name.
+        ConfigError: The name is taken by another method, a partner, a task or a setting, or is no Python name; or the
+            method has no loss.
     """
+    if method.loss is Method.loss and method.terms is Method.terms:
+        raise ConfigError(
+            f"register_method({name!r}): write terms() or loss(); {method.__name__} has neither."
+        )
     _register("register_method", name, method, METHODS)
 
 

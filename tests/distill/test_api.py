@@ -183,6 +183,12 @@ def test_names_that_are_taken(plugin: Path) -> None:
     for name in ("kd", "dann", "train", "not a name"):
         with pytest.raises(ConfigError, match=name):
             distill.register_method(name, Other)
+
+    class Empty(distill.Method):
+        pass
+
+    with pytest.raises(ConfigError, match=r"empty.*terms.*loss.*Empty"):
+        distill.register_method("empty", Empty)
     plugin.write_text("import nothing_of_the_kind")
     with pytest.raises(ConfigError, match=r"my_methods.py.*nothing_of_the_kind"):
         distill.run("s", "i", plugins=str(plugin))
