@@ -21,7 +21,8 @@ from distill.experiments.auto_record import AutoRecord, Round
 from distill.experiments.candidates import WITH_LABELS, WITHOUT_LABELS, Candidate
 from distill.experiments.tune import Try, rank
 from distill.measures.score import score_of
-from distill.register import AUTO
+from distill.methods import METHODS, Needs
+from distill.register import AUTO, options_of
 from distill.tasks import build_task
 from distill.training import loop, run_folder
 from distill.training.optim import TrainingDiverged
@@ -92,7 +93,11 @@ class _Search:
         self.config = settings_of_tries(config)
         self.data = dataclasses.replace(data, settings=self.config.data)
         self.task = build_task(self.config, self.data)
-        self.candidates = WITH_LABELS if self.task.supervised else WITHOUT_LABELS
+        self.candidates = [
+            item
+            for item in (WITH_LABELS if self.task.supervised else WITHOUT_LABELS)
+            if self.task.fits(self._needs(item))
+        ]
         part = self.task.split(config.seeds[0], measured="validation")
         folds = min(MOST_FOLDS, -(-ENOUGH // len(part.test))) if self.task.supervised else 1
         self.seeds = [config.seeds[0] + fold for fold in range(folds)]
@@ -111,6 +116,10 @@ class _Search:
             f"auto      {len(self.candidates)} candidates, compared on {len(part.test):,} images that are held out of "
             "training"
         )
+
+    def _needs(self, candidate: Candidate) -> Needs:
+        options = options_of(candidate.applied(self.config), candidate.method)
+        return METHODS[candidate.method].needs(options)
 
     def _same(self, value: Any) -> Any:
         """The value of the main process, on every process."""

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from distill.data.targets import Targets
     from distill.evaluation.evaluate import Evaluation, Viewer
     from distill.measures.linear_probe import LinearProbe
-    from distill.methods.base import Output
+    from distill.methods.base import Needs, Output
     from distill.student.model import Student, StudentOutput
 
 
@@ -250,6 +250,11 @@ class Task(ABC):
         return data
 
     @classmethod
+    def fits(cls, needs: Needs) -> bool:
+        """Whether a method with these needs works with the task."""
+        return cls.classes or not needs.labels or (cls.supervised and not needs.classes)
+
+    @classmethod
     def check(cls, methods: Sequence[type[Any]], options: Sequence[Any], partner: str) -> None:
         """Refuse methods and partners that need what the task does not have, before anything is built.
 
@@ -263,11 +268,10 @@ class Task(ABC):
         """
         if cls.classes:
             return
-        asked = [method.needs(given) for method, given in zip(methods, options, strict=True)]
         unfit = [
             method.__name__
-            for method, needs in zip(methods, asked, strict=True)
-            if needs.labels and (needs.classes or not cls.supervised)
+            for method, given in zip(methods, options, strict=True)
+            if not cls.fits(method.needs(given))
         ]
         if unfit or partner != "none":
             named = [*unfit, *([f"partner {partner}"] if partner != "none" else [])]

@@ -16,9 +16,11 @@ from PIL import Image
 
 from distill.commands.evaluate import run as evaluate
 from distill.commands.train import run
-from distill.config import DataConfig, EvaluateConfig
+from distill.config import DataConfig, DistillConfig, EvaluateConfig
 from distill.data.targets import in_image, in_view
+from distill.methods import METHODS
 from distill.methods.assist import AssistConfig, assistive, ridge, smoothed
+from distill.register import options_of
 from distill.tasks.keypoint_targets import Points
 from distill.tasks.keypoints import Keypoints, KeypointsConfig, area_under_curve, mean_loss
 from distill.tasks.tables import by_sample, read_points
@@ -229,6 +231,18 @@ def test_wrong_options(make_points: Any, tmp_path: Path) -> None:
             run(make_points(**options))
     with pytest.raises(ConfigError, match=r"\[0, 0\]"):
         KeypointsConfig(flip=[0, 0])
+
+
+def test_methods_that_fit() -> None:
+    """What imitates features, and what learns from targets alone; nothing that needs one class per image."""
+    config = DistillConfig()
+    fitting = {
+        name
+        for name, method in METHODS.items()
+        if Keypoints.fits(method.needs(options_of(config, name)))
+    }
+    assert {"labels", "assist", "fitnet", "rkd", "at"} <= fitting
+    assert not {"kd", "customkd", "simkd", "ofa"} & fitting
 
 
 def test_the_error_is_measured_in_pixels(make_points: Any) -> None:
