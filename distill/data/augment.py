@@ -50,9 +50,9 @@ def photometric(pixels: Picture, config: PhotometricConfig, bits: int) -> Pictur
     """Change brightness, contrast and saturation, each by a factor uniform in 1 +- jitter; then hue, colour, sharpness.
 
     Args:
-        pixels: the view that the teacher saw, at the student's size.
-        config: which changes; the draws of one do not depend on the others.
-        bits: decide all draws.
+        pixels: View that the teacher saw, at the student's size.
+        config: Strengths of the changes; the draws of one do not depend on the others.
+        bits: Seed of all random draws, 64 bits.
 
     Returns:
         A picture of the same shape; the very same one if all changes are off.
@@ -80,9 +80,9 @@ def weakly(pixels: Picture, config: AugmentConfig, bits: int) -> Picture:
     """Shift and mirror only: for pictures with labels that no teacher's loss sees.
 
     Args:
-        pixels: a view.
+        pixels: View to change.
         config: ``translate`` and ``flip`` count.
-        bits: decide all draws.
+        bits: Seed of all random draws, 64 bits.
     """
     with _seeded(bits):
         return _moved(pixels, config)
@@ -92,9 +92,9 @@ def strongly(pixels: Picture, config: AugmentConfig, bits: int) -> Picture:
     """Shift, mirror, RandAugment (Cubuk et al. 2020, timm's), cutout (DeVries and Taylor 2017), in this order.
 
     Args:
-        pixels: the view of which this becomes a strong copy.
-        config: which changes.
-        bits: decide all draws.
+        pixels: View to change.
+        config: Strengths of the changes.
+        bits: Seed of all random draws, 64 bits.
 
     Returns:
         A picture of the same shape.

@@ -102,9 +102,9 @@ def corrupt(pixels: Pixels, kind: CorruptionName, severity: int, *, seed: str) -
 
     Args:
         pixels: (H, W, 3).
-        kind: a key of ``CORRUPTIONS``.
+        kind: Key of ``CORRUPTIONS``.
         severity: 1 to 5.
-        seed: of the picture, such as its sample id. All severities draw the same noise and direction.
+        seed: Seed of the picture, such as its sample id. All severities draw the same noise and direction.
 
     Returns:
         (H, W, 3).

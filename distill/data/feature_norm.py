@@ -70,9 +70,9 @@ class FeatureNorm(nn.Module):
     s_i^2 = (w_i / sum w) D / D_i, so that MSE(s x, s y) = sum_i (w_i / sum w) MSE_i(x_i, y_i) whatever the widths.
 
     Args:
-        kind: what it does.
-        statistics: of all channels, for ``standardize``.
-        blocks: of the feature, from left to right; none is one teacher.
+        kind: Kind of normalisation.
+        statistics: Mean and deviation of all channels, for ``standardize``.
+        blocks: Teachers' parts of the feature, from left to right; empty for one teacher.
 
     Raises:
         ConfigError: ``standardize`` without statistics.

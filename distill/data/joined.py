@@ -158,13 +158,13 @@ def prepare(
     """Check the settings against the stores and join images and rows, before anything is trained.
 
     Args:
-        source: of the images.
-        store: of the first teacher, which decides the views and the regions that the student is shown.
-        data: which images, and which views of them.
-        field: of that store.
-        weight: of the first teacher among all.
-        teachers: further ones.
-        grid_field: of the first store; "" takes the largest grid when a method needs one.
+        source: Source of the images.
+        store: Store of the first teacher, which decides the views and the regions that the student is shown.
+        data: Settings that select images and their views.
+        field: Field of that store.
+        weight: Weight of the first teacher among all.
+        teachers: Further teachers.
+        grid_field: Field of the first store with patch grids; "" takes the largest grid when a method needs one.
 
     Raises:
         ConfigError: patterns or fields that match nothing, or no labels.

@@ -62,9 +62,9 @@ class Pictures:
     Attributes:
         pixels: (B, C, H, W) uint8.
         requests: (B, 4) int64: sample, column, labelled and strong of each ``Request``.
-        problems: why pictures could not be made; then ``pixels`` must not be used.
-        changed: ids whose bytes are not those that the teacher saw.
-        failure: the disk, the network or the memory failed, and how; None if nothing failed.
+        problems: Reasons why pictures could not be made; if there are any, ``pixels`` must not be used.
+        changed: Ids whose bytes are not those that the teacher saw.
+        failure: Failure of the disk, the network or the memory; None if nothing failed.
         targets: (L, ...) targets of the labelled requests, in their order; None if the task has none.
     """
 
@@ -100,12 +100,12 @@ class ViewDataset(torch.utils.data.Dataset[Pictures]):
     """Pictures by request. The loader asks for a whole batch at once through ``__getitems__``.
 
     Args:
-        samples: the images that take part.
-        rule: which region of an image is shown.
+        samples: Images that take part.
+        rule: Rule that gives the region of an image that is shown.
         size: (H, W) of the student's input.
-        changes: photometric ones of every picture, and those of strong copies; None changes nothing.
-        cache: of decoded views.
-        targets: of the task, made for the labelled requests; None makes none.
+        changes: Photometric changes of every picture, and those of strong copies; None changes nothing.
+        cache: Cache of decoded views.
+        targets: Targets of the task, made for the labelled requests; None makes none.
     """
 
     def __init__(
@@ -196,7 +196,7 @@ class ViewDataset(torch.utils.data.Dataset[Pictures]):
 
 
 class Changes:
-    """What is done to a cut picture: photometric changes of every one, strong ones of the copies for a partner."""
+    """Change a cut picture: photometrically, or strongly for the copies of a partner."""
 
     def __init__(self, config: DataConfig) -> None:
         self.config = config

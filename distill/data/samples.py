@@ -35,19 +35,19 @@ NO_HASH = bytes(32)
 
 @dataclass(frozen=True)
 class Samples:
-    """The images that take part, and what is known of each.
+    """The images that take part, with their rows, ids, hashes and labels.
 
     Attributes:
-        source: where the bytes come from.
+        source: Source of the bytes.
         positions: (n,) index in the source.
         rows: (n,) row in the store; ``NO_ROW`` without a store.
         ids: (n,) sample ids in the source.
-        stored_ids: (n,) ids under which the store knows them; a seeded view depends on this one.
+        stored_ids: (n,) ids in the store; a seeded view depends on this one.
         hashes: (n, 32) SHA-256 that the bytes must have; None without a store.
         labels: (n,) class, or ``NO_LABEL``.
-        class_names: names by class; numbers in words if there are none.
-        groups: which samples match which part's patterns, as indices into the above.
-        notes: for the user, e.g. how many rows were dropped.
+        class_names: Names by class; decimal numbers if there are none.
+        groups: By part, indices of the samples that match its patterns.
+        notes: Notes for the user, e.g. how many rows were dropped.
         other_rows: (n,) rows in each further store.
     """
 
@@ -76,9 +76,9 @@ class Split:
     Attributes:
         labelled: D_L, images with a label that may be used.
         unlabelled: D_U, further images; none of them is in ``labelled``.
-        test: held-out images with a label.
-        notes: for the user.
-        validation: further images with a label that no part above holds, to choose settings by.
+        test: Held-out images with a label.
+        notes: Notes for the user.
+        validation: Further images with a label, in no other part, to choose settings by.
     """
 
     labelled: Indices
@@ -97,10 +97,10 @@ def join(
     """Select by patterns and find each image's row.
 
     Args:
-        source: of the images.
-        store: of the first teacher, which also knows labels; None to find no rows.
-        config: patterns.
-        others: stores of further teachers; an image without a usable feature in any store is left out.
+        source: Source of the images.
+        store: Store of the first teacher, which may hold labels; None to find no rows.
+        config: Patterns of the parts.
+        others: Stores of further teachers; an image without a usable feature in any store is left out.
 
     Raises:
         ConfigError: a part's patterns match nothing, or no label is known.
@@ -198,11 +198,11 @@ def match_views(
     """Find the view columns of a further store that hold the very same regions.
 
     Args:
-        store: of the first teacher, whose view axis is meant by ``columns``.
-        other: of a further teacher.
-        columns: that are read.
-        samples: joined to both.
-        number: of the further store, from 0.
+        store: Store of the first teacher, to whose view axis ``columns`` refer.
+        other: Store of a further teacher.
+        columns: Columns that are read.
+        samples: Samples joined to both stores.
+        number: Number of the further store, from 0.
 
     Returns:
         (V,) column in ``other`` for each of ``store``; -1 where it has none.
@@ -285,10 +285,10 @@ def find_rows(source: Source, positions: Indices, store: FeatureStore, notes: li
     """Rows of images, by id, and by content for ids that the store does not know.
 
     Args:
-        source: of the images.
+        source: Source of the images.
         positions: (n,) indices in the source.
-        store: where the rows are.
-        notes: gets a line if files were found under another name.
+        store: Store with the rows.
+        notes: A line is appended if files were found under another name.
 
     Returns:
         (n,) rows.
@@ -351,9 +351,9 @@ def split(samples: Samples, config: DataConfig, seed: int) -> Split:
     """Cut the parts of one run: drop copies of test images, then draw the labelled ones.
 
     Args:
-        samples: the joined images.
-        config: patterns and numbers.
-        seed: of the run; decides the draw unless ``config.label_seed`` does.
+        samples: Joined images.
+        config: Patterns and numbers of the parts.
+        seed: Seed of the run; decides the draw unless ``config.label_seed`` does.
 
     Raises:
         ConfigError: no label in a part that needs one, or a class with fewer images than are to be drawn.

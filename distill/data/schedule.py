@@ -50,8 +50,8 @@ class Stream:
 
     Args:
         members: (n,) indices of the samples, n at least 1.
-        seed: of the run.
-        name: of the part; two parts of one run are shuffled differently.
+        seed: Seed of the run.
+        name: Name of the part; two parts of one run are shuffled differently.
     """
 
     def __init__(self, members: Indices, *, seed: int, name: str) -> None:
@@ -128,10 +128,10 @@ class EpochPlan:
     """How many images make a step, and how many steps an epoch.
 
     Attributes:
-        labelled: labelled images of one process and one accumulated piece.
-        unlabelled: unlabelled ones; 0 if the method or the data has none.
-        pieces: processes x accumulated pieces.
-        steps_per_epoch: optimiser steps.
+        labelled: Labelled images of one process and one accumulated piece.
+        unlabelled: Unlabelled ones; 0 if the method or the data has none.
+        pieces: Processes times accumulated pieces.
+        steps_per_epoch: Optimiser steps of one epoch.
     """
 
     labelled: int

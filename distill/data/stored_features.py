@@ -29,11 +29,11 @@ class StoredField:
     """One field of one store, and where its rows and views are.
 
     Attributes:
-        store: where.
-        field: which.
+        store: Store that holds it.
+        field: Name of the field.
         rows: (n,) row of every sample.
         columns: (V,) on this store's view axis for every column of the first store's; -1 where it has none.
-        weight: of this teacher among all.
+        weight: Weight of this teacher among all.
     """
 
     store: FeatureStore
@@ -66,11 +66,11 @@ class Features:
     """The stored vectors of every sample: one per view, as float32, those of several teachers side by side.
 
     Args:
-        store: of the first teacher; its view axis is everybody's.
-        field: of the first teacher.
-        samples: the images that take part.
-        weight: of the first teacher among all.
-        others: further teachers.
+        store: Store of the first teacher; its view axis is that of all.
+        field: Field of the first teacher.
+        samples: Images that take part.
+        weight: Weight of the first teacher among all.
+        others: Further teachers.
 
     Raises:
         ConfigError: no such field, or one that is not a vector.
@@ -125,9 +125,9 @@ class Features:
         """Normalisation of what ``take`` returns, each teacher's block on its own, with its share of a squared error.
 
         Args:
-            kind: what it does.
-            indices: of the training images, which give the statistics if it needs any.
-            columns: of the view axis that training picks from.
+            kind: Kind of normalisation.
+            indices: Training images, which give the statistics if it needs any.
+            columns: Columns of the view axis that training picks from.
         """
         blocks = [Columns(teacher.record.shape[0], teacher.weight) for teacher in self.teachers]
         if kind != "standardize":
@@ -143,10 +143,10 @@ class Grid:
     """The stored patch grid of every sample, as float32.
 
     Args:
-        store: where.
-        field: which; "" for the largest.
-        samples: the images that take part.
-        teacher: in the store, among whose grids the largest is taken; "" for any.
+        store: Store that holds it.
+        field: Name of the field; "" for the largest.
+        samples: Images that take part.
+        teacher: Teacher among whose grids the largest is taken; "" for any.
 
     Raises:
         ConfigError: see ``find_grid``.
@@ -202,9 +202,9 @@ def check_vector(store: FeatureStore, field: str, setting: str) -> None:
     """Check that a field is one vector per view.
 
     Args:
-        store: where.
-        field: which.
-        setting: that names it, for the message.
+        store: Store that holds it.
+        field: Name of the field.
+        setting: Setting that names the field, for the message.
 
     Raises:
         ConfigError: it is not there, or not a vector; names those that are.
@@ -228,9 +228,9 @@ def find_grid(store: FeatureStore, asked: str, teacher: str = "") -> str:
     """Name of the field with patch grids.
 
     Args:
-        store: where.
-        asked: its name, or "" for the largest grid of a teacher.
-        teacher: name in the store; "" for any.
+        store: Store that holds it.
+        asked: Name of the field, or "" for the largest grid of a teacher.
+        teacher: Name in the store; "" for any.
 
     Raises:
         ConfigError: there is none, or what was asked for is none.
