@@ -1,8 +1,11 @@
 """Task segment: masks follow the view, masks that do not fit are named, measures by hand, a run with its own head."""
 
 import dataclasses
+import io
 import json
+import tarfile
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -19,7 +22,7 @@ from distill.config import DataConfig, EvaluateConfig
 from distill.data import joined
 from distill.tasks import build_task, resolve
 from distill.tasks.segment import Segment, SegmentConfig
-from distill.tasks.segment_parts import Masks
+from distill.tasks.segment_parts import Masks, open_masks
 from distill.training import loop
 from featstore import FeatureStore
 from featstore.errors import ConfigError, SourceError
@@ -85,6 +88,30 @@ def test_masks_that_do_not_fit(masks_of: Any, array: Any, mode: str, values: str
     """Size, value and mode, each with the mask's name."""
     with pytest.raises(SourceError, match=rf"a\.png.*{values}"):
         masks_of(array, mode).of(0, Frame((2, 4), (0.0, 0.0, 4.0, 2.0), False, (2, 4)))
+
+
+def test_masks_beside_the_images(tmp_path: Path) -> None:
+    """As a member of a tar, and as a file whose ending takes the place of the image's."""
+    image, mask = io.BytesIO(), io.BytesIO()
+    Image.fromarray(np.zeros((2, 4, 3), np.uint8)).save(image, "JPEG")
+    Image.fromarray(np.array([[0, 1, 1, 0]] * 2, np.uint8)).save(mask, "PNG")
+    members = {"a.jpg": image, "a.seg.png": mask, "b.jpg": image}
+    with tarfile.open(tmp_path / "0.tar", "w") as tar:
+        for name, content in members.items():
+            item = tarfile.TarInfo(name)
+            item.size = len(content.getvalue())
+            tar.addfile(item, io.BytesIO(content.getvalue()))
+    (tmp_path / "folder").mkdir()
+    for name, content in {"a.jpg": image, "a_mask.png": mask, "b.jpg": image}.items():
+        (tmp_path / "folder" / name).write_bytes(content.getvalue())
+    tars = SourceConfig(kind="tars", path=str(tmp_path / "0.tar"), image_member="jpg")
+    folder = SourceConfig(kind="folder", path=str(tmp_path / "folder"), include=["*.jpg"])
+    frame = Frame((2, 4), (0.0, 0.0, 4.0, 2.0), False, (2, 4))
+    for config, member in ((tars, "seg.png"), (folder, "_mask.png")):
+        samples: Any = SimpleNamespace(ids=list(open_source(config).sample_ids))
+        masks = open_masks(config, samples, folder="", member=member, classes=2, ignore=255)
+        assert masks.known.tolist() == [True, False]
+        np.testing.assert_array_equal(masks.of(0, frame), [[0, 1, 1, 0]] * 2)
 
 
 def test_measures_by_hand() -> None:
