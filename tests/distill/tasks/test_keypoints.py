@@ -300,4 +300,4 @@ def test_assist_trains_and_is_for_points_alone(make_points: Any, make_config: Ma
     names = {name for line in lines for name in line if name.startswith("loss/")}
     assert names == {"loss/points"}
     with pytest.raises(ConfigError, match=r"--methods assist.*classify"):
-        run(make_config(methods=["assist"]))
+        run(make_config(methods=["assist"], out=config.out + "-other"))
