@@ -9,12 +9,7 @@ from featstore.card.escape import bibtex, code, escape, plain
 from featstore.card.examples import examples
 from featstore.card.front import front_matter
 from featstore.card.licences import family_of, known
-from featstore.card.statement import (
-    NOTES_BEGIN,
-    NOTES_END,
-    Statement,
-    teacher_licence,
-)
+from featstore.card.statement import NOTES_BEGIN, NOTES_END, Statement, teacher_licence
 from featstore.card.survey import Survey, class_name, survey
 from featstore.card.text import encoding_text, shape_text, source_name, title_of
 from featstore.format.manifest import Manifest, TeacherRecord

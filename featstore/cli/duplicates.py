@@ -171,10 +171,7 @@ def _recipe_patterns(path: Path) -> dict[str, list[str]]:
 
 
 def _compare(
-    store: FeatureStore,
-    field: str,
-    arguments: argparse.Namespace,
-    parts: Mapping[str, Rows],
+    store: FeatureStore, field: str, arguments: argparse.Namespace, parts: Mapping[str, Rows]
 ) -> Pairs:
     """Compare all images with each other, or a sample with all; announce a long run."""
     everyone = np.flatnonzero(store.valid)
@@ -274,10 +271,7 @@ def lines(found: dict[str, Any]) -> list[str]:
     else:
         text += _near_lines(near, found["images"])
     if not found["parts"]:
-        return [
-            *text,
-            "leaks        not checked: set the test part with --parts or --recipe",
-        ]
+        return [*text, "leaks        not checked: set the test part with --parts or --recipe"]
     text.append(
         "parts        " + ", ".join(f"{name} {size:,}" for name, size in found["parts"].items())
     )

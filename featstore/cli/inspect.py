@@ -42,10 +42,7 @@ With --duplicates, also equal and nearly equal images; exit status 1 if test ima
 """
 
 
-ARGUMENTS = {
-    "store": STORE_OR_URL,
-    "--counts": flag("count for any number of shards"),
-}
+ARGUMENTS = {"store": STORE_OR_URL, "--counts": flag("count for any number of shards")}
 
 GROUPS = {"duplicates and leaks": duplicates.ARGUMENTS}
 

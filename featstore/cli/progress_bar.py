@@ -22,12 +22,7 @@ def progress_bar(unit: str, *, show: bool = True, unit_scale: bool = False) -> I
     """
     visible = show and (sys.stderr.isatty() or "ipykernel" in sys.modules)
     with tqdm(
-        total=1,
-        unit=unit,
-        unit_scale=unit_scale,
-        disable=not visible,
-        file=sys.stderr,
-        leave=False,
+        total=1, unit=unit, unit_scale=unit_scale, disable=not visible, file=sys.stderr, leave=False
     ) as bar:
 
         def progress(done: int, total: int) -> None:

@@ -7,10 +7,7 @@ from featstore.containers.webdataset import WebDatasetBackend
 from featstore.containers.zarr import ZarrBackend
 from featstore.format.manifest import Container, Manifest
 
-BACKENDS: dict[Container, type[Backend]] = {
-    "zarr": ZarrBackend,
-    "webdataset": WebDatasetBackend,
-}
+BACKENDS: dict[Container, type[Backend]] = {"zarr": ZarrBackend, "webdataset": WebDatasetBackend}
 
 
 def make_backend(store: Path, manifest: Manifest) -> Backend:

@@ -45,13 +45,7 @@ class ObjectFile:
         checked: (blocks,) bool; whether each block was compared.
     """
 
-    def __init__(
-        self,
-        store: Path,
-        name: str,
-        record: ObjectRecord,
-        describe: Describe,
-    ) -> None:
+    def __init__(self, store: Path, name: str, record: ObjectRecord, describe: Describe) -> None:
         """Compare the size of the file.
 
         Raises:

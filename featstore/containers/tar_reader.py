@@ -58,11 +58,7 @@ class TarShard:
     """
 
     def __init__(
-        self,
-        layout: TarLayout,
-        shard: int,
-        file: ObjectFile,
-        addresses: EndToEnd,
+        self, layout: TarLayout, shard: int, file: ObjectFile, addresses: EndToEnd
     ) -> None:
         """Read the index.
 

@@ -72,11 +72,7 @@ class Appended:
 
 
 def append(
-    store: Path,
-    new: Path,
-    *,
-    duplicates: Duplicates = "refuse",
-    progress: Progress = no_progress,
+    store: Path, new: Path, *, duplicates: Duplicates = "refuse", progress: Progress = no_progress
 ) -> Appended:
     """Append the rows of a store to another, finished one, or resume.
 
@@ -87,11 +83,7 @@ def append(
 
 
 def append_alone(
-    store: Path,
-    new: Path,
-    *,
-    duplicates: Duplicates = "refuse",
-    progress: Progress = no_progress,
+    store: Path, new: Path, *, duplicates: Duplicates = "refuse", progress: Progress = no_progress
 ) -> Appended:
     """As ``append``, for a caller that holds the exclusive lock of the store."""
     store = store.resolve()  # of a link, the target grows

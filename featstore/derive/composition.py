@@ -271,12 +271,7 @@ def artefact_bytes(store: FeatureStore, names: Sequence[str]) -> dict[str, bytes
     return found
 
 
-def compose(
-    plan: Composition,
-    out: Path,
-    *,
-    progress: Progress = no_progress,
-) -> Manifest:
+def compose(plan: Composition, out: Path, *, progress: Progress = no_progress) -> Manifest:
     """Write a composition as a new store, or resume.
 
     Raises:

@@ -62,9 +62,6 @@ def _cut(old: Manifest, container: Container, shard_rows: int | None) -> WorkRec
     if shard_rows is None and (container == old.container or not old.work.shard_sizes):
         return old.work
     rows = shard_rows or fitting_rows(
-        old.fields,
-        num_views=len(old.views),
-        most_rows=old.work.shard_rows,
-        most_mb=MOST_SHARD_MB,
+        old.fields, num_views=len(old.views), most_rows=old.work.shard_rows, most_mb=MOST_SHARD_MB
     )
     return WorkRecord(shard_rows=rows, batch_size=old.work.batch_size)

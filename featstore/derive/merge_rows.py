@@ -30,10 +30,7 @@ error. skip: leave the row out. keep: keep equal images with different ids as se
 
 
 def plan_rows(
-    stores: Sequence[FeatureStore],
-    *,
-    duplicates: Duplicates = "refuse",
-    names: Sequence[str] = (),
+    stores: Sequence[FeatureStore], *, duplicates: Duplicates = "refuse", names: Sequence[str] = ()
 ) -> tuple[Composition, list[str]]:
     """Plan what a store with the rows of several will be.
 

@@ -37,10 +37,7 @@ Missing = Literal["refuse", "drop", "invalid"]
 
 
 def plan_teachers(
-    stores: Sequence[FeatureStore],
-    *,
-    missing: Missing = "refuse",
-    names: Sequence[str] = (),
+    stores: Sequence[FeatureStore], *, missing: Missing = "refuse", names: Sequence[str] = ()
 ) -> tuple[Composition, list[str]]:
     """Plan what a store with the fields of several will be: ids and order are the first store's.
 

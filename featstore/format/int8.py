@@ -110,9 +110,7 @@ def rounding_error(values: Array, back: Array) -> RoundingError:
     other = np.linalg.norm(found, axis=1)
     cosine = (exact * found).sum(axis=1) / (length * np.where(other > 0, other, 1))
     return RoundingError(
-        float(error.mean()),
-        float(min(1.0, cosine.mean())),
-        float(min(1.0, cosine.min())),
+        float(error.mean()), float(min(1.0, cosine.mean())), float(min(1.0, cosine.min()))
     )
 
 

@@ -13,7 +13,7 @@ import uuid
 from functools import cached_property
 from itertools import pairwise
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
 import numpy as np
 from pydantic import (
@@ -43,29 +43,11 @@ Container = Literal["zarr", "webdataset"]
 Codec = Literal["raw", "zstd", "bitshuffle"]
 FloatType = Literal["float16", "bfloat16", "float32"]
 NumberType = Literal[
-    "float16",
-    "bfloat16",
-    "float32",
-    "bool",
-    "int8",
-    "uint8",
-    "int16",
-    "uint16",
-    "int32",
-    "int64",
+    "float16", "bfloat16", "float32", "bool", "int8", "uint8", "int16", "uint16", "int32", "int64"
 ]
 
 ITEM_BYTES = {
-    "bool": 1,
-    "int8": 1,
-    "uint8": 1,
-    "int16": 2,
-    "uint16": 2,
-    "float16": 2,
-    "bfloat16": 2,
-    "int32": 4,
-    "float32": 4,
-    "int64": 8,
+    name: 2 if name == "bfloat16" else np.dtype(name).itemsize for name in get_args(NumberType)
 }
 
 SHA256 = r"[0-9a-f]{64}"

@@ -135,8 +135,7 @@ def create(
     if not made:
         raise ConfigError(f"{path}: no fields. Give at least one, such as cls=(768, 'float16').")
     rows = shard_rows or min(
-        SHARD_ROWS,
-        fitting_rows(made, num_views=len(views), most_rows=SHARD_ROWS, most_mb=SHARD_MB),
+        SHARD_ROWS, fitting_rows(made, num_views=len(views), most_rows=SHARD_ROWS, most_mb=SHARD_MB)
     )
     try:
         manifest = new_manifest(

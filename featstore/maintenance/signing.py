@@ -84,8 +84,7 @@ def sign(store: str | Path, private_key: str | Path, *, passphrase: bytes | None
     library = _library()
     try:
         config = library.signing.Config().use_elliptic_key_signer(
-            private_key=private_key,
-            password=passphrase,
+            private_key=private_key, password=passphrase
         )
     except Exception as error:  # cryptography has a kind of its own for each way a key can be wrong
         raise ConfigError(_bad_key(private_key, "private", error)) from None

@@ -144,11 +144,7 @@ def check_entry(backend: Backend, shard: int, found: ShardFindings) -> list[Dama
 
 
 def check_object(
-    backend: Backend,
-    shard: int,
-    name: str,
-    record: ObjectRecord,
-    blocks: range | None = None,
+    backend: Backend, shard: int, name: str, record: ObjectRecord, blocks: range | None = None
 ) -> list[Damage]:
     """Compare size and blocks of one object with the ledger.
 

@@ -12,15 +12,7 @@ from urllib.parse import unquote, urlsplit
 
 from featstore.errors import ConfigError, RemoteError
 from featstore.files.atomic import TEMPORARY_PREFIX
-from featstore.places.base import (
-    PIECE_BYTES,
-    AccessRefused,
-    Count,
-    Fault,
-    Place,
-    Retry,
-    not_found,
-)
+from featstore.places.base import PIECE_BYTES, AccessRefused, Count, Fault, Place, Retry, not_found
 from featstore.places.buckets import without_secrets
 
 SSH = ("sftp", "ssh")

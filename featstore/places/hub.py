@@ -13,15 +13,7 @@ from typing import Any, ClassVar
 from urllib.parse import unquote
 
 from featstore.errors import ConfigError, RemoteError, RemoteNotFound, first_line
-from featstore.places.base import (
-    PIECE_BYTES,
-    AccessRefused,
-    Count,
-    Fault,
-    Place,
-    Retry,
-    not_found,
-)
+from featstore.places.base import PIECE_BYTES, AccessRefused, Count, Fault, Place, Retry, not_found
 
 COMMIT_FILES = 1000
 """Files of one commit; the hub refuses much larger ones."""

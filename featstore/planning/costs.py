@@ -28,11 +28,7 @@ TYPICAL_RATIO: dict[str, dict[Codec, float]] = {
 
 
 def shard_rows(
-    fields: Mapping[str, FieldRecord],
-    *,
-    num_views: int,
-    most_rows: int,
-    most_mb: int,
+    fields: Mapping[str, FieldRecord], *, num_views: int, most_rows: int, most_mb: int
 ) -> int:
     """Rows per shard: the largest power of two within both limits, so that inner chunks divide it.
 

@@ -14,12 +14,7 @@ from featstore.files.array_types import Array, Bytes, Mask, Rows
 from featstore.format.fields import Codes, Ragged, TopK, field_columns
 from featstore.format.int8 import Channels, dequantise
 from featstore.format.ledger import InvalidRow, ShardRecord
-from featstore.format.manifest import (
-    FieldRecord,
-    Int8Encoding,
-    RaggedEncoding,
-    TopKEncoding,
-)
+from featstore.format.manifest import FieldRecord, Int8Encoding, RaggedEncoding, TopKEncoding
 from featstore.format.views import describe
 from featstore.places.open_place import is_url
 from featstore.reading.shards import LocalShards, Shards
@@ -68,11 +63,7 @@ class OpenStore:
 
     @classmethod
     def open(
-        cls,
-        path: str | Path,
-        *,
-        allow_incomplete: bool = False,
-        cache: "CacheConfig | None" = None,
+        cls, path: str | Path, *, allow_incomplete: bool = False, cache: "CacheConfig | None" = None
     ) -> Self:
         """Open a store and check what can be checked without reading its rows.
 

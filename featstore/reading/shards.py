@@ -6,13 +6,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from featstore.containers import Backend, make_backend
-from featstore.errors import (
-    FeatstoreError,
-    ShardCorrupt,
-    StoreError,
-    StoreIncomplete,
-    command,
-)
+from featstore.errors import FeatstoreError, ShardCorrupt, StoreError, StoreIncomplete, command
 from featstore.files.array_types import Array, Rows
 from featstore.format.artefacts import read_artefact, read_channels
 from featstore.format.int8 import Channels

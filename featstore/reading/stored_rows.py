@@ -53,12 +53,7 @@ class StoredRows:
         shards.on_forget(self._forget)
 
     def copy(
-        self,
-        name: str,
-        rows: Rows,
-        out: Array,
-        views: Rows | None = None,
-        check: Check = accept,
+        self, name: str, rows: Rows, out: Array, views: Rows | None = None, check: Check = accept
     ) -> None:
         """Copy rows of a column of numbers with one entry per row.
 

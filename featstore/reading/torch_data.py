@@ -5,7 +5,7 @@ The one file of the store's core that imports torch.
 
 from collections.abc import Iterator, Sequence
 from itertools import islice
-from typing import Any
+from typing import Any, get_args
 
 import ml_dtypes
 import numpy as np
@@ -16,22 +16,11 @@ from torch.utils.data import DataLoader, Dataset, get_worker_info
 from featstore.errors import ConfigError
 from featstore.files.array_types import Array, Rows
 from featstore.format.fields import Codes, Ragged, TopK
-from featstore.format.manifest import Int8Encoding, RaggedEncoding, TopKEncoding
+from featstore.format.manifest import Int8Encoding, NumberType, RaggedEncoding, TopKEncoding
 from featstore.reading.open_store import OpenStore
 from featstore.reading.shuffling import BatchSampler, Order
 
-TORCH_DTYPES = {
-    "float16": torch.float16,
-    "bfloat16": torch.bfloat16,
-    "float32": torch.float32,
-    "bool": torch.bool,
-    "int8": torch.int8,
-    "uint8": torch.uint8,
-    "int16": torch.int16,
-    "uint16": torch.uint16,
-    "int32": torch.int32,
-    "int64": torch.int64,
-}
+TORCH_DTYPES: dict[str, torch.dtype] = {name: getattr(torch, name) for name in get_args(NumberType)}
 
 BLOCK_BYTES = 4 * 2**20
 """What is read together when rows are shuffled in blocks."""

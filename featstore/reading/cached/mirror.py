@@ -24,13 +24,7 @@ from tqdm import tqdm
 
 from featstore.containers import make_backend
 from featstore.containers.block_checksums import damaged_blocks
-from featstore.errors import (
-    RemoteError,
-    RemoteNotFound,
-    ShardCorrupt,
-    StoreBusy,
-    StoreError,
-)
+from featstore.errors import RemoteError, RemoteNotFound, ShardCorrupt, StoreBusy, StoreError
 from featstore.files.atomic import TEMPORARY_PREFIX, WRITE_BYTES, refused
 from featstore.files.untrusted import MOST_JSON_BYTES, make_real_folders
 from featstore.format.artefacts import artefact_path, read_artefact
