@@ -5,6 +5,7 @@ import os
 import threading
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import IO
@@ -45,31 +46,27 @@ ADVICE = (
 )
 
 
+@dataclass
 class Receiver:
     """Fetches the files of a store that a folder lacks.
 
-    Args:
+    Attributes:
         folder: Destination; held alone by the caller.
         donor: An older store on the same disk; objects that are the same are linked from there.
         trust_entries: Entries of the ledger in the folder come from this very store.
         dry_run: Only count what would be fetched; nothing is written.
     """
 
-    def __init__(
-        self,
-        place: Place,
-        contents: Contents,
-        folder: Path,
-        meter: Meter,
-        *,
-        donor: Path | None = None,
-        trust_entries: bool = False,
-        dry_run: bool = False,
-    ) -> None:
-        self._place, self._contents, self._folder = place, contents, folder
-        self._meter, self._donor, self._trust_entries = meter, donor, trust_entries
-        self._dry_run = dry_run
-        self._backend = make_backend(folder, contents.manifest)
+    place: Place
+    contents: Contents
+    folder: Path
+    meter: Meter
+    donor: Path | None = None
+    trust_entries: bool = False
+    dry_run: bool = False
+
+    def __post_init__(self) -> None:
+        self._backend = make_backend(self.folder, self.contents.manifest)
         self._announced = 0
         self._lock = threading.Lock()
 
@@ -82,11 +79,11 @@ class Receiver:
             wanted: Whether an object is needed, by its name; None for the whole store.
         """
         if wanted is None:
-            for name, made in metadata_files(self._contents.manifest).items():
+            for name, made in metadata_files(self.contents.manifest).items():
                 yield partial(self._metadata, name, made)
             for name, most_bytes in EXTRAS.items():
                 yield partial(self._extra, name, most_bytes)
-        for name in self._contents.manifest.artefacts:
+        for name in self.contents.manifest.artefacts:
             yield partial(self._artefact, name)
         yield from self.shard_jobs(shards, wanted or (lambda name: True))
 
@@ -101,70 +98,70 @@ class Receiver:
         Raises:
             ShardCorrupt: one is not the one that the store was completed with.
         """
-        expected = self._contents.mark.entries_sha256
-        if expected and entries_sha256(self._folder, self._contents.mark.shards) != expected:
+        expected = self.contents.mark.entries_sha256
+        if expected and entries_sha256(self.folder, self.contents.mark.shards) != expected:
             raise ShardCorrupt(
-                f"{self._place.url}: the entries of its ledger are not those that {MARK_NAME} was written for. If it "
+                f"{self.place.url}: the entries of its ledger are not those that {MARK_NAME} was written for. If it "
                 "is being pushed now, run the same command again afterwards."
             )
-        for path in self._folder.glob(f"{TEMPORARY_PREFIX}*{ARRIVING}"):
+        for path in self.folder.glob(f"{TEMPORARY_PREFIX}*{ARRIVING}"):
             path.unlink(missing_ok=True)
 
     def keep(self, name: str, data: bytes, *, there: bool = False) -> None:
         """Write a small file, unless it is in the folder, and count it; ``there``: it was not transferred."""
         found = b""
         with suppress(OSError):
-            found = read_plain(self._folder, name)
-        if found != data and not self._dry_run:
-            make_folders(self._folder, self._folder / name)
-            write_bytes(self._folder / name, data)
+            found = read_plain(self.folder, name)
+        if found != data and not self.dry_run:
+            make_folders(self.folder, self.folder / name)
+            write_bytes(self.folder / name, data)
         if found == data or there:
-            self._meter.announce(len(data))
-            self._meter.skip(len(data))
+            self.meter.announce(len(data))
+            self.meter.skip(len(data))
         else:
-            self._meter.arrive(len(data))
+            self.meter.arrive(len(data))
 
     def _shard(self, shard: int, wanted: Callable[[str], bool]) -> list[Job]:
         entry, data = self._entry(shard)
         self._announce(sum(record.bytes for record in entry.objects.values()), shard)
         names = sorted(name for name in entry.objects if wanted(name))
         for name in entry.objects.keys() - names:
-            self._meter.announce(-entry.objects[name].bytes)
+            self.meter.announce(-entry.objects[name].bytes)
         left = Countdown(len(names), lambda: self.keep(entry_name(shard), data))
         return [partial(self._object, shard, name, entry.objects[name], left) for name in names]
 
     def _entry(self, shard: int) -> tuple[ShardRecord, bytes]:
         name = entry_name(shard)
-        if self._trust_entries:
+        if self.trust_entries:
             with suppress(OSError, ShardCorrupt):
-                data = read_plain(self._folder, name)
-                return parse_entry(data, self._backend, shard, self._place.url), data
+                data = read_plain(self.folder, name)
+                return parse_entry(data, self._backend, shard, self.place.url), data
 
         def read() -> tuple[ShardRecord, bytes]:
             try:
-                data = self._place.read(name, most_bytes=MOST_JSON_BYTES)
+                data = self.place.read(name, most_bytes=MOST_JSON_BYTES)
             except RemoteNotFound:
                 raise ShardCorrupt(
-                    f"{self._place.url}/{name}: missing, though the store is marked as complete."
+                    f"{self.place.url}/{name}: missing, though the store is marked as complete."
                 ) from None
-            return parse_entry(data, self._backend, shard, self._place.url), data
+            return parse_entry(data, self._backend, shard, self.place.url), data
 
-        return retry_damaged(read, self._meter.damage, ADVICE)
+        return retry_damaged(read, self.meter.damage, ADVICE)
 
     def _announce(self, size: int, shard: int) -> None:
         """Refuse entries that add up to more than the mark says: the disk would fill."""
         with self._lock:
             self._announced += size
             total = self._announced
-        if total > self._contents.mark.bytes:
+        if total > self.contents.mark.bytes:
             raise ShardCorrupt(
-                f"{self._place.url}/{entry_name(shard)}: with this entry the shards have {total:,} bytes or more, and "
-                f"the whole store should have {self._contents.mark.bytes:,}. Ask its publisher."
+                f"{self.place.url}/{entry_name(shard)}: with this entry the shards have {total:,} bytes or more, and "
+                f"the whole store should have {self.contents.mark.bytes:,}. Ask its publisher."
             )
 
     def _object(self, shard: int, name: str, record: ObjectRecord, left: Countdown) -> list[Job]:
-        if has_object(self._folder, name, record) or self._link(name, record):
-            self._meter.skip(record.bytes)
+        if has_object(self.folder, name, record) or self._link(name, record):
+            self.meter.skip(record.bytes)
         else:
             comparison = partial(BlockSums, self._backend, shard, name, record)
             self._fetch(name, record.bytes, comparison, f"shard {shard}: ")
@@ -173,23 +170,23 @@ class Receiver:
 
     def _link(self, name: str, record: ObjectRecord) -> bool:
         """Take an object from the older store, if it has the same; until that one is removed, both have it."""
-        if self._donor is None or not has_object(self._donor, name, record):
+        if self.donor is None or not has_object(self.donor, name, record):
             return False
-        path = self._folder / name
-        if self._dry_run:
+        path = self.folder / name
+        if self.dry_run:
             return True
-        make_folders(self._folder, path)
+        make_folders(self.folder, path)
         with suppress(OSError):  # a file system without links, for one: then it is fetched
-            os.link(self._donor / name, path)
+            os.link(self.donor / name, path)
             return True
         return False
 
     def _artefact(self, artefact: str) -> list[Job]:
-        name, record = artefact_name(artefact), self._contents.manifest.artefacts[artefact]
+        name, record = artefact_name(artefact), self.contents.manifest.artefacts[artefact]
         with suppress(OSError):
-            self._meter.announce(record.bytes)
-            if _sha256(self._folder, name) == record.sha256:
-                self._meter.skip(record.bytes)
+            self.meter.announce(record.bytes)
+            if _sha256(self.folder, name) == record.sha256:
+                self.meter.skip(record.bytes)
                 return []
         self._fetch(name, record.bytes, partial(Sha256Sum, record.sha256))
         return []
@@ -198,10 +195,10 @@ class Receiver:
         self, name: str, size: int, comparison: Callable[[Sink], Comparison], what: str = ""
     ) -> None:
         """Fetch a file and compare it; what arrived of it in an earlier run, and is right, is not fetched again."""
-        if self._dry_run:
-            self._meter.arrive(size)
+        if self.dry_run:
+            self.meter.arrive(size)
             return
-        arrival = _Arrival(self._folder, name, self._meter)
+        arrival = _Arrival(self.folder, name, self.meter)
         first = -1  # bytes that an earlier run has left
 
         def fetch() -> None:
@@ -213,7 +210,7 @@ class Receiver:
                 arrival.keep(file, kept)
                 try:
                     if kept < size:
-                        self._place.stream(
+                        self.place.stream(
                             name, sums, most_bytes=size, start=kept, progress=arrival.count
                         )
                     problem = sums.problem()
@@ -226,42 +223,42 @@ class Receiver:
                 if problem:
                     if isinstance(sums, Sha256Sum):
                         arrival.keep(file, 0)
-                    raise ShardCorrupt(f"{self._place.url}/{name}: {problem}.")
+                    raise ShardCorrupt(f"{self.place.url}/{name}: {problem}.")
                 arrival.publish(file)
 
-        retry_damaged(fetch, self._meter.damage, ADVICE)
-        self._meter.arrive(size, max(first, 0))
+        retry_damaged(fetch, self.meter.damage, ADVICE)
+        self.meter.arrive(size, max(first, 0))
 
     def _metadata(self, name: str, made: bytes) -> list[Job]:
         """Kept as it is there if it says what the manifest asks for, so that a signature holds; else made here."""
-        for folder in (self._folder, self._donor or self._folder):
+        for folder in (self.folder, self.donor or self.folder):
             with suppress(OSError):
                 found = read_plain(folder, name)
                 if not difference(found, made):
                     self.keep(name, found, there=True)
                     return []
         try:
-            found = self._place.read(name, most_bytes=4 * len(made) + 2**16)
+            found = self.place.read(name, most_bytes=4 * len(made) + 2**16)
             problem = difference(found, made)
         except (RemoteNotFound, AccessRefused, TooLong) as error:
             found, problem = b"", str(error)
         if problem:
-            self._meter.note(f"{name} was made anew from the manifest; at the place: {problem}")
+            self.meter.note(f"{name} was made anew from the manifest; at the place: {problem}")
         self.keep(name, made if problem else found)
         return []
 
     def _extra(self, name: str, most_bytes: int) -> list[Job]:
         """Card or signature: no checksum covers it, so it must come from this very place."""
-        if self._dry_run:
-            size = self._place.size(name)
+        if self.dry_run:
+            size = self.place.size(name)
             if size is not None:
-                self._meter.arrive(size)
+                self.meter.arrive(size)
             return []
-        arrival = _Arrival(self._folder, name, self._meter)
+        arrival = _Arrival(self.folder, name, self.meter)
         try:
             with arrival as file:
                 arrival.keep(file, 0)
-                size = self._place.stream(
+                size = self.place.stream(
                     name,
                     FileSink(file),
                     most_bytes=most_bytes,
@@ -269,15 +266,15 @@ class Receiver:
                     progress=arrival.count,
                 )
                 file.flush()
-                if _same(arrival.path, self._folder, name):
-                    self._meter.announce(size)
-                    self._meter.skip(size, compared=True)
+                if _same(arrival.path, self.folder, name):
+                    self.meter.announce(size)
+                    self.meter.skip(size, compared=True)
                 elif size:
-                    self._meter.announce(size)
+                    self.meter.announce(size)
                     arrival.publish(file)
-                    self._meter.arrive(size)
+                    self.meter.arrive(size)
         except NotFollowed as error:
-            self._meter.note(f"{name} was left out: {error}")
+            self.meter.note(f"{name} was left out: {error}")
         except (RemoteNotFound, AccessRefused):
             pass
         arrival.path.unlink(missing_ok=True)

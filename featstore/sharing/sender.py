@@ -4,6 +4,7 @@ import hashlib
 import os
 import shlex
 from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
@@ -33,10 +34,11 @@ from featstore.sharing.progress import Meter
 ADVICE = "Uploads arrive damaged: check the network, or push to another place. Nothing there is a store yet."
 
 
+@dataclass
 class Sender:
     """Sends the files of a store that a place lacks.
 
-    Args:
+    Attributes:
         read_back: Compare files at the place by reading them; else their sizes are compared, and uploads trusted.
         there: Bytes of the files at the place, by name.
         same: The place has this store, complete; then all its files are compared, else those that an interrupted push
@@ -44,49 +46,44 @@ class Sender:
         dry_run: Only count what would be sent.
     """
 
-    def __init__(
-        self,
-        store: Path,
-        contents: Contents,
-        place: Place,
-        meter: Meter,
-        *,
-        read_back: bool,
-        there: dict[str, int],
-        same: bool,
-        dry_run: bool = False,
-    ) -> None:
-        self._store, self._contents, self._place, self._meter = store, contents, place, meter
-        self._compare, self._read_back = read_back, read_back and not place.checks
-        self._there, self._same, self._dry_run = there, same, dry_run
-        self._backend = make_backend(store, contents.manifest)
+    store: Path
+    contents: Contents
+    place: Place
+    meter: Meter
+    read_back: bool
+    there: dict[str, int]
+    same: bool
+    dry_run: bool = False
+
+    def __post_init__(self) -> None:
+        self._backend = make_backend(self.store, self.contents.manifest)
         self.sent_extra = False
 
     def jobs(self) -> Iterator[Job]:
         """All files but the manifest and the mark, which make it a store."""
-        for name in (*self._contents.small_names(), *self._extras()):
+        for name in (*self.contents.small_names(), *self._extras()):
             yield partial(self._small, name)
-        for shard in range(self._contents.manifest.num_shards):
+        for shard in range(self.contents.manifest.num_shards):
             yield partial(self._shard, shard)
 
     def _extras(self) -> list[str]:
-        return [name for name in EXTRAS if os.path.lexists(self._store / name)]
+        return [name for name in EXTRAS if os.path.lexists(self.store / name)]
 
     def stale_extras(self) -> list[str]:
         """Card, page and signature at the place that this store does not have."""
-        return [name for name in EXTRAS if name in self._there and name not in self._extras()]
+        return [name for name in EXTRAS if name in self.there and name not in self._extras()]
 
     def leftovers(self) -> list[str]:
         """Files that an interrupted push was writing; on object stores there are none."""
         return [
             name
-            for name in self._there
+            for name in self.there
             if name.startswith(TEMPORARY_PREFIX) and name != UNFINISHED_NAME
         ]
 
     def others(self) -> list[str]:
         """Files at the place that are not of this store; extras count as its own, whether or not it has any."""
-        return foreign_files(self._contents, self._there)
+        return foreign_files(self.contents, self.there)
 
     def foreign(self) -> list[str]:
         """Files in the folders of a store at the place that are not of this one."""
@@ -94,29 +91,29 @@ class Sender:
 
     def write_small(self, name: str, data: bytes, *, counted: bool = True) -> None:
         """Write a small file, and compare it."""
-        self._meter.announce(len(data))
+        self.meter.announce(len(data))
         comparison = partial(Sha256Sum, hashlib.sha256(data).hexdigest())
         self._send(name, data, len(data), comparison, counted=counted)
 
     def _shard(self, shard: int) -> list[Job]:
         name = entry_name(shard)
         try:
-            data = read_plain(self._store, name)
+            data = read_plain(self.store, name)
         except OSError as error:
             raise ShardCorrupt(
-                f"{self._store / name}: cannot be sent ({why_unreadable(error)}). Run featstore "
-                f"verify {shlex.quote(str(self._store))}."
+                f"{self.store / name}: cannot be sent ({why_unreadable(error)}). Run featstore "
+                f"verify {shlex.quote(str(self.store))}."
             ) from None
-        entry = parse_entry(data, self._backend, shard, str(self._store))
-        trusted = self._same and not self._compare
-        finished = self._there.get(name) == len(data) and (
+        entry = parse_entry(data, self._backend, shard, str(self.store))
+        trusted = self.same and not self.read_back
+        finished = self.there.get(name) == len(data) and (
             trusted or self._is_there(name, Sha256Sum(hashlib.sha256(data).hexdigest()))
         )
 
         def commit() -> None:
             if finished:
-                self._meter.announce(len(data))
-                self._meter.skip(len(data), compared=not trusted)
+                self.meter.announce(len(data))
+                self.meter.skip(len(data), compared=not trusted)
             else:
                 self.write_small(name, data)
 
@@ -131,38 +128,38 @@ class Sender:
     ) -> list[Job]:
         comparison = partial(BlockSums, self._backend, shard, name, record)
         # Under an entry that an interrupted push has written, objects were compared.
-        trusted = finished and not (self._same and self._compare)
-        there = self._there.get(name) == record.bytes
+        trusted = finished and not (self.same and self.read_back)
+        there = self.there.get(name) == record.bytes
         if there and trusted:
-            self._meter.skip(record.bytes)
-        elif there and self._compare and self._is_there(name, comparison()):
-            self._meter.skip(record.bytes, compared=True)
+            self.meter.skip(record.bytes)
+        elif there and self.read_back and self._is_there(name, comparison()):
+            self.meter.skip(record.bytes, compared=True)
         else:
             for damage in check_object(self._backend, shard, name, record):
-                raise ShardCorrupt(f"{self._store}: {damage}, then push it.")
-            self._send(name, self._store / name, record.bytes, comparison)
+                raise ShardCorrupt(f"{self.store}: {damage}, then push it.")
+            self._send(name, self.store / name, record.bytes, comparison)
         left.count_down()
         return []
 
     def _small(self, name: str) -> list[Job]:
-        path = self._store / name
+        path = self.store / name
         try:
-            size = plain_size(self._store, name)
+            size = plain_size(self.store, name)
             with os.fdopen(open_plain(path), "rb") as file:
                 digest = hashlib.file_digest(file, "sha256").hexdigest()
         except OSError as error:
             raise StoreError(
                 f"{path}: cannot be sent ({why_unreadable(error)}). Run featstore "
-                f"verify {shlex.quote(str(self._store))}."
+                f"verify {shlex.quote(str(self.store))}."
             ) from None
-        expected = self._contents.artefact_hashes().get(name, digest)
+        expected = self.contents.artefact_hashes().get(name, digest)
         if digest != expected:
             raise ShardCorrupt(
                 f"{path}: sha256 {digest}, expected {expected}. Fetch the store again, or extract it again."
             )
-        self._meter.announce(size)
-        if self._there.get(name) == size and self._is_there(name, Sha256Sum(digest)):
-            self._meter.skip(size, compared=True)
+        self.meter.announce(size)
+        if self.there.get(name) == size and self._is_there(name, Sha256Sum(digest)):
+            self.meter.skip(size, compared=True)
         else:
             self.sent_extra |= name in EXTRAS
             self._send(name, path, size, partial(Sha256Sum, digest))
@@ -170,9 +167,9 @@ class Sender:
 
     def _is_there(self, name: str, sums: Comparison) -> bool:
         """Whether the place has a file as it should be; what is damaged at a complete store is noted."""
-        problem = self._read(name, sums, self._there[name])
-        if problem and self._same and not self._dry_run:
-            self._meter.damage(f"{self._place.url}/{name}: {problem}")
+        problem = self._read(name, sums, self.there[name])
+        if problem and self.same and not self.dry_run:
+            self.meter.damage(f"{self.place.url}/{name}: {problem}")
         return not problem
 
     def _read(self, name: str, sums: Comparison, size: int) -> str:
@@ -182,15 +179,15 @@ class Sender:
         def count(number: int) -> None:
             nonlocal moved
             moved += number
-            self._meter.move(number)
+            self.meter.move(number)
 
         try:
-            self._place.stream(name, sums, most_bytes=size, progress=count)
+            self.place.stream(name, sums, most_bytes=size, progress=count)
             problem = sums.problem()
         except (RemoteNotFound, TooLong, ShardCorrupt) as error:
             problem = str(error.args[0])
         if problem:
-            self._meter.move(-moved)
+            self.meter.move(-moved)
         return problem
 
     def _send(
@@ -207,20 +204,24 @@ class Sender:
         def count(number: int) -> None:
             nonlocal moved
             moved += number
-            self._meter.move(number)
+            self.meter.move(number)
 
         def send() -> None:
             nonlocal moved
-            self._meter.move(-moved)
+            self.meter.move(-moved)
             moved = 0
-            self._place.write(name, data, progress=count)
-            if self._read_back and (problem := self._read(name, comparison(), size)):
-                raise ShardCorrupt(f"{self._place.url}/{name}: {problem}.")
+            self.place.write(name, data, progress=count)
+            if (
+                self.read_back
+                and not self.place.checks
+                and (problem := self._read(name, comparison(), size))
+            ):
+                raise ShardCorrupt(f"{self.place.url}/{name}: {problem}.")
 
-        if not self._dry_run:
-            retry_damaged(send, self._meter.damage, ADVICE)
+        if not self.dry_run:
+            retry_damaged(send, self.meter.damage, ADVICE)
         if counted:
-            self._meter.arrive(size)
+            self.meter.arrive(size)
 
 
 def foreign_files(contents: Contents, names: Iterable[str]) -> list[str]:

@@ -16,7 +16,7 @@ import tempfile
 import time
 from collections.abc import Callable, Collection, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import replace
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -62,43 +62,34 @@ Objects = Mapping[str, tuple[int, ObjectRecord]]
 """Objects by name: the number of their shard, and what the ledger says of them."""
 
 
+@dataclass(eq=False)
 class Mirror:
-    """The part of one version of a store that is in the cache. May be sent to another process."""
+    """The part of one version of a store that is in the cache. May be sent to another process.
 
-    def __init__(
-        self,
-        asked: str,
-        url: str,
-        folder: Path,
-        config: CacheConfig,
-        manifest: Manifest,
-        shards: Sequence[int],
-        version: Mapping[str, str],
-    ) -> None:
-        """See ``featstore.reading.cached.open_url``.
+    Attributes:
+        asked: the URL as it was given.
+        url: without secrets.
+        version: SHA-256 of the manifest and, of a complete store, of the mark that says so, by name.
+    """
 
-        Args:
-            asked: the URL as it was given.
-            url: without secrets.
-            version: SHA-256 of the manifest and, of a complete store, of the mark that says so, by name.
-        """
-        self._asked, self.url = asked, url
-        self.folder, self.config, self.manifest, self.shards = folder, config, manifest, shards
-        self._version = version
-        self.cache = Cache(config)
-        # Says what objects hold; it reads none of them.
-        self.backend = make_backend(folder, manifest)
+    asked: str
+    url: str
+    folder: Path
+    config: CacheConfig
+    manifest: Manifest
+    shards: Sequence[int]
+    version: Mapping[str, str]
+
+    def __post_init__(self) -> None:
+        self.cache = Cache(self.config)
+        # Names what objects hold; it reads none of them.
+        self.backend = make_backend(self.folder, self.manifest)
         self._place: Place | None = None
         self._owner = 0
 
-    def __getstate__(self) -> dict[str, Any]:
+    def __reduce__(self) -> tuple[Any, ...]:
         """Leave connections behind."""
-        names = ("_asked", "url", "folder", "config", "manifest", "shards", "_version")
-        return {name: getattr(self, name) for name in names}
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        """Connect again when something is needed."""
-        self.__init__(*state.values())  # type: ignore[misc]
+        return Mirror, tuple(getattr(self, item.name) for item in fields(self))
 
     @property
     def place(self) -> Place:
@@ -109,7 +100,7 @@ class Mirror:
                 "Unset it, and read this once with a connection."
             )
         if self._place is None or self._owner != os.getpid():
-            self._place, self._owner = open_place(self._asked, retry=self.config.retry), os.getpid()
+            self._place, self._owner = open_place(self.asked, retry=self.config.retry), os.getpid()
         return self._place
 
     def bring_entries(self, shards: Sequence[int]) -> None:
@@ -262,7 +253,7 @@ class Mirror:
             if self._was_replaced_now():
                 raise self._replaced()
             if (
-                MARK_NAME not in self._version
+                MARK_NAME not in self.version
             ):  # entries of a store that is not complete may have changed
                 for entry in (self.folder / LEDGER_FOLDER).glob("[0-9]*.json"):
                     entry.unlink(missing_ok=True)
@@ -342,13 +333,13 @@ class Mirror:
                 except TooLong:
                     data = b""
                 found = hashlib.sha256(data).hexdigest()
-                if found in (self._version[name], before):
+                if found in (self.version[name], before):
                     break
                 before = found
-            return found != self._version[name]
+            return found != self.version[name]
 
         try:
-            return any(differs(name) for name in self._version)
+            return any(differs(name) for name in self.version)
         except RemoteNotFound:
             return True
 
@@ -358,7 +349,7 @@ class Mirror:
             return False
         try:
             once = replace(self.config.retry, attempts=1)
-            return self._was_replaced(open_place(self._asked, retry=once))
+            return self._was_replaced(open_place(self.asked, retry=once))
         except StoreError:
             return False
 
