@@ -6,6 +6,7 @@ train[3]["cls"]
 """
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -70,31 +71,29 @@ def with_features(
     return numbered.with_transform(_Transform(features, rows, before, images, image_column))
 
 
+@dataclass(eq=False)
 class _Transform:
     """Adds the features to a batch of rows, after the data set's own transform."""
 
-    def __init__(
-        self,
-        features: StoredFeatures,
-        rows: Rows,
-        before: Callable[[Any], Any] | None,
-        images: Any,
-        image_column: str,
-    ) -> None:
-        self._features, self._rows, self._before = features, rows, before
-        self._images, self._image_column = images, image_column
-        self._check = ContentCheck(features.store)
+    features: StoredFeatures
+    rows: Rows
+    before: Callable[[Any], Any] | None
+    images: Any
+    image_column: str
+
+    def __post_init__(self) -> None:
+        self._check = ContentCheck(self.features.store)
 
     def __call__(self, batch: dict[str, list[Any]]) -> dict[str, Any]:
         batch = dict(batch)
         positions = batch.pop(POSITION)
-        rows = self._rows[positions]
-        if self._images is not None:
+        rows = self.rows[positions]
+        if self.images is not None:
             for position, row in zip(positions, rows.tolist(), strict=True):
                 if self._check.needed(row):
-                    self._check(row, _bytes(self._images[position][self._image_column]))
-        out = dict(self._before(batch) if self._before else batch)
-        named = self._features.named(rows)
+                    self._check(row, _bytes(self.images[position][self.image_column]))
+        out = dict(self.before(batch) if self.before else batch)
+        named = self.features.named(rows)
         return out | {name: [item[name] for item in named] for name in (named[0] if named else ())}
 
 

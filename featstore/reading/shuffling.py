@@ -7,7 +7,7 @@ a hundred million rows need no list, and a run resumes in the middle of an epoch
 # n rows of a data set, i positions in an epoch, b rows of a block
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import KW_ONLY, dataclass, field
 from typing import Any
 
 import numpy as np
@@ -144,6 +144,7 @@ class Order:
         raise AssertionError("a permutation leaves out no number")
 
 
+@dataclass(eq=False)
 class BatchSampler:
     """Batches of row positions for one of several ranks; every rank gets equally many.
 
@@ -159,32 +160,26 @@ class BatchSampler:
         ConfigError: numbers that cannot be.
     """
 
-    def __init__(
-        self,
-        order: Order,
-        *,
-        batch_size: int,
-        rank: int = 0,
-        world_size: int = 1,
-        drop_last: bool = False,
-    ) -> None:
-        if batch_size < 1 or not 0 <= rank < world_size:
+    order: Order
+    _: KW_ONLY
+    batch_size: int
+    rank: int = 0
+    world_size: int = 1
+    drop_last: bool = False
+    start: int = field(default=0, init=False)
+    """Samples of this epoch, of all ranks together, that were seen already."""
+
+    def __post_init__(self) -> None:
+        if self.batch_size < 1 or not 0 <= self.rank < self.world_size:
             raise ConfigError(
-                f"batch_size {batch_size}, rank {rank}, world_size {world_size}: expected at least 1, and a rank below "
-                "world_size."
+                f"batch_size {self.batch_size}, rank {self.rank}, world_size {self.world_size}: expected at least 1, "
+                "and a rank below world_size."
             )
-        if drop_last and order.num_rows < batch_size * world_size:
+        if self.drop_last and self.order.num_rows < self.step_rows:
             raise ConfigError(
-                f"{order.num_rows} rows do not fill one step of {world_size} x {batch_size}; use a smaller batch_size, "
-                "or drop_last=False."
+                f"{self.order.num_rows} rows do not fill one step of {self.world_size} x {self.batch_size}; use a "
+                "smaller batch_size, or drop_last=False."
             )
-        self.order = order
-        self.batch_size = batch_size
-        self.rank = rank
-        self.world_size = world_size
-        self.drop_last = drop_last
-        self.start = 0
-        """Samples of this epoch, of all ranks together, that were seen already."""
 
     @property
     def step_rows(self) -> int:
