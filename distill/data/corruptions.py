@@ -15,7 +15,6 @@ from collections.abc import Callable
 import numpy as np
 import numpy.typing as npt
 from PIL import Image
-from scipy.signal import fftconvolve
 
 from distill.config import CorruptionName
 from distill.data.schedule import random_bits
@@ -121,6 +120,8 @@ def _blur(picture: Floats, points_P2: Floats) -> Floats:
         picture: (H, W, 3).
         points_P2: shifts (down, right) in pixels, also between two pixels.
     """
+    from scipy.signal import fftconvolve  # seconds to import
+
     reach = int(np.ceil(np.abs(points_P2).max())) + 1
     grid = np.arange(-reach, reach + 1)
     # A shift between two pixels is shared out between them by distance (bilinear).

@@ -308,8 +308,8 @@ class BatchMaker:
 
     def normalise(self, pixels: Tensor) -> Tensor:
         """(B, C, H, W) uint8 anywhere -> float32 on the device, normalised."""
-        images = pixels.to(self.device, non_blocking=True).float() / 255
-        return (images - self._mean) / self._std
+        images = pixels.to(self.device, non_blocking=True).float()
+        return images.div_(255).sub_(self._mean).div_(self._std)
 
     def __call__(self, pictures: Pictures) -> Batch:
         """Add labels, and what is stored of the same views."""

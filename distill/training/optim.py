@@ -1,7 +1,7 @@
 """Parts of the loop that no method changes: optimiser, learning rate, and the loss terms as numbers."""
 
 import dataclasses
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -91,28 +91,45 @@ def ema_warning(decay: float, steps: int) -> str:
     )
 
 
-def read_terms(terms: dict[str, Tensor], *, where: str) -> dict[str, float]:
-    """Read the terms of a loss with one wait for the device.
+def gradient_norm(
+    accelerator: Accelerator, parameters: Sequence[nn.Parameter], limit: float
+) -> Tensor:
+    """Return the norm of all gradients, and clip them to ``limit`` unless it is 0."""
+    if limit:
+        return torch.as_tensor(accelerator.clip_grad_norm_(parameters, limit))
+    accelerator.unscale_gradients()
+    return torch.nn.utils.get_total_norm(
+        [parameter.grad for parameter in parameters if parameter.grad is not None]
+    )
+
+
+def read_terms(
+    terms: dict[str, Tensor], norm: Tensor | None = None, *, where: str
+) -> dict[str, float]:
+    """Read the terms of a loss, and a norm of gradients, with one wait for the device.
 
     Args:
         terms: scalars by name.
+        norm: a scalar, not checked.
         where: method, seed, epoch and step, for the message.
 
     Returns:
-        Numbers, by "loss/NAME".
+        Numbers, by "loss/NAME"; the norm as "grad_norm".
 
     Raises:
         TrainingDiverged: a term is not finite.
     """
-    numbers = torch.stack([term.detach().float() for term in terms.values()]).tolist()
-    values = dict(zip(terms, numbers, strict=True))
+    scalars = [*terms.values(), *([] if norm is None else [norm])]
+    numbers = torch.stack([scalar.detach().float() for scalar in scalars]).tolist()
+    values = dict(zip(terms, numbers, strict=False))
     bad = {name: value for name, value in values.items() if not abs(value) < float("inf")}
     if bad:
         raise TrainingDiverged(
             f"{where}: loss term {', '.join(f'{name} = {value}' for name, value in bad.items())}. "
             "Lower --train.lr, set --train.clip_grad 1, or use --train.precision bf16 or no."
         )
-    return {f"loss/{name}": value for name, value in values.items()}
+    found = {f"loss/{name}": value for name, value in values.items()}
+    return found if norm is None else {**found, "grad_norm": numbers[-1]}
 
 
 @dataclass

@@ -52,6 +52,14 @@ def _one_thread_is_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
 
 
+@pytest.fixture(autouse=True)
+def _every_epoch_has_a_checkpoint(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Runs of tests are over before the seconds are that usually pass between two checkpoints."""
+    from distill.training import loop
+
+    monkeypatch.setattr(loop, "CHECKPOINT_S", 0.0)
+
+
 @pytest.fixture
 def make_config(images: Path, store: FeatureStore, tmp_path: Path) -> MakeConfig:
     """Settings of a run of a few steps; sections are changed by ``section__name=value``."""

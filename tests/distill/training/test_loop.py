@@ -102,6 +102,29 @@ def test_an_interrupted_run_ends_bit_identical(make_config: MakeConfig, stop_aft
         assert (folder(straight) / name).read_bytes() == (folder(stopped) / name).read_bytes(), name
 
 
+def test_short_epochs_share_a_checkpoint(
+    make_config: MakeConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Epochs that end within seconds of each other write one at the end of the run, which is bit-identical."""
+    saved: list[int] = []
+    monkeypatch.setattr(
+        train.checkpoint, "save", lambda folder, contract, values: saved.append(values["step"])
+    )
+    for seconds, steps in ((1e9, [9]), (0.0, [3, 6, 9])):
+        monkeypatch.setattr(train, "CHECKPOINT_S", seconds)
+        config = make_config(
+            train__epochs=3, methods=["labels"], out=f"{make_config().out}{seconds}"
+        )
+        start(config, "labels")
+        assert saved == steps
+        saved.clear()
+    ends = [
+        (Path(f"{make_config().out}{seconds}") / "labels/seed0/student.safetensors").read_bytes()
+        for seconds in (1e9, 0.0)
+    ]
+    assert ends[0] == ends[1]
+
+
 KILLED = """
 import os, signal, sys
 sys.path.insert(0, {root!r})
