@@ -42,6 +42,15 @@ def _fresh_accelerate() -> Iterator[None]:
         AcceleratorState._reset_state(reset_partial_state=True)
 
 
+@pytest.fixture(scope="session", autouse=True)
+def _own_listings(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """No listing is kept in, or taken from, the cache folder of whoever runs the tests."""
+    folder = tmp_path_factory.mktemp("cache")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("featstore.sources.listing.cache_folder", lambda: folder)
+        yield
+
+
 @pytest.fixture(scope="session")
 def image_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """26 small pictures in two classes, of two formats and several shapes."""

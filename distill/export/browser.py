@@ -8,7 +8,6 @@ import base64
 import gzip
 import hashlib
 import json
-import os
 import shutil
 import subprocess
 import tarfile
@@ -24,6 +23,7 @@ from distill.export import onnx_model
 from distill.export.preprocessing import NAME as PREPROCESSING
 from distill.export.preprocessing import PICTURE
 from featstore.errors import ConfigError
+from featstore.files import cache_folder as cache
 from featstore.files.atomic import write_bytes
 from featstore.text import count
 
@@ -107,8 +107,7 @@ def _runtime(members: Mapping[str, Any], path: Path, read: Any) -> WebRuntime:
 
 def cache_folder() -> Path:
     """Folder of downloaded runtimes, below FEATSTORE_CACHE or ~/.cache/featstore."""
-    given = os.environ.get("FEATSTORE_CACHE")
-    return (Path(given).expanduser() if given else Path.home() / ".cache" / "featstore") / "web"
+    return cache.cache_folder() / "web"
 
 
 def fetched() -> Path:

@@ -168,6 +168,21 @@ class Place(ABC):
         except RemoteNotFound:
             return None
 
+    def _stamp(self, name: str) -> tuple[int, str]:
+        """See ``stamp``."""
+        size = self._size(name)
+        return size, str(size)
+
+    def stamp(self, name: str) -> tuple[int, str]:
+        """Return the bytes of a file, and a text that changes when the file is replaced.
+
+        The text is the server's tag or time of change with the size; the size alone where a server gives neither.
+
+        Raises:
+            RemoteNotFound: there is none.
+        """
+        return self._persist(name, lambda: self._stamp(name))
+
     def sizes(self, folder: str = "") -> dict[str, int]:
         """Return the bytes of every file below a folder, by name relative to the URL; {} where there is none."""
         return self._persist(folder, lambda: self._sizes(folder))

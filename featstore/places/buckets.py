@@ -103,6 +103,13 @@ class ObjectPlace(Place):
             return int(self._pass_on("size", name))
         return int(self._connect().head(name)["size"])
 
+    def _stamp(self, name: str) -> tuple[int, str]:
+        if _state.forked:
+            size, stamp = self._pass_on("stamp", name)
+            return int(size), str(stamp)
+        found = self._connect().head(name)
+        return int(found["size"]), f"{found['size']} {found['e_tag'] or found['last_modified']}"
+
     def _sizes(self, folder: str) -> dict[str, int]:
         if _state.forked:
             return dict(self._pass_on("sizes", folder))
@@ -211,6 +218,8 @@ class ObjectPlace(Place):
             match request["call"]:
                 case "size":
                     return self._size(name)
+                case "stamp":
+                    return self._stamp(name)
                 case "sizes":
                     return self._sizes(name)
                 case "remove":

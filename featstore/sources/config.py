@@ -24,7 +24,8 @@ class SourceConfig:
     (--store.pictures), for phase two; without a path, those of --store. If only a path is given, the kind is
     detected."""
     path: str = ""
-    """folder: the folder. tars: a folder of tars, or a brace or glob pattern. hf: what ``save_to_disk`` wrote."""
+    """folder: the folder. tars: a folder of tars, or a brace or glob pattern; also as a URL,
+    s3://bucket/{000..999}.tar (gs://, az://, https://, ...). hf: what ``save_to_disk`` wrote."""
     include: list[str] = field(default_factory=lambda: ["*"])
     """Shell patterns over sample ids ("train/*"); a sample is taken if any of them matches."""
     labels_from: Literal["parent", "top", "none"] = "parent"
@@ -59,7 +60,7 @@ def source_of(images: str | os.PathLike[str]) -> dict[str, Any]:
     if text == "digits":
         return {"kind": "digits"}
     folder = Path(text)
-    if text.endswith(".tar") or (folder.is_dir() and any(folder.glob("*.tar"))):
+    if "://" in text or text.endswith(".tar") or (folder.is_dir() and any(folder.glob("*.tar"))):
         kind = "tars"
     elif any((folder / name).is_file() for name in ("state.json", "dataset_dict.json")):
         kind = "hf"

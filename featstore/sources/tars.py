@@ -9,13 +9,13 @@ neither list the ids without reading every byte nor give the image of one row. A
 network of 1 Gbit/s listing would take the 1.6 s of the whole tar, and each shard that is resumed again.
 """
 
-import os
 import re
 import tarfile
 import threading
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 import numpy as np
 import numpy.typing as npt
@@ -31,9 +31,18 @@ from featstore.sources.base import (
     suffix_of,
 )
 from featstore.sources.labels import check_labels
+from featstore.sources.listing import Ids, TarListing, listing_path, read_listing, write_listing
+from featstore.sources.patterns import expand, is_glob
+from featstore.sources.tar_files import LocalTar, RemoteTar, TarFile, remote_tars
+
+if TYPE_CHECKING:
+    from featstore.places.base import Place
 
 MAX_OPEN_TARS = 64
 """Tars that one process keeps open, far below the usual limit of 1,024 open files."""
+
+LISTING_THREADS = 8
+"""Tars that are listed at a time."""
 
 MAX_LABEL_BYTES = 64
 
@@ -90,33 +99,41 @@ class TarSource(Source):
     def __init__(self, path: str, *, allow_cut_tars: bool = False, image_member: str = "") -> None:
         self.kind = "tars"
         self.uri = path
-        named = named_tars(path)
-        self.notes = _compressed_beside(path)
-        self._paths = [str(tar.absolute()) for _, tar in named]
-        self._handles: dict[int, _Handle] = {}
+        self.notes = [] if _is_url(path) else _compressed_beside(path)
+        self._place, named = _named_files(path)
+        self._files = [file for _, file in named]
+        self._handles: dict[int, TarFile] = {}
         self._lock = threading.Lock()
-        scans = [
-            _scan(tar, allow_cut=allow_cut_tars, image_member=image_member) for _, tar in named
-        ]
-        for scan in scans:
-            self.notes += scan.notes
-        self.tars = [
-            (tar_id, len(scan.images))
-            for (tar_id, _), scan in zip(named, scans, strict=True)
-            if scan.images
-        ]
-        self.sample_ids = [
-            f"{tar_id}/{key}"
-            for (tar_id, _), scan in zip(named, scans, strict=True)
-            for key in scan.images
-        ]
+        kept = listing_path(
+            path, self._files, image_member, allow_cut_tars, sorted(image_suffixes())
+        )
+        known = read_listing(kept)
+
+        def listed(at: int) -> TarListing:
+            name, file = named[at]
+            tar = self._open(file)
+            found = known.get(name)
+            if found is not None and found.stamp == tar.stamp:
+                tar.close()
+                return found
+            scan = _scan(tar, allow_cut=allow_cut_tars, image_member=image_member)
+            ids = Ids.of([f"{name}/{key}" for key in scan.images])
+            return TarListing(name, tar.stamp, ids, scan.spans(), scan.label_array(), scan.notes)
+
+        with ThreadPoolExecutor(LISTING_THREADS) as pool:
+            tars = list(pool.map(listed, range(len(named))))
+        for tar in tars:
+            self.notes += tar.notes
+        self.tars = [(tar.name, len(tar.ids)) for tar in tars if len(tar.ids)]
+        self.sample_ids = Ids.joined([tar.ids for tar in tars])
         if not self.sample_ids:
             raise SourceError(f"{path}: no complete sample in any tar. " + " ".join(self.notes))
-        self._tars = np.repeat(
-            np.arange(len(scans), dtype=np.int32), [len(scan.images) for scan in scans]
-        )
-        self._spans = np.concatenate([scan.spans() for scan in scans])
-        labels = np.concatenate([scan.label_array() for scan in scans])
+        if any(known.get(tar.name) is not tar for tar in tars) or len(known) != len(tars):
+            write_listing(kept, tars)
+        self._stamps = [tar.stamp for tar in tars]
+        self._tars = np.repeat(np.arange(len(tars), dtype=np.int32), [len(tar.ids) for tar in tars])
+        self._spans = np.concatenate([tar.spans for tar in tars])
+        labels = np.concatenate([tar.labels for tar in tars])
         self.labels, self.class_names = check_labels(labels, where=path, notes=self.notes)
 
     def __getstate__(self) -> dict[str, Any]:
@@ -127,42 +144,61 @@ class TarSource(Source):
         self.__dict__.update(state, _lock=threading.Lock())
 
     def read(self, row: int) -> bytes:
-        """Return the bytes of one image; safe to call from several threads."""
+        """Return the bytes of one image; safe to call from several threads.
+
+        Raises:
+            OSError: the tar became shorter.
+            SourceError: it was replaced since it was listed, or its server refuses.
+        """
         tar = int(self._tars[row])
         offset, size = (int(value) for value in self._spans[row])
-        handle = self._handle(tar)
+        file = self._handle(tar)
         parts = []
         while size:
-            part = os.pread(handle.number, size, offset)
+            part = file.pread(size, offset)
             if not part:
                 raise OSError(
-                    f"{self._paths[tar]}: ends at byte {offset}, {size} bytes of "
+                    f"{file.name}: ends at byte {offset}, {size} bytes of "
                     f"{self.sample_ids[row]} are missing; the tar was changed since it was listed"
                 )
             parts.append(part)
             offset, size = offset + len(part), size - len(part)
         return parts[0] if len(parts) == 1 else b"".join(parts)
 
-    def _handle(self, tar: int) -> "_Handle":
+    def _handle(self, tar: int) -> TarFile:
         with self._lock:
-            handle = self._handles.pop(tar, None) or _Handle(self._paths[tar])
+            file = self._handles.pop(tar, None)
+            if file is None:
+                file = self._open(self._files[tar])
+                if self._place is not None and file.stamp != self._stamps[tar]:
+                    raise SourceError(
+                        f"{file.name}: was replaced since it was listed ({file.stamp}, was {self._stamps[tar]}). Run "
+                        "the same command again to list it anew."
+                    )
             if len(self._handles) >= MAX_OPEN_TARS:
                 del self._handles[next(iter(self._handles))]
-            self._handles[tar] = handle  # the last place: dropped last
-            return handle
+            self._handles[tar] = file  # the last place: dropped last
+            return file
+
+    def _open(self, file: str) -> TarFile:
+        if self._place is not None:
+            return RemoteTar(self._place, file)
+        try:
+            return LocalTar(file)
+        except OSError as error:
+            raise _unreadable(file, error) from error
 
 
-class _Handle:
-    """An open file that is closed with its last user, so that no thread reads a closed file."""
+def _is_url(path: str) -> bool:
+    return "://" in path
 
-    number = -1
 
-    def __init__(self, path: str) -> None:
-        self.number = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-
-    def __del__(self) -> None:
-        if self.number >= 0:
-            os.close(self.number)
+def _named_files(pattern: str) -> tuple["Place | None", list[tuple[str, str]]]:
+    """Return the place of tars behind a URL, and (name, file) of each tar in the order of their names."""
+    if not _is_url(pattern):
+        return None, [(name, str(tar.absolute())) for name, tar in named_tars(pattern)]
+    place, files = remote_tars(pattern)
+    return place, sorted((_without_suffix(file), file) for file in files)
 
 
 def named_tars(pattern: str) -> list[tuple[str, Path]]:
@@ -192,12 +228,11 @@ def find_tars(pattern: str) -> tuple[list[Path], Path]:
         return _tars_in(path), path
     if path.exists():
         return [path], path.parent
-    if "://" in pattern or pattern.startswith("pipe:"):
+    if _is_url(pattern) or pattern.startswith("pipe:"):
         raise SourceError(
-            f"{pattern}: tars are read by position from a local or mounted disk. "
-            "Copy them to one and set --source.path to that."
+            f"{pattern}: these tars are read from a local or mounted disk here. Copy them to one."
         )
-    if "{" not in pattern and not _is_glob(pattern):
+    if "{" not in pattern and not is_glob(pattern):
         raise SourceError(
             f"{pattern}: no such file or folder. Set --source.path to a folder of *.tar, one tar, "
             "a glob, or a brace pattern like shard-{000000..000099}.tar."
@@ -205,8 +240,8 @@ def find_tars(pattern: str) -> tuple[list[Path], Path]:
     base = _fixed_part(path)
     found: list[Path] = []
     missing: list[Path] = []
-    for name in _expand(pattern):
-        if _is_glob(name) and not Path(name).exists():
+    for name in expand(pattern):
+        if is_glob(name) and not Path(name).exists():
             found += _glob(name)
         else:
             (found if Path(name).is_file() else missing).append(Path(name))
@@ -249,26 +284,10 @@ def _compressed_beside(pattern: str) -> list[str]:
     ]
 
 
-def _expand(pattern: str) -> list[str]:
-    from braceexpand import braceexpand
-
-    try:
-        return list(braceexpand(pattern))
-    except ValueError as error:  # its UnbalancedBracesError, which the stubs leave out
-        raise SourceError(
-            f"{pattern}: the braces of this pattern do not pair up ({error}). "
-            "Expected for example shard-{000000..000099}.tar (--source.path)."
-        ) from None
-
-
-def _is_glob(text: str) -> bool:
-    return any(character in text for character in "*?[")
-
-
 def _fixed_part(path: Path) -> Path:
     """Return the folders before the first wildcard or brace, which do not depend on the matches."""
     for parent in path.parents:
-        if not _is_glob(str(parent)) and "{" not in str(parent):
+        if not is_glob(str(parent)) and "{" not in str(parent):
             return parent
     return Path()
 
@@ -312,7 +331,7 @@ def is_image(extension: str, image_member: str) -> bool:
     return suffix_of(f".{extension}") in image_suffixes()
 
 
-def several_images(tar: Path, key: str, member: str) -> SourceError:
+def several_images(tar: Path | str, key: str, member: str) -> SourceError:
     """Return the error for a sample with several members that could be its image."""
     return SourceError(
         f"{tar}: sample {key!r} has several images, the second is {member!r}; expected one image for each key. Name "
@@ -324,7 +343,7 @@ def several_images(tar: Path, key: str, member: str) -> SourceError:
 class _Scan:
     """The samples of one tar: images and labels by key, in the order of the members."""
 
-    def __init__(self, tar: Path, image_member: str) -> None:
+    def __init__(self, tar: str, image_member: str) -> None:
         self.tar = tar
         self.image_member = image_member
         self.images: dict[str, tuple[int, int]] = {}
@@ -380,7 +399,8 @@ class _Scan:
 
     def _read_label(self, name: str, span: tuple[int, int], file: BinaryIO) -> int:
         offset, size = span
-        text = os.pread(file.fileno(), min(size, MAX_LABEL_BYTES), offset)
+        file.seek(offset)  # tarfile seeks before it reads
+        text = file.read(min(size, MAX_LABEL_BYTES))
         number = _CLASS.fullmatch(text)
         if number is None or size > MAX_LABEL_BYTES:
             raise SourceError(
@@ -452,13 +472,20 @@ def split_name(name: str) -> tuple[str, str] | None:
     return match[1], match[2].lower()
 
 
-def _scan(tar: Path, *, allow_cut: bool, image_member: str) -> _Scan:
+def _unreadable(tar: str, error: OSError) -> SourceError:
+    return SourceError(
+        f"{tar}: cannot be read: {error.strerror or error}. Fetch it again or leave it out."
+    )
+
+
+def _scan(opened: TarFile, *, allow_cut: bool, image_member: str) -> _Scan:
+    tar = opened.name
     scan = _Scan(tar, image_member)
     try:
-        with tar.open("rb") as file:
+        with opened.buffered() as file:
             _refuse_compressed(tar, file)
             try:
-                for member in _members(tar, file, scan.notes):
+                for member in _members(opened, file, scan.notes):
                     _refuse_hostile(tar, member)
                     scan.add(member, file)
             except _Break as error:
@@ -466,9 +493,7 @@ def _scan(tar: Path, *, allow_cut: bool, image_member: str) -> _Scan:
                 scan.finish()
                 return scan
     except OSError as error:
-        raise SourceError(
-            f"{tar}: cannot be read: {error.strerror or error}. Fetch it again or leave it out."
-        ) from error
+        raise _unreadable(tar, error) from error
     scan.finish()
     if not scan.images:
         wanted = image_member or " ".join(sorted(image_suffixes()))
@@ -491,7 +516,7 @@ def _take_cut(scan: _Scan, error: _Break, *, allow_cut: bool) -> None:
     scan.notes.append(f"{found}; those were taken, all after them are missing.")
 
 
-def _refuse_compressed(tar: Path, file: BinaryIO) -> None:
+def _refuse_compressed(tar: str, file: BinaryIO) -> None:
     start = file.read(8)
     file.seek(0)
     for magic, program in COMPRESSED.items():
@@ -502,7 +527,7 @@ def _refuse_compressed(tar: Path, file: BinaryIO) -> None:
             )
 
 
-def _refuse_hostile(tar: Path, member: tarfile.TarInfo) -> None:
+def _refuse_hostile(tar: str, member: tarfile.TarInfo) -> None:
     if member.name.startswith("/") or ".." in member.name.split("/"):
         raise SourceError(
             f"{tar}: member {member.name!r} points outside of the archive; expected relative "
@@ -515,7 +540,7 @@ def _refuse_hostile(tar: Path, member: tarfile.TarInfo) -> None:
         )
 
 
-def _members(tar: Path, file: BinaryIO, notes: list[str]) -> Iterator[tarfile.TarInfo]:
+def _members(tar: TarFile, file: BinaryIO, notes: list[str]) -> Iterator[tarfile.TarInfo]:
     """Yield the members that are complete.
 
     ``tarfile`` stops silently at a damaged header, so the end is checked.
@@ -524,7 +549,7 @@ def _members(tar: Path, file: BinaryIO, notes: list[str]) -> Iterator[tarfile.Ta
         SourceError: the file is not a tar.
         _Break: the rest cannot be read.
     """
-    size = os.fstat(file.fileno()).st_size
+    size = tar.size
     end = 0
     archive = None
     try:
@@ -541,12 +566,12 @@ def _members(tar: Path, file: BinaryIO, notes: list[str]) -> Iterator[tarfile.Ta
         raise
     except Exception as error:  # tarfile on hostile bytes: ValueError, IndexError, MemoryError, ...
         if end == 0 and archive is None and size >= tarfile.BLOCKSIZE:
-            _refuse_not_a_tar(tar, file, error)
-    _check_end(file, end, size, notes, tar)
+            _refuse_not_a_tar(tar, error)
+    _check_end(tar, end, notes)
 
 
-def _refuse_not_a_tar(tar: Path, file: BinaryIO, error: Exception) -> None:
-    block = os.pread(file.fileno(), tarfile.BLOCKSIZE, 0)
+def _refuse_not_a_tar(tar: TarFile, error: Exception) -> None:
+    block = tar.pread(tarfile.BLOCKSIZE, 0)
     try:
         tarfile.TarInfo.frombuf(block, "utf-8", "surrogateescape")
     except tarfile.HeaderError:
@@ -554,27 +579,28 @@ def _refuse_not_a_tar(tar: Path, file: BinaryIO, error: Exception) -> None:
     else:
         return  # a good header: the cut is in what belongs to it
     raise SourceError(
-        f"{tar}: not a tar (first bytes {block[:8]!r}; {error}). Leave it out of --source.path, "
+        f"{tar.name}: not a tar (first bytes {block[:8]!r}; {error}). Leave it out of --source.path, "
         "or fetch it again: a failed download often is a page of HTML."
     ) from None
 
 
-def _check_end(file: BinaryIO, end: int, size: int, notes: list[str], tar: Path) -> None:
+def _check_end(tar: TarFile, end: int, notes: list[str]) -> None:
     """Check that only zeros follow the last member."""
+    size = tar.size
     if size == 0:
         raise _Break(0, "the file is empty")
     if end >= size:
         notes.append(
-            f"{tar}: has no end-of-archive mark. All its members are whole, but if it was cut "
+            f"{tar.name}: has no end-of-archive mark. All its members are whole, but if it was cut "
             "exactly between two of them, the rest is missing."
         )
         return
-    block = os.pread(file.fileno(), tarfile.BLOCKSIZE, end)
+    block = tar.pread(tarfile.BLOCKSIZE, end)
     if block.strip(b"\0"):
         whole = len(block) == tarfile.BLOCKSIZE
         raise _Break(end, "no whole tar header there" if whole else "inside a tar header")
     position = end
-    while chunk := os.pread(file.fileno(), 1 << 20, position):
+    while chunk := tar.pread(1 << 20, position):
         if chunk.strip(b"\0"):
             place = position + len(chunk) - len(chunk.lstrip(b"\0"))
             raise _Break(

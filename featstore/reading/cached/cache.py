@@ -35,6 +35,7 @@ from pathlib import Path
 
 from featstore.errors import ConfigError, StoreBusy, StoreWriteError
 from featstore.files.atomic import refused
+from featstore.files.cache_folder import cache_folder
 from featstore.files.disk import free_bytes
 from featstore.files.locks import FileLock
 from featstore.files.untrusted import check_private_folder, make_real_folders
@@ -61,11 +62,6 @@ _PUNCH_HOLE = 0x02 | 0x01  # FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE
 _libc = ctypes.CDLL(None, use_errno=True)
 
 
-def _default_folder() -> Path:
-    given = os.environ.get("FEATSTORE_CACHE")
-    return Path(given).expanduser() if given else Path.home() / ".cache" / "featstore"
-
-
 def _default_bytes() -> int:
     given = os.environ.get("FEATSTORE_CACHE_BYTES", "0")
     try:
@@ -84,7 +80,7 @@ def _default_offline() -> bool:
 class CacheConfig:
     """Where and how what is read from a URL is kept."""
 
-    folder: Path = field(default_factory=_default_folder)
+    folder: Path = field(default_factory=cache_folder)
     """Of the cache, on a local disk; ``FEATSTORE_CACHE``, or ~/.cache/featstore."""
     most_bytes: int = field(default_factory=_default_bytes)
     """Limit on the objects of all stores in the folder; ``FEATSTORE_CACHE_BYTES``. 0 takes 100 GB, or half of what is

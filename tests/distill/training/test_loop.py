@@ -108,7 +108,7 @@ def test_short_epochs_share_a_checkpoint(
     """Epochs that end within seconds of each other write one at the end of the run, which is bit-identical."""
     saved: list[int] = []
     monkeypatch.setattr(
-        train.checkpoint, "save", lambda folder, contract, values: saved.append(values["step"])
+        checkpoint, "save", lambda folder, contract, values: saved.append(values["step"])
     )
     for seconds, steps in ((1e9, [9]), (0.0, [3, 6, 9])):
         monkeypatch.setattr(train, "CHECKPOINT_S", seconds)

@@ -1,0 +1,152 @@
+"""What tars hold, as compact arrays, and the file in the cache folder that keeps it between starts.
+
+A tar is listed again when its size, its time of change or the server's tag differs from what the file says. A file that
+is damaged, or was written by another version, is ignored.
+"""
+
+# N samples, T tars
+
+import hashlib
+import io
+import json
+import zipfile
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field
+from itertools import pairwise
+from pathlib import Path
+from typing import Any, overload
+
+import numpy as np
+import numpy.typing as npt
+
+from featstore.errors import StoreWriteError
+from featstore.files.atomic import write_bytes
+from featstore.files.cache_folder import cache_folder
+
+VERSION = 1
+"""Of the files; another version is ignored."""
+
+STEP = 65_536
+"""Ids that are decoded at a time where all are wanted."""
+
+Array = npt.NDArray[np.int64]
+
+
+class Ids(Sequence[str]):
+    """Texts in one block of bytes; a list of ``str`` takes about five times the memory.
+
+    Args:
+        blob: the texts in UTF-8, one after another; bytes that are no UTF-8 are kept as surrogates.
+        ends: (N,) end of each text in the blob.
+    """
+
+    def __init__(self, blob: bytes, ends: Array) -> None:
+        self.blob, self.ends = blob, ends
+
+    @classmethod
+    def of(cls, texts: Sequence[str]) -> "Ids":
+        """Pack texts."""
+        packed = [text.encode("utf-8", "surrogateescape") for text in texts]
+        return cls(b"".join(packed), np.cumsum([len(text) for text in packed], dtype=np.int64))
+
+    @classmethod
+    def joined(cls, parts: Sequence["Ids"]) -> "Ids":
+        """Put several after each other."""
+        starts = np.cumsum([0, *(len(part.blob) for part in parts)])
+        ends = [part.ends + start for part, start in zip(parts, starts, strict=False)]
+        return cls(b"".join(part.blob for part in parts), np.concatenate(ends))
+
+    def __len__(self) -> int:
+        return len(self.ends)
+
+    @overload
+    def __getitem__(self, at: int) -> str: ...
+    @overload
+    def __getitem__(self, at: slice) -> list[str]: ...
+    def __getitem__(self, at: int | slice) -> str | list[str]:
+        if isinstance(at, slice):
+            rows = range(len(self))[at]
+            if rows.step == 1 and len(rows):
+                return list(self._decoded(rows.start, rows.stop))
+            return [self[row] for row in rows]
+        row = range(len(self))[at]
+        start = int(self.ends[row - 1]) if row else 0
+        return self.blob[start : int(self.ends[row])].decode("utf-8", "surrogateescape")
+
+    def __iter__(self) -> Iterator[str]:
+        for start in range(0, len(self), STEP):
+            yield from self._decoded(start, min(start + STEP, len(self)))
+
+    def _decoded(self, start: int, stop: int) -> Iterator[str]:
+        ends = self.ends[max(0, start - 1) : stop].tolist()
+        for first, last in pairwise(ends if start else [0, *ends]):
+            yield self.blob[first:last].decode("utf-8", "surrogateescape")
+
+
+@dataclass(frozen=True)
+class TarListing:
+    """The samples of one tar.
+
+    Attributes:
+        name: of the tar, as ids begin.
+        stamp: of the tar when it was listed.
+        ids: (n,) ids.
+        spans: (n, 2) offset and size of each image, bytes.
+        labels: (n,) class of each image.
+        notes: for the user.
+    """
+
+    name: str
+    stamp: str
+    ids: Ids
+    spans: Array
+    labels: Array
+    notes: list[str] = field(default_factory=list)
+
+
+def listing_path(*key: object) -> Path:
+    """Where the listing of a source is kept.
+
+    Args:
+        key: everything that decides what is listed.
+    """
+    digest = hashlib.sha256(json.dumps([VERSION, *key]).encode()).hexdigest()[:32]
+    return cache_folder() / "listings" / f"{digest}.npz"
+
+
+def read_listing(path: Path) -> dict[str, TarListing]:
+    """Read a kept listing, by name of the tar; {} if there is none that can be read."""
+    try:
+        with path.open("rb") as raw, np.load(raw, allow_pickle=False) as file:
+            head = json.loads(file["head"].tobytes())
+            blob, ends = file["blob"].tobytes(), file["ends"]
+            spans, labels = file["spans"], file["labels"]
+        found, row, byte = {}, 0, 0
+        for name, stamp, rows, size, notes in head:
+            at = slice(row, row + rows)
+            ids = Ids(blob[byte : byte + size], ends[at] - byte)
+            found[name] = TarListing(name, stamp, ids, spans[at], labels[at], notes)
+            row, byte = row + rows, byte + size
+    except (OSError, ValueError, KeyError, TypeError, EOFError, zipfile.BadZipFile):
+        return {}
+    whole = (row, byte, row, row) == (len(ends), len(blob), len(spans), len(labels))
+    return found if whole else {}
+
+
+def write_listing(path: Path, tars: Sequence[TarListing]) -> None:
+    """Keep a listing for later starts; without a folder that can be written, nothing is kept."""
+    head = [[tar.name, tar.stamp, len(tar.ids), len(tar.ids.blob), tar.notes] for tar in tars]
+    ids = Ids.joined([tar.ids for tar in tars])
+    arrays: dict[str, Any] = {
+        "head": np.frombuffer(json.dumps(head).encode(), np.uint8),
+        "blob": np.frombuffer(ids.blob, np.uint8),
+        "ends": ids.ends,
+        "spans": np.concatenate([tar.spans for tar in tars]),
+        "labels": np.concatenate([tar.labels for tar in tars]),
+    }
+    file = io.BytesIO()
+    np.savez(file, **arrays)
+    with suppress(OSError, StoreWriteError):
+        path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+        write_bytes(path, file.getvalue())

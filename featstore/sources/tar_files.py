@@ -1,0 +1,194 @@
+"""Tars on a disk or behind a URL as seekable files, and the tars that a pattern of URLs names."""
+
+import io
+import os
+import threading
+from abc import abstractmethod
+from fnmatch import fnmatchcase
+from typing import TYPE_CHECKING, Any
+
+from featstore.errors import RemoteError, SourceError, shorten
+
+if TYPE_CHECKING:
+    from featstore.places.base import Place
+
+WINDOW_BYTES = 4 * 2**20
+"""A tar behind a URL is listed, and images that follow each other are read, in requests of this size."""
+
+LOCAL_BYTES = 2**17
+
+
+class TarFile(io.RawIOBase):
+    """An open tar, read at any position.
+
+    Attributes:
+        name: path or URL, for messages.
+        size: bytes.
+        stamp: changes when the tar is replaced: its size, with its time of change or the server's tag.
+        buffer_bytes: how much to read at once where it is read in order.
+    """
+
+    name: str
+    size: int
+    stamp: str
+    buffer_bytes: int
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._position = 0
+
+    @abstractmethod
+    def pread(self, size: int, offset: int) -> bytes:
+        """Return up to ``size`` bytes from an offset on; fewer at the end of the tar."""
+
+    def readable(self) -> bool:
+        """See ``io.RawIOBase``."""
+        return True
+
+    def seekable(self) -> bool:
+        """See ``io.RawIOBase``."""
+        return True
+
+    def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
+        """See ``io.RawIOBase``."""
+        start = {os.SEEK_SET: 0, os.SEEK_CUR: self._position, os.SEEK_END: self.size}[whence]
+        self._position = max(0, start + offset)
+        return self._position
+
+    def readinto(self, buffer: Any) -> int:
+        """See ``io.RawIOBase``."""
+        data = self.pread(min(len(buffer), max(0, self.size - self._position)), self._position)
+        buffer[: len(data)] = data
+        self._position += len(data)
+        return len(data)
+
+    def buffered(self) -> io.BufferedReader:
+        """Return a reader for passes from begin to end; closing it closes the tar."""
+        return io.BufferedReader(self, self.buffer_bytes)
+
+
+class LocalTar(TarFile):
+    """A tar on a disk.
+
+    Raises:
+        OSError: it cannot be opened.
+    """
+
+    buffer_bytes = LOCAL_BYTES
+
+    def __init__(self, path: str) -> None:
+        super().__init__()
+        self.name = path
+        self._number = -1
+        self._number = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        found = os.fstat(self._number)
+        self.size, self.stamp = found.st_size, f"{found.st_size} {found.st_mtime_ns}"
+
+    def pread(self, size: int, offset: int) -> bytes:
+        """See ``TarFile.pread``."""
+        return os.pread(self._number, size, offset)
+
+    def close(self) -> None:
+        """Close the file; with its last user, so that no thread reads a closed one."""
+        super().close()
+        if self._number >= 0:
+            os.close(self._number)
+            self._number = -1
+
+
+class RemoteTar(TarFile):
+    """A tar at a place. Failed requests are repeated as the place does.
+
+    Raises:
+        SourceError: it is gone, or the server refuses.
+    """
+
+    buffer_bytes = WINDOW_BYTES
+
+    def __init__(self, place: "Place", name: str) -> None:
+        super().__init__()
+        self._place, self._file = place, name
+        self.name = f"{place.url}/{name}"
+        self._window = b""
+        self._start = 0
+        self._lock = threading.Lock()
+        with _refusals(self.name):
+            self.size, self.stamp = place.stamp(name)
+
+    def pread(self, size: int, offset: int) -> bytes:
+        """See ``TarFile.pread``; of images that follow each other, many come with one request."""
+        size = min(size, self.size - offset)
+        if size <= 0:
+            return b""
+        with self._lock:
+            at = offset - self._start
+            end = len(self._window)
+            if not 0 <= at <= at + size <= end:
+                follows = 0 <= at <= end + self.buffer_bytes // 4
+                most = max(size, self.buffer_bytes) if follows else size
+                with _refusals(self.name):
+                    self._window = self._place.read_part(
+                        self._file, range(offset, min(offset + most, self.size))
+                    )
+                self._start, at = offset, 0
+            return self._window[at : at + size]
+
+
+class _refusals:
+    """Turn errors of a place into those of a source."""
+
+    def __init__(self, name: str) -> None:
+        self._name = name
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
+        if isinstance(error, RemoteError):
+            raise SourceError(
+                f"{self._name}: cannot be read: {error}. Images of a tar that was listed must stay there; run the same "
+                "command again to resume."
+            ) from error
+
+
+def remote_tars(pattern: str) -> tuple["Place", list[str]]:
+    """Find the tars that a pattern of URLs names.
+
+    Args:
+        pattern: the URL of a tar, of a folder, or one with braces or wildcards after the last folder without any.
+
+    Returns:
+        The place of the fixed folder, and names below it in order.
+
+    Raises:
+        SourceError: none there, or the server refuses.
+        ConfigError: no such scheme.
+    """
+    from featstore.places.open_place import open_place
+    from featstore.sources.patterns import expand, is_glob
+
+    scheme, _, rest = pattern.partition("://")
+    parts = rest.split("/")  # the first one is the bucket or host
+    fixed = next((i for i, part in enumerate(parts) if is_glob(part) or "{" in part), len(parts))
+    if fixed == len(parts) and rest.endswith(".tar"):
+        fixed -= 1
+    base, tail = f"{scheme}://{'/'.join(parts[:fixed])}", "/".join(parts[fixed:])
+    place = open_place(base.rstrip("/"))
+    with _refusals(base):
+        if tail and not is_glob(tail):
+            return place, expand(tail)
+        if not place.lists:
+            raise SourceError(
+                f"{pattern}: this server has no listing; name its tars with braces, such as {base}/{{000..099}}.tar."
+            )
+        there = place.sizes()
+    names = expand(tail) if tail else ["*.tar"]
+    found = sorted({name for name in there for one in names if fnmatchcase(name, one)})
+    if not tail:
+        found = [name for name in found if "/" not in name]
+    if not found:
+        raise SourceError(
+            f"{pattern}: no tar matches; {base} holds {shorten(sorted(there)) or 'nothing'}. Correct the pattern "
+            "(--source.path)."
+        )
+    return place, found
