@@ -62,6 +62,7 @@ class Student(nn.Module):
         map_size: (h, w).
         stage_channels: M_i of every stage; empty if the model cannot give its stages.
         notes: notes for the user about how it was built.
+        loaded_head: whether the last layer came with the starting weights.
         task_head: of a task that brings its own: (features, map, stages) -> output, in place of the logits; else None.
             It is given the maps of the stages if its attribute ``stages`` is true.
 
@@ -82,6 +83,7 @@ class Student(nn.Module):
         super().__init__()
         self.model = model
         self.task_head = None
+        self.loaded_head = False
         settings: dict[str, Any] = dict(model.pretrained_cfg)  # type: ignore[arg-type]
         self.name = str(settings.get("architecture", type(model).__name__))
         size = image_size or settings["input_size"][-1]
@@ -340,6 +342,7 @@ def build_student(config: StudentConfig, num_classes: int, *, seed: int = 0) -> 
     path = config.weights.replace("{seed}", str(seed))
     notes += load_weights(model, Path(path)) if path else []
     student = Student(model, image_size=config.image_size, feature=config.feature, notes=notes)
+    student.loaded_head = bool(path) and not any("starts fresh" in note for note in notes)
     student.mean = tuple(config.mean) or student.mean
     student.std = tuple(config.std) or student.std
     return student

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import dataclasses
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import numpy as np
@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from distill.data.joined import Data
     from distill.data.pictures import Batch
     from distill.data.samples import Samples, Split
+    from distill.data.schedule import Indices
     from distill.data.targets import Targets
     from distill.evaluation.evaluate import Evaluation, Viewer
     from distill.measures.linear_probe import LinearProbe
@@ -160,6 +161,15 @@ class Task(ABC):
         if self.own_head:
             student.task_head = self.head(student, self.num_outputs, self.options)
         return student
+
+    def begin(self, student: Student, part: Split, targets: Callable[[Indices], Tensor]) -> None:
+        """Set the first weights of a head that was not loaded; the same on every process. Does nothing by default.
+
+        Args:
+            student: That was just built.
+            part: Parts of the run.
+            targets: Gives the targets of some samples in their canonical view.
+        """
 
     def split(self, seed: int, *, measured: Literal["test", "validation"] = "test") -> Split:
         """The images that a run trains on, and those that it is measured on.

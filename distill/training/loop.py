@@ -177,6 +177,7 @@ class Loop:
         # The student comes first after seeding, so that all methods start from the same weights.
         set_seed(seed)
         self.student: Student = self._build_student()
+        self.task.begin(self.student, self.part, self._targets)
         setup = self._setup()
         self.method: Method = METHODS[method](setup, options_of(config, method))
         self.partner: Partner | None = None

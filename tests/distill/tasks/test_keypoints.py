@@ -13,6 +13,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
+from safetensors.torch import load_file
 
 from distill.commands.evaluate import run as evaluate
 from distill.commands.train import run
@@ -231,6 +232,28 @@ def test_wrong_options(make_points: Any, tmp_path: Path) -> None:
             run(make_points(**options))
     with pytest.raises(ConfigError, match=r"\[0, 0\]"):
         KeypointsConfig(flip=[0, 0])
+
+
+def test_the_first_outputs_are_the_mean_points(make_points: Any) -> None:
+    """With a learning rate of almost nothing they stay there; a layer that was loaded is left as it is."""
+    config = dataclasses.replace(
+        make_points(), methods=["labels"], data=DataConfig(mirror=True, views="canonical")
+    )
+    config = dataclasses.replace(
+        config, train=dataclasses.replace(config.train, lr=1e-12, epochs=1)
+    )
+    run(config)
+    folder = Path(config.out) / "labels" / "seed0"
+    state = load_file(folder / "student.safetensors")
+    bias = state["head.fc.bias"].reshape(-1, 2)
+    assert state["head.fc.weight"].abs().max() < 1e-6
+    student = dataclasses.replace(config.student, weights=str(folder))
+    again = dataclasses.replace(config, student=student, out=config.out + "-again")
+    run(again)
+    other = load_file(Path(again.out) / "labels" / "seed0" / "student.safetensors")
+    torch.testing.assert_close(other["head.fc.bias"], state["head.fc.bias"], atol=1e-6, rtol=0)
+    assert bias[1, 1] > bias[0, 1]  # the second corner lies below the first
+    assert bias[:2].abs().max() < 0.5
 
 
 def test_methods_that_fit() -> None:
