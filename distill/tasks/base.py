@@ -162,7 +162,9 @@ class Task(ABC):
             student.task_head = self.head(student, self.num_outputs, self.options)
         return student
 
-    def begin(  # noqa: B027 - most tasks do nothingself, student: Student, part: Split, targets: Callable[[Indices], Tensor]) -> None:
+    def begin(  # noqa: B027 - most tasks do nothing
+        self, student: Student, part: Split, targets: Callable[[Indices], Tensor]
+    ) -> None:
         """Set the first weights of a head that was not loaded; the same on every process. Does nothing by default.
 
         Args:
