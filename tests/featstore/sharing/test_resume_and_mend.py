@@ -165,6 +165,9 @@ def test_damage_inside_an_object_costs_the_rest_of_it(
 def test_an_interrupt_ends_at_once_and_names_the_command() -> None:
     """Ctrl-C while a server is silent: the process ends before the server answers, without a traceback."""
     over = threading.Event()
+    previous = signal.signal(
+        signal.SIGINT, signal.default_int_handler
+    )  # a background job ignores it, and its children
 
     def silent(request: Any) -> Any:
         over.wait(600)
@@ -184,6 +187,7 @@ def test_an_interrupt_ends_at_once_and_names_the_command() -> None:
             finally:
                 process.kill()
                 over.set()
+                signal.signal(signal.SIGINT, previous)
         assert process.returncode == 130
         assert "Traceback" not in text
 
