@@ -93,7 +93,7 @@ CORRUPTIONS: dict[CorruptionName, tuple[Corruption, tuple[float, ...]]] = {
     "jpeg": (jpeg, (60, 40, 25, 15, 8)),
     "pixelate": (pixelate, (0.8, 0.65, 0.5, 0.4, 0.3)),
 }
-"""By name: the function, and its parameter for severities 1 to 5 [I]."""
+"""By name: the function, and its parameter for severities 1 to 5 (our choice)."""
 
 
 def corrupt(pixels: Pixels, kind: CorruptionName, severity: int, *, seed: str) -> Pixels:

@@ -1,6 +1,6 @@
-"""WideResNet for 32 x 32 pictures, the student of the CIFAR setting [S]; timm has none.
+"""WideResNet for 32 x 32 pictures, the student of the CIFAR setting; timm has none.
 
-Zagoruyko and Komodakis, "Wide Residual Networks" (2016), in the form that semi-supervised benchmarks train [C]: leaky
+Zagoruyko and Komodakis, "Wide Residual Networks" (2016), in the form that semi-supervised benchmarks train: leaky
 ReLU, convolutions with a bias, slow batch statistics. Importing this file makes ``timm.create_model`` know it.
 """
 
@@ -14,10 +14,10 @@ from timm.models import build_model_with_cfg, generate_default_cfgs, register_mo
 from torch import Tensor, nn
 
 SLOPE = 0.1
-"""Of the leaky ReLU below zero [C]."""
+"""Slope of the leaky ReLU below zero."""
 
 EPSILON = 1e-3
-"""Of batch normalisation [C]."""
+"""Epsilon of batch normalisation."""
 
 SETTINGS: dict[str, Any] = {
     "input_size": (3, 32, 32),
@@ -25,7 +25,7 @@ SETTINGS: dict[str, Any] = {
     "num_classes": 10,
     "crop_pct": 1.0,
     "interpolation": "bicubic",
-    "mean": (0.4914, 0.4822, 0.4465),  # of CIFAR-10's training images [M]
+    "mean": (0.4914, 0.4822, 0.4465),  # of CIFAR-10's training images
     "std": (0.2471, 0.2435, 0.2616),
     "first_conv": "stem",
     "classifier": "fc",
@@ -47,7 +47,7 @@ class Activation(nn.Sequential):
 class Block(nn.Module):
     """Two 3 x 3 convolutions, each behind its activation, added to the input.
 
-    Where the width changes, the input is added after its activation and a 1 x 1 convolution [C].
+    Where the width changes, the input is added after its activation and a 1 x 1 convolution.
     """
 
     def __init__(self, inputs: int, outputs: int, *, stride: int, momentum: float) -> None:
@@ -74,8 +74,8 @@ class WideResNet(nn.Module):
         num_classes: of the last Linear; 0 leaves it out.
         in_chans: channels of a picture.
         global_pool: timm's name of the pooling.
-        drop_rate: of the dropout in front of the last Linear; 0 in the benchmarks [C].
-        bn_momentum: share of a batch in the running statistics. 0.001 [C] suits runs of 10^5 steps and more: after n
+        drop_rate: of the dropout in front of the last Linear; 0 in the benchmarks.
+        bn_momentum: share of a batch in the running statistics. 0.001 suits runs of 10^5 steps and more: after n
             steps the initial statistics still weigh 0.999^n, 0.6 after 500. Take 0.1 for short runs.
     """
 
