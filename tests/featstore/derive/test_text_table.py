@@ -13,7 +13,7 @@ from featstore.derive.subset import subset
 from featstore.derive.text_table import class_means, prompts
 from featstore.errors import ConfigError, ShardCorrupt
 from featstore.format.artefacts import artefact_path, pack, pack_texts
-from featstore.format.text_table import TextTable, tables_of
+from featstore.format.text_table import TextTable, artefact_name, tables_of
 from featstore.maintenance.verify import verify
 from featstore.sources import open_source
 from featstore.sources.config import SourceConfig
@@ -58,6 +58,10 @@ def test_a_table_is_added_and_the_rows_are_shared(store: FeatureStore, tmp_path:
     # The table follows the field of its teacher, and is dropped by nothing but damage.
     part = subset(tmp_path / "out", tmp_path / "part", fields=["cls"], rows=[1, 2])
     assert tables_of(part) == ["texts.classes"]
+    # Merging teachers puts a prefix before the name.
+    both = part.model_copy(update={"artefacts": {"clip_texts.classes": record, "head": record}})
+    assert tables_of(both) == ["clip_texts.classes"]
+    assert artefact_name("clip_texts.classes") == "clip_texts.classes"
     artefact_path(tmp_path / "out", "texts.classes").write_bytes(pack({"a": np.zeros(1)}))
     with pytest.raises(ShardCorrupt, match=r"texts\.classes"):
         FeatureStore.open(tmp_path / "out").artefact("texts.classes")
