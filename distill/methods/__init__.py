@@ -13,6 +13,7 @@ from distill.methods.relations import CC, CCCRD, PKT, RKD, SP
 from distill.methods.specmatch import SpecMatch
 from distill.methods.teacher_head import SRD, SimKD
 from distill.methods.tffd import TfFD
+from distill.methods.vlm_ood import VLMOOD, Embedding
 
 __all__ = ["METHODS", "Method", "Needs", "Output", "Setup", "Side", "VectorMethod"]
 
@@ -38,6 +39,8 @@ METHODS: dict[str, type[Method]] = {
     "queue_kl": QueueKL,
     "specmatch": SpecMatch,
     "tffd": TfFD,
+    "embedding": Embedding,
+    "vlm_ood": VLMOOD,
     "assist": Assist,
     "customkd": CustomKD,
 }

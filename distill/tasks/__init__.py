@@ -14,6 +14,7 @@ from distill.tasks.keypoints import Keypoints
 from distill.tasks.multilabel import MultiLabel
 from distill.tasks.none import Backbone
 from distill.tasks.segment import Segment
+from distill.tasks.zeroshot import ZeroShot
 from featstore import FeatureStore
 from featstore.errors import ConfigError, shorten
 from featstore.sources.base import NO_LABEL, Source, matches
@@ -29,6 +30,7 @@ TASKS: dict[str, type[Task]] = {
     "multilabel": MultiLabel,
     "keypoints": Keypoints,
     "segment": Segment,
+    "zeroshot": ZeroShot,
 }
 
 CHOOSES_LABELS = ("labelled", "labels_per_class", "validation", "holdout", "group")

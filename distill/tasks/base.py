@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from distill.data.samples import Samples, Split
     from distill.data.schedule import Indices
     from distill.data.targets import Targets
+    from distill.evaluation.embedding import EmbeddingHead
     from distill.evaluation.evaluate import Evaluation, Viewer
     from distill.measures.linear_probe import LinearProbe
     from distill.methods.base import Needs, Output
@@ -184,6 +185,14 @@ class Task(ABC):
             ConfigError: A part that the task needs is empty.
         """
         return self.data.split(seed, measured=measured)
+
+    def finished(self, student: Student) -> tuple[Student, EmbeddingHead | None]:
+        """The student that is measured and exported, and a head from its feature to the teacher's space.
+
+        Args:
+            student: As it was trained; not to be changed.
+        """
+        return student, None
 
     def probe(self, part: Split, seed: int) -> LinearProbe | None:
         """A linear probe on the stored features, for tasks with classes."""

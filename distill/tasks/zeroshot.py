@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
+import numpy.typing as npt
 
 from distill.lazy import Tensor, no_grad, torch
 from distill.measures.score import Measure, record
@@ -25,10 +26,13 @@ from featstore.errors import ConfigError, shorten
 from featstore.sources.base import NO_LABEL, matches
 
 if TYPE_CHECKING:
+    from distill.config import DistillConfig
     from distill.data.class_texts import ClassTexts
-    from distill.data.joined import Data, JoinedData
+    from distill.data.joined import Data
     from distill.data.pictures import Batch
-    from distill.data.samples import Split
+    from distill.data.samples import Samples, Split
+    from distill.data.stored_features import Features
+    from distill.data.targets import Targets
     from distill.evaluation.embedding import EmbeddingHead
     from distill.evaluation.evaluate import Evaluation, Viewer
     from distill.measures.linear_probe import LinearProbe
@@ -64,33 +68,44 @@ class ZeroShot(Task):
         Measure("teacher.unseen", "teacher, unseen classes"),
     )
     methods = ("labels", "embedding", "vlm_ood")
-    kind = "zero-shot-image-classification"
+    kind = "image-classification"
+    meaning = "one value per class, embedding times text; the largest is the answer"
 
-    def __init__(self, config: Any, data: Data, options: Any = None) -> None:
+    def __init__(self, config: DistillConfig, data: Data, options: Any = None) -> None:
         from distill.data.class_texts import read_texts
         from distill.data.joined import JoinedData
 
         super().__init__(config, data, options)
-        if not isinstance(data, JoinedData):
-            raise ConfigError(
-                "--task zeroshot: needs the feature store with the texts; give --store."
-            )
         if config.student.feature != "prelogits":
             raise ConfigError(
                 f"--student.feature {config.student.feature}: --task zeroshot embeds the input of the last Linear; "
                 "leave it out."
             )
-        self.joined: JoinedData = data
-        self.texts = read_texts(data.features, self.options.table, setting="--zeroshot.table")
-        self.classes = self._classes(data.split(config.seeds[0]))
-
-    def _classes(self, part: Split) -> ClassTexts:
-        return self.texts.of_classes(self.data.samples, self._without_unseen(part))
+        self.features: Features | None = (
+            None  # without a store, a finished student is measured alone
+        )
+        self.class_texts: ClassTexts | None = None
+        if isinstance(data, JoinedData):
+            self.features = data.features
+            self.texts = read_texts(data.features, self.options.table, setting="--zeroshot.table")
+        self.split(config.seeds[0])
 
     @property
     def num_outputs(self) -> int:
-        """D."""
-        return self.joined.features.width
+        """D, of the student that is trained; the finished one has K."""
+        assert self.features is not None  # only finished students are measured without a store
+        return self.features.width
+
+    def targets(self, samples: Samples) -> Targets:
+        """(n, 1) classes, NaN where there is none."""
+        from distill.data.targets import Values
+
+        known = samples.labels != NO_LABEL
+        return Values(np.where(known, samples.labels, np.nan)[:, None])
+
+    def labelled(self, samples: Samples, targets: Targets) -> Samples:
+        """The same: parts are cut by class."""
+        return samples
 
     def label_names(self) -> Sequence[str]:
         """Names of the classes: outputs of the finished student."""
@@ -99,16 +114,17 @@ class ZeroShot(Task):
     def split(self, seed: int, *, measured: Literal["test", "validation"] = "test") -> Split:
         """See ``Task.split``; no image that is known to be of an unseen class is trained on."""
         part = self._without_unseen(self.data.split(seed, measured=measured))
-        self.classes = self._classes(part)
-        count = int(self.classes.seen_K.sum())
-        note = f"{self.texts.artefact}: {self.texts.origin}"
-        shown = np.unique(self.data.samples.labels[part.test])
-        unseen = int((~self.classes.seen_K[shown]).sum())
+        samples = self.data.samples
+        self.seen_K = torch.zeros(samples.num_classes, dtype=torch.bool)
+        self.seen_K[np.unique(samples.labels[part.labelled])] = True
+        unseen = int((~self.seen_K[np.unique(samples.labels[part.test])]).sum())
         notes = [
             *part.notes,
-            note,
-            f"{count} classes are trained on; {unseen} of the test part are not",
+            f"{int(self.seen_K.sum())} classes are trained on; {unseen} of the test part are not",
         ]
+        if self.features is not None:
+            self.class_texts = self.texts.of_classes(samples, part)
+            notes.append(f"{self.texts.artefact}: {self.texts.origin}")
         return dataclasses.replace(part, notes=notes)
 
     def _without_unseen(self, part: Split) -> Split:
@@ -131,7 +147,8 @@ class ZeroShot(Task):
         """Cross entropy among the classes trained on, by cosine over the temperature."""
         from distill.losses import cross_entropy
 
-        classes = self.classes.to(output.logits.device)
+        assert self.class_texts is not None
+        classes = self.class_texts.to(output.logits.device)
         logits = classes.logits(output.logits, temperature=self.options.temperature)
         return {"ce": cross_entropy(logits, batch.labels)}
 
@@ -140,7 +157,8 @@ class ZeroShot(Task):
         """The same student with the texts folded into its last Linear, (C, K), and its embedding head."""
         from distill.evaluation.embedding import EmbeddingHead
 
-        linear, texts = student.classifier, self.classes.texts_KD.double()
+        assert self.class_texts is not None
+        linear, texts = student.classifier, self.class_texts.texts_KD.double()
         weight = linear.weight.detach().cpu()
         bias = torch.zeros(len(weight)) if linear.bias is None else linear.bias.detach().cpu()
         done = copy.deepcopy(student)
@@ -155,9 +173,7 @@ class ZeroShot(Task):
 
     def score(self, viewer: Viewer, student: Student, part: Split) -> float:
         """Mean accuracy over the unseen classes among their own texts; over all where all were trained on."""
-        done, _ = self.finished(student)
-        _, logits = viewer.run(done, part.test)
-        return float(self._numbers(logits, part)["zeroshot"])
+        return super().score(viewer, self.finished(student)[0], part)
 
     def measure(
         self, viewer: Viewer, student: Student, part: Split, *, seed: int, probe: LinearProbe | None
@@ -167,40 +183,41 @@ class ZeroShot(Task):
         from distill.evaluation.predictions import predictions
 
         features, logits = viewer.run(student, part.test)
-        stored = self.joined.features.take(part.test) @ self.classes.texts_KD.T
-        result = {
-            "num_images": len(part.test),
-            **self._numbers(logits, part),
-            "texts": self.texts.artefact,
-            "texts_origin": self.texts.origin,
-            "teacher": self._numbers(stored, part),
-        }
         samples = self.data.samples
+        labels = samples.labels[part.test]
+        result: dict[str, Any] = {"num_images": len(labels), **self._numbers(logits, labels)}
+        stored = None
+        if self.features is not None and self.class_texts is not None:
+            stored = self.features.take(part.test) @ self.class_texts.texts_KD.T
+            result["teacher"] = self._numbers(stored, labels)
+            result["texts"] = {"artefact": self.texts.artefact, "origin": self.texts.origin}
         answers = predictions(
             [samples.ids[index] for index in part.test],
             samples.class_names,
-            samples.labels[part.test],
+            labels,
             logits.numpy(),
-            stored.numpy(),
+            None if stored is None else stored.numpy(),
         )
         return Evaluation(result, features, answers)
 
-    def _numbers(self, logits_NK: Tensor, part: Split) -> dict[str, float]:
-        """Mean accuracy over classes: among seen, among unseen, and among all texts."""
-        labels = torch.from_numpy(self.data.samples.labels[part.test])
-        seen = self.classes.seen_K
-        everything = torch.ones_like(seen)
-        found = {"all_classes": mean_per_class(logits_NK, labels, everything)}
-        for name, among in (("seen", seen), ("unseen", ~seen)):
+    def numbers(self, *kept: Tensor) -> dict[str, Any]:
+        """Of a finished student: mean accuracy over classes among seen, among unseen, and among all texts."""
+        logits, targets = kept
+        return self._numbers(logits, targets[:, 0].long().numpy())
+
+    def _numbers(self, logits_NK: Tensor, labels_N: npt.NDArray[np.int64]) -> dict[str, float]:
+        labels = torch.from_numpy(labels_N)
+        found = {"all_classes": mean_per_class(logits_NK, labels, torch.ones_like(self.seen_K))}
+        for name, among in (("seen", self.seen_K), ("unseen", ~self.seen_K)):
             if among[labels].any():
                 found[name] = mean_per_class(logits_NK, labels, among)
         return {"zeroshot": found.get("unseen", found["all_classes"]), **found}
 
     def record(self, result: dict[str, Any]) -> dict[str, Any]:
         """The score beside that of the teacher's own features."""
-        return record(
-            result, self.measures, ("teacher, zero-shot", float(result["teacher"]["zeroshot"]))
-        )
+        teacher = result.get("teacher")
+        reference = teacher and ("teacher, zero-shot", float(teacher["zeroshot"]))
+        return record(result, self.measures, reference)
 
 
 def mean_per_class(logits_NK: Tensor, labels_N: Tensor, among_K: Tensor) -> float:

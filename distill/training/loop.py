@@ -607,9 +607,12 @@ class Loop:
         student = self._exported()
         if self.best.weights is not None:
             load_whole_state(student, self.best.weights)
+        student, head = self.task.finished(student)
         measured = self.task.measure(
             self.viewer, student, self.part, seed=self.seed, probe=self.probe
         )
+        if head is not None:
+            measured = dataclasses.replace(measured, head=head)
         record = {
             "method": self.name,
             "seed": self.seed,
