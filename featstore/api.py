@@ -299,7 +299,8 @@ def subset(
 
     Args:
         fields: Names of the fields to take; all by default.
-        where: Shell patterns over sample ids; a row is taken if any of them matches.
+        where: Shell patterns over sample ids; a row is taken if any of them matches. Conditions such as
+            ``confidence > .6`` on fields of one number must all hold.
         rows: A slice of row numbers; or (n,) integers, in the order of the new store, without other conditions.
         labelled_per_class: Take so many valid, different images of each class; 0 takes all.
         seed: Seed of that choice.

@@ -15,6 +15,7 @@ images do not change. Run the same command again to resume.
 
   featstore subset STORE OUT --fields cls
   featstore subset STORE OUT --where 'train/*' --where 'extra/*'
+  featstore subset STORE OUT --where 'confidence > .6'          # a field of one number; no other field is read
   featstore subset STORE OUT --ids ids.txt                      # of featstore select
   featstore subset STORE OUT --where 'train/*' --labelled-per-class 4 --seed 0
 """

@@ -3,9 +3,12 @@
 # n rows of a part
 
 import hashlib
-from collections.abc import Mapping, Sequence
+import operator
+import re
+from collections.abc import Callable, Mapping, Sequence
 from fnmatch import fnmatchcase
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -24,9 +27,21 @@ from featstore.errors import ConfigError, MissingSamples, shorten
 from featstore.files.array_types import Rows
 from featstore.format.ids import ids_sha256
 from featstore.format.manifest import ArtefactRecord, Int8Encoding, Manifest
+from featstore.format.views import View
 from featstore.reading.store import FeatureStore
 from featstore.version import __version__
 from featstore.writing.fill import Progress, no_progress
+
+COMPARE: dict[str, Callable[[npt.NDArray[Any], float], npt.NDArray[np.bool_]]] = {
+    ">=": operator.ge,
+    "<=": operator.le,
+    "==": operator.eq,
+    "!=": operator.ne,
+    ">": operator.gt,
+    "<": operator.lt,
+}
+CONDITION = re.compile(r"\s*([A-Za-z0-9][\w.-]*)\s*(>=|<=|==|!=|>|<)\s*(\S+)\s*")
+"""A field, a comparison and a number."""
 
 
 def subset(
@@ -140,7 +155,9 @@ def choose(
     """Rows that pass all of some conditions, in the order of the store.
 
     Args:
-        where: Shell patterns over sample ids, ``*`` also spans slashes; a row is taken if any matches. All if empty.
+        where: Shell patterns over sample ids, ``*`` also spans slashes; a row is taken if any matches. And conditions
+            such as ``confidence > .6`` on fields of one number (of several views, the canonical one, or the first);
+            all must hold, and invalid rows are left out. All rows if empty.
         ids: Sample ids, e.g. of ``featstore select``; all if not given.
         labelled_per_class: Of the rows that are left, take so many valid ones of each class, all of different content;
             which ones depends on content and seed alone. 0: all, with and without labels.
@@ -152,6 +169,10 @@ def choose(
     taken: Rows | range = range(store.num_rows)[rows]
     if ids is not None:
         taken = np.intersect1d(np.asarray(taken, dtype=np.int64), store.rows_of(ids))
+    conditions = [found for item in where if (found := CONDITION.fullmatch(item))]
+    where = [item for item in where if not CONDITION.fullmatch(item)]
+    for condition in conditions:
+        taken = _holding(store, taken, condition)
     if where:
         span = taken
         names = ids_of(Axis((store,), span), len(span))
@@ -162,18 +183,40 @@ def choose(
         )
         taken = np.fromiter(matching, dtype=np.int64)
     if not len(taken):
-        patterns = " ".join(map(repr, where))
+        patterns = " ".join(repr(item) for item in [*(c[0] for c in conditions), *where])
         some = [str(name) for _, name in zip(range(3), ids_of(whole(store), 3), strict=False)]
         raise ConfigError(
             f"{store.path}: none of its {store.num_rows:,} rows is left"
             + (
                 f" by {patterns}. A pattern must match the whole id; ids look like"
-                if where
+                if patterns
                 else "; ids are"
             )
             + f" {shorten(some)}."
         )
     return _per_class(store, taken, labelled_per_class, seed) if labelled_per_class else taken
+
+
+def _holding(store: FeatureStore, taken: Rows | range, condition: re.Match[str]) -> Rows:
+    """Valid rows in whose field of one number a condition holds; no other field is read."""
+    name, sign, text = condition.groups()
+    record = store.manifest.fields.get(name)
+    if record is None or record.shape or record.dtype == "text":
+        numbers = [n for n, f in store.manifest.fields.items() if not f.shape and f.dtype != "text"]
+        raise ConfigError(
+            f"{store.path}: {condition[0]!r}: no field {name!r} of one number; it has: {shorten(numbers) or 'none'}."
+        )
+    try:
+        bound = float(text)
+    except ValueError:
+        raise ConfigError(f"{condition[0]!r}: {text!r} is no number.") from None
+    rows = np.asarray(taken, dtype=np.int64)
+    rows = rows[store.valid[rows]]
+    views, canonical = store.manifest.views.views, View(kind="canonical")
+    column = views.index(canonical) if canonical in views else 0
+    values = store.gather(name, rows, views=[column] if record.per_view else None)
+    held: npt.NDArray[np.bool_] = COMPARE[sign](np.asarray(values).reshape(len(rows)), bound)
+    return rows[held]
 
 
 def _per_class(store: FeatureStore, taken: Rows | range, count: int, seed: int) -> Rows:

@@ -116,8 +116,9 @@ class StoreConfig:
     """Folder of the store."""
     fields: list[str] = field(default_factory=lambda: ["cls"])
     """cls, mean, pooled, tokens, registers, projected, logits, gridK (patch grid pooled to K x K, e.g. grid7),
-    logits_topK (the K largest logits and their classes), blockN.cls, blockN.gridK and so on (output of transformer
-    block N, from 0), q, k, v (of the last block; q.cls, k.grid7). onnx, python: also the model's own outputs."""
+    logits_topK (the K largest logits and their classes), confidence, argmax (one number each, of the classifier),
+    blockN.cls, blockN.gridK and so on (output of transformer block N, from 0), q, k, v (of the last block; q.cls,
+    k.grid7). onnx, python: also the model's own outputs."""
     dtype: Literal["float16", "bfloat16", "float32", "int8"] = "float16"
     """int8: standardised by channel, one scale per row, measured error in the manifest; half the bytes of float16."""
     container: Literal["zarr", "webdataset"] = "zarr"

@@ -15,7 +15,7 @@ PROJECTIONS = ("q", "k", "v")
 _OF_TOKENS = r"(?:cls|mean|tokens|registers|grid[1-9][0-9]{0,2})"
 FIELD = re.compile(
     rf"{_OF_TOKENS}|(?:block(?:0|[1-9][0-9]{{0,2}})|[qkv])\.{_OF_TOKENS}|[qkv]"
-    r"|pooled|projected|logits|logits_top[1-9][0-9]{0,4}"
+    r"|pooled|projected|confidence|argmax|logits|logits_top[1-9][0-9]{0,4}"
 )
 
 KNOWN = (

@@ -273,8 +273,8 @@ def _quantise(
     source: Source,
     teacher: Teacher,
 ) -> tuple[dict[str, FieldRecord], dict[str, bytes]]:
-    """Measure scales per channel for every plain field; top-k fields keep their type."""
-    plain = [name for name, spec in fields.items() if spec.encoding.kind == "plain"]
+    """Measure scales per channel for every plain field with axes; top-k fields keep their type."""
+    plain = [n for n, spec in fields.items() if spec.encoding.kind == "plain" and spec.shape]
     widest = max((math.prod(fields[name].shape) for name in plain), default=1)
     most = max(8, MOST_NUMBERS // (widest * len(views)))
     count = min(config.store.calibration_rows, len(source), most)

@@ -10,6 +10,12 @@ from featstore.errors import TeacherError, shorten
 from featstore.extraction.field_names import GRID, TOP_K, split_prefix
 from featstore.format.manifest import FieldRecord, FloatType, TopKEncoding
 
+SCALARS = {
+    "confidence": "largest softmax of the model's classifier",
+    "argmax": "class of the largest output of the model's classifier",
+}
+"""Fields of one number per view, made from the logits."""
+
 
 def select_field(name: str, parts: Mapping[str, Tensor]) -> Tensor:
     """Make one field from a tower's output.
@@ -33,6 +39,9 @@ def select_field(name: str, parts: Mapping[str, Tensor]) -> Tensor:
         return found.float().mean(dim=(1, 2))
     if TOP_K.fullmatch(name) and "logits" in parts:
         return parts["logits"]  # all of them: the largest are kept when they are stored
+    if name in SCALARS and name not in parts and "logits" in parts:
+        logits = parts["logits"].float()
+        return logits.softmax(1).amax(1) if name == "confidence" else logits.argmax(1)
     if f"{start}{base}" in parts and base != "map":
         return parts[f"{start}{base}"]
     raise TeacherError(
@@ -43,7 +52,7 @@ def select_field(name: str, parts: Mapping[str, Tensor]) -> Tensor:
 def _known(parts: Mapping[str, Tensor]) -> str:
     plain = sorted(name for name in parts if "." not in name and name != "map")
     known = plain + (["mean", "gridK"] if "map" in parts else [])
-    known += ["logits_topK"] if "logits" in parts else []
+    known += ["logits_topK", *SCALARS] if "logits" in parts else []
     return shorten(known, 12)
 
 
@@ -99,6 +108,9 @@ def describe_field(name: str, shape: Sequence[int], dtype: FloatType) -> FieldRe
             meaning=f"the {kept} largest outputs of the model's classifier, largest first",
             encoding=TopKEncoding(num_classes=classes),
         )
+    if name in SCALARS and not shape:
+        kind = "int32" if name == "argmax" else dtype
+        return FieldRecord(shape=(), dtype=kind, dims=(), meaning=SCALARS[name])
     axes = {1: ("channel",), 2: ("token", "channel"), 3: ("y", "x", "channel")}
     if len(shape) not in axes:
         raise TeacherError(
