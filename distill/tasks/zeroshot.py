@@ -160,14 +160,15 @@ class ZeroShot(Task):
         assert self.class_texts is not None
         linear, texts = student.classifier, self.class_texts.texts_KD.double()
         weight = linear.weight.detach().cpu()
-        bias = torch.zeros(len(weight)) if linear.bias is None else linear.bias.detach().cpu()
+        own: Tensor | None = linear.bias
+        bias = torch.zeros(len(weight)) if own is None else own.detach().cpu()
         done = copy.deepcopy(student)
         done.model.reset_classifier(len(texts))  # type: ignore[operator]
         done.num_classes = len(texts)
         done.to(linear.weight.device)
         # In float64, so that two products lose no more than one.
         done.classifier.weight.copy_(texts @ weight.double())
-        if done.classifier.bias is not None:
+        if own is not None:
             done.classifier.bias.copy_(texts @ bias.double())
         return done, EmbeddingHead(weight.float(), bias.float())
 

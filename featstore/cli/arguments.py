@@ -102,8 +102,8 @@ STORE_OR_URL = value("folder or URL of the store", store_address)
 OUT = value("folder of the new store", new_folder)
 FIELDS = value("only these fields (default: all)", names, metavar="A,B")
 WHERE = repeated(
-    "only rows whose sample id matches, e.g. 'train/*' (may be repeated: one match is enough), or whose number in a field "
-    "does, e.g. 'confidence > .6' (all must)",
+    "only rows whose sample id matches, e.g. 'train/*' (may be repeated: one match is enough), or whose number in a "
+    "field does, e.g. 'confidence > .6' (all must)",
     "PATTERN",
 )
 ROWS = value("only rows A to B - 1", row_range, default=slice(None), metavar="A:B")
