@@ -5,6 +5,7 @@ from distill.methods.base import Method, Needs, Output, Setup, Side, VectorMetho
 from distill.methods.crd import CRD
 from distill.methods.customkd import CustomKD
 from distill.methods.features import AttentionTransfer, FitNet, FitNetGrid
+from distill.methods.kd3 import KD3
 from distill.methods.labels import Labels
 from distill.methods.logits import DIST, DKD, KD, OFA, Logits
 from distill.methods.norm import NORM
@@ -40,6 +41,7 @@ METHODS: dict[str, type[Method]] = {
     "specmatch": SpecMatch,
     "tffd": TfFD,
     "embedding": Embedding,
+    "kd3": KD3,
     "vlm_ood": VLMOOD,
     "assist": Assist,
     "customkd": CustomKD,

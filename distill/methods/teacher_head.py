@@ -62,12 +62,12 @@ class SimKD(TeacherHead):
         head = setup.student.head
         if not isinstance(head, nn.Linear) or head.bias is None:
             raise ConfigError(
-                f"--methods simkd: the head of {setup.student.name} is not one Linear with a bias on its feature, and "
-                "probe(P_s(f_s)) cannot take its place. Use --student.feature prelogits, or another student."
+                f"--methods {options._name}: the head of {setup.student.name} is not one Linear with a bias on its "
+                "feature, and probe(P_s(f_s)) cannot take its place. Use --student.feature prelogits or another student."
             )
         if setup.config.train.finetune_epochs:
             raise ConfigError(
-                "--methods simkd: has no cross entropy, so that nothing would be trained in the "
+                f"--methods {options._name}: has no cross entropy, so that nothing would be trained in the "
                 f"{setup.config.train.finetune_epochs} --train.finetune_epochs. Set 0."
             )
 

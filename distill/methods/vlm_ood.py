@@ -1,9 +1,8 @@
 """``vlm_ood`` and ``embedding``: the student's embedding takes the place of the teacher's, also for unseen classes.
 
 Li et al., ICCV 2023 ("Distilling large vision-language model with out-of-distribution generalizability",
-arXiv:2307.03135). Losses and temperature are those of the public code [C]; the sum over all terms, labelled and
-unlabelled images alike, is ours [I]. ``embedding`` is its squared distance alone, which needs neither label nor text:
-the baseline that must stand beside it.
+arXiv:2307.03135). Losses and temperature are those of the public code; that unlabelled images take part is ours.
+``embedding`` is its squared distance alone, which needs neither label nor text: the baseline that must stand beside it.
 """
 
 # B batch, D width of the teacher's space, K classes, n texts
@@ -105,6 +104,7 @@ class VLMOOD(Method):
 
     Options = VLMOODConfig
     options: VLMOODConfig
+    NEEDS = Needs(labels=True, classes=False)
 
     def __init__(self, setup: Setup, options: VLMOODConfig) -> None:
         super().__init__(setup, options)
@@ -119,11 +119,6 @@ class VLMOOD(Method):
             self.near = found.all.to(setup.device)
         if options.caption:
             self._check_captions(setup.features.width)
-
-    @classmethod
-    def needs(cls, options: VLMOODConfig) -> Needs:
-        """Labels, for the terms that use them."""
-        return Needs(labels=True, classes=False)
 
     def loss(self, output: Output, batch: Batch, student: Student) -> dict[str, Tensor]:
         """See ``Method.loss``. The cross entropy takes the place of the task's."""

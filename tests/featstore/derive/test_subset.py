@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from featstore import FeatureStore
+from featstore import FeatureStore, from_arrays
 from featstore.cli.main import main
 from featstore.derive.convert import convert
 from featstore.derive.split import assign, split
@@ -386,3 +386,28 @@ def test_the_ways_to_take_a_part_agree(tmp_path: Path) -> None:
         subset(path, tmp_path / "both", **first, **second)  # type: ignore[arg-type]
     same_columns(tmp_path / "ab", tmp_path / "both")
     assert manifest_of(tmp_path / "ab").fingerprint == manifest_of(tmp_path / "both").fingerprint
+
+
+def test_conditions_on_a_field_of_one_number(tmp_path: Path) -> None:
+    """All must hold, together with one pattern; nothing but the field is read; invalid rows never hold."""
+    ids = [f"{'a' if row < 4 else 'b'}/{row}" for row in range(8)]
+    values = {
+        "confidence": np.arange(8, dtype=np.float32) / 10,
+        "argmax": (np.arange(8) % 2).astype(np.int32),
+        "cls": np.ones((8, 3), np.float32),
+    }
+    store = from_arrays(tmp_path / "s", values, ids, teacher=None)
+    for where, rows in (
+        (["confidence > .45"], [5, 6, 7]),
+        (["confidence>=0.3", "argmax == 1", "a/*"], [3]),
+        (["argmax != 1", "b/*"], [4, 6]),
+    ):
+        assert choose(store, where=where).tolist() == rows  # type: ignore[union-attr]
+    for where, named in (
+        (["cls > 1"], "confidence"),
+        (["nothing < 1"], "argmax"),
+        (["argmax < x"], "x"),
+        (["confidence > 2"], "confidence > 2"),
+    ):
+        with pytest.raises(ConfigError, match=named):
+            choose(store, where=where)

@@ -26,6 +26,7 @@ from featstore.extraction.teachers import (
     select_field,
     state_sha256,
 )
+from featstore.extraction.teachers.fields import describe_field
 from featstore.extraction.teachers.open_clip_teacher import OpenClipTower
 from featstore.extraction.teachers.timm_teacher import TimmTower
 from featstore.format.manifest import PreprocessingRecord, TeacherRecord
@@ -92,6 +93,18 @@ def test_the_hash_is_of_the_weights_not_of_the_file(
     save_file(state, tmp_path / "changed.safetensors")
     changed = build(dataclasses.replace(config, weights=str(tmp_path / "changed.safetensors")))
     assert changed.record.weights_sha256 != expected.record.weights_sha256
+
+
+def test_confidence_and_class_are_one_number_each() -> None:
+    """Of the softmax over all logits; a class is an integer whatever the stored type, and int8 leaves both alone."""
+    logits = torch.tensor([[0.0, 2.0, -1.0], [9.0, 1.0, 1.0]])
+    parts = {"logits": logits}
+    torch.testing.assert_close(select_field("confidence", parts), logits.softmax(1).amax(1))
+    assert select_field("argmax", parts).tolist() == [1, 0]
+    records = [describe_field(name, (), "float16") for name in ("confidence", "argmax")]
+    assert [(record.shape, record.dtype) for record in records] == [((), "float16"), ((), "int32")]
+    with pytest.raises(TeacherError, match="confidence"):
+        select_field("confidence", {"cls": logits})
 
 
 def test_the_hash_is_that_of_the_docs() -> None:
