@@ -18,7 +18,7 @@ import numpy as np
 from distill.lazy import F, Tensor, no_grad, torch
 from distill.losses import cross_entropy
 from distill.methods.base import Batch, Output, Setup, Student
-from distill.methods.teacher_head import SimKD
+from distill.methods.teacher_head import FoldedHead
 from distill.options import CheckedOptions
 from featstore.errors import ConfigError
 from featstore.sources.base import NO_LABEL
@@ -50,20 +50,21 @@ class KD3Config(
     """Temperature of the contrast."""
 
 
-class KD3(SimKD):
+class KD3(FoldedHead):
     """L = align w |P_s(f_s) - f_t|^2 + kd w KL + contrast, over the chosen unlabelled images; w the confidence.
 
     Trained: student without its head, P_s. Frozen: probe, stored f_t. The probe on P_s is the head that is exported.
 
     Raises:
-        ConfigError: there are no unlabelled images; or see ``SimKD``.
+        ConfigError: there are no unlabelled images; or see ``FoldedHead``.
     """
 
+    name = "kd3"
     Options = KD3Config
-    options: KD3Config  # type: ignore[assignment]
+    options: KD3Config
 
     def __init__(self, setup: Setup, options: KD3Config) -> None:
-        super().__init__(setup, options)  # type: ignore[arg-type]
+        super().__init__(setup, options)
         self.pool = setup.split.unlabelled
         if not len(self.pool):
             raise ConfigError("--methods kd3: no unlabelled images. Name them: --data.unlabelled.")

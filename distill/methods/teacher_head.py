@@ -6,7 +6,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 from distill.lazy import Tensor, nn, no_grad
 from distill.losses import cross_entropy, feature_mse
@@ -32,53 +32,28 @@ class TeacherHead(Method):
         return {"general": Side(nn.Linear(self.setup.student_width, self.setup.features.width))}
 
 
-@dataclass(frozen=True, kw_only=True)
-class SimKDConfig(CheckedOptions, name="simkd", positive=("weight",)):
-    """Method ``simkd``: the student's feature, through one Linear, imitates f_t; the probe is reused as the head."""
-
-    weight: float = 1.0
-    """Weight of MSE(P_s(f_s), f_t), the only term of this method; it matters beside that of a partner."""
-
-
-class SimKD(TeacherHead):
-    """L = weight MSE(P_s(f_s), f_t) over all images, without any cross entropy (Chen et al., CVPR 2022).
-
-    Trained: student without its head, P_s. Frozen: probe, stored f_t. The labels enter through the probe alone. A
-    partner's loss acts on the student's own head, which is not what is exported, and through it on the feature.
-
-    In the paper (arXiv:2203.14001) the projector is a stack of convolutions on the last map that stays at inference,
-    with the teacher's head. Ours is linear, on the pooled feature: probe(P_s(f_s)) is again one Linear of f_s and takes
-    the place of the student's own, so that the exported student is the plain model.
+class FoldedHead(TeacherHead):
+    """Base: probe(P_s(f_s)) is one Linear of f_s, which takes the place of the student's own head; no cross entropy.
 
     Raises:
         ConfigError: the student's head is not one Linear with a bias, or labels alone are to train it in the end.
     """
 
-    Options = SimKDConfig
-    options: SimKDConfig
+    name: ClassVar[str]
 
-    def __init__(self, setup: Setup, options: SimKDConfig) -> None:
+    def __init__(self, setup: Setup, options: Any) -> None:
         super().__init__(setup, options)
         head = setup.student.head
         if not isinstance(head, nn.Linear) or head.bias is None:
             raise ConfigError(
-                f"--methods {options._name}: the head of {setup.student.name} is not one Linear with a bias on its "
-                "feature, and probe(P_s(f_s)) cannot take its place. Use --student.feature prelogits or another student."
+                f"--methods {self.name}: the head of {setup.student.name} is not one Linear with a bias on its "
+                "feature; probe(P_s(f_s)) cannot take its place. Use --student.feature prelogits, or another student."
             )
         if setup.config.train.finetune_epochs:
             raise ConfigError(
-                f"--methods {options._name}: has no cross entropy, so that nothing would be trained in the "
+                f"--methods {self.name}: has no cross entropy, so that nothing would be trained in the "
                 f"{setup.config.train.finetune_epochs} --train.finetune_epochs. Set 0."
             )
-
-    def loss(self, output: Output, batch: Batch, student: Student) -> dict[str, Tensor]:
-        assert batch.teacher is not None  # needs
-        general = feature_mse(output.projected["general"], batch.teacher)
-        return {
-            # Times zero: distributed training wants a gradient for every parameter, those of the unused head too.
-            "ce": 0.0 * cross_entropy(output.logits, batch.labels),
-            "general": self.options.weight * general,
-        }
 
     @no_grad
     def fold(self, student: Student, sides: Mapping[str, nn.Module]) -> None:
@@ -90,6 +65,39 @@ class SimKD(TeacherHead):
         weight, bias = self.probe.weight.double(), self.probe.bias.double()
         head.weight.copy_(weight @ general.weight.double())
         head.bias.copy_(weight @ general.bias.double() + bias)
+
+
+@dataclass(frozen=True, kw_only=True)
+class SimKDConfig(CheckedOptions, name="simkd", positive=("weight",)):
+    """Method ``simkd``: the student's feature, through one Linear, imitates f_t; the probe is reused as the head."""
+
+    weight: float = 1.0
+    """Weight of MSE(P_s(f_s), f_t), the only term of this method; it matters beside that of a partner."""
+
+
+class SimKD(FoldedHead):
+    """L = weight MSE(P_s(f_s), f_t) over all images, without any cross entropy (Chen et al., CVPR 2022).
+
+    Trained: student without its head, P_s. Frozen: probe, stored f_t. The labels enter through the probe alone. A
+    partner's loss acts on the student's own head, which is not what is exported, and through it on the feature.
+
+    In the paper (arXiv:2203.14001) the projector is a stack of convolutions on the last map that stays at inference,
+    with the teacher's head. Ours is linear, on the pooled feature: probe(P_s(f_s)) is again one Linear of f_s and takes
+    the place of the student's own, so that the exported student is the plain model.
+    """
+
+    name = "simkd"
+    Options = SimKDConfig
+    options: SimKDConfig
+
+    def loss(self, output: Output, batch: Batch, student: Student) -> dict[str, Tensor]:
+        assert batch.teacher is not None  # needs
+        general = feature_mse(output.projected["general"], batch.teacher)
+        return {
+            # Times zero: distributed training wants a gradient for every parameter, those of the unused head too.
+            "ce": 0.0 * cross_entropy(output.logits, batch.labels),
+            "general": self.options.weight * general,
+        }
 
 
 @dataclass(frozen=True, kw_only=True)
