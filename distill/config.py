@@ -99,6 +99,9 @@ class DataConfig(PhotometricConfig, name="data", free=("fold", "label_seed")):
     """Number of stored seeded views to pick from, counted from the first; 0 takes all."""
     mirror: bool = False
     """Also pick mirrored views, which the store must hold."""
+    taught_by: str = ""
+    """Texts only: language that the teacher read. A text of another language is taught by the stored row of its
+    translation in this one (same value in column pair). Empty: every text by its own row."""
     strong: AugmentConfig = field(default_factory=AugmentConfig)
     cache_mb: int = 256
     """Memory for decoded views in MB per loading process, so that small data sets are decoded once; 0 is off."""

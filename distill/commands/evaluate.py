@@ -27,13 +27,13 @@ def run(config: EvaluateConfig) -> dict[str, object]:
     """
     from distill.data import joined
     from distill.data.images import open_images
+    from distill.data.pictures import rule_from_description
     from distill.evaluation import backbone
     from distill.evaluation.evaluate import Viewer, check_classes, evaluate
     from distill.training.run_folder import lock
     from distill.training.saved_student import load_exported, store_fingerprints
     from featstore.extraction.accelerator import start_accelerator
     from featstore.files.atomic import write_json
-    from featstore.sources.load import ViewRule
 
     accelerator = start_accelerator()
     say = accelerator.print
@@ -41,7 +41,7 @@ def run(config: EvaluateConfig) -> dict[str, object]:
     folder = Path(config.model)
     student, described = load_exported(folder)
     task_name = described.get("task", "classify")
-    rule = ViewRule.from_description(described["input"]["region"])
+    rule = rule_from_description(described["input"]["region"])
     own = settings_of(folder)
     given = dataclasses.replace(config, **_taken_over(config, own))
     assert given.source is not None

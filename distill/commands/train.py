@@ -64,6 +64,7 @@ def prepare(config: DistillConfig) -> "tuple[DistillConfig, JoinedData]":
     from distill.data import joined
     from distill.data.images import default_source, open_images
     from distill.methods import METHODS
+    from distill.partners import PARTNERS
     from distill.register import AUTO, options_of
     from distill.tasks import TASKS, resolve
     from featstore.reading.store import FeatureStore
@@ -73,10 +74,11 @@ def prepare(config: DistillConfig) -> "tuple[DistillConfig, JoinedData]":
     source = open_images(config.source, store)
     config = resolve(config, source, store)
     named = [name for name in config.methods if name != AUTO]
+    partner = PARTNERS.get(config.partner)
     TASKS[config.task].check(
         [METHODS[name] for name in named],
         [options_of(config, name) for name in named],
-        config.partner,
+        config.partner if partner is not None and partner.labels else "none",
     )
     data = joined.prepare(
         source,

@@ -9,18 +9,27 @@ from typing import Any, Literal
 import torch
 
 from distill.config import DataConfig, EvalConfig, TeacherConfig
-from distill.data.pictures import BatchMaker, Changes, PictureCache, ViewDataset, rule_of
+from distill.data.pictures import (
+    BatchMaker,
+    Changes,
+    PictureCache,
+    TextRule,
+    ViewDataset,
+    rule_of,
+)
 from distill.data.samples import Samples, Split, match_views, split
 from distill.data.samples import join as join
 from distill.data.schedule import Indices, ViewPicker, allowed_columns
 from distill.data.stored_features import Features, Grid, StoredField, check_vector, reference_column
 from distill.data.targets import Targets
+from distill.data.texts import TextDataset
 from distill.measures.feature_similarity import thin_out
 from distill.measures.linear_probe import LinearProbe
 from distill.measures.linear_probe import fit_probe as fit_probe
 from distill.student.model import Student
 from featstore import FeatureStore
 from featstore.errors import ConfigError
+from featstore.files.array_types import Array
 from featstore.sources.base import Source
 from featstore.sources.load import ViewRule
 
@@ -35,13 +44,15 @@ class Data:
         settings: Settings that selected the images.
         caches: Decoded views by the megabytes they may take, see ``cache``.
         targets: Of the task, where its labels are no classes.
+        encoded: Inputs of students of texts, by how they encode.
     """
 
     samples: Samples
-    rule: ViewRule
+    rule: ViewRule | TextRule
     settings: DataConfig
     caches: dict[int, PictureCache] = dataclasses.field(default_factory=dict)
     targets: Targets | None = None
+    encoded: dict[str, dict[int, Array]] = dataclasses.field(default_factory=dict)
 
     def split(self, seed: int, *, measured: Literal["test", "validation"] = "test") -> Split:
         """The parts of one run.
@@ -73,12 +84,33 @@ class Data:
         *,
         changes: Changes | None = None,
         cache: PictureCache | None = None,
-        rule: ViewRule | None = None,
+        rule: ViewRule | TextRule | None = None,
     ) -> ViewDataset:
-        """Pictures at the student's size; ``rule`` replaces that of the data."""
+        """Pictures at the student's size, or texts as it encodes them; ``rule`` replaces that of the data.
+
+        Raises:
+            ConfigError: a student of images is to be shown texts, or the other way round.
+        """
+        rule = rule or self.rule
+        encode = getattr(student.model, "encode", None)
+        if (encode is not None) != isinstance(rule, TextRule):
+            kinds = ("images", "texts") if encode is None else ("texts", "images")
+            raise ConfigError(
+                f"--student.name {student.name}: takes {kinds[0]}, but the samples of {self.samples.source.uri} are "
+                f"{kinds[1]}. For texts: --student.name hashed_text."
+            )
+        if isinstance(rule, TextRule):
+            assert encode is not None
+            return TextDataset(
+                self.samples,
+                encode,
+                student.input_size[1],
+                known=self.encoded.setdefault(str(student.model.encoding), {}),
+                megabytes=self.settings.cache_mb,
+            )
         return ViewDataset(
             self.samples,
-            rule or self.rule,
+            rule,
             size=student.input_size,
             changes=changes,
             cache=cache,
@@ -201,11 +233,13 @@ def prepare(
     )
 
 
-def region_notes(rule: ViewRule, others: Sequence[StoredField]) -> list[str]:
+def region_notes(rule: ViewRule | TextRule, others: Sequence[StoredField]) -> list[str]:
     """Say which further teachers cut the canonical region otherwise than the one that the student follows."""
     notes = []
     for other in others:
         theirs = rule_of(other.store, other.field)
+        if isinstance(rule, TextRule) or isinstance(theirs, TextRule):
+            continue
         ours = (rule.size, rule.crop_pct, rule.crop_mode)
         found = (theirs.size, theirs.crop_pct, theirs.crop_mode)
         if ours != found:
@@ -216,7 +250,7 @@ def region_notes(rule: ViewRule, others: Sequence[StoredField]) -> list[str]:
     return notes
 
 
-def prepare_without_store(source: Source, data: DataConfig, rule: ViewRule) -> Data:
+def prepare_without_store(source: Source, data: DataConfig, rule: ViewRule | TextRule) -> Data:
     """Join nothing: images and the source's own labels, to measure a student where no store is at hand.
 
     Raises:

@@ -32,20 +32,40 @@ from featstore.errors import (
     shorten,
 )
 from featstore.format.ids import content_sha256
+from featstore.format.manifest import TextRecord
 from featstore.format.pictures import full_size
 from featstore.format.views import View
 from featstore.sources.load import Frame, ViewRule, decode, read_image
 from featstore.sources.loading import TIMEOUT_S, fit_workers, guarded
 
 
-def rule_of(store: FeatureStore, field: str) -> ViewRule:
-    """Which region of an image the teacher of a field was shown.
+@dataclass(frozen=True)
+class TextRule:
+    """Takes the place of a ``ViewRule`` where samples are texts: nothing is cut."""
+
+    def describe(self) -> dict[str, Any]:
+        """As JSON values, for the file beside an exported student."""
+        return {"view": TEXT}
+
+
+TEXT = "text"
+
+
+def rule_from_description(values: dict[str, Any]) -> ViewRule | TextRule:
+    """The inverse of ``describe`` of either rule."""
+    return TextRule() if values["view"] == TEXT else ViewRule.from_description(values)
+
+
+def rule_of(store: FeatureStore, field: str) -> ViewRule | TextRule:
+    """Which region of an image the teacher of a field was shown; of texts, that nothing is cut.
 
     Raises:
         ManifestMismatch: no teacher made the field.
         ViewMismatch: its teacher saw no images.
     """
     record = store.manifest.teacher_of(field).preprocessing
+    if isinstance(record, TextRecord):
+        return TextRule()
     if record is None:
         raise ViewMismatch(
             f'{store.address}: field "{field}" has no preprocessing, so it is not known which region of an image '
@@ -128,6 +148,11 @@ class ViewDataset(torch.utils.data.Dataset[Pictures]):
     def __len__(self) -> int:
         return len(self.samples.ids)
 
+    @property
+    def row_bytes(self) -> int:
+        """Bytes of one picture."""
+        return 3 * self.size[0] * self.size[1]
+
     def __getitem__(self, request: Request) -> Pictures:
         """One picture, as a batch of one."""
         return self.__getitems__([request])
@@ -151,14 +176,10 @@ class ViewDataset(torch.utils.data.Dataset[Pictures]):
                 problems.append(f"{self.samples.ids[request.sample]} ({error})")
             else:
                 pixels[place] = view if self.changes is None else self.changes(view, request)
-        table = [
-            (request.sample, request.column, int(request.labelled), request.strong)
-            for request in requests
-        ]
         return Pictures(
             # Channels stay innermost in memory: nothing is copied, and convolutions run faster so.
             torch.from_numpy(pixels).permute(0, 3, 1, 2),
-            torch.tensor(table, dtype=torch.int64).reshape(-1, 4),
+            request_table(requests),
             problems,
             changed,
             failure,
@@ -195,6 +216,15 @@ class ViewDataset(torch.utils.data.Dataset[Pictures]):
         return pixels, frame
 
 
+def request_table(requests: Sequence[Request]) -> Tensor:
+    """(B, 4) int64: sample, column, labelled and strong of each request."""
+    table = [
+        (request.sample, request.column, int(request.labelled), request.strong)
+        for request in requests
+    ]
+    return torch.tensor(table, dtype=torch.int64).reshape(-1, 4)
+
+
 class Changes:
     """Change a cut picture: photometrically, or strongly for the copies of a partner."""
 
@@ -229,9 +259,8 @@ def load(
         ConfigError: an image that the store knows as valid cannot be read or decoded here.
         SourceError: the disk, the network or the memory failed while an image was read, or a loading process ended.
     """
-    height, width = dataset.size
     first = next(iter(batches), [])
-    workers = fit_workers(workers, batch_bytes=len(first) * 3 * height * width, tensors=2)
+    workers = fit_workers(workers, batch_bytes=len(first) * dataset.row_bytes, tensors=2)
     loader = DataLoader(
         dataset,
         batch_sampler=batches,
@@ -302,12 +331,14 @@ class BatchMaker:
         self._labels = torch.from_numpy(samples.labels)
         self._features = features
         self._grid = grid
-        self._mean = torch.tensor(mean, device=device).reshape(1, 3, 1, 1)
-        self._std = torch.tensor(std, device=device).reshape(1, 3, 1, 1)
+        self._mean = torch.tensor(mean, device=device).reshape(1, -1, 1, 1)
+        self._std = torch.tensor(std, device=device).reshape(1, -1, 1, 1)
         self.device = device
 
     def normalise(self, pixels: Tensor) -> Tensor:
-        """(B, C, H, W) uint8 anywhere -> float32 on the device, normalised."""
+        """(B, C, H, W) uint8 anywhere -> float32 on the device, normalised; (B, L) of texts stay as they are."""
+        if pixels.dtype != torch.uint8:
+            return pixels.to(self.device, non_blocking=True)
         images = pixels.to(self.device, non_blocking=True).float()
         return images.div_(255).sub_(self._mean).div_(self._std)
 

@@ -114,7 +114,7 @@ def join(
     rows = np.full(len(ids), NO_ROW, np.int64)
     other_rows: list[Indices] = []
     if store is not None:
-        rows = find_rows(source, positions, store, notes)
+        rows = find_rows(source, _taught_by(source, positions, store, config), store, notes)
         unbound = int((~store.content_sha256[rows].any(axis=1) & store.valid[rows]).sum())
         if unbound:
             notes.append(
@@ -156,6 +156,59 @@ def join(
         notes=notes,
         other_rows=tuple(other_rows),
     )
+
+
+def _taught_by(
+    source: Source, positions: Indices, store: FeatureStore, config: DataConfig
+) -> Indices:
+    """Positions of the samples whose stored rows teach: of texts, their translation where ``config`` asks for it.
+
+    Raises:
+        ConfigError: the table names no languages or pairs.
+        MissingSamples: texts without a translation in that language, or whose stored row is of another text.
+    """
+    if source.kind != "text":
+        return positions
+    found = positions
+    if language := config.taught_by:
+        if not source.languages or not source.pairs or language not in source.languages:
+            raise ConfigError(
+                f"--data.taught_by {language}: {source.uri} needs the columns language and pair, and texts in this "
+                f"language. Its languages: {shorten(sorted(set(source.languages)), 12) or 'none'} "
+                "(--source.languages chooses some)."
+            )
+        place = {
+            pair: row
+            for row, (pair, own) in enumerate(zip(source.pairs, source.languages, strict=True))
+            if pair and own == language
+        }
+        rows = [
+            row if source.languages[row] == language else place.get(source.pairs[row], NO_ROW)
+            for row in positions.tolist()
+        ]
+        found = np.array(rows, np.int64)
+        lacking = [source.sample_ids[row] for row in positions[found == NO_ROW]]
+        if lacking:
+            raise MissingSamples(
+                f"--data.taught_by {language}: {len(lacking)} texts have no text in this language with the same pair: "
+                f"{shorten(lacking)}. Narrow --data.unlabelled and --data.test, or complete the table."
+            )
+    known = {sample_id: row for row, sample_id in enumerate(store.sample_ids)}
+    changed = [
+        name
+        for name, text in {
+            source.sample_ids[row]: source.read(row) for row in found.tolist()
+        }.items()
+        if (row := known.get(name)) is not None
+        and (stored := store.content_sha256[row]).any()
+        and content_sha256(text) != stored.tobytes()
+    ]
+    if changed:
+        raise MissingSamples(
+            f"{source.uri}: {len(changed)} texts are not those the teacher read: {shorten(changed)}. Restore them, or "
+            "extract a store of the new ones."
+        )
+    return found
 
 
 def _check_same_bytes(

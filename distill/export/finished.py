@@ -12,6 +12,7 @@ from distill.config import DistillConfig
 from distill.data import joined
 from distill.data.images import open_images
 from distill.data.joined import Data
+from distill.data.pictures import TextRule, rule_from_description
 from distill.data.samples import Split
 from distill.register import config_of
 from distill.student.files import CONFIG
@@ -47,8 +48,18 @@ class FinishedRun:
 
     @property
     def rule(self) -> ViewRule:
-        """Which region of an image the student is shown."""
-        return ViewRule.from_description(self.described["input"]["region"])
+        """Which region of an image the student is shown.
+
+        Raises:
+            ConfigError: it is shown texts; such students are not exported.
+        """
+        rule = rule_from_description(self.described["input"]["region"])
+        if isinstance(rule, TextRule):
+            raise ConfigError(
+                f"--model {self.folder.absolute()}: export takes students of images; this one reads texts. Load it "
+                "with distill.load_student; its encode turns a text into its input."
+            )
+        return rule
 
     @property
     def label_names(self) -> list[str]:

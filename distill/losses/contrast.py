@@ -1,10 +1,13 @@
-"""Losses that compare an image to many others that are not in the batch: rows of a queue or of a memory bank."""
+"""Losses that compare a sample to many others: rows of a queue or of a memory bank, or of the batch."""
 
 # B batch, D width, Q rows of a queue, K negatives
 
 from distill.lazy import F, Tensor, torch
 from distill.losses.common import check_axes
 from distill.losses.features import unit
+
+MASKED = -1e4
+"""Logit of a pair that is no negative: small enough for every temperature, finite in half precision."""
 
 NCE_EPS = 1e-7
 """Added to the probabilities of ``nce``."""
@@ -51,3 +54,21 @@ def nce(positive_B: Tensor, negative_BK: Tensor, known_BK: Tensor, *, rows: int)
     # Without any negative the noise is zero; the clamp then keeps what is masked out finite.
     others = torch.log1p((negative_BK.float() + NCE_EPS) / noise.clamp(min=1 / rows)[:, None])
     return (own + (others * known_BK).sum(1)).mean()
+
+
+def symmetric_info_nce(
+    one_PD: Tensor, other_PD: Tensor, same_PP: Tensor, *, temperature: float
+) -> Tensor:
+    """Mean over both directions of the cross entropy of cosine / T against the own counterpart, in float32 (CLIP).
+
+    Args:
+        one_PD: (P, D).
+        other_PD: (P, D), row i belongs to row i of ``one_PD``.
+        same_PP: (P, P) bool, which rows belong together too; they are no negatives. Its diagonal does not matter.
+        temperature: T, positive.
+    """
+    check_axes("symmetric_info_nce", "PD PD PP", one_PD, other_PD, same_PP)
+    logits = unit(one_PD) @ unit(other_PD).T / temperature
+    own = torch.arange(len(one_PD), device=one_PD.device)
+    logits = logits.masked_fill(same_PP & (own[:, None] != own), MASKED)
+    return (F.cross_entropy(logits, own) + F.cross_entropy(logits.T, own)) / 2

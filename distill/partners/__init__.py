@@ -4,6 +4,7 @@ from distill.partners.adamatch import AdaMatch
 from distill.partners.base import Partner
 from distill.partners.dann import DANN
 from distill.partners.domain_distance import DAN, DSAN, DeepCORAL
+from distill.partners.pairs import Pairs
 from distill.partners.pseudo_labels import FixMatch, FlexMatch, FreeMatch, PseudoLabel, SoftMatch
 from distill.partners.sentry import SENTRY
 from distill.partners.shot import SHOT
@@ -25,4 +26,5 @@ PARTNERS: dict[str, type[Partner]] = {
     "dsan": DSAN,
     "sentry": SENTRY,
     "shot": SHOT,
+    "pairs": Pairs,
 }

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 from distill.lazy import Tensor, nn
 from distill.methods.base import Batch, Component, Needs, Output, Setup, Student
@@ -26,6 +26,8 @@ class Partner(Component, ABC):
     """
 
     NEEDS = Needs(unlabelled=True, vector=False)
+    labels: ClassVar[bool] = True
+    """Whether it needs classes; without, it also works with tasks that have none."""
 
     def __init__(self, setup: Setup, options: Any) -> None:
         super().__init__(setup, options)

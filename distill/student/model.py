@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+import distill.student.hashed_text
 import distill.student.wideresnet  # noqa: F401  timm.create_model knows it from then on
 from distill.config import FeatureTap, StudentConfig
 from distill.student import factory
@@ -223,6 +224,8 @@ class Student(nn.Module):
         model: Any = self.model
         generator = torch.Generator().manual_seed(0)
         picture = torch.rand(1, 3, *self.input_size, generator=generator)
+        if hasattr(model, "example_input"):  # of texts
+            picture = model.example_input()
         try:
             plain = model(picture)
             last = model.forward_features(picture)

@@ -50,6 +50,7 @@ class Backbone(Task):
         Measure("cka", "CKA(f_s, f_t)", percent=False),
         Measure("knn_top1", "k-NN"),
         Measure("linear_probe_top1", "linear probe"),
+        Measure("translation_recall_at_1", "translation@1"),
     )
     supervised = False
     every = 1
@@ -126,8 +127,10 @@ class Backbone(Task):
     ) -> Evaluation:
         """See ``embedding.compare``; where labels are known, also k-NN and a linear probe on them."""
         from distill.data.joined import few
+        from distill.data.texts import Translations
         from distill.evaluation import embedding
         from distill.evaluation.evaluate import MOST_FOR_CKA, Evaluation
+        from distill.measures import retrieval
         from distill.measures.feature_similarity import mean_norm, thin_out
 
         fit = few(part.unlabelled, min(MOST_FOR_HEAD, viewer.settings.probe_rows), seed)
@@ -137,6 +140,12 @@ class Backbone(Task):
         head = embedding.fit_head(every[count:], self.data.features.take(fit))
         teacher = self.data.features.take(part.test)
         rows = thin_out(count, MOST_FOR_CKA, seed=0)
+        translations = retrieval.between_languages(
+            every[:count],
+            head(every[:count]),
+            teacher,
+            Translations(self.data.samples).between(part.test),
+        )
         result = {
             "num_images": count,
             **embedding.compare(
@@ -144,6 +153,8 @@ class Backbone(Task):
             ),
             "feature_norm": mean_norm(every[:count]),
             **labelled_quality(self.data, every, shown, count, k=viewer.settings.knn_k),
+            **retrieval.mean_recall_at_1(translations),
+            **({"translations": translations} if translations else {}),
         }
         return Evaluation(result, every[:count], head=head)
 

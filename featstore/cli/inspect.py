@@ -19,6 +19,7 @@ from featstore.format.manifest import (
     RaggedEncoding,
     Record,
     TeacherRecord,
+    TextRecord,
     TopKEncoding,
 )
 from featstore.maintenance.signing import changed_since_signed
@@ -170,7 +171,9 @@ def _preprocessing(manifest: Manifest) -> list[str]:
     for name, teacher in sorted(manifest.teachers.items()):
         item = teacher.preprocessing
         text = "none (no images)"
-        if item is not None:
+        if isinstance(item, TextRecord):
+            text = str(item)
+        elif item is not None:
             text = (
                 f"{item.size[0]} x {item.size[1]} px, crop {item.crop_mode} {item.crop_pct:g}, {item.interpolation}, "
                 f"mean {_numbers(item.mean)}, std {_numbers(item.std)}"

@@ -25,6 +25,7 @@ COMMANDS = {
     "split": "split a store, e.g. for training and test",
     "append": "add the rows of another store to a finished store",
     "convert": "write a store in another container, codec or shard size",
+    "fuse": "fuse the class logits of several teams into one target per team",
     "requantise": "write a store with its features in another type",
     "text-table": "write a store with one more table of texts, for zero-shot students",
     "import": "make a store of npy, Parquet, Hugging Face or clip-retrieval files",

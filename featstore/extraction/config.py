@@ -16,6 +16,12 @@ DEFAULT_RECIPE = Path(__file__).parents[1] / "recipes" / "digits" / "extract.yam
 """Recipe that is used without ``--config``: the digits, and the small teacher beside it."""
 
 
+TEXT_LIBRARIES = ("transformers", "open_clip", "onnx")
+OF_TEXTS = ("tokenizer", "max_tokens", "pooling")
+OF_IMAGES = ("image_size", "crop_pct", "mean", "std", "interpolation")
+"""Settings of a teacher that only texts, or only images have."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class TeacherConfig:
     """The frozen model whose features are stored."""
@@ -32,6 +38,13 @@ class TeacherConfig:
     """Local weights (safetensors, or a PyTorch file of plain tensors) instead of the hub's."""
     model_args: dict[str, Any] = field(default_factory=dict)
     """Further arguments of the library's create_model, e.g. img_size; python: arguments of the function."""
+    tokenizer: str = ""
+    """Texts only: a tokenizer.json, or the vocabulary of a lower-case WordPiece tokenizer (vocab.txt). transformers and
+    open_clip take the model's own."""
+    max_tokens: int = 0
+    """Texts only: longest input with special tokens, the rest of a text is cut off; 0: the model's own, at most 128."""
+    pooling: Literal["", "mean", "cls"] = ""
+    """Texts only: how the field pooled is made of the tokens; empty: as the model's folder states, else their mean."""
     licence: str = ""
     """Licence of the weights, written into the manifest; taken from the library where it states one."""
     image_size: int = 0
@@ -60,6 +73,9 @@ class TeacherConfig:
             self.library != "onnx" or (self.precision in ("auto", "fp32") and not self.compile),
             "--teacher.library onnx: the model file fixes its arithmetic; leave out --teacher.precision and "
             "--teacher.compile.",
+        )
+        require(
+            self.max_tokens >= 0, f"--teacher.max_tokens {self.max_tokens} must not be negative."
         )
         require(
             self.image_size >= 0, f"--teacher.image_size {self.image_size} must not be negative."
@@ -235,6 +251,7 @@ class ExtractConfig:
         )
         named = [table.name for table in self.texts]
         require(len(set(named)) == len(named), f"--texts: names repeat: {named}.")
+        self._check_texts()
         require(self.batch_size > 0, f"--batch_size {self.batch_size} must be positive.")
         require(self.workers >= 0, f"--workers {self.workers} must not be negative.")
         require(
@@ -249,3 +266,27 @@ class ExtractConfig:
             not (self.repair and self.append),
             "--repair and --append are two runs: first make the store whole, then let it grow.",
         )
+
+    @property
+    def of_texts(self) -> bool:
+        """Whether the samples are texts."""
+        return self.source.kind == "text"
+
+    def _check_texts(self) -> None:
+        if not self.of_texts:
+            given = [name for name in OF_TEXTS if getattr(self.teacher, name)]
+            require(not given, f"--teacher.{given and given[0]} is for texts (--source.kind text).")
+            return
+        require(
+            self.teacher.library in TEXT_LIBRARIES,
+            f"--teacher.library {self.teacher.library}: teachers of texts are of {', '.join(TEXT_LIBRARIES)}.",
+        )
+        given = [f"--teacher.{name}" for name in OF_IMAGES if getattr(self.teacher, name)]
+        given += [
+            f"--views.{name}"
+            for name in ("seeded", "mirrored")
+            if getattr(self.views, name) != getattr(ViewsConfig, name)
+        ]
+        given += ["--store.pictures"] if self.store.pictures else []
+        given += ["--texts"] if self.texts else []
+        require(not given, f"{', '.join(given)}: is for images, but --source.kind is text.")

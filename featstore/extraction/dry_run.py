@@ -3,8 +3,11 @@
 import time
 from pathlib import Path
 
+import torch
+from torch import Tensor
+
 from featstore.extraction.config import ExtractConfig
-from featstore.extraction.images import ViewDataset
+from featstore.extraction.images import inputs_of
 from featstore.extraction.shards import run_teacher
 from featstore.extraction.teachers import Teacher
 from featstore.files.disk import measure_disk, measure_rate
@@ -57,25 +60,25 @@ def plan_run(
 
 def measure(config: ExtractConfig, *, views: ViewSet, source: Source, teacher: Teacher) -> Rates:
     """Time the teacher on as many real images as it does in two seconds, decoding on a few, and the disk on 64 MiB."""
-    dataset = ViewDataset(source, views, teacher.preprocessing, config.store.picture_format)
+    dataset = inputs_of(source, views, teacher, config.store.picture_format)
     few = dataset.load(range(min(8, len(source))))
 
     def decode() -> int:
         return len(dataset.load(range(len(few.reasons))).reasons)
 
     # Batches grow while they are quick: a whole batch of a slow teacher can take minutes. The first pass is cold.
-    run_teacher(teacher, few.images[:1])
+    run_teacher(teacher, few.inputs[:1])
     count, seconds = 1, 0.0
     while count < config.batch_size and seconds < TEACHER_S / 4:
         count = min(config.batch_size, 2 * count)
-        images = few.images.repeat(-(-count // len(few.images)), 1, 1, 1, 1)[:count]
+        inputs = _repeated(few.inputs, count)
         start = time.perf_counter()
-        run_teacher(teacher, images)
+        run_teacher(teacher, inputs)
         seconds = time.perf_counter() - start
-    images = few.images.repeat(-(-count // len(few.images)), 1, 1, 1, 1)[:count]
+    inputs = _repeated(few.inputs, count)
 
     def forward() -> int:
-        run_teacher(teacher, images)
+        run_teacher(teacher, inputs)
         return count
 
     return Rates(
@@ -83,3 +86,8 @@ def measure(config: ExtractConfig, *, views: ViewSet, source: Source, teacher: T
         decode=measure_rate(decode, seconds=0.5) * max(1, config.workers),
         disk=measure_disk(Path(config.store.path)),
     )
+
+
+def _repeated(inputs: Tensor, count: int) -> Tensor:
+    """The first ``count`` rows, from the first again where there are fewer."""
+    return inputs[torch.arange(count) % len(inputs)]

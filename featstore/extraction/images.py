@@ -1,7 +1,10 @@
-"""Decoded images in the views of a store, in batches."""
+"""What a teacher is given, in batches: decoded images in the views of a store, or the tokens of texts."""
 
+import math
+from abc import abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import torch
@@ -9,29 +12,34 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from featstore.errors import DecodeError, SourceError
+from featstore.extraction.teachers import Teacher
+from featstore.extraction.teachers.tokenizers import PADDING
 from featstore.files.array_types import Array
 from featstore.format.ids import content_sha256
-from featstore.format.manifest import PreprocessingRecord
+from featstore.format.manifest import PreprocessingRecord, TextRecord
 from featstore.format.pictures import PictureFormat
 from featstore.format.views import ViewSet
 from featstore.sources import Source
 from featstore.sources.load import ViewRule, decode, read_image, reason_unreadable
 
+MOST_COUNTED = 1000
+"""Texts whose tokens are counted before a run."""
+
 
 @dataclass
 class Batch:
-    """Decoded images of consecutive rows.
+    """Inputs of consecutive rows.
 
     Attributes:
-        images: (B, V, 3, H, W) uint8; zeros where the image is unusable.
-        hashes: (B, 32) uint8, SHA-256 of the files; zeros where the file could not be read.
+        inputs: (B, V, 3, H, W) uint8, zeros where the image is unusable; or (B, 1, L) int32 token numbers.
+        hashes: (B, 32) uint8, SHA-256 of the files or texts; zeros where the file could not be read.
         reasons: per row, why it is unusable, or None.
         failure: why the run cannot go on; None if nothing failed. It is a text because an exception of a loading
             process would arrive with that process's traceback.
         pictures: file of the stored copy of each image, empty where it is unusable; no files if none are stored.
     """
 
-    images: Tensor
+    inputs: Tensor
     hashes: Array
     reasons: list[str | None]
     failure: str | None = None
@@ -48,8 +56,75 @@ class Batch:
         return self
 
 
-class ViewDataset(Dataset[Batch]):
-    """Reads, hashes and decodes the images of a list of rows, and cuts every view at the teacher's size.
+class InputDataset(Dataset[Batch]):
+    """Reads and hashes the samples of a list of rows, and makes a teacher's input of each.
+
+    Args:
+        source: of the samples.
+        shape: of one row before ``as_tensor``.
+        dtype: of the numbers.
+
+    Attributes:
+        pictures: how copies of images are made; None makes none.
+    """
+
+    pictures: PictureFormat | None = None
+
+    def __init__(self, source: Source, shape: tuple[int, ...], dtype: type[np.generic]) -> None:
+        self.source = source
+        self._shape = shape
+        self._dtype = np.dtype(dtype)
+
+    def __len__(self) -> int:
+        return len(self.source)
+
+    @property
+    def row_bytes(self) -> int:
+        """Bytes of the input of one row, all views together."""
+        return math.prod(self._shape) * self._dtype.itemsize
+
+    def load(self, rows: Sequence[int]) -> Batch:
+        """Load one batch in this process.
+
+        Raises:
+            SourceError: the disk, the network or the memory failed.
+        """
+        return self.__getitems__(rows).check()
+
+    def __getitems__(self, rows: Sequence[int]) -> Batch:
+        """Load one batch; a sample that cannot be used becomes zeros and a reason, never an exception."""
+        inputs = np.zeros((len(rows), *self._shape), dtype=self._dtype)
+        hashes = np.zeros((len(rows), 32), dtype=np.uint8)
+        reasons: list[str | None] = [None] * len(rows)
+        failure = None
+        pictures = [b""] * len(rows) if self.pictures else []
+        for i, row in enumerate(rows):
+            try:
+                data = read_image(self.source, row)
+                hashes[i] = np.frombuffer(content_sha256(data), dtype=np.uint8)
+                copy = self.fill(inputs[i], row, data)
+                if self.pictures:
+                    pictures[i] = copy
+            except DecodeError as error:
+                reasons[i] = str(error)
+            except OSError as error:
+                reasons[i] = reason_unreadable(error)
+            except SourceError as error:
+                failure = str(error)
+                break
+        return Batch(self.as_tensor(inputs), hashes, reasons, failure, pictures)
+
+    @abstractmethod
+    def fill(self, out: Array, row: int, data: bytes) -> bytes:
+        """Write the input of one row, whose bytes are ``data``, into ``out``; return the copy to store, or nothing."""
+
+    def as_tensor(self, inputs: Array) -> Tensor:
+        """The batch with its axes in the teacher's order."""
+        return torch.from_numpy(inputs)
+
+
+class ViewDataset(InputDataset):
+    """Images: decodes them, and cuts every view at the teacher's size.
 
     Args:
         source: of the images.
@@ -65,50 +140,61 @@ class ViewDataset(Dataset[Batch]):
         preprocessing: PreprocessingRecord,
         pictures: PictureFormat | None = None,
     ) -> None:
-        self.source = source
-        self.pictures = pictures
+        super().__init__(source, (len(views), *preprocessing.size, 3), np.uint8)
         self.rule = ViewRule.of_teacher(views, preprocessing)
+        self.pictures = pictures
 
-    def __len__(self) -> int:
-        return len(self.source)
+    def fill(self, out: Array, row: int, data: bytes) -> bytes:
+        """See ``InputDataset.fill``."""
+        image = decode(self.source, row, data)
+        for v, view in enumerate(self.rule.views.views):
+            out[v] = self.rule.cut(image, view, sample_id=self.source.sample_ids[row])
+        return self.pictures.encode(image) if self.pictures else b""
 
-    @property
-    def row_bytes(self) -> int:
-        """Bytes of the decoded views of one image."""
-        height, width = self.rule.size
-        return len(self.rule.views) * 3 * height * width
+    def as_tensor(self, inputs: Array) -> Tensor:
+        """(B, V, 3, H, W)."""
+        return torch.from_numpy(inputs).permute(0, 1, 4, 2, 3)
 
-    def load(self, rows: Sequence[int]) -> Batch:
-        """Load one batch in this process.
 
-        Raises:
-            SourceError: the disk, the network or the memory failed.
-        """
-        return self.__getitems__(rows).check()
+class TextDataset(InputDataset):
+    """Texts: tokenises them; one view."""
 
-    def __getitems__(self, rows: Sequence[int]) -> Batch:
-        """Load one batch; an image that cannot be used becomes zeros and a reason, never an exception."""
-        views = self.rule.views
-        images = np.zeros((len(rows), len(views), *self.rule.size, 3), dtype=np.uint8)
-        hashes = np.zeros((len(rows), 32), dtype=np.uint8)
-        reasons: list[str | None] = [None] * len(rows)
-        failure = None
-        pictures = [b""] * len(rows) if self.pictures else []
-        for i, row in enumerate(rows):
-            try:
-                data = read_image(self.source, row)
-                hashes[i] = np.frombuffer(content_sha256(data), dtype=np.uint8)
-                image = decode(self.source, row, data)
-                for v, view in enumerate(views.views):
-                    images[i, v] = self.rule.cut(image, view, sample_id=self.source.sample_ids[row])
-                if self.pictures:
-                    pictures[i] = self.pictures.encode(image)
-            except DecodeError as error:
-                reasons[i] = str(error)
-            except OSError as error:
-                reasons[i] = reason_unreadable(error)
-            except SourceError as error:
-                failure = str(error)
-                break
-        pixels = torch.from_numpy(images).permute(0, 1, 4, 2, 3)
-        return Batch(pixels, hashes, reasons, failure, pictures)
+    def __init__(self, source: Source, tokenizer: Any, max_tokens: int) -> None:
+        self.tokenizer = tokenizer
+        super().__init__(source, (1, max_tokens), np.int32)
+
+    def fill(self, out: Array, row: int, data: bytes) -> bytes:
+        """See ``InputDataset.fill``."""
+        tokens = self.tokenizer(data.decode())
+        out[0] = PADDING
+        out[0, : len(tokens)] = tokens
+        return b""
+
+
+def inputs_of(
+    source: Source, views: ViewSet, teacher: Teacher, pictures: PictureFormat | None = None
+) -> InputDataset:
+    """The samples of a source as inputs of a teacher, and copies of images if a format is given."""
+    record = teacher.preprocessing
+    if isinstance(record, TextRecord):
+        return TextDataset(source, teacher.tokenizer, record.max_tokens)
+    return ViewDataset(source, views, record, pictures)
+
+
+def text_notes(source: Source, teacher: Teacher) -> list[str]:
+    """How many texts of a sample are at least as long as the teacher's input."""
+    record = teacher.preprocessing
+    if not isinstance(record, TextRecord):
+        return []
+    tokenizer: Any = teacher.tokenizer
+    rows = np.unique(np.linspace(0, len(source) - 1, MOST_COUNTED).astype(int))
+    empty = tokenizer("")
+    end = empty[-1] if len(empty) == record.max_tokens else None  # padded to a fixed length
+    found = [tokenizer(source.read(int(row)).decode()) for row in rows]
+    cut = sum(len(item) == record.max_tokens and item[-1] != end for item in found)
+    if not cut:
+        return []
+    return [
+        f"{cut} of {len(rows)} texts looked at fill all {record.max_tokens} tokens of the teacher's input: what is "
+        "longer is cut off (--teacher.max_tokens)"
+    ]

@@ -22,7 +22,7 @@ from accelerate.utils import broadcast_object_list
 from featstore.derive.composition import artefact_bytes
 from featstore.errors import FeatstoreError, TeacherError
 from featstore.extraction.config import ExtractConfig, TextTableConfig
-from featstore.extraction.images import ViewDataset
+from featstore.extraction.images import inputs_of
 from featstore.extraction.shards import TEACHER, refuse_non_finite, run_teacher
 from featstore.extraction.teachers import Precision, Teacher, best_precision
 from featstore.extraction.text_tables import FIELD, encode_table, lines_of, origin, text_side
@@ -307,12 +307,12 @@ def _features_of(
     teacher: Teacher,
 ) -> dict[str, Array]:
     """Features of some images, (n, V, *shape) by field; unusable images are left out."""
-    dataset = ViewDataset(source, views, teacher.preprocessing)
+    dataset = inputs_of(source, views, teacher)
     parts: list[dict[str, Array]] = []
     reasons: list[str] = []
     for start in range(0, len(rows), config.batch_size):
         batch = dataset.load(rows[start : start + config.batch_size])
-        features = run_teacher(teacher, batch.images)
+        features = run_teacher(teacher, batch.inputs)
         why = refuse_non_finite(features, batch.reasons)
         usable = np.array([reason is None for reason in why])
         reasons += [reason for reason in why if reason is not None]

@@ -26,14 +26,16 @@ from featstore.errors import (
 )
 from featstore.extraction.config import TeacherConfig
 from featstore.extraction.field_names import FIELD, OWN_NAMES
-from featstore.extraction.images import ViewDataset
+from featstore.extraction.images import inputs_of
 from featstore.extraction.shards import run_teacher
 from featstore.extraction.teachers import Teacher, build_teacher
 from featstore.files.array_types import Array
 from featstore.format.manifest import (
     FieldRecord,
     Int8Encoding,
+    PreprocessingRecord,
     TeacherRecord,
+    TextRecord,
     TopKEncoding,
     differences,
 )
@@ -244,6 +246,8 @@ def _why_not(name: str, record: TeacherRecord | None, given: Mapping[str, str]) 
     """Why a teacher cannot be built again; "" if it can be tried."""
     if record is None:
         return "no teacher made it"
+    if isinstance(record.preprocessing, TextRecord):
+        return "its teacher reads texts, which cannot be computed again"
     if record.library in BY_PATH and not {name, ""} & given.keys():
         return f"made by {record.library}: give its model, --weights {printable(name)}=PATH"
     if record.library == "python":
@@ -306,7 +310,7 @@ def recorded_config(store: FeatureStore, name: str, weights: str) -> TeacherConf
     record = store.manifest.teachers[name]
     _check_harmless(store, name, record)
     rule = record.preprocessing
-    assert rule is not None
+    assert isinstance(rule, PreprocessingRecord)  # see _why_not
     by_path = record.library in BY_PATH
     return TeacherConfig(
         library=cast(Any, record.library),
@@ -378,7 +382,7 @@ def _check_harmless(store: FeatureStore, name: str, record: TeacherRecord) -> No
             yield f"{key}={value!r}"
 
     rule = record.preprocessing
-    assert rule is not None
+    assert isinstance(rule, PreprocessingRecord)  # see _why_not
     found = list(odd(_arguments(record)))
     found += [text for text in (record.name, record.tag) if not _NAME.fullmatch(text)]
     if max(rule.size) > MOST_SIDE:
@@ -391,6 +395,7 @@ def _check_harmless(store: FeatureStore, name: str, record: TeacherRecord) -> No
 
 
 def _batches(store: FeatureStore, teacher: Teacher, rows: list[int]) -> Iterator[list[int]]:
+    assert isinstance(teacher.preprocessing, PreprocessingRecord)
     height, width = teacher.preprocessing.size
     row_bytes = 3 * height * width * len(store.manifest.views)
     step = max(1, min(store.manifest.work.batch_size, BATCH_BYTES // row_bytes))
@@ -407,7 +412,7 @@ def _features(
     result: Recomputed,
 ) -> tuple[list[int], dict[str, Array]]:
     """Return the rows whose image is unchanged, and the teacher's features of them, (n, V, ...)."""
-    dataset = ViewDataset(images, store.manifest.views, teacher.preprocessing)
+    dataset = inputs_of(images, store.manifest.views, teacher)
     batch = dataset.load(sources)
     usable = []
     for i, row in enumerate(rows):
@@ -418,7 +423,7 @@ def _features(
         else:
             usable.append(i)
     result.rows += len(usable)
-    features = run_teacher(teacher, batch.images[usable]) if usable else {}
+    features = run_teacher(teacher, batch.inputs[usable]) if usable else {}
     computed = {name: values.float().numpy() for name, values in features.items()}
     return [rows[i] for i in usable], computed
 

@@ -49,9 +49,9 @@ def run(config: ExtractConfig, *, progress: bool = True) -> None:
     accelerator = start_accelerator(workers=config.workers)
     say = accelerator.print if progress else _print_nothing
 
-    check_teacher(config.teacher, fields=config.store.fields)
+    check_teacher(config.teacher, fields=config.store.fields, texts=config.of_texts)
     source = open_source(config.source)
-    say(f"images    {len(source):,} in {source.uri}")
+    say(f"{'texts ' if config.of_texts else 'images'}    {len(source):,} in {source.uri}")
     for note in source.notes:
         say(f"note: {note}")
     if config.repair:
@@ -127,6 +127,7 @@ def fill(
     import torch
 
     from featstore.extraction import dry_run, new_manifest, shards
+    from featstore.extraction.images import text_notes
     from featstore.extraction.teachers import build_teacher
     from featstore.files.limits import cores
     from featstore.format.views import describe
@@ -141,8 +142,9 @@ def fill(
         dtype=new_manifest.forward_dtype(config),
         precision=new_manifest.resolve_precision(config, accelerator.device),
         device=accelerator.device,
+        texts=config.of_texts,
     )
-    for note in teacher.notes:
+    for note in teacher.notes + text_notes(source, teacher):
         say(f"note: {note}")
     made = new_manifest.agree(
         accelerator,

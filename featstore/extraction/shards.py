@@ -35,7 +35,7 @@ from featstore.errors import (
     shorten,
 )
 from featstore.extraction.config import ExtractConfig
-from featstore.extraction.images import Batch, ViewDataset
+from featstore.extraction.images import Batch, inputs_of
 from featstore.extraction.progress_bar import PARTS, ProgressBar
 from featstore.extraction.teachers import Teacher
 from featstore.format.artefacts import read_channels
@@ -84,15 +84,15 @@ class Pending:
         return self._features
 
 
-def start_teacher(teacher: Teacher, images: Tensor) -> Pending:
+def start_teacher(teacher: Teacher, inputs: Tensor) -> Pending:
     """Run every view of a batch through the teacher; with CUDA, asynchronously.
 
     Args:
         teacher: the frozen model.
-        images: (B, V, 3, H, W) uint8.
+        inputs: (B, V, 3, H, W) uint8 images, or (B, 1, L) int32 token numbers.
     """
     # One view at a time: memory does not grow with the number of views, and the batch stays the same size.
-    outputs = [teacher.features(images[:, v]) for v in range(images.shape[1])]
+    outputs = [teacher.features(inputs[:, v]) for v in range(inputs.shape[1])]
     stored = {
         name: torch.stack([output[name] for output in outputs], dim=1)
         .to(TORCH_DTYPES[spec.dtype])
@@ -102,17 +102,17 @@ def start_teacher(teacher: Teacher, images: Tensor) -> Pending:
     return Pending(stored, teacher.device)
 
 
-def run_teacher(teacher: Teacher, images: Tensor) -> dict[str, Tensor]:
+def run_teacher(teacher: Teacher, inputs: Tensor) -> dict[str, Tensor]:
     """Run every view of a batch through the teacher.
 
     Args:
         teacher: the frozen model.
-        images: (B, V, 3, H, W) uint8.
+        inputs: (B, V, 3, H, W) uint8 images, or (B, 1, L) int32 token numbers.
 
     Returns:
         By field, (B, V, *shape) on the CPU, in the dtype that is stored.
     """
-    return start_teacher(teacher, images).wait()
+    return start_teacher(teacher, inputs).wait()
 
 
 @dataclass
@@ -339,11 +339,8 @@ def _make_loader(work: _Work, batches: _ClaimedBatches, *, num_left: int) -> Dat
     # Rows given to workers are claimed: at most one shard beyond the current one, unless shards are smaller than the
     # prefetched batches.
     ahead = 2 if 2 * workers <= per_shard else 1
-    dataset = ViewDataset(
-        work.source,
-        work.manifest.views,
-        work.teacher.preprocessing,
-        work.config.store.picture_format,
+    dataset = inputs_of(
+        work.source, work.manifest.views, work.teacher, work.config.store.picture_format
     )
     workers = fit_workers(workers, batch_bytes=cut.batch_size * dataset.row_bytes, ahead=ahead)
     return DataLoader(
@@ -376,7 +373,7 @@ def _extract_shard(work: _Work, number: int, batches: Iterator[Batch], *, load_s
             batch = next(batches).check()
             pictures += batch.pictures
             loaded = time.perf_counter()
-            ahead = batch_rows, batch, start_teacher(work.teacher, batch.images)
+            ahead = batch_rows, batch, start_teacher(work.teacher, batch.inputs)
         if before is not None:
             reasons += _keep(work, shard, rows.start, *before)
         seconds["load"] += loaded - start

@@ -84,6 +84,24 @@ class PreprocessingRecord(Record):
     """Name of the decoding rules, ``featstore.sources.decode.DECODE_RULE``."""
 
 
+class TextRecord(Record):
+    """From a text to the teacher's input."""
+
+    tokenizer: str
+    """Kind of the tokenizer: wordpiece (lower case), tokenizers (a tokenizer.json), or the class of another library."""
+    tokenizer_sha256: str = Field(pattern=SHA256)
+    max_tokens: PositiveInt
+    """Longest input with special tokens; the rest of a text is cut off."""
+    pooling: Literal["mean", "cls", "model"]
+    """How ``pooled`` is made of the tokens: their mean, the first one, or by the model itself."""
+
+    def __str__(self) -> str:
+        return (
+            f"text, {self.tokenizer} tokenizer {self.tokenizer_sha256[:12]}, at most {self.max_tokens} tokens, pooled "
+            f"by {self.pooling}"
+        )
+
+
 class TeacherRecord(Record):
     """The frozen model that computed features."""
 
@@ -101,8 +119,8 @@ class TeacherRecord(Record):
     batch_seed: int | None = None
     precision: Literal["fp32", "bf16", "fp16"]
     """Arithmetic of the forward pass."""
-    preprocessing: PreprocessingRecord | None = None
-    """None where the inputs are not images."""
+    preprocessing: PreprocessingRecord | TextRecord | None = None
+    """None where the inputs are neither images nor texts, or it is not known how they were prepared."""
 
     @field_validator("model_args")
     @classmethod

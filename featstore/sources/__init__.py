@@ -1,4 +1,4 @@
-"""Sources of images, as ids and undecoded bytes. ``open_source`` opens one by its kind."""
+"""Sources of images and texts, as ids and undecoded bytes. ``open_source`` opens one by its kind."""
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -15,6 +15,7 @@ from featstore.sources.folder import FolderSource
 from featstore.sources.hf import HFSource
 from featstore.sources.label_file import apply_labels
 from featstore.sources.tars import TarSource
+from featstore.sources.text import TextSource
 
 __all__ = ["NO_LABEL", "Source", "SourcePart", "mirror_work", "open_source", "select"]
 
@@ -27,6 +28,7 @@ KINDS: dict[str, Callable[[SourceConfig], Source]] = {
     "tars": lambda config: TarSource(
         config.path, allow_cut_tars=config.allow_cut_tars, image_member=config.image_member
     ),
+    "text": TextSource,
 }
 
 
@@ -106,6 +108,8 @@ class SourcePart(Source):
         self.sample_ids = [whole.sample_ids[row] for row in rows]
         self._whole = whole
         self._rows = np.asarray(rows, dtype=np.int64)
+        self.languages = [whole.languages[row] for row in rows] if whole.languages else ()
+        self.pairs = [whole.pairs[row] for row in rows] if whole.pairs else ()
         if whole.tars:
             ends = np.cumsum([count for _, count in whole.tars])
             of = np.searchsorted(ends, self._rows, side="right")

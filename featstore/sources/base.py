@@ -1,4 +1,4 @@
-"""Base class of sources: an ordered list of sample ids, and the bytes of each image."""
+"""Base class of sources: an ordered list of sample ids, and the bytes of each image or text."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
@@ -50,7 +50,7 @@ def image_suffixes() -> frozenset[str]:
 
 
 class Source(ABC):
-    """Images of one origin. Picklable, so that loader processes can read; cheap to copy.
+    """Images or texts of one origin. Picklable, so that loader processes can read; cheap to copy.
 
     Attributes:
         kind: name of the kind, as in ``SourceConfig.kind``.
@@ -61,6 +61,8 @@ class Source(ABC):
         label_sets: (N, C) int8 where images have several labels: 1 has it, 0 has it not, -1 unknown; ``labels`` is None
             then.
         labels_refused: the user asked for no labels, so that those of a store must not be used either.
+        languages: language of each sample, where samples are texts that name one; else empty.
+        pairs: what translations of each other share, where samples are texts that name it; else empty.
         tars: (name, samples) of each tar, in order, where samples lie in tars; those of one tar are consecutive.
         content_sha256: (N, 32) of the original files where ``read`` returns copies of them; else None.
         notes: sentences for the user about this source, e.g. a tar that was taken in part.
@@ -73,6 +75,8 @@ class Source(ABC):
     class_names: tuple[str, ...] = ()
     label_sets: npt.NDArray[np.int8] | None = None
     labels_refused: bool = False
+    languages: Sequence[str] = ()
+    pairs: Sequence[str] = ()
     tars: Sequence[tuple[str, int]] = ()
     content_sha256: npt.NDArray[np.uint8] | None = None
     notes: list[str] = []  # noqa: RUF012 - a subclass assigns its own list, nothing appends here
@@ -82,7 +86,7 @@ class Source(ABC):
 
     @abstractmethod
     def read(self, row: int) -> bytes:
-        """Return the bytes of one image file.
+        """Return the bytes of one image file, or of one text.
 
         Raises:
             OSError: The file cannot be read. The caller retries or marks the row invalid (``featstore.sources.load``).

@@ -7,6 +7,8 @@ from typing import Any, Literal
 
 from featstore.errors import ConfigError, SourceError
 
+TEXT_SUFFIXES = (".jsonl", ".parquet")
+
 
 def require(condition: bool, message: str) -> None:
     """Raise ``ConfigError(message)`` unless the condition holds."""
@@ -16,16 +18,17 @@ def require(condition: bool, message: str) -> None:
 
 @dataclass(frozen=True, kw_only=True)
 class SourceConfig:
-    """Where the images are."""
+    """Where the images (or texts) are."""
 
-    kind: Literal["folder", "tars", "hf", "digits", "store"] = "digits"
+    kind: Literal["folder", "tars", "hf", "digits", "store", "text"] = "digits"
     """folder: image files below a folder. tars: WebDataset tars. hf: a Hugging Face dataset saved on disk. digits: the
     1,797 handwritten digits that scikit-learn ships. store: the copies of its images that a feature store holds
-    (--store.pictures), for phase two; without a path, those of --store. If only a path is given, the kind is
-    detected."""
+    (--store.pictures), for phase two; without a path, those of --store. text: a table with columns id and text. If only
+    a path is given, the kind is detected."""
     path: str = ""
     """folder: the folder. tars: a folder of tars, or a brace or glob pattern; also as a URL,
-    s3://bucket/{000..999}.tar (gs://, az://, https://, ...). hf: what ``save_to_disk`` wrote."""
+    s3://bucket/{000..999}.tar (gs://, az://, https://, ...). hf: what ``save_to_disk`` wrote. text: a .jsonl or
+    .parquet file."""
     include: list[str] = field(default_factory=lambda: ["*"])
     """Shell patterns over sample ids ("train/*"); a sample is taken if any of them matches."""
     labels_from: Literal["parent", "top", "none"] = "parent"
@@ -37,7 +40,13 @@ class SourceConfig:
     image_column: str = "image"
     """hf only."""
     label_column: str = "label"
-    """hf only; a data set without that column has no labels."""
+    """hf and text; a data set without that column has no labels."""
+    text_column: str = "text"
+    """text only: column with the texts; the content hash is that of their UTF-8 bytes."""
+    language_column: str = "language"
+    """text only: column with the language of each text; a table without a column of the default name has none."""
+    languages: list[str] = field(default_factory=list)
+    """text only: take the texts of these languages; empty takes all."""
     allow_cut_tars: bool = False
     """tars only: take the complete samples of a tar that breaks off, instead of refusing it."""
 
@@ -49,7 +58,12 @@ class SourceConfig:
             object.__setattr__(self, "kind", source_of(self.path)["kind"])
         require(
             self.kind in ("digits", "store") or bool(self.path),
-            f"--source.path is missing: a source of kind {self.kind!r} needs to know where the images are.",
+            f"--source.path is missing: a source of kind {self.kind!r} needs to know where the "
+            f"{'texts' if self.kind == 'text' else 'images'} are.",
+        )
+        require(
+            self.kind == "text" or not self.languages,
+            f"--source.languages is for --source.kind text; this source is {self.kind!r}.",
         )
         require(bool(self.include), "--source.include is empty: no sample could match.")
 
@@ -60,7 +74,9 @@ def source_of(images: str | os.PathLike[str]) -> dict[str, Any]:
     if text == "digits":
         return {"kind": "digits"}
     folder = Path(text)
-    if "://" in text or text.endswith(".tar") or (folder.is_dir() and any(folder.glob("*.tar"))):
+    if text.endswith(TEXT_SUFFIXES) and "://" not in text:
+        kind = "text"
+    elif "://" in text or text.endswith(".tar") or (folder.is_dir() and any(folder.glob("*.tar"))):
         kind = "tars"
     elif any((folder / name).is_file() for name in ("state.json", "dataset_dict.json")):
         kind = "hf"
@@ -70,15 +86,15 @@ def source_of(images: str | os.PathLike[str]) -> dict[str, Any]:
 
 
 def check_path(config: SourceConfig) -> None:
-    """Look whether the place of the images is there, before anything heavy is imported.
+    """Look whether the place of the images or texts is there, before anything heavy is imported.
 
     Raises:
         SourceError: it is not.
     """
-    if config.kind in ("folder", "hf") and not Path(config.path).exists():
+    if config.kind in ("folder", "hf", "text") and not Path(config.path).exists():
         missing = Path(config.path).absolute()
         there = next(parent for parent in missing.parents if parent.exists())
         raise SourceError(
-            f"{config.path}: no such folder (the path exists up to {there}). Set --source.path to the folder of the "
-            "images."
+            f"{config.path}: no such {'file' if config.kind == 'text' else 'folder'} (the path exists up to {there}). "
+            f"Set --source.path to the {'file of the texts' if config.kind == 'text' else 'folder of the images'}."
         )

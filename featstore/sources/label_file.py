@@ -3,7 +3,7 @@
 import csv
 import re
 from collections import Counter
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -96,9 +96,7 @@ def _several(label: str) -> list[str]:
 
 def _all_labels(label_of: Mapping[str, Sequence[str]]) -> list[str]:
     cells = [labels[0] for labels in label_of.values() if labels[0]]
-    return sorted(
-        {part for cell in cells for part in _several(cell) or [cell]}, key=_number_or_text
-    )
+    return list(sort_classes(part for cell in cells for part in _several(cell) or [cell]))
 
 
 def _sets(
@@ -177,6 +175,11 @@ def _text(label: object) -> str:
     if isinstance(label, list | tuple):  # of Parquet; a single label too may be one of several
         return ";".join(str(item) for item in label) + ";" * (len(label) == 1)
     return "" if label is None else str(label).strip()
+
+
+def sort_classes(names: Iterable[str]) -> tuple[str, ...]:
+    """Different names in order: numbers by value, then other names."""
+    return tuple(sorted(set(names), key=_number_or_text))
 
 
 def _number_or_text(name: str) -> tuple[int, int, str]:

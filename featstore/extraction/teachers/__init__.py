@@ -33,14 +33,19 @@ WITH_SKELETONS = ("timm", "open_clip", "transformers")
 """Libraries whose models can be built without their weights, to look at names and shapes."""
 
 
-def check_teacher(config: TeacherConfig, *, fields: Sequence[str]) -> None:
+def check_teacher(config: TeacherConfig, *, fields: Sequence[str], texts: bool = False) -> None:
     """Look whether a teacher can give some fields, before its weights are fetched and read: on its shapes alone.
+
+    Args:
+        config: what would be built.
+        fields: names of the fields that it will be asked for.
+        texts: the samples are texts, not images.
 
     Raises:
         TeacherError: unknown name or tag, or a field it cannot give.
     """
     _check_files(config)
-    if config.library not in WITH_SKELETONS:
+    if config.library not in WITH_SKELETONS or texts:
         return
     try:
         with torch.device("meta"):
@@ -62,6 +67,7 @@ def build_teacher(
     dtype: FloatType,
     precision: Precision,
     device: torch.device,
+    texts: bool = False,
 ) -> Teacher:
     """Build the frozen teacher that a config names.
 
@@ -71,12 +77,19 @@ def build_teacher(
         dtype: of the stored fields.
         precision: of the forward pass, resolved.
         device: where it runs.
+        texts: the samples are texts, not images.
 
     Raises:
         TeacherError: unknown name, weights that cannot be had or do not fit, a field it cannot give.
     """
     _check_files(config)
-    built = _build(config, device)
+    if texts:
+        from featstore.extraction.teachers import text_teachers
+
+        with setting_restored():
+            built = text_teachers.build(config, cuda=device.type == "cuda")
+    else:
+        built = _build(config, device)
     built.weights_sha256 = built.weights_sha256 or state_sha256(built.tower)
     return _wrap(config, built, fields=fields, dtype=dtype, device=device, precision=precision)
 
@@ -144,6 +157,7 @@ def _wrap(
         fields=fields,
         dtype=dtype,
         device=device,
+        tokenizer=built.tokenizer,
         compile_tower=config.compile,
         notes=built.notes,
     )

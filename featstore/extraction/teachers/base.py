@@ -4,7 +4,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal, cast
+from typing import Any, Literal, Protocol, cast
 
 import torch
 from torch import Tensor, nn
@@ -14,7 +14,7 @@ from featstore.extraction.config import TeacherConfig
 from featstore.extraction.field_names import split_prefix
 from featstore.extraction.teachers.fields import describe_field, select_field
 from featstore.extraction.teachers.intermediate import watch
-from featstore.format.manifest import FloatType, PreprocessingRecord, TeacherRecord
+from featstore.format.manifest import FloatType, PreprocessingRecord, TeacherRecord, TextRecord
 from featstore.format.views import CropMode, Interpolation
 from featstore.sources.decode import DECODE_RULE
 
@@ -23,8 +23,14 @@ Precision = Literal["fp32", "bf16", "fp16"]
 AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
+class Tokenizer(Protocol):
+    """Turn one text into token numbers with special tokens, cut to the longest input. Picklable."""
+
+    def __call__(self, text: str) -> list[int]: ...
+
+
 class Tower(nn.Module):
-    """A frozen image encoder that returns everything fields are made of.
+    """A frozen image or text encoder that returns everything fields are made of.
 
     Attributes:
         layout: memory layout of its input. Pictures arrive as (H, W, 3), which suits CNNs (ResNet-50 takes 0.8 times
@@ -41,7 +47,7 @@ class Tower(nn.Module):
         """Run the encoder.
 
         Args:
-            images: (B, 3, H, W) normalised.
+            images: (B, 3, H, W) normalised; of a text encoder (B, L) int32 token numbers.
 
         Returns:
             Some of: ``cls`` (B, D); ``map`` (B, h, w, D) patch features; ``tokens`` (B, N, D); ``registers``
@@ -78,7 +84,8 @@ class Built:
 
     Attributes:
         tower: the model, with its weights.
-        preprocessing: how a picture becomes its input.
+        preprocessing: how a picture or a text becomes its input.
+        tokenizer: of a text teacher; None where inputs are images.
         licence: of the weights, where the library states one.
         recorded_name: name in the manifest, where the config's is a path; "" for the config's.
         recorded_args: ``model_args`` as the manifest records them; None for those of the config.
@@ -87,11 +94,12 @@ class Built:
     """
 
     tower: Tower
-    preprocessing: PreprocessingRecord
+    preprocessing: PreprocessingRecord | TextRecord
     licence: str = ""
     recorded_name: str = ""
     recorded_args: dict[str, Any] | None = None
     weights_sha256: str = ""
+    tokenizer: Tokenizer | None = None
     notes: list[str] = field(default_factory=list)
 
 
@@ -100,7 +108,8 @@ class Teacher:
 
     Attributes:
         record: which model this is, with the hash of its weights.
-        preprocessing: how a picture becomes its input.
+        preprocessing: how a picture or a text becomes its input.
+        tokenizer: of a text teacher; None where inputs are images.
         fields: what it was asked for, by name.
         notes: sentences for the user about how it was built.
     """
@@ -110,48 +119,57 @@ class Teacher:
         tower: Tower,
         *,
         record: TeacherRecord,
-        preprocessing: PreprocessingRecord,
+        preprocessing: PreprocessingRecord | TextRecord,
         fields: Sequence[str],
         dtype: FloatType,
         device: torch.device,
+        tokenizer: Tokenizer | None = None,
         compile_tower: bool = False,
         notes: Sequence[str] = (),
     ) -> None:
         self.record = record
         self.preprocessing = preprocessing
+        self.tokenizer = tokenizer
         self.device = device
         self.notes = list(notes)
         self._tower = tower.eval().requires_grad_(False).to(device)
         tower.watch(fields)
         self._run = torch.compile(self._tower) if compile_tower else self._tower
         self._names = tuple(fields)
-        self._mean = torch.tensor(preprocessing.mean, device=device).view(1, 3, 1, 1)
-        self._std = torch.tensor(preprocessing.std, device=device).view(1, 3, 1, 1)
-        height, width = preprocessing.size
-        trial = self.features(torch.zeros(1, 3, height, width, dtype=torch.uint8))
+        if isinstance(preprocessing, TextRecord):
+            inputs = torch.zeros(1, min(2, preprocessing.max_tokens), dtype=torch.int32)
+            if preprocessing.pooling == "model":  # a context of fixed length
+                inputs = torch.zeros(1, preprocessing.max_tokens, dtype=torch.int32)
+        else:
+            self._mean = torch.tensor(preprocessing.mean, device=device).view(1, 3, 1, 1)
+            self._std = torch.tensor(preprocessing.std, device=device).view(1, 3, 1, 1)
+            inputs = torch.zeros(1, 3, *preprocessing.size, dtype=torch.uint8)
+        trial = self.features(inputs)
         self.fields = {
-            name: describe_field(name, value.shape[1:], dtype) for name, value in trial.items()
+            name: describe_field(name, value.shape[1:], dtype, texts=tokenizer is not None)
+            for name, value in trial.items()
         }
 
     @torch.inference_mode()
-    def features(self, images: Tensor) -> dict[str, Tensor]:
+    def features(self, inputs: Tensor) -> dict[str, Tensor]:
         """Run the teacher on one batch.
 
         Args:
-            images: (B, 3, H, W) uint8, RGB, of the size that ``preprocessing`` states.
+            inputs: (B, 3, H, W) uint8, RGB, of the size that ``preprocessing`` states; or (B, L) int32 token numbers.
 
         Returns:
             By field name, (B, *shape) in the precision of the forward pass, on the teacher's device.
         """
-        pixels = images.to(self.device, non_blocking=True)
-        pixels = pixels.to(torch.float32, memory_format=self._tower.layout)
-        pixels = pixels.div_(255).sub_(self._mean).div_(self._std)
+        ready = inputs.to(self.device, non_blocking=True)
+        if self.tokenizer is None:
+            ready = ready.to(torch.float32, memory_format=self._tower.layout)
+            ready = ready.div_(255).sub_(self._mean).div_(self._std)
         precision = self.record.precision
         if precision == "fp32":
-            parts = self._run(pixels)
+            parts = self._run(ready)
         else:
             with torch.autocast(self.device.type, dtype=AUTOCAST[precision]):
-                parts = self._run(pixels)
+                parts = self._run(ready)
         return {name: select_field(name, parts) for name in self._names}
 
 

@@ -75,6 +75,11 @@ _MEANINGS = {
     "projected": "image embedding after the contrastive projection, not normalised",
     "logits": "output of the model's classifier",
 }
+_MEANINGS_OF_TEXTS = {
+    "cls": "first token",
+    "pooled": "tokens of the text, pooled as the teacher's record states",
+    "projected": "text embedding after the contrastive projection, not normalised",
+}
 _MEANINGS_OF_BLOCKS = {
     "cls": "class token",
     "mean": "mean of the patch tokens",
@@ -88,8 +93,10 @@ _PREFIXES = {
 }
 
 
-def describe_field(name: str, shape: Sequence[int], dtype: FloatType) -> FieldRecord:
-    """Record of a field whose single-view, single-row shape is known.
+def describe_field(
+    name: str, shape: Sequence[int], dtype: FloatType, *, texts: bool = False
+) -> FieldRecord:
+    """Record of a field whose single-view, single-row shape is known; ``texts`` where inputs are texts.
 
     Raises:
         TeacherError: more logits are to be kept than there are, or the output has no shape that is known.
@@ -117,8 +124,9 @@ def describe_field(name: str, shape: Sequence[int], dtype: FloatType) -> FieldRe
             f"field {name!r}: an output of shape {tuple(shape)} per image; expected one to three axes."
         )
     dims = ("class",) if name == "logits" else axes[len(shape)]
+    meaning = _MEANINGS_OF_TEXTS.get(name) if texts else None
     return FieldRecord(
-        shape=tuple(shape), dtype=dtype, dims=dims, meaning=_meaning(name, tuple(shape))
+        shape=tuple(shape), dtype=dtype, dims=dims, meaning=meaning or _meaning(name, tuple(shape))
     )
 
 

@@ -28,20 +28,10 @@ class OnnxTower(Tower):
     """A session of onnxruntime. A batch size that the model fixes is kept; the last batch is filled with zeros."""
 
     def __init__(self, path: Path, *, prefix: int | None, cuda: bool) -> None:
-        import onnxruntime
-
         super().__init__()
         self.layout = torch.contiguous_format
         self.prefix = prefix
-        wanted = ["CUDAExecutionProvider"] if cuda else []
-        able = onnxruntime.get_available_providers()
-        providers = [name for name in wanted if name in able] + ["CPUExecutionProvider"]
-        try:
-            self.session = onnxruntime.InferenceSession(str(path), providers=providers)
-        except Exception as error:  # onnxruntime's own errors have no common base
-            raise TeacherError(
-                f"--teacher.name {path}: onnxruntime cannot load it ({brief(error)})."
-            ) from error
+        self.session = open_session(path, cuda=cuda)
         inputs = self.session.get_inputs()
         shapes = [f"{item.name} {item.type} {item.shape}" for item in inputs]
         if len(inputs) != 1 or len(inputs[0].shape) != 4 or inputs[0].shape[1] not in (3, "3"):
@@ -101,11 +91,30 @@ class OnnxTower(Tower):
         return out
 
 
-def build(config: TeacherConfig, *, cuda: bool = False) -> Built:
-    """Open the model file that a config names.
+def open_session(path: Path, *, cuda: bool) -> Any:
+    """A session of onnxruntime, on the GPU if wanted and possible.
 
     Raises:
-        TeacherError: onnxruntime is not installed, no such file, or a model that takes no images.
+        TeacherError: the file cannot be loaded.
+    """
+    import onnxruntime
+
+    wanted = ["CUDAExecutionProvider"] if cuda else []
+    able = onnxruntime.get_available_providers()
+    providers = [name for name in wanted if name in able] + ["CPUExecutionProvider"]
+    try:
+        return onnxruntime.InferenceSession(str(path), providers=providers)
+    except Exception as error:  # onnxruntime's own errors have no common base
+        raise TeacherError(
+            f"--teacher.name {path}: onnxruntime cannot load it ({brief(error)})."
+        ) from error
+
+
+def find_model(config: TeacherConfig) -> Path:
+    """The model file that a config names.
+
+    Raises:
+        TeacherError: onnxruntime is not installed, or no such file.
     """
     path = Path(config.name)
     if not path.is_file():
@@ -118,6 +127,16 @@ def build(config: TeacherConfig, *, cuda: bool = False) -> Built:
         ) from None
     if config.weights:
         raise TeacherError("--teacher.weights: an ONNX model has its weights in it; leave it out.")
+    return path
+
+
+def build(config: TeacherConfig, *, cuda: bool = False) -> Built:
+    """Open the model file that a config names.
+
+    Raises:
+        TeacherError: onnxruntime is not installed, no such file, or a model that takes no images.
+    """
+    path = find_model(config)
     prefix = config.model_args.get("prefix_tokens")
     unknown = sorted(config.model_args.keys() - {"prefix_tokens"})
     if unknown or not (prefix is None or isinstance(prefix, int)):

@@ -81,7 +81,7 @@ def build(config: TeacherConfig, *, skeleton: bool = False) -> Built:
     """
     import open_clip
 
-    model, known = _model(config, skeleton=skeleton)
+    model, known = load_model(config, skeleton=skeleton)
     data = open_clip.get_model_preprocess_cfg(model) | (known if skeleton else {})
     if data.get("resize_mode", "shortest") == "longest":
         raise TeacherError(
@@ -118,7 +118,7 @@ def encode_texts(
     """
     import open_clip
 
-    model, _ = _model(config, skeleton=False)
+    model, _ = load_model(config)
     tokenizer, model = open_clip.get_tokenizer(config.name), model.eval()
     with torch.inference_mode():
         parts = [
@@ -128,9 +128,21 @@ def encode_texts(
     return np.concatenate(parts), state_sha256(OpenClipTower(model.visual))
 
 
-def _model(config: TeacherConfig, *, skeleton: bool) -> tuple[Any, dict[str, Any]]:
-    """The whole model, and what its published tag says of the preprocessing."""
-    published = _published(config)
+def load_model(
+    config: TeacherConfig, *, skeleton: bool = False, texts: bool = False
+) -> tuple[Any, dict[str, Any]]:
+    """The model with both of its sides, and what is published of its preprocessing.
+
+    Args:
+        config: the settings.
+        skeleton: leave the weights out.
+        texts: only the text side is used.
+
+    Raises:
+        TeacherError: unknown name or tag, weights that cannot be had or do not fit, or nothing says which activation
+            and preprocessing local weights need.
+    """
+    published = _published(config, texts=texts)
     known = {key: published[key] for key in PREPROCESSING if published.get(key)}
     model_args = dict(config.model_args)
     if config.image_size:
@@ -140,7 +152,7 @@ def _model(config: TeacherConfig, *, skeleton: bool) -> tuple[Any, dict[str, Any
     return _create(config, published, known, model_args, skeleton=skeleton), known
 
 
-def _published(config: TeacherConfig) -> dict[str, Any]:
+def _published(config: TeacherConfig, *, texts: bool = False) -> dict[str, Any]:
     """What open_clip publishes under this name and tag; empty without a tag."""
     import open_clip
 
@@ -159,11 +171,11 @@ def _published(config: TeacherConfig) -> dict[str, Any]:
             raise TeacherError(
                 f"teacher {name}: neither --teacher.tag nor --teacher.weights; a random teacher teaches nothing."
             )
-        _check_unambiguous(config)
+        _check_unambiguous(config, texts=texts)
     return published
 
 
-def _check_unambiguous(config: TeacherConfig) -> None:
+def _check_unambiguous(config: TeacherConfig, *, texts: bool) -> None:
     """Refuse local weights without a tag where a tag of the model has another activation or preprocessing than none."""
     import open_clip
     from open_clip.transform import PreprocessCfg
@@ -180,7 +192,7 @@ def _check_unambiguous(config: TeacherConfig) -> None:
     missing = []
     if len(gelu) > 1 and "force_quick_gelu" not in config.model_args:
         missing.append("--teacher.model_args '{force_quick_gelu: true}' (or false)")
-    if len(inputs) > 1 and not (config.mean and config.std and config.interpolation):
+    if len(inputs) > 1 and not texts and not (config.mean and config.std and config.interpolation):
         missing.append("--teacher.mean, --teacher.std and --teacher.interpolation")
     if missing:
         raise TeacherError(

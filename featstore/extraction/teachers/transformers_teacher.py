@@ -77,9 +77,32 @@ def build(config: TeacherConfig, *, skeleton: bool = False) -> Built:
     Raises:
         TeacherError: transformers is not installed, unknown name, or weights that cannot be had or lack keys.
     """
+    settings, model = load_model(config, skeleton=skeleton)
+    from transformers.image_processing_base import ImageProcessingMixin
+
+    vision = getattr(settings, "vision_config", settings)
+    side = config.image_size or getattr(vision, "image_size", 0) or 0
+    try:
+        own = _processor(ImageProcessingMixin.get_image_processor_dict(config.name)[0])
+    except OSError:  # no such file: mean and std must be given
+        own = {}
+    preprocessing = stated_preprocessing(config, own, size=0 if "size" in own else side)
+    return Built(
+        TransformersTower(model, size=preprocessing.size),
+        preprocessing,
+        recorded_name=Path(config.name).name if Path(config.name).is_dir() else "",
+        recorded_args={**config.model_args, "model_type": settings.model_type},
+    )
+
+
+def load_model(config: TeacherConfig, *, skeleton: bool = False) -> tuple[Any, Any]:
+    """The settings and the AutoModel that a config names; ``skeleton`` leaves the weights out.
+
+    Raises:
+        TeacherError: transformers is not installed, unknown name, or weights that cannot be had or lack keys.
+    """
     try:
         import transformers
-        from transformers.image_processing_base import ImageProcessingMixin
     except ImportError as error:
         raise TeacherError(
             f"--teacher.library transformers: it cannot be imported ({error}). {INSTALL}"
@@ -94,7 +117,7 @@ def build(config: TeacherConfig, *, skeleton: bool = False) -> Built:
     try:
         settings = transformers.AutoConfig.from_pretrained(config.name, **config.model_args)
         auto: Any = transformers.AutoModel
-        model = auto.from_config(settings) if skeleton else _load(config, settings)
+        return settings, auto.from_config(settings) if skeleton else _load(config, settings)
     except TeacherError:
         raise
     except Exception as error:  # hub client, HTTP library and transformers each raise their own
@@ -103,19 +126,6 @@ def build(config: TeacherConfig, *, skeleton: bool = False) -> Built:
             "Hugging Face hub, or a folder that save_pretrained wrote, with config.json, model.safetensors and "
             "preprocessor_config.json."
         ) from error
-    vision = getattr(settings, "vision_config", settings)
-    side = config.image_size or getattr(vision, "image_size", 0) or 0
-    try:
-        own = _processor(ImageProcessingMixin.get_image_processor_dict(config.name)[0])
-    except OSError:  # no such file: mean and std must be given
-        own = {}
-    preprocessing = stated_preprocessing(config, own, size=0 if "size" in own else side)
-    return Built(
-        TransformersTower(model, size=preprocessing.size),
-        preprocessing,
-        recorded_name=Path(config.name).name if Path(config.name).is_dir() else "",
-        recorded_args={**config.model_args, "model_type": settings.model_type},
-    )
 
 
 def _load(config: TeacherConfig, settings: Any) -> nn.Module:

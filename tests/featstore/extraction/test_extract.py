@@ -265,7 +265,7 @@ def live_features(
     dataset = ViewDataset(source, store.manifest.views, teacher.preprocessing)
     parts: dict[str, list[Tensor]] = {name: [] for name in store.manifest.fields}
     for rows in batches:
-        images = dataset.__getitems__(list(rows)).images
+        images = dataset.__getitems__(list(rows)).inputs
         views = [teacher.features(images[:, v]) for v in range(images.shape[1])]
         for name in parts:
             parts[name].append(torch.stack([view[name] for view in views], dim=1))
@@ -319,9 +319,9 @@ def test_a_batch_is_decoded_as_the_contract_says(image_folder: Path) -> None:
     source = open_source(SourceConfig(kind="folder", path=str(image_folder)))
     rule = PreprocessingRecord.model_validate({**RULE.model_dump(), "size": (8, 6)})
     batch: Batch = ViewDataset(source, ViewSet(), rule).__getitems__([3, 0, 3])
-    assert batch.images.shape == (3, 1, 3, 8, 6)
-    assert batch.images.dtype == torch.uint8
-    assert torch.equal(batch.images[0], batch.images[2])
+    assert batch.inputs.shape == (3, 1, 3, 8, 6)
+    assert batch.inputs.dtype == torch.uint8
+    assert torch.equal(batch.inputs[0], batch.inputs[2])
     assert batch.reasons == [None] * 3
 
 

@@ -105,7 +105,7 @@ def test_a_passing_failure_costs_nothing(
     found = dataset.load(range(6))
     assert reads[3] == 3
     assert found.reasons == [None] * 6
-    assert (found.images == expected.images).all()
+    assert (found.inputs == expected.inputs).all()
     assert (found.hashes == expected.hashes).all()
 
 

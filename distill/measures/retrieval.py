@@ -1,0 +1,61 @@
+"""Retrieval of the one right item: recall at 1, 5 and 10."""
+
+# P queries with one right item each, X width
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from featstore.files.array_types import Array
+
+RANKS = (1, 5, 10)
+
+
+def recall(queries_PX: Tensor, items_PX: Tensor) -> dict[str, float]:
+    """How often the right item, that of the same row, is among the nearest 1, 5 and 10 by cosine.
+
+    Args:
+        queries_PX: one row per query.
+        items_PX: all items that are searched.
+
+    Returns:
+        ``recall_at_1``, ``recall_at_5``, ``recall_at_10``. Of equally near items the right one counts as the first.
+    """
+    similarity = F.normalize(queries_PX.float(), dim=1) @ F.normalize(items_PX.float(), dim=1).T
+    nearer = (similarity > similarity.diagonal()[:, None]).sum(1)
+    return {f"recall_at_{rank}": float((nearer < rank).double().mean()) for rank in RANKS}
+
+
+def between_languages(
+    features_NC: Tensor,
+    embedded_ND: Tensor,
+    teacher_ND: Tensor,
+    pairs: Mapping[tuple[str, str], Array],
+) -> dict[str, dict[str, float]]:
+    """Recall of translations, for each direction.
+
+    Args:
+        features_NC: the student's features.
+        embedded_ND: the same in the teacher's space.
+        teacher_ND: stored features of the same texts.
+        pairs: by (language, other language), (P, 2) rows of each text and its translation.
+
+    Returns:
+        By "en -> zh" the recall among the student's features of the other language, and by "en -> zh, stored" that
+        among the teacher's stored features of them.
+    """
+    found = {}
+    for (language, other), rows in pairs.items():
+        ours, theirs = torch.from_numpy(rows).unbind(1)
+        name = f"{language} -> {other}"
+        found[name] = recall(features_NC[ours], features_NC[theirs])
+        found[f"{name}, stored"] = recall(embedded_ND[ours], teacher_ND[theirs])
+    return found
+
+
+def mean_recall_at_1(found: dict[str, dict[str, float]]) -> dict[str, float]:
+    """``translation_recall_at_1``: mean over the directions in the student's space; nothing without translations."""
+    values = [value["recall_at_1"] for name, value in found.items() if not name.endswith("stored")]
+    return {"translation_recall_at_1": sum(values) / len(values)} if values else {}

@@ -1,0 +1,102 @@
+"""Every command that looks at a store, on a store of each kind of sample."""
+
+import contextlib
+import io
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+import featstore
+from featstore.cli.main import main
+from featstore.extraction.config import ExtractConfig, StoreConfig, TeacherConfig
+from featstore.extraction.run import run
+from featstore.sources.config import SourceConfig
+from tests import texts
+
+pytest.importorskip("onnxruntime")
+pytest.importorskip("tokenizers")
+
+Make = Callable[[Path, int], Path]
+"""Makes two stores of the same kind in a folder, of other samples for 0 and 1."""
+
+
+def text_store(folder: Path, number: int) -> Path:
+    """A store of 24 texts."""
+    folder.mkdir()
+    texts.write(folder / "texts.jsonl", texts.rows(24, languages=["en"], first=24 * number))
+    run(
+        ExtractConfig(
+            source=SourceConfig(kind="text", path=str(folder / "texts.jsonl")),
+            teacher=TeacherConfig(
+                library="onnx",
+                name=str(texts.write_teacher(folder / "teacher.onnx")),
+                tokenizer=str(texts.write_vocabulary(folder / "vocab.txt")),
+            ),
+            store=StoreConfig(path=str(folder / "store"), fields=["pooled"], shard_s=0),
+            workers=0,
+        ),
+        progress=False,
+    )
+    return folder / "store"
+
+
+KINDS: dict[str, tuple[Make, str]] = {"text": (text_store, "wordpiece tokenizer")}
+"""By kind: how its stores are made, and what ``inspect`` must show of its input."""
+
+
+@pytest.fixture(scope="module", params=sorted(KINDS))
+def stores(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> tuple[Path, Path, str]:
+    make, shown = KINDS[request.param]
+    folder = tmp_path_factory.mktemp(request.param)
+    return make(folder / "a", 0), make(folder / "b", 1), shown
+
+
+def command(*words: object) -> str:
+    """What a command prints; it must succeed."""
+    with contextlib.redirect_stdout(io.StringIO()) as out:
+        status = main([str(word) for word in words])
+    assert status == 0, (words, out.getvalue())
+    return out.getvalue()
+
+
+def test_inspect_and_verify(stores: tuple[Path, Path, str]) -> None:
+    """The teacher's input is shown, and every byte checked."""
+    store, _, shown = stores
+    printed = command("inspect", store, "--duplicates")
+    assert shown in printed
+    assert "24" in printed
+    assert "sound" in command("verify", store)
+
+
+def test_merge_subset_convert(stores: tuple[Path, Path, str], tmp_path: Path) -> None:
+    """Rows of two stores, a part of them, and another container: all sound, all with the first store's record."""
+    first, second, shown = stores
+    command("merge", first, second, tmp_path / "both")
+    command("subset", tmp_path / "both", tmp_path / "part", "--where", "train/*")
+    command("convert", tmp_path / "part", tmp_path / "tars", "--container", "webdataset")
+    for name, rows in (("both", 48), ("part", 40), ("tars", 40)):
+        assert featstore.open(tmp_path / name).num_rows == rows
+        assert shown in command("inspect", tmp_path / name)
+        assert "sound" in command("verify", tmp_path / name)
+
+
+def test_push_and_pull(stores: tuple[Path, Path, str], tmp_path: Path) -> None:
+    """The store comes back with the same fingerprint."""
+    store = stores[0]
+    command("push", store, tmp_path / "there")
+    command("pull", tmp_path / "there", tmp_path / "back")
+    assert featstore.open(tmp_path / "back").fingerprint == featstore.open(store).fingerprint
+
+
+def test_card_and_page(stores: tuple[Path, Path, str], tmp_path: Path) -> None:
+    """Both name what the teacher was given."""
+    pytest.importorskip("plotly")
+    store = shutil.copytree(stores[0], tmp_path / "store")
+    command("card", store)
+    command("card", store, "--html", tmp_path / "page.html")
+    assert stores[2] in (store / "README.md").read_text()
+    assert (tmp_path / "page.html").stat().st_size > 10_000
