@@ -75,8 +75,8 @@ class HashedText(nn.Module):
         self.pretrained_cfg = {
             "architecture": NAME,
             "input_size": (1, 1, length),
-            "mean": (0.0,),
-            "std": (1.0,),
+            "mean": (0.0, 0.0, 0.0),
+            "std": (1.0, 1.0, 1.0),
         }
 
     def encode(self, text: str) -> Array:

@@ -1,11 +1,10 @@
 """``featstore fuse``."""
 
 import argparse
-import json
+from typing import get_args
 
-from featstore.cli.arguments import names, new_folder, store_folder
-from featstore.cli.progress_bar import progress_bar
-from featstore.derive.fuse import PREFIX, fuse
+from featstore.cli.arguments import FIELDS, OUT, STORE, bar, choice, made, show, value
+from featstore.derive.fuse import PREFIX, Rule, fuse
 from featstore.text import columns
 
 DESCRIPTION = """\
@@ -18,52 +17,37 @@ images need not. Run the same command again to resume.
 """
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Declare the arguments."""
-    parser.add_argument(
-        "store", type=store_folder, help="folder of the store with the teams' logits"
-    )
-    parser.add_argument("out", type=new_folder, help="folder of the new store")
-    parser.add_argument(
-        "--rule",
-        choices=["knfu", "uniform"],
+ARGUMENTS = {
+    "store": STORE,
+    "out": OUT,
+    "--rule": choice(
+        "knfu: teams with a similar mean soft label weigh more; uniform: all weigh the same (default: knfu)",
+        get_args(Rule),
         default="knfu",
-        help="knfu: teams with a similar mean soft label weigh more; uniform: all weigh the same (default: knfu)",
-    )
-    parser.add_argument(
-        "--beta",
-        type=float,
-        default=10.0,
-        help="how selective knfu is; 0 is uniform (default: 10)",
-    )
-    parser.add_argument(
-        "--fields", type=names, default=[], metavar="A,B", help="fields of the teams (default: all)"
-    )
+    ),
+    "--beta": value("how selective knfu is; 0 is uniform (default: 10)", float, default=10.0),
+    "--fields": FIELDS,
+}
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Fuse the teams of a store; returns the exit status."""
-    with progress_bar(" shards", show=not arguments.json) as progress:
+    """Fuse the teams of a store."""
+    out = arguments.out
+    with bar(arguments, " shards") as progress:
         manifest, weights = fuse(
             arguments.store,
-            arguments.out,
+            out,
             rule=arguments.rule,
             beta=arguments.beta,
-            fields=arguments.fields,
+            fields=arguments.fields or (),
             progress=progress,
         )
     teams = [name.removeprefix(PREFIX) for name in manifest.fields]
-    if arguments.json:
-        table = {
-            team: dict(zip(teams, row, strict=True))
-            for team, row in zip(teams, weights.tolist(), strict=True)
-        }
-        print(json.dumps({"path": str(arguments.out), "weights": table}, indent=2))
-        return 0
-    rows = [
-        [team, *(f"{weight:.3f}" for weight in row)]
-        for team, row in zip(teams, weights.tolist(), strict=True)
+    rows = dict(zip(teams, weights.tolist(), strict=True))
+    table = [[team, *(f"{weight:.3f}" for weight in row)] for team, row in rows.items()]
+    lines = [
+        *columns([["weights", *teams], *table]).splitlines(),
+        f"{out}: complete, {manifest.num_rows:,} rows",
     ]
-    print(columns([["weights", *teams], *rows]))
-    print(f"{arguments.out}: complete, {manifest.num_rows:,} rows")
-    return 0
+    values = {team: dict(zip(teams, row, strict=True)) for team, row in rows.items()}
+    return show(arguments, made(out, manifest, weights=values), lines)
