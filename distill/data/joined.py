@@ -48,7 +48,7 @@ class Data:
     """
 
     samples: Samples
-    rule: ViewRule | TextRule
+    rule: ViewRule
     settings: DataConfig
     caches: dict[int, PictureCache] = dataclasses.field(default_factory=dict)
     targets: Targets | None = None
@@ -84,7 +84,7 @@ class Data:
         *,
         changes: Changes | None = None,
         cache: PictureCache | None = None,
-        rule: ViewRule | TextRule | None = None,
+        rule: ViewRule | None = None,
     ) -> ViewDataset:
         """Pictures at the student's size, or texts as it encodes them; ``rule`` replaces that of the data.
 
@@ -233,7 +233,7 @@ def prepare(
     )
 
 
-def region_notes(rule: ViewRule | TextRule, others: Sequence[StoredField]) -> list[str]:
+def region_notes(rule: ViewRule, others: Sequence[StoredField]) -> list[str]:
     """Say which further teachers cut the canonical region otherwise than the one that the student follows."""
     notes = []
     for other in others:
@@ -250,7 +250,7 @@ def region_notes(rule: ViewRule | TextRule, others: Sequence[StoredField]) -> li
     return notes
 
 
-def prepare_without_store(source: Source, data: DataConfig, rule: ViewRule | TextRule) -> Data:
+def prepare_without_store(source: Source, data: DataConfig, rule: ViewRule) -> Data:
     """Join nothing: images and the source's own labels, to measure a student where no store is at hand.
 
     Raises:

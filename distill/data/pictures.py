@@ -34,14 +34,16 @@ from featstore.errors import (
 from featstore.format.ids import content_sha256
 from featstore.format.manifest import TextRecord
 from featstore.format.pictures import full_size
-from featstore.format.views import View
+from featstore.format.views import View, ViewSet
 from featstore.sources.load import Frame, ViewRule, decode, read_image
 from featstore.sources.loading import TIMEOUT_S, fit_workers, guarded
 
 
-@dataclass(frozen=True)
-class TextRule:
-    """Takes the place of a ``ViewRule`` where samples are texts: nothing is cut."""
+class TextRule(ViewRule):
+    """Takes the place of another rule where samples are texts: nothing is cut."""
+
+    def __init__(self) -> None:
+        super().__init__(ViewSet(), (1, 1), 1.0, "center", "bicubic")
 
     def describe(self) -> dict[str, Any]:
         """As JSON values, for the file beside an exported student."""
@@ -51,12 +53,12 @@ class TextRule:
 TEXT = "text"
 
 
-def rule_from_description(values: dict[str, Any]) -> ViewRule | TextRule:
+def rule_from_description(values: dict[str, Any]) -> ViewRule:
     """The inverse of ``describe`` of either rule."""
     return TextRule() if values["view"] == TEXT else ViewRule.from_description(values)
 
 
-def rule_of(store: FeatureStore, field: str) -> ViewRule | TextRule:
+def rule_of(store: FeatureStore, field: str) -> ViewRule:
     """Which region of an image the teacher of a field was shown; of texts, that nothing is cut.
 
     Raises:

@@ -16,7 +16,7 @@ from torch import Tensor
 from distill.config import CorruptionName, EvalConfig
 from distill.data.corruptions import CORRUPTIONS, SEVERITIES, corrupt
 from distill.data.joined import Data, JoinedData, few
-from distill.data.pictures import PictureCache, Pictures, TextRule, load
+from distill.data.pictures import PictureCache, Pictures, load
 from distill.data.samples import Samples, Split
 from distill.data.schedule import CANONICAL, Indices, Request
 from distill.evaluation.embedding import EmbeddingHead
@@ -70,7 +70,7 @@ class Viewer:
     settings: EvalConfig
     workers: int
     accelerator: Accelerator
-    rule: ViewRule | TextRule | None = None
+    rule: ViewRule | None = None
     cache: PictureCache | None = None
 
     def run(self, student: Student, indices: Indices) -> tuple[Tensor, Tensor]:

@@ -262,6 +262,7 @@ def live_features(
 ) -> dict[str, Tensor]:
     """Decode, cut and run the teacher again, in the given batches; as the teacher gives it, before rounding."""
     teacher, source = live(config)
+    assert isinstance(teacher.preprocessing, PreprocessingRecord)
     dataset = ViewDataset(source, store.manifest.views, teacher.preprocessing)
     parts: dict[str, list[Tensor]] = {name: [] for name in store.manifest.fields}
     for rows in batches:

@@ -3,6 +3,7 @@
 import json
 import pickle
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -21,7 +22,7 @@ def opened(path: Path, **settings: object) -> Source:
 
 def test_rows_of_a_file(tmp_path: Path) -> None:
     """Ids, languages, pairs and labels are in the order of the file; the content is the UTF-8 of the text."""
-    table = [
+    table: list[dict[str, Any]] = [
         {"id": "b", "language": "zh", "text": "\u72d7 ", "pair": 7, "label": "10"},
         {"id": 3, "language": "en", "text": "dog", "pair": 7, "label": 9},
         {"id": "c", "language": "en", "text": "cat", "label": None},
