@@ -15,8 +15,9 @@ from torch import Tensor
 
 from featstore.errors import TeacherError, shorten
 from featstore.extraction.config import TeacherConfig
-from featstore.extraction.teachers import onnx_teacher, open_clip_teacher, transformers_teacher
 from featstore.extraction.teachers.base import Built, Tower, brief
+from featstore.extraction.teachers.onnx_teacher import file_sha256, find_model, open_session
+from featstore.extraction.teachers.open_clip_teacher import load_model as load_open_clip
 from featstore.extraction.teachers.tokenizers import (
     MOST_TOKENS,
     PADDING,
@@ -25,6 +26,7 @@ from featstore.extraction.teachers.tokenizers import (
     own_tokenizer,
     read_tokenizer,
 )
+from featstore.extraction.teachers.transformers_teacher import load_model as load_transformers
 from featstore.format.manifest import TextRecord
 
 Pooling = Literal["mean", "cls"]
@@ -85,7 +87,7 @@ class OnnxText(TextTower):
 
     def __init__(self, path: Path, pooling: Pooling, pad_id: int, *, cuda: bool) -> None:
         super().__init__(pooling, pad_id)
-        self.session = onnx_teacher.open_session(path, cuda=cuda)
+        self.session = open_session(path, cuda=cuda)
         self.inputs = {item.name: item.type for item in self.session.get_inputs()}
         self.outputs = [item.name for item in self.session.get_outputs()]
         if "input_ids" not in self.inputs or set(self.inputs) - set(self.INPUTS):
@@ -145,7 +147,7 @@ def build(config: TeacherConfig, *, cuda: bool = False) -> Built:
 
 
 def _of_onnx(config: TeacherConfig, *, cuda: bool) -> Built:
-    path = onnx_teacher.find_model(config)
+    path = find_model(config)
     if config.model_args:
         raise TeacherError(
             f"--teacher.model_args {config.model_args}: an ONNX text teacher has none."
@@ -163,12 +165,12 @@ def _of_onnx(config: TeacherConfig, *, cuda: bool) -> Built:
         _record(kind, sha256, length, pooling),
         tokenizer=tokenizer,
         recorded_name=path.name,
-        weights_sha256=onnx_teacher.file_sha256(path),
+        weights_sha256=file_sha256(path),
     )
 
 
 def _of_transformers(config: TeacherConfig) -> Built:
-    settings, model = transformers_teacher.load_model(config)
+    settings, model = load_transformers(config)
     text = getattr(settings, "text_config", settings)
     vocabulary = getattr(text, "vocab_size", 0)
     if not vocabulary or getattr(settings, "is_encoder_decoder", False):
@@ -203,7 +205,7 @@ def _of_open_clip(config: TeacherConfig) -> Built:
         raise TeacherError(
             "--teacher.tokenizer and --teacher.pooling: open_clip's models have their own; leave them out."
         )
-    model, _ = open_clip_teacher.load_model(config, texts=True)
+    model, _ = load_open_clip(config, texts=True)
     length = int(model.context_length)
     if config.max_tokens not in (0, length):
         raise TeacherError(
