@@ -7,12 +7,12 @@ with e the student's error and d_u, d_o those of the tough and the tolerant teac
     A_t      w_t(e) |d_t - e|         w_t = alpha_t where e > d_t, -near_t where 0.15 d_t <= e <= d_t, else 0
     loss     2 main + A_u + A_o
 
-In the paper both teachers are networks of their own. Here they are linear layers on the stored feature, fitted to the
+In the paper both teachers are networks of their own. Here they are linear layers on the stored patch grid, fitted to
 labelled images when the run begins (our reading); the loss needs their errors alone. ``weight_assist`` 0 leaves the
 main term.
 """
 
-# L labelled images of a batch, n of the part, D teacher width, K points
+# L labelled images of a batch, n that teachers are fitted to, D width of a flat grid, P = 2 K coordinates of K points
 
 from __future__ import annotations
 
@@ -21,10 +21,14 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from distill.lazy import Tensor, torch
+from distill.lazy import F, Tensor, torch
+from distill.measures.feature_similarity import thin_out
 from distill.methods.base import Batch, Method, Needs, Output, Setup, Student
-from distill.options import CheckedOptions, Norm
+from distill.options import CheckedOptions
 from featstore.errors import ConfigError
+
+MOST_FITTED, MOST_SIDE = 2048, 7
+"""Labelled images that the teachers are fitted to, and places a side of the grid that they see."""
 
 NEAR = 0.15
 """Share of a teacher's error below which its term is zero."""
@@ -55,10 +59,8 @@ class AssistConfig(
     """Weight, taken negative, where the student is better than the tolerant teacher."""
     variance: float = 0.9
     """Share of the variance of the landmarks that the shape model of the tolerant teacher keeps."""
-    ridge: float = 1.0
-    """Penalty of the linear layers of both teachers."""
-    norm: Norm = "standardize"
-    """Normalisation of the stored feature that both teachers see."""
+    ridge: float = 0.1
+    """Penalty of the linear layers of both teachers, as a share of the mean squared length of an image's features."""
 
 
 class Assist(Method):
@@ -70,13 +72,14 @@ class Assist(Method):
 
     Options = AssistConfig
     options: AssistConfig
-    NEEDS = Needs(unlabelled=False, labels=True, classes=False)
+    NEEDS = Needs(unlabelled=False, vector=False, grid=True, labels=True, classes=False)
 
     def __init__(self, setup: Setup, options: AssistConfig) -> None:
         super().__init__(setup, options)
         if setup.config.task != "keypoints":
             raise ConfigError(f"--methods assist is for --task keypoints, not {setup.config.task}.")
-        rows = setup.split.labelled
+        labelled = setup.split.labelled
+        rows = labelled[thin_out(len(labelled), MOST_FITTED, seed=0).numpy()]
         points = setup.targets(rows)[:, :-1].double().numpy().reshape(len(rows), -1)
         whole = np.isfinite(points).all(axis=1)
         if whole.sum() < 2:
@@ -84,10 +87,8 @@ class Assist(Method):
                 f"--methods assist: {int(whole.sum())} of {len(rows)} labelled images have all their points in the "
                 "view; its shape model needs at least two."
             )
-        self.norm = setup.norm(options.norm)
-        feature = (
-            self.norm(setup.features.take(rows[whole]).to(setup.device)).double().cpu().numpy()
-        )
+        assert setup.grid is not None  # needs
+        feature = flat(setup.grid.take(rows[whole])).double().numpy()
         soft = smoothed(points[whole], options.variance)
         self.teachers = [
             tuple(
@@ -100,12 +101,12 @@ class Assist(Method):
     def terms(self, output: Output, batch: Batch, student: Student) -> dict[str, Tensor]:
         """See ``Method.terms``; the term takes the place of the task's."""
         assert batch.targets is not None
-        assert batch.teacher is not None
+        assert batch.grid is not None
         count = batch.num_labelled
         points = batch.targets[:, :-1].flatten(1)
         known = torch.isfinite(points)
         truth = points.nan_to_num(nan=0.0)
-        feature = self.norm(batch.teacher[:count])
+        feature = flat(batch.grid[:count])
         tough, tolerant = (
             (feature @ weight + bias - truth).abs() for weight, bias in self.teachers
         )
@@ -140,10 +141,19 @@ def smoothed(points_nP: Floats, variance: float) -> Floats:
     return found
 
 
+def flat(grid: Tensor) -> Tensor:
+    """(n, g, g, C) patch grid -> (n, D), averaged to ``MOST_SIDE`` places a side where it has more."""
+    if grid.shape[1] > MOST_SIDE:
+        pooled = F.adaptive_avg_pool2d(grid.permute(0, 3, 1, 2), MOST_SIDE)
+        grid = pooled.permute(0, 2, 3, 1)
+    return grid.flatten(1)
+
+
 def ridge(feature_nD: Floats, aim_nP: Floats, penalty: float) -> tuple[Floats, Floats]:
-    """Weight (D, P) and bias (P,) of a linear layer, by ridge regression."""
+    """Weight (D, P) and bias (P,) of a linear layer, by ridge regression; solved over the images, which are few."""
     middle, mean = feature_nD.mean(axis=0), aim_nP.mean(axis=0)
     centred = feature_nD - middle
-    gram = centred.T @ centred + penalty * np.eye(feature_nD.shape[1])
-    weight = np.linalg.solve(gram, centred.T @ (aim_nP - mean))
+    gram = centred @ centred.T
+    gram += penalty * np.trace(gram) / len(gram) * np.eye(len(gram))
+    weight = centred.T @ np.linalg.solve(gram, aim_nP - mean)
     return weight, mean - middle @ weight
