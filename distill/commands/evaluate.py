@@ -9,6 +9,8 @@ from featstore.errors import ConfigError, FeatstoreError
 from featstore.sources.config import SourceConfig
 
 if TYPE_CHECKING:
+    from accelerate import Accelerator
+
     from distill.data.joined import Data
     from distill.evaluation.evaluate import Viewer
     from distill.student.model import Student
@@ -25,38 +27,76 @@ def run(config: EvaluateConfig) -> dict[str, object]:
     Raises:
         FeatstoreError: something the user can mend.
     """
-    from distill.data import joined
-    from distill.data.images import open_images
-    from distill.data.pictures import rule_from_description
-    from distill.evaluation import backbone
-    from distill.evaluation.evaluate import Viewer, check_classes, evaluate
     from distill.training.run_folder import lock
-    from distill.training.saved_student import load_exported, store_fingerprints
+    from distill.training.saved_student import load_exported
     from featstore.extraction.accelerator import start_accelerator
     from featstore.files.atomic import write_json
 
     accelerator = start_accelerator()
     say = accelerator.print
-
     folder = Path(config.model)
     student, described = load_exported(folder)
-    task_name = described.get("task", "classify")
-    rule = rule_from_description(described["input"]["region"])
+    say(f"model     {folder.absolute()}, {described['architecture']}, task {task_of(described)}")
     own = settings_of(folder)
     given = dataclasses.replace(config, **_taken_over(config, own))
+    own_images = config.source is None and own is not None
+    as_backbone = config.backbone or (task_of(described) == "none" and not own_images)
+    named = config.data is not None
+    viewer = _viewer(given, described, accelerator, as_backbone and not named, bool(config.store))
+    student.to(accelerator.device)
+    for note in viewer.data.samples.notes + student.notes:
+        say(f"note: {note}")
+    out = Path(given.out or folder / "reevaluation.json")
+    main = accelerator.is_main_process
+    with lock(out.with_name(f".{out.name}.lock"), str(out.absolute()), enabled=main):
+        if as_backbone:
+            result = _measure_backbone(viewer, student, seed=given.seed, named=named)
+        elif task_of(described) == "classify":
+            result = _measure_classifier(viewer, student, given, described)
+        else:
+            result = _measure_task(own, viewer.data, viewer, student, given, described)
+        if main:
+            write_json(out, result)
+    for line in lines(result):
+        say(line)
+    say(f"\n{result['num_images']:,} images measured; written to {out.absolute()}")
+    accelerator.end_training()
+    return result
+
+
+def task_of(described: dict[str, Any]) -> str:
+    """Task of a student's config.json; older files name none."""
+    return str(described.get("task", "classify"))
+
+
+def _viewer(
+    given: EvaluateConfig,
+    described: dict[str, Any],
+    accelerator: "Accelerator",
+    all_images: bool,
+    store_required: bool,
+) -> "Viewer":
+    """Open the images, join them to the store if there is one, and print what is measured."""
+    from distill.data import joined
+    from distill.data.images import open_images
+    from distill.data.pictures import rule_from_description
+    from distill.evaluation import backbone
+    from distill.evaluation.evaluate import Viewer
+    from distill.training.saved_student import store_fingerprints
+
+    say = accelerator.print
     assert given.source is not None
     settings = given.data or DataConfig()
-    store = open_store(given.store, required=bool(config.store), say=say)
-    source = open_images(given.source, store)
-    say(f"model     {folder.absolute()}, {described['architecture']}, task {task_name}")
-    say(f"source    {source.uri}, {len(source):,} images")
-    own_images = config.source is None and own is not None
-    as_backbone = config.backbone or (task_name == "none" and not own_images)
-    named = config.data is not None
-    if as_backbone and not named:
+    if all_images:
         settings = backbone.all_images(settings)
-    data: joined.Data
-    if store is not None:
+    rule = rule_from_description(described["input"]["region"])
+    store = open_store(given.store, required=store_required, say=say)
+    source = open_images(given.source, store)
+    say(f"source    {source.uri}, {len(source):,} images")
+    data: Data
+    if store is None:
+        data = joined.prepare_without_store(source, settings, rule)
+    else:
         data = joined_data = joined.prepare(
             source, store, settings, given.field or "cls", teachers=given.teachers
         )
@@ -65,44 +105,41 @@ def run(config: EvaluateConfig) -> dict[str, object]:
             say(
                 "note: these are not the stores the student was trained from; the agreement is with their teachers"
             )
-    else:
-        data = joined.prepare_without_store(source, settings, rule)
-    viewer = Viewer(
+    return Viewer(
         data=data,
         settings=given.eval,
         workers=given.workers,
         accelerator=accelerator,
         rule=rule,
     )
-    student.to(accelerator.device)
-    for note in data.samples.notes + student.notes:
-        say(f"note: {note}")
 
-    # Nothing is trained but a k-NN and linear probes on fixed features.
-    out = Path(given.out or folder / "reevaluation.json")
-    main = accelerator.is_main_process
-    with lock(out.with_name(f".{out.name}.lock"), str(out.absolute()), enabled=main):
-        if as_backbone:
-            part = backbone.labelled_split(data, seed=given.seed, named=named)
-            result = backbone.measure_backbone(viewer, student, part, seed=given.seed)
-        elif task_name != "classify":
-            result = _measure_task(own, data, viewer, student, given, described)
-        else:
-            check_classes(data.samples, described["label_names"], given.model)
-            part = data.split(given.seed)
-            for note in part.notes:
-                say(f"note: {note}")
-            probe = None
-            if isinstance(data, joined.JoinedData):
-                probe = data.fit_probe(part, most=given.eval.probe_rows, seed=given.seed)
-            result = evaluate(viewer, student, part, seed=given.seed, probe=probe).result
-        if main:
-            write_json(out, result)
-    for line in lines(result):
-        say(line)
-    say(f"\n{result['num_images']:,} images measured; written to {out.absolute()}")
-    accelerator.end_training()
-    return result
+
+def _measure_backbone(
+    viewer: "Viewer", student: "Student", *, seed: int, named: bool
+) -> dict[str, Any]:
+    """The numbers of a student's features on images with labels."""
+    from distill.evaluation import backbone
+
+    part = backbone.labelled_split(viewer.data, seed=seed, named=named)
+    return backbone.measure_backbone(viewer, student, part, seed=seed)
+
+
+def _measure_classifier(
+    viewer: "Viewer", student: "Student", given: EvaluateConfig, described: dict[str, Any]
+) -> dict[str, Any]:
+    """The numbers of a classifier on the test part."""
+    from distill.data.joined import JoinedData
+    from distill.evaluation.evaluate import check_classes, evaluate
+
+    data = viewer.data
+    check_classes(data.samples, described["label_names"], given.model)
+    part = data.split(given.seed)
+    for note in part.notes:
+        viewer.accelerator.print(f"note: {note}")
+    probe = None
+    if isinstance(data, JoinedData):
+        probe = data.fit_probe(part, most=given.eval.probe_rows, seed=given.seed)
+    return evaluate(viewer, student, part, seed=given.seed, probe=probe).result
 
 
 def _measure_task(

@@ -449,7 +449,8 @@ def split(samples: Samples, config: DataConfig, seed: int) -> Split:
     if config.validation_share:
         share = config.validation_share
         fold = seed % round(1 / share)
-        validation = _hold_out(samples, labelled, keys, share=share, fold=fold)
+        # Another salt than that of the test part, whose hashes are all in one part of the range.
+        validation = _hold_out(samples, labelled, keys, share=share, fold=fold, salt=b"validation")
         held_back = np.flatnonzero(_share_a_key(keys, validation))
         rest = np.setdiff1d(labelled, held_back)
         if not len(validation) or not len(rest):
@@ -499,7 +500,13 @@ def _fold(config: DataConfig, seed: int) -> int:
 
 
 def _hold_out(
-    samples: Samples, members: Indices, keys: Sequence[frozenset[bytes]], *, share: float, fold: int
+    samples: Samples,
+    members: Indices,
+    keys: Sequence[frozenset[bytes]],
+    *,
+    share: float,
+    fold: int,
+    salt: bytes = b"holdout",
 ) -> Indices:
     """The share of the members whose content (or group) hashes into one part of all; at least one per class.
 
@@ -509,7 +516,7 @@ def _hold_out(
     for index in members:
         names = sorted(keys[index], key=lambda key: not key.startswith(b"group "))
         key = names[0] if names else _content(samples, index)
-        digest = hashlib.sha256(b"holdout" + key).digest()
+        digest = hashlib.sha256(salt + key).digest()
         numbers[int(index)] = int.from_bytes(digest[:8]) / 2**64
     chosen = {
         index for index, number in numbers.items() if fold * share <= number < (fold + 1) * share

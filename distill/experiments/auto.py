@@ -98,6 +98,10 @@ class _Search:
             for item in (WITH_LABELS if self.task.supervised else WITHOUT_LABELS)
             if self.task.fits(self._needs(item))
         ]
+        if not self.candidates:
+            raise ConfigError(
+                f"--methods '[auto]': no candidate fits --task {config.task}. Name a method: --methods '[fitnet]'."
+            )
         part = self.task.split(config.seeds[0], measured="validation")
         folds = min(MOST_FOLDS, -(-ENOUGH // len(part.test))) if self.task.supervised else 1
         self.seeds = [config.seeds[0] + fold for fold in range(folds)]

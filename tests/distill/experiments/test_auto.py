@@ -12,6 +12,7 @@ import distill
 from distill import cli
 from distill.commands.train import run
 from distill.config import AutoConfig, DataConfig, DistillConfig
+from distill.data import joined
 from distill.evaluation import predictions
 from distill.experiments import auto
 from distill.experiments.candidates import WITH_LABELS, WITHOUT_LABELS, Candidate
@@ -20,9 +21,12 @@ from featstore import FeatureStore
 from featstore.cli.recipe import parse
 from featstore.errors import ConfigError
 from featstore.extraction.config import ExtractConfig
+from featstore.sources import open_source
+from featstore.sources.config import SourceConfig
 from pipelines import extract
 from tests.conftest import RunTwo
 from tests.distill.conftest import MakeConfig
+from tests.distill.stores import draw_images, write_store
 from tests.distill.test_entry import ROOT, write_recipe
 from tests.distill.training.test_loop import Stop
 
@@ -163,6 +167,26 @@ def test_what_cannot_be_compared_is_refused(
     monkeypatch.setattr(auto, "SHORTEST", 10)
     with pytest.raises(ConfigError, match=named):
         run(make_config(**{"methods": ["auto"], "train__epochs": 20, **changes}))
+
+
+def test_the_held_out_images_are_a_share_also_where_the_test_part_is_one(
+    tmp_path: Path,
+) -> None:
+    """Both parts are chosen by hashes of content: of different ones."""
+    source = open_source(
+        SourceConfig(
+            kind="folder", path=str(draw_images(tmp_path / "i", per_class=60, test_per_class=1))
+        )
+    )
+    store = write_store(tmp_path / "s", source)
+    for share in (0.0, 0.2):
+        data = DataConfig(
+            labelled=["train/*"], test=["test/*"], holdout=share, validation_share=0.2
+        )
+        part = joined.prepare(source, store, data, "cls").split(0)
+        whole = len(part.labelled) + len(part.validation)
+        assert 0.1 < len(part.validation) / whole < 0.3
+        assert not {*part.validation} & {*part.test, *part.labelled, *part.unlabelled}
 
 
 @pytest.mark.parametrize("budget", ["0", "2 h", "h", "-3", "0m", "2d"])
