@@ -16,6 +16,7 @@ from distill.data import joined
 from distill.evaluation import predictions
 from distill.experiments import auto
 from distill.experiments.candidates import WITH_LABELS, WITHOUT_LABELS, Candidate
+from distill.methods import METHODS
 from distill.training import loop
 from featstore import FeatureStore
 from featstore.cli.recipe import parse
@@ -138,7 +139,7 @@ def test_a_candidate_that_cannot_be_trained_is_left_out(
     def refuse(self: Any, *_: Any) -> None:
         raise ConfigError("no stages")
 
-    monkeypatch.setattr("distill.methods.ofa.OFA.__init__", refuse)
+    monkeypatch.setattr(METHODS["ofa"], "__init__", refuse)
     (record, _) = run(asked)
     assert record["method"] == "labels"
     errors = {row["candidate"]: row["error"] for row in table(asked)}
