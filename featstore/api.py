@@ -481,6 +481,37 @@ def requantise(
     return FeatureStore.open(_text(out))
 
 
+def fuse(
+    store: Address,
+    out: Folder,
+    *,
+    rule: Literal["knfu", "uniform"] = "knfu",
+    beta: float = 10.0,
+    fields: Sequence[str] = (),
+    progress: bool = True,
+) -> FeatureStore:
+    """Fuse the class logits of several teams over one transfer set into one target per team (KnFu).
+
+    Args:
+        store: A complete store with a field of class logits per team (``featstore.merge``).
+        out: Folder of the new store; field ``fused.NAME`` holds log-probabilities for the team of field NAME.
+        rule: ``"knfu"`` weighs teams with a similar mean soft label more, ``"uniform"`` all the same.
+        beta: How selective ``"knfu"`` is; 0 is uniform.
+        fields: Fields of the teams; none takes all class logits.
+
+    Returns:
+        The new store; artefact ``fusion`` holds the weights, a row per team.
+
+    Raises:
+        ConfigError: Fewer than two teams, or other numbers or orders of classes.
+    """
+    from featstore.derive.fuse import fuse
+
+    with progress_bar(" shards", show=progress) as report:
+        fuse(_folder(store), Path(out), rule=rule, beta=beta, fields=fields, progress=report)
+    return FeatureStore.open(_text(out))
+
+
 def text_table(
     store: Address,
     out: Folder,

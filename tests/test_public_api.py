@@ -41,6 +41,7 @@ def test_the_public_names() -> None:
         "export",
         "extract",
         "from_arrays",
+        "fuse",
         "import_",
         "merge",
         "open",
