@@ -152,11 +152,11 @@ class StudentConfig(CheckedOptions, name="student"):
     """Function that returns a torch.nn.Module, in place of a timm model: package.module:function or
     path/to/file.py:function, e.g. torchvision.models:mobilenet_v3_small."""
     features: str = ""
-    """With factory: what is compared to the teacher's vector. A key of the module's output, a submodule's path
-    (avgpool), or output; maps are averaged. Empty: the input of the last Linear where the module ends in one, else its
-    output."""
+    """What is compared to the teacher's vector, by name: a key of the module's output, a submodule's path
+    (avgpool), or output; maps are averaged. Empty: see feature; with factory the input of the last Linear where the
+    module ends in one, else its output."""
     map: str = ""
-    """With factory: the feature map for methods that compare grids, likewise. Empty: the last one before pooling."""
+    """The feature map for methods that compare grids, likewise. Empty: the last one before pooling."""
     pretrained: bool = False
     """Start from pretrained weights, which timm downloads."""
     weights: str = ""
@@ -184,7 +184,15 @@ class StudentConfig(CheckedOptions, name="student"):
                 not value or (len(value) == 3 and (name == "mean" or min(value) > 0)),
                 f"--student.{name} {value}: expected three numbers, deviations above 0.",
             )
-        self._check_factory()
+        require(
+            not self.factory or (self.feature == "prelogits" and not self.pretrained),
+            "--student.factory: --student.feature and --student.pretrained are for timm's models. Use "
+            "--student.features, and the function's own arguments in --student.model_args.",
+        )
+        require(
+            self.feature == "prelogits" or not (self.features or self.map),
+            f"--student.feature {self.feature} excludes --student.features and --student.map; choose one.",
+        )
         require(
             not (self.pretrained and self.weights),
             f"--student.pretrained true and --student.weights {self.weights} exclude each other; choose one.",
@@ -202,19 +210,12 @@ class StudentConfig(CheckedOptions, name="student"):
         """Name of the model for tables and messages: timm's, or that of the function."""
         return self.factory.rpartition(":")[2] or self.name
 
-    def _check_factory(self) -> None:
-        if self.factory:
-            require(
-                self.feature == "prelogits" and not self.pretrained,
-                "--student.factory: --student.feature and --student.pretrained are for timm's models. Use "
-                "--student.features, and the function's own arguments in --student.model_args.",
-            )
-            return
-        for name in ("features", "map"):
-            require(
-                not getattr(self, name),
-                f"--student.{name} {getattr(self, name)} needs --student.factory (timm: --student.feature).",
-            )
+    @property
+    def setting(self) -> str:
+        """Name of the model with its flag, for messages."""
+        return (
+            f"--student.factory {self.factory}" if self.factory else f"--student.name {self.name}"
+        )
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -14,8 +14,11 @@ from distill.export import executorch_model, onnx_model, program
 from distill.export.finished import FinishedRun, RunData
 from distill.export.parity import distance, distance_text
 from distill.export.preprocessing import NAME as PREPROCESSING
+from distill.export.timm_folder import WEIGHTS
 from distill.measures.score import TOP1, Measure, measures_of, score_of
+from distill.student.tapped import TappedModel
 from distill.training.run_record import read_record
+from distill.training.saved_student import factory_snippet
 from featstore import FeatureStore
 from featstore.card.escape import code, escape
 from featstore.card.statement import Statement, hub_licence, read_card, teacher_licence
@@ -57,10 +60,11 @@ def front_matter(run: FinishedRun, data: RunData) -> str:
     """Front matter for the hub. The licence covers the images and all teachers."""
     licences = [_image_licence(data), *(_licence(data, teacher) for teacher in run.teachers)]
     distilled = ["knowledge-distillation"] if run.teachers else []
+    library = "pytorch" if "factory" in run.described else "timm"
     values = {
-        "library_name": "timm",
+        "library_name": library,
         "pipeline_tag": data.task.kind,
-        "tags": [data.task.kind, "timm", "onnx", *distilled, "edge"],
+        "tags": [data.task.kind, library, "onnx", *distilled, "edge"],
         **hub_licence(licences),
         "metrics": ["accuracy" if data.task.classes else data.task.measures[0].name],
     }
@@ -73,7 +77,9 @@ def title(manifest: dict[str, Any], run: FinishedRun) -> str:
     height, width = manifest["input"]["size"]
     teachers = " and ".join(code(item["name"]) for item in run.teachers)
     kind = f"Classifier of {count(student['num_classes'], 'class')}"
-    if manifest.get("task", "classify") != "classify":
+    if manifest.get("task") == "none":
+        kind = f"Backbone with features of {run.student.width} channels"
+    elif manifest.get("task", "classify") != "classify":
         names = [escape(name) for name in run.label_names]
         kind = f"Model of task {code(manifest['task'])} ({count(len(names), 'output')}: {shorten(names)})"
     how = f"Distilled from {teachers}" if teachers else "Trained on labels only, without a teacher,"
@@ -99,8 +105,16 @@ def load(manifest: dict[str, Any], run: FinishedRun) -> str:
         f"Preprocessing, with a reference image, tensor and logits: [{PREPROCESSING}]({PREPROCESSING}). Input of the "
         f"graphs: {fed}.",
     ]
-    if "safetensors" in made:
-        own = run.student.model.__class__.__module__
+    outputs = onnx_model.BACKBONE if run.embedding_head is not None else (onnx_model.OUTPUT,)
+    if (
+        "safetensors" in made
+        and run.config.student.factory
+        and isinstance(run.student.model, TappedModel)
+    ):
+        text = factory_snippet(Path(WEIGHTS), run.student.model, run.config.student)
+        lines += _example("PyTorch (its input is normalised)", "python", text)
+    elif "safetensors" in made:
+        own = type(run.student.library_model).__module__
         needed = (
             "" if own.startswith("timm.") else f"import {own}  # registers the model with timm\n"
         )
@@ -108,7 +122,7 @@ def load(manifest: dict[str, Any], run: FinishedRun) -> str:
             "PyTorch, with timm (its input is normalised)",
             "python",
             f'import timm\n{needed}model = timm.create_model("local-dir:FOLDER", pretrained=True).eval()\n'
-            "logits = model(images)  # from the hub: hf-hub:OWNER/NAME",
+            f"{outputs[0]} = model(images)  # from the hub: hf-hub:OWNER/NAME",
         )
     for name, file in (("onnx", onnx_model.NAME), ("int8", onnx_model.INT8)):
         if name in made:
@@ -116,7 +130,8 @@ def load(manifest: dict[str, Any], run: FinishedRun) -> str:
                 f"ONNX, {'float' if name == 'onnx' else 'int8'}",
                 "python",
                 f'import onnxruntime\nsession = onnxruntime.InferenceSession("{file}")\n'
-                f'logits = session.run(["{onnx_model.OUTPUT}"], {{"{onnx_model.INPUT}": images}})[0]',
+                f'{", ".join(outputs)} = session.run(None, {{"{onnx_model.INPUT}": images}})'
+                + ("[0]" if len(outputs) == 1 else ""),
             )
     if "onnx" in made or "int8" in made:
         file = onnx_model.INT8 if "int8" in made else onnx_model.NAME
@@ -126,7 +141,7 @@ def load(manifest: dict[str, Any], run: FinishedRun) -> str:
             "javascript",
             f'const session = await ort.InferenceSession.create("{file}");\n'
             f'const image = new ort.Tensor("{kind}", values, [1, 3, {height}, {width}]);\n'
-            f"const logits = (await session.run({{ {onnx_model.INPUT}: image }})).{onnx_model.OUTPUT}.data;",
+            f"const {outputs[-1]} = (await session.run({{ {onnx_model.INPUT}: image }})).{outputs[-1]}.data;",
         )
     if "browser" in manifest:
         file = manifest["browser"]["file"]
@@ -137,14 +152,14 @@ def load(manifest: dict[str, Any], run: FinishedRun) -> str:
     if "program" in made:
         lines += _example(
             "torch.export", "python",
-            f'import torch\nmodel = torch.export.load("{program.NAME}").module()\nlogits = model(images)',
+            f'import torch\nmodel = torch.export.load("{program.NAME}").module()\n{", ".join(outputs)} = model(images)',
         )  # fmt: skip
     if "executorch" in made:
         lines += _example(
             "ExecuTorch", "python",
             "from executorch.runtime import Runtime\n"
             f'method = Runtime.get().load_program("{executorch_model.NAME}").load_method("forward")\n'
-            f"logits = method.execute([images])[0]  # at most {made['executorch']['most_images']} images at a time",
+            f"{outputs[0]} = method.execute([images])[0]  # at most {made['executorch']['most_images']} images",
         )  # fmt: skip
     if manifest["skipped"]:
         skipped = manifest["skipped"].items()
@@ -194,6 +209,8 @@ def _start(run: FinishedRun) -> str:
     student = run.config.student
     if student.weights:
         return code(Path(student.weights).name)
+    if student.factory:
+        return f"as {code(student.factory)} makes them"
     return "timm, pretrained" if student.pretrained else "random"
 
 

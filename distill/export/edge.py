@@ -5,7 +5,6 @@ of the preprocessing, and a card. The folder appears when it is whole.
 # N test images, K classes
 
 import copy
-import shlex
 import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -28,16 +27,18 @@ from distill.export import (
     timm_folder,
 )
 from distill.export.config import ExportConfig, Format, wants
-from distill.export.finished import open_data, read_run
+from distill.export.finished import FinishedRun, open_data, read_run
 from distill.export.int8 import make_int8
 from distill.export.manifest import MANIFEST, describe
 from distill.export.parity import answers, torch_runner
 from distill.export.quiet import reason
 from distill.export.work import Say, Work
 from distill.student.files import TASK_HEAD
-from distill.student.model import Student
+from distill.student.model import Student, build_student
+from distill.student.start_weights import load_saved
+from distill.student.tapped import TappedModel
 from distill.training import run_folder
-from distill.training.saved_student import plain_state
+from distill.training.saved_student import plain_state, student_config
 from featstore.errors import ConfigError
 from featstore.files.atomic import make_folder, refused, sync_tree, write_bytes, write_json
 
@@ -59,12 +60,6 @@ def export_run(config: ExportConfig, *, say: Say = print) -> dict[str, Any]:
     """
     run = read_run(Path(config.model))
     task = run.described.get("task", "classify")
-    if task == "none":
-        raise ConfigError(
-            f"--model {run.folder.absolute()}: a backbone without a head; only models with one are exported. Its "
-            "student.safetensors is a plain timm file already; to export, fine-tune it first (--student.weights "
-            f"{shlex.quote(str(run.folder.absolute()))})."
-        )
     if config.browser and task != "classify":
         raise ConfigError(
             f"--browser true: its page shows classes, the task of this run is {task}."
@@ -166,8 +161,10 @@ def make_float(work: Work) -> None:
             data = save(plain_state(run.student.task_head))
             write_bytes(folder / TASK_HEAD, data)
             work.files["safetensors"].append(folder / TASK_HEAD)
-        work.runners["safetensors"] = torch_runner(reload(folder, run.student))
-    module = preprocessing.graph_module(run.student, work.spec)
+        if run.embedding_head is not None:
+            work.files["safetensors"].append(run.embedding_head.write(folder))
+        work.runners["safetensors"] = torch_runner(reload(folder, run))
+    module = preprocessing.graph_module(run.student, work.spec, run.embedding_head)
     if wants(config, "onnx") or wants(config, "int8"):
         missing = onnx_model.missing_packages()
         if missing:
@@ -182,7 +179,7 @@ def make_float(work: Work) -> None:
         return traced[0]
 
     def make_onnx() -> None:
-        path = onnx_model.write(folder, trace(), work.spec)
+        path = onnx_model.write(folder, trace(), work.spec, outputs=work.outputs)
         work.files["onnx"] = [path]
         work.runners["onnx"] = onnx_model.runner(path, work.spec)
 
@@ -236,12 +233,17 @@ class Reloaded:
         return self.model
 
 
-def reload(folder: Path, student: Student) -> Any:
-    """What ``timm.create_model`` makes of the folder, with the head of the task if there is one.
+def reload(folder: Path, run: FinishedRun) -> Any:
+    """What ``timm.create_model`` or the user's function makes of the folder, with the head of the task if there is one.
 
     Raises:
         ConfigError: it does not load it.
     """
+    student = run.student
+    if isinstance(student.model, TappedModel):
+        loaded = build_student(student_config(run.described), student.num_classes)
+        load_saved(loaded.model, folder / timm_folder.WEIGHTS)
+        return _with_task_head(loaded, student, folder)
     try:
         model = timm.create_model(f"local-dir:{folder}", pretrained=True)
     except Exception as error:  # timm raises many unrelated types
@@ -252,8 +254,13 @@ def reload(folder: Path, student: Student) -> Any:
         return Reloaded(model.eval(), student)
     loaded = copy.deepcopy(student)
     loaded.model.load_state_dict(model.state_dict())
-    assert loaded.task_head is not None
-    loaded.task_head.load_state_dict(load_file(folder / TASK_HEAD))
+    return _with_task_head(loaded, student, folder)
+
+
+def _with_task_head(loaded: Student, student: Student, folder: Path) -> Student:
+    if student.task_head is not None:
+        loaded.task_head = copy.deepcopy(student.task_head)
+        loaded.task_head.load_state_dict(load_file(folder / TASK_HEAD))
     return loaded.eval()
 
 
@@ -267,6 +274,7 @@ def write_preprocessing(work: Work) -> None:
         label_names=work.run.label_names,
         logits={name: runner(pixels)[0] for name, runner in work.runners.items()},
         meaning=work.data.task.meaning,
+        output=work.outputs[0],
     )
 
 

@@ -14,6 +14,7 @@ from distill.data.images import open_images
 from distill.data.joined import Data
 from distill.data.pictures import TextRule, rule_from_description
 from distill.data.samples import Split
+from distill.evaluation.embedding import EmbeddingHead
 from distill.register import config_of
 from distill.student.files import CONFIG
 from distill.student.model import Student
@@ -65,6 +66,18 @@ class FinishedRun:
     def label_names(self) -> list[str]:
         """K names."""
         return list(self.described["label_names"])
+
+    @property
+    def embedding_head(self) -> EmbeddingHead | None:
+        """Of a backbone.
+
+        Raises:
+            ConfigError: damaged.
+        """
+        name = self.described.get("embedding_head")
+        if not name:
+            return None
+        return EmbeddingHead.from_bytes(read_file(self.folder, name, self.record))
 
     @property
     def teachers(self) -> list[dict[str, Any]]:
@@ -164,6 +177,11 @@ def open_data(run: FinishedRun, *, store: str = "", images: str = "") -> RunData
         )
     else:
         data = joined.prepare_without_store(source, config.data, run.rule)
+        if config.task == "none":
+            raise ConfigError(
+                f"--model {run.folder.absolute()}: a backbone is measured against the features of its store: {missing} "
+                "Name it with --store."
+            )
     task = build_task(dataclasses.replace(config, source=source_config), data)
     task.check_names(run.label_names, str(run.folder))
     return RunData(task.data, task.split(config.seeds[0]), missing, task)

@@ -3,6 +3,7 @@
 # B batch, H W student input, K classes
 
 import importlib.util
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,8 @@ from featstore.files.atomic import write_bytes
 NAME = "model.onnx"
 INT8 = "model.int8.onnx"
 INPUT, OUTPUT, BATCH = "image", "logits", "batch"
+BACKBONE = ("features", "embedding")
+"""Outputs of a backbone with its embedding head."""
 
 OPSET = 18
 """Low enough for runtimes of 2023 and later (onnxruntime 1.14); hard-swish needs 14, layer normalisation 17."""
@@ -27,13 +30,16 @@ OPSET = 18
 MISSING = "pip install 'featstore-distill[export]'"
 
 
-def write(folder: Path, program: Program, spec: InputSpec) -> Path:
+def write(
+    folder: Path, program: Program, spec: InputSpec, *, outputs: Sequence[str] = (OUTPUT,)
+) -> Path:
     """Translate an exported program.
 
     Args:
         folder: of the export.
         program: see ``program.trace``.
         spec: of its input.
+        outputs: names of its outputs.
 
     Returns:
         The file.
@@ -42,12 +48,12 @@ def write(folder: Path, program: Program, spec: InputSpec) -> Path:
         ConfigError: an operator has no ONNX form, or the package is not installed.
     """
     path = folder / NAME
-    write_bytes(path, translate(program, spec))
+    write_bytes(path, translate(program, spec, outputs=outputs))
     check(path)
     return path
 
 
-def translate(program: Program, spec: InputSpec) -> bytes:
+def translate(program: Program, spec: InputSpec, *, outputs: Sequence[str] = (OUTPUT,)) -> bytes:
     """An exported program as the bytes of an ONNX model, without paths of this machine."""
     require_installed()
     with quiet():
@@ -58,7 +64,7 @@ def translate(program: Program, spec: InputSpec) -> bytes:
                 dynamo=True,
                 opset_version=OPSET,
                 input_names=[INPUT],
-                output_names=[OUTPUT],
+                output_names=list(outputs),
                 optimize=True,
                 verbose=False,
             )
@@ -137,11 +143,12 @@ def session(path: Path, *, threads: int = 0, exact: bool = False) -> Any:
 
 
 def runner(path: Path, spec: InputSpec, *, exact: bool = False) -> Runner:
-    """Feed a file; see ``session``."""
+    """Feed a file and take its first output; see ``session``."""
     opened = session(path, exact=exact)
+    first = opened.get_outputs()[0].name
 
     def run(pixels: Pixels) -> Logits:
-        found: Logits = opened.run([OUTPUT], {INPUT: np.ascontiguousarray(spec.feed(pixels))})[0]
+        found: Logits = opened.run([first], {INPUT: np.ascontiguousarray(spec.feed(pixels))})[0]
         return found
 
     return run

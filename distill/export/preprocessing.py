@@ -17,6 +17,7 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
+from distill.evaluation.embedding import EmbeddingHead
 from distill.export.images import Pixels
 from distill.student.model import Student
 from featstore.files.atomic import write_bytes
@@ -91,15 +92,35 @@ class Normalised(nn.Module):
         self.register_buffer("factor", scale / std)
         self.register_buffer("offset", -mean / std)
 
-    def forward(self, images: Tensor) -> Tensor:
+    def forward(self, images: Tensor) -> Any:
         """Normalise, then run the model."""
-        logits: Tensor = self.model(images.float() * self.factor + self.offset)
-        return logits
+        return self.model(images.float() * self.factor + self.offset)
 
 
-def graph_module(student: Student, spec: InputSpec) -> nn.Module:
-    """What is exported: the plain timm model with the task's head, or that behind its normalisation; in eval mode."""
-    plain = student.plain()
+class Embedded(nn.Module):
+    """A backbone with its embedding head: (B, 3, H, W) -> features (B, C), embedding (B, D)."""
+
+    def __init__(self, backbone: nn.Module, head: EmbeddingHead) -> None:
+        super().__init__()
+        self.backbone = backbone
+        self.head = nn.Linear(*head.weight_DC.shape[::-1])
+        self.head.load_state_dict({"weight": head.weight_DC, "bias": head.bias_D})
+
+    def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        """Run both."""
+        features = self.backbone(images)
+        return features, self.head(features)
+
+
+def graph_module(student: Student, spec: InputSpec, head: EmbeddingHead | None = None) -> nn.Module:
+    """What is exported, in eval mode: the plain model with the head of its task or its embedding head.
+
+    Args:
+        student: trained.
+        spec: whether the normalisation is part of the graph.
+        head: of a backbone; its output is the second one.
+    """
+    plain = student.plain() if head is None else Embedded(student.plain(), head)
     model = Normalised(plain, spec) if spec.baked else plain
     return model.eval()
 
@@ -110,6 +131,7 @@ def describe(
     label_names: list[str],
     *,
     shape: Sequence[int],
+    output: str = "logits",
     meaning: str,
 ) -> dict[str, Any]:
     """The rule, step by step, as JSON values.
@@ -156,7 +178,7 @@ def describe(
         },
         "steps": steps,
         "output": {
-            "name": "logits",
+            "name": output,
             "shape": ["batch", *shape],
             "do": meaning,
             "label_names": label_names,
@@ -225,6 +247,7 @@ def write(
     label_names: list[str],
     logits: dict[str, npt.ArrayLike],
     meaning: str = "",
+    output: str = "logits",
 ) -> None:
     """Write the rule and its test vectors.
 
@@ -235,11 +258,12 @@ def write(
         label_names: K names.
         logits: what each file answers to the test picture.
         meaning: of the output, in words.
+        output: its name.
     """
     pixels = reference_pixels(spec, rule)
     answers = {name: np.asarray(values, np.float32) for name, values in logits.items()}
     shape = next(iter(answers.values())).shape
-    values = describe(spec, rule, label_names, shape=shape, meaning=meaning)
+    values = describe(spec, rule, label_names, shape=shape, meaning=meaning, output=output)
     values["reference"] = {
         "picture": PICTURE,
         "crop": CROP,

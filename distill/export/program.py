@@ -27,7 +27,7 @@ def trace(module: nn.Module, spec: InputSpec, *, most: int | None = None) -> Pro
     """Trace a model in eval mode.
 
     Args:
-        module: one input, one output.
+        module: one input, one output or a tuple of them.
         spec: of the input.
         most: largest batch; None sets no bound. Runtimes that plan their memory ahead need one.
 
@@ -71,9 +71,8 @@ def runner(path: Path, spec: InputSpec) -> Runner:
 
     def run(pixels: Pixels) -> Logits:
         with torch.no_grad():
-            found: Logits = module(
-                torch.from_numpy(np.ascontiguousarray(spec.feed(pixels)))
-            ).numpy()
+            output = module(torch.from_numpy(np.ascontiguousarray(spec.feed(pixels))))
+        found: Logits = (output[0] if isinstance(output, tuple) else output).numpy()
         return found
 
     return run

@@ -8,7 +8,9 @@ from typing import Any
 
 from safetensors.torch import save
 
+from distill.student.files import OUTPUT_LAYER
 from distill.student.model import Student
+from distill.student.tapped import TappedModel
 from distill.training.saved_student import plain_state
 from featstore.files.atomic import write_bytes, write_json
 from featstore.sources.load import ViewRule
@@ -30,7 +32,7 @@ def write(
 
     Args:
         folder: of the export.
-        student: plain.
+        student: plain; of a module of the user's the same files, which timm does not load.
         rule: which region of an image it is shown; timm's own transform cuts the same one up to a pixel.
         described: config.json of the run.
         teachers: whose features the student imitated.
@@ -38,9 +40,13 @@ def write(
     Returns:
         The files.
     """
-    write_bytes(folder / WEIGHTS, save(plain_state(student.model), metadata={"format": "pt"}))
+    files = {WEIGHTS: student.library_model}
+    if isinstance(student.model, TappedModel) and student.model.output_layer.state_dict():
+        files[OUTPUT_LAYER] = student.model.output_layer
+    for name, module in files.items():
+        write_bytes(folder / name, save(plain_state(module), metadata={"format": "pt"}))
     write_json(folder / CONFIG, hub_config(student, rule, described, teachers))
-    return [folder / WEIGHTS, folder / CONFIG]
+    return [*(folder / name for name in files), folder / CONFIG]
 
 
 def hub_config(
@@ -53,9 +59,12 @@ def hub_config(
         for key in ("first_conv", "classifier", "fixed_input_size", "pool_size")
         if own.get(key)
     }
+    # The task's layer lies beside a model with taps.
+    classes = 0 if isinstance(student.model, TappedModel) else described["num_classes"]
     return {
         "architecture": described["architecture"],
-        "num_classes": described["num_classes"],
+        **{key: described[key] for key in ("factory", "features", "map") if key in described},
+        "num_classes": classes,
         "num_features": int(getattr(student.model, "num_features", student.width)),
         "label_names": described["label_names"],
         "model_args": described["model_args"],
@@ -67,7 +76,7 @@ def hub_config(
             "crop_mode": rule.crop_mode,
             "mean": list(student.mean),
             "std": list(student.std),
-            "num_classes": described["num_classes"],
+            "num_classes": classes,
             **kept,
         },
         "distilled_from": teachers,

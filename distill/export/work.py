@@ -13,7 +13,7 @@ import numpy.typing as npt
 import torch
 
 from distill.data.schedule import Indices
-from distill.export import images
+from distill.export import images, onnx_model
 from distill.export.config import ExportConfig, Format, wants
 from distill.export.finished import FinishedRun, RunData
 from distill.export.images import Pixels
@@ -21,6 +21,7 @@ from distill.export.parity import Logits, Runner, accuracy, compare
 from distill.export.preprocessing import InputSpec
 from distill.measures.score import Measure
 from distill.student.model import StudentOutput
+from distill.tasks.none import Backbone
 
 Say = Callable[[str], None]
 
@@ -76,13 +77,21 @@ class Work:
         return self.data.task.measures[0]
 
     @property
+    def outputs(self) -> tuple[str, ...]:
+        """Names of the outputs of a graph."""
+        head = self.run.embedding_head is not None
+        return onnx_model.BACKBONE if head else (onnx_model.OUTPUT,)
+
+    @property
     def classes(self) -> bool:
         """Whether the outputs are classes, of an image or of its pixels; see ``parity.compare``."""
         return self.data.task.classes or self.data.task.kind == "image-segmentation"
 
     @cached_property
     def targets(self) -> torch.Tensor:
-        """Targets of the test images in the canonical view, for tasks that have them."""
+        """Targets of the test images in the canonical view; of a backbone the stored features."""
+        if isinstance(self.data.task, Backbone):
+            return self.data.task.data.features.take(self.data.part.test)
         return images.targets(
             self.data.images, self.run.student, self.data.part.test, rule=self.run.rule, workers=self.config.workers
         )  # fmt: skip

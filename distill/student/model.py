@@ -17,9 +17,9 @@ from torch.nn import functional as F
 import distill.student.hashed_text
 import distill.student.wideresnet  # noqa: F401  timm.create_model knows it from then on
 from distill.config import FeatureTap, StudentConfig
-from distill.student import factory
-from distill.student.factory import FactoryModel, Seen
+from distill.student import tapped
 from distill.student.start_weights import load_weights
+from distill.student.tapped import Seen, TappedModel
 from featstore.cli.schema import did_you_mean
 from featstore.errors import ConfigError
 
@@ -51,7 +51,7 @@ class Student(nn.Module):
     Linear (``num_classes=0``) the feature is the model's output.
 
     Attributes:
-        model: the timm model or ``FactoryModel``.
+        model: the timm model or ``TappedModel``.
         feature: "prelogits" or "pooled".
         width: C.
         num_classes: K; 0 for a backbone without a classifier.
@@ -106,12 +106,12 @@ class Student(nn.Module):
     @property
     def library_model(self) -> nn.Module:
         """The model as timm or the user's function builds it; its state dict is what is exported, key for key."""
-        return self.model.module if isinstance(self.model, FactoryModel) else self.model
+        return self.model.module if isinstance(self.model, TappedModel) else self.model
 
     @property
     def num_parameters(self) -> int:
         """Parameters that the output depends on."""
-        unused = set(self.model.unused) if isinstance(self.model, FactoryModel) else set()
+        unused = set(self.model.unused) if isinstance(self.model, TappedModel) else set()
         own = [v for name, v in self.library_model.named_parameters() if name not in unused]
         for part in (getattr(self.model, "output_layer", None), self.task_head):
             own += [] if part is None else part.parameters()
@@ -339,9 +339,12 @@ def build_student(config: StudentConfig, num_classes: int, *, seed: int = 0) -> 
     notes: list[str] = []
     model: nn.Module
     if config.factory:
-        model, notes = factory.build_model(config, num_classes)
+        model, notes = tapped.from_factory(config, num_classes)
     else:
         model = _create(config, num_classes)
+        if config.features or config.map or not _splits(model):
+            # Without its own classifier, whose form is not known; the task's layer goes on the feature.
+            model, notes = tapped.tap(_create(config, 0), config, num_classes)
     path = config.weights.replace("{seed}", str(seed))
     notes += load_weights(model, Path(path)) if path else []
     student = Student(model, image_size=config.image_size, feature=config.feature, notes=notes)
@@ -349,6 +352,14 @@ def build_student(config: StudentConfig, num_classes: int, *, seed: int = 0) -> 
     student.mean = tuple(config.mean) or student.mean
     student.std = tuple(config.std) or student.std
     return student
+
+
+def _splits(model: Any) -> bool:
+    """Whether a model of timm ends in one Linear, or in its feature."""
+    parts = ("forward_features", "forward_head", "get_classifier")
+    return all(hasattr(model, part) for part in parts) and isinstance(
+        model.get_classifier(), nn.Linear | nn.Identity
+    )
 
 
 def _create(config: StudentConfig, num_classes: int) -> nn.Module:

@@ -9,8 +9,8 @@ from safetensors import SafetensorError
 from safetensors.torch import load
 from torch import Tensor, nn
 
-from distill.student.factory import FactoryModel
 from distill.student.files import OUTPUT_LAYER, WEIGHTS, check_weights
+from distill.student.tapped import TappedModel
 from featstore.errors import ConfigError, shorten
 
 PREFIXES = ("module.", "model.", "backbone.", "ema.", "student.", "encoder.", "_orig_mod.")
@@ -27,7 +27,7 @@ def load_weights(model: nn.Module, path: Path) -> list[str]:
     """Load a local file into a student's model; a missing or differently sized classifier stays as initialised.
 
     Args:
-        model: timm model or ``FactoryModel``; changed in place.
+        model: timm model or ``TappedModel``; changed in place.
         path: safetensors, a PyTorch file of plain tensors, or the folder of a finished run.
 
     Returns:
@@ -40,7 +40,7 @@ def load_weights(model: nn.Module, path: Path) -> list[str]:
         path = path / WEIGHTS
     found, notes = read_weights(path)
     names = _classifiers(model)
-    if isinstance(model, FactoryModel):
+    if isinstance(model, TappedModel):
         notes += _load_output_layer(model, path.with_name(OUTPUT_LAYER))
         model = model.module
     wanted = model.state_dict()
@@ -72,7 +72,7 @@ def load_saved(model: nn.Module, path: Path) -> list[str]:
         RuntimeError: other keys or shapes.
     """
     state, notes = read_weights(path)
-    if not isinstance(model, FactoryModel):
+    if not isinstance(model, TappedModel):
         model.load_state_dict(state)
         return notes
     model.module.load_state_dict(state)
@@ -83,7 +83,7 @@ def load_saved(model: nn.Module, path: Path) -> list[str]:
     return notes
 
 
-def _load_output_layer(model: FactoryModel, path: Path) -> list[str]:
+def _load_output_layer(model: TappedModel, path: Path) -> list[str]:
     """Load the output layer beside a run's weights if it fits."""
     wanted = model.output_layer.state_dict()
     if not wanted or not path.is_file():
@@ -168,7 +168,7 @@ def _without_prefix(
 
 def _classifiers(model: nn.Module) -> tuple[str, ...]:
     """Prefixes of the keys of the model's last layers, which depend on the number of classes."""
-    if isinstance(model, FactoryModel):
+    if isinstance(model, TappedModel):
         return (f"{model.taps.last_linear}.",) if model.taps.last_linear else ()
     settings: Any = getattr(model, "pretrained_cfg", {})
     named = settings.get("classifier") or ()

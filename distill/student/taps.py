@@ -21,6 +21,9 @@ from featstore.errors import ConfigError
 OUTPUT = "output"
 """Value of ``--student.features`` and ``--student.map`` that means the module's own output."""
 
+PREFIX_TOKENS = 5
+"""Most tokens in front of the patches of a grid: a class token and four registers."""
+
 LISTED = 12
 """Most submodules that a message lists, from the last."""
 
@@ -37,7 +40,7 @@ class Tap(NamedTuple):
             "input": f"input of {self.name}",
             "output": f"output of {self.name}",
             "key": f"output {self.name!r}",
-            "whole": "its output",
+            "whole": "output of the module",
         }[self.kind]
 
 
@@ -98,6 +101,15 @@ def as_map(value: Any) -> Tensor:
     raise TypeError(f"{shape_of(value)}; expected (B, M, h, w) or tokens (B, N, M)")
 
 
+def entries(output: Any) -> dict[str, Any]:
+    """The entries of a module's output by name: of a mapping, or of a list by number."""
+    if isinstance(output, Mapping):
+        return dict(output)
+    if isinstance(output, list | tuple):
+        return {str(number): value for number, value in enumerate(output)}
+    return {}
+
+
 def shape_of(value: Any) -> str:
     """A value as a message shows it: shapes of tensors, with B for the batch."""
     if isinstance(value, Tensor):
@@ -119,7 +131,7 @@ def read(tap: Tap, output: Any, seen: Mapping[tuple[str, str], Any]) -> Any:
     """
     if tap.kind == "whole":
         return output
-    return output[tap.name] if tap.kind == "key" else seen[tap.kind, tap.name]
+    return entries(output)[tap.name] if tap.kind == "key" else seen[tap.kind, tap.name]
 
 
 def find_taps(
@@ -144,7 +156,8 @@ def find_taps(
     if feature:
         tap = _named(feature, "features", calls, output, name=name, found=found)
     else:
-        tap = Tap("input", linear.path) if linear else Tap("whole")
+        last = list(entries(output))[-1:] if _is_pyramid(output) else []
+        tap = Tap("input", linear.path) if linear else Tap("key", last[0]) if last else Tap("whole")
     seen = {("output", call.path): call.output for call in calls}
     if linear:
         seen["input", linear.path] = linear.given
@@ -208,18 +221,40 @@ def _last_map(calls: Sequence[Call], output: Any) -> Tap | None:
     """The last map in front of the global pooling; the module's output if that is a map."""
     if isinstance(output, Tensor) and output.dim() == 4:
         return Tap("whole")
+    if _is_pyramid(output):
+        return Tap("key", list(entries(output))[-1])
     maps = [
-        (number, call)
-        for number, call in enumerate(calls)
-        if isinstance(call.output, Tensor) and call.output.dim() == 4
+        (number, call, places) for number, call in enumerate(calls) if (places := _places(call))
     ]
-    pools = [number for number, call in maps if _pools(call) and call.output.shape[2:].numel() == 1]
+    pools = [
+        number
+        for number, call, places in maps
+        if _pools(call) and places == 1 and not any(True for _ in call.module.children())
+    ]
     # Pooling inside a squeeze-excite block is followed by larger maps.
-    after = [call.output.shape[2:].numel() for number, call in maps if pools and number > pools[-1]]
+    after = [places for number, _, places in maps if pools and number > pools[-1]]
     if pools and max(after, default=1) == 1:
         maps = [item for item in maps if item[0] < pools[-1]]
-    paths = [call.path for _, call in maps if not _pools(call)]
+    paths = [call.path for _, call, _ in maps if not _pools(call)]
     return Tap("output", paths[-1]) if paths else None
+
+
+def _places(call: Call) -> int:
+    """h w of a square map, or of tokens of which all but a few lie on a square; 0 of other outputs."""
+    shape = call.output.shape if isinstance(call.output, Tensor) else ()
+    if len(shape) == 4:
+        return int(shape[2] * shape[3]) if shape[2] == shape[3] else 0
+    if len(shape) == 3 and shape[1] > 1:
+        places = math.isqrt(shape[1]) ** 2
+        return places if shape[1] - places <= PREFIX_TOKENS else 0
+    return 0
+
+
+def _is_pyramid(output: Any) -> bool:
+    """Whether a module gives a list of maps, as timm's ``features_only`` does."""
+    return isinstance(output, list | tuple) and all(
+        isinstance(item, Tensor) and item.dim() == 4 for item in output
+    )
 
 
 def _pools(call: Call) -> bool:
@@ -229,7 +264,7 @@ def _pools(call: Call) -> bool:
 def _named(
     wanted: str, setting: str, calls: Sequence[Call], output: Any, *, name: str, found: str
 ) -> Tap:
-    keys = list(output) if isinstance(output, Mapping) else []
+    keys = list(entries(output))
     if wanted in keys:
         return Tap("key", wanted)
     if wanted == OUTPUT:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Literal
 
 import numpy as np
@@ -25,7 +26,7 @@ if TYPE_CHECKING:
     from distill.data.schedule import Indices
     from distill.evaluation.evaluate import Evaluation, Viewer
     from distill.measures.linear_probe import LinearProbe
-    from distill.student.model import Student
+    from distill.student.model import Student, StudentOutput
 
 SHARE, MOST, FEWEST = 0.05, 2000, 100
 """Held-out images: this share, at most and (of a fifth of all) at least so many."""
@@ -55,6 +56,7 @@ class Backbone(Task):
     supervised = False
     every = 1
     methods = ("fitnet",)
+    meaning = "the feature of the image; the output embedding maps it to the teacher's space"
     data: JoinedData
 
     def __init__(self, config: DistillConfig, data: Data, options: None = None) -> None:
@@ -113,6 +115,20 @@ class Backbone(Task):
                 f"{NEEDED} or more together. Give more images (--source.path, --data.unlabelled)."
             )
         return Split(np.empty(0, np.int64), train, test)
+
+    def take(self, seen: StudentOutput, targets: Tensor | None) -> Sequence[Tensor]:
+        """The student's features beside the stored ones."""
+        assert targets is not None
+        return seen.features.float(), targets
+
+    def numbers(self, *kept: Tensor) -> dict[str, float]:
+        """The agreement of neighbours, for files of an export."""
+        from distill.evaluation import embedding
+
+        student, teacher = kept
+        neighbours = self.config.eval.neighbours
+        agreement = embedding.neighbour_agreement(student, teacher, neighbours)
+        return {"neighbour_agreement": agreement}
 
     def score(self, viewer: Viewer, student: Student, part: Split) -> float:
         """Agreement of the nearest neighbours of the held-out images."""

@@ -18,7 +18,6 @@ from distill.data.joined import Data, JoinedData
 from distill.data.stored_features import StoredField
 from distill.evaluation.embedding import HEAD
 from distill.register import component_of, load_plugins
-from distill.student.factory import FactoryModel
 from distill.student.files import (
     CHECKSUMS,
     CONFIG,
@@ -30,6 +29,7 @@ from distill.student.files import (
 )
 from distill.student.model import Student, build_student
 from distill.student.start_weights import load_saved
+from distill.student.tapped import TappedModel
 from distill.tasks import Task
 from distill.training.run_record import check_sha256
 from distill.training.run_settings import absolute_factory, read_settings
@@ -51,7 +51,7 @@ def save_student(
         head: whether an embedding head lies beside it.
     """
     files = {WEIGHTS: save(plain_state(student.library_model))}
-    if isinstance(student.model, FactoryModel) and student.model.output_layer.state_dict():
+    if isinstance(student.model, TappedModel) and student.model.output_layer.state_dict():
         files[OUTPUT_LAYER] = save(plain_state(student.model.output_layer))
     described = describe(student, config, task.data, label_names=task.label_names())
     described["task"] = task.name
@@ -123,11 +123,11 @@ def describe(
 
 
 def _factory_of(student: Student, config: StudentConfig) -> dict[str, Any]:
-    """How a module of the user's is built again; nothing for a timm model."""
-    if not isinstance(student.model, FactoryModel):
+    """How a module with taps is built again; nothing for a plain timm model."""
+    if not isinstance(student.model, TappedModel):
         return {}
     return {
-        "factory": absolute_factory(config.factory),
+        **({"factory": absolute_factory(config.factory)} if config.factory else {}),
         "features": config.features,
         "map": config.map,
         "last_linear": student.model.taps.last_linear,
@@ -165,19 +165,21 @@ def snippet(folder: Path, student: Student, config: StudentConfig) -> str:
     """Code that loads the exported model: without this package, unless its task has a head of its own."""
     if student.task_head is not None:
         return f'import distill\nmodel = distill.load_student("{folder}")'
-    if isinstance(student.model, FactoryModel):
-        return _factory_snippet(folder, student.model, config)
+    if config.factory and isinstance(student.model, TappedModel):
+        return factory_snippet(folder / WEIGHTS, student.model, config)
     extra = "".join(f", {key}={value!r}" for key, value in config.model_args.items())
-    module = type(student.model).__module__
+    classes = 0 if isinstance(student.model, TappedModel) else student.num_classes
+    module = type(student.library_model).__module__
     ours = "" if module.startswith("timm.") else f"import {module}  # registers it with timm\n"
     return (
         f"import timm\n{ours}"
-        f'model = timm.create_model("{config.name.split(".")[0]}", num_classes={student.num_classes}{extra},\n'
+        f'model = timm.create_model("{config.name.split(".")[0]}", num_classes={classes}{extra},\n'
         f'                          checkpoint_path="{folder / WEIGHTS}").eval()'
     )
 
 
-def _factory_snippet(folder: Path, model: FactoryModel, config: StudentConfig) -> str:
+def factory_snippet(path: Path, model: TappedModel, config: StudentConfig) -> str:
+    """Code that loads weights into a module of the user's."""
     place, _, function = config.factory.rpartition(":")
     extra = ", ".join(f"{key}={value!r}" for key, value in config.model_args.items())
     module = Path(place).stem if place.endswith(".py") else place
@@ -194,7 +196,7 @@ def _factory_snippet(folder: Path, model: FactoryModel, config: StudentConfig) -
             *lines,
             f'model.set_submodule("{model.taps.last_linear}", {layer})',
         ]
-    lines.append(f'model.load_state_dict(load_file("{folder / WEIGHTS}"))')
+    lines.append(f'model.load_state_dict(load_file("{path}"))')
     return "\n".join(lines)
 
 

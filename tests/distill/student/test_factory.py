@@ -1,6 +1,7 @@
 """Students from any module: what is found in it, and a whole life of one from training to a file of its own keys."""
 
 import copy
+import dataclasses
 import json
 from pathlib import Path
 from typing import Any
@@ -16,8 +17,8 @@ from distill.commands.evaluate import run as evaluate
 from distill.commands.train import run
 from distill.config import DataConfig, EvaluateConfig, StudentConfig
 from distill.data import joined
-from distill.student.factory import FactoryModel
 from distill.student.model import Student, build_student
+from distill.student.tapped import TappedModel
 from distill.tasks import resolve
 from distill.training import loop
 from featstore import FeatureStore
@@ -64,8 +65,8 @@ def small(name: str, **settings: Any) -> StudentConfig:
     return StudentConfig(factory=f"{HERE}:{name}", image_size=32, **settings)
 
 
-def model_of(student: Student) -> FactoryModel:
-    assert isinstance(student.model, FactoryModel)
+def model_of(student: Student) -> TappedModel:
+    assert isinstance(student.model, TappedModel)
     return student.model
 
 
@@ -75,7 +76,7 @@ def model_of(student: Student) -> FactoryModel:
         ("mobilenet_v3_small", "input of classifier.3", "output of features", 1024),
         ("resnet18", "input of fc", "output of layer4", 512),
         ("shufflenet_v2_x0_5", "input of fc", "output of conv5", 1024),
-        ("squeezenet1_1", "its output", "output of classifier.2", 1000),
+        ("squeezenet1_1", "output of the module", "output of classifier.2", 1000),
         ("convnext_tiny", "input of classifier.2", "output of features", 768),
     ],
 )
@@ -138,6 +139,26 @@ def test_outputs_by_name() -> None:
     assert model_of(student).unused == ["spare.weight", "spare.bias"]
 
 
+def test_maps_of_timm_alone() -> None:
+    """``features_only`` gives a list: the last map, and its mean; another by its number."""
+    args = {"features_only": True}
+    config = StudentConfig(name="test_efficientnet", image_size=64, model_args=args)
+    student = build_student(config, 0).eval()
+    pictures = torch.randn(2, 3, 64, 64)
+    maps = student.library_model(pictures)
+    out = student(pictures)
+    torch.testing.assert_close(out.map, maps[-1])
+    torch.testing.assert_close(out.features, maps[-1].mean((2, 3)))
+    earlier = build_student(dataclasses.replace(config, map="3"), 0)
+    assert earlier.map_size == tuple(maps[3].shape[2:])
+
+
+def test_a_map_of_timm_by_path() -> None:
+    """Of a model that would also split by itself."""
+    student = build_student(StudentConfig(name="test_convnext", image_size=64, map="stages.2"), 0)
+    assert (student.map_size, student.width) == ((4, 4), 64)
+
+
 def no_module() -> int:
     return 3
 
@@ -177,8 +198,7 @@ def test_settings_exclude_each_other() -> None:
     for settings in (
         {"factory": MOBILENET, "pretrained": True},
         {"factory": MOBILENET, "feature": "pooled"},
-        {"features": "avgpool"},
-        {"map": "layer4"},
+        {"features": "avgpool", "feature": "pooled"},
         {"mean": [0.5]},
         {"std": [1.0, 1.0, 0.0]},
     ):

@@ -245,10 +245,17 @@ def test_a_vit_takes_its_size_from_model_args() -> None:
         build_student(StudentConfig(name="vit_tiny_patch16_224", image_size=32), 5)
 
 
-def test_models_without_a_last_linear_are_refused() -> None:
-    """Deit's distilled form has two heads."""
-    with pytest.raises(ConfigError):
-        build_student(StudentConfig(name="deit_tiny_distilled_patch16_224"), 5)
+def test_models_without_a_last_linear_get_one_on_their_feature() -> None:
+    """A ResNetV2 ends in a convolution: its keys are those without a classifier."""
+    args: dict[str, Any] = {"layers": (1, 1, 1, 1), "channels": (8, 8, 8, 8), "stem_chs": 8}
+    student = build_student(StudentConfig(name="resnetv2_50", image_size=64, model_args=args), 5)
+    pictures = torch.randn(2, 3, 64, 64)
+    plain = timm.create_model("resnetv2_50", num_classes=0, **args)
+    assert student.library_model.state_dict().keys() == plain.state_dict().keys()
+    out = student.eval()(pictures)
+    torch.testing.assert_close(out.logits, student.model(pictures))
+    torch.testing.assert_close(out.features, student.library_model(pictures))
+    assert (out.logits.shape, out.map.shape[2:]) == ((2, 5), (2, 2))
 
 
 def test_an_unknown_model_names_near_ones() -> None:

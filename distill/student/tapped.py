@@ -1,4 +1,4 @@
-"""Any ``nn.Module`` as a student: built by a function of the user's, its feature and map read by forward hooks."""
+"""Any ``nn.Module`` as a student, of the user's or of timm: its feature and map are read by forward hooks."""
 
 # B batch, C student width, K classes, M channels and h w sides of a feature map
 
@@ -31,13 +31,13 @@ class Seen(NamedTuple):
     """(B, M, h, w)."""
 
 
-class FactoryModel(nn.Module):
-    """A module of the user's with the functions of timm's models that ``Student`` uses.
+class TappedModel(nn.Module):
+    """A module with the functions of timm's models that ``Student`` uses.
 
     Its output is the feature (B, C), or the logits (B, K) of a task with classes.
 
     Attributes:
-        module: the user's; its state dict is what is exported, key for key.
+        module: its state dict is what is exported, key for key.
         taps: where feature and map are read.
         output_layer: the task's layer on the feature, where the module's own last Linear does not take the feature;
             Identity otherwise.
@@ -119,7 +119,7 @@ def _hooks(module: nn.Module, taps: list[Tap]) -> Iterator[dict[tuple[str, str],
             hook.remove()
 
 
-def build_model(config: StudentConfig, num_classes: int) -> tuple[FactoryModel, list[str]]:
+def from_factory(config: StudentConfig, num_classes: int) -> tuple[TappedModel, list[str]]:
     """Call a factory, and find feature and map of its module on one batch.
 
     Args:
@@ -130,34 +130,49 @@ def build_model(config: StudentConfig, num_classes: int) -> tuple[FactoryModel, 
         The model, and notes for the user: what was found.
 
     Raises:
-        ConfigError: the factory cannot be called or returns no module; the module does not take the pictures; or what
-            the settings name is not in it.
+        ConfigError: the factory cannot be called or returns no module; see ``tap``.
     """
-    where = f"--student.factory {config.factory}"
-    module = _call(config, where)
-    side = config.image_size or IMAGENET["input_size"][-1]
+    return tap(_call(config), config, num_classes)
+
+
+def tap(
+    module: nn.Module, config: StudentConfig, num_classes: int
+) -> tuple[TappedModel, list[str]]:
+    """Find feature and map of a module on one batch.
+
+    Args:
+        module: takes images.
+        config: names feature and map, or leaves them to be found.
+        num_classes: K; 0 for a backbone.
+
+    Returns:
+        The model, and notes for the user: what was found.
+
+    Raises:
+        ConfigError: the module does not take the pictures, or what the settings name is not in it.
+    """
     settings = {
         **IMAGENET,
-        "architecture": config.factory.rpartition(":")[2],
-        **{key: tuple(value) for key in ("mean", "std") if (value := getattr(config, key))},
+        **(getattr(module, "pretrained_cfg", None) or {}),
+        "architecture": config.title.split(".")[0],
     }
+    side = config.image_size or settings["input_size"][-1]
     pictures = torch.rand(2, 3, side, side, generator=torch.Generator().manual_seed(0))
     modes = [(part, part.training) for part in module.modules()]
     module.eval()
     try:
         with torch.no_grad():
             taps = find_taps(
-                module, pictures, name=config.factory, feature=config.features, map_name=config.map
+                module, pictures, name=config.title, feature=config.features, map_name=config.map
             )
-        model = FactoryModel(module, taps, num_classes, settings)
+        model = TappedModel(module, taps, num_classes, settings)
         model.unused = _freeze_unused(model, pictures)
     except ConfigError:
         raise
     except Exception as error:  # the user's code: any kind
         raise ConfigError(
-            f"{where}: its module does not run on a batch of {tuple(pictures.shape)} ({type(error).__name__}: "
-            f"{str(error).strip()[:200]}). Set --student.image_size, and what the function needs in "
-            "--student.model_args."
+            f"{config.setting}: its module does not run on a batch of {tuple(pictures.shape)} ({type(error).__name__}: "
+            f"{str(error).strip()[:200]}). Set --student.image_size, and what it needs in --student.model_args."
         ) from error
     finally:
         for part, mode in modes:
@@ -165,7 +180,8 @@ def build_model(config: StudentConfig, num_classes: int) -> tuple[FactoryModel, 
     return model, _notes(model)
 
 
-def _call(config: StudentConfig, where: str) -> nn.Module:
+def _call(config: StudentConfig) -> nn.Module:
+    where = config.setting
     function = find_function(config.factory, setting="--student.factory")
     try:
         module = function(**config.model_args)
@@ -178,7 +194,7 @@ def _call(config: StudentConfig, where: str) -> nn.Module:
     return module
 
 
-def _freeze_unused(model: FactoryModel, pictures: Tensor) -> list[str]:
+def _freeze_unused(model: TappedModel, pictures: Tensor) -> list[str]:
     """Exclude from training what neither feature nor map depends on: it would have no gradient."""
     named = [item for item in model.module.named_parameters() if item[1].requires_grad]
     seen = model.forward_features(pictures)
@@ -199,7 +215,7 @@ def _freeze_unused(model: FactoryModel, pictures: Tensor) -> list[str]:
     return unused
 
 
-def _notes(model: FactoryModel) -> list[str]:
+def _notes(model: TappedModel) -> list[str]:
     taps = model.taps
     notes = [
         f"the student's feature is the {taps.feature} ({taps.channels} channels), its map "
