@@ -16,6 +16,7 @@ from distill.export import onnx_model, parity, preprocessing, program
 from distill.export.latency import Timing, count_macs, describe_machine, measure
 from distill.export.memory import weigh
 from distill.export.runtimes import Candidate
+from distill.measures.score import TOP1, Measure, reference_of, score_of
 from distill.students.pareto_front import front
 from distill.training.saved_student import load_exported
 from featstore.errors import ConfigError
@@ -35,8 +36,7 @@ class Student:
         name: of the row.
         architecture: timm's name.
         start: what its weights began as.
-        top1: test accuracy by seed, 0 to 1.
-        probe_top1: of a linear probe on the teacher's features, mean over seeds.
+        scores: of the task on the test images, by seed.
         train_s: mean over seeds.
         parameters: weights and biases.
         macs: multiply-adds of one image.
@@ -48,8 +48,7 @@ class Student:
     name: str
     architecture: str
     start: str
-    top1: dict[int, float]
-    probe_top1: float
+    scores: dict[int, float]
     train_s: float
     parameters: int
     macs: int
@@ -59,13 +58,13 @@ class Student:
 
     @property
     def mean(self) -> float:
-        """Of the accuracy over seeds."""
-        return statistics.fmean(self.top1.values())
+        """Of the score over seeds."""
+        return statistics.fmean(self.scores.values())
 
     @property
     def deviation(self) -> float:
         """Sample standard deviation over seeds; 0 for one seed."""
-        return statistics.stdev(self.top1.values()) if len(self.top1) > 1 else 0.0
+        return statistics.stdev(self.scores.values()) if len(self.scores) > 1 else 0.0
 
     @property
     def latency(self) -> Timing:
@@ -78,12 +77,14 @@ class StudentComparison:
     """All students of one experiment.
 
     Attributes:
-        students: at least one; the most accurate first.
-        by_latency: whether each is on the front of accuracy and latency.
-        by_size: whether each is on the front of accuracy and file size.
+        students: at least one; the best score first.
+        by_latency: whether each is on the front of score and latency.
+        by_size: whether each is on the front of score and file size.
         machine: where latency was measured.
         rounds: of the measurement.
         unfinished: names of rows without a finished run.
+        measure: what the score is.
+        reference: label and value of what it is compared with, mean over the seeds of the best student.
     """
 
     students: list[Student]
@@ -92,6 +93,8 @@ class StudentComparison:
     machine: dict[str, Any]
     rounds: int
     unfinished: list[str]
+    measure: Measure = TOP1
+    reference: tuple[str, float] | None = None
 
 
 def measure_students(
@@ -105,7 +108,7 @@ def measure_students(
 ) -> StudentComparison:
     """Export every row with a finished run to ONNX and measure them all in turn.
 
-    A row's seeds share its architecture, so that one of them is measured; accuracy is that of all.
+    A row's seeds share its architecture, so that one of them is measured; the score is that of all.
 
     Args:
         results: of the experiment.
@@ -138,14 +141,13 @@ def measure_students(
     for result in done:
         name, config = result.row.name, next(iter(result.runs.values())).config.student
         memory = weigh(files[name])
-        own = {seed: float(record["top1"]) for seed, record in sorted(result.records.items())}
+        own = {seed: score_of(record)[1] for seed, record in sorted(result.records.items())}
         students.append(
             Student(
                 name=name,
                 architecture=config.title,
                 start=start_of(config),
-                top1=own,
-                probe_top1=statistics.fmean(result.values("teacher_probe_top1")),
+                scores=own,
                 train_s=statistics.fmean(result.values("seconds")),
                 bytes=files[name].path.stat().st_size,
                 model_mb=None if memory is None else memory.model_mb,
@@ -153,16 +155,25 @@ def measure_students(
                 **facts[name],
             )
         )
-    students.sort(key=lambda item: (-item.mean, item.latency.median_ms))
-    means = [item.mean for item in students]
+    judged = done[0].measure
+    students.sort(key=lambda item: (-judged.rank(item.mean), item.latency.median_ms))
+    ranks = [judged.rank(item.mean) for item in students]
+    best = next(result for result in done if result.row.name == students[0].name)
     return StudentComparison(
         students,
-        front([item.latency.median_ms for item in students], means),
-        front([item.bytes for item in students], means),
+        front([item.latency.median_ms for item in students], ranks),
+        front([item.bytes for item in students], ranks),
         machine,
         min(item.rounds for item in timings),
         [result.row.name for result in results if not result.records],
+        judged,
+        _reference(best),
     )
+
+
+def _reference(result: RowResult) -> tuple[str, float] | None:
+    found = [item for record in result.records.values() if (item := reference_of(record))]
+    return (found[0][0], statistics.fmean(value for _, value in found)) if found else None
 
 
 def start_of(config: StudentConfig) -> str:

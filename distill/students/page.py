@@ -5,7 +5,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from distill.experiments.cost import Cost
-from distill.measures.score import TOP1
+from distill.measures.score import Measure
 from distill.students import tables
 from distill.students.measure import Student, StudentComparison
 from distill.students.pareto_front import steps
@@ -41,12 +41,19 @@ def write(out: Path, choice: StudentComparison, cost: Cost) -> Path:
 
 def build(choice: StudentComparison, cost: Cost) -> Page:
     """Build the page."""
+    measure = choice.measure
+    reference = [
+        Tile(name[:1].upper() + name[1:], measure.text(value), "on the stored features")
+        for name, value in [choice.reference or ("", 0.0)]
+        if name
+    ]
     best, timing = choice.students[0], choice.students[0].latency
     fastest = min(choice.students, key=lambda item: item.latency.median_ms)
     smallest = min(choice.students, key=lambda item: item.bytes)
-    seeds = sorted({seed for student in choice.students for seed in student.top1})
+    seeds = sorted({seed for student in choice.students for seed in student.scores})
     kind = f"batch {timing.batch}, {count(timing.threads, 'thread')}"
     head, *rows = tables.cells(choice)
+    what = "Accuracy" if measure.name == "top1" else measure.title
     notes = "\n".join(line[0].upper() + line[1:] for line in tables.notes(choice, cost))
     extraction = sum(sum(store.seconds.values()) for store in cost.stores)
     students = f"students: {format_seconds(3600 * cost.hours)} for {count(cost.runs, 'run')}"
@@ -57,24 +64,24 @@ def build(choice: StudentComparison, cost: Cost) -> Page:
         f"float32, {kind}.",
         finding=tables.finding(choice).replace("+-", "\N{PLUS-MINUS SIGN}"),
         tiles=[
-            Tile("Most accurate", TOP1.text(best.mean), best.name),
+            Tile(f"Best {measure.label}", measure.text(best.mean), best.name),
             Tile("Fastest", f"{tables.milliseconds(fastest.latency.median_ms)} ms", fastest.name),
             Tile("Smallest", format_bytes(smallest.bytes), smallest.name),
-            Tile("Teacher's linear probe", TOP1.text(best.probe_top1), "on the stored features"),
+            *reference,
             Tile("Feature extraction", format_seconds(extraction), f"once; {students}"),
         ],
         sections=[
             Section(
-                "Accuracy and cost",
+                f"{what} and cost",
                 [
                     picture(choice.students, choice.by_latency, lambda item: item.latency.median_ms,
-                            "Accuracy against latency", "latency, ms (median)", kind),
+                            f"{what} against latency", "latency, ms (median)", kind, measure),
                     picture(choice.students, choice.by_size, lambda item: item.bytes / 1e6,
-                            "Accuracy against size", "ONNX file, MB", "float32"),
+                            f"{what} against size", "ONNX file, MB", "float32", measure),
                 ],
-                lead="Up and to the left is better. Blue: on the Pareto front, no other student is at least as "
-                "accurate at no more cost; grey: dominated by another student. Error bars: sample standard deviation "
-                "over seeds.",
+                lead=f"{'Up' if measure.higher_is_better else 'Down'} and to the left is better. Blue: on the Pareto "
+                "front, no other student has at least its score at no more cost; grey: dominated by another student. "
+                "Error bars: sample standard deviation over seeds.",
                 columns=1,
             ),
             Section(
@@ -93,13 +100,15 @@ def picture(
     title: str,
     axis: str,
     note: str,
+    measure: Measure,
 ) -> Plot:
-    """Accuracy against one cost, with the front as a line of steps."""
-    figure = empty(x=axis, y="top-1 accuracy")
+    """The score against one cost, with the front as a line of steps."""
+    figure = empty(x=axis, y="top-1 accuracy" if measure.name == "top1" else measure.label)
     costs, means = [cost(item) for item in students], [item.mean for item in students]
-    corners = steps(costs, means)
+    # The rank of a rank is the value.
+    corners = steps(costs, [measure.rank(value) for value in means])
     figure.add_scatter(
-        x=[x for x, _ in corners], y=[y for _, y in corners], mode="lines",
+        x=[x for x, _ in corners], y=[measure.rank(y) for _, y in corners], mode="lines",
         line={"color": BLUE, "width": 1.5, "dash": "dot"}, hoverinfo="skip", showlegend=False,
     )  # fmt: skip
     wide = max(costs) > 4 * min(costs)
@@ -116,11 +125,14 @@ def picture(
                 text=[names[at] for at in own], textposition=[positions[at] for at in own], textfont={"size": 11},
                 marker={"size": 10, "color": colour}, cliponaxis=False,
                 error_y={"array": [students[at].deviation for at in own], "thickness": 1.2, "width": 3},
-                hovertemplate="%{text}<br>%{x:.3g}, %{y:.1%}<extra></extra>",
+                hovertemplate="%{text}<br>%{x:.3g}, %{y:" + (".1%" if measure.percent else ".3f") + "}<extra></extra>",
             )  # fmt: skip
-    percent_axis(figure, "y")
+    if measure.percent:
+        percent_axis(figure, "y")
     figure.update_layout(margin={"r": 60})  # room for the names of the outer points
-    alt = ", ".join(f"{item.name} {TOP1.text(item.mean)} at {cost(item):.3g}" for item in students)
+    alt = ", ".join(
+        f"{item.name} {measure.text(item.mean)} at {cost(item):.3g}" for item in students
+    )
     return Plot(
         title, spec(figure), f"{title}: {alt}", note, height=420, wide=True, least_width=600
     )

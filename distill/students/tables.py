@@ -8,7 +8,7 @@ from distill.experiments.cost import Cost
 from distill.experiments.table import cost_lines
 from distill.export.latency import noise
 from distill.export.numbers import milliseconds as milliseconds
-from distill.measures.score import TOP1
+from distill.measures.score import Measure
 from distill.reports.tables import write_csv, write_page
 from distill.students.measure import Student, StudentComparison
 from featstore.files.atomic import write_json
@@ -18,20 +18,22 @@ NAMES = ("students.json", "students.csv", "students.md")
 
 
 def cells(choice: StudentComparison) -> list[tuple[str, ...]]:
-    """Header and rows, the most accurate student first."""
+    """Header and rows, the best score first."""
+    measure = choice.measure
     timings = choice.students[0].timings
     heads = [
         f"batch {item.batch}, {count(item.threads, 'thread')}: ms median / p95" for item in timings
     ]
-    header = ("student", "front", "start", "seeds", "top-1 %", "parameters, M", "MACs, M", "ONNX MB", *heads,
+    score = measure.label + " %" * measure.percent
+    header = ("student", "front", "start", "seeds", score, "parameters, M", "MACs, M", "ONNX MB", *heads,
               "CPU ms", "memory MB", "train s")  # fmt: skip
     rows = [
         (
             student.name,
             on_front(latency, size),
             student.start,
-            str(len(student.top1)),
-            accuracy(student),
+            str(len(student.scores)),
+            measure.spread([*student.scores.values()]),
             f"{student.parameters / 1e6:.2f}",
             f"{student.macs / 1e6:.1f}",
             f"{student.bytes / 1e6:.2f}",
@@ -55,9 +57,9 @@ def on_front(latency: bool, size: bool) -> str:
     return " and ".join(name for name, on in (("latency", latency), ("size", size)) if on) or "-"
 
 
-def accuracy(student: Student) -> str:
-    """Mean and sample standard deviation over seeds in percent."""
-    return TOP1.spread([*student.top1.values()])
+def spread(student: Student, measure: Measure) -> str:
+    """Mean and sample standard deviation over seeds, with the unit."""
+    return measure.spread([*student.scores.values()]) + "%" * measure.percent
 
 
 def notes(choice: StudentComparison, cost: Cost) -> list[str]:
@@ -73,7 +75,7 @@ def notes(choice: StudentComparison, cost: Cost) -> list[str]:
         f"noise: the middle 80% of the rounds' medians span {100 * times:.0f}% of the time, those of the ratio of two "
         f"students within a round {100 * ratios:.0f}%. CPU ms: processor time of a call with the first batch size and "
         "number of threads.",
-        "front: no other student is at least as accurate (mean over seeds) and at most as slow (or large). Differences "
+        "front: no other student has at least its score (mean over seeds) and at most as slow (or large). Differences "
         "within the standard deviation over seeds are not significant.",
         *cost_lines(cost),
     ]
@@ -89,14 +91,22 @@ def finding(choice: StudentComparison) -> str:
         key=lambda item: item.latency.median_ms,
     )
     walk = ", ".join(
-        f"{item.name} ({accuracy(item)}%, {milliseconds(item.latency.median_ms)} ms)"
+        f"{item.name} ({spread(item, choice.measure)}, {milliseconds(item.latency.median_ms)} ms)"
         for item in fast
     )
     small = [item.name for item, on in zip(choice.students, choice.by_size, strict=True) if on]
+    what = "accuracy" if choice.measure.name == "top1" else choice.measure.label
     return (
-        f"On the Pareto front of accuracy and latency: {walk}. On that of accuracy and size: "
+        f"On the Pareto front of {what} and latency: {walk}. On that of {what} and size: "
         f"{', '.join(reversed(small))}."
     )
+
+
+def _older(student: Student, choice: StudentComparison) -> dict[str, Any]:
+    """Values of a classifier under the names that they had before 0.3."""
+    if choice.measure.name != "top1":
+        return {}
+    return {"top1": student.scores, "probe_top1": choice.reference and choice.reference[1]}
 
 
 def write(out: Path, choice: StudentComparison, cost: Cost) -> list[Path]:
@@ -104,6 +114,7 @@ def write(out: Path, choice: StudentComparison, cost: Cost) -> list[Path]:
     listed = [
         {
             **dataclasses.asdict(student),
+            **_older(student, choice),
             "mean": student.mean,
             "deviation": student.deviation,
             "on_latency_front": latency,
@@ -116,6 +127,8 @@ def write(out: Path, choice: StudentComparison, cost: Cost) -> list[Path]:
     said = [finding(choice), *notes(choice, cost)]
     values: dict[str, Any] = {
         "format_version": 1,
+        "measure": dataclasses.asdict(choice.measure),
+        "reference": choice.reference,
         "students": listed,
         "machine": choice.machine,
         "rounds": choice.rounds,

@@ -1,6 +1,7 @@
 """Which student: fronts, tables and the page, and the whole way of the command over two tiny students."""
 
 import csv
+import dataclasses
 import json
 from collections.abc import Sequence
 from pathlib import Path
@@ -14,6 +15,7 @@ from hypothesis import strategies as some
 from distill.experiments.cost import Cost, StoreCost
 from distill.experiments.spec import read_experiment
 from distill.export.latency import Timing
+from distill.measures.score import Measure
 from distill.students import cli as command
 from distill.students import page, tables
 from distill.students.measure import Student, StudentComparison
@@ -58,7 +60,7 @@ def student(name: str, top1: Sequence[float], ms: float, size: int) -> Student:
         for batch in (1, 8)
     ]  # fmt: skip
     return Student(
-        name, name, "scratch", dict(enumerate(top1)), 0.97, 12.0, size // 4, 10**6, size, 7.5, timings
+        name, name, "scratch", dict(enumerate(top1)), 12.0, size // 4, 10**6, size, 7.5, timings
     )  # fmt: skip
 
 
@@ -103,6 +105,22 @@ def test_tables_say_the_same(tmp_path: Path) -> None:
     assert "big" in columns(tables.cells(choice()))
 
 
+def test_another_score_is_named(tmp_path: Path) -> None:
+    """Of a task without classes, lower being better: labels, no percent, no accuracy anywhere."""
+    measure = Measure("nme", "NME", percent=False, higher_is_better=False)
+    other = dataclasses.replace(choice(), measure=measure)
+    head, *rows = tables.cells(other)
+    assert (head[4], rows[0][4]) == ("NME", "0.910 +- 0.014")
+    values = json.loads(tables.write(tmp_path, other, cost())[0].read_text())
+    assert values["measure"]["name"] == "nme"
+    assert "top1" not in values["students"][0]
+    assert "ccuracy" not in tables.finding(other)
+    found = page.build(other, cost())
+    plot: Any = found.sections[0].blocks[0]
+    assert min(plot.spec["data"][0]["y"]) >= 0.7
+    assert "NME" in plot.title
+
+
 def test_the_page_shows_both_fronts(tmp_path: Path) -> None:
     """Names from outside are text; both pictures mark who is on the front."""
     found = page.build(choice(), cost())
@@ -130,6 +148,31 @@ def test_the_recipe_is_an_experiment() -> None:
         for variant in found.variants.values()
     ]
     assert all(item == rest[0] for item in rest)
+
+
+@pytest.mark.slow
+def test_backbones_are_compared_by_their_neighbours(
+    make_config: MakeConfig, tmp_path: Path
+) -> None:
+    """Task none, one student of timm and one of torchvision's kind from a factory."""
+    config = make_config()
+    recipe = {
+        "store": config.store, "source": {"kind": "folder", "path": config.source.path},
+        "report": False, "trackers": [], "task": "none", "methods": ["fitnet"],
+        "train": {"epochs": 1, "warmup_epochs": 0, "unlabelled_batch": 8, "workers": 0},
+    }  # fmt: skip
+    (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(recipe))
+    factory = "tests.distill.student.test_factory:Plain"
+    rows = (
+        "  timm: {student: {name: test_convnext, image_size: 32}}\n"
+        f"  own: {{student: {{factory: '{factory}', image_size: 32}}}}\n"
+    )
+    path = tmp_path / "students.yaml"
+    path.write_text(f"recipe: recipe.yaml\nout: ./out\nseeds: [0]\nvariants:\n{rows}")
+    assert command.main(path, jobs=1, batches=[1], threads=[1], rounds=2) == 0
+    values = json.loads((tmp_path / "out" / "students.json").read_text())
+    assert values["measure"]["name"] == "neighbour_agreement"
+    assert {item["architecture"] for item in values["students"]} == {"test_convnext", "Plain"}
 
 
 @pytest.mark.slow
