@@ -168,11 +168,12 @@ def _without_prefix(
 
 def _classifiers(model: nn.Module) -> tuple[str, ...]:
     """Prefixes of the keys of the model's last layers, which depend on the number of classes."""
-    if isinstance(model, TappedModel):
-        return (f"{model.taps.last_linear}.",) if model.taps.last_linear else ()
     settings: Any = getattr(model, "pretrained_cfg", {})
     named = settings.get("classifier") or ()
     names = {named} if isinstance(named, str) else set(named)
+    if isinstance(model, TappedModel):
+        names |= {model.taps.last_linear} - {""}
+        return tuple(f"{name}." for name in sorted(names))
     head: Any = model.get_classifier()  # type: ignore[operator]
     names |= {name for name, module in model.named_modules() if module is head and name}
     return tuple(f"{name}." for name in sorted(names))

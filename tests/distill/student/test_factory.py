@@ -61,6 +61,18 @@ class Plain(nn.Module):
         return self.last(self.drop(hidden))  # type: ignore[no-any-return]
 
 
+class Still(nn.Module):
+    """A backbone without batch norm, whose statistics are per process, and with a classifier that ends it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Conv2d(3, 8, 5, 4, 2)
+        self.last = nn.Linear(8, 4)
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.last(torch.relu(self.stem(images)).mean((2, 3)))  # type: ignore[no-any-return]
+
+
 def small(name: str, **settings: Any) -> StudentConfig:
     return StudentConfig(factory=f"{HERE}:{name}", image_size=32, **settings)
 
@@ -256,10 +268,14 @@ def folder(config: Any) -> Path:
     return Path(config.out) / config.methods[0] / "seed0"
 
 
-def test_a_backbone_from_a_module(make_factory: Any) -> None:
+def test_a_backbone_from_a_module(
+    make_factory: Any, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     """Its file loads into what the function returns; the loaded student gives the feature; it is measured again."""
+    monkeypatch.setattr("distill.commands.train.LARGE", 1.4e6)
     config = make_factory(student=StudentConfig(factory=MOBILENET, image_size=32))
     run(config)
+    assert "mobilenet_v3_small: 2 million parameters" in capsys.readouterr().out
     where = folder(config)
     module = torchvision.models.mobilenet_v3_small()
     module.load_state_dict(load_file(where / "student.safetensors"))
