@@ -261,12 +261,13 @@ def test_models_without_a_last_linear_get_one_on_their_feature() -> None:
 def test_weights_with_a_classifier_start_a_model_without_one(tmp_path: Path) -> None:
     """Named in the notes: the prefix, what is left out, and what starts fresh."""
     args: dict[str, Any] = {"layers": (1, 1, 1, 1), "channels": (8, 8, 8, 8), "stem_chs": 8}
-    whole = timm.create_model("resnetv2_50", num_classes=9, **args)
+    whole: Any = timm.create_model("resnetv2_50", num_classes=9, **args)
     path = tmp_path / "whole.safetensors"
     save_file({f"backbone.{key}": value for key, value in whole.state_dict().items()}, path)
     config = StudentConfig(name="resnetv2_50", image_size=64, model_args=args, weights=str(path))
     student = build_student(config, 5)
-    assert torch.equal(student.library_model.stem.conv.weight, whole.stem.conv.weight)
+    model: Any = student.library_model
+    assert torch.equal(model.stem.conv.weight, whole.stem.conv.weight)
     for words in ("'backbone.'", "head.fc.weight", "starts fresh"):
         assert any(words in note for note in student.notes), words
 
