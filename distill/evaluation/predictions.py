@@ -21,7 +21,7 @@ from featstore.files.atomic import write_bytes
 NAME = "predictions.npz"
 
 LARGEST = float(np.finfo(np.float16).max)
-"""Logits are clipped to it: float16 knows nothing larger."""
+"""Logits are clipped to the largest finite float16."""
 
 
 @dataclass(frozen=True)

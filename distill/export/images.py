@@ -51,7 +51,7 @@ def draw(samples: Samples, part: Split, config: CalibrationConfig) -> Draw:
         config: how many.
 
     Raises:
-        ConfigError: there is no image, only one, or images of one class where the student knows several.
+        ConfigError: there is no image, only one, or images of one class where the student has several.
     """
     pool = np.union1d(part.labelled, part.unlabelled)
     if len(pool) < 2:
@@ -66,7 +66,7 @@ def draw(samples: Samples, part: Split, config: CalibrationConfig) -> Draw:
         name = samples.class_names[int(classes[0])]
         raise ConfigError(
             f"all {len(pool)} training images in {samples.source.uri} are of the class {name!r}, the student "
-            f"knows {samples.num_classes}. Ranges measured on one class do not hold for the others. Give images of "
+            f"has {samples.num_classes}. Ranges measured on one class do not hold for the others. Give images of "
             "all classes with --images, or leave int8 out of --formats."
         )
     order = pool[_in_turn(labels, config.seed)]

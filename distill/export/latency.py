@@ -1,9 +1,8 @@
 """Latency of several models, in turn in one process, so that other load on the machine affects all of them alike.
 
-A round visits every model with every batch size and number of threads once, in an order of its own. A visit is an
-untimed call, which wakes threads and fills caches, and then timed ones. Models are compared within a round: of two that
-met the same noise the ratio is steadier than either time. The processor's time of a call says what it costs when it has
-to wait for nobody.
+A round visits every model with every batch size and number of threads once, in shuffled order. A visit is one untimed
+call, which starts threads and fills caches, and then timed calls. Models are compared within a round, because a ratio of
+two times under the same load varies less than either time. The processor time of a call excludes waiting for others.
 """
 
 # B batch

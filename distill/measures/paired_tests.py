@@ -87,7 +87,7 @@ def mcnemar(
 ) -> tuple[int, int, float]:
     """Compare two classifiers on the same images: the exact test of McNemar (Psychometrika 12, 1947).
 
-    It speaks of these two trained models on such images, not of how much another seed would change.
+    It holds for these two trained models on such images, not for other seeds.
 
     Args:
         right: (N,) whether the model is right on each image.
