@@ -1,8 +1,8 @@
 """Latency of several models, in turn in one process, so that other load on the machine affects all of them alike.
 
 A round visits every model with every batch size and number of threads once, in shuffled order. A visit is one untimed
-call, which starts threads and fills caches, and then timed calls. Models are compared within a round, because a ratio of
-two times under the same load varies less than either time. The processor time of a call excludes waiting for others.
+call, which starts threads and fills caches, and then timed calls. Models are compared within a round: a ratio of two
+times under the same load varies less than either time. The processor time of a call excludes waiting for others.
 """
 
 # B batch
