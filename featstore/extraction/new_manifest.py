@@ -189,7 +189,7 @@ def design_store(
             num_samples=len(source),
             ids_sha256=ids_sha256(source.sample_ids),
             has_labels=source.labels is not None,
-            class_names=source.class_names,
+            class_names=() if source.label_sets is not None else source.class_names,
         ),
         work=_cut_work(config, fields, views, source, found=there, rates=rates),
         created_by={
