@@ -124,7 +124,8 @@ class Bench:
         from safetensors.torch import save_file
 
         from featstore.extraction.config import TeacherConfig
-        from featstore.extraction.teachers import AUTOCAST, build_teacher
+        from featstore.extraction.teachers import build_teacher
+        from featstore.extraction.teachers.base import AUTOCAST
 
         torch.set_num_threads(chosen.threads)
         torch.manual_seed(0)

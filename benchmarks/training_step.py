@@ -130,9 +130,10 @@ class Alternating:
     Args:
         task: of the run; its rows are read into memory once.
         field: what is stored.
+        device: whose memory.
     """
 
-    def __init__(self, task: Any, field: str) -> None:
+    def __init__(self, task: Any, field: str, device: Any) -> None:
         import numpy as np
         import torch
 
@@ -144,18 +145,22 @@ class Alternating:
         self.width = task.store.manifest.fields[field].shape[-1]
         self.reference = 0
         everything = task.store.gather(field, self._rows).astype(np.float32)
-        self._memory = torch.from_numpy(everything)
+        self._memory = torch.from_numpy(everything).to(device)
         self.from_store = True
         self.seconds = 0.0
 
     def take(self, indices: Any, columns: Any = None) -> Any:
         """(S, D) float32, from the store or from memory; see ``distill.data.stored_features.Features.take``."""
         import numpy as np
+        import torch
 
         start = time.perf_counter()
         chosen = np.full(len(indices), self.reference) if columns is None else columns
         if not self.from_store:
-            found = self._memory[indices, chosen]
+            device = self._memory.device
+            found = self._memory[
+                torch.as_tensor(indices, device=device), torch.as_tensor(chosen, device=device)
+            ]
         elif self._stored is not None:
             found = self._stored.take(indices, chosen)
         else:
@@ -258,7 +263,8 @@ def measure(
     data = joined.prepare(
         open_source(config.source), FeatureStore.open(config.store), config.data, vector
     )
-    features: Any = Alternating(data, field)
+    accelerator = train.make_accelerator(config)
+    features: Any = Alternating(data, field, accelerator.device)
     data = dataclasses.replace(data, features=features)
     probe = data.fit_probe(data.split(0), most=64, seed=0)
     loop = train.Loop(
@@ -267,7 +273,7 @@ def measure(
         probe,
         method="customkd",
         seed=0,
-        accelerator=train.make_accelerator(config),
+        accelerator=accelerator,
         folder=folder / "out",
         asked={},
     )

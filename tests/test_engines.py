@@ -1,0 +1,226 @@
+"""The scripts of pipelines/launch, run by real engines on this machine: each fills one store, equal to one process's.
+
+They skip where an engine is missing, with the command that installs it.
+"""
+
+import os
+import re
+import shutil
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import ROOT
+from tests.featstore.extraction.test_ranks import write_recipe
+from tests.featstore.stores import snapshot
+
+pytestmark = [pytest.mark.slow, pytest.mark.engine]
+
+LAUNCH = ROOT / "pipelines" / "launch"
+ENVIRONMENT = {"OMP_NUM_THREADS": "1", "PYTHON": sys.executable}
+"""Sums depend on the number of threads in the last bit."""
+
+Recipe = Callable[[str], Path]
+
+
+@pytest.fixture
+def recipe(image_folder: Path, teacher_file: Path, tmp_path: Path) -> Recipe:
+    """A recipe of seven shards by the name of its store; leases end soon after their process."""
+
+    def write(name: str) -> Path:
+        path = tmp_path / f"{name}.json"
+        write_recipe(path, image_folder, tmp_path / name, teacher_file)
+        path.write_text(path.read_text().replace('"shard_rows"', '"lease_s": 5, "shard_rows"'))
+        return path
+
+    return write
+
+
+@pytest.fixture
+def expected(recipe: Recipe, tmp_path: Path) -> dict[str, object]:
+    """The store that one process makes."""
+    run([sys.executable, "pipelines/extract.py", "--config", str(recipe("one"))])
+    return snapshot(tmp_path / "one")
+
+
+def run(words: list[str], **environment: str) -> str:
+    """Run a command from the root of the checkout; returns what it printed."""
+    done = subprocess.run(
+        words, cwd=ROOT, env={**os.environ, **ENVIRONMENT, **environment}, text=True, timeout=400,
+        stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout[-3000:]
+    return done.stdout
+
+
+def free_ports(count: int) -> list[int]:
+    """Ports of this machine that nobody uses now."""
+    with ExitStack() as stack:
+        sockets = [stack.enter_context(socket.socket()) for _ in range(count)]
+        for one in sockets:
+            one.bind(("127.0.0.1", 0))
+        return [one.getsockname()[1] for one in sockets]
+
+
+def wait_until(holds: Callable[[], bool], *, seconds: float = 300) -> None:
+    """Ask again and again; a failure where it takes too long."""
+    end = time.monotonic() + seconds
+    while not holds():
+        assert time.monotonic() < end, "took too long"
+        time.sleep(0.2)
+
+
+def test_two_machines_under_one_launcher(
+    recipe: Recipe, expected: dict[str, object], tmp_path: Path
+) -> None:
+    """Two launchers on the loopback device, each for one machine of the job."""
+    path = recipe("two")
+    words = [str(LAUNCH / "machine.sh"), "pipelines/extract.py", "--config", str(path)]
+    job = {**os.environ, **ENVIRONMENT, "MACHINES": "2", "MAIN": "127.0.0.1"}
+    job["PORT"] = str(free_ports(1)[0])
+    machines = [
+        subprocess.Popen(
+            words, cwd=ROOT, env={**job, "RANK": str(rank)}, text=True, stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+        )
+        for rank in range(2)
+    ]  # fmt: skip
+    for machine in machines:
+        output, _ = machine.communicate(timeout=400)
+        assert machine.returncode == 0, output[-3000:]
+    assert snapshot(tmp_path / "two") == expected
+
+
+SLURM = """
+ClusterName=test
+SlurmctldHost={host}(127.0.0.1)
+SlurmUser={user}
+SlurmdUser={user}
+SlurmctldPort={ports[0]}
+AuthType=auth/munge
+AuthInfo=socket={folder}/munge/socket
+CryptoType=crypto/munge
+StateSaveLocation={folder}/state
+SlurmdSpoolDir={folder}/spool-%n
+SlurmctldPidFile={folder}/slurmctld.pid
+SlurmdPidFile={folder}/slurmd-%n.pid
+ProctrackType=proctrack/pgid
+TaskPlugin=task/none
+MpiDefault=none
+ReturnToService=2
+SelectType=select/cons_tres
+SelectTypeParameters=CR_CPU
+NodeName=n[1-2] NodeHostname={host} NodeAddr=127.0.0.1 Port=[{ports[1]}-{ports[2]}] CPUs=1 State=UNKNOWN
+PartitionName=main Nodes=ALL Default=YES MaxTime=INFINITE State=UP
+"""
+"""Two nodes of one processor each, both this machine."""
+
+
+@pytest.fixture
+def slurm(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """A cluster of one controller and two nodes; SLURM_CONF leads to it."""
+    programs = ("munged", "slurmctld", "slurmd", "sbatch")
+    if any(shutil.which(name) is None for name in programs) or os.geteuid() != 0:
+        pytest.skip("no Slurm, or not root: apt-get install --no-install-recommends slurm-wlm")
+    first = next(p for p in range(20_000, 60_000, 97) if all(map(_is_free, range(p, p + 3))))
+    # Sockets have short paths.
+    folder = Path(subprocess.check_output(["mktemp", "-d", "/tmp/slurm.XXXX"], text=True).strip())
+    folder.chmod(0o755)
+    (folder / "munge").mkdir(mode=0o700)
+    (folder / "state").mkdir()
+    key = folder / "munge/key"
+    key.write_bytes(os.urandom(128))
+    key.chmod(0o600)
+    host = socket.gethostname().split(".")[0]
+    text = SLURM.format(host=host, user="root", folder=folder, ports=range(first, first + 3))
+    (folder / "slurm.conf").write_text(text)
+    monkeypatch.setenv("SLURM_CONF", str(folder / "slurm.conf"))
+    munge = folder / "munge"
+    daemons = [
+        [
+            "munged", "--foreground", "--force", f"--key-file={key}", f"--socket={munge}/socket",
+            f"--pid-file={munge}/pid", f"--log-file={munge}/log", f"--seed-file={munge}/seed",
+        ],
+        ["slurmctld", "-D"],
+        ["slurmd", "-D", "-N", "n1"],
+        ["slurmd", "-D", "-N", "n2"],
+    ]  # fmt: skip
+    running: list[subprocess.Popen[bytes]] = []
+    try:
+        for words in daemons:
+            log = (folder / f"{len(running)}.log").open("w")
+            with log:
+                running.append(subprocess.Popen(words, stdout=log, stderr=log))
+            if words[0] == "munged":
+                wait_until((munge / "socket").exists, seconds=60)
+        wait_until(lambda: "idle" in _output("sinfo", "--noheader", "--format=%D %t"), seconds=120)
+        yield
+    finally:
+        for daemon in reversed(running):
+            daemon.terminate()
+            daemon.wait(30)
+        shutil.rmtree(folder)
+
+
+def _is_free(port: int) -> bool:
+    with socket.socket() as one:
+        return one.connect_ex(("127.0.0.1", port)) != 0
+
+
+def _output(*words: str) -> str:
+    done = subprocess.run(words, capture_output=True, text=True, timeout=60, cwd=ROOT)
+    return done.stdout
+
+
+@pytest.mark.usefixtures("slurm")
+def test_a_slurm_array_that_loses_a_task(
+    recipe: Recipe, expected: dict[str, object], tmp_path: Path
+) -> None:
+    """Four tasks on two nodes; the first is killed as soon as a shard is taken, and the others make what it leaves."""
+    path = recipe("slurm")
+    answer = run(
+        [
+            "sbatch", "--array=0-3", "--cpus-per-task=1", f"--output={tmp_path}/%a.log",
+            str(LAUNCH / "slurm.sbatch"), "--config", str(path),
+        ]
+    )  # fmt: skip
+    number = re.findall(r"[0-9]+", answer)[-1]
+    store = tmp_path / "slurm"
+    wait_until((store / "leases").exists)
+    run(["scancel", "--signal=KILL", "--full", f"{number}_0"])
+    wait_until(lambda: not _output("squeue", "--noheader", f"--jobs={number}").strip())
+    assert snapshot(store) == expected
+
+
+def test_ray_tasks_on_two_nodes_of_which_one_is_lost(
+    recipe: Recipe, expected: dict[str, object], tmp_path: Path
+) -> None:
+    """A node goes while its task is at work; Ray runs the task again on the other one."""
+    pytest.importorskip("ray", reason="no Ray: pip install 'ray[default]'")
+    from ray.cluster_utils import Cluster
+
+    path = recipe("ray")
+    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1})
+    try:
+        lost = cluster.add_node(num_cpus=1)
+        words = [
+            sys.executable, str(LAUNCH / "ray_tasks.py"), "--tasks", "3", "--address", cluster.address, "--",
+            "--config", str(path),
+        ]  # fmt: skip
+        job = subprocess.Popen(
+            words, cwd=ROOT, env={**os.environ, **ENVIRONMENT}, text=True, stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+        )  # fmt: skip
+        wait_until((tmp_path / "ray/leases").exists)
+        cluster.remove_node(lost, allow_graceful=False)
+        output, _ = job.communicate(timeout=400)
+        assert job.returncode == 0, output[-3000:]
+    finally:
+        cluster.shutdown()
+    assert snapshot(tmp_path / "ray") == expected
