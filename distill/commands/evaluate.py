@@ -206,7 +206,7 @@ def _taken_over(config: EvaluateConfig, own: DistillConfig | None) -> dict[str, 
         found["store"] = config.store or own.store
     elif source == SourceConfig(path=source.path) and source.path:
         # A path alone: the run's own kind of source in another place.
-        kind = own.source.kind if own.source.kind != "digits" else "folder"
+        kind = own.source.kind if own.source.kind not in ("digits", "store") else "folder"
         found["source"] = dataclasses.replace(own.source, kind=kind, path=source.path)
     found["field"] = config.field or own.field
     if found.get("store") == own.store or not config.teachers:

@@ -9,8 +9,9 @@ import pytest
 import torch
 from PIL import Image
 
+from distill.commands.evaluate import run as evaluate
 from distill.commands.train import run as train
-from distill.config import DataConfig, DistillConfig
+from distill.config import DataConfig, DistillConfig, EvaluateConfig
 from distill.data.images import default_source, open_images
 from distill.data.pictures import ViewDataset, load, rule_of
 from distill.data.samples import join
@@ -92,6 +93,8 @@ def test_a_student_is_trained_without_the_files(
     )
     (record,) = train(config)
     assert record["num_labelled"] + record["num_test"] == 12
+    measured = evaluate(EvaluateConfig(model=f"{config.out}/labels/seed0", workers=0))
+    assert measured["top1"] == pytest.approx(record["top1"])
 
 
 def test_copies_of_other_images_are_refused(photos: Path, tmp_path: Path) -> None:
