@@ -18,6 +18,7 @@ from distill.experiments import auto
 from distill.experiments.candidates import WITH_LABELS, WITHOUT_LABELS, Candidate
 from distill.methods import METHODS
 from distill.training import loop
+from distill.training.optim import TrainingDiverged
 from featstore import FeatureStore
 from featstore.cli.recipe import parse
 from featstore.errors import ConfigError
@@ -131,7 +132,7 @@ def test_a_candidate_that_cannot_be_trained_is_left_out(
 ) -> None:
     """One that diverges, and one whose options are refused; if none is left, that is an error."""
     bad = (
-        Candidate("far", "fitnet", {"weight": 1e38, "norm": "none"}),
+        Candidate("far", "fitnet"),
         Candidate("unfit", "ofa"),
     )
     monkeypatch.setattr(auto, "WITH_LABELS", (*bad, Candidate("labels", "labels")))
@@ -139,11 +140,16 @@ def test_a_candidate_that_cannot_be_trained_is_left_out(
     def refuse(self: Any, *_: Any) -> None:
         raise ConfigError("no stages")
 
+    def diverges(self: Any, *_: Any) -> None:
+        raise TrainingDiverged("not finite")
+
     monkeypatch.setattr(METHODS["ofa"], "__init__", refuse)
+    monkeypatch.setattr(METHODS["fitnet"], "loss", diverges)
     (record, _) = run(asked)
     assert record["method"] == "labels"
     errors = {row["candidate"]: row["error"] for row in table(asked)}
     assert "no stages" in errors["unfit"]
+    assert "not finite" in errors["far"]
     assert errors["labels"] == ""
     monkeypatch.setattr(auto, "WITH_LABELS", bad[1:])
     with pytest.raises(ConfigError, match=r"unfit.*no stages"):
