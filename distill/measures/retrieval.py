@@ -43,19 +43,18 @@ def between_languages(
         pairs: by (language, other language), (P, 2) rows of each text and its translation.
 
     Returns:
-        By "en -> zh" the recall among the student's features of the other language, and by "en -> zh, stored" that
+        By "en -> zh" the recall among the student's features of the other language, and by "en -> stored zh" that
         among the teacher's stored features of them.
     """
     found = {}
     for (language, other), rows in pairs.items():
         ours, theirs = torch.from_numpy(rows).unbind(1)
-        name = f"{language} -> {other}"
-        found[name] = recall(features_NC[ours], features_NC[theirs])
-        found[f"{name}, stored"] = recall(embedded_ND[ours], teacher_ND[theirs])
+        found[f"{language} -> {other}"] = recall(features_NC[ours], features_NC[theirs])
+        found[f"{language} -> stored {other}"] = recall(embedded_ND[ours], teacher_ND[theirs])
     return found
 
 
 def mean_recall_at_1(found: dict[str, dict[str, float]]) -> dict[str, float]:
     """``translation_recall_at_1``: mean over the directions in the student's space; nothing without translations."""
-    values = [value["recall_at_1"] for name, value in found.items() if not name.endswith("stored")]
+    values = [value["recall_at_1"] for name, value in found.items() if "stored" not in name]
     return {"translation_recall_at_1": sum(values) / len(values)} if values else {}
