@@ -54,7 +54,7 @@ def run(config: DistillConfig, callbacks: "Sequence[Callback]" = ()) -> list[dic
         config, data, task, notes, until=until, chosen_by=chosen_by, callbacks=callbacks, say=say
     )
     if accelerator.is_main_process:
-        compare(config, records, student, say)
+        compare(config, records, task.finished(student)[0], say)
     accelerator.end_training()
     return records
 

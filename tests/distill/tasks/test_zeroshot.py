@@ -16,6 +16,8 @@ from distill.commands.train import run
 from distill.config import DataConfig, DistillConfig, EvaluateConfig, StudentConfig
 from distill.data import joined
 from distill.evaluation.embedding import HEAD, EmbeddingHead
+from distill.export.config import ExportConfig
+from distill.export.edge import export_run
 from distill.losses import IGNORE
 from distill.methods.base import Output
 from distill.methods.vlm_ood import VLMOOD, Embedding, VLMOODConfig
@@ -54,10 +56,11 @@ def make(make_config: MakeConfig, texts: FeatureStore) -> Any:
     return make
 
 
-def test_a_student_that_meets_a_new_class(make: Any, texts: FeatureStore) -> None:
+def test_a_student_that_meets_a_new_class(make: Any, texts: FeatureStore, capsys: Any) -> None:
     """No image of the unseen class trains; a plain classifier of all classes and the embedding head come out."""
     config = make(methods=["labels", "embedding", "vlm_ood"], train__epochs=3, report=True)
     records: Any = run(config)
+    assert "num_classes=3" in capsys.readouterr().out
     for record in records:
         assert (record["num_labelled"], record["num_test"]) == (24, 12)
         names = [item["name"] for item in record["measures"]]
@@ -88,6 +91,24 @@ def test_a_student_that_meets_a_new_class(make: Any, texts: FeatureStore) -> Non
     assert again["unseen"] == pytest.approx(kept["unseen"])
     assert again["teacher"] == pytest.approx(kept["teacher"])
     assert run(config)[0]["skipped"]
+
+
+@pytest.mark.slow
+def test_the_export_has_the_texts_folded_in(make: Any) -> None:
+    """ONNX of the finished student has an output per class and is measured by the score of the task."""
+    import onnxruntime
+
+    config = make(train__epochs=1)
+    (record,) = run(config)
+    folder = Path(config.out) / "vlm_ood" / "seed0"
+    found = export_run(ExportConfig(model=str(folder), formats=["onnx"], workers=0), say=print)
+    assert found["task"] == "zeroshot"
+    (path,) = (folder / "export").glob("*.onnx")
+    session = onnxruntime.InferenceSession(str(path))
+    assert session.get_outputs()[0].shape[1] == len(CLASSES)
+    text = json.dumps(found)
+    assert "zeroshot" in text
+    assert record["score"]["name"] == "zeroshot"  # type: ignore[index]
 
 
 def test_without_unseen_classes_all_count(make: Any) -> None:
