@@ -184,7 +184,8 @@ def load_student(model: Folder | Run) -> nn.Module:
         model: A run, or its folder.
 
     Returns:
-        The model. ``config.json`` in the folder says how pictures are prepared for it.
+        The model: timm's, or for a student of ``student.factory`` one whose attribute ``module`` is what the function
+        returned. ``config.json`` in the folder says how pictures are prepared for it.
 
     Raises:
         ConfigError: The folder is not that of a run, or a file is damaged.
