@@ -29,8 +29,6 @@ from distill.config import (
 from distill.data import joined
 from distill.data.samples import Samples
 from distill.evaluation import embedding
-from distill.export.config import ExportConfig
-from distill.export.edge import export_run
 from distill.methods import METHODS
 from distill.register import kinds, options_of
 from distill.student.model import build_student
@@ -361,15 +359,6 @@ def test_images_of_ones_own_take_their_recipe(
     assert own == dataclasses.replace(start(*words), source=own.source)
     assert start().source.kind == start("--source.kind", "digits").source.kind == "digits"
     assert start("--config", str(DIGITS), *words).train == start().train
-
-
-def test_a_backbone_is_not_exported(make_backbone: Any) -> None:
-    """Refused before anything is made, with the folder."""
-    config = make_backbone(train__epochs=1)
-    run(config)
-    with pytest.raises(ConfigError, match="seed0"):
-        export_run(ExportConfig(model=str(folder(config))))
-    assert not (folder(config) / "export").exists()
 
 
 def test_two_commands_never_draw_into_one_folder(tmp_path: Path) -> None:
