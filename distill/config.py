@@ -162,6 +162,9 @@ class StudentConfig(CheckedOptions, name="student"):
     weights: str = ""
     """Start from a local file (safetensors, or a PyTorch file of plain tensors) with timm's keys.
     ``{seed}`` in it is replaced by the run's seed."""
+    freeze: bool = False
+    """Train the last layer (or the task's own head) alone: all before it keeps its weights and the statistics of its
+    batch norm. For a distilled backbone (weights) and few labels."""
     model_args: dict[str, Any] = field(default_factory=dict)
     """Further arguments of timm.create_model or of factory, e.g. {drop_rate: 0.1}."""
     mean: list[float] = field(default_factory=list)
@@ -196,6 +199,11 @@ class StudentConfig(CheckedOptions, name="student"):
         require(
             not (self.pretrained and self.weights),
             f"--student.pretrained true and --student.weights {self.weights} exclude each other; choose one.",
+        )
+        require(
+            not self.freeze or self.pretrained or bool(self.weights or self.factory),
+            "--student.freeze true would keep random weights. Give a backbone: --student.weights RUN, or "
+            "--student.pretrained true.",
         )
         own = {"num_classes", "pretrained", "checkpoint_path"} & set(self.model_args)
         own = set() if self.factory else own

@@ -7,7 +7,7 @@ import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Self
 
 import timm
 import torch
@@ -64,6 +64,7 @@ class Student(nn.Module):
         stage_channels: M_i of every stage; empty if the model cannot give its stages.
         notes: notes for the user about how it was built.
         loaded_head: whether the last layer came with the starting weights.
+        frozen: whether the last layer or the task's head alone is trained, see ``freeze``.
         task_head: of a task that brings its own: (features, map, stages) -> output, in place of the logits; else None.
             It is given the maps of the stages if its attribute ``stages`` is true.
 
@@ -85,6 +86,7 @@ class Student(nn.Module):
         self.model = model
         self.task_head = None
         self.loaded_head = False
+        self.frozen = False
         settings: dict[str, Any] = dict(model.pretrained_cfg)  # type: ignore[arg-type]
         self.name = str(settings.get("architecture", type(model).__name__))
         size = image_size or settings["input_size"][-1]
@@ -127,6 +129,20 @@ class Student(nn.Module):
                 "feature is defined as the input of one last Linear. Choose a model that ends in one."
             )
         return classifier
+
+    def freeze(self) -> None:
+        """Train the last layer and a task's head alone; all before keeps weights and statistics."""
+        self.frozen = True
+        self.library_model.requires_grad_(False)
+        if self.has_classifier:
+            self.classifier.requires_grad_(True)
+
+    def train(self, mode: bool = True) -> Self:
+        """Set the mode; layers that are frozen stay in evaluation mode."""
+        super().train(mode)
+        if self.frozen:
+            self.model.eval()
+        return self
 
     @property
     def head(self) -> nn.Module:
@@ -351,6 +367,8 @@ def build_student(config: StudentConfig, num_classes: int, *, seed: int = 0) -> 
     student.loaded_head = bool(path) and not any("starts fresh" in note for note in notes)
     student.mean = tuple(config.mean) or student.mean
     student.std = tuple(config.std) or student.std
+    if config.freeze:
+        student.freeze()
     return student
 
 

@@ -158,6 +158,10 @@ class Task(ABC):
         from distill.student.model import build_student
 
         outputs = 0 if self.own_head else self.num_outputs
+        if self.config.student.freeze and not (outputs or self.own_head):
+            raise ConfigError(
+                f"--task {self.name} trains the backbone, which --student.freeze true keeps as it is; leave it out."
+            )
         student = build_student(self.config.student, outputs, seed=seed)
         if self.own_head:
             student.task_head = self.head(student, self.num_outputs, self.options)

@@ -364,3 +364,22 @@ def test_an_unreachable_hub_points_to_local_weights(monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr("distill.student.model.timm.create_model", unreachable)
     with pytest.raises(ConfigError, match=r"mobilenetv3_small_050.*--student.weights PATH"):
         build_student(StudentConfig(pretrained=True), 5)
+
+
+def test_a_frozen_backbone_trains_its_last_layer_alone(tmp_path: Path) -> None:
+    """Neither a weight nor a statistic of batch norm changes before the last Linear, and that one learns."""
+    save_file(
+        timm.create_model("mobilenetv3_small_050", num_classes=0).state_dict(),
+        tmp_path / "w.safetensors",
+    )
+    config = replace(CONVOLUTIONAL, weights=str(tmp_path / "w.safetensors"), freeze=True)
+    student = build_student(config, 5).train()
+    before = copy.deepcopy(student.state_dict())
+    optimiser = torch.optim.AdamW(student.parameters(), lr=0.1)
+    student(torch.randn(4, 3, 32, 32)).logits.square().mean().backward()
+    optimiser.step()
+    changed = {key for key, value in student.state_dict().items() if not value.equal(before[key])}
+    assert changed == {"model.classifier.weight", "model.classifier.bias"}
+    assert student.training
+    with pytest.raises(ConfigError):
+        replace(config, weights="")
