@@ -163,7 +163,8 @@ class ZeroShot(Task):
         own: Tensor | None = linear.bias
         bias = torch.zeros(len(weight)) if own is None else own.detach().cpu()
         done = copy.deepcopy(student)
-        done.model.reset_classifier(len(texts))  # type: ignore[operator]
+        with torch.random.fork_rng():  # measuring does not change what training draws
+            done.model.reset_classifier(len(texts))  # type: ignore[operator]
         done.num_classes = len(texts)
         done.to(linear.weight.device)
         # In float64, so that two products lose no more than one.

@@ -1,5 +1,6 @@
 """Task zeroshot and method vlm_ood: embeddings in the teacher's space, classified by texts, also of unseen classes."""
 
+import copy
 import dataclasses
 import json
 from pathlib import Path
@@ -117,6 +118,20 @@ def test_without_unseen_classes_all_count(make: Any) -> None:
     values = {item["name"]: item["value"] for item in record["measures"]}  # type: ignore[attr-defined]
     assert "unseen" not in values
     assert values["zeroshot"] == values["all_classes"] == values["seen"]
+
+
+def test_finishing_a_student_leaves_it_and_the_random_state_alone(make: Any) -> None:
+    """Measuring between epochs changes neither the weights nor what training draws next."""
+    config = make()
+    source, store = open_source(config.source), FeatureStore.open(config.store)
+    task = build_task(config, joined.prepare(source, store, config.data, config.field))
+    student = task.student()
+    before, state = copy.deepcopy(student.state_dict()), torch.random.get_rng_state()
+    done, head = task.finished(student)
+    assert (done.num_classes, student.num_classes) == (3, WIDTH)
+    assert head is not None
+    assert torch.equal(torch.random.get_rng_state(), state)
+    assert all(torch.equal(value, before[key]) for key, value in student.state_dict().items())
 
 
 def test_mean_per_class_by_hand() -> None:
