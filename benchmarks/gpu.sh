@@ -53,6 +53,7 @@ run "a step from the store over one from memory (goal 1.02)" python benchmarks/t
 run "phase two over the live teacher (goal 5)" python benchmarks/cached_and_live.py --teachers "$live" $against
 
 work=$(mktemp -d)
+export TORCHINDUCTOR_CACHE_DIR=$work/inductor  # compiled anew, so that the time of it is seen
 trap 'rm -rf "$work"' EXIT
 python - "$work" "$teacher" "$size" "$images" <<'PYTHON'
 import sys

@@ -4,6 +4,8 @@ import io
 import os
 import threading
 from abc import abstractmethod
+from collections.abc import Iterator
+from contextlib import contextmanager
 from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING, Any
 
@@ -134,21 +136,16 @@ class RemoteTar(TarFile):
             return self._window[at : at + size]
 
 
-class _refusals:
+@contextmanager
+def _refusals(name: str) -> Iterator[None]:
     """Turn errors of a place into those of a source."""
-
-    def __init__(self, name: str) -> None:
-        self._name = name
-
-    def __enter__(self) -> None:
-        pass
-
-    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
-        if isinstance(error, RemoteError):
-            raise SourceError(
-                f"{self._name}: cannot be read: {error}. Images of a tar that was listed must stay there; run the same "
-                "command again to resume."
-            ) from error
+    try:
+        yield
+    except RemoteError as error:
+        raise SourceError(
+            f"{name}: cannot be read: {error}. Images of a tar that was listed must stay there; run the same command "
+            "again to resume."
+        ) from error
 
 
 def remote_tars(pattern: str) -> tuple["Place", list[str]]:
