@@ -206,7 +206,7 @@ def test_both_phases(place: Path, tmp_path: Path) -> None:
     rows = torch.from_numpy(model.encode("red dog"))[None]
     assert model(rows).shape == (1, 8)
     assert distill.evaluate(run)["translations"] == measured["translations"]
-    with pytest.raises(ConfigError, match="backbone"):
+    with pytest.raises(ConfigError, match="load_student"):
         distill.export_student(run)
     with pytest.raises(ConfigError, match="load_student"):
         _ = read_run(run.folder).rule

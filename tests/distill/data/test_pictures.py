@@ -64,7 +64,7 @@ def test_rows_are_found_whatever_the_order(images: Path, store: FeatureStore) ->
     class Shuffled(Source):
         def __init__(self) -> None:
             super().__init__()
-            self.uri = "shuffled"
+            self.kind, self.uri = source.kind, "shuffled"
             self.class_names = source.class_names
             self.sample_ids = [source.sample_ids[i] for i in order]
             assert source.labels is not None

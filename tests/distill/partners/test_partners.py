@@ -12,7 +12,7 @@ import torch
 import torch.distributed
 from torch import Tensor
 
-from distill.partners import PARTNERS
+from distill.partners import PARTNERS as ALL
 from distill.partners.places import Places, last_of_each
 from distill.student.model import Student
 from featstore.errors import ConfigError
@@ -22,6 +22,9 @@ from tests.distill.partner_bench import (
     Bench,
 )
 from tests.featstore.processes import fork, wait
+
+PARTNERS = {name: partner for name, partner in ALL.items() if name != "pairs"}
+"""Those of images; pairs of texts are tested in tests/distill/test_texts.py."""
 
 
 @pytest.mark.parametrize("name", PARTNERS)
