@@ -2,7 +2,7 @@
 
 All public names are listed in ``__all__``; they are imported when they are used first, so ``import distill`` is fast.
 
-Example:
+Examples:
     >>> callable(distill.run)
     True
 """

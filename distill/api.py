@@ -112,7 +112,7 @@ def run(
         StoreError: The store is missing, incomplete or damaged.
         MissingSamples: Images are not in the store.
 
-    Example:
+    Examples:
         Two methods, one seed::
 
             runs = distill.run("stores/photos", "photos/", student="mobilenetv3_small_100", methods=["customkd", "kd"],

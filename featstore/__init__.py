@@ -3,7 +3,7 @@
 All public names are listed in ``__all__``; they are imported when they are used first, so ``import featstore`` is fast.
 Reading needs numpy, zarr and pydantic; only ``extract`` and the loaders for PyTorch need torch.
 
-Example:
+Examples:
     >>> store = featstore.open("stores/photos")
     >>> store.num_rows
     10

@@ -58,7 +58,7 @@ def open(
         StoreIncomplete: Shards are missing.
         RemoteError: The URL cannot be read.
 
-    Example:
+    Examples:
         >>> store = featstore.open("stores/photos")
         >>> store.gather("cls", [0, 1]).shape
         (2, 3, 4)
@@ -117,7 +117,7 @@ def extract(
         ManifestMismatch: The folder holds a store that was made with other settings.
         TooManyInvalid: The store is complete, but too many images were unusable.
 
-    Example:
+    Examples:
         The notebook ``docs/two_phases.ipynb`` runs it on the digits::
 
             store = featstore.extract("photos/", teacher="vit_small_patch14_dinov2.lvd142m", out="stores/photos")
@@ -171,7 +171,7 @@ def from_arrays(
         SourceError: Ids repeat or are empty.
         ManifestMismatch: The folder holds a store that was made with other arguments.
 
-    Example:
+    Examples:
         >>> arrays = {"cls": numpy.ones((2, 4))}
         >>> store = featstore.from_arrays("stores/two", arrays, ["a.jpg", "b.jpg"], teacher="mine v3")
         >>> store.gather("cls", [0, 1]).shape
@@ -215,7 +215,7 @@ def import_(
         MissingSamples: Images of some ids are missing.
         ConfigError, ManifestMismatch: As for ``featstore.create``.
 
-    Example:
+    Examples:
         >>> numpy.save("cls.npy", numpy.ones((2, 4)))
         >>> numpy.save("ids.npy", ["a.jpg", "b.jpg"])
         >>> featstore.import_("cls.npy", "stores/mine", ids="ids.npy", teacher="mine v3").num_rows
@@ -264,7 +264,7 @@ def merge(
     Raises:
         ConfigError, ManifestMismatch: The stores do not fit together.
 
-    Example:
+    Examples:
         >>> merged = featstore.merge(["stores/photos", "stores/more"], "stores/all")
         >>> merged.num_rows
         20
@@ -309,7 +309,7 @@ def subset(
         ConfigError: Nothing is left, or there is no such field.
         MissingSamples: A row number is outside the store.
 
-    Example:
+    Examples:
         >>> dogs = featstore.subset("stores/photos", "stores/dogs", where=["dog/*"], fields=["cls"])
         >>> dogs.num_rows
         5
@@ -356,7 +356,7 @@ def split(
     Raises:
         ConfigError: Shares do not add up to 1, or a part would be empty.
 
-    Example:
+    Examples:
         >>> parts = featstore.split("stores/photos", {"stores/train": 0.8, "stores/test": 0.2}, by_class=True)
         >>> [part.num_rows for part in parts]
         [8, 2]
@@ -388,7 +388,7 @@ def append(
         ConfigError: Images repeat.
         StoreWriteError: The disk refused; the store is unchanged.
 
-    Example:
+    Examples:
         >>> grown = featstore.append("stores/photos", "stores/more")
         >>> grown.num_rows, grown.manifest.version
         (20, 2)
@@ -421,7 +421,7 @@ def convert(
     Raises:
         ConfigError: Nothing would change, or the container cannot hold a field.
 
-    Example:
+    Examples:
         >>> tars = featstore.convert("stores/photos", "stores/tars", container="webdataset")
         >>> tars.fingerprint == featstore.open("stores/photos").fingerprint
         True
@@ -462,7 +462,7 @@ def requantise(
     Raises:
         ConfigError: Nothing would change, or a value does not fit the type.
 
-    Example:
+    Examples:
         >>> small = featstore.requantise("stores/photos", "stores/int8", dtype="int8")
         >>> small.manifest.fields["cls"].encoding.kind
         'int8'
@@ -549,7 +549,7 @@ def text_table(
         ConfigError: Names and embeddings do not fit each other or the field.
         TeacherError: The teacher has no text side, or other weights made the store.
 
-    Example:
+    Examples:
         >>> texts = featstore.text_table("stores/photos", "stores/texts", names=["cat", "dog"], array=numpy.eye(2, 4))
         >>> sorted(texts.manifest.artefacts)
         ['texts.classes']
@@ -608,7 +608,7 @@ def export(
     Raises:
         ConfigError: There is no such field, nothing is left, or the folder holds something else.
 
-    Example:
+    Examples:
         >>> featstore.export("stores/photos", "arrays", format="npy", fields=["cls"]).rows
         10
         >>> numpy.load("arrays/fields/cls.npy").shape
@@ -650,7 +650,7 @@ def verify(
     Returns:
         The findings: ``sound``, ``complete``, ``damages``.
 
-    Example:
+    Examples:
         >>> report = featstore.verify("stores/photos")
         >>> report.sound, report.damages
         (True, [])
@@ -680,7 +680,7 @@ def repair(store: Address, *, workers: int = 2) -> list[int]:
     Raises:
         StoreError: There is damage that only another copy of the store can replace; nothing was changed.
 
-    Example:
+    Examples:
         >>> featstore.repair("stores/photos")
         []
     """
@@ -723,7 +723,7 @@ def push(
         ManifestMismatch: Another store is at the destination.
         RemoteError: The destination does not answer, or refuses.
 
-    Example:
+    Examples:
         >>> featstore.push("stores/photos", "share/photos").rows
         10
     """
@@ -773,7 +773,7 @@ def pull(
         ManifestMismatch: Another store is in the destination folder.
         RemoteError: The URL cannot be read.
 
-    Example:
+    Examples:
         >>> copy = featstore.pull("share/photos", "stores/copy", fields=["cls"], where=["dog/*"])
         >>> copy.num_rows, sorted(copy.manifest.fields)
         (5, ['cls'])
@@ -822,7 +822,7 @@ def plan(
     Raises:
         ConfigError: A number or a shape is out of range.
 
-    Example:
+    Examples:
         >>> estimate = featstore.plan(1_281_167, {"cls": (1024,)})
         >>> estimate.bytes, estimate.shards
         (2623830016, 313)

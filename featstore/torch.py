@@ -1,6 +1,6 @@
 """Stored features in any PyTorch loop: a map-style data set whose samples also carry their row of a store.
 
-Example:
+Examples:
     >>> import featstore.torch
     >>> images = [(0.5, 1)] * 10
     >>> ids = featstore.open("stores/photos").sample_ids

@@ -79,7 +79,7 @@ def create(
 ) -> "NewStore":
     """Create a store of features that were computed elsewhere, or resume one that was begun.
 
-    Example:
+    Examples:
         >>> ids = ["a.jpg", "b.jpg", "c.jpg"]
         >>> fields = {"cls": (4, "float16")}
         >>> with featstore.create("stores/mine", fields=fields, ids=ids, teacher="mine v3") as out:

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 class FeatureStore(OpenStore):
     """An open store; see ``OpenStore`` for what it keeps and promises.
 
-    Example:
+    Examples:
         >>> store = featstore.open("stores/photos")
         >>> len(store), list(store)
         (10, ['cls', 'grid2'])
@@ -116,7 +116,7 @@ class FeatureStore(OpenStore):
             views: Columns of the view axis to read; all if not given.
             labels: Also give ``label``, (B,) int64, -1 unknown.
 
-        Example:
+        Examples:
             >>> store = featstore.open("stores/photos")
             >>> data = store.dataset(["cls"], views=[0])
             >>> data[3]["cls"].shape
@@ -139,11 +139,11 @@ class FeatureStore(OpenStore):
         """Batches of some fields for PyTorch, shuffled and resumable; see ``FeatureLoader``.
 
         Args:
-            fields, rows, views, labels: As for ``dataset``.
+            fields: As for ``dataset``, and so are ``rows``, ``views`` and ``labels``.
             batch_size: Rows per batch.
             options: See ``FeatureLoader``: ``shuffle``, ``workers``, ``rank``, ``world_size``, ``drop_last``, ``seed``.
 
-        Example:
+        Examples:
             >>> store = featstore.open("stores/photos")
             >>> for batch in store.loader(["cls"], batch_size=4, seed=1):
             ...     batch["cls"].shape

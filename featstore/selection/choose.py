@@ -131,7 +131,7 @@ def select(
         ManifestMismatch: The other store was made by another teacher.
         ViewMismatch: The field has no canonical view.
 
-    Example:
+    Examples:
         >>> chosen = featstore.select("stores/photos", "ids.txt", diverse=4)
         >>> len(chosen.rows)
         4
