@@ -504,6 +504,21 @@ def fuse(
 
     Raises:
         ConfigError: Fewer than two teams, or other numbers or orders of classes.
+
+    Examples:
+        >>> contents = numpy.zeros((2, 32), "uint8")  # SHA-256 of each image
+        >>> for team in ("north", "south"):
+        ...     logits = numpy.eye(2, 3, dtype="float32")
+        ...     store = featstore.from_arrays(
+        ...         f"teams/{team}", {"logits": logits}, ["a", "b"], teacher=team, content_sha256=contents
+        ...     )
+        >>> names = ["north", "south"]
+        >>> store = featstore.merge(
+        ...     ["teams/north", "teams/south"], "teams/both", kind="teachers", names=names
+        ... )
+        >>> fused = featstore.fuse("teams/both", "teams/fused")
+        >>> fused["fused.north_logits"].shape
+        (2, 1, 3)
     """
     from featstore.derive.fuse import fuse
 

@@ -69,13 +69,13 @@ class FinishedRun:
 
     @property
     def embedding_head(self) -> EmbeddingHead | None:
-        """Of a backbone.
+        """Of a backbone; None where the student's outputs are classes, such as the texts of a zero-shot student.
 
         Raises:
             ConfigError: damaged.
         """
         name = self.described.get("embedding_head")
-        if not name:
+        if not name or self.label_names:
             return None
         return EmbeddingHead.from_bytes(read_file(self.folder, name, self.record))
 

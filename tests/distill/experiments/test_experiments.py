@@ -354,7 +354,7 @@ def test_settings_are_chosen_on_validation_images(
     assert "{'train.lr': '1e-3'}" in said
     tuned = json.loads((out / "tuned.json").read_text())["kd"]
     assert (tuned["chosen"], tuned["validation"], tuned["seeds"]) == (1, 2, [0])
-    assert tuned["tries"][0]["top1"] == []
+    assert tuned["tries"][0]["scores"] == []
     tried = read_predictions(out / "tune" / "kd" / "1" / "kd" / "seed0")
     final = read_predictions(out / "kd" / "kd" / "seed1")
     assert tried is not None
