@@ -7,7 +7,6 @@ pickled objects.
 # N test images, K classes
 
 import io
-import zipfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,6 +16,7 @@ import numpy.typing as npt
 
 from featstore.errors import ConfigError
 from featstore.files.atomic import write_bytes
+from featstore.files.numpy_files import read_npz
 
 NAME = "predictions.npz"
 
@@ -83,12 +83,10 @@ def read(folder: Path) -> Predictions | None:
     """
     path = folder / NAME
     try:
-        # From memory: numpy leaves a damaged file open.
-        with np.load(io.BytesIO(path.read_bytes()), allow_pickle=False) as arrays:
-            return Predictions(**dict(arrays))
+        return Predictions(**read_npz(path.read_bytes()))
     except FileNotFoundError:
         return None
-    except (OSError, EOFError, ValueError, TypeError, zipfile.BadZipFile) as error:
+    except (OSError, ValueError, TypeError) as error:
         raise ConfigError(
             f"{path}: not a file of predictions ({error}). Delete {folder} and run again, or measure the student again "
             "with pipelines/evaluate.py."

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from accelerate.state import AcceleratorState, GradientState
 
-from distill.config import DistillConfig, PhotometricConfig, StudentConfig
+from distill.config import DistillConfig, PhotometricConfig
 from distill.data import joined
 from distill.data.images import default_source, open_images
 from distill.data.joined import JoinedData
@@ -26,8 +26,7 @@ from distill.methods.base import Needs
 from distill.partners import PARTNERS
 from distill.register import options_of
 from distill.reports.report import page_hook
-from distill.student.model import build_student
-from distill.tasks import build_task
+from distill.tasks import Task, build_task
 from distill.training import checkpoint, loop
 from featstore import FeatureStore
 from featstore.errors import FeatstoreError
@@ -105,7 +104,7 @@ class RunWorker:
         config = run.config
         data = self.data(config)
         part = self._split(config, data)
-        self._input_size(config.student, build_task(config, data).num_outputs, run.seed)
+        self._input_size(build_task(config, data), run.seed)
         self.notes |= dict.fromkeys([*data.samples.notes, *part.notes])
         needs = needs_of(config)
         if needs.grid:
@@ -189,12 +188,13 @@ class RunWorker:
             self._probes[key] = build_task(config, data).probe(part, seed)
         return self._probes[key]
 
-    def _input_size(self, config: StudentConfig, outputs: int, seed: int) -> tuple[int, int]:
+    def _input_size(self, task: Task, seed: int) -> tuple[int, int]:
         """(H, W) of the student's input; building it once checks its name and its weights."""
-        values = dataclasses.asdict(config)
-        key = json.dumps([values, outputs, seed if "{seed}" in config.weights else 0], default=str)
+        config = task.config.student
+        values = [task.name, task.num_outputs, dataclasses.asdict(config)]
+        key = json.dumps([*values, seed if "{seed}" in config.weights else 0], default=str)
         if key not in self._sizes:
-            student = build_student(config, outputs, seed=seed)
+            student = task.student(seed)
             self.notes |= dict.fromkeys(student.notes)
             self._sizes[key] = student.input_size
         return self._sizes[key]
@@ -209,8 +209,7 @@ class RunWorker:
         changed = coloured or (
             partner is not None and partner.strong_views(options_of(config, config.partner)) > 0
         )
-        outputs = build_task(config, data).num_outputs
-        height, width = self._input_size(config.student, outputs, config.seeds[0])
+        height, width = self._input_size(build_task(config, data), config.seeds[0])
         views = len({*data.columns, CANONICAL})
         held = len(data.samples.ids) * views * height * width * 3
         fits = held <= config.data.cache_mb * 2**20

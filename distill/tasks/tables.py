@@ -10,6 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from featstore.errors import ConfigError, shorten
+from featstore.files.numpy_files import read_npy
 from featstore.format.ids import read_ids
 from featstore.sources.label_file import match_names, read_columns
 
@@ -45,9 +46,9 @@ def read_points(path: Path, setting: str) -> tuple[list[str], Floats, list[str]]
 def _read_npy(path: Path, where: str) -> tuple[list[str], Floats, list[str]]:
     beside = path.with_suffix(".txt")
     try:
-        points = np.load(path, allow_pickle=False)
+        points = read_npy(path)
         ids = read_ids(beside)
-    except (OSError, ValueError, EOFError) as error:
+    except (OSError, ValueError) as error:
         raise ConfigError(f"{where}: cannot be read ({error}).") from None
     if points.ndim != 3 or points.shape[2] != 2 or len(points) != len(ids):
         raise ConfigError(

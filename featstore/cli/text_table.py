@@ -11,6 +11,7 @@ from featstore.derive.text_table import add_text_table
 from featstore.errors import ConfigError
 from featstore.extraction.text_tables import make_table
 from featstore.files.array_types import Array
+from featstore.files.numpy_files import read_npy
 from featstore.format.ids import read_ids
 from featstore.reading.store import FeatureStore
 
@@ -80,6 +81,6 @@ def run(arguments: argparse.Namespace) -> int:
 
 def _read(path: Path) -> Array:
     try:
-        return np.load(path, allow_pickle=False)  # type: ignore[no-any-return]
+        return read_npy(path)
     except (OSError, ValueError) as error:
         raise ConfigError(f"--array {path}: not an npy file of numbers ({error}).") from None

@@ -8,7 +8,7 @@ import errno
 import fcntl
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, suppress
 from pathlib import Path
 
@@ -152,10 +152,12 @@ def refuse_links(store: Path) -> None:
 
 
 @contextmanager
-def _held(path: Path, *, shared: bool, timeout_s: float, problem: str) -> Iterator[None]:
+def _held(
+    path: Path, *, shared: bool, timeout_s: float, problem: Callable[[str], str]
+) -> Iterator[None]:
     lock = FileLock(path)
     if not lock.acquire(shared=shared, timeout_s=timeout_s):
-        raise StoreBusy(problem.format(lock.holders()) + " nothing is lost.")
+        raise StoreBusy(f"{problem(lock.holders())} nothing is lost.")
     try:
         yield
     finally:
@@ -170,24 +172,35 @@ def exclusive(store: Path, *, links: bool = False) -> AbstractContextManager[Non
     """
     if not links:
         refuse_links(store)
-    problem = f"{store}: another run is writing here ({{}}). Wait for it, or stop it;"
+
+    def problem(holders: str) -> str:
+        return f"{store}: another run is writing here ({holders}). Wait for it, or stop it;"
+
     return _held(store / LOCK_NAME, shared=False, timeout_s=0, problem=problem)
 
 
 def shared(store: Path) -> AbstractContextManager[None]:
     """Hold the lock of a store together with other writers, and exclude those who need it alone."""
     refuse_links(store)
-    problem = f"{store}: held alone, to repair or delete it, by {{}}. Wait for it, or stop it;"
+
+    def problem(holders: str) -> str:
+        return (
+            f"{store}: held alone, to repair or delete it, by {holders}. Wait for it, or stop it;"
+        )
+
     return _held(store / LOCK_NAME, shared=True, timeout_s=JOIN_TIMEOUT_S, problem=problem)
 
 
 def publishing(store: Path) -> AbstractContextManager[None]:
     """Hold the right to change what is committed, for a few renames."""
     path = store / PUBLISH_NAME
-    problem = (
-        f"{path}: {{}} has been publishing a shard for {PUBLISH_TIMEOUT_S:.0f} s. If it was stopped, continue it "
-        "(kill -CONT) or end it (kill -9);"
-    )
+
+    def problem(holders: str) -> str:
+        return (
+            f"{path}: {holders} has been publishing a shard for {PUBLISH_TIMEOUT_S:.0f} s. If it was stopped, continue "
+            "it (kill -CONT) or end it (kill -9);"
+        )
+
     return _held(path, shared=False, timeout_s=PUBLISH_TIMEOUT_S, problem=problem)
 
 

@@ -16,6 +16,7 @@ import numpy as np
 
 from featstore.errors import ConfigError, SourceError, shorten
 from featstore.files.array_types import Array
+from featstore.files.numpy_files import read_npy
 from featstore.importing.given_values import field_of
 
 Kind = Literal["npy", "parquet", "hf", "clip-retrieval"]
@@ -88,7 +89,7 @@ class NpyTable(Table):
 
 def _map(path: Path) -> Array:
     try:
-        values: Array = np.load(path, mmap_mode="r", allow_pickle=False)
+        values = read_npy(path, mmap_mode="r")
     except (OSError, ValueError) as error:
         raise SourceError(f"{path}: cannot be read as npy ({error}).") from None
     if values.ndim < 1 or not len(values):
@@ -319,7 +320,7 @@ def _lines(name: str) -> list[Any]:
     path = Path(name)
     try:
         if path.suffix == ".npy":
-            values: list[Any] = np.load(path, allow_pickle=False).tolist()
+            values: list[Any] = read_npy(path).tolist()
             return values
         lines = path.read_text(encoding="utf-8").splitlines()
     except (OSError, ValueError) as error:

@@ -9,7 +9,6 @@ is damaged, or was written by another version, is ignored.
 import hashlib
 import io
 import json
-import zipfile
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -23,6 +22,7 @@ import numpy.typing as npt
 from featstore.errors import StoreWriteError
 from featstore.files.atomic import write_bytes
 from featstore.files.cache_folder import cache_folder
+from featstore.files.numpy_files import read_npz
 
 VERSION = 1
 """Of the files; another version is ignored."""
@@ -118,17 +118,17 @@ def listing_path(*key: object) -> Path:
 def read_listing(path: Path) -> dict[str, TarListing]:
     """Read a kept listing, by name of the tar; {} if there is none that can be read."""
     try:
-        with path.open("rb") as raw, np.load(raw, allow_pickle=False) as file:
-            head = json.loads(file["head"].tobytes())
-            blob, ends = file["blob"].tobytes(), file["ends"]
-            spans, labels = file["spans"], file["labels"]
+        file = read_npz(path.read_bytes())
+        head = json.loads(file["head"].tobytes())
+        blob, ends = file["blob"].tobytes(), file["ends"]
+        spans, labels = file["spans"], file["labels"]
         found, row, byte = {}, 0, 0
         for name, stamp, rows, size, notes in head:
             at = slice(row, row + rows)
             ids = Ids(blob[byte : byte + size], ends[at] - byte)
             found[name] = TarListing(name, stamp, ids, spans[at], labels[at], notes)
             row, byte = row + rows, byte + size
-    except (OSError, ValueError, KeyError, TypeError, EOFError, zipfile.BadZipFile):
+    except (OSError, ValueError, KeyError, TypeError):
         return {}
     whole = (row, byte, row, row) == (len(ends), len(blob), len(spans), len(labels))
     return found if whole else {}
