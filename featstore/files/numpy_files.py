@@ -31,7 +31,7 @@ def read_npy(path: Path, *, mmap_mode: Literal["r"] | None = None) -> Array:
 
 def _plain(path: Path) -> Array:
     with path.open("rb") as file:
-        return np.lib.format.read_array(file, allow_pickle=False)  # type: ignore[no-any-return]
+        return np.lib.format.read_array(file, allow_pickle=False)
 
 
 def read_npz(data: bytes) -> dict[str, Array]:
