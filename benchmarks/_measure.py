@@ -6,11 +6,13 @@ of its slices, and only ratios within one turn are kept; what is printed of them
 largest turn.
 """
 
+import csv
 import math
 import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -139,9 +141,14 @@ def batch_memory(shape: Sequence[int], dtype: npt.DTypeLike) -> npt.NDArray[Any]
     return memory[start : start + size].view(dtype).reshape(shape)
 
 
-def print_table(title: str, head: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
-    """Print a heading and rows in columns."""
+def print_table(
+    title: str, head: Sequence[str], rows: Sequence[Sequence[object]], out: Path | None = None
+) -> None:
+    """Print a heading and rows in columns; also write them as CSV if a file is given."""
     print(f"\n{title}\n{columns([head, *rows])}", flush=True)
+    if out:
+        with out.open("w", newline="") as file:
+            csv.writer(file).writerows([head, *rows])
 
 
 def _short(value: float) -> str:

@@ -9,7 +9,6 @@ are different; memory is what the process grew by until then.
 """
 
 import argparse
-import csv
 import json
 import os
 import subprocess
@@ -113,10 +112,7 @@ def main() -> None:
                 f"{kept / 1e6:.0f}",
             )
         )
-    print_table(f"Tars of {PER_TAR:,} samples; {chosen.turns} turns", head, rows)
-    if chosen.csv:
-        with chosen.csv.open("w", newline="") as file:
-            csv.writer(file).writerows([head, *rows])
+    print_table(f"Tars of {PER_TAR:,} samples; {chosen.turns} turns", head, rows, chosen.csv)
 
 
 if __name__ == "__main__":

@@ -13,7 +13,6 @@ customkd, which is training too.
 import argparse
 import contextlib
 import cProfile
-import csv
 import io
 import os
 import pstats
@@ -188,10 +187,8 @@ def main() -> None:
         f"Loop over bare loop, images/s; {chosen.threads} thread(s), {chosen.turns} turns of {chosen.steps} steps",
         head,
         rows,
+        chosen.csv,
     )
-    if chosen.csv:
-        with chosen.csv.open("w", newline="") as file:
-            csv.writer(file).writerows([head, *rows])
 
 
 if __name__ == "__main__":

@@ -9,7 +9,6 @@ uncompressed. Ratios are to the original of the same size, turn by turn.
 """
 
 import argparse
-import csv
 import os
 import sys
 import tempfile
@@ -147,10 +146,8 @@ def main() -> None:
         f"One core, one seeded view at {chosen.image_size} px; {chosen.turns} turns",
         head,
         rows,
+        chosen.csv,
     )
-    if chosen.csv:
-        with chosen.csv.open("w", newline="") as file:
-            csv.writer(file).writerows([head, *rows])
 
 
 if __name__ == "__main__":
