@@ -21,6 +21,7 @@ from featstore.errors import (
 from featstore.files.atomic import TEMPORARY_PREFIX
 from featstore.files.untrusted import MOST_JSON_BYTES
 from featstore.format.file_names import SIGNATURE_NAME
+from featstore.format.ledger import LEDGER_FOLDER
 from featstore.format.manifest import MANIFEST_NAME
 from featstore.maintenance.signing import changed_since_signed
 from featstore.places.base import Place, Retry, TooLong
@@ -135,6 +136,9 @@ class _Push:
         same = (manifest, mark) == (ours, contents.mark_bytes)
         meter = Meter(self.progress, contents.mark.bytes, 2 if self.read_back else 1)
         there = place.sizes()
+        # Entries that no push of this store has written say nothing about the objects there, though they be equal.
+        stale = [] if same or begun == ours else [n for n in there if n.startswith(LEDGER_FOLDER)]
+        there = {name: size for name, size in there.items() if name not in set(stale)}
         sender = Sender(
             store,
             contents,
@@ -151,7 +155,7 @@ class _Push:
             if not self.dry_run:
                 if manifest is not None and not same:
                     place.remove([MANIFEST_NAME, MARK_NAME])
-                place.remove(sender.leftovers())
+                place.remove([*stale, *sender.leftovers()])
                 if not same:
                     sender.write_small(UNFINISHED_NAME, ours, counted=False)
             run_jobs(sender.jobs(), threads=self.threads, stop=place.stop)

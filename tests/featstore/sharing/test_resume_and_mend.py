@@ -29,6 +29,7 @@ from featstore.places.base import Retry
 from featstore.places.local import LocalPlace
 from featstore.sharing import partial_folder
 from featstore.sharing import pull as pull_module
+from featstore.sharing import push as push_module
 from featstore.sharing.comparisons import BlockSums
 from featstore.sharing.part import Part
 from featstore.sharing.published_stores import delete_published, find_published
@@ -374,6 +375,26 @@ def test_a_pushed_part_is_compared(store: Path, tmp_path: Path) -> None:
     push(store, str(there), part=part, replace=True, retry=QUICK)
     assert verify_url(str(there), retry=QUICK).sound
     assert hidden(store.parent) == []
+
+
+@pytest.mark.parametrize("interrupted", [False, True])
+def test_replacing_compares_objects(
+    interrupted: bool, store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Equal entries of the store that is replaced do not stand for its objects, which may be damaged."""
+    there = tmp_path / "there"
+    push(store, str(there), retry=QUICK)
+    flip(there / OBJECT)
+    manifest = MANIFEST.model_copy(update={"uuid": "0" * 32})
+    store = write_store(tmp_path / "again", manifest, make_columns(manifest))
+    if interrupted:
+        with monkeypatch.context() as patch:
+            patch.setattr(push_module, "run_jobs", lambda *_, **__: 1 / 0)
+            with pytest.raises(ZeroDivisionError):
+                push(store, str(there), replace=True, retry=QUICK)
+    push(store, str(there), replace=True, retry=QUICK)
+    assert verify_url(str(there), retry=QUICK).sound
+    assert files_of(there) == files_of(store)
 
 
 def test_verify_at_a_url(
