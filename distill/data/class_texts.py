@@ -17,15 +17,10 @@ from featstore.format.text_table import TextTable, artefact_name, tables_of
 
 @dataclass(frozen=True)
 class ClassTexts:
-    """Texts of the classes.
+    """Texts of the classes."""
 
-    Attributes:
-        texts_KD: (K, D) float32, rows of length 1, in the order of the classes.
-        seen_K: (K,) bool: an image of the class is labelled and trained on.
-    """
-
-    texts_KD: Tensor
-    seen_K: Tensor
+    texts_KD: Tensor  # (K, D) float32, rows of length 1, in the order of the classes
+    seen_K: Tensor  # (K,) bool: an image of the class is labelled and trained on
 
     def to(self, device: torch.device) -> "ClassTexts":
         """The same on a device."""
@@ -39,17 +34,11 @@ class ClassTexts:
 
 @dataclass(frozen=True)
 class Texts:
-    """Texts in the space of the stored vector.
+    """Texts in the space of the stored vector."""
 
-    Attributes:
-        artefact: name in the store.
-        origin: what the store says of it: how the texts were embedded.
-        table: names and embeddings.
-    """
-
-    artefact: str
-    origin: str
-    table: TextTable
+    artefact: str  # name in the store
+    origin: str  # what the store says of it: how the texts were embedded
+    table: TextTable  # names and embeddings
 
     def of_classes(self, samples: Samples, part: Split) -> "ClassTexts":
         """The texts of the classes of the images, and which of them are trained on.

@@ -19,15 +19,10 @@ EPS = 1e-6
 
 @dataclass(frozen=True)
 class Statistics:
-    """Mean and standard deviation of every channel of the stored feature.
+    """Mean and standard deviation of every channel of the stored feature."""
 
-    Attributes:
-        mean_D: (D,) float32.
-        std_D: (D,) float32.
-    """
-
-    mean_D: Tensor
-    std_D: Tensor
+    mean_D: Tensor  # (D,) float32
+    std_D: Tensor  # (D,) float32
 
 
 def measure(chunks: Iterable[Tensor]) -> Statistics:

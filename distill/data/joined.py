@@ -36,22 +36,15 @@ from featstore.sources.load import ViewRule
 
 @dataclass(frozen=True, kw_only=True)
 class Data:
-    """Images and what is known of them; without a store this is enough to measure a student.
+    """Images and what is known of them; without a store this is enough to measure a student."""
 
-    Attributes:
-        samples: Images that take part.
-        rule: How the student's region of an image is cut.
-        settings: Settings that selected the images.
-        caches: Decoded views by the megabytes they may take, see ``cache``.
-        targets: Of the task, where its labels are no classes.
-        encoded: Inputs of students of texts, by how they encode.
-    """
-
-    samples: Samples
-    rule: ViewRule
-    settings: DataConfig
+    samples: Samples  # images that take part
+    rule: ViewRule  # how the student's region of an image is cut
+    settings: DataConfig  # settings that selected the images
+    # decoded views by the megabytes they may take, see ``cache``
     caches: dict[int, PictureCache] = dataclasses.field(default_factory=dict)
-    targets: Targets | None = None
+    targets: Targets | None = None  # of the task, where its labels are no classes
+    # inputs of students of texts, by how they encode
     encoded: dict[str, dict[int, Array]] = dataclasses.field(default_factory=dict)
 
     def split(self, seed: int, *, measured: Literal["test", "validation"] = "test") -> Split:
@@ -124,19 +117,12 @@ class Data:
 
 @dataclass(frozen=True, kw_only=True)
 class JoinedData(Data):
-    """Images joined to the rows of a feature store.
+    """Images joined to the rows of a feature store."""
 
-    Attributes:
-        store: Feature store of the first teacher.
-        features: Stored features of the samples.
-        columns: Columns of the view axis that training picks from.
-        grid_field: Field with patch grids; "" takes the largest when a method needs one.
-    """
-
-    store: FeatureStore
-    features: Features
-    columns: list[int]
-    grid_field: str = ""
+    store: FeatureStore  # feature store of the first teacher
+    features: Features  # stored features of the samples
+    columns: list[int]  # columns of the view axis that training picks from
+    grid_field: str = ""  # field with patch grids; "" takes the largest when a method needs one
 
     @property
     def grid(self) -> Grid:

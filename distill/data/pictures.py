@@ -79,22 +79,16 @@ def rule_of(store: FeatureStore, field: str) -> ViewRule:
 
 @dataclass(frozen=True)
 class Pictures:
-    """What a loading process returns.
+    """What a loading process returns."""
 
-    Attributes:
-        pixels: (B, C, H, W) uint8.
-        requests: (B, 4) int64: sample, column, labelled and strong of each ``Request``.
-        problems: Reasons why pictures could not be made; if there are any, ``pixels`` must not be used.
-        changed: Ids whose bytes are not those that the teacher saw.
-        failure: Failure of the disk, the network or the memory; None if nothing failed.
-        targets: (L, ...) targets of the labelled requests, in their order; None if the task has none.
-    """
-
-    pixels: Tensor
-    requests: Tensor
+    pixels: Tensor  # (B, C, H, W) uint8
+    requests: Tensor  # (B, 4) int64: sample, column, labelled and strong of each ``Request``
+    # reasons why pictures could not be made; if there are any, ``pixels`` must not be used
     problems: list[str]
-    changed: list[str]
+    changed: list[str]  # ids whose bytes are not those that the teacher saw
+    # failure of the disk, the network or the memory; None if nothing failed
     failure: str | None = None
+    # (L, ...) targets of the labelled requests, in their order; None if the task has none
     targets: Tensor | None = None
 
 
@@ -292,28 +286,20 @@ def load(
 
 @dataclass(frozen=True)
 class Batch:
-    """One piece of a step, on the device: B labelled and unlabelled images, in this order, then strong copies.
+    """One piece of a step, on the device: B labelled and unlabelled images, in this order, then strong copies."""
 
-    Attributes:
-        images: (B + S U, C, H, W) float32, normalised; S strong copies of each of the U unlabelled images come last.
-        labels: (B,) int64; ``IGNORE`` where the label is unknown or must not be used.
-        teacher: (B, D) float32 stored vectors of the very same views; None if no method needs them.
-        grid: (B, g, g, D) float32 stored patch grids of the very same views; None if no method needs them.
-        indices: (B,) int64 in ``Samples``, on the CPU.
-        num_labelled: L.
-        num_unlabelled: U.
-        num_strong: S.
-        targets: (L, ...) targets of the labelled images, which come first; None if the task's labels are classes.
-    """
-
+    # (B + S U, C, H, W) float32, normalised; S strong copies of each of the U unlabelled images come last
     images: Tensor
-    labels: Tensor
+    labels: Tensor  # (B,) int64; ``IGNORE`` where the label is unknown or must not be used
+    # (B, D) float32 stored vectors of the very same views; None if no method needs them
     teacher: Tensor | None
+    # (B, g, g, D) float32 stored patch grids of the very same views; None if no method needs them
     grid: Tensor | None
-    indices: Tensor
-    num_labelled: int
-    num_unlabelled: int
-    num_strong: int
+    indices: Tensor  # (B,) int64 in ``Samples``, on the CPU
+    num_labelled: int  # L
+    num_unlabelled: int  # U
+    num_strong: int  # S
+    # (L, ...) targets of the labelled images, which come first; None if the task's labels are classes
     targets: Tensor | None = None
 
 

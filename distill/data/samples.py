@@ -35,33 +35,20 @@ NO_HASH = bytes(32)
 
 @dataclass(frozen=True)
 class Samples:
-    """The images that take part, with their rows, ids, hashes and labels.
+    """The images that take part, with their rows, ids, hashes and labels."""
 
-    Attributes:
-        source: Source of the bytes.
-        positions: (n,) index in the source.
-        rows: (n,) row in the store; ``NO_ROW`` without a store.
-        ids: (n,) sample ids in the source.
-        stored_ids: (n,) ids in the store; a seeded view depends on this one.
-        hashes: (n, 32) SHA-256 that the bytes must have; None without a store.
-        labels: (n,) class, or ``NO_LABEL``.
-        class_names: Names by class; decimal numbers if there are none.
-        groups: By part, indices of the samples that match its patterns.
-        notes: Notes for the user, e.g. how many rows were dropped.
-        other_rows: (n,) rows in each further store.
-    """
-
-    source: Source
-    positions: Indices
-    rows: Indices
-    ids: list[str]
-    stored_ids: list[str]
+    source: Source  # source of the bytes
+    positions: Indices  # (n,) index in the source
+    rows: Indices  # (n,) row in the store; ``NO_ROW`` without a store
+    ids: list[str]  # (n,) sample ids in the source
+    stored_ids: list[str]  # (n,) ids in the store; a seeded view depends on this one
+    # (n, 32) SHA-256 that the bytes must have; None without a store
     hashes: npt.NDArray[np.uint8] | None
-    labels: Indices
-    class_names: tuple[str, ...]
-    groups: dict[str, Indices]
-    notes: list[str]
-    other_rows: tuple[Indices, ...] = ()
+    labels: Indices  # (n,) class, or ``NO_LABEL``
+    class_names: tuple[str, ...]  # names by class; decimal numbers if there are none
+    groups: dict[str, Indices]  # by part, indices of the samples that match its patterns
+    notes: list[str]  # notes for the user, e.g. how many rows were dropped
+    other_rows: tuple[Indices, ...] = ()  # (n,) rows in each further store
 
     @property
     def num_classes(self) -> int:
@@ -71,20 +58,13 @@ class Samples:
 
 @dataclass(frozen=True)
 class Split:
-    """The parts of one run, as indices into ``Samples``.
+    """The parts of one run, as indices into ``Samples``."""
 
-    Attributes:
-        labelled: D_L, images with a label that may be used.
-        unlabelled: D_U, further images; none of them is in ``labelled``.
-        test: Held-out images with a label.
-        notes: Notes for the user.
-        validation: Further images with a label, in no other part, to choose settings by.
-    """
-
-    labelled: Indices
-    unlabelled: Indices
-    test: Indices
-    notes: list[str] = field(default_factory=list)
+    labelled: Indices  # D_L, images with a label that may be used
+    unlabelled: Indices  # D_U, further images; none of them is in ``labelled``
+    test: Indices  # held-out images with a label
+    notes: list[str] = field(default_factory=list)  # notes for the user
+    # further images with a label, in no other part, to choose settings by
     validation: Indices = field(default_factory=lambda: np.empty(0, np.int64))
 
 

@@ -125,19 +125,12 @@ class ViewPicker:
 
 @dataclass(frozen=True)
 class EpochPlan:
-    """How many images make a step, and how many steps an epoch.
+    """How many images make a step, and how many steps an epoch."""
 
-    Attributes:
-        labelled: Labelled images of one process and one accumulated piece.
-        unlabelled: Unlabelled ones; 0 if the method or the data has none.
-        pieces: Processes times accumulated pieces.
-        steps_per_epoch: Optimiser steps of one epoch.
-    """
-
-    labelled: int
-    unlabelled: int
-    pieces: int
-    steps_per_epoch: int
+    labelled: int  # labelled images of one process and one accumulated piece
+    unlabelled: int  # unlabelled ones; 0 if the method or the data has none
+    pieces: int  # processes times accumulated pieces
+    steps_per_epoch: int  # optimiser steps of one epoch
 
 
 def make_plan(

@@ -26,21 +26,14 @@ from featstore.reading.torch_data import as_tensor
 
 @dataclass(frozen=True)
 class StoredField:
-    """One field of one store, and where its rows and views are.
+    """One field of one store, and where its rows and views are."""
 
-    Attributes:
-        store: Store that holds it.
-        field: Name of the field.
-        rows: (n,) row of every sample.
-        columns: (V,) on this store's view axis for every column of the first store's; -1 where it has none.
-        weight: Weight of this teacher among all.
-    """
-
-    store: FeatureStore
-    field: str
-    rows: Indices
+    store: FeatureStore  # store that holds it
+    field: str  # name of the field
+    rows: Indices  # (n,) row of every sample
+    # (V,) on this store's view axis for every column of the first store's; -1 where it has none
     columns: Indices
-    weight: float = 1.0
+    weight: float = 1.0  # weight of this teacher among all
 
     @property
     def record(self) -> FieldRecord:

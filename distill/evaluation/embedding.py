@@ -30,15 +30,10 @@ CHUNK = 512
 
 @dataclass(frozen=True)
 class EmbeddingHead:
-    """A linear map from the student's feature to the teacher's.
+    """A linear map from the student's feature to the teacher's."""
 
-    Attributes:
-        weight_DC: (D, C) float32.
-        bias_D: (D,) float32.
-    """
-
-    weight_DC: Tensor
-    bias_D: Tensor
+    weight_DC: Tensor  # (D, C) float32
+    bias_D: Tensor  # (D,) float32
 
     def __call__(self, features_NC: Tensor) -> Tensor:
         """(N, C) -> (N, D) float32."""

@@ -34,20 +34,15 @@ MOST_FOR_CKA = 4096
 
 @dataclass(frozen=True)
 class Evaluation:
-    """What is known of a student after it was measured.
+    """What is known of a student after it was measured."""
 
-    Attributes:
-        result: JSON values; shares lie between 0 and 1.
-        features: (N, C) float32 of the test images on the CPU.
-        predictions: its answers and the teacher's to every test image; None if the student has no classes.
-        head: from the student's features to the teacher's; None if none was fitted.
-        errors: (N,) how wrong the student is on each test image, to show the worst; None where predictions say it.
-    """
-
-    result: dict[str, Any]
-    features: Tensor
+    result: dict[str, Any]  # JSON values; shares lie between 0 and 1
+    features: Tensor  # (N, C) float32 of the test images on the CPU
+    # its answers and the teacher's to every test image; None if the student has no classes
     predictions: Predictions | None = None
+    # from the student's features to the teacher's; None if none was fitted
     head: EmbeddingHead | None = None
+    # (N,) how wrong the student is on each test image, to show the worst; None where predictions say it
     errors: npt.NDArray[np.float64] | None = None
 
 
@@ -56,22 +51,14 @@ class Viewer:
     """Shows pictures to students; several processes share the work.
 
     The region is that of the *teacher's* canonical view, at the student's size, whether or not the store holds it.
-
-    Attributes:
-        data: images.
-        settings: batch size and other numbers of the measurement.
-        workers: loading processes.
-        accelerator: device, and the processes that share the work.
-        rule: how pictures are cut; None takes that of the data.
-        cache: of decoded pictures, if there is one.
     """
 
-    data: Data
-    settings: EvalConfig
-    workers: int
-    accelerator: Accelerator
-    rule: ViewRule | None = None
-    cache: PictureCache | None = None
+    data: Data  # images
+    settings: EvalConfig  # batch size and other numbers of the measurement
+    workers: int  # loading processes
+    accelerator: Accelerator  # device, and the processes that share the work
+    rule: ViewRule | None = None  # how pictures are cut; None takes that of the data
+    cache: PictureCache | None = None  # of decoded pictures, if there is one
 
     def run(self, student: Student, indices: Indices) -> tuple[Tensor, Tensor]:
         """Show the student the canonical view of each image.

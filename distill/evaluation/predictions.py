@@ -26,25 +26,17 @@ LARGEST = float(np.finfo(np.float16).max)
 
 @dataclass(frozen=True)
 class Predictions:
-    """Answers to the test part, in its order.
+    """Answers to the test part, in its order."""
 
-    Attributes:
-        ids: (N,) sample ids in the source.
-        class_names: (K,).
-        labels: (N,) int64 true classes.
-        student: (N, K) float16 logits.
-        student_class: (N,) int64, the largest logit as float32; ties of float16 do not change it.
-        teacher: (N, K) float16 logits of the teacher's linear probe; None without a store.
-        teacher_class: (N,) int64, or None.
-    """
-
-    ids: npt.NDArray[np.str_]
-    class_names: npt.NDArray[np.str_]
-    labels: npt.NDArray[np.int64]
-    student: npt.NDArray[np.float16]
+    ids: npt.NDArray[np.str_]  # (N,) sample ids in the source
+    class_names: npt.NDArray[np.str_]  # (K,)
+    labels: npt.NDArray[np.int64]  # (N,) int64 true classes
+    student: npt.NDArray[np.float16]  # (N, K) float16 logits
+    # (N,) int64, the largest logit as float32; ties of float16 do not change it
     student_class: npt.NDArray[np.int64]
+    # (N, K) float16 logits of the teacher's linear probe; None without a store
     teacher: npt.NDArray[np.float16] | None = None
-    teacher_class: npt.NDArray[np.int64] | None = None
+    teacher_class: npt.NDArray[np.int64] | None = None  # (N,) int64, or None
 
 
 def predictions(

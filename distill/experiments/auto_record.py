@@ -19,15 +19,10 @@ FORMAT_VERSION = 1
 
 @dataclass
 class Round:
-    """One round.
+    """One round."""
 
-    Attributes:
-        steps: Optimiser steps of every run.
-        tries: Results by name of the candidate.
-    """
-
-    steps: int
-    tries: dict[str, Try] = field(default_factory=dict)
+    steps: int  # optimiser steps of every run
+    tries: dict[str, Try] = field(default_factory=dict)  # results by name of the candidate
 
     def known(self, name: str, keys: Sequence[str]) -> Try | None:
         """The result of a candidate, if it is that of exactly these runs."""
@@ -37,25 +32,16 @@ class Round:
 
 @dataclass
 class AutoRecord:
-    """All that was tried.
+    """All that was tried."""
 
-    Attributes:
-        budget: As the user gave it.
-        held_out: Number of images that were measured in each run.
-        measure: Score of the task.
-        rounds: Those that have begun.
-        seconds: Time of all tries.
-        speed: Seconds of a step, and of everything else in a run; None for a budget in steps.
-        chosen: Name of the candidate; "" before the end.
-    """
-
-    budget: str
-    held_out: int
-    measure: Measure
-    rounds: list[Round] = field(default_factory=list)
-    seconds: float = 0.0
+    budget: str  # as the user gave it
+    held_out: int  # number of images that were measured in each run
+    measure: Measure  # score of the task
+    rounds: list[Round] = field(default_factory=list)  # those that have begun
+    seconds: float = 0.0  # time of all tries
+    # seconds of a step, and of everything else in a run; None for a budget in steps
     speed: tuple[float, float] | None = None
-    chosen: str = ""
+    chosen: str = ""  # name of the candidate; "" before the end
 
     @classmethod
     def read(cls, out: Path, budget: str, held_out: int, measure: Measure) -> "AutoRecord":

@@ -10,16 +10,11 @@ from distill.register import options_of
 
 @dataclass(frozen=True)
 class Candidate:
-    """A method with some of its options.
+    """A method with some of its options."""
 
-    Attributes:
-        name: Name of its folder and of its row in auto.csv.
-        method: Key of ``METHODS``.
-        options: Options that replace those of the command.
-    """
-
-    name: str
-    method: str
+    name: str  # name of its folder and of its row in auto.csv
+    method: str  # key of ``METHODS``
+    # options that replace those of the command
     options: dict[str, Any] = field(default_factory=dict)
 
     @property

@@ -16,20 +16,13 @@ COUNTED_SHARDS = 1000
 
 @dataclass(frozen=True)
 class StoreCost:
-    """What one store cost, once.
+    """What one store cost, once."""
 
-    Attributes:
-        path: of the store.
-        images: rows.
-        views: of each image.
-        bytes: of all shards.
-        seconds: of extraction by part (load, teacher, write), summed over its processes.
-    """
-
-    path: str
-    images: int
-    views: int
-    bytes: int
+    path: str  # of the store
+    images: int  # rows
+    views: int  # of each image
+    bytes: int  # of all shards
+    # of extraction by part (load, teacher, write), summed over its processes
     seconds: dict[str, float]
 
     @property
@@ -40,21 +33,14 @@ class StoreCost:
 
 @dataclass(frozen=True)
 class Cost:
-    """Cost of the extraction and of live teachers.
+    """Cost of the extraction and of live teachers."""
 
-    Attributes:
-        stores: that the runs read.
-        runs: finished ones, tuning included.
-        hours: of training these, summed.
-        teacher_images: how often a step of theirs used the stored features of an image.
-        live_hours: of the teacher in all runs together, had it run live in each; an estimate: the seconds of one image
-            in the ledger, times ``teacher_images``. None if no ledger holds seconds.
-    """
-
-    stores: list[StoreCost]
-    runs: int
-    hours: float
-    teacher_images: int
+    stores: list[StoreCost]  # that the runs read
+    runs: int  # finished ones, tuning included
+    hours: float  # of training these, summed
+    teacher_images: int  # how often a step of theirs used the stored features of an image
+    # of the teacher in all runs together, had it run live in each; an estimate: the seconds of one image in the ledger,
+    # times ``teacher_images``. None if no ledger holds seconds.
     live_hours: float | None
 
 

@@ -23,23 +23,14 @@ State = Literal["finished", "started", "new"]
 
 @dataclass(frozen=True)
 class Row:
-    """One row of the table: a variant in one cell of the grid.
+    """One row of the table: a variant in one cell of the grid."""
 
-    Attributes:
-        name: VARIANT, or VARIANT,axis=choice,...; also the name of its folder.
-        variant: name of the variant.
-        cell: name of the choice by axis.
-        settings: all of its settings, without those it searches over.
-        search: settings to try on top of them.
-        where: file and line.
-    """
-
-    name: str
-    variant: str
-    cell: dict[str, str]
-    settings: Settings
-    search: list[Settings]
-    where: str
+    name: str  # VARIANT, or VARIANT,axis=choice,...; also the name of its folder
+    variant: str  # name of the variant
+    cell: dict[str, str]  # name of the choice by axis
+    settings: Settings  # all of its settings, without those it searches over
+    search: list[Settings]  # settings to try on top of them
+    where: str  # file and line
 
 
 @dataclass(frozen=True)

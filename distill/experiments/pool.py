@@ -40,44 +40,28 @@ class PoolError(FeatstoreError):
 
 @dataclass(frozen=True)
 class Slot:
-    """Cores and GPU of one worker.
+    """Cores and GPU of one worker."""
 
-    Attributes:
-        number: from 0.
-        threads: of the processor.
-        device: value of CUDA_VISIBLE_DEVICES; "" leaves it as it is.
-    """
-
-    number: int
-    threads: int
-    device: str = ""
+    number: int  # from 0
+    threads: int  # of the processor
+    device: str = ""  # value of CUDA_VISIBLE_DEVICES; "" leaves it as it is
 
 
 @dataclass(frozen=True)
 class Failure:
-    """Why an item has no result.
+    """Why an item has no result."""
 
-    Attributes:
-        kind: class of the exception, or "WorkerDied".
-        message: for people.
-    """
-
-    kind: str
-    message: str
+    kind: str  # class of the exception, or "WorkerDied"
+    message: str  # for people
 
 
 @dataclass(frozen=True)
 class Event:
-    """A change of an item's state.
+    """A change of an item's state."""
 
-    Attributes:
-        item: its number in the sequence.
-        kind: what.
-        value: progress: how far; done: the result; failed: a ``Failure``; started: number of the slot.
-    """
-
-    item: int
-    kind: Literal["started", "progress", "done", "failed"]
+    item: int  # its number in the sequence
+    kind: Literal["started", "progress", "done", "failed"]  # what
+    # progress: how far; done: the result; failed: a ``Failure``; started: number of the slot
     value: Any
 
 

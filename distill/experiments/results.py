@@ -14,58 +14,36 @@ from distill.measures.score import TOP1, Measure, score_of
 
 @dataclass(frozen=True)
 class Images:
-    """Two runs of one seed compared image by image.
+    """Two runs of one seed compared image by image."""
 
-    Attributes:
-        only: test images that only the row's student has right.
-        only_baseline: that only the baseline's has right.
-        p: exact test of McNemar.
-    """
-
-    only: int
-    only_baseline: int
-    p: float
+    only: int  # test images that only the row's student has right
+    only_baseline: int  # that only the baseline's has right
+    p: float  # exact test of McNemar
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """Comparison of a row with the baseline's row.
+    """Comparison of a row with the baseline's row."""
 
-    Attributes:
-        baseline: name of that row.
-        seeds: that both rows have.
-        test: over these seeds, on the score; a positive difference is better.
-        p_holm: corrected for all comparisons of the table.
-        images: by seed, where both runs left their predictions.
-    """
-
-    baseline: str
-    seeds: list[int]
-    test: PairedTest
-    p_holm: float | None = None
+    baseline: str  # name of that row
+    seeds: list[int]  # that both rows have
+    test: PairedTest  # over these seeds, on the score; a positive difference is better
+    p_holm: float | None = None  # corrected for all comparisons of the table
+    # by seed, where both runs left their predictions
     images: dict[int, Images] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
 class RowResult:
-    """One row of the table.
+    """One row of the table."""
 
-    Attributes:
-        row: what was asked for.
-        runs: by seed.
-        records: of the finished runs by seed.
-        failures: by seed.
-        shared: seeds whose run belongs to another row as well.
-        choice: what tuning decided, if there was any.
-        comparison: against the baseline; None for the baseline itself, or without common seeds.
-    """
-
-    row: Row
-    runs: dict[int, Run]
-    records: dict[int, dict[str, Any]]
-    failures: dict[int, Failure]
-    shared: list[int]
-    choice: TunedSettings | None = None
+    row: Row  # what was asked for
+    runs: dict[int, Run]  # by seed
+    records: dict[int, dict[str, Any]]  # of the finished runs by seed
+    failures: dict[int, Failure]  # by seed
+    shared: list[int]  # seeds whose run belongs to another row as well
+    choice: TunedSettings | None = None  # what tuning decided, if there was any
+    # against the baseline; None for the baseline itself, or without common seeds
     comparison: Comparison | None = None
 
     @property

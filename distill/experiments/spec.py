@@ -32,17 +32,11 @@ NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]*")
 
 @dataclass(frozen=True)
 class Variant:
-    """A row before the grid is applied.
+    """A row before the grid is applied."""
 
-    Attributes:
-        settings: that replace the recipe's.
-        search: settings to try on top of these; empty without tuning.
-        where: file and line.
-    """
-
-    settings: Settings
-    search: list[Settings]
-    where: str
+    settings: Settings  # that replace the recipe's
+    search: list[Settings]  # settings to try on top of these; empty without tuning
+    where: str  # file and line
 
 
 @dataclass(frozen=True)
@@ -55,50 +49,30 @@ class Axis:
 
 @dataclass(frozen=True)
 class Tune:
-    """How settings are chosen.
+    """How settings are chosen."""
 
-    Attributes:
-        budget: settings tried per row.
-        exact: every row tries this many; otherwise at most.
-        seeds: of the tries.
-        validation: images per class that are held out of training and decide; 0 takes the recipe's number.
-    """
-
-    budget: int
-    exact: bool
-    seeds: list[int]
+    budget: int  # settings tried per row
+    exact: bool  # every row tries this many; otherwise at most
+    seeds: list[int]  # of the tries
+    # images per class that are held out of training and decide; 0 takes the recipe's number
     validation: int
 
 
 @dataclass(frozen=True)
 class Experiment:
-    """An experiment file.
+    """An experiment file."""
 
-    Attributes:
-        path: of the file.
-        recipe: the base settings.
-        out: folder of the results.
-        seeds: one run per row and seed.
-        baseline: name of a variant or a row that the others are compared to; "" for none.
-        variants: by name.
-        grid: axes; every variant gets a row for each combination.
-        tune: None to take all settings as they are.
-        flags: settings from the command line, which replace all others.
-        schema: names and types of all settings.
-        plugins: files that register methods of the user.
-    """
-
-    path: Path
-    recipe: Settings
-    out: str
-    seeds: list[int]
-    baseline: str
-    variants: dict[str, Variant]
-    grid: list[Axis]
-    tune: Tune | None
-    flags: Settings
-    schema: Schema[DistillConfig]
-    plugins: list[str]
+    path: Path  # of the file
+    recipe: Settings  # the base settings
+    out: str  # folder of the results
+    seeds: list[int]  # one run per row and seed
+    baseline: str  # name of a variant or a row that the others are compared to; "" for none
+    variants: dict[str, Variant]  # by name
+    grid: list[Axis]  # axes; every variant gets a row for each combination
+    tune: Tune | None  # none to take all settings as they are
+    flags: Settings  # settings from the command line, which replace all others
+    schema: Schema[DistillConfig]  # names and types of all settings
+    plugins: list[str]  # files that register methods of the user
 
 
 def read_experiment(path: Path, flags: Mapping[str, Any] | None = None) -> Experiment:

@@ -26,19 +26,14 @@ Result = dict[str, Any] | Failure
 
 @dataclass(frozen=True)
 class Try:
-    """One setting that was tried.
+    """One setting that was tried."""
 
-    Attributes:
-        settings: by dotted name.
-        scores: score on the validation part for every seed; empty if one of its runs diverged.
-        keys: of its runs, which are those of other runs as soon as anything that matters changes.
-        error: why there is no score.
-    """
-
-    settings: dict[str, Any]
+    settings: dict[str, Any]  # by dotted name
+    # score on the validation part for every seed; empty if one of its runs diverged
     scores: list[float]
+    # of its runs, which are those of other runs as soon as anything that matters changes
     keys: list[str]
-    error: str = ""
+    error: str = ""  # why there is no score
 
     @property
     def mean(self) -> float:
@@ -48,21 +43,13 @@ class Try:
 
 @dataclass(frozen=True)
 class TunedSettings:
-    """The chosen settings of one row.
+    """The chosen settings of one row."""
 
-    Attributes:
-        chosen: number of the winning try; of equal ones the first.
-        tries: all of them.
-        validation: images per class that decided.
-        seeds: of the tries.
-        measure: the score.
-    """
-
-    chosen: int
-    tries: list[Try]
-    validation: int
-    seeds: list[int]
-    measure: Measure = TOP1
+    chosen: int  # number of the winning try; of equal ones the first
+    tries: list[Try]  # all of them
+    validation: int  # images per class that decided
+    seeds: list[int]  # of the tries
+    measure: Measure = TOP1  # the score
 
 
 def choose(

@@ -42,17 +42,11 @@ FILES = {"onnx": onnx_model.NAME, "int8": onnx_model.INT8}
 
 @dataclass(frozen=True)
 class WebRuntime:
-    """The files of onnxruntime-web in the page.
+    """The files of onnxruntime-web in the page."""
 
-    Attributes:
-        version: of the package.
-        code: ES module.
-        wasm: WebAssembly module.
-    """
-
-    version: str
-    code: bytes
-    wasm: bytes
+    version: str  # of the package
+    code: bytes  # ES module
+    wasm: bytes  # WebAssembly module
 
 
 def web_runtime(given: str = "") -> WebRuntime:

@@ -29,23 +29,14 @@ from featstore.sources.load import ViewRule
 
 @dataclass(frozen=True)
 class FinishedRun:
-    """A finished run.
+    """A finished run."""
 
-    Attributes:
-        folder: of the run.
-        config: that it was run with; ``methods`` and ``seeds`` hold its own one.
-        record: run.json.
-        evaluation: evaluation.json.
-        described: config.json.
-        student: the exported student, in eval mode.
-    """
-
-    folder: Path
-    config: DistillConfig
-    record: dict[str, Any]
-    evaluation: dict[str, Any]
-    described: dict[str, Any]
-    student: Student
+    folder: Path  # of the run
+    config: DistillConfig  # that it was run with; ``methods`` and ``seeds`` hold its own one
+    record: dict[str, Any]  # run.json
+    evaluation: dict[str, Any]  # evaluation.json
+    described: dict[str, Any]  # config.json
+    student: Student  # the exported student, in eval mode
 
     @property
     def rule(self) -> ViewRule:
@@ -92,19 +83,12 @@ class FinishedRun:
 
 @dataclass(frozen=True)
 class RunData:
-    """The images of a run, joined again.
+    """The images of a run, joined again."""
 
-    Attributes:
-        images: images of the run, joined to its store if that is at hand.
-        part: the parts of the run.
-        missing: why there is no store; "" if there is one.
-        task: of the run.
-    """
-
-    images: Data
-    part: Split
-    missing: str
-    task: Task
+    images: Data  # images of the run, joined to its store if that is at hand
+    part: Split  # the parts of the run
+    missing: str  # why there is no store; "" if there is one
+    task: Task  # of the run
 
 
 def read_run(folder: Path) -> FinishedRun:

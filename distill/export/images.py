@@ -29,17 +29,11 @@ BATCH = 64
 
 @dataclass(frozen=True)
 class Draw:
-    """Images for int8, as indices into ``Samples``; no test image and no copy of one is among them.
+    """Images for int8, as indices into ``Samples``; no test image and no copy of one is among them."""
 
-    Attributes:
-        calibration: that ranges are measured on.
-        held_out: that settings are compared on.
-        notes: notes for the user.
-    """
-
-    calibration: Indices
-    held_out: Indices
-    notes: list[str] = field(default_factory=list)
+    calibration: Indices  # that ranges are measured on
+    held_out: Indices  # that settings are compared on
+    notes: list[str] = field(default_factory=list)  # notes for the user
 
 
 def draw(samples: Samples, part: Split, config: CalibrationConfig) -> Draw:

@@ -39,59 +39,39 @@ WARM_UP = 2
 
 @dataclass(frozen=True)
 class Timing:
-    """One model with one batch size and one number of threads.
+    """One model with one batch size and one number of threads."""
 
-    Attributes:
-        name: of the model.
-        runtime: that ran it.
-        precision: of the model.
-        batch: images per call, B.
-        threads: of one call.
-        rounds: in which it was visited.
-        calls: that were timed, over all rounds.
-        median_ms: of a call, in milliseconds.
-        p95_ms: 95th percentile of the calls.
-        low_ms: 10th percentile of the rounds' medians; with ``high_ms`` the noise of the machine.
-        high_ms: 90th percentile of the rounds' medians.
-        cpu_ms: median of the processor's time of a call, over all threads of the process. With one thread it is about
-            what the call takes on a machine with nothing else to do; with more it counts waiting threads that spin.
-        speed: median over rounds of (reference's median / own median); None without a reference.
-        speed_low: 10th percentile of these ratios.
-        speed_high: 90th percentile of these ratios.
-    """
-
-    name: str
-    runtime: str
-    precision: str
-    batch: int
-    threads: int
-    rounds: int
-    calls: int
-    median_ms: float
-    p95_ms: float
+    name: str  # of the model
+    runtime: str  # that ran it
+    precision: str  # of the model
+    batch: int  # images per call, B
+    threads: int  # of one call
+    rounds: int  # in which it was visited
+    calls: int  # that were timed, over all rounds
+    median_ms: float  # of a call, in milliseconds
+    p95_ms: float  # 95th percentile of the calls
+    # 10th percentile of the rounds' medians; with ``high_ms`` the noise of the machine
     low_ms: float
-    high_ms: float
+    high_ms: float  # 90th percentile of the rounds' medians
+    # median of the processor's time of a call, over all threads of the process. With one thread it is about what the
+    # call takes on a machine with nothing else to do; with more it counts waiting threads that spin.
     cpu_ms: float
+    # median over rounds of (reference's median / own median); None without a reference
     speed: float | None = None
-    speed_low: float | None = None
-    speed_high: float | None = None
+    speed_low: float | None = None  # 10th percentile of these ratios
+    speed_high: float | None = None  # 90th percentile of these ratios
 
 
 @dataclass
 class _Cell:
-    """One model, batch size and number of threads while it is measured.
-
-    Attributes:
-        rounds: seconds of the calls, by round.
-        cpu: seconds of the processor of all calls.
-    """
+    """One model, batch size and number of threads while it is measured."""
 
     candidate: Candidate
     batch: int
     threads: int
     call: Call
-    rounds: list[list[float]]
-    cpu: list[float]
+    rounds: list[list[float]]  # seconds of the calls, by round
+    cpu: list[float]  # seconds of the processor of all calls
 
 
 def measure(

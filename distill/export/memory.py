@@ -21,14 +21,10 @@ STATUS = Path("/proc/self/status")
 
 @dataclass(frozen=True)
 class Memory:
-    """Of one process, in MB of 10^6 bytes.
+    """Of one process, in MB of 10^6 bytes."""
 
-    Attributes:
-        peak_mb: most resident memory of the process, its runtime included.
-        model_mb: how much of it came after the runtime was imported: weights, activations, plans.
-    """
-
-    peak_mb: float
+    peak_mb: float  # most resident memory of the process, its runtime included
+    # how much of it came after the runtime was imported: weights, activations, plans
     model_mb: float
 
 

@@ -37,21 +37,13 @@ Input = npt.NDArray[np.float32] | npt.NDArray[np.uint8]
 
 @dataclass(frozen=True)
 class InputSpec:
-    """What a model's graph is given.
+    """What a model's graph is given."""
 
-    Attributes:
-        size: (H, W), pixels.
-        mean: of the channels R, G, B, for values between 0 and 1.
-        std: likewise.
-        baked: the graph subtracts the mean and divides by the deviation itself.
-        uint8: the graph takes bytes; only with ``baked``.
-    """
-
-    size: tuple[int, int]
-    mean: tuple[float, ...]
-    std: tuple[float, ...]
-    baked: bool = False
-    uint8: bool = False
+    size: tuple[int, int]  # (H, W), pixels
+    mean: tuple[float, ...]  # of the channels R, G, B, for values between 0 and 1
+    std: tuple[float, ...]  # likewise
+    baked: bool = False  # the graph subtracts the mean and divides by the deviation itself
+    uint8: bool = False  # the graph takes bytes; only with ``baked``
 
     def feed(self, pixels: Pixels) -> Input:
         """(B, 3, H, W) uint8 pictures -> what the graph is given, (B, 3, H, W) float32 or uint8."""

@@ -35,17 +35,12 @@ LONGEST_GATE = 12
 
 @dataclass(frozen=True)
 class Setting:
-    """How a model is quantised.
+    """How a model is quantised."""
 
-    Attributes:
-        method: how a range follows from the calibration images.
-        weights: int7: int8 with values of 7 bits; uint8: with a zero point; int8: all 8 bits.
-        keep_float: blocks that stay as they are.
-    """
-
-    method: Method = "minmax"
+    method: Method = "minmax"  # how a range follows from the calibration images
+    # int7: int8 with values of 7 bits; uint8: with a zero point; int8: all 8 bits
     weights: Weights = "int7"
-    keep_float: tuple[Block, ...] = ()
+    keep_float: tuple[Block, ...] = ()  # blocks that stay as they are
 
     def __str__(self) -> str:
         kept = f", {' and '.join(self.keep_float)} in float" if self.keep_float else ""

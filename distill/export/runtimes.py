@@ -24,25 +24,15 @@ Call = Callable[[], object]
 
 @dataclass(frozen=True)
 class Candidate:
-    """A model as a file.
+    """A model as a file."""
 
-    Attributes:
-        name: for tables; different for all that are compared.
-        runtime: that opens it.
-        precision: of its weights and sums, for tables.
-        path: of the file; for PyTorch the folder of a run, with its student.safetensors.
-        size: (H, W) of the input, pixels.
-        dtype: of the input; PyTorch is fed float32 always.
-        most_images: of one call; 0 for any number.
-    """
-
-    name: str
-    runtime: Runtime
-    precision: Precision
-    path: Path
-    size: tuple[int, int]
-    dtype: Dtype = "float32"
-    most_images: int = 0
+    name: str  # for tables; different for all that are compared
+    runtime: Runtime  # that opens it
+    precision: Precision  # of its weights and sums, for tables
+    path: Path  # of the file; for PyTorch the folder of a run, with its student.safetensors
+    size: tuple[int, int]  # (H, W) of the input, pixels
+    dtype: Dtype = "float32"  # of the input; PyTorch is fed float32 always
+    most_images: int = 0  # of one call; 0 for any number
 
     def batch(self, images: int, seed: int = 0) -> Array:
         """(B, 3, H, W) noise: the time of these models does not depend on what they are shown."""

@@ -31,21 +31,14 @@ WORTH = 0.9
 
 @dataclass(frozen=True)
 class Trial:
-    """One setting and what came of it.
+    """One setting and what came of it."""
 
-    Attributes:
-        setting: that was tried.
-        held_out: ``parity.compare`` with the float model on the held-out images, as this processor computes.
-        exact: likewise, as a processor does that never saturates.
-        bytes: of the file.
-        seconds: to calibrate and write it.
-    """
-
-    setting: Setting
+    setting: Setting  # that was tried
+    # ``parity.compare`` with the float model on the held-out images, as this processor computes
     held_out: dict[str, float]
-    exact: dict[str, float]
-    bytes: int
-    seconds: float
+    exact: dict[str, float]  # likewise, as a processor does that never saturates
+    bytes: int  # of the file
+    seconds: float  # to calibrate and write it
 
     def describe(self) -> dict[str, Any]:
         """As JSON values."""

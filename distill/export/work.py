@@ -28,32 +28,20 @@ Say = Callable[[str], None]
 
 @dataclass
 class Work:
-    """State of an export while it is made.
+    """State of an export while it is made."""
 
-    Attributes:
-        config: of the command.
-        run: that is exported.
-        data: its images and store.
-        spec: of the graphs' input.
-        folder: temporary.
-        say: prints a line.
-        files: by format.
-        runners: by format; "pytorch" is the student itself.
-        skipped: why a format was not made, by format.
-        notes: notes for the user.
-        extra: further values for the manifest, by format.
-    """
-
-    config: ExportConfig
-    run: FinishedRun
-    data: RunData
-    spec: InputSpec
-    folder: Path
-    say: Say
-    files: dict[str, list[Path]] = field(default_factory=dict)
+    config: ExportConfig  # of the command
+    run: FinishedRun  # that is exported
+    data: RunData  # its images and store
+    spec: InputSpec  # of the graphs' input
+    folder: Path  # temporary
+    say: Say  # prints a line
+    files: dict[str, list[Path]] = field(default_factory=dict)  # by format
+    # by format; "pytorch" is the student itself
     runners: dict[str, Runner] = field(default_factory=dict)
-    skipped: dict[str, str] = field(default_factory=dict)
-    notes: list[str] = field(default_factory=list)
+    skipped: dict[str, str] = field(default_factory=dict)  # why a format was not made, by format
+    notes: list[str] = field(default_factory=list)  # notes for the user
+    # further values for the manifest, by format
     extra: dict[str, dict[str, Any]] = field(default_factory=dict)
 
     @property

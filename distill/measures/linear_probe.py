@@ -17,15 +17,10 @@ UNSEEN = 20.0
 
 @dataclass(frozen=True)
 class LinearProbe:
-    """A fitted classifier over raw features.
+    """A fitted classifier over raw features."""
 
-    Attributes:
-        weight_KD: (K, D) float32.
-        bias_K: (K,) float32.
-    """
-
-    weight_KD: Array
-    bias_K: Array
+    weight_KD: Array  # (K, D) float32
+    bias_K: Array  # (K,) float32
 
     def logits(self, feature_ND: npt.ArrayLike) -> Array:
         """(N, D) -> (N, K) float32.

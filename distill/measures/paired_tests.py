@@ -17,27 +17,19 @@ NO_SPREAD = 1e-6
 
 @dataclass(frozen=True)
 class PairedTest:
-    """Differences of n pairs, tested against zero.
+    """Differences of n pairs, tested against zero."""
 
-    Attributes:
-        count: n.
-        mean: of the differences.
-        low: end of the confidence interval of the mean (Student's t, n - 1 degrees of freedom); None if n is 1, or if
-            all differences are equal, so that their spread cannot be estimated.
-        high: its other end.
-        p: of the two-sided paired t test; None as above, but 1 if all differences are zero.
-        better: pairs with a positive difference.
-        worse: pairs with a negative one; the rest are ties.
-        sign_p: of the two-sided exact sign test, ties left out. Never below 2 / 2^n: 0.25 for three pairs.
-    """
-
-    count: int
-    mean: float
+    count: int  # n
+    mean: float  # of the differences
+    # end of the confidence interval of the mean (Student's t, n - 1 degrees of freedom); None if n is 1, or if all
+    # differences are equal, so that their spread cannot be estimated
     low: float | None
-    high: float | None
+    high: float | None  # its other end
+    # of the two-sided paired t test; None as above, but 1 if all differences are zero
     p: float | None
-    better: int
-    worse: int
+    better: int  # pairs with a positive difference
+    worse: int  # pairs with a negative one; the rest are ties
+    # of the two-sided exact sign test, ties left out. Never below 2 / 2^n: 0.25 for three pairs.
     sign_p: float
 
 

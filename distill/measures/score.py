@@ -14,19 +14,14 @@ MINUS = "\N{MINUS SIGN}"
 
 @dataclass(frozen=True)
 class Measure:
-    """What a number of a run means.
+    """What a number of a run means."""
 
-    Attributes:
-        name: identifier, e.g. ``top1``. During training the loop logs the score as ``test_<name>``.
-        label: name in tables and pages, e.g. ``top-1``.
-        percent: a share between 0 and 1, shown in percent; its differences are percentage points.
-        higher_is_better: false for losses and errors.
-    """
-
+    # identifier, e.g. ``top1``. During training the loop logs the score as ``test_<name>``.
     name: str
-    label: str
+    label: str  # name in tables and pages, e.g. ``top-1``
+    # a share between 0 and 1, shown in percent; its differences are percentage points
     percent: bool = True
-    higher_is_better: bool = True
+    higher_is_better: bool = True  # false for losses and errors
 
     @property
     def title(self) -> str:

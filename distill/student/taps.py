@@ -55,23 +55,14 @@ class Call(NamedTuple):
 
 @dataclass(frozen=True)
 class Taps:
-    """What was found in a module.
+    """What was found in a module."""
 
-    Attributes:
-        feature: where the feature is read.
-        map: where the last map is read; None where there is none.
-        last_linear: path of the Linear whose output is the module's output; "" if there is none.
-        heads: whether the feature is the input of that Linear.
-        dropout: path of the dropout that makes the feature; "" if there is none.
-        channels: C.
-    """
-
-    feature: Tap
-    map: Tap | None
-    last_linear: str
-    heads: bool
-    dropout: str
-    channels: int
+    feature: Tap  # where the feature is read
+    map: Tap | None  # where the last map is read; None where there is none
+    last_linear: str  # path of the Linear whose output is the module's output; "" if there is none
+    heads: bool  # whether the feature is the input of that Linear
+    dropout: str  # path of the dropout that makes the feature; "" if there is none
+    channels: int  # C
 
 
 def as_vector(value: Any) -> Tensor:

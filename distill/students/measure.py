@@ -30,31 +30,19 @@ Say = Callable[[str], None]
 
 @dataclass(frozen=True)
 class Student:
-    """One row, measured.
+    """One row, measured."""
 
-    Attributes:
-        name: of the row.
-        architecture: timm's name.
-        start: what its weights began as.
-        scores: of the task on the test images, by seed.
-        train_s: mean over seeds.
-        parameters: weights and biases.
-        macs: multiply-adds of one image.
-        bytes: of the ONNX file, float32.
-        model_mb: memory of one picture on top of the runtime, MB; None where the system does not tell.
-        timings: ONNX Runtime in float32.
-    """
-
-    name: str
-    architecture: str
-    start: str
-    scores: dict[int, float]
-    train_s: float
-    parameters: int
-    macs: int
-    bytes: int
+    name: str  # of the row
+    architecture: str  # timm's name
+    start: str  # what its weights began as
+    scores: dict[int, float]  # of the task on the test images, by seed
+    train_s: float  # mean over seeds
+    parameters: int  # weights and biases
+    macs: int  # multiply-adds of one image
+    bytes: int  # of the ONNX file, float32
+    # memory of one picture on top of the runtime, MB; None where the system does not tell
     model_mb: float | None
-    timings: list[Timing]
+    timings: list[Timing]  # ONNX Runtime in float32
 
     @property
     def mean(self) -> float:
@@ -74,26 +62,16 @@ class Student:
 
 @dataclass(frozen=True)
 class StudentComparison:
-    """All students of one experiment.
+    """All students of one experiment."""
 
-    Attributes:
-        students: at least one; the best score first.
-        by_latency: whether each is on the front of score and latency.
-        by_size: whether each is on the front of score and file size.
-        machine: where latency was measured.
-        rounds: of the measurement.
-        unfinished: names of rows without a finished run.
-        measure: what the score is.
-        reference: label and value of what it is compared with, mean over the seeds of the best student.
-    """
-
-    students: list[Student]
-    by_latency: list[bool]
-    by_size: list[bool]
-    machine: dict[str, Any]
-    rounds: int
-    unfinished: list[str]
-    measure: Measure = TOP1
+    students: list[Student]  # at least one; the best score first
+    by_latency: list[bool]  # whether each is on the front of score and latency
+    by_size: list[bool]  # whether each is on the front of score and file size
+    machine: dict[str, Any]  # where latency was measured
+    rounds: int  # of the measurement
+    unfinished: list[str]  # names of rows without a finished run
+    measure: Measure = TOP1  # what the score is
+    # label and value of what it is compared with, mean over the seeds of the best student
     reference: tuple[str, float] | None = None
 
 

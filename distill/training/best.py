@@ -10,23 +10,14 @@ from distill.measures.score import Measure
 
 @dataclass
 class Best:
-    """The best student so far.
+    """The best student so far."""
 
-    Attributes:
-        measure: the score.
-        patience: measurements without a better score after which ``over`` is true; 0: never.
-        score: of the best student; None before the first measurement.
-        step: optimiser steps that it was trained for.
-        weights: its state dict on the CPU.
-        waited: measurements since then.
-    """
-
-    measure: Measure
-    patience: int
-    score: float | None = None
-    step: int = 0
-    weights: dict[str, Tensor] | None = None
-    waited: int = 0
+    measure: Measure  # the score
+    patience: int  # measurements without a better score after which ``over`` is true; 0: never
+    score: float | None = None  # of the best student; None before the first measurement
+    step: int = 0  # optimiser steps that it was trained for
+    weights: dict[str, Tensor] | None = None  # its state dict on the CPU
+    waited: int = 0  # measurements since then
 
     @property
     def over(self) -> bool:

@@ -29,23 +29,15 @@ RECORDED = (
 
 @dataclass(frozen=True)
 class TrainedRun:
-    """A run that has just been measured and written.
+    """A run that has just been measured and written."""
 
-    Attributes:
-        folder: folder of the run.
-        data: images and stored features.
-        test: indices of the images it was measured on.
-        evaluation: measurements.
-        customise: maps stored features (B, D) to those made for the student (B, C); None if the method does not.
-        device: device of that mapping.
-    """
-
-    folder: Path
-    data: JoinedData
-    test: Indices
-    evaluation: Evaluation
+    folder: Path  # folder of the run
+    data: JoinedData  # images and stored features
+    test: Indices  # indices of the images it was measured on
+    evaluation: Evaluation  # measurements
+    # maps stored features (B, D) to those made for the student (B, C); None if the method does not
     customise: Callable[[Tensor], Tensor] | None
-    device: torch.device
+    device: torch.device  # device of that mapping
 
 
 FinishHook = Callable[[TrainedRun], None]

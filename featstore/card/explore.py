@@ -32,36 +32,24 @@ MOST_BYTES = 512 * 2**20
 
 @dataclass(frozen=True)
 class Map:
-    """Samples in two dimensions and their nearest neighbours.
-
-    Attributes:
-        points: (n, 2).
-        neighbours: (n, K) indices into the sample, nearest first.
-        cosines: (n, K) cosines of the centred features.
-    """
+    """Samples in two dimensions and their nearest neighbours."""
 
     field: str
     sample: Sample
-    points: npt.NDArray[np.float64]
-    neighbours: Rows
-    cosines: Floats
+    points: npt.NDArray[np.float64]  # (n, 2)
+    neighbours: Rows  # (n, K) indices into the sample, nearest first
+    cosines: Floats  # (n, K) cosines of the centred features
 
 
 @dataclass(frozen=True)
 class Explorer(Block):
-    """A map with search, hover and click.
-
-    Attributes:
-        spec: plotly's data and layout; the last three traces are empty, for search results, neighbours and the selected
-            sample.
-        data: of ``explorer_data``, for the script.
-        alt: the map in a sentence, for screen readers.
-    """
+    """A map with search, hover and click."""
 
     title: str
+    # plotly's data and layout; the last three traces are empty, for search results, neighbours and the selected sample
     spec: dict[str, Any]
-    data: dict[str, Any]
-    alt: str
+    data: dict[str, Any]  # of ``explorer_data``, for the script
+    alt: str  # the map in a sentence, for screen readers
     note: str
     kind: ClassVar[str] = "explorer"
     wide: ClassVar[bool] = True

@@ -33,38 +33,26 @@ Steps = Callable[[str], None]
 
 @dataclass(frozen=True)
 class Duplicates:
-    """Identical and similar images of a store.
+    """Identical and similar images of a store."""
 
-    Attributes:
-        exact: groups of ids with the same bytes; after ``MOST_LISTED`` groups, empty ones.
-        near: pairs of ids and their cosine, the most similar first.
-        cosines: (n,) cosine of every compared image with its nearest neighbour.
-        whole: all valid images were compared.
-    """
-
+    # groups of ids with the same bytes; after ``MOST_LISTED`` groups, empty ones
     exact: list[list[str]]
-    near: list[tuple[str, str, float]]
+    near: list[tuple[str, str, float]]  # pairs of ids and their cosine, the most similar first
     found: int
-    cosines: Any
-    whole: bool
+    cosines: Any  # (n,) cosine of every compared image with its nearest neighbour
+    whole: bool  # all valid images were compared
 
 
 @dataclass(frozen=True)
 class Findings:
-    """All data of the page.
-
-    Attributes:
-        map: of the samples; None if no field can be mapped.
-        duplicates: None if there is no map.
-        pictures: data URIs of the map's samples; empty for none.
-    """
+    """All data of the page."""
 
     survey: Survey
     sample: Sample
     fields: dict[str, Statistics]
-    map: Map | None
-    duplicates: Duplicates | None
-    pictures: list[str]
+    map: Map | None  # of the samples; None if no field can be mapped
+    duplicates: Duplicates | None  # none if there is no map
+    pictures: list[str]  # data URIs of the map's samples; empty for none
 
     def as_json(self) -> dict[str, Any]:
         """The numbers, as plain JSON values."""

@@ -10,16 +10,12 @@ from featstore.format.manifest import TeacherRecord
 
 @dataclass(frozen=True)
 class Licence:
-    """A known licence.
-
-    Attributes:
-        terms: in a few words.
-        on_hub: the Hugging Face hub knows the identifier; otherwise a card has ``license: other`` and its name.
-    """
+    """A known licence."""
 
     name: str
     url: str
-    terms: str
+    terms: str  # in a few words
+    # the Hugging Face hub knows the identifier; otherwise a card has ``license: other`` and its name
     on_hub: bool = True
 
 
@@ -69,20 +65,13 @@ LICENCES = {
 
 @dataclass(frozen=True)
 class Family:
-    """Teachers of one publication.
-
-    Attributes:
-        marks: a teacher belongs to it if its name or tag contains one of these.
-        citation: the publication as BibTeX.
-        licence: identifier of the published weights' licence; "" if not certain.
-        source: page that states the licence.
-    """
+    """Teachers of one publication."""
 
     name: str
-    marks: tuple[str, ...]
-    citation: str
-    licence: str = ""
-    source: str = ""
+    marks: tuple[str, ...]  # a teacher belongs to it if its name or tag contains one of these
+    citation: str  # the publication as BibTeX
+    licence: str = ""  # identifier of the published weights' licence; "" if not certain
+    source: str = ""  # page that states the licence
 
 
 FAMILIES = (

@@ -66,14 +66,10 @@ class Statement(BaseModel):
 
 @dataclass(frozen=True)
 class Kept:
-    """Content of an existing card that is not in the store.
-
-    Attributes:
-        notes: Markdown between the two marks.
-    """
+    """Content of an existing card that is not in the store."""
 
     statement: Statement = field(default_factory=Statement)
-    notes: str = ""
+    notes: str = ""  # markdown between the two marks
 
 
 def read_card(path: Path) -> Kept:

@@ -32,24 +32,17 @@ OTHERS = "ids, hashes, labels"
 
 @dataclass(frozen=True)
 class Survey:
-    """Counts of a store.
-
-    Attributes:
-        whole: every shard was read; otherwise counts by class and field are estimates.
-        field_bytes: bytes by field and of the rest, largest first.
-        class_counts: rows by class index, most frequent first, including skipped rows.
-        invalid: skipped rows, at most ``MOST_INVALID`` of them.
-    """
+    """Counts of a store."""
 
     manifest: Manifest
-    whole: bool
+    whole: bool  # every shard was read; otherwise counts by class and field are estimates
     entries: list[ShardRecord]
     valid_rows: int
     bytes: int
-    field_bytes: dict[str, int]
-    class_counts: dict[int, int]
+    field_bytes: dict[str, int]  # bytes by field and of the rest, largest first
+    class_counts: dict[int, int]  # rows by class index, most frequent first, including skipped rows
     labelled_rows: int
-    invalid: list[InvalidRow]
+    invalid: list[InvalidRow]  # skipped rows, at most ``MOST_INVALID`` of them
 
     @property
     def invalid_rows(self) -> int:
@@ -67,20 +60,13 @@ class Survey:
 
 @dataclass(frozen=True)
 class Sample:
-    """Some valid rows, ascending.
+    """Some valid rows, ascending."""
 
-    Attributes:
-        rows: (n,) numbers.
-        labels: (n,) class indices, -1 where unknown.
-        hashes: (n, 32) uint8, of each image's bytes.
-        whole: these are all valid rows of the store.
-    """
-
-    rows: Rows
+    rows: Rows  # (n,) numbers
     ids: list[str]
-    labels: Rows
-    hashes: Bytes
-    whole: bool
+    labels: Rows  # (n,) class indices, -1 where unknown
+    hashes: Bytes  # (n, 32) uint8, of each image's bytes
+    whole: bool  # these are all valid rows of the store
 
 
 def survey(store: FeatureStore) -> Survey:

@@ -22,17 +22,11 @@ PLAIN = ("null", "bool", "int", "float")
 
 @dataclass(frozen=True)
 class Node:
-    """A value of a YAML file, of a flag or of a call.
+    """A value of a YAML file, of a flag or of a call."""
 
-    Attributes:
-        value: a scalar, a list of nodes, or a dictionary of nodes by name.
-        where: FILE:LINE, or the flag ("--train.lr").
-        text: a scalar as it was written.
-    """
-
-    value: Any
-    where: str
-    text: str = ""
+    value: Any  # a scalar, a list of nodes, or a dictionary of nodes by name
+    where: str  # FILE:LINE, or the flag ("--train.lr")
+    text: str = ""  # a scalar as it was written
 
     def plain(self) -> Any:
         """The value with all nodes inside it made plain."""

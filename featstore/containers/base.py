@@ -20,16 +20,11 @@ from featstore.format.manifest import Manifest
 
 @dataclass(frozen=True)
 class EncodedObject:
-    """One file of a shard, not yet written.
-
-    Attributes:
-        parts: the bytes, one part after another; arrays are contiguous.
-        block_bytes: how many bytes share a checksum in the ledger.
-    """
+    """One file of a shard, not yet written."""
 
     name: str
-    parts: Sequence[bytes | Bytes]
-    block_bytes: int
+    parts: Sequence[bytes | Bytes]  # the bytes, one part after another; arrays are contiguous
+    block_bytes: int  # how many bytes share a checksum in the ledger
 
 
 class Backend(ABC):

@@ -59,15 +59,11 @@ OPTIONAL_FILES = ("README.md", "card.html")
 
 @dataclass(frozen=True)
 class Appended:
-    """Result of ``append``.
-
-    Attributes:
-        rows: Number of rows that were added; 0 if the store had all of them.
-        notes: Notes for the user, e.g. how many rows were left out.
-    """
+    """Result of ``append``."""
 
     manifest: Manifest
-    rows: int
+    rows: int  # number of rows that were added; 0 if the store had all of them
+    # notes for the user, e.g. how many rows were left out
     notes: list[str] = field(default_factory=list)
 
 

@@ -36,18 +36,13 @@ STEP_ROWS = 65_536
 
 @dataclass(frozen=True, eq=False)
 class Axis:
-    """The old row of each row of the new store.
-
-    Attributes:
-        rows: (N,) row numbers, counted through all stores one after another; ``NO_ROW`` where there is none.
-        missing: Reason of missing rows, for the ledger.
-        prefixes: Prefix of the sample ids of each store; none if empty.
-    """
+    """The old row of each row of the new store."""
 
     stores: tuple[FeatureStore, ...]
+    # (N,) row numbers, counted through all stores one after another; ``NO_ROW`` where there is none
     rows: Rows | range
-    missing: str = ""
-    prefixes: tuple[str, ...] = ()
+    missing: str = ""  # reason of missing rows, for the ledger
+    prefixes: tuple[str, ...] = ()  # prefix of the sample ids of each store; none if empty
 
     @cached_property
     def starts(self) -> Rows:
@@ -76,24 +71,18 @@ def whole(store: FeatureStore) -> Axis:
 
 @dataclass(frozen=True)
 class Composition:
-    """Plan of a store that is made of others.
-
-    Attributes:
-        artefacts: Bytes of the files that the manifest lists, by name.
-        samples: Axis of ids, hashes and, unless given, labels.
-        fields: By name, the axis of the values and the name of the field there; by default ``samples`` and the same
-            name. A row is valid if it is valid in all.
-        labels: (N,) int64 if they differ from those of ``samples``.
-        conversions: By name of a field whose numbers change, a function that reads rows of an old store as new values.
-        channels: By name of a converted field, its scales per channel.
-    """
+    """Plan of a store that is made of others."""
 
     manifest: Manifest
-    artefacts: Mapping[str, bytes]
-    samples: Axis
+    artefacts: Mapping[str, bytes]  # bytes of the files that the manifest lists, by name
+    samples: Axis  # axis of ids, hashes and, unless given, labels
+    # by name, the axis of the values and the name of the field there; by default ``samples`` and the same name. A row
+    # is valid if it is valid in all.
     fields: Mapping[str, tuple[Axis, str]] = field(default_factory=dict)
-    labels: Rows | None = None
+    labels: Rows | None = None  # (N,) int64 if they differ from those of ``samples``
+    # by name of a field whose numbers change, a function that reads rows of an old store as new values
     conversions: Mapping[str, Callable[[RowReader, Rows], Array]] = field(default_factory=dict)
+    # by name of a converted field, its scales per channel
     channels: Mapping[str, Channels] = field(default_factory=dict)
 
     def __post_init__(self) -> None:

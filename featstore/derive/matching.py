@@ -19,19 +19,12 @@ from featstore.reading.store import FeatureStore
 
 @dataclass(frozen=True)
 class Samples:
-    """What identifies each row of several stores; equal numbers mean the same.
+    """What identifies each row of several stores; equal numbers mean the same."""
 
-    Attributes:
-        axis: All rows, one store after another.
-        store: (N,) place of the row's store among the stores.
-        content: (N,) number of the row's content; -1 where it could not be read.
-        name: (N,) number of the row's sample id, after prefixes.
-    """
-
-    axis: Axis
-    store: Rows
-    content: Rows
-    name: Rows
+    axis: Axis  # all rows, one store after another
+    store: Rows  # (N,) place of the row's store among the stores
+    content: Rows  # (N,) number of the row's content; -1 where it could not be read
+    name: Rows  # (N,) number of the row's sample id, after prefixes
 
     def ids(self, rows: Rows) -> list[str]:
         """Sample ids of some rows, for messages."""

@@ -19,15 +19,11 @@ Kind = Literal["rows", "teachers"]
 
 @dataclass(frozen=True)
 class Merged:
-    """Result of ``merge``.
-
-    Attributes:
-        kind: Rows: it has the rows of all stores. teachers: it has the fields of all stores.
-        notes: Notes for the user, e.g. how many rows were left out.
-    """
+    """Result of ``merge``."""
 
     manifest: Manifest
-    kind: Kind
+    kind: Kind  # rows: it has the rows of all stores. teachers: it has the fields of all stores
+    # notes for the user, e.g. how many rows were left out
     notes: list[str] = field(default_factory=list)
 
 

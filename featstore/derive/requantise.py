@@ -40,18 +40,13 @@ MOST_NUMBERS = 2**24
 
 @dataclass(frozen=True)
 class Change:
-    """What becomes of one field.
-
-    Attributes:
-        error: Measured on the sample; of a wider type nothing is lost.
-        sample_rows: Rows of the sample.
-    """
+    """What becomes of one field."""
 
     field: str
     before: StoredType
     after: StoredType
-    error: RoundingError
-    sample_rows: int
+    error: RoundingError  # measured on the sample; of a wider type nothing is lost
+    sample_rows: int  # rows of the sample
 
 
 def requantise(

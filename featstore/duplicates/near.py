@@ -37,27 +37,16 @@ MOST_PAIRS = 1_000_000
 
 @dataclass(frozen=True)
 class Pairs:
-    """Near duplicates, and the cosine of every image with its nearest other image.
+    """Near duplicates, and the cosine of every image with its nearest other image."""
 
-    Attributes:
-        field: Field that was compared.
-        threshold: Cosine from which on pairs count.
-        rows: (P, 2) row numbers, the smaller first; pairs by descending cosine.
-        cosine: (P,) of each pair.
-        found: Pairs that there are; more than P if there are more than ``MOST_PAIRS``.
-        compared: (n,) row numbers, ascending, of the images that were compared with others.
-        nearest: (n,) cosine of each with its nearest other; -1 if there is none.
-        nearest_row: (n,) the row of that other; -1 if there is none.
-    """
-
-    field: str
-    threshold: float
-    rows: Rows
-    cosine: Floats
-    found: int
-    compared: Rows
-    nearest: Floats
-    nearest_row: Rows
+    field: str  # field that was compared
+    threshold: float  # cosine from which on pairs count
+    rows: Rows  # (P, 2) row numbers, the smaller first; pairs by descending cosine
+    cosine: Floats  # (P,) of each pair
+    found: int  # pairs that there are; more than P if there are more than ``MOST_PAIRS``
+    compared: Rows  # (n,) row numbers, ascending, of the images that were compared with others
+    nearest: Floats  # (n,) cosine of each with its nearest other; -1 if there is none
+    nearest_row: Rows  # (n,) the row of that other; -1 if there is none
 
 
 def near_duplicates(

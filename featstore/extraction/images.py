@@ -28,21 +28,17 @@ MOST_COUNTED = 1000
 
 @dataclass
 class Batch:
-    """Inputs of consecutive rows.
+    """Inputs of consecutive rows."""
 
-    Attributes:
-        inputs: (B, V, 3, H, W) uint8, zeros where the image is unusable; or (B, 1, L) int32 token numbers.
-        hashes: (B, 32) uint8, SHA-256 of the files or texts; zeros where the file could not be read.
-        reasons: per row, why it is unusable, or None.
-        failure: why the run cannot go on; None if nothing failed. It is a text because an exception of a loading
-            process would arrive with that process's traceback.
-        pictures: file of the stored copy of each image, empty where it is unusable; no files if none are stored.
-    """
-
+    # (B, V, 3, H, W) uint8, zeros where the image is unusable; or (B, 1, L) int32 token numbers
     inputs: Tensor
+    # (B, 32) uint8, SHA-256 of the files or texts; zeros where the file could not be read
     hashes: Array
-    reasons: list[str | None]
+    reasons: list[str | None]  # per row, why it is unusable, or None
+    # why the run cannot go on; None if nothing failed. It is a text because an exception of a loading process would
+    # arrive with that process's traceback.
     failure: str | None = None
+    # file of the stored copy of each image, empty where it is unusable; no files if none are stored
     pictures: list[bytes] = field(default_factory=list)
 
     def check(self) -> "Batch":
@@ -63,12 +59,9 @@ class InputDataset(Dataset[Batch]):
         source: of the samples.
         shape: of one row before ``as_tensor``.
         dtype: of the numbers.
-
-    Attributes:
-        pictures: how copies of images are made; None makes none.
     """
 
-    pictures: PictureFormat | None = None
+    pictures: PictureFormat | None = None  # how copies of images are made; None makes none
 
     def __init__(self, source: Source, shape: tuple[int, ...], dtype: type[np.generic]) -> None:
         self.source = source

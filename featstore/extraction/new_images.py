@@ -51,17 +51,11 @@ STEP_ROWS = 4096
 
 @dataclass(frozen=True)
 class Growth:
-    """A store to which new images are appended.
+    """A store to which new images are appended."""
 
-    Attributes:
-        store: The store that grows.
-        config: Settings of the run that makes the temporary store.
-        source: the new images.
-    """
-
-    store: FeatureStore
-    config: ExtractConfig
-    source: Source
+    store: FeatureStore  # the store that grows
+    config: ExtractConfig  # settings of the run that makes the temporary store
+    source: Source  # the new images
 
     @property
     def beside(self) -> Path:

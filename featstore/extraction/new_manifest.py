@@ -57,17 +57,12 @@ MOST_NUMBERS = 2**24
 
 @dataclass(frozen=True)
 class Design:
-    """A store to be made or resumed.
+    """A store to be made or resumed."""
 
-    Attributes:
-        manifest: of the store.
-        artefacts: bytes of the files that the manifest lists, by name; empty if the store exists.
-        rates: of teacher, decoding and disk, if they were measured.
-    """
-
-    manifest: Manifest
+    manifest: Manifest  # of the store
+    # bytes of the files that the manifest lists, by name; empty if the store exists
     artefacts: dict[str, bytes] = field(default_factory=dict)
-    rates: Rates | None = None
+    rates: Rates | None = None  # of teacher, decoding and disk, if they were measured
 
 
 def existing_manifest(config: ExtractConfig) -> Manifest | None:

@@ -132,27 +132,19 @@ class Comparison:
 
 @dataclass
 class Recomputed:
-    """Result of a comparison.
+    """Result of a comparison."""
 
-    Attributes:
-        path: folder of the store.
-        rows: images that went through the teacher.
-        in_source: valid rows of the store that the given source has, by id.
-        valid: valid rows of the store.
-        other_content: ids of sampled rows whose image is another one here than the one that was extracted.
-        unusable: sampled rows whose image cannot be used here, though the store says that it could, with the reason.
-        skipped: fields that cannot be computed again, with the reason.
-        fields: the comparisons.
-    """
-
-    path: Path
-    rows: int = 0
-    in_source: int = 0
-    valid: int = 0
+    path: Path  # folder of the store
+    rows: int = 0  # images that went through the teacher
+    in_source: int = 0  # valid rows of the store that the given source has, by id
+    valid: int = 0  # valid rows of the store
+    # ids of sampled rows whose image is another one here than the one that was extracted
     other_content: list[str] = field(default_factory=list)
+    # sampled rows whose image cannot be used here, though the store says that it could, with the reason
     unusable: list[str] = field(default_factory=list)
+    # fields that cannot be computed again, with the reason
     skipped: dict[str, str] = field(default_factory=dict)
-    fields: list[Comparison] = field(default_factory=list)
+    fields: list[Comparison] = field(default_factory=list)  # the comparisons
 
     @property
     def sound(self) -> bool:

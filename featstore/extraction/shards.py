@@ -117,23 +117,14 @@ def run_teacher(teacher: Teacher, inputs: Tensor) -> dict[str, Tensor]:
 
 @dataclass
 class Summary:
-    """Result of a run.
+    """Result of a run."""
 
-    Attributes:
-        store: folder of the store.
-        rows: images of the store.
-        written: Images written by all processes of this run.
-        invalid: every unusable image of the store.
-        seconds: wall time of the run.
-        waits: seconds this process spent per part.
-    """
-
-    store: Path
-    rows: int
-    written: int
-    invalid: list[InvalidRow]
-    seconds: float
-    waits: dict[str, float] = field(default_factory=dict)
+    store: Path  # folder of the store
+    rows: int  # images of the store
+    written: int  # images written by all processes of this run
+    invalid: list[InvalidRow]  # every unusable image of the store
+    seconds: float  # wall time of the run
+    waits: dict[str, float] = field(default_factory=dict)  # seconds this process spent per part
 
     @property
     def invalid_share(self) -> float:
@@ -268,20 +259,15 @@ def batches_of(rows: range, batch_size: int) -> list[range]:
 
 @dataclass
 class _Work:
-    """State shared by the steps of a run.
-
-    Attributes:
-        waits: seconds this process has spent per part.
-        channels: scales of quantised fields, by field.
-    """
+    """State shared by the steps of a run."""
 
     config: ExtractConfig
     manifest: Manifest
     source: Source
     teacher: Teacher
     progress: "ProgressBar"
-    waits: dict[str, float]
-    channels: dict[str, Channels]
+    waits: dict[str, float]  # seconds this process has spent per part
+    channels: dict[str, Channels]  # scales of quantised fields, by field
 
 
 def _make_shards(work: _Work, claims: Claims, first: int) -> Iterator[Shard]:

@@ -31,18 +31,13 @@ _RENAME_EXCHANGE = 2
 
 @dataclass(frozen=True)
 class Staged:
-    """A file under a temporary name.
-
-    Attributes:
-        crc32c: CRC-32C of each block, eight hexadecimal digits each.
-        synced: done when the file is on disk.
-    """
+    """A file under a temporary name."""
 
     path: Path
     temporary: Path
     bytes: int
-    crc32c: str
-    synced: "Future[None]"
+    crc32c: str  # CRC-32C of each block, eight hexadecimal digits each
+    synced: "Future[None]"  # done when the file is on disk
 
 
 def write_bytes(path: Path, *chunks: bytes | Bytes) -> int:

@@ -31,21 +31,14 @@ from featstore.format.manifest import (
 
 @dataclass(frozen=True)
 class Column:
-    """One array of a store.
+    """One array of a store."""
 
-    Attributes:
-        name: Path inside the store, e.g. ``fields/cls``.
-        shape: Shape of one entry; () for a scalar.
-        dtype: numpy dtype, or None for text.
-        capacity: Entries that each row reserves; 1 but for the items of ragged rows.
-    """
-
-    name: str
-    shape: tuple[int, ...]
-    dtype: np.dtype[Any] | None
+    name: str  # path inside the store, e.g. ``fields/cls``
+    shape: tuple[int, ...]  # shape of one entry; () for a scalar
+    dtype: np.dtype[Any] | None  # numpy dtype, or None for text
     dims: tuple[str, ...]
     codec: Codec = "raw"
-    capacity: int = 1
+    capacity: int = 1  # entries that each row reserves; 1 but for the items of ragged rows
 
     @property
     def entry_bytes(self) -> int:

@@ -26,15 +26,10 @@ LARGEST = 127
 
 @dataclass(frozen=True)
 class Channels:
-    """What each channel is divided by after its offset was taken off.
+    """What each channel is divided by after its offset was taken off."""
 
-    Attributes:
-        scale: (C,) float32, above zero.
-        offset: (C,) float32.
-    """
-
-    scale: npt.NDArray[np.float32]
-    offset: npt.NDArray[np.float32]
+    scale: npt.NDArray[np.float32]  # (C,) float32, above zero
+    offset: npt.NDArray[np.float32]  # (C,) float32
 
     @cached_property
     def tiles(self) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]:
@@ -58,15 +53,10 @@ class RoundingError:
 
 @dataclass(frozen=True)
 class Calibration(RoundingError):
-    """Scales from a sample of rows, and the error on that sample.
+    """Scales from a sample of rows, and the error on that sample."""
 
-    Attributes:
-        channels: None with scheme "row".
-        sample_rows: Rows of the sample.
-    """
-
-    channels: Channels | None
-    sample_rows: int
+    channels: Channels | None  # none with scheme "row"
+    sample_rows: int  # rows of the sample
 
 
 def calibrate(sample: Array, scheme: Scheme) -> Calibration:

@@ -30,15 +30,10 @@ _SEARCHED = 256
 
 @dataclass(frozen=True)
 class PictureFormat:
-    """How copies are made.
+    """How copies are made."""
 
-    Attributes:
-        side_px: shorter side; smaller images keep their size.
-        quality: of JPEG, 1 to 100; 0 stores uncompressed pixels as PPM.
-    """
-
-    side_px: int
-    quality: int
+    side_px: int  # shorter side; smaller images keep their size
+    quality: int  # of JPEG, 1 to 100; 0 stores uncompressed pixels as PPM
 
     @property
     def field(self) -> FieldRecord:

@@ -23,15 +23,10 @@ EMBEDDING = "embedding"
 
 @dataclass(frozen=True, eq=False)
 class TextTable:
-    """Texts, mostly names of classes, and where they lie in a teacher's space.
+    """Texts, mostly names of classes, and where they lie in a teacher's space."""
 
-    Attributes:
-        names: (n,) different texts.
-        embedding: (n, D) float32, rows of length 1.
-    """
-
-    names: tuple[str, ...]
-    embedding: npt.NDArray[np.float32]
+    names: tuple[str, ...]  # (n,) different texts
+    embedding: npt.NDArray[np.float32]  # (n, D) float32, rows of length 1
 
     @property
     def width(self) -> int:

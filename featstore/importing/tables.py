@@ -31,20 +31,14 @@ INSTALL = 'pip install "featstore-distill[hf]"'
 
 
 class Table(ABC):
-    """Rows of features in files of another program.
-
-    Attributes:
-        ids: (N,) sample ids.
-        labels: (N,) class numbers or names, None where unknown; None if there are none at all.
-        class_names: Names of the classes by number, if the format knows them.
-        fields: By name, shape of one row and dtype.
-    """
+    """Rows of features in files of another program."""
 
     kind: Kind
-    ids: Sequence[str]
+    ids: Sequence[str]  # (N,) sample ids
+    # (N,) class numbers or names, None where unknown; None if there are none at all
     labels: Sequence[Any] | None = None
-    class_names: tuple[str, ...] = ()
-    fields: Mapping[str, tuple[tuple[int, ...], str]]
+    class_names: tuple[str, ...] = ()  # names of the classes by number, if the format knows them
+    fields: Mapping[str, tuple[tuple[int, ...], str]]  # by name, shape of one row and dtype
 
     @abstractmethod
     def batches(self, start: int, step: int) -> Iterator[dict[str, Array]]:

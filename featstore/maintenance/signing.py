@@ -43,25 +43,16 @@ MAKE_KEYS = (
 
 @dataclass
 class Signed:
-    """Result of a signature check.
+    """Result of a signature check."""
 
-    Attributes:
-        key: SHA-256 of the public key as PEM (``openssl pkey -pubin -in KEY.pub | sha256sum``).
-        digest: SHA-256 over the hashes of all files in the order of their names.
-        problem: why the signature itself is worth nothing; "" if it is that of the key.
-        changed: files with another content than was signed.
-        missing: files that were signed and are not there.
-        unsigned: files that are there and were not signed.
-    """
-
-    key: str
+    key: str  # SHA-256 of the public key as PEM (``openssl pkey -pubin -in KEY.pub | sha256sum``)
     name: str = ""
-    digest: str = ""
+    digest: str = ""  # SHA-256 over the hashes of all files in the order of their names
     files: int = 0
-    problem: str = ""
-    changed: list[str] = field(default_factory=list)
-    missing: list[str] = field(default_factory=list)
-    unsigned: list[str] = field(default_factory=list)
+    problem: str = ""  # why the signature itself is worth nothing; "" if it is that of the key
+    changed: list[str] = field(default_factory=list)  # files with another content than was signed
+    missing: list[str] = field(default_factory=list)  # files that were signed and are not there
+    unsigned: list[str] = field(default_factory=list)  # files that are there and were not signed
 
     @property
     def sound(self) -> bool:

@@ -41,24 +41,15 @@ ADVICE: dict[Kind, str] = {
 
 @dataclass(frozen=True, kw_only=True)
 class Damage:
-    """Something in a store that is not as it was written, or contradicts another part.
+    """Something in a store that is not as it was written, or contradicts another part."""
 
-    Attributes:
-        kind: which part; it decides what can be done.
-        object: path of the file inside the store; "" if it is about more than one.
-        shard: number of the shard, if it is about one.
-        column: name of the column, if it is about one.
-        rows: rows of the store, if it is about some.
-        remedy: what to do about it, where it is not what ``ADVICE`` says of its kind.
-    """
-
-    kind: Kind
+    kind: Kind  # which part; it decides what can be done
     problem: str
-    object: str = ""
-    shard: int | None = None
-    column: str = ""
-    rows: range | None = None
-    remedy: str = ""
+    object: str = ""  # path of the file inside the store; "" if it is about more than one
+    shard: int | None = None  # number of the shard, if it is about one
+    column: str = ""  # name of the column, if it is about one
+    rows: range | None = None  # rows of the store, if it is about some
+    remedy: str = ""  # what to do about it, where it is not what ``ADVICE`` says of its kind
 
     @property
     def advice(self) -> str:

@@ -31,13 +31,9 @@ _EXPONENT = {
 
 @dataclass(frozen=True)
 class Problem:
-    """Something that a column must not hold.
+    """Something that a column must not hold."""
 
-    Attributes:
-        rows: rows of the shard, counted from its first.
-    """
-
-    rows: range
+    rows: range  # rows of the shard, counted from its first
     text: str
     examples: tuple[int, ...] = ()
 

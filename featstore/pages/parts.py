@@ -7,15 +7,11 @@ from typing import Any, ClassVar, Literal
 
 @dataclass(frozen=True)
 class Tile:
-    """One key number.
-
-    Attributes:
-        note: what to compare it with.
-    """
+    """One key number."""
 
     label: str
     value: str
-    note: str = ""
+    note: str = ""  # what to compare it with
 
 
 class Block:
@@ -26,59 +22,42 @@ class Block:
 
 @dataclass(frozen=True)
 class Plot(Block):
-    """One plotly figure.
-
-    Attributes:
-        spec: data and layout as JSON values; names in it were escaped by ``style.label``.
-        alt: the figure in a sentence, for screen readers.
-        wide: takes the whole width of the page.
-        least_width: pixels; on a narrower page the figure scrolls sideways. 0 for none.
-    """
+    """One plotly figure."""
 
     title: str
+    # data and layout as JSON values; names in it were escaped by ``style.label``
     spec: dict[str, Any]
-    alt: str
+    alt: str  # the figure in a sentence, for screen readers
     note: str = ""
     height: int = 300
-    wide: bool = False
-    least_width: int = 0
+    wide: bool = False  # takes the whole width of the page
+    least_width: int = 0  # pixels; on a narrower page the figure scrolls sideways. 0 for none
     kind: ClassVar[str] = "plot"
 
 
 @dataclass(frozen=True)
 class Table(Block):
-    """Rows of text.
-
-    Attributes:
-        rows: cells as shown; numbers are aligned to the right.
-        marked: index of a highlighted row; -1 for none.
-        links: addresses for the cells of the first column, relative to the page; empty for none.
-        wide: takes the whole width of the page.
-        names: number of leading columns that hold names, aligned to the left.
-    """
+    """Rows of text."""
 
     title: str
     columns: Sequence[str]
-    rows: Sequence[Sequence[str]]
+    rows: Sequence[Sequence[str]]  # cells as shown; numbers are aligned to the right
     note: str = ""
-    marked: int = -1
+    marked: int = -1  # index of a highlighted row; -1 for none
+    # addresses for the cells of the first column, relative to the page; empty for none
     links: Sequence[str] = ()
-    wide: bool = True
-    names: int = 1
+    wide: bool = True  # takes the whole width of the page
+    names: int = 1  # number of leading columns that hold names, aligned to the left
     kind: ClassVar[str] = "table"
 
 
 @dataclass(frozen=True)
 class Picture:
-    """One image with its answers.
+    """One image with its answers."""
 
-    Attributes:
-        source: data URI; "" if the image could not be read.
-        lines: name, answer, and whether the answer is right.
-    """
-
-    source: str
+    source: str  # data URI; "" if the image could not be read
     title: str
+    # name, answer, and whether the answer is right
     lines: Sequence[tuple[str, str, Literal["right", "wrong", ""]]]
 
 
@@ -106,34 +85,22 @@ class Text(Block):
 
 @dataclass(frozen=True)
 class Section:
-    """A heading and its blocks.
-
-    Attributes:
-        blocks: in order; those that are not wide share a row.
-        lead: one or two sentences below the heading.
-        columns: narrow blocks per row, at most.
-    """
+    """A heading and its blocks."""
 
     title: str
-    blocks: Sequence[Block]
-    lead: str = ""
-    columns: int = 2
+    blocks: Sequence[Block]  # in order; those that are not wide share a row
+    lead: str = ""  # one or two sentences below the heading
+    columns: int = 2  # narrow blocks per row, at most
 
 
 @dataclass(frozen=True)
 class Page:
-    """A whole page.
-
-    Attributes:
-        finding: the result, in a sentence or two.
-        sections: in order; those without blocks are left out.
-        files: names of the data files beside the page.
-    """
+    """A whole page."""
 
     title: str
     subtitle: str
-    finding: str
+    finding: str  # the result, in a sentence or two
     tiles: Sequence[Tile]
-    sections: Sequence[Section]
-    files: Sequence[str] = field(default_factory=list)
+    sections: Sequence[Section]  # in order; those without blocks are left out
+    files: Sequence[str] = field(default_factory=list)  # names of the data files beside the page
     closing: str = ""

@@ -66,19 +66,14 @@ def _entry_bytes(column: Column, spec: FieldRecord) -> int:
 
 @dataclass(frozen=True, kw_only=True)
 class Choice:
-    """A field as one type, with one codec.
+    """A field as one type, with one codec."""
 
-    Attributes:
-        dtype: int8 stands for codes and scales.
-        relative_l2: mean of |x - x'| / |x| against what was measured on; None where nothing was measured.
-        stored: whether it is what the store has.
-    """
-
-    dtype: str
+    dtype: str  # int8 stands for codes and scales
     codec: Codec
     row_bytes: float
+    # mean of |x - x'| / |x| against what was measured on; None where nothing was measured
     relative_l2: float | None = None
-    stored: bool = False
+    stored: bool = False  # whether it is what the store has
 
 
 def typical_choices(shape: Sequence[int], *, views: int) -> list[Choice]:
@@ -99,26 +94,16 @@ def typical_choices(shape: Sequence[int], *, views: int) -> list[Choice]:
 
 @dataclass(frozen=True, kw_only=True)
 class Rates:
-    """Measured rates of one process with a teacher.
+    """Measured rates of one process with a teacher."""
 
-    Attributes:
-        teacher: images per second through the teacher, all views.
-        decode: images per second through reading and decoding, all loader processes together.
-        disk: bytes per second written and synced.
-    """
-
-    teacher: float
-    decode: float
-    disk: float
+    teacher: float  # images per second through the teacher, all views
+    decode: float  # images per second through reading and decoding, all loader processes together
+    disk: float  # bytes per second written and synced
 
 
 @dataclass(frozen=True, kw_only=True)
 class Plan:
-    """Estimated cost of a run, for the shards that are pending.
-
-    Attributes:
-        codec_bytes: bytes of the whole store by codec, typical ones; empty where there is no choice.
-    """
+    """Estimated cost of a run, for the shards that are pending."""
 
     rows: int
     rows_left: int
@@ -128,6 +113,7 @@ class Plan:
     free_bytes: int
     rates: Rates | None
     processes: int
+    # bytes of the whole store by codec, typical ones; empty where there is no choice
     codec_bytes: dict[Codec, int] = field(default_factory=dict)
 
     @property

@@ -56,17 +56,12 @@ USUAL_MAPPINGS = 65_530
 
 @dataclass(frozen=True)
 class Check:
-    """Result of one check.
-
-    Attributes:
-        state: fail where extraction is impossible.
-        advice: what to do; "" where there is nothing to do.
-    """
+    """Result of one check."""
 
     name: str
-    state: State
+    state: State  # fail where extraction is impossible
     found: str
-    advice: str = ""
+    advice: str = ""  # what to do; "" where there is nothing to do
 
 
 def examine(path: Path) -> Iterator[Check]:

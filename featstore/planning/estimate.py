@@ -23,16 +23,11 @@ SAMPLE_COLUMNS = 4
 
 @dataclass(frozen=True)
 class Wanted:
-    """A field of a store that does not exist yet.
-
-    Attributes:
-        shape: Of one image and view.
-        dtype: float16, bfloat16, float32 or int8.
-    """
+    """A field of a store that does not exist yet."""
 
     name: str
-    shape: tuple[int, ...]
-    dtype: str
+    shape: tuple[int, ...]  # of one image and view
+    dtype: str  # float16, bfloat16, float32 or int8
 
     def __post_init__(self) -> None:
         check_name(self.name)
@@ -196,15 +191,12 @@ def _most_rows(fields: Sequence[Wanted], views: int, most_rows: int) -> int:
 
 @dataclass(frozen=True)
 class Measured:
-    """Types and codecs, measured on rows of a store.
-
-    Attributes:
-        fields: For each field, the number of measured rows and the choices.
-    """
+    """Types and codecs, measured on rows of a store."""
 
     path: str
     rows: int
     views: int
+    # for each field, the number of measured rows and the choices
     fields: dict[str, tuple[int, list[Choice]]]
 
     def as_json(self) -> dict[str, Any]:

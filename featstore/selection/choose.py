@@ -48,42 +48,25 @@ Progress = Callable[[int, int], None]
 
 @dataclass(frozen=True)
 class Step:
-    """Rows that one step kept and dropped.
+    """Rows that one step kept and dropped."""
 
-    Attributes:
-        name: Of the step.
-        taken: (k,) rows that it took, the ones that fit best first.
-        left: (m,) rows that it left, the ones that nearly were taken first.
-        score: Name of the number behind its choice.
-        taken_scores: (k,) that number.
-        left_scores: (m,) that number.
-    """
-
-    name: str
-    taken: Rows
-    left: Rows
-    score: str
-    taken_scores: Floats
-    left_scores: Floats
+    name: str  # of the step
+    taken: Rows  # (k,) rows that it took, the ones that fit best first
+    left: Rows  # (m,) rows that it left, the ones that nearly were taken first
+    score: str  # name of the number behind its choice
+    taken_scores: Floats  # (k,) that number
+    left_scores: Floats  # (m,) that number
 
 
 @dataclass(frozen=True)
 class Selection:
-    """Rows that were chosen.
+    """Rows that were chosen."""
 
-    Attributes:
-        rows: (k,) ascending.
-        ids: (k,) their sample ids.
-        field: Field whose features were compared; "" if none were.
-        steps: In order.
-        notes: What a user should know.
-    """
-
-    rows: Rows
-    ids: list[str]
-    field: str
-    steps: list[Step]
-    notes: list[str]
+    rows: Rows  # (k,) ascending
+    ids: list[str]  # (k,) their sample ids
+    field: str  # field whose features were compared; "" if none were
+    steps: list[Step]  # in order
+    notes: list[str]  # what a user should know
 
 
 def select(

@@ -23,17 +23,11 @@ Progress = Callable[[int, int], None]
 
 @dataclass(frozen=True)
 class Clusters:
-    """Rows and their clusters.
+    """Rows and their clusters."""
 
-    Attributes:
-        points: (n, A) principal components.
-        centres: (K, A).
-        member: (n,) cluster of each row.
-    """
-
-    points: Floats
-    centres: Floats
-    member: Rows
+    points: Floats  # (n, A) principal components
+    centres: Floats  # (K, A)
+    member: Rows  # (n,) cluster of each row
 
     @property
     def distance(self) -> Floats:

@@ -27,17 +27,12 @@ NOTE = "part"
 
 @dataclass(frozen=True)
 class Part:
-    """Which fields and rows of a store are wanted.
+    """Which fields and rows of a store are wanted."""
 
-    Attributes:
-        fields: names; all if empty.
-        where: shell patterns over sample ids, any of which is enough; all rows if empty.
-        rows: row numbers.
-    """
-
-    fields: tuple[str, ...] = ()
+    fields: tuple[str, ...] = ()  # names; all if empty
+    # shell patterns over sample ids, any of which is enough; all rows if empty
     where: tuple[str, ...] = ()
-    rows: slice = field(default_factory=lambda: slice(None))
+    rows: slice = field(default_factory=lambda: slice(None))  # row numbers
 
     @property
     def whole(self) -> bool:

@@ -48,22 +48,16 @@ ADVICE = (
 
 @dataclass
 class Receiver:
-    """Fetches the files of a store that a folder lacks.
-
-    Attributes:
-        folder: Destination; held alone by the caller.
-        donor: An older store on the same disk; objects that are the same are linked from there.
-        trust_entries: Entries of the ledger in the folder come from this very store.
-        dry_run: Only count what would be fetched; nothing is written.
-    """
+    """Fetches the files of a store that a folder lacks."""
 
     place: Place
     contents: Contents
-    folder: Path
+    folder: Path  # destination; held alone by the caller
     meter: Meter
+    # an older store on the same disk; objects that are the same are linked from there
     donor: Path | None = None
-    trust_entries: bool = False
-    dry_run: bool = False
+    trust_entries: bool = False  # entries of the ledger in the folder come from this very store
+    dry_run: bool = False  # only count what would be fetched; nothing is written
 
     def __post_init__(self) -> None:
         self._backend = make_backend(self.folder, self.contents.manifest)

@@ -36,24 +36,19 @@ ADVICE = "Uploads arrive damaged: check the network, or push to another place. N
 
 @dataclass
 class Sender:
-    """Sends the files of a store that a place lacks.
-
-    Attributes:
-        read_back: Compare files at the place by reading them; else their sizes are compared, and uploads trusted.
-        there: Bytes of the files at the place, by name.
-        same: The place has this store, complete; then all its files are compared, else those that an interrupted push
-            has compared already are not compared again.
-        dry_run: Only count what would be sent.
-    """
+    """Sends the files of a store that a place lacks."""
 
     store: Path
     contents: Contents
     place: Place
     meter: Meter
+    # compare files at the place by reading them; else their sizes are compared, and uploads trusted
     read_back: bool
-    there: dict[str, int]
+    there: dict[str, int]  # bytes of the files at the place, by name
+    # the place has this store, complete; then all its files are compared, else those that an interrupted push has
+    # compared already are not compared again
     same: bool
-    dry_run: bool = False
+    dry_run: bool = False  # only count what would be sent
 
     def __post_init__(self) -> None:
         self._backend = make_backend(self.store, self.contents.manifest)

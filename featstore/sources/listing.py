@@ -86,23 +86,14 @@ class Ids(Sequence[str]):
 
 @dataclass(frozen=True)
 class TarListing:
-    """The samples of one tar.
+    """The samples of one tar."""
 
-    Attributes:
-        name: of the tar, as ids begin.
-        stamp: of the tar when it was listed.
-        ids: (n,) ids.
-        spans: (n, 2) offset and size of each image, bytes.
-        labels: (n,) class of each image.
-        notes: for the user.
-    """
-
-    name: str
-    stamp: str
-    ids: Ids
-    spans: Array
-    labels: Array
-    notes: list[str] = field(default_factory=list)
+    name: str  # of the tar, as ids begin
+    stamp: str  # of the tar when it was listed
+    ids: Ids  # (n,) ids
+    spans: Array  # (n, 2) offset and size of each image, bytes
+    labels: Array  # (n,) class of each image
+    notes: list[str] = field(default_factory=list)  # for the user
 
 
 def listing_path(*key: object) -> Path:

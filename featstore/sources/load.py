@@ -101,38 +101,23 @@ def _machine_failed(source: Source, row: int, error: OSError | MemoryError) -> s
 
 @dataclass(frozen=True)
 class Frame:
-    """Which part of an image a view shows.
+    """Which part of an image a view shows."""
 
-    Attributes:
-        image: (height, width) of the upright image, pixels.
-        box: Of the view, in pixels of the image.
-        mirrored: Whether the view is mirrored left to right.
-        size: (height, width) of the view, pixels.
-    """
-
-    image: tuple[int, int]
-    box: Box
-    mirrored: bool
-    size: tuple[int, int]
+    image: tuple[int, int]  # (height, width) of the upright image, pixels
+    box: Box  # of the view, in pixels of the image
+    mirrored: bool  # whether the view is mirrored left to right
+    size: tuple[int, int]  # (height, width) of the view, pixels
 
 
 @dataclass(frozen=True)
 class ViewRule:
-    """Which region of an image a view shows: the teacher's preprocessing, as far as it decides the crop.
+    """Which region of an image a view shows: the teacher's preprocessing, as far as it decides the crop."""
 
-    Attributes:
-        views: of the store.
-        size: (height, width) of the *teacher's* input, pixels.
-        crop_pct: of the teacher.
-        crop_mode: of the teacher.
-        interpolation: of the teacher; a student uses it as well.
-    """
-
-    views: ViewSet
-    size: tuple[int, int]
-    crop_pct: float
-    crop_mode: CropMode
-    interpolation: Interpolation
+    views: ViewSet  # of the store
+    size: tuple[int, int]  # (height, width) of the *teacher's* input, pixels
+    crop_pct: float  # of the teacher
+    crop_mode: CropMode  # of the teacher
+    interpolation: Interpolation  # of the teacher; a student uses it as well
 
     @classmethod
     def of_teacher(cls, views: ViewSet, record: PreprocessingRecord) -> "ViewRule":

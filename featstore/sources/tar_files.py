@@ -21,19 +21,13 @@ LOCAL_BYTES = 2**17
 
 
 class TarFile(io.RawIOBase):
-    """An open tar, read at any position.
+    """An open tar, read at any position."""
 
-    Attributes:
-        name: path or URL, for messages.
-        size: bytes.
-        stamp: changes when the tar is replaced: its size, with its time of change or the server's tag.
-        buffer_bytes: how much to read at once where it is read in order.
-    """
-
-    name: str
-    size: int
+    name: str  # path or URL, for messages
+    size: int  # bytes
+    # changes when the tar is replaced: its size, with its time of change or the server's tag
     stamp: str
-    buffer_bytes: int
+    buffer_bytes: int  # how much to read at once where it is read in order
 
     def __init__(self) -> None:
         super().__init__()

@@ -23,23 +23,14 @@ SAMPLE_ID, ROW, LABEL, VALID, CONTENT = "sample_id", "row", "label", "valid", "c
 
 @dataclass(frozen=True)
 class Column:
-    """One column of an export.
+    """One column of an export."""
 
-    Attributes:
-        name: Unique in the export.
-        kind: Numbers and text have one size in every row, ragged columns any number of items.
-        shape: Of one row; of one item where rows are ragged.
-        dtype: numpy dtype; None for text.
-        lists: Lists of items that a ragged row has: its views; 0 if it is one list itself.
-        field: The store's field that it holds; "" if it describes the sample.
-    """
-
-    name: str
-    kind: Kind
-    shape: tuple[int, ...] = ()
-    dtype: np.dtype[Any] | None = None
-    lists: int = 0
-    field: str = ""
+    name: str  # unique in the export
+    kind: Kind  # numbers and text have one size in every row, ragged columns any number of items
+    shape: tuple[int, ...] = ()  # of one row; of one item where rows are ragged
+    dtype: np.dtype[Any] | None = None  # numpy dtype; None for text
+    lists: int = 0  # lists of items that a ragged row has: its views; 0 if it is one list itself
+    field: str = ""  # the store's field that it holds; "" if it describes the sample
 
 
 class Exporter(ABC):

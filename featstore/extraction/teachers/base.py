@@ -30,13 +30,10 @@ class Tokenizer(Protocol):
 
 
 class Tower(nn.Module):
-    """A frozen image or text encoder that returns everything fields are made of.
+    """A frozen image or text encoder that returns everything fields are made of."""
 
-    Attributes:
-        layout: memory layout of its input. Pictures arrive as (H, W, 3), which suits CNNs (ResNet-50 takes 0.8 times
-            as long); a ViT's patch embedding takes four times as long over it on a CPU, 4 % of ViT-S at batches of 32.
-    """
-
+    # memory layout of its input. Pictures arrive as (H, W, 3), which suits CNNs (ResNet-50 takes 0.8 times as long); a
+    # ViT's patch embedding takes four times as long over it on a CPU, 4 % of ViT-S at batches of 32.
     layout: torch.memory_format = torch.channels_last
 
     def __init__(self) -> None:
@@ -80,27 +77,18 @@ class Tower(nn.Module):
 
 @dataclass
 class Built:
-    """What a library's module makes of a config.
+    """What a library's module makes of a config."""
 
-    Attributes:
-        tower: the model, with its weights.
-        preprocessing: how a picture or a text becomes its input.
-        tokenizer: of a text teacher; None where inputs are images.
-        licence: of the weights, where the library states one.
-        recorded_name: name in the manifest, where the config's is a path; "" for the config's.
-        recorded_args: ``model_args`` as the manifest records them; None for those of the config.
-        weights_sha256: hash of the weights, where it is not that of the tower's state dict.
-        notes: sentences for the user.
-    """
-
-    tower: Tower
-    preprocessing: PreprocessingRecord | TextRecord
-    licence: str = ""
+    tower: Tower  # the model, with its weights
+    preprocessing: PreprocessingRecord | TextRecord  # how a picture or a text becomes its input
+    licence: str = ""  # of the weights, where the library states one
+    # name in the manifest, where the config's is a path; "" for the config's
     recorded_name: str = ""
+    # ``model_args`` as the manifest records them; None for those of the config
     recorded_args: dict[str, Any] | None = None
-    weights_sha256: str = ""
-    tokenizer: Tokenizer | None = None
-    notes: list[str] = field(default_factory=list)
+    weights_sha256: str = ""  # hash of the weights, where it is not that of the tower's state dict
+    tokenizer: Tokenizer | None = None  # of a text teacher; None where inputs are images
+    notes: list[str] = field(default_factory=list)  # sentences for the user
 
 
 class Teacher:

@@ -64,20 +64,15 @@ Objects = Mapping[str, tuple[int, ObjectRecord]]
 
 @dataclass(eq=False)
 class Mirror:
-    """The part of one version of a store that is in the cache. May be sent to another process.
+    """The part of one version of a store that is in the cache. May be sent to another process."""
 
-    Attributes:
-        asked: the URL as it was given.
-        url: without secrets.
-        version: SHA-256 of the manifest and, of a complete store, of the mark that says so, by name.
-    """
-
-    asked: str
-    url: str
+    asked: str  # the URL as it was given
+    url: str  # without secrets
     folder: Path
     config: CacheConfig
     manifest: Manifest
     shards: Sequence[int]
+    # SHA-256 of the manifest and, of a complete store, of the mark that says so, by name
     version: Mapping[str, str]
 
     def __post_init__(self) -> None:
