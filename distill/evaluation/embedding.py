@@ -47,11 +47,7 @@ class EmbeddingHead:
 
     @classmethod
     def from_bytes(cls, data: bytes) -> "EmbeddingHead":
-        """The inverse of ``write``.
-
-        Raises:
-            ConfigError: not such a file.
-        """
+        """The inverse of ``write``. Raises ConfigError: not such a file."""
         try:
             tensors = load(data)
             return cls(tensors["weight"], tensors["bias"])

@@ -134,11 +134,7 @@ def number_of_jobs(text: str) -> int:
 
 
 def settings(arguments: Sequence[str]) -> dict[str, Node]:
-    """``--train.lr 0.01`` and ``--train.lr=0.01``, as values by name.
-
-    Raises:
-        ConfigError: a setting without a value.
-    """
+    """``--train.lr 0.01`` and ``--train.lr=0.01``, as values by name. Raises ConfigError: a setting without a value."""
     found = {}
     for name, text in split_flags(arguments):
         if text is None:

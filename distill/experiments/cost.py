@@ -45,11 +45,7 @@ class Cost:
 
 
 def cost_of(finished: Iterable[tuple[Run, dict[str, Any]]]) -> Cost:
-    """Sum up what stores and finished runs cost.
-
-    Raises:
-        StoreError: a store is gone.
-    """
+    """Sum up what stores and finished runs cost. Raises StoreError: a store is gone."""
     pairs = list(finished)
     paths = dict.fromkeys(path for run, _ in pairs for path in _stores_of(run.config))
     stores = {path: store_cost(FeatureStore.open(path)) for path in paths}

@@ -98,11 +98,7 @@ def export_run(config: ExportConfig, *, say: Say = print) -> dict[str, Any]:
 
 
 def refuse_missing_runtimes(config: ExportConfig) -> None:
-    """Refuse at once what was named and cannot be made.
-
-    Raises:
-        ConfigError: names the packages.
-    """
+    """Refuse at once what was named and cannot be made. Raises ConfigError: names the packages."""
     if {"onnx", "int8"} & set(config.formats):
         onnx_model.require_installed()
     if "executorch" in config.formats and not executorch_model.installed():
@@ -110,11 +106,7 @@ def refuse_missing_runtimes(config: ExportConfig) -> None:
 
 
 def refuse_other_folder(out: Path) -> None:
-    """Refuse to replace a folder that is not an export.
-
-    Raises:
-        ConfigError: it holds something else.
-    """
+    """Refuse to replace a folder that is not an export. Raises ConfigError: it holds something else."""
     if out.exists() and not (out / MANIFEST).is_file() and (not out.is_dir() or any(out.iterdir())):
         raise ConfigError(
             f"--out {out}: is there and is not an export ({MANIFEST} is missing), so it is not replaced. Choose "

@@ -101,11 +101,7 @@ def table(manifest: dict[str, Any]) -> str:
 
 
 def read_manifest(folder: Path) -> dict[str, Any]:
-    """export.json of an export folder.
-
-    Raises:
-        ConfigError: it is not one.
-    """
+    """export.json of an export folder. Raises ConfigError: it is not one."""
     try:
         values: dict[str, Any] = json.loads((folder / MANIFEST).read_bytes())
     except (OSError, ValueError) as error:

@@ -102,11 +102,7 @@ def _clean(model: Any) -> None:
 
 
 def check(path: Path) -> None:
-    """Let onnx check a file, shapes included.
-
-    Raises:
-        ConfigError: it is not a valid model.
-    """
+    """Let onnx check a file, shapes included. Raises ConfigError: it is not a valid model."""
     import onnx
 
     try:
@@ -155,11 +151,7 @@ def runner(path: Path, spec: InputSpec, *, exact: bool = False) -> Runner:
 
 
 def require_installed() -> None:
-    """Refuse where onnx, onnxscript or onnxruntime is missing.
-
-    Raises:
-        ConfigError: names them and the extra.
-    """
+    """Refuse where onnx, onnxscript or onnxruntime is missing. Raises ConfigError: names them and the extra."""
     missing = missing_packages()
     if missing:
         raise ConfigError(f"the formats onnx and int8 need {', '.join(missing)}: {MISSING}.")

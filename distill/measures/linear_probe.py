@@ -23,11 +23,7 @@ class LinearProbe:
     bias_K: Array  # (K,) float32
 
     def logits(self, feature_ND: npt.ArrayLike) -> Array:
-        """(N, D) -> (N, K) float32.
-
-        Raises:
-            ValueError: the width differs from the one the probe was fitted on.
-        """
+        """(N, D) -> (N, K) float32. Raises ValueError: the width differs from the one the probe was fitted on."""
         feature = np.asarray(feature_ND, dtype=np.float32)
         if feature.ndim != 2 or feature.shape[1] != self.weight_KD.shape[1]:
             raise ValueError(

@@ -334,11 +334,7 @@ class CustomKD(VectorMethod):
 
 
 def _optimiser(trained: nn.Module, options: CustomKDConfig) -> torch.optim.Optimizer:
-    """timm's optimiser of stage 1.
-
-    Raises:
-        ConfigError: timm has no such optimiser.
-    """
+    """timm's optimiser of stage 1. Raises ConfigError: timm has no such optimiser."""
     import timm.optim
 
     try:

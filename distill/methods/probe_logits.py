@@ -16,11 +16,7 @@ from featstore.errors import ConfigError
 
 
 def probe_layer(probe: LinearProbe | None, device: torch.device) -> nn.Linear:
-    """A fitted probe as a frozen Linear.
-
-    Raises:
-        ConfigError: the task has no classes, and so no probe.
-    """
+    """A fitted probe as a frozen Linear. Raises ConfigError: the task has no classes, and so no probe."""
     if probe is None:
         raise ConfigError("a method or partner of this run needs classes, which its task has not.")
     layer = nn.utils.skip_init(nn.Linear, probe.weight_KD.shape[1], len(probe.bias_K))

@@ -44,11 +44,7 @@ def check_weights(path: Path, data: bytes) -> list[str]:
 
 
 def read_config(folder: Path) -> dict[str, Any] | None:
-    """Read config.json beside a student; None if there is none.
-
-    Raises:
-        ConfigError: damaged.
-    """
+    """Read config.json beside a student; None if there is none. Raises ConfigError: damaged."""
     path = folder / CONFIG
     try:
         values = unseal(path.read_bytes())

@@ -66,11 +66,7 @@ class Taps:
 
 
 def as_vector(value: Any) -> Tensor:
-    """(B, C), or (B, C, h, w) averaged over its places.
-
-    Raises:
-        TypeError: another shape, or no tensor.
-    """
+    """(B, C), or (B, C, h, w) averaged over its places. Raises TypeError: another shape, or no tensor."""
     if isinstance(value, Tensor) and value.dim() in (2, 4):
         return value if value.dim() == 2 else value.mean((2, 3))
     raise TypeError(f"{shape_of(value)}; expected (B, C) or (B, C, h, w)")

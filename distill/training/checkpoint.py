@@ -78,11 +78,7 @@ def load(folder: Path, contract: Contract) -> dict[str, Any] | None:
 
 
 def read(path: Path) -> dict[str, Any]:
-    """Read a checkpoint, without running any code in it.
-
-    Raises:
-        ConfigError: damaged, or of another format.
-    """
+    """Read a checkpoint, without running any code in it. Raises ConfigError: damaged, or of another format."""
     again = f"Delete {path.parent.absolute()} to start this run again."
     data = memoryview(path.read_bytes())
     content = data[len(HEAD) + 65 :]

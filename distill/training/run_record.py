@@ -39,11 +39,7 @@ def write_record(folder: Path, record: dict[str, Any], names: Iterable[str]) -> 
 
 
 def read_record(folder: Path) -> dict[str, Any] | None:
-    """Read run.json; None if there is none.
-
-    Raises:
-        ConfigError: damaged, or not a record.
-    """
+    """Read run.json; None if there is none. Raises ConfigError: damaged, or not a record."""
     path = folder / RECORD
     try:
         values = unseal(path.read_bytes())
@@ -87,11 +83,7 @@ def read_file(folder: Path, name: str, record: dict[str, Any]) -> bytes:
 
 
 def check_sha256(path: Path, data: bytes, expected: str) -> None:
-    """Compare the checksum of a file's bytes.
-
-    Raises:
-        ConfigError: they differ.
-    """
+    """Compare the checksum of a file's bytes. Raises ConfigError: they differ."""
     found = hashlib.sha256(data).hexdigest()
     if found != expected:
         raise ConfigError(

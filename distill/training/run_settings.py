@@ -48,11 +48,7 @@ def absolute_factory(name: str) -> str:
 
 
 def read_settings(folder: Path) -> dict[str, Any] | None:
-    """Settings of a run as plain values; None if the folder holds none.
-
-    Raises:
-        ConfigError: damaged, or no settings.
-    """
+    """Settings of a run as plain values; None if the folder holds none. Raises ConfigError: damaged, or no settings."""
     try:
         data = read_file(folder, SETTINGS, read_record(folder) or {})
         values = yaml.safe_load(data)

@@ -251,11 +251,7 @@ def _load_head(folder: Path, student: Student, values: dict[str, Any]) -> nn.Mod
 
 
 def student_config(values: dict[str, Any]) -> StudentConfig:
-    """Settings that build the student of a config.json, without starting weights.
-
-    Raises:
-        KeyError: a key is missing.
-    """
+    """Settings that build the student of a config.json, without starting weights. Raises KeyError: a key is missing."""
     factory = values.get("factory", "")
     # Torchvision's functions would download these once more.
     fetched = ("weights", "weights_backbone") if factory.startswith("torchvision.") else ()

@@ -70,11 +70,7 @@ class Sample:
 
 
 def survey(store: FeatureStore) -> Survey:
-    """Count what a complete store holds.
-
-    Raises:
-        ShardCorrupt: a shard that is read is damaged.
-    """
+    """Count what a complete store holds. Raises ShardCorrupt: a shard that is read is damaged."""
     manifest = store.manifest
     shards = _spread(manifest.num_shards, MOST_SHARDS)
     entries = [store.entry(shard) for shard in shards]

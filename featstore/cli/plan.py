@@ -57,11 +57,7 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def parse_field(text: str) -> Wanted:
-    """Parse ``cls=1024`` or ``grid7=7x7x1024:bfloat16``.
-
-    Raises:
-        ConfigError: It has another form.
-    """
+    """Parse ``cls=1024`` or ``grid7=7x7x1024:bfloat16``. Raises ConfigError: it has another form."""
     found = re.fullmatch(r"([^=]+)=(\d+(?:x\d+)*)(?::(\w+))?", text)
     if found is None:
         raise ConfigError(

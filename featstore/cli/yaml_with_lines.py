@@ -37,11 +37,7 @@ class Node:
         return self.value
 
     def mapping(self, key: str) -> dict[str, "Node"]:
-        """The value as names with values.
-
-        Raises:
-            ConfigError: It is something else.
-        """
+        """The value as names with values. Raises ConfigError: it is something else."""
         if not isinstance(self.value, dict):
             raise self.wrong(key, "names with values ({name: value})")
         return self.value

@@ -48,11 +48,7 @@ class WebDatasetBackend(Backend):
     """Samples in tars, in the order of the store's rows."""
 
     def __init__(self, store: Path, manifest: Manifest) -> None:
-        """See ``Backend``.
-
-        Raises:
-            ConfigError: a sample cannot have members with these names or sizes.
-        """
+        """See ``Backend``. Raises ConfigError: a sample cannot have members with these names or sizes."""
         super().__init__(store, manifest)
         self.layout = TarLayout(manifest)
         self._shards: dict[int, TarShard] = {}
@@ -156,11 +152,7 @@ class WebDatasetBackend(Backend):
         self._samples = samples  # last, because other threads look without the lock
 
     def addresses(self) -> EndToEnd:
-        """The range into which tars are mapped.
-
-        Raises:
-            StoreError: The system refuses to reserve it.
-        """
+        """The range into which tars are mapped. Raises StoreError: the system refuses to reserve it."""
         with self.lock:
             if self._range is None:
                 try:

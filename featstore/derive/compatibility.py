@@ -123,11 +123,7 @@ def _common_errors(several: Sequence[Int8Encoding]) -> Int8Encoding:
 def common_artefacts(
     stores: Sequence[FeatureStore],
 ) -> tuple[dict[str, ArtefactRecord], dict[str, bytes]]:
-    """Artefacts of several stores together, and the bytes of each.
-
-    Raises:
-        ConfigError: Two of one name differ.
-    """
+    """Artefacts of several stores together, and the bytes of each. Raises ConfigError: two of one name differ."""
     records: dict[str, ArtefactRecord] = {}
     places: dict[str, FeatureStore] = {}
     for store in stores:

@@ -177,11 +177,7 @@ def _convert_record(
 
 
 def to_float(values: Array, dtype: FloatType, name: str) -> Array:
-    """Round numbers to another floating point type.
-
-    Raises:
-        ConfigError: One is too large for it.
-    """
+    """Round numbers to another floating point type. Raises ConfigError: one is too large for it."""
     with np.errstate(over="ignore"):
         out = values.astype(numpy_dtype(dtype))
     if not np.isfinite(out).all():

@@ -86,11 +86,7 @@ def plan_text_table(
 
 
 def check_vector(store: FeatureStore, field: str) -> int:
-    """Width of a vector field.
-
-    Raises:
-        ConfigError: The store has no such field, or it is no vector.
-    """
+    """Width of a vector field. Raises ConfigError: the store has no such field, or it is no vector."""
     record = store.manifest.fields.get(field)
     if record is None or len(record.shape) != 1 or record.encoding.kind not in ("plain", "int8"):
         raise ConfigError(

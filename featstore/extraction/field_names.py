@@ -28,11 +28,7 @@ OWN_NAMES = ("onnx", "python")
 
 
 def check_fields(names: Sequence[str], *, library: str) -> None:
-    """Refuse names that no teacher of a library can give.
-
-    Raises:
-        ConfigError: names the field and what there is.
-    """
+    """Refuse names that no teacher of a library can give. Raises ConfigError: names the field and what there is."""
     for name in names:
         if library in OWN_NAMES:
             try:

@@ -77,11 +77,7 @@ class InputDataset(Dataset[Batch]):
         return math.prod(self._shape) * self._dtype.itemsize
 
     def load(self, rows: Sequence[int]) -> Batch:
-        """Load one batch in this process.
-
-        Raises:
-            SourceError: the disk, the network or the memory failed.
-        """
+        """Load one batch in this process. Raises SourceError: the disk, the network or the memory failed."""
         return self.__getitems__(rows).check()
 
     def __getitems__(self, rows: Sequence[int]) -> Batch:

@@ -132,11 +132,7 @@ class Summary:
         return len(self.invalid) / self.rows
 
     def check(self, most: float) -> None:
-        """Raise when too many images were unusable.
-
-        Raises:
-            TooManyInvalid: the share is above ``most``.
-        """
+        """Raise when too many images were unusable. Raises TooManyInvalid: the share is above ``most``."""
         if self.invalid_share > most:
             examples = shorten([f"{item.sample_id} ({item.reason})" for item in self.invalid], 3)
             raise TooManyInvalid(

@@ -80,11 +80,7 @@ def encode_table(
 
 
 def text_side(config: TeacherConfig) -> Encode:
-    """The text side of a teacher.
-
-    Raises:
-        TeacherError: the library has none here.
-    """
+    """The text side of a teacher. Raises TeacherError: the library has none here."""
     if config.library == "open_clip":
         from featstore.extraction.teachers.open_clip_teacher import encode_texts
 

@@ -19,11 +19,7 @@ LARGE_BYTES = 256 * 2**20
 
 
 def empty(shape: tuple[int, ...], dtype: npt.DTypeLike, *, where: object) -> Array:
-    """An array that is about to be filled, its numbers not set.
-
-    Raises:
-        StoreError: there is not so much memory.
-    """
+    """An array that is about to be filled, its numbers not set. Raises StoreError: there is not so much memory."""
     check(shape, dtype, where=where)
     try:
         return np.empty(shape, dtype=dtype)
@@ -44,11 +40,7 @@ def zeros(shape: tuple[int, ...], dtype: npt.DTypeLike, *, where: object) -> Arr
 
 
 def check(shape: tuple[int, ...], dtype: npt.DTypeLike, *, where: object) -> None:
-    """Refuse an array that is larger than the memory that is free.
-
-    Raises:
-        StoreError: it is.
-    """
+    """Refuse an array that is larger than the memory that is free. Raises StoreError: it is."""
     size = _bytes(shape, dtype)
     if size > LARGE_BYTES and size > free_memory():
         raise too_little(where, shape, dtype)

@@ -124,11 +124,7 @@ def open_below(store: Path, name: str) -> int:
 
 
 def check_real_folder(folder: Path) -> None:
-    """Refuse a folder that is a link, or something else; one that is not there is fine.
-
-    Raises:
-        OSError: it is.
-    """
+    """Refuse a folder that is a link, or something else; one that is not there is fine. Raises OSError: it is."""
     try:
         mode = folder.lstat().st_mode
     except FileNotFoundError:

@@ -102,11 +102,7 @@ def write_ids(path: Path, sample_ids: Sequence[str]) -> None:
 
 
 def read_ids(path: Path) -> list[str]:
-    """Read ids of a text file, one per line.
-
-    Raises:
-        ConfigError: The file cannot be read, or is empty.
-    """
+    """Read ids of a text file, one per line. Raises ConfigError: the file cannot be read, or is empty."""
     try:
         found = [line for line in path.read_text(encoding="utf-8").splitlines() if line]
     except (OSError, ValueError) as error:

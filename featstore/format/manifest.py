@@ -398,11 +398,7 @@ class Manifest(Record):
         return rows // self.work.shard_rows
 
     def teacher_of(self, field: str) -> TeacherRecord:
-        """The teacher that made a field.
-
-        Raises:
-            ManifestMismatch: No teacher made it.
-        """
+        """The teacher that made a field. Raises ManifestMismatch: no teacher made it."""
         name = self.fields[field].teacher
         if not name:
             raise ManifestMismatch(

@@ -67,21 +67,13 @@ class TextTable:
 
     @classmethod
     def from_tensors(cls, tensors: Mapping[str, Array]) -> "TextTable":
-        """The table of an artefact.
-
-        Raises:
-            ConfigError: the artefact is no text table.
-        """
+        """The table of an artefact. Raises ConfigError: the artefact is no text table."""
         if EMBEDDING not in tensors:
             raise ConfigError(f"no text table: it has no tensor {EMBEDDING!r}.")
         return cls.of(unpack_texts(tensors), tensors[EMBEDDING])
 
     def rows_of(self, names: Sequence[str]) -> list[int]:
-        """Rows of some names.
-
-        Raises:
-            ConfigError: names that the table lacks.
-        """
+        """Rows of some names. Raises ConfigError: names that the table lacks."""
         row = {name: index for index, name in enumerate(self.names)}
         missing = [name for name in names if name not in row]
         if missing:

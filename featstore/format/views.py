@@ -74,11 +74,7 @@ class ViewSet(BaseModel):
         return len(self.views)
 
     def index(self, *, kind: str | None = None, mirrored: bool | None = None) -> list[int]:
-        """Columns of the view axis that match.
-
-        Raises:
-            ViewMismatch: None does; the message lists what is stored.
-        """
+        """Columns of the view axis that match. Raises ViewMismatch: none does; the message lists what is stored."""
         found = [
             i
             for i, view in enumerate(self.views)

@@ -162,11 +162,7 @@ class Plan:
 def make_plan(
     manifest: Manifest, *, store: Path, pending: int, rates: Rates | None, processes: int
 ) -> Plan:
-    """Estimate a plan.
-
-    Raises:
-        StoreWriteError: what is left to write is more than the free space.
-    """
+    """Estimate a plan. Raises StoreWriteError: what is left to write is more than the free space."""
     num_views = len(manifest.views)
     rows_left = min(manifest.num_rows, pending * manifest.work.shard_rows)
     sizes = {name: stored_bytes(name, spec, num_views) for name, spec in manifest.fields.items()}

@@ -35,11 +35,7 @@ MOST_SHARDS = 16
 
 
 def sample_rows(store: FeatureStore, count: int) -> Rows:
-    """Return valid rows of a few random shards, ascending.
-
-    Raises:
-        ConfigError: there is no valid row in them.
-    """
+    """Return valid rows of a few random shards, ascending. Raises ConfigError: there is no valid row in them."""
     generator = np.random.default_rng(0)
     shards = np.asarray(store.shards)
     if len(shards) > MOST_SHARDS:

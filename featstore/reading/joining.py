@@ -97,11 +97,7 @@ class ContentCheck:
         return not self._done[row]
 
     def __call__(self, row: int, data: bytes) -> None:
-        """Compare one image.
-
-        Raises:
-            MissingSamples: The features of the row were made from another file.
-        """
+        """Compare one image. Raises MissingSamples: the features of the row were made from another file."""
         expected = self._store.content_sha256[row].tobytes()
         found = hashlib.sha256(data).digest()
         # A store of features that were computed elsewhere may not know the hash of an image.

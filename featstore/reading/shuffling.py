@@ -213,11 +213,7 @@ class BatchSampler:
         return {"seed": self.order.seed, "epoch": self.order.epoch, "samples": seen}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on where a run stopped.
-
-        Raises:
-            ConfigError: the state is of another order or of more rows.
-        """
+        """Go on where a run stopped. Raises ConfigError: the state is of another order or of more rows."""
         if state["seed"] != self.order.seed or not 0 <= state["samples"] <= self.order.num_rows:
             raise ConfigError(
                 f"the position {state} is not one in {self.order.num_rows} rows shuffled with seed {self.order.seed}."

@@ -4,11 +4,7 @@ from featstore.errors import SourceError
 
 
 def expand(pattern: str) -> list[str]:
-    """Expand braces.
-
-    Raises:
-        SourceError: they do not pair up.
-    """
+    """Expand braces. Raises SourceError: they do not pair up."""
     from braceexpand import braceexpand
 
     try:

@@ -62,11 +62,7 @@ class NpyExporter(Exporter):
                 self._arrays[name] = array
 
     def add(self, batch: Batch) -> None:
-        """Append some rows.
-
-        Raises:
-            StoreError: An id holds a line break, which a text file of one id a line cannot.
-        """
+        """Append some rows. Raises StoreError: an id holds a line break, which a text file of one id a line cannot."""
         for column in self._columns:
             rows = batch[column.name]
             if column.name == SAMPLE_ID:

@@ -92,11 +92,7 @@ class OnnxTower(Tower):
 
 
 def open_session(path: Path, *, cuda: bool) -> Any:
-    """A session of onnxruntime, on the GPU if wanted and possible.
-
-    Raises:
-        TeacherError: the file cannot be loaded.
-    """
+    """A session of onnxruntime, on the GPU if wanted and possible. Raises TeacherError: the file cannot be loaded."""
     import onnxruntime
 
     wanted = ["CUDAExecutionProvider"] if cuda else []
@@ -111,11 +107,7 @@ def open_session(path: Path, *, cuda: bool) -> Any:
 
 
 def find_model(config: TeacherConfig) -> Path:
-    """The model file that a config names.
-
-    Raises:
-        TeacherError: onnxruntime is not installed, or no such file.
-    """
+    """The model file that a config names. Raises TeacherError: onnxruntime is not installed, or no such file."""
     path = Path(config.name)
     if not path.is_file():
         raise TeacherError(f"--teacher.name {config.name}: no such file {path.absolute()}.")

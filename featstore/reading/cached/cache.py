@@ -93,11 +93,7 @@ class CacheConfig:
     """How often a failed request is made again."""
 
     def __post_init__(self) -> None:
-        """Check ranges.
-
-        Raises:
-            ConfigError: a number is out of range.
-        """
+        """Check ranges. Raises ConfigError: a number is out of range."""
         if self.most_bytes < 0 or self.jobs < 1:
             raise ConfigError(
                 f"cache of {self.most_bytes} bytes with {self.jobs} jobs: expected 0 or more bytes and 1 or more jobs."
@@ -341,11 +337,7 @@ class Cache:
                         yield from _walk(part.path)
 
     def check_fits(self, size: int, what: str) -> None:
-        """Refuse what the cache cannot hold at a time.
-
-        Raises:
-            ConfigError: says how large the limit must be.
-        """
+        """Refuse what the cache cannot hold at a time. Raises ConfigError: says how large the limit must be."""
         if size > self.most_bytes:
             raise ConfigError(
                 f"{what} needs {size:,} bytes of the cache at a time; its limit is {self.most_bytes:,}. Set "
