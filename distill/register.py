@@ -18,8 +18,7 @@ from featstore.cli.schema import Kinds, Schema, build, did_you_mean
 from featstore.errors import ConfigError
 
 NO_PARTNER = "none"
-AUTO = "auto"
-"""Value of ``--methods`` and ``--task`` that chooses one."""
+AUTO = "auto"  # value of ``--methods`` and ``--task`` that chooses one
 NAMELESS = (NO_PARTNER, AUTO)
 """Names that stand for no part with options; task ``none`` has none either."""
 

@@ -19,8 +19,7 @@ from featstore.sources.base import image_suffixes
 
 __all__ = ["Join", "join"]
 
-GROUP_SAMPLES = 64
-"""Samples whose features are read together."""
+GROUP_SAMPLES = 64  # samples whose features are read together
 
 
 def join(

@@ -15,8 +15,7 @@ if TYPE_CHECKING:
     from distill.evaluation.evaluate import Viewer
     from distill.student.model import Student
 
-ALONE = "none"
-"""Value of ``--store`` that measures the student without a store."""
+ALONE = "none"  # value of ``--store`` that measures the student without a store
 
 
 def run(config: EvaluateConfig) -> dict[str, object]:

@@ -18,8 +18,7 @@ if TYPE_CHECKING:
     from distill.tasks import Task
     from distill.training.loop import Callback
 
-LARGE = 50e6
-"""Parameters of a student above which a user is warned."""
+LARGE = 50e6  # parameters of a student above which a user is warned
 
 Say = Callable[[str], None]
 

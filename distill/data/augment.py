@@ -39,11 +39,8 @@ OPERATIONS = (
 )
 """timm's names of RandAugment's operations: those of FixMatch (Sohn et al. 2020, table 12) less the identity."""
 
-GRAY = 128
-"""Paints over what cutout takes, and what a rotation or shift uncovers."""
-
-BLUR = (0.1, 2.0)
-"""Range of the blur's standard deviation in pixels (SimCLR, Chen et al. 2020)."""
+GRAY = 128  # paints over what cutout takes, and what a rotation or shift uncovers
+BLUR = (0.1, 2.0)  # range of the blur's standard deviation in pixels (SimCLR, Chen et al. 2020)
 
 
 def photometric(pixels: Picture, config: PhotometricConfig, bits: int) -> Picture:

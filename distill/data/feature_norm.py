@@ -52,10 +52,8 @@ def measure(chunks: Iterable[Tensor]) -> Statistics:
 class Columns(NamedTuple):
     """One teacher's part of a feature that several teachers share."""
 
-    width: int
-    """D_i."""
-    weight: float
-    """w_i, above zero; only its share of the sum counts."""
+    width: int  # D_i
+    weight: float  # w_i, above zero; only its share of the sum counts
 
 
 class FeatureNorm(nn.Module):

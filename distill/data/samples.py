@@ -26,8 +26,7 @@ from featstore.sources.base import NO_LABEL, Source, matches
 
 Indices = npt.NDArray[np.int64]
 
-NO_ROW = -1
-"""Row of a sample when there is no store."""
+NO_ROW = -1  # row of a sample when there is no store
 
 NO_HASH = bytes(32)
 """Content hash of a row whose store was made from arrays, without the bytes of the images."""

@@ -23,20 +23,15 @@ Indices = npt.NDArray[np.int64]
 class Request(NamedTuple):
     """One picture to be made."""
 
-    sample: int
-    """Its index in ``Samples``."""
-    column: int
-    """On the view axis of the store; -1 for the canonical view."""
-    draw: int
-    """64 random bits for photometric changes; 0 for none."""
-    labelled: bool
-    """Whether its label may be used."""
+    sample: int  # its index in ``Samples``
+    column: int  # on the view axis of the store; -1 for the canonical view
+    draw: int  # 64 random bits for photometric changes; 0 for none
+    labelled: bool  # whether its label may be used
     strong: int = 0
     """0 for the picture that a teacher's loss sees; k for the k-th strongly changed copy of it."""
 
 
-CANONICAL = -1
-"""Column number of the canonical view, whether or not the store holds it."""
+CANONICAL = -1  # column number of the canonical view, whether or not the store holds it
 
 
 def random_bits(*parts: int | str) -> int:

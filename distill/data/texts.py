@@ -14,8 +14,7 @@ from distill.data.samples import Indices, Samples
 from distill.data.schedule import Request
 from featstore.files.array_types import Array
 
-Encode = Callable[[str], Array]
-"""(L,) int32 input of a student for one text."""
+Encode = Callable[[str], Array]  # (L,) int32 input of a student for one text
 
 
 class Translations:

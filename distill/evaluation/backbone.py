@@ -20,14 +20,9 @@ from distill.student.model import Student
 from featstore.errors import ConfigError
 from featstore.sources.base import NO_LABEL
 
-SHOTS = (1, 2, 5, 10, 20)
-"""Labelled images per class of the few-shot probes."""
-
-DRAWS = 5
-"""Draws of those images; their mean and standard deviation are reported."""
-
-HELD_OUT = 0.2
-"""Share of each class that is measured where a user named no test part."""
+SHOTS = (1, 2, 5, 10, 20)  # labelled images per class of the few-shot probes
+DRAWS = 5  # draws of those images; their mean and standard deviation are reported
+HELD_OUT = 0.2  # share of each class that is measured where a user named no test part
 
 
 def labelled_split(data: Data, *, seed: int, named: bool) -> Split:

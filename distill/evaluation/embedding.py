@@ -18,14 +18,12 @@ from distill.measures.feature_similarity import linear_cka
 from featstore.errors import ConfigError
 from featstore.files.atomic import write_bytes
 
-HEAD = "embedding_head.safetensors"
-"""Beside the student of a run of task ``none``."""
+HEAD = "embedding_head.safetensors"  # beside the student of a run of task ``none``
 
 PENALTIES = (1e-4, 1e-3, 1e-2, 1e-1, 1.0)
 """Ridge penalties that are tried, as shares of the mean variance of a channel."""
 
-CHUNK = 512
-"""Rows of a similarity matrix at a time."""
+CHUNK = 512  # rows of a similarity matrix at a time
 
 
 @dataclass(frozen=True)

@@ -20,8 +20,7 @@ from featstore.files.numpy_files import read_npz
 
 NAME = "predictions.npz"
 
-LARGEST = float(np.finfo(np.float16).max)
-"""Logits are clipped to the largest finite float16."""
+LARGEST = float(np.finfo(np.float16).max)  # logits are clipped to the largest finite float16
 
 
 @dataclass(frozen=True)

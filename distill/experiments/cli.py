@@ -13,8 +13,7 @@ from featstore.errors import ConfigError, command
 if TYPE_CHECKING:
     from distill.experiments.runs_to_do import RunsToDo
 
-EXIT_FAILURES = 1
-"""Exit status when some runs failed."""
+EXIT_FAILURES = 1  # exit status when some runs failed
 
 
 def main(

@@ -23,13 +23,9 @@ from featstore.errors import FeatstoreError
 
 STOP_S = 10.0
 """Seconds in which a process may stop by itself before it is killed; checkpoints are written atomically."""
-LOOK_S = 1.0
-"""Seconds between two checks whether all workers are alive."""
-PROGRESS_S = 0.5
-"""Least seconds between two progress messages of one item."""
-
-OnProgress = Callable[[float], None]
-"""Called with the progress of an item, in units of the caller."""
+LOOK_S = 1.0  # seconds between two checks whether all workers are alive
+PROGRESS_S = 0.5  # least seconds between two progress messages of one item
+OnProgress = Callable[[float], None]  # called with the progress of an item, in units of the caller
 Work = Callable[[Any, OnProgress], Any]
 """Processes one item and returns its result; an exception is the failure of that item."""
 

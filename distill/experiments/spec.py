@@ -19,15 +19,10 @@ from featstore.cli.yaml_with_lines import Node, node_of, read_yaml
 from featstore.errors import ConfigError
 
 KEYS = ("recipe", "out", "seeds", "baseline", "variants", "grid", "tune")
-OWN = ("out", "seeds")
-"""Settings of a recipe that the experiment decides."""
-TUNE = "tune"
-"""Folder of the tuning runs; no variant can have this name."""
-TUNED = {"data.validation", "eval.part"}
-"""Settings that tuning decides."""
-
-NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]*")
-"""Names of rows are names of folders."""
+OWN = ("out", "seeds")  # settings of a recipe that the experiment decides
+TUNE = "tune"  # folder of the tuning runs; no variant can have this name
+TUNED = {"data.validation", "eval.part"}  # settings that tuning decides
+NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]*")  # names of rows are names of folders
 
 
 @dataclass(frozen=True)

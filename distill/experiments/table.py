@@ -23,8 +23,7 @@ COLUMNS = (
 )  # fmt: skip
 """Columns of results.csv, one line per row and seed."""
 
-LEVEL = 0.05
-"""Level of significance of the test over images."""
+LEVEL = 0.05  # level of significance of the test over images
 WEAK_BELOW = 6
 """With fewer pairs a sign test cannot reach 0.05; the table then states the smallest detectable difference."""
 

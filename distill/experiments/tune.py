@@ -20,8 +20,7 @@ NAME = "tuned.json"
 DIVERGED = "TrainingDiverged"
 """A setting that fails with this error ranks last; after any other failure nothing is chosen."""
 
-Result = dict[str, Any] | Failure
-"""A run's record, or why there is none."""
+Result = dict[str, Any] | Failure  # a run's record, or why there is none
 
 
 @dataclass(frozen=True)

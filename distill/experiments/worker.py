@@ -31,8 +31,7 @@ from distill.training import checkpoint, loop
 from featstore import FeatureStore
 from featstore.errors import FeatstoreError
 
-OUTPUT_NAME = "output.txt"
-"""In a run's folder: what it printed."""
+OUTPUT_NAME = "output.txt"  # in a run's folder: what it printed
 
 COLOURS = tuple(item.name for item in dataclasses.fields(PhotometricConfig))
 """Settings of the data that change pictures after they were decoded and cut."""

@@ -28,8 +28,7 @@ from featstore.text import count, markdown_table
 
 CARD = "README.md"
 LATENCY = "latency.json"
-WORST = 10
-"""Classes in the list with the lowest accuracy."""
+WORST = 10  # classes in the list with the lowest accuracy
 
 
 def write(folder: Path, manifest: dict[str, Any], run: FinishedRun, data: RunData) -> Path:

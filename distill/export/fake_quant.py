@@ -15,8 +15,7 @@ from torch.nn.utils import parametrize
 
 from distill.student.model import Student
 
-MOMENTUM = 0.05
-"""Weight of a batch in the moving range of its values."""
+MOMENTUM = 0.05  # weight of a batch in the moving range of its values
 
 ACTIVATIONS = (nn.Hardswish, nn.Hardsigmoid, nn.Sigmoid, nn.SiLU, nn.GELU, HardSwish, HardSigmoid, Swish)  # fmt: skip
 """Not ReLU: onnxruntime folds it into the range of what comes before."""

@@ -20,11 +20,8 @@ from featstore.errors import ConfigError
 from featstore.sources.base import NO_LABEL
 from featstore.sources.load import ViewRule
 
-Pixels = npt.NDArray[np.uint8]
-"""(B, 3, H, W) RGB."""
-
-BATCH = 64
-"""Pictures at a time."""
+Pixels = npt.NDArray[np.uint8]  # (B, 3, H, W) RGB
+BATCH = 64  # pictures at a time
 
 
 @dataclass(frozen=True)

@@ -27,14 +27,11 @@ from distill.export.manifest import versions
 from distill.export.runtimes import Call, Candidate, open_model
 from featstore.files.limits import cores
 
-VISIT_S = 0.05
-"""A visit calls until so much time has passed, ..."""
-FEWEST, MOST = 3, 30
-"""... but at least and at most so often."""
+VISIT_S = 0.05  # a visit calls until so much time has passed,
+FEWEST, MOST = 3, 30  # ... but at least and at most so often
 FEWEST_ROUNDS, MOST_S = 3, 180.0
 """On a busy machine several threads wait for each other, and a call can take a thousand times as long."""
-WARM_UP = 2
-"""Untimed calls after opening; ONNX Runtime plans its memory in the first."""
+WARM_UP = 2  # untimed calls after opening; ONNX Runtime plans its memory in the first
 
 
 @dataclass(frozen=True)

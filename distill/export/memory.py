@@ -14,8 +14,7 @@ from pathlib import Path
 from distill.export.runtimes import Candidate, load_runtime, open_model
 from featstore.errors import ConfigError
 
-CALLS = 3
-"""Runtimes plan their memory in the first call and keep it from the second one on."""
+CALLS = 3  # runtimes plan their memory in the first call and keep it from the second one on
 STATUS = Path("/proc/self/status")
 
 

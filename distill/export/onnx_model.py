@@ -21,8 +21,7 @@ from featstore.files.atomic import write_bytes
 NAME = "model.onnx"
 INT8 = "model.int8.onnx"
 INPUT, OUTPUT, BATCH = "image", "logits", "batch"
-BACKBONE = ("features", "embedding")
-"""Outputs of a backbone with its embedding head."""
+BACKBONE = ("features", "embedding")  # outputs of a backbone with its embedding head
 
 OPSET = 18
 """Low enough for runtimes of 2023 and later (onnxruntime 1.14); hard-swish needs 14, layer normalisation 17."""

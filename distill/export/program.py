@@ -19,8 +19,7 @@ NAME = "model.pt2"
 
 Program = torch.export.ExportedProgram
 
-MOST_IMAGES = 64
-"""Largest batch of a program whose batch is bounded."""
+MOST_IMAGES = 64  # largest batch of a program whose batch is bounded
 
 
 def trace(module: nn.Module, spec: InputSpec, *, most: int | None = None) -> Program:

@@ -29,8 +29,7 @@ Block = Literal["classifier", "first", "squeeze-excite"]
 
 GATES = ("Sigmoid", "HardSigmoid", "Clip")
 POOLS = ("ReduceMean", "GlobalAveragePool", "AveragePool")
-LONGEST_GATE = 12
-"""Most operators between the pooling and the gate of a squeeze-excite block."""
+LONGEST_GATE = 12  # most operators between the pooling and the gate of a squeeze-excite block
 
 
 @dataclass(frozen=True)

@@ -18,8 +18,7 @@ Runtime = Literal["PyTorch", "ONNX Runtime", "ExecuTorch"]
 Precision = Literal["fp32", "int8"]
 Dtype = Literal["float32", "uint8"]
 Array = npt.NDArray[Any]
-Call = Callable[[], object]
-"""One forward pass of a batch that is there already."""
+Call = Callable[[], object]  # one forward pass of a batch that is there already
 
 
 @dataclass(frozen=True)
@@ -43,8 +42,7 @@ class Candidate:
         return draw.standard_normal(shape, np.float32)
 
 
-Feed = Callable[[Array], Call]
-"""Takes a batch, gives back what runs it."""
+Feed = Callable[[Array], Call]  # takes a batch, gives back what runs it
 
 
 def load_runtime(runtime: Runtime) -> None:
@@ -127,5 +125,4 @@ def _executorch(path: Path, threads: int) -> Feed:
     return feed
 
 
-_pool = {"threads": 0}
-"""Threads of ExecuTorch's pool as they were set here; 0: as it started."""
+_pool = {"threads": 0}  # threads of ExecuTorch's pool as they were set here; 0: as it started

@@ -16,8 +16,7 @@ from featstore.files.atomic import write_bytes, write_json
 from featstore.sources.load import ViewRule
 
 WEIGHTS = "model.safetensors"
-CONFIG = "config.json"
-"""Both names are those that timm looks for."""
+CONFIG = "config.json"  # both names are those that timm looks for
 
 
 def write(

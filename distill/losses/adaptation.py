@@ -10,10 +10,8 @@ import math
 from distill.lazy import F, Tensor, torch
 from distill.losses.common import check_axes
 
-NUM_KERNELS = 5
-"""Gaussians in the kernel."""
-KERNEL_STEP = 2.0
-"""Ratio of two neighbouring bandwidths."""
+NUM_KERNELS = 5  # gaussians in the kernel
+KERNEL_STEP = 2.0  # ratio of two neighbouring bandwidths
 EPS = 1e-12
 """Smallest bandwidth, and what is added inside logarithms of frequencies that may be zero."""
 

@@ -4,8 +4,7 @@
 
 from distill.lazy import F, Tensor
 
-IGNORE = -1
-"""Target of an image whose label is unknown or must not be used."""
+IGNORE = -1  # target of an image whose label is unknown or must not be used
 
 
 def check_axes(name: str, axes: str, *tensors: Tensor) -> None:

@@ -9,8 +9,7 @@ from distill.losses.features import unit
 MASKED = -1e4
 """Logit of a pair that is no negative: small enough for every temperature, finite in half precision."""
 
-NCE_EPS = 1e-7
-"""Added to the probabilities of ``nce``."""
+NCE_EPS = 1e-7  # added to the probabilities of ``nce``
 
 
 def queue_kl(

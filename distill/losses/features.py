@@ -5,8 +5,7 @@
 from distill.lazy import F, Tensor, torch
 from distill.losses.common import check_axes
 
-TINY = 1e-6
-"""Length up to which a vector counts as zero: it has no direction."""
+TINY = 1e-6  # length up to which a vector counts as zero: it has no direction
 
 
 def feature_mse(student_BD: Tensor, target_BD: Tensor) -> Tensor:

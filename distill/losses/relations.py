@@ -16,8 +16,7 @@ from distill.losses.features import unit
 
 NEAR = 1e-3
 """Distance, as a share of the mean one, up to which two rows count as the same: rounding decides their direction."""
-PKT_EPS = 1e-7
-"""Keeps the logarithms of ``pkt`` finite."""
+PKT_EPS = 1e-7  # keeps the logarithms of ``pkt`` finite
 
 
 def rkd_distance(student_BC: Tensor, target_BD: Tensor) -> Tensor:

@@ -9,10 +9,8 @@ it grows with the share of images that are used.
 from distill.lazy import F, Tensor, torch
 from distill.losses.common import check_axes
 
-EPS = 1e-12
-"""Added inside logarithms and below quotients of probabilities that may be zero."""
-ALIGN_EPS = 1e-6
-"""Added to both distributions of an alignment."""
+EPS = 1e-12  # added inside logarithms and below quotients of probabilities that may be zero
+ALIGN_EPS = 1e-6  # added to both distributions of an alignment
 
 
 def probabilities(logits_UK: Tensor) -> Tensor:

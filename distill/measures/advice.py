@@ -4,8 +4,7 @@ from collections.abc import Sequence
 
 from distill.measures.score import Record, reference_of, score_of
 
-CLEARLY = 0.05
-"""A difference of accuracy from which on the advice is given."""
+CLEARLY = 0.05  # a difference of accuracy from which on the advice is given
 
 
 def advice(records: Sequence[Record]) -> list[str]:

@@ -73,8 +73,7 @@ CLASSIFICATION = (
 """Measures of a classifier, the score first. The name is the path in evaluation.json."""
 PROBE = "teacher's linear probe"
 
-Record = Mapping[str, Any]
-"""run.json."""
+Record = Mapping[str, Any]  # run.json
 AnyRecord = TypeVar("AnyRecord", bound=Record)
 
 

@@ -14,10 +14,8 @@ from distill.lazy import Tensor, no_grad, torch
 from distill.measures.feature_similarity import linear_cka, mean_norm, mean_variance, thin_out, top1
 from distill.methods.base import FeatureNorm, Setup
 
-WATCHED = 1024
-"""Most training rows, and most test rows, that are measured."""
-INFLATED = 2.0
-"""||P_t(f_t)|| / ||f_s|| above which the log warns that the target inflates."""
+WATCHED = 1024  # most training rows, and most test rows, that are measured
+INFLATED = 2.0  # ||P_t(f_t)|| / ||f_s|| above which the log warns that the target inflates
 COLLAPSED = 0.01
 """Share of the first variance of P_t(f_t) below which the log warns that the target collapses."""
 

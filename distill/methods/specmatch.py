@@ -34,8 +34,7 @@ class SpecMatchConfig(VectorOptions, name="specmatch", positive=("beta", "eps"))
     the run."""
 
 
-MEASURED = 65_536
-"""Most training images that the basis is computed from."""
+MEASURED = 65_536  # most training images that the basis is computed from
 
 
 class SpecMatch(VectorMethod):

@@ -105,8 +105,7 @@ class FlexMatchConfig(PredictedLabels, name="flexmatch", share=("threshold",)):
     """Threshold of the class that is learnt best, and least probability at which an image counts as learnt; 0 to 1."""
 
 
-NONE = -1
-"""Last confident prediction of an image that had none so far."""
+NONE = -1  # last confident prediction of an image that had none so far
 
 
 class FlexMatch(TrustedGuess):

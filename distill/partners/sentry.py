@@ -41,8 +41,7 @@ class SENTRYConfig(CheckedOptions, name="sentry", positive=("committee", "queue"
     """Number of latest predictions from which class frequencies are computed."""
 
 
-NONE = -1
-"""An entry of the queue that is not filled yet."""
+NONE = -1  # an entry of the queue that is not filled yet
 
 
 def balancing_weights(labels_N: Tensor, num_classes: int) -> Tensor:

@@ -15,8 +15,7 @@ from featstore.pages import style
 from featstore.pages.parts import Block, Page, Section, Table, Text, Tile
 from featstore.text import count, format_bytes, format_seconds
 
-MOST_LINES = 10
-"""Methods in a figure with a line for each; the best ones."""
+MOST_LINES = 10  # methods in a figure with a line for each; the best ones
 
 
 def build(runs: Sequence[Run], out: Path) -> tuple[Page, dict[str, list[Row]]]:

@@ -15,8 +15,7 @@ from featstore.pages import style
 from featstore.pages.parts import Plot
 from featstore.pages.style import BLUE, GREEN, GREY, ORANGE, RED, empty, label, percent_axis, spec
 
-Series = Mapping[str, tuple[Sequence[float], Sequence[float]]]
-"""Places and values by name."""
+Series = Mapping[str, tuple[Sequence[float], Sequence[float]]]  # places and values by name
 
 
 def curves(

@@ -28,14 +28,12 @@ from featstore.files.atomic import write_bytes, write_json
 from featstore.pages.feature_map import embed
 from featstore.sources.decode import decode_image
 
-Customise = Callable[[Tensor], Tensor]
-"""Stored features (N, D) to the student's target, (N, C)."""
+Customise = Callable[[Tensor], Tensor]  # stored features (N, D) to the student's target, (N, C)
 
 MOST_HARDEST = 24
 MOST_POINTS = 500
 THUMBNAIL_PX = 128
-CHUNK = 4096
-"""Rows at a time."""
+CHUNK = 4096  # rows at a time
 MOST_SHARDS = 10_000
 """Shards of a store whose ledger is read for the teacher's time; each is one small file."""
 

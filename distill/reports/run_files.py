@@ -23,8 +23,7 @@ REPORT = "report"
 HARDEST, FEATURE_MAP, EXTRACTION = "hardest.csv", "feature_map.csv", "extraction.json"
 """Files there that are written at the end of the run; all others are written with every page."""
 
-BASELINE = "labels"
-"""Method that others are compared with: cross entropy on the labels alone."""
+BASELINE = "labels"  # method that others are compared with: cross entropy on the labels alone
 
 IMAGES = ("labelled", "unlabelled", "test", "labels_per_class", "label_seed", "validation")
 """Data settings that decide which images and labels a run gets."""

@@ -20,8 +20,7 @@ from featstore.files.array_types import Array
 
 NAME = "hashed_text"
 
-NOTHING = 0
-"""Row of the table for places behind the end of a text."""
+NOTHING = 0  # row of the table for places behind the end of a text
 
 
 def ngrams(text: str, most: int) -> list[str]:

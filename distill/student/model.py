@@ -26,21 +26,18 @@ from featstore.errors import ConfigError
 SPLIT_TOLERANCE = 1e-4
 """Largest difference between head(feature) and the plain model, relative to the largest logit (float32)."""
 
-STAGES = 4
-"""Most maps among ``StudentOutput.stages``: the stages of the usual hierarchical network."""
+STAGES = 4  # most maps among ``StudentOutput.stages``: the stages of the usual hierarchical network
 
 
 class StudentOutput(NamedTuple):
     """What one forward pass gives; rows are images."""
 
-    features: Tensor
-    """(B, C), f_s: what the head is given; without the head's dropout."""
+    features: Tensor  # (B, C), f_s: what the head is given; without the head's dropout
     logits: Tensor
     """(B, K); K is 0 for a backbone without a classifier. With a task's own head: its output, (B, ...)."""
     map: Tensor
     """(B, M, h, w), the last feature map; of token models, the patch tokens on their grid."""
-    stages: tuple[Tensor, ...]
-    """(B, M_i, h_i, w_i) each, from the input on; empty unless asked for."""
+    stages: tuple[Tensor, ...]  # (B, M_i, h_i, w_i) each, from the input on; empty unless asked for
 
 
 class Student(nn.Module):

@@ -25,10 +25,8 @@ IMAGENET: dict[str, Any] = {
 class Seen(NamedTuple):
     """What one pass through a module gives."""
 
-    vector: Tensor
-    """(B, C)."""
-    map: Tensor
-    """(B, M, h, w)."""
+    vector: Tensor  # (B, C)
+    map: Tensor  # (B, M, h, w)
 
 
 class TappedModel(nn.Module):

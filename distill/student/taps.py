@@ -21,11 +21,8 @@ from featstore.errors import ConfigError
 OUTPUT = "output"
 """Value of ``--student.features`` and ``--student.map`` that means the module's own output."""
 
-PREFIX_TOKENS = 5
-"""Most tokens in front of the patches of a grid: a class token and four registers."""
-
-LISTED = 12
-"""Most submodules that a message lists, from the last."""
+PREFIX_TOKENS = 5  # most tokens in front of the patches of a grid: a class token and four registers
+LISTED = 12  # most submodules that a message lists, from the last
 
 
 class Tap(NamedTuple):

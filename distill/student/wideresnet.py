@@ -13,11 +13,8 @@ from timm.layers import SelectAdaptivePool2d
 from timm.models import build_model_with_cfg, generate_default_cfgs, register_model
 from torch import Tensor, nn
 
-SLOPE = 0.1
-"""Slope of the leaky ReLU below zero."""
-
-EPSILON = 1e-3
-"""Epsilon of batch normalisation."""
+SLOPE = 0.1  # slope of the leaky ReLU below zero
+EPSILON = 1e-3  # epsilon of batch normalisation
 
 SETTINGS: dict[str, Any] = {
     "input_size": (3, 32, 32),

@@ -22,8 +22,7 @@ from distill.training.saved_student import load_exported
 from featstore.errors import ConfigError
 from featstore.sources.load import ViewRule
 
-FARTHEST = 1e-2
-"""Largest difference of a logit between PyTorch and ONNX that rounding may make."""
+FARTHEST = 1e-2  # largest difference of a logit between PyTorch and ONNX that rounding may make
 
 Say = Callable[[str], None]
 

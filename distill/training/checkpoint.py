@@ -13,8 +13,7 @@ from distill.training.run_folder import CHECKPOINT_NAME, Contract, check_same_ru
 from featstore.errors import ConfigError
 from featstore.files.atomic import write_bytes
 
-FORMAT = 1
-"""Version of the layout below; an unknown one is refused."""
+FORMAT = 1  # version of the layout below; an unknown one is refused
 
 HEAD = b"featstore-distill checkpoint, SHA-256 of what follows: "
 """First bytes of the file, then 64 hexadecimal digits and a line feed, then what ``torch.save`` wrote. Files of older

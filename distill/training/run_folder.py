@@ -45,8 +45,7 @@ LISTS = "data_lists"
 TEACHER_MODULES = ("featstore.extraction.teachers", "featstore.extraction.shards", "open_clip")
 """What must not be imported in phase two; the run record holds whether it was."""
 
-CHECKPOINT_NAME = "checkpoint.pt"
-"""In the folder of a run that has begun."""
+CHECKPOINT_NAME = "checkpoint.pt"  # in the folder of a run that has begun
 
 Contract = dict[str, Any]
 

@@ -14,8 +14,7 @@ from featstore.files.atomic import write_bytes
 from featstore.format.checksummed_json import seal, unseal
 
 RECORD = "run.json"
-FILES = "files"
-"""Key of the checksums: SHA-256 by the name of a file in the run's folder."""
+FILES = "files"  # key of the checksums: SHA-256 by the name of a file in the run's folder
 
 KEYS: dict[str, type | tuple[type, ...]] = {
     "method": str,

@@ -3,8 +3,7 @@
 import html
 import re
 
-LONGEST = 200
-"""Characters of one text from outside; longer texts lose their middle."""
+LONGEST = 200  # characters of one text from outside; longer texts lose their middle
 
 
 def plain(text: str, most: int = LONGEST) -> str:

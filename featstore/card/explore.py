@@ -20,14 +20,10 @@ from featstore.reading.store import FeatureStore
 
 Floats = npt.NDArray[np.float32]
 
-NEIGHBOURS = 12
-"""K."""
-LONGEST_ID = 300
-"""Characters of an id or class name on the page."""
-BLOCK_ROWS = 1024
-"""Rows of cosines in memory at a time."""
-MOST_BYTES = 512 * 2**20
-"""Features in memory; of wide fields, fewer samples are mapped."""
+NEIGHBOURS = 12  # K
+LONGEST_ID = 300  # characters of an id or class name on the page
+BLOCK_ROWS = 1024  # rows of cosines in memory at a time
+MOST_BYTES = 512 * 2**20  # features in memory; of wide fields, fewer samples are mapped
 
 
 @dataclass(frozen=True)

@@ -31,13 +31,10 @@ from featstore.pages.style import (
 
 Floats = npt.NDArray[Any]
 
-MOST_FIELDS = 6
-"""Fields with a line of their own in a figure."""
-MOST_BARS = 30
-"""Classes with a named bar; of more, the sizes are drawn in descending order."""
+MOST_FIELDS = 6  # fields with a line of their own in a figure
+MOST_BARS = 30  # classes with a named bar; of more, the sizes are drawn in descending order
 BINS = 60
-MOST_POINTS = 300
-"""Points of a line."""
+MOST_POINTS = 300  # points of a line
 SMALLEST = 1e-3
 """Singular values below this share of the largest are outside the axis: centring alone leaves one near zero."""
 

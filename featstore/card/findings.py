@@ -21,12 +21,9 @@ from featstore.reading.store import FeatureStore
 MOST_PRODUCTS = 4 * 10**11
 """Multiplications for a comparison of all images (20,000 rows of 1,000 numbers, about ten seconds). Of a larger store,
 only the images of the map are compared."""
-MOST_MEASURED = 24
-"""Fields with statistics."""
-MOST_HASHED = 2_000_000
-"""Rows of a store up to which all hashes are compared."""
-MOST_LISTED = 20
-"""Duplicates whose ids are kept."""
+MOST_MEASURED = 24  # fields with statistics
+MOST_HASHED = 2_000_000  # rows of a store up to which all hashes are compared
+MOST_LISTED = 20  # duplicates whose ids are kept
 
 Steps = Callable[[str], None]
 

@@ -17,10 +17,8 @@ from featstore.format.pictures import PICTURES
 from featstore.reading.store import FeatureStore
 from featstore.text import count, format_bytes, markdown_table
 
-MOST_SKIPS = 20
-"""Skipped images in the list."""
-MOST_VIEWS = 12
-"""Views in the list."""
+MOST_SKIPS = 20  # skipped images in the list
+MOST_VIEWS = 12  # views in the list
 
 
 def write_card(store: FeatureStore, statement: Statement, notes: str = "") -> str:

@@ -22,8 +22,7 @@ from featstore.text import count, format_bytes, format_rate, format_seconds
 
 MORE = Path(__file__).parent / "templates"
 
-MOST_LISTED = 20
-"""Rows of the table of skipped images."""
+MOST_LISTED = 20  # rows of the table of skipped images
 MOST_ABOVE = 0.25
 """Share of images with a near duplicate above which the threshold is not evidence of copies."""
 

@@ -16,8 +16,7 @@ from featstore.sources.decode import decode_image
 
 SIDE_PX = 72
 QUALITY = 70
-MOST_BYTES = 64 * 2**20
-"""A larger file gets no thumbnail."""
+MOST_BYTES = 64 * 2**20  # a larger file gets no thumbnail
 
 FOLDER_KINDS = ("folder", "arrays", "npy", "parquet", "clip-retrieval")
 """Kinds of sources whose sample ids are paths below the folder of the images."""

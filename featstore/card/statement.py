@@ -14,10 +14,8 @@ from featstore.errors import ConfigError, first_line
 from featstore.files.untrusted import read_plain
 from featstore.format.manifest import Manifest
 
-KEY = "featstore"
-"""Key of the front matter with our data; a file without it is never overwritten."""
-MOST_BYTES = 4 * 2**20
-"""Longest card that is read."""
+KEY = "featstore"  # key of the front matter with our data; a file without it is never overwritten
+MOST_BYTES = 4 * 2**20  # longest card that is read
 NOTES_BEGIN = (
     "<!-- notes: what stands between these two lines is kept when the card is written again -->"
 )

@@ -17,10 +17,8 @@ Floats = npt.NDArray[np.float64]
 
 MOST_BYTES = 512 * 2**20
 """Most bytes read of one field. Rows are read with all their views, because checksums cover whole rows."""
-MOST_VECTORS = 16_384
-"""Most vectors of the statistics."""
-SPARE = 4
-"""Factor of additional rows read of a grid, whose vectors of one row are similar."""
+MOST_VECTORS = 16_384  # most vectors of the statistics
+SPARE = 4  # factor of additional rows read of a grid, whose vectors of one row are similar
 MOST_SIDE = 2048
 """Longest side of the matrix whose eigenvalues are computed; of wider fields, fewer vectors are used."""
 DEAD = 1e-6

@@ -17,17 +17,11 @@ from featstore.planning.costs import stored_bytes
 from featstore.reading.store import FeatureStore
 from featstore.reading.stored_rows import RowReader
 
-MOST_SHARDS = 1000
-"""Shards whose ledger entry and labels are read."""
-SAMPLED_SHARDS = 256
-"""Shards of the sampled rows."""
-SAMPLED_IDS = 2_000_000
-"""Ids read for the sampled rows; the ids of a shard are one compressed text."""
-MOST_INVALID = 10_000
-"""Skipped rows kept with their reasons."""
-
-OTHERS = "ids, hashes, labels"
-"""Name of the bytes that belong to no field."""
+MOST_SHARDS = 1000  # shards whose ledger entry and labels are read
+SAMPLED_SHARDS = 256  # shards of the sampled rows
+SAMPLED_IDS = 2_000_000  # ids read for the sampled rows; the ids of a shard are one compressed text
+MOST_INVALID = 10_000  # skipped rows kept with their reasons
+OTHERS = "ids, hashes, labels"  # name of the bytes that belong to no field
 
 
 @dataclass(frozen=True)

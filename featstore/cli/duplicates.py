@@ -32,19 +32,15 @@ from featstore.files.array_types import Rows
 from featstore.reading.store import FeatureStore
 from featstore.text import format_seconds
 
-SHOWN = 20
-"""Pairs and groups that are printed."""
+SHOWN = 20  # pairs and groups that are printed
 
 LADDER = (0.8, 0.9, 0.95, 0.97, 0.98, 0.99, 0.995, 0.999)
 """Cosines at which neighbours are counted, to help choose a threshold."""
 
 QUANTILES = (0.5, 0.9, 0.99, 1.0)
 
-MANY = 0.2
-"""Share of images with a near duplicate above which the field is probably unsuitable."""
-
-LONG_S = 10.0
-"""Longer comparisons are announced, in seconds."""
+MANY = 0.2  # share of images with a near duplicate above which the field is probably unsuitable
+LONG_S = 10.0  # longer comparisons are announced, in seconds
 
 DEFAULT_PARTS = {"labelled": ("train/*",), TEST: ("test/*",)}
 """Default parts of distill; used if both match something."""

@@ -16,12 +16,10 @@ Config = TypeVar("Config")
 Extend = Callable[[list[str]], Kinds]
 """Imports plugins and returns the kinds that they and the package add; see ``Schema``."""
 
-EXIT_ERROR = 2
-"""Exit status for an error that the user can correct."""
+EXIT_ERROR = 2  # exit status for an error that the user can correct
 EXIT_TOO_MANY_INVALID = 3
 """Exit status when the work was done but more images were skipped than allowed."""
-EXIT_INTERRUPTED = 130
-"""Exit status after Ctrl-C, as shells have it."""
+EXIT_INTERRUPTED = 130  # exit status after Ctrl-C, as shells have it
 
 INSTALL = "Training and teachers need more packages: pip install 'featstore-distill[distill]'"
 EXTRA_PACKAGES = ("torch", "torchvision", "timm", "open_clip", "accelerate", "torchmetrics")

@@ -17,12 +17,10 @@ from featstore.errors import ConfigError
 
 Config = TypeVar("Config")
 
-Settings = dict[str, Node]
-"""Values by dotted name, e.g. "train.lr"."""
+Settings = dict[str, Node]  # values by dotted name, e.g. "train.lr"
 Kinds = Mapping[str, Any]
 """Types by name of a setting: of further sections, or narrower ones of known settings."""
-OPTIONS = "options"
-"""Field that takes the sections of ``Kinds``, by name; no setting by itself."""
+OPTIONS = "options"  # field that takes the sections of ``Kinds``, by name; no setting by itself
 
 
 class Schema(Generic[Config]):

@@ -12,10 +12,8 @@ import yaml
 
 from featstore.errors import ConfigError
 
-MOST_VALUES = 100_000
-"""Most values of one file, with every alias counted as what it stands for."""
-MOST_LEVELS = 50
-"""Deepest nesting."""
+MOST_VALUES = 100_000  # most values of one file, with every alias counted as what it stands for
+MOST_LEVELS = 50  # deepest nesting
 PLAIN = ("null", "bool", "int", "float")
 """YAML types that become Python values; everything else is kept as text, e.g. a date."""
 

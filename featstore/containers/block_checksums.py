@@ -23,8 +23,7 @@ from featstore.format.ledger import ObjectRecord
 
 ADVICE = f"Run {command('extract')} --repair with the settings this store was made with; it makes that shard again."
 
-PIECE_BYTES = 8 * 2**20
-"""Bytes that are in memory at a time."""
+PIECE_BYTES = 8 * 2**20  # bytes that are in memory at a time
 
 Describe = Callable[[int, int], str]
 """What the bytes from .. to of a file hold, in words: shard, rows and column."""

@@ -30,8 +30,7 @@ from featstore.files.tar_headers import (
 )
 from featstore.format.fields import Column
 
-_NPY_BYTES = 4096
-"""The longest npy header that is read."""
+_NPY_BYTES = 4096  # the longest npy header that is read
 
 _FIRST = np.zeros(1, dtype=np.int64)
 
@@ -39,14 +38,10 @@ _FIRST = np.zeros(1, dtype=np.int64)
 class Position(NamedTuple):
     """Where the member of a column lies, from the begin of its sample on."""
 
-    header: int
-    """First byte of its headers."""
-    npy: int
-    """First byte of the npy file."""
-    data: int
-    """First byte of its numbers."""
-    end: int
-    """One after their last byte."""
+    header: int  # first byte of its headers
+    npy: int  # first byte of the npy file
+    data: int  # first byte of its numbers
+    end: int  # one after their last byte
 
 
 class TarShard:

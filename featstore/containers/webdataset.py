@@ -29,8 +29,7 @@ from featstore.format.fields import Column, check_columns
 from featstore.format.ledger import ObjectRecord, entry_path, read_entry
 from featstore.format.manifest import Manifest
 
-CHECK_BYTES = 256 * 1024
-"""Bytes of a tar that share a checksum."""
+CHECK_BYTES = 256 * 1024  # bytes of a tar that share a checksum
 
 _RANGES = (2**44, 2**42, 2**40, 2**38, 2**36, 2**34, 2**32)
 """Addresses to reserve, the first that the machine grants; they take no memory."""

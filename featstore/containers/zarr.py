@@ -40,11 +40,8 @@ CHUNK_BYTES = 256 * 1024
 """Inner chunks are at most this large (or one row): what a stock reader fetches to get at a row, and what shares a
 checksum."""
 
-CACHE_BYTES = 128 * 2**20
-"""Decoded chunks of one compressed column that are kept."""
-
-PARALLEL_CHUNKS = 8
-"""From so many chunks on, they are decoded on all processors."""
+CACHE_BYTES = 128 * 2**20  # decoded chunks of one compressed column that are kept
+PARALLEL_CHUNKS = 8  # from so many chunks on, they are decoded on all processors
 
 ZSTD_LEVEL = 3
 BLOSC_LEVEL = 5

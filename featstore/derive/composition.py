@@ -27,11 +27,8 @@ from featstore.reading.stored_rows import RowReader
 from featstore.writing.commit import Shard, text_column
 from featstore.writing.fill import Progress, check_apart, make_store, no_progress
 
-NO_ROW = -1
-"""No store of an axis has a row for a row of the new store."""
-
-STEP_ROWS = 65_536
-"""Rows that are read at a time where all rows of a store are needed."""
+NO_ROW = -1  # no store of an axis has a row for a row of the new store
+STEP_ROWS = 65_536  # rows that are read at a time where all rows of a store are needed
 
 
 @dataclass(frozen=True, eq=False)

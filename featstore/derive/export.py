@@ -42,14 +42,12 @@ PACKAGES: dict[Format, tuple[str, ...]] = {
 DESCRIPTION_NAME = "export.json"
 PROGRESS_NAME = "progress.json"
 
-BATCH_BYTES = 2**26
-"""Bytes of a batch, about."""
+BATCH_BYTES = 2**26  # bytes of a batch, about
 
 SAMPLE_ROWS = 20
 """Rows of each of three shards that the size of texts and ragged items is measured on."""
 
-STATE_S = 5.0
-"""Seconds between two saved states to resume from."""
+STATE_S = 5.0  # seconds between two saved states to resume from
 
 
 @dataclass(frozen=True)

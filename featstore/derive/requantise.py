@@ -34,8 +34,7 @@ StoredType = Literal["int8", "bfloat16", "float16", "float32"]
 PRECISIONS: tuple[StoredType, ...] = ("int8", "bfloat16", "float16", "float32")
 """From the fewest digits to the most."""
 
-MOST_NUMBERS = 2**24
-"""Numbers of a sample; wide fields get fewer rows."""
+MOST_NUMBERS = 2**24  # numbers of a sample; wide fields get fewer rows
 
 
 @dataclass(frozen=True)

@@ -22,8 +22,7 @@ from featstore.version import __version__
 from featstore.writing.commit import open_or_create
 from featstore.writing.fill import Progress, check_apart, make_store, no_progress
 
-BLOCK_ROWS = 4096
-"""Rows that are read at a time."""
+BLOCK_ROWS = 4096  # rows that are read at a time
 
 
 def add_text_table(

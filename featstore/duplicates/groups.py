@@ -16,8 +16,7 @@ from featstore.files.array_types import Rows
 from featstore.reading.store import FeatureStore
 from featstore.sources.base import matches
 
-TEST = "test"
-"""Name of the part whose images must not be in other parts."""
+TEST = "test"  # name of the part whose images must not be in other parts
 
 
 @dataclass(frozen=True)

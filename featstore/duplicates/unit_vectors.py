@@ -18,17 +18,10 @@ from featstore.reading.store import FeatureStore
 
 Floats = npt.NDArray[np.float32]
 
-BLOCK_ROWS = 4096
-"""Rows of a block; a product of two blocks is 64 MB."""
-
-BLOCK_BYTES = 2**26
-"""Most bytes of a block of features; wide fields get fewer rows."""
-
-CENTRE_ROWS = 4096
-"""Rows, evenly spread, that the mean feature is measured on."""
-
-ROUNDING = 1e-6
-"""Cosine of equal features may be lower than 1 by this much."""
+BLOCK_ROWS = 4096  # rows of a block; a product of two blocks is 64 MB
+BLOCK_BYTES = 2**26  # most bytes of a block of features; wide fields get fewer rows
+CENTRE_ROWS = 4096  # rows, evenly spread, that the mean feature is measured on
+ROUNDING = 1e-6  # cosine of equal features may be lower than 1 by this much
 
 
 class UnitVectors:

@@ -17,8 +17,7 @@ from featstore.planning.costs import Plan, Rates, make_plan
 from featstore.reading.store import FeatureStore
 from featstore.sources import Source
 
-TEACHER_S = 2.0
-"""Time for which the teacher is measured, seconds."""
+TEACHER_S = 2.0  # time for which the teacher is measured, seconds
 
 
 def plan_run(

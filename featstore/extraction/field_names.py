@@ -9,8 +9,7 @@ from featstore.format.ids import check_name
 GRID = re.compile(r"grid([1-9][0-9]{0,2})")
 TOP_K = re.compile(r"logits_top([1-9][0-9]{0,4})")
 BLOCK = re.compile(r"block(0|[1-9][0-9]{0,2})")
-PROJECTIONS = ("q", "k", "v")
-"""Queries, keys and values of the last block."""
+PROJECTIONS = ("q", "k", "v")  # queries, keys and values of the last block
 
 _OF_TOKENS = r"(?:cls|mean|tokens|registers|grid[1-9][0-9]{0,2})"
 FIELD = re.compile(
@@ -23,8 +22,7 @@ KNOWN = (
     "blockN.mean, blockN.tokens, blockN.gridK (block8.grid7), q, k, v"
 )
 
-OWN_NAMES = ("onnx", "python")
-"""Libraries whose models may name their outputs as they like."""
+OWN_NAMES = ("onnx", "python")  # libraries whose models may name their outputs as they like
 
 
 def check_fields(names: Sequence[str], *, library: str) -> None:

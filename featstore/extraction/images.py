@@ -22,8 +22,7 @@ from featstore.format.views import ViewSet
 from featstore.sources import Source
 from featstore.sources.load import ViewRule, decode, read_image, reason_unreadable
 
-MOST_COUNTED = 1000
-"""Texts whose tokens are counted before a run."""
+MOST_COUNTED = 1000  # texts whose tokens are counted before a run
 
 
 @dataclass

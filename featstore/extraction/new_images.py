@@ -45,8 +45,7 @@ from featstore.reading.store import FeatureStore
 from featstore.sources import Source, SourcePart
 from featstore.sources.load import read_image, reason_unreadable
 
-STEP_ROWS = 4096
-"""Images that are compared in one step."""
+STEP_ROWS = 4096  # images that are compared in one step
 
 
 @dataclass(frozen=True)

@@ -10,8 +10,7 @@ from featstore.format.ledger import committed_shards
 from featstore.format.manifest import Manifest
 from featstore.writing.leases import Claims
 
-PARTS = ("load", "teacher", "write")
-"""Parts of the work that are timed."""
+PARTS = ("load", "teacher", "write")  # parts of the work that are timed
 
 
 class ProgressBar:

@@ -53,14 +53,9 @@ ROUNDING = {"float32": 2.0**-24, "float16": 2.0**-11, "bfloat16": 2.0**-9}
 INT8_SPREAD = 3.0
 """An int8 field's manifest states the mean error; a single row may have this many times as much."""
 
-INT8_MOST = 0.2
-"""Largest error that eight bits cause; a larger one in a manifest is not believed."""
-
-BATCH_BYTES = 64 * 2**20
-"""Most bytes of decoded views in memory at a time."""
-
-MOST_SIDE = 4096
-"""Longest side of a teacher's input, pixels."""
+INT8_MOST = 0.2  # largest error that eight bits cause; a larger one in a manifest is not believed
+BATCH_BYTES = 64 * 2**20  # most bytes of decoded views in memory at a time
+MOST_SIDE = 4096  # longest side of a teacher's input, pixels
 
 _LOADING = re.compile(
     r"pretrain|checkpoint|cache|path|file|dir|url|hub|device|jit|load|trust|code|revision",

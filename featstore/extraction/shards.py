@@ -58,8 +58,7 @@ from featstore.writing.commit import (
 from featstore.writing.fill import fill
 from featstore.writing.leases import Claims
 
-TEACHER = "teacher"
-"""Name of the run's teacher in the manifest."""
+TEACHER = "teacher"  # name of the run's teacher in the manifest
 
 
 class Pending:

@@ -18,8 +18,7 @@ from featstore.format.ids import read_ids
 from featstore.format.text_table import TextTable
 from featstore.reading.store import FeatureStore
 
-FIELD = "projected"
-"""Field of the image side in whose space the texts of a two-tower model lie."""
+FIELD = "projected"  # field of the image side in whose space the texts of a two-tower model lie
 
 Encode = Callable[[Sequence[str]], tuple[Array, str]]
 """(n, D) embeddings of n texts, and the hash of the weights of the image side."""

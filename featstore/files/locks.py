@@ -17,8 +17,7 @@ from featstore.errors import StoreBusy, StoreWriteError, shorten
 LOCK_NAME = ".lock"
 """Held shared by writers of a store, and exclusively to change what is committed."""
 
-PUBLISH_NAME = ".publish"
-"""Held alone for the few renames that make a shard exist."""
+PUBLISH_NAME = ".publish"  # held alone for the few renames that make a shard exist
 
 JOIN_TIMEOUT_S = 30.0
 """How long a writer waits for an exclusive lock; to clear leftovers takes milliseconds."""

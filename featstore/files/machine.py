@@ -14,8 +14,7 @@ from featstore.files.array_types import Array
 from featstore.files.limits import free_memory
 from featstore.text import format_bytes
 
-LARGE_BYTES = 256 * 2**20
-"""Less is asked for without a look at what is free."""
+LARGE_BYTES = 256 * 2**20  # less is asked for without a look at what is free
 
 
 def empty(shape: tuple[int, ...], dtype: npt.DTypeLike, *, where: object) -> Array:

@@ -14,14 +14,9 @@ import numpy as np
 from featstore.files.array_types import Array, Bytes
 
 BLOCK_BYTES = 512
-END = bytes(2 * BLOCK_BYTES)
-"""Two blocks of zeros end an archive."""
-
-MOST_MEMBER_BYTES = 8 * 2**30
-"""Sizes have eleven octal digits."""
-
-_MOST_NAME_BYTES = 2**20
-"""Longer names are not read: memory would be the sender's choice."""
+END = bytes(2 * BLOCK_BYTES)  # two blocks of zeros end an archive
+MOST_MEMBER_BYTES = 8 * 2**30  # sizes have eleven octal digits
+_MOST_NAME_BYTES = 2**20  # longer names are not read: memory would be the sender's choice
 
 _MOST_NPY_HEADER = 4096
 
@@ -43,18 +38,12 @@ class Member(NamedTuple):
     """One entry of an archive."""
 
     name: str
-    regular: bool
-    """Whether it is a file; else a folder, a link or anything that is none."""
-    start: int
-    """First byte of its headers."""
-    data: int
-    """First byte of its data."""
-    size: int
-    """Bytes of its data."""
-    end: int
-    """First byte of what follows."""
-    link: str = ""
-    """Of a hard link, the name of the earlier member whose data it shares."""
+    regular: bool  # whether it is a file; else a folder, a link or anything that is none
+    start: int  # first byte of its headers
+    data: int  # first byte of its data
+    size: int  # bytes of its data
+    end: int  # first byte of what follows
+    link: str = ""  # of a hard link, the name of the earlier member whose data it shares
 
 
 class NpyHeader(NamedTuple):
@@ -62,8 +51,7 @@ class NpyHeader(NamedTuple):
 
     dtype: np.dtype[Any]
     shape: tuple[int, ...]
-    size: int
-    """Bytes of the header: data begin there."""
+    size: int  # bytes of the header: data begin there
 
 
 Read = Callable[[int, int], bytes]

@@ -54,17 +54,14 @@ class Column:
 class TopK(NamedTuple):
     """Rows of a top-k field: the numbers that were kept, and which classes they are of."""
 
-    values: Array
-    """(B, V, ..., K) in the field's dtype."""
-    indices: Array
-    """(B, V, ..., K) uint16 or int32."""
+    values: Array  # (B, V, ..., K) in the field's dtype
+    indices: Array  # (B, V, ..., K) uint16 or int32
 
 
 class Ragged(NamedTuple):
     """Rows of a ragged field: items one after another, row by row, view by view."""
 
-    values: Array
-    """(T, *shape): all items."""
+    values: Array  # (T, *shape): all items
     offsets: Rows
     """(B * V + 1,): items of view v of row b are ``values[offsets[b * V + v] : offsets[b * V + v + 1]]``."""
 
@@ -72,12 +69,10 @@ class Ragged(NamedTuple):
 class Codes(NamedTuple):
     """Rows of an int8 field as they are stored; ``featstore.format.int8.dequantise`` makes numbers of them."""
 
-    codes: npt.NDArray[np.int8]
-    """(B, V, *shape)."""
+    codes: npt.NDArray[np.int8]  # (B, V, *shape)
     scale: npt.NDArray[np.float32] | None
     """(B, V, *shape without its last axis), or None: one scale per row."""
-    channels: Channels | None
-    """Scale and offset of each channel, or None."""
+    channels: Channels | None  # scale and offset of each channel, or None
 
 
 def numpy_dtype(name: str) -> np.dtype[Any] | None:

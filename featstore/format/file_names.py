@@ -9,5 +9,4 @@ CARD_PAGE_NAME = "card.html"
 SIGNATURE_NAME = "model.sig"
 
 
-EXTRAS = (CARD_NAME, CARD_PAGE_NAME, SIGNATURE_NAME)
-"""Optional files of a store."""
+EXTRAS = (CARD_NAME, CARD_PAGE_NAME, SIGNATURE_NAME)  # optional files of a store

@@ -11,8 +11,7 @@ from featstore.files.atomic import write_bytes
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}")
 
-_TAKEN = ("zarr.json",)
-"""Names that a container uses for its own files."""
+_TAKEN = ("zarr.json",)  # names that a container uses for its own files
 
 
 def check_name(name: str) -> str:

@@ -20,8 +20,7 @@ Scheme = Literal["row", "channel", "channel_row"]
 TILE = 16
 """Rows that are multiplied by their channels' scales in one loop; twice as fast as row by row at 1,024 channels."""
 
-LARGEST = 127
-"""Codes are -127 to 127: symmetric, so zero is exact."""
+LARGEST = 127  # codes are -127 to 127: symmetric, so zero is exact
 
 
 @dataclass(frozen=True)

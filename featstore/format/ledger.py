@@ -23,11 +23,8 @@ from featstore.format.manifest import MANIFEST_NAME, SHA256
 LEDGER_FOLDER = "ledger"
 COMPLETE_NAME = "complete.json"
 
-ENTRY = re.compile(r"[0-9]{8,18}\.json")
-"""Names of entries."""
-
-MOST_NUMBER = 2**62
-"""Rows and sizes are numbers of 64 bits."""
+ENTRY = re.compile(r"[0-9]{8,18}\.json")  # names of entries
+MOST_NUMBER = 2**62  # rows and sizes are numbers of 64 bits
 
 
 class _Record(BaseModel):

@@ -60,8 +60,7 @@ MOST_AXES = 16
 MOST_PARTS = 1000
 """Limits of a manifest, each far above real stores: tables of rows and shards are allocated from these numbers before a
 shard is read. ``MOST_PARTS`` holds for fields, for teachers and for artefacts."""
-MOST_DEPTH = 16
-"""Of lists and objects inside each other in a teacher's ``model_args``."""
+MOST_DEPTH = 16  # of lists and objects inside each other in a teacher's ``model_args``
 
 
 class Record(BaseModel):

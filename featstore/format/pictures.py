@@ -14,18 +14,12 @@ from featstore.format.manifest import FieldRecord, RaggedEncoding
 if TYPE_CHECKING:
     from PIL import Image
 
-PICTURES = "pictures"
-"""Name of the field."""
-
-LONGEST = 8
-"""Longest side of a copy, as a multiple of the shorter side that was asked for."""
-
-HEADER_BYTES = 1024
-"""Room for the header of a file."""
+PICTURES = "pictures"  # name of the field
+LONGEST = 8  # longest side of a copy, as a multiple of the shorter side that was asked for
+HEADER_BYTES = 1024  # room for the header of a file
 
 _FULL_SIZE = re.compile(rb"full-size ([0-9]{1,9})x([0-9]{1,9})[^0-9]")
-_SEARCHED = 256
-"""Bytes at the start of a file that hold the comment."""
+_SEARCHED = 256  # bytes at the start of a file that hold the comment
 
 
 @dataclass(frozen=True)

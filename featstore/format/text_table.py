@@ -14,11 +14,8 @@ from featstore.files.array_types import Array
 from featstore.format.artefacts import pack, pack_texts, unpack_texts
 from featstore.format.manifest import Manifest
 
-PREFIX = "texts."
-"""First part of the name of every artefact that is a text table."""
-
-EMBEDDING = "embedding"
-"""Name of the tensor beside the texts."""
+PREFIX = "texts."  # first part of the name of every artefact that is a text table
+EMBEDDING = "embedding"  # name of the tensor beside the texts
 
 
 @dataclass(frozen=True, eq=False)

@@ -28,8 +28,7 @@ CropMode = Literal["center", "squash"]
 Interpolation = Literal["bicubic", "bilinear", "lanczos", "nearest"]
 
 
-MOST_VIEWS = 10_000
-"""Most views of one store; the largest published ones have 500."""
+MOST_VIEWS = 10_000  # most views of one store; the largest published ones have 500
 
 
 class View(BaseModel):

@@ -55,8 +55,7 @@ from featstore.version import __version__
 from featstore.writing.commit import Shard, ShardWriter, finish, open_or_create, remove_leftovers
 
 SHARD_ROWS = 4096
-SHARD_MB = 64
-"""Rows of a shard, and megabytes of its widest column, at most."""
+SHARD_MB = 64  # rows of a shard, and megabytes of its widest column, at most
 
 
 def create(

@@ -16,14 +16,9 @@ from featstore.format.manifest import (
     TeacherRecord,
 )
 
-TEACHER = "teacher"
-"""Name of the teacher in the manifest, as in stores that were extracted."""
-
-NO_WEIGHTS = "0" * 64
-"""Hash of weights that are not known."""
-
-DECODE_RULE = "unknown"
-"""Decoding rule of images that were decoded by another program."""
+TEACHER = "teacher"  # name of the teacher in the manifest, as in stores that were extracted
+NO_WEIGHTS = "0" * 64  # hash of weights that are not known
+DECODE_RULE = "unknown"  # decoding rule of images that were decoded by another program
 
 Field = FieldRecord | tuple[int | tuple[int, ...], str]
 """A field: its record, or its shape (of one row) and dtype."""

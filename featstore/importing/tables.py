@@ -24,8 +24,7 @@ Kind = Literal["npy", "parquet", "hf", "clip-retrieval"]
 ID_COLUMNS = ("sample_id", "id", "key", "image_path", "file_name", "filename", "path", "url")
 """Columns that are taken as sample ids if none is named, the first one that exists."""
 
-LABEL_COLUMN = "label"
-"""Column of labels that is taken if none is named."""
+LABEL_COLUMN = "label"  # column of labels that is taken if none is named
 
 INSTALL = 'pip install "featstore-distill[hf]"'
 

@@ -19,8 +19,7 @@ from featstore.format.ledger import LEDGER_FOLDER, committed_shards, read_comple
 from featstore.format.manifest import MANIFEST_NAME, Manifest, read_manifest
 from featstore.writing.leases import LEASE_FOLDER
 
-DELETED_PREFIX = ".deleted-"
-"""Start of the name of a folder that is being deleted."""
+DELETED_PREFIX = ".deleted-"  # start of the name of a folder that is being deleted
 
 
 @dataclass(frozen=True, kw_only=True)

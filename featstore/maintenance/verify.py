@@ -55,8 +55,7 @@ SHOWN_IDS = 5
 MOST_LOST = 1000
 """At most so many missing entries of a store that is marked as complete are listed one by one."""
 
-Progress = Callable[[int, int], None]
-"""Called with (done, total): shards, or blocks of a sample."""
+Progress = Callable[[int, int], None]  # called with (done, total): shards, or blocks of a sample
 
 
 @dataclass

@@ -20,8 +20,7 @@ from featstore.maintenance.verify_values import ShardRules
 
 Kind = Literal["shard", "metadata", "mark", "manifest", "artefact", "ledger"]
 
-MENDABLE = ("shard", "metadata", "mark")
-"""Kinds of damage that ``repair`` can undo."""
+MENDABLE = ("shard", "metadata", "mark")  # kinds of damage that ``repair`` can undo
 
 _DIGITS = re.compile(r"(?<=/)[0-9]{1,18}(?=[/.]|$)")
 

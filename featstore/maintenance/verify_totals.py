@@ -18,8 +18,7 @@ from featstore.format.ledger import (
 from featstore.format.manifest import MANIFEST_NAME
 from featstore.maintenance.verify_shard import Damage, ShardFindings
 
-MOST_SUSPECTS = 1000
-"""Rows whose ids are read again, because their hashes are alike."""
+MOST_SUSPECTS = 1000  # rows whose ids are read again, because their hashes are alike
 
 
 class Totals:

@@ -18,8 +18,7 @@ from featstore.format.manifest import FieldRecord, Manifest, RaggedEncoding, Top
 STEP_BYTES = 8 * 2**20
 """Values are checked in pieces of about this size, so that temporary arrays stay small."""
 
-EXAMPLES = 5
-"""Rows of a problem whose ids are named."""
+EXAMPLES = 5  # rows of a problem whose ids are named
 
 _EXPONENT = {
     "float16": (np.uint16, 0x7C00),

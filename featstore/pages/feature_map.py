@@ -7,8 +7,7 @@ import numpy.typing as npt
 
 Points = npt.NDArray[np.float64]
 
-PCA_WIDTH = 50
-"""Principal components given to t-SNE."""
+PCA_WIDTH = 50  # principal components given to t-SNE
 
 
 def embed(features: dict[str, npt.NDArray[np.float32]]) -> dict[str, Points]:

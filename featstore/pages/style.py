@@ -27,8 +27,7 @@ GAINS = [
 ]  # fmt: skip
 """Colour scale of a difference: losses red, gains green."""
 
-LONGEST = 26
-"""Characters of a name on an axis."""
+LONGEST = 26  # characters of a name on an axis
 MOST_NAMED = 200
 """Classes whose names are drawn on a map; the page hides those that would overlap a larger class's name."""
 

@@ -17,8 +17,7 @@ from featstore.reading.store import FeatureStore
 from featstore.text import format_bytes, format_rate, format_seconds
 
 SHARD_MB = 256
-SAMPLE_COLUMNS = 4
-"""Columns beside those of fields: id, hash, validity, label."""
+SAMPLE_COLUMNS = 4  # columns beside those of fields: id, hash, validity, label
 
 
 @dataclass(frozen=True)

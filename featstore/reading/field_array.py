@@ -12,8 +12,7 @@ from featstore.format.fields import numpy_dtype
 from featstore.format.manifest import Int8Encoding
 from featstore.reading.open_store import OpenStore
 
-BLOCK_ROWS = 1024
-"""Rows that are read together when the array is iterated over."""
+BLOCK_ROWS = 1024  # rows that are read together when the array is iterated over
 
 
 class FieldArray:

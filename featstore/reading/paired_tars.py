@@ -23,11 +23,8 @@ from featstore.reading.store import FeatureStore
 from featstore.sources.tars import named_tars
 from featstore.sources.tarstream import TarImage, TarReader
 
-GROUP_SAMPLES = 64
-"""Samples whose features are gathered at once."""
-
-GROUP_BYTES = 8 * 2**20
-"""Fewer, where their features would take more than this."""
+GROUP_SAMPLES = 64  # samples whose features are gathered at once
+GROUP_BYTES = 8 * 2**20  # fewer, where their features would take more than this
 
 Missing = Literal["error", "skip"]
 
@@ -40,8 +37,7 @@ class Pair(NamedTuple):
     """One sample."""
 
     sample_id: str
-    image: bytes
-    """The file as it is in the tar."""
+    image: bytes  # the file as it is in the tar
     fields: dict[str, Any]
     """By name: (V, *shape) without V where the field is not per view; ``TopK`` or ``Ragged`` of one row."""
 

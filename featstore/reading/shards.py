@@ -23,10 +23,8 @@ from featstore.format.manifest import MANIFEST_NAME, Manifest, read_manifest
 
 T = TypeVar("T")
 
-OPEN_TRIES = 10
-"""Openings of a folder that changes meanwhile; then the last error is raised."""
-CHANGE_S = 0.05
-"""Seconds in which a version that is being published is whole."""
+OPEN_TRIES = 10  # openings of a folder that changes meanwhile; then the last error is raised
+CHANGE_S = 0.05  # seconds in which a version that is being published is whole
 
 
 class Shards:

@@ -29,11 +29,8 @@ read."""
 HELD_BYTES = 256 * 2**20
 """Of texts and ragged items, at most so much is held decoded; the latest shard always."""
 
-TEXT_BYTES = 60
-"""What a text takes in memory besides its letters."""
-
-Check = Callable[[Rows], None]
-"""Called with rows that are read for the first time."""
+TEXT_BYTES = 60  # what a text takes in memory besides its letters
+Check = Callable[[Rows], None]  # called with rows that are read for the first time
 
 
 def accept(rows: Rows) -> None:

@@ -22,8 +22,7 @@ from featstore.reading.shuffling import BatchSampler, Order
 
 TORCH_DTYPES: dict[str, torch.dtype] = {name: getattr(torch, name) for name in get_args(NumberType)}
 
-BLOCK_BYTES = 4 * 2**20
-"""What is read together when rows are shuffled in blocks."""
+BLOCK_BYTES = 4 * 2**20  # what is read together when rows are shuffled in blocks
 
 AHEAD_BATCHES = 4
 """So many batches ahead, the rows of a store at a URL are fetched while the caller works on a batch."""

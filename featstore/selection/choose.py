@@ -28,20 +28,11 @@ from featstore.places.open_place import is_url
 from featstore.reading.store import FeatureStore
 from featstore.selection.clusters import clustered
 
-LABELLED = "labelled"
-"""Instead of a store or pattern: the rows of the store that have a label."""
-
-MOST_CLUSTERS = 1024
-"""Most clusters; for more rows, several are chosen of each cluster."""
-
-EXACT_ROWS = 50_000
-"""Up to this number of rows, all pairs are compared."""
-
-CELL_ROWS = 250
-"""Mean number of rows of a cluster where pairs are compared within clusters."""
-
-MOST_KEPT = 2**26
-"""Most neighbours held in memory, over all target rows."""
+LABELLED = "labelled"  # instead of a store or pattern: the rows of the store that have a label
+MOST_CLUSTERS = 1024  # most clusters; for more rows, several are chosen of each cluster
+EXACT_ROWS = 50_000  # up to this number of rows, all pairs are compared
+CELL_ROWS = 250  # mean number of rows of a cluster where pairs are compared within clusters
+MOST_KEPT = 2**26  # most neighbours held in memory, over all target rows
 
 Progress = Callable[[int, int], None]
 

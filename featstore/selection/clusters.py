@@ -11,12 +11,10 @@ from featstore.duplicates.unit_vectors import Floats, UnitVectors, blocks
 from featstore.errors import ConfigError
 from featstore.files.array_types import Rows
 
-AXES = 64
-"""Principal components that features are reduced to."""
+AXES = 64  # principal components that features are reduced to
 
 BATCH = 8192
-PCA_ROWS = 20_480
-"""Rows, evenly spread, that the principal components are measured on."""
+PCA_ROWS = 20_480  # rows, evenly spread, that the principal components are measured on
 
 Progress = Callable[[int, int], None]
 

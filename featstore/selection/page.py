@@ -16,8 +16,7 @@ from featstore.pages.render import render
 from featstore.reading.store import FeatureStore
 from featstore.selection.choose import Selection, Step
 
-SHOWN = 12
-"""Images at each end."""
+SHOWN = 12  # images at each end
 
 
 def write_page(

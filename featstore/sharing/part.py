@@ -21,8 +21,7 @@ from featstore.format.manifest import Manifest, read_manifest
 from featstore.reading.cached.published_store import Contents
 from featstore.reading.store import FeatureStore
 
-NOTE = "part"
-"""Key of ``created_by`` under which the manifest of a part describes the part."""
+NOTE = "part"  # key of ``created_by`` under which the manifest of a part describes the part
 
 
 @dataclass(frozen=True)

@@ -37,8 +37,7 @@ from featstore.sharing.comparisons import BlockSums, Comparison, Sha256Sum
 from featstore.sharing.jobs import Countdown, Job
 from featstore.sharing.progress import Meter
 
-ARRIVING = "-arriving"
-"""End of the name of a file that is being fetched."""
+ARRIVING = "-arriving"  # end of the name of a file that is being fetched
 
 ADVICE = (
     "The copy there is damaged, or the network damages it: ask its publisher to run featstore push again, which "

@@ -9,8 +9,7 @@ from importlib.util import find_spec
 import numpy as np
 import numpy.typing as npt
 
-NO_LABEL = -1
-"""Label of a sample whose class is not known."""
+NO_LABEL = -1  # label of a sample whose class is not known
 
 IMAGE_SUFFIXES = frozenset(
     (

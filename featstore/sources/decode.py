@@ -44,8 +44,7 @@ FORMATS = (
 which Pillow gives to Ghostscript, and rare formats whose decoders would only be one more risk. HEIF is
 opened where the package pillow-heif is installed."""
 
-FREE_SCANS = 32
-"""Scans of a JPEG that are always decoded; encoders write about ten."""
+FREE_SCANS = 32  # scans of a JPEG that are always decoded; encoders write about ten
 MAX_SCAN_PIXELS = 2_000_000_000
 """Largest scans x pixels of a JPEG with more scans. Each scan goes over the whole picture once: an empty one takes 2 ns
 per pixel (libjpeg-turbo, 2.5 GHz), so this is 4 s."""

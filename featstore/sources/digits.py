@@ -6,8 +6,7 @@ import numpy.typing as npt
 from featstore.errors import SourceError
 from featstore.sources.base import Source
 
-NUM_TRAIN = 1437
-"""Four fifths of the 1,797 digits, chosen by one fixed permutation."""
+NUM_TRAIN = 1437  # four fifths of the 1,797 digits, chosen by one fixed permutation
 
 PGM_HEADER = b"P5\n8 8\n255\n"
 

@@ -17,8 +17,7 @@ IDS = ("id", "sample_id", "image", "image_id", "path", "file", "file_name", "fil
 """Names of the column that says which image is meant; the first one found counts, else the first column."""
 LABELS = ("label", "class", "category", "target")
 """Names of the column with the label; the first one found counts, else the second column."""
-SEPARATOR = re.compile(r"[;|]")
-"""Between the labels of one cell."""
+SEPARATOR = re.compile(r"[;|]")  # between the labels of one cell
 FLAGS = {"1": 1, "1.0": 1, "true": 1, "0": 0, "0.0": 0, "false": 0, "": -1}
 """What a cell of a column for one label means."""
 

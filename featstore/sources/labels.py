@@ -6,15 +6,11 @@ import numpy.typing as npt
 from featstore.errors import SourceError, shorten
 from featstore.sources.base import NO_LABEL
 
-MOST_CLASSES = 100_000
-"""More different numbers than this are ids of images, not classes."""
-
-SPARSE = 10
-"""Numbers are ids where the largest is this many times their count, and above ``DENSE``."""
+MOST_CLASSES = 100_000  # more different numbers than this are ids of images, not classes
+SPARSE = 10  # numbers are ids where the largest is this many times their count, and above ``DENSE``
 DENSE = 9_999
 
-IGNORED = 255
-"""The usual number for "no class" in 8 bits."""
+IGNORED = 255  # the usual number for "no class" in 8 bits
 
 Labels = npt.NDArray[np.int64]
 

@@ -24,11 +24,8 @@ from featstore.files.atomic import write_bytes
 from featstore.files.cache_folder import cache_folder
 from featstore.files.numpy_files import read_npz
 
-VERSION = 1
-"""Of the files; another version is ignored."""
-
-STEP = 65_536
-"""Ids that are decoded at a time where all are wanted."""
+VERSION = 1  # of the files; another version is ignored
+STEP = 65_536  # ids that are decoded at a time where all are wanted
 
 Array = npt.NDArray[np.int64]
 

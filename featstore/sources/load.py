@@ -34,8 +34,7 @@ MACHINE_ERRORS = frozenset(
 )
 """Error numbers that say something about the disk, the network or a limit, and nothing about one file."""
 
-RETRY_PAUSES_S = (0.1, 0.5, 2.0)
-"""Pauses before the second, third and fourth attempt."""
+RETRY_PAUSES_S = (0.1, 0.5, 2.0)  # pauses before the second, third and fourth attempt
 
 CANNOT_BE_READ = "cannot be read"
 """How the reason of an image begins that could not be read; ``--repair`` tries such rows again."""

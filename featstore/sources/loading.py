@@ -19,11 +19,9 @@ Batch = TypeVar("Batch")
 TIMEOUT_S = 900
 """Longest wait for one batch: a slow network may take minutes, a lost batch would take forever."""
 
-FILES_PER_WORKER = 8
-"""Pipes of one loading process, and some more."""
+FILES_PER_WORKER = 8  # pipes of one loading process, and some more
 SPARE_FILES = 16
-SHARE_OF_MEMORY = 0.9
-"""Of the free shared memory, at most so much is planned for."""
+SHARE_OF_MEMORY = 0.9  # of the free shared memory, at most so much is planned for
 
 
 def fit_workers(workers: int, *, batch_bytes: int, ahead: int = 2, tensors: int = 1) -> int:

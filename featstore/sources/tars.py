@@ -41,8 +41,7 @@ if TYPE_CHECKING:
 MAX_OPEN_TARS = 64
 """Tars that one process keeps open, far below the usual limit of 1,024 open files."""
 
-LISTING_THREADS = 8
-"""Tars that are listed at a time."""
+LISTING_THREADS = 8  # tars that are listed at a time
 
 MAX_LABEL_BYTES = 64
 

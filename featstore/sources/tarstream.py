@@ -12,8 +12,7 @@ from featstore.errors import SourceError
 from featstore.files.tar_headers import BadTar, Member, members
 from featstore.sources.tars import is_image, several_images, split_name
 
-READ_BYTES = 4 * 2**20
-"""Tars are read in pieces of this size."""
+READ_BYTES = 4 * 2**20  # tars are read in pieces of this size
 
 
 class TarImage(NamedTuple):

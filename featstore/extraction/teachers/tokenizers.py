@@ -15,11 +15,8 @@ from featstore.files.array_types import Array
 
 INSTALL = "pip install 'featstore-distill[text]'"
 
-PADDING = -1
-"""Token number behind the end of a text; no tokenizer has it."""
-
-MOST_TOKENS = 128
-"""Longest input where neither the settings nor the model say one."""
+PADDING = -1  # token number behind the end of a text; no tokenizer has it
+MOST_TOKENS = 128  # longest input where neither the settings nor the model say one
 
 
 class FastTokenizer:

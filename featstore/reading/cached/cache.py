@@ -51,8 +51,7 @@ MOST_BYTES = 100 * 10**9
 KEPT = 0.9
 """Share of the limit that is kept when something has to go, so that not every object costs a look at all of them."""
 
-KEPT_FOLDERS = (LEDGER_FOLDER, ARTEFACT_FOLDER)
-"""Of a store: small, and not counted."""
+KEPT_FOLDERS = (LEDGER_FOLDER, ARTEFACT_FOLDER)  # of a store: small, and not counted
 
 LOCK_TIMEOUT_S = 3600.0
 """How long to wait for the lock; it is held for milliseconds, or for one batch where the cache is too small."""

@@ -50,8 +50,7 @@ from featstore.reading.cached.published_store import (
     url_in_errors,
 )
 
-FETCHES = 3
-"""How often an object is fetched that arrives damaged."""
+FETCHES = 3  # how often an object is fetched that arrives damaged
 
 STALLED_S = 900.0
 """How long to wait for a file that another process fetches, without a byte of it arriving."""

@@ -25,8 +25,7 @@ from featstore.reading.cached.cache import Cache, CacheConfig
 from featstore.reading.cached.mirror import Mirror
 from featstore.reading.cached.published_store import MARK_NAME, remote_contents, url_in_errors
 
-_VERSION = re.compile(r"[0-9a-f]{16}")
-"""Names of the folders of versions."""
+_VERSION = re.compile(r"[0-9a-f]{16}")  # names of the folders of versions
 
 _URL, _LATEST = "url", "latest"
 """Files beside the folders of the versions of a store: its URL, and which of them was opened last."""

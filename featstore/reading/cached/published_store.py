@@ -64,8 +64,7 @@ FOLDERS = (
 
 PUBLISHER = "Ask its publisher to verify the store and to push it again."
 
-TRIES = 4
-"""How often something that arrives damaged is sent in all."""
+TRIES = 4  # how often something that arrives damaged is sent in all
 
 T = TypeVar("T")
 

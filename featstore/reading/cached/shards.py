@@ -28,14 +28,9 @@ from featstore.reading.shards import Shards
 TRIES = 4
 """How often work is done again because objects were evicted meanwhile, before the lock of the cache is taken."""
 
-GROUP = 256
-"""Most objects that are fetched side by side before any of them is read."""
-
-NOTE_S = 0.02
-"""Interval at which the objects of a batch are remembered as used."""
-
-TOUCH_S = 10.0
-"""Interval at which their time of last use is written for all processes."""
+GROUP = 256  # most objects that are fetched side by side before any of them is read
+NOTE_S = 0.02  # interval at which the objects of a batch are remembered as used
+TOUCH_S = 10.0  # interval at which their time of last use is written for all processes
 
 T = TypeVar("T")
 Identity = tuple[int, int]
