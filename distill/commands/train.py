@@ -27,7 +27,6 @@ def run(config: DistillConfig, callbacks: "Sequence[Callback]" = ()) -> list[dic
     """Run every method with every seed, then compare them. Returns one record per run.
 
     Args:
-        config: Settings of the command.
         callbacks: Functions to call while students train, see ``distill.run``.
 
     Raises:

@@ -90,7 +90,6 @@ def strongly(pixels: Picture, config: AugmentConfig, bits: int) -> Picture:
 
     Args:
         pixels: View to change.
-        config: Strengths of the changes.
         bits: Seed of all random draws, 64 bits.
 
     Returns:

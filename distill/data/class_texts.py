@@ -68,9 +68,7 @@ def read_texts(features: Features, name: str, *, setting: str) -> Texts:
     """The text table of a store.
 
     Args:
-        features: stored vectors of one teacher.
         name: of the table; empty takes the only one.
-        setting: that names it, for messages.
 
     Raises:
         ConfigError: no such table, several where none is named, another width, or several teachers.

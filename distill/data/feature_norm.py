@@ -63,7 +63,6 @@ class FeatureNorm(nn.Module):
     s_i^2 = (w_i / sum w) D / D_i, so that MSE(s x, s y) = sum_i (w_i / sum w) MSE_i(x_i, y_i) whatever the widths.
 
     Args:
-        kind: Kind of normalisation.
         statistics: Mean and deviation of all channels, for ``standardize``.
         blocks: Teachers' parts of the feature, from left to right; empty for one teacher.
 

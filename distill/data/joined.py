@@ -176,12 +176,9 @@ def prepare(
     """Check the settings against the stores and join images and rows, before anything is trained.
 
     Args:
-        source: Source of the images.
         store: Store of the first teacher, which decides the views and the regions that the student is shown.
         data: Settings that select images and their views.
-        field: Field of that store.
         weight: Weight of the first teacher among all.
-        teachers: Further teachers.
         grid_field: Field of the first store with patch grids; "" takes the largest grid when a method needs one.
 
     Raises:

@@ -116,11 +116,9 @@ class ViewDataset(torch.utils.data.Dataset[Pictures]):
     """Pictures by request. The loader asks for a whole batch at once through ``__getitems__``.
 
     Args:
-        samples: Images that take part.
         rule: Rule that gives the region of an image that is shown.
         size: (H, W) of the student's input.
         changes: Photometric changes of every picture, and those of strong copies; None changes nothing.
-        cache: Cache of decoded views.
         targets: Targets of the task, made for the labelled requests; None makes none.
     """
 

@@ -76,9 +76,7 @@ def join(
     """Select by patterns and find each image's row.
 
     Args:
-        source: Source of the images.
         store: Store of the first teacher, which may hold labels; None to find no rows.
-        config: Patterns of the parts.
         others: Stores of further teachers; an image without a usable feature in any store is left out.
 
     Raises:
@@ -231,9 +229,6 @@ def match_views(
 
     Args:
         store: Store of the first teacher, to whose view axis ``columns`` refer.
-        other: Store of a further teacher.
-        columns: Columns that are read.
-        samples: Samples joined to both stores.
         number: Number of the further store, from 0.
 
     Returns:
@@ -317,9 +312,7 @@ def find_rows(source: Source, positions: Indices, store: FeatureStore, notes: li
     """Rows of images, by id, and by content for ids that the store does not know.
 
     Args:
-        source: Source of the images.
         positions: (n,) indices in the source.
-        store: Store with the rows.
         notes: A line is appended if files were found under another name.
 
     Returns:
@@ -383,8 +376,6 @@ def split(samples: Samples, config: DataConfig, seed: int) -> Split:
     """Cut the parts of one run: drop copies of test images, then draw the labelled ones.
 
     Args:
-        samples: Joined images.
-        config: Patterns and numbers of the parts.
         seed: Seed of the run; decides the draw unless ``config.label_seed`` does.
 
     Raises:

@@ -45,7 +45,6 @@ class Stream:
 
     Args:
         members: (n,) indices of the samples, n at least 1.
-        seed: Seed of the run.
         name: Name of the part; two parts of one run are shuffled differently.
     """
 

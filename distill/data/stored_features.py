@@ -60,10 +60,7 @@ class Features:
 
     Args:
         store: Store of the first teacher; its view axis is that of all.
-        field: Field of the first teacher.
-        samples: Images that take part.
         weight: Weight of the first teacher among all.
-        others: Further teachers.
 
     Raises:
         ConfigError: no such field, or one that is not a vector.
@@ -118,7 +115,6 @@ class Features:
         """Normalisation of what ``take`` returns, each teacher's block on its own, with its share of a squared error.
 
         Args:
-            kind: Kind of normalisation.
             indices: Training images, which give the statistics if it needs any.
             columns: Columns of the view axis that training picks from.
         """
@@ -136,9 +132,7 @@ class Grid:
     """The stored patch grid of every sample, as float32.
 
     Args:
-        store: Store that holds it.
         field: Name of the field; "" for the largest.
-        samples: Images that take part.
         teacher: Teacher among whose grids the largest is taken; "" for any.
 
     Raises:
@@ -195,8 +189,6 @@ def check_vector(store: FeatureStore, field: str, setting: str) -> None:
     """Check that a field is one vector per view.
 
     Args:
-        store: Store that holds it.
-        field: Name of the field.
         setting: Setting that names the field, for the message.
 
     Raises:
@@ -221,7 +213,6 @@ def find_grid(store: FeatureStore, asked: str, teacher: str = "") -> str:
     """Name of the field with patch grids.
 
     Args:
-        store: Store that holds it.
         asked: Name of the field, or "" for the largest grid of a teacher.
         teacher: Name in the store; "" for any.
 

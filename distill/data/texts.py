@@ -56,8 +56,6 @@ class TextDataset(ViewDataset):
     """Texts by request, as a student's encoder gives them; the strong copy of a text is a translation of it.
 
     Args:
-        samples: the texts that take part.
-        encode: of the student.
         length: L.
         known: inputs that were made before, by index; more are added.
         megabytes: memory for them.

@@ -29,7 +29,6 @@ def labelled_split(data: Data, *, seed: int, named: bool) -> Split:
     """The images that fit classifiers, and those that they are measured on.
 
     Args:
-        data: images with labels.
         seed: of the draw of labels, where the settings ask for one.
         named: whether the settings say which images are which; otherwise a fifth of each class is measured.
 
@@ -75,7 +74,6 @@ def measure_backbone(viewer: Viewer, student: Student, part: Split, *, seed: int
 
     Args:
         viewer: of the images; where they are joined to a store, the teacher's features are measured beside.
-        student: in any mode.
         part: see ``labelled_split``.
         seed: of the draws.
 

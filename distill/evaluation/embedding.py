@@ -60,7 +60,6 @@ def fit_head(student_nC: Tensor, teacher_nD: Tensor) -> EmbeddingHead:
 
     Args:
         student_nC: features of images that are not measured.
-        teacher_nD: stored features of the same images.
     """
     chosen = PENALTIES[0]
     if len(student_nC) >= 10:
@@ -110,7 +109,6 @@ def neighbour_agreement(student_NC: Tensor, teacher_ND: Tensor, neighbours: int 
 
     Args:
         student_NC: features; at least three images.
-        teacher_ND: stored features of the same images.
         neighbours: k; at most two less than there are images.
     """
     k = min(neighbours, len(student_NC) - 2)
@@ -130,7 +128,6 @@ def compare(
 
     Args:
         student_NC: features of images that neither student nor head were fitted on.
-        teacher_ND: stored features of the same images.
         head: see ``fit_head``.
         rows: which of the images the CKA is computed on.
         neighbours: see ``neighbour_agreement``.

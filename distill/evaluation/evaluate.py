@@ -153,7 +153,6 @@ def corruption_robustness(viewer: Viewer, student: Student, indices: Indices) ->
 
     Args:
         viewer: of images with labels; its settings name the corruptions.
-        student: in any mode.
         indices: (S,) labelled images in ``Samples``, on every process the same.
 
     Returns:

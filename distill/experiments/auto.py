@@ -50,11 +50,7 @@ def choose(
     """Try the candidates of the task and choose one. Resumes what was begun; every process chooses the same.
 
     Args:
-        config: Resolved settings of the command.
-        data: Joined images and features.
-        accelerator: Of this process.
         until: Time by ``time.monotonic`` at which training ends.
-        say: Prints a line.
 
     Returns:
         The settings with the chosen method and its options, and what run.json holds of the choice.
@@ -265,7 +261,6 @@ def shortened(config: DistillConfig, steps: int, per_epoch: int) -> Any:
     Args:
         config: Settings of a run of full length.
         steps: At most those of the full length; rounded down to whole epochs.
-        per_epoch: Steps of an epoch.
     """
     train = config.train
     epochs = min(train.epochs, max(2, steps // per_epoch))

@@ -27,7 +27,6 @@ def main(
     """Run an experiment and print its table. Returns the exit status.
 
     Args:
-        path: of the experiment file.
         jobs: runs at a time; 0 chooses.
         only: variants or rows to run; empty for all.
         dry_run: only say what would be run.

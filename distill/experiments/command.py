@@ -48,7 +48,6 @@ def run_all(todo: RunsToDo, *, jobs: int, say: Say = tqdm.write) -> None:
     Args:
         todo: gets the results.
         jobs: runs at a time; 0 chooses by GPUs, cores and memory.
-        say: prints a line.
 
     Raises:
         FeatstoreError: a run cannot start with its settings, its data or what lies in its folder; none was started.
@@ -185,7 +184,6 @@ def report(todo: RunsToDo, say: Say = tqdm.write) -> tuple[str, list[str], list[
     """Compare the finished runs and write the tables.
 
     Args:
-        todo: of the experiment.
         say: called with a message if the page cannot be drawn; all other files are written.
 
     Returns:

@@ -94,9 +94,6 @@ class Planner:
         """One run of a row.
 
         Args:
-            row: which.
-            seed: of the run.
-            tried: settings on top of the row's.
             folder: of the row below OUT; "" for its name.
 
         Raises:

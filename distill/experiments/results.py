@@ -67,7 +67,6 @@ def compare(results: Sequence[RowResult], baseline: Mapping[str, str]) -> list[R
     """Add to every row its comparison with the baseline's, corrected for their number (Holm).
 
     Args:
-        results: all rows.
         baseline: name of the row that each is compared to.
     """
     by_name = {result.row.name: result for result in results}

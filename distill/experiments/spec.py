@@ -74,7 +74,6 @@ def read_experiment(path: Path, flags: Mapping[str, Any] | None = None) -> Exper
     """Read an experiment file and the recipe it names.
 
     Args:
-        path: of the file.
         flags: settings by dotted name that replace those of the recipe and of every row; ``out`` and ``seeds`` replace
             the file's own.
 

@@ -57,7 +57,6 @@ def choose(
     """Compare the tries of a row.
 
     Args:
-        row: with its search.
         tries: the runs of each setting, one per seed.
         results: of all of them, by their keys.
 

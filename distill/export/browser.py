@@ -162,7 +162,6 @@ def write(folder: Path, *, title: str, names: Sequence[str], runtime: WebRuntime
 
     Args:
         folder: of the export, with its ONNX files and preprocessing.json.
-        title: of the page.
         names: models to choose from, "onnx" and "int8"; the first is preselected.
         runtime: of ``web_runtime``.
     """

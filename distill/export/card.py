@@ -36,9 +36,6 @@ def write(folder: Path, manifest: dict[str, Any], run: FinishedRun, data: RunDat
 
     Args:
         folder: of the export; its ``latency.json`` is included if it exists.
-        manifest: of the export.
-        run: the exported run.
-        data: images and store of the run.
     """
     path = folder / CARD
     parts = [

@@ -46,10 +46,6 @@ from featstore.files.atomic import make_folder, refused, sync_tree, write_bytes,
 def export_run(config: ExportConfig, *, say: Say = print) -> dict[str, Any]:
     """Take a finished run to the edge.
 
-    Args:
-        config: what to make, and where.
-        say: prints a line.
-
     Returns:
         What is also written to export.json.
 

@@ -29,9 +29,7 @@ def write(folder: Path, module: nn.Module, spec: InputSpec) -> tuple[Path, dict[
     """Lower a model to XNNPACK.
 
     Args:
-        folder: of the export.
         module: in eval mode.
-        spec: of its input.
 
     Returns:
         The file, and of it: ``xnnpack_parts`` of the graph that XNNPACK took, ``portable_operators`` that it left,

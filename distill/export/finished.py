@@ -126,7 +126,6 @@ def open_data(run: FinishedRun, *, store: str = "", images: str = "") -> RunData
     """Join the run's images again, and its store's rows where it can be found.
 
     Args:
-        run: finished.
         store: where its store is; "" looks where it was.
         images: where its images are; "" looks where they were.
 

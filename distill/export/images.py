@@ -37,9 +37,7 @@ def draw(samples: Samples, part: Split, config: CalibrationConfig) -> Draw:
     """Draw from the training images, equally many of every class where labels are known, by a seed alone.
 
     Args:
-        samples: the joined images.
         part: of the run; its labelled and unlabelled images are drawn from.
-        config: how many.
 
     Raises:
         ConfigError: there is no image, only one, or images of one class where the student has several.

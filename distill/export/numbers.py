@@ -22,9 +22,6 @@ PYTORCH = "PyTorch"
 def write_numbers(work: Work) -> dict[str, Any]:
     """Measure every file of an export that has a runtime, and write latency.json.
 
-    Args:
-        work: with its files made.
-
     Returns:
         What was written: ``columns``, ``rows`` and ``note`` for the card, and all values as ``student``, ``files``,
         ``timings`` and ``machine``.

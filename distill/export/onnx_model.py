@@ -35,10 +35,7 @@ def write(
     """Translate an exported program.
 
     Args:
-        folder: of the export.
         program: see ``program.trace``.
-        spec: of its input.
-        outputs: names of its outputs.
 
     Returns:
         The file.
@@ -114,7 +111,6 @@ def session(path: Path, *, threads: int = 0, exact: bool = False) -> Any:
     """An onnxruntime session on the CPU.
 
     Args:
-        path: of the model.
         threads: for one operator; 0 takes PyTorch's number.
         exact: compute quantised operators in float between their QuantizeLinear and DequantizeLinear, without integer
             sums that may saturate.

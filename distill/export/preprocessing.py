@@ -108,7 +108,6 @@ def graph_module(student: Student, spec: InputSpec, head: EmbeddingHead | None =
     """What is exported, in eval mode: the plain model with the head of its task or its embedding head.
 
     Args:
-        student: trained.
         spec: whether the normalisation is part of the graph.
         head: of a backbone; its output is the second one.
     """
@@ -126,15 +125,7 @@ def describe(
     output: str = "logits",
     meaning: str,
 ) -> dict[str, Any]:
-    """The rule, step by step, as JSON values.
-
-    Args:
-        spec: of the graph's input.
-        rule: which region is cut.
-        label_names: names of the outputs.
-        shape: of the output of one picture.
-        meaning: of the output.
-    """
+    """The rule, step by step, as JSON values."""
     height, width = rule.size
     steps: list[dict[str, Any]] = [
         {"step": "decode", "do": "decode the picture, turn it upright (EXIF orientation), convert it to RGB, 8 bits"},
@@ -244,13 +235,7 @@ def write(
     """Write the rule and its test vectors.
 
     Args:
-        folder: of the export.
-        spec: of the graph's input.
-        rule: which region is cut.
-        label_names: K names.
         logits: what each file answers to the test picture.
-        meaning: of the output, in words.
-        output: its name.
     """
     pixels = reference_pixels(spec, rule)
     answers = {name: np.asarray(values, np.float32) for name, values in logits.items()}

@@ -27,7 +27,6 @@ def trace(module: nn.Module, spec: InputSpec, *, most: int | None = None) -> Pro
 
     Args:
         module: one input, one output or a tuple of them.
-        spec: of the input.
         most: largest batch; None sets no bound. Runtimes that plan their memory ahead need one.
 
     Raises:

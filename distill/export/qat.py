@@ -88,12 +88,8 @@ def finetune(
     """Fine-tune a run's student for int8; resume from a checkpoint if there is one.
 
     Args:
-        run: finished.
         data: images of the run, joined to its store.
-        part: parts of the run.
-        settings: how long, and how fast.
         setting: of int8; decides the steps of the weights.
-        out: folder for the short run.
         workers: loading processes.
 
     Returns:

@@ -87,12 +87,8 @@ def quantise(
     """Quantise one file.
 
     Args:
-        path: of the float model.
         out: of the int8 one; written when it is whole.
-        setting: how.
         pixels: (S, 3, H, W) uint8 calibration images.
-        spec: of the model's input.
-        percentile: of the method of that name.
 
     Returns:
         ``out``.
@@ -146,7 +142,6 @@ def excluded_nodes(path: Path, blocks: Sequence[Block], *, baked: bool) -> list[
     """Names of the operators that stay in float.
 
     Args:
-        path: of the float model.
         blocks: that are asked for.
         baked: the graph begins with the normalisation, which is cheap, and wrong in 8 bits.
     """

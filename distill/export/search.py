@@ -69,14 +69,10 @@ def search(
     that was asked for are tried and reported, and not taken.
 
     Args:
-        path: of the float model.
         out: of the int8 one.
         calibration: (S, 3, H, W) uint8.
-        held_out: likewise, other images.
-        spec: of the input.
         config: the type of weights, and the method, if it is not auto.
         classes: see ``parity.compare``.
-        say: prints a line.
 
     Returns:
         The setting that was taken, all that were tried, and by name of the others why they failed.

@@ -30,11 +30,8 @@ def write(
     """Write weights and config.
 
     Args:
-        folder: of the export.
         student: plain; of a module of the user's the same files, which timm does not load.
         rule: which region of an image it is shown; timm's own transform cuts the same one up to a pixel.
-        described: config.json of the run.
-        teachers: whose features the student imitated.
 
     Returns:
         The files.

@@ -12,9 +12,6 @@ def advice(records: Sequence[Record]) -> list[str]:
 
     Methods that imitate a teacher gain where its probe is clearly ahead of what labels alone reach, be it across
     domains or within one; where it is not, a partner without a teacher can do more (docs/partners.md).
-
-    Args:
-        records: One per run of a command.
     """
     references = [found[1] for record in records if (found := reference_of(record))]
     if not references:

@@ -18,7 +18,6 @@ def recall(queries_PX: Tensor, items_PX: Tensor) -> dict[str, float]:
 
     Args:
         queries_PX: one row per query.
-        items_PX: all items that are searched.
 
     Returns:
         ``recall_at_1``, ``recall_at_5``, ``recall_at_10``. Of equally near items the right one counts as the first.
@@ -37,9 +36,6 @@ def between_languages(
     """Recall of translations, for each direction.
 
     Args:
-        features_NC: the student's features.
-        embedded_ND: the same in the teacher's space.
-        teacher_ND: stored features of the same texts.
         pairs: by (language, other language), (P, 2) rows of each text and its translation.
 
     Returns:

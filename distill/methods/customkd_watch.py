@@ -27,7 +27,6 @@ class Watch:
 
     Args:
         setup: See ``Setup``.
-        norm: Normalisation of f_t.
         scale_matters: Whether the loss depends on the length of P_t(f_t), so that a growing one is warned of.
     """
 

@@ -51,7 +51,6 @@ class Partner(Component, ABC):
         """Weighted terms by name, added to the method's.
 
         Args:
-            labelled: L rows, the labelled images.
             weak: U rows, the unlabelled images in the view that the method sees.
             strong: One output per strong view, each with U rows in the same order.
             batch: One piece of an optimiser step; its first L rows are the labelled images.

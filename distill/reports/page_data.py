@@ -49,10 +49,7 @@ def write(
     """Write hardest.csv with thumbnails, feature_map.csv and extraction.json below ``folder/report``.
 
     Args:
-        folder: Folder of the run.
-        data: Images and stored features.
         test: (N,) indices of the test images in ``Samples``.
-        measured: Evaluation of the student on them.
         customise: Maps stored features to the student's target, for methods that have one.
         device: Device of ``customise``.
     """
@@ -167,7 +164,6 @@ def write_feature_map(
     """Positions of the same images in a map of each feature.
 
     Args:
-        folder: Folder of the run.
         rows: n rows of ``named``.
         features: (n, width) by name.
     """

@@ -53,10 +53,7 @@ def write(
     """Write results.json and results.csv of a command's runs, and the page that compares all runs in its folder.
 
     Args:
-        out: OUT folder of the command.
-        records: Content of run.json, one per run.
         page: Also draw the page; if that fails, a warning is printed and the other files are written.
-        say: Prints a line.
 
     Returns:
         Paths of the files.
@@ -91,7 +88,6 @@ def write_run(run: "TrainedRun", *, say: Say = print) -> None:
     """Write the data of a run's page, and draw it; called by one process, after run.json was written.
 
     Args:
-        run: finished run.
         say: prints a warning if the page cannot be drawn; the run does not fail.
     """
     folder = run.folder

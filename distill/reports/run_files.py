@@ -145,7 +145,6 @@ def read_run(folder: Path, out: Path | None = None) -> Run:
     """Read the folder of a finished run.
 
     Args:
-        folder: Folder with run.json and evaluation.json.
         out: OUT folder above it, which the name is relative to; None takes the method's name.
 
     Raises:

@@ -44,7 +44,6 @@ def build(run: Run, baseline: Run | None) -> tuple[Page, dict[str, list[Row]]]:
     """Build the page.
 
     Args:
-        run: Finished run.
         baseline: Run of ``labels`` with the same seed, if there is one.
 
     Returns:

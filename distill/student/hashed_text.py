@@ -41,7 +41,6 @@ class HashedText(nn.Module):
         num_classes: K; 0 for a backbone.
         buckets: rows of the table.
         embed: E.
-        hidden: width of the hidden layer.
         width: C.
         most: longest n-gram, characters.
         length: L, most n-grams of a text; further ones are left out.

@@ -342,7 +342,6 @@ def build_student(config: StudentConfig, num_classes: int, *, seed: int = 0) -> 
     """Build a student and check that splitting it into feature and head changes nothing.
 
     Args:
-        config: which model, and its starting weights.
         num_classes: K; 0 builds a backbone without a classifier.
         seed: of the run; takes the place of ``{seed}`` in ``config.weights``.
 

@@ -121,7 +121,6 @@ def from_factory(config: StudentConfig, num_classes: int) -> tuple[TappedModel, 
     """Call a factory, and find feature and map of its module on one batch.
 
     Args:
-        config: names the factory.
         num_classes: K; 0 for a backbone.
 
     Returns:

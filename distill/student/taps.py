@@ -109,8 +109,6 @@ def read(tap: Tap, output: Any, seen: Mapping[tuple[str, str], Any]) -> Any:
     """The value at a tap.
 
     Args:
-        tap: where.
-        output: of the module.
         seen: what hooks have kept, by kind and path.
     """
     if tap.kind == "whole":
@@ -126,7 +124,6 @@ def find_taps(
     Args:
         module: takes pictures.
         pictures: (B, 3, H, W), B at least 2.
-        name: of the module, for messages.
         feature: key of its output, path of a submodule, or ``output``; "" takes the input of the last Linear where
             the module ends in one, else its output.
         map_name: likewise; "" takes the last map that is not made by pooling.

@@ -25,12 +25,10 @@ def main(
     """Train, export, measure, draw. Returns the exit status.
 
     Args:
-        path: of the experiment file.
         jobs: runs at a time; 0 chooses.
         dry_run: only say what would be run.
         batches: images per call that latency is measured with; the fronts are drawn by the first.
         threads: of one call; likewise. Those above the machine's cores are left out.
-        rounds: visits of every student.
         flags: settings for all rows, by dotted name.
 
     Raises:

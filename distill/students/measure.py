@@ -88,12 +88,10 @@ def measure_students(
     A row's seeds share its architecture, so that one of them is measured; the score is that of all.
 
     Args:
-        results: of the experiment.
         out: gets NAME.onnx of every row.
         batches: images per call; the front is drawn by the first.
         threads: of one call; likewise.
         rounds: see ``latency.measure``.
-        say: prints a line.
 
     Raises:
         ConfigError: no row is finished, or one has no ONNX form.
@@ -164,7 +162,6 @@ def export(folder: Path, out: Path, name: str) -> tuple[Candidate, dict[str, int
     """One run as an ONNX file that answers as PyTorch does.
 
     Args:
-        folder: of a finished run.
         out: gets the file.
         name: of the file, without its suffix.
 

@@ -28,13 +28,7 @@ NAME = "students.html"
 
 
 def write(out: Path, choice: StudentComparison, cost: Cost) -> Path:
-    """Write the page. Returns its path.
-
-    Args:
-        out: folder of the experiment.
-        choice: measured students.
-        cost: of their training.
-    """
+    """Write the page. Returns its path."""
     write_bytes(out / NAME, render(build(choice, cost)).encode())
     return out / NAME
 

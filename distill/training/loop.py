@@ -74,11 +74,8 @@ def run(
 
     Args:
         config: of the whole command, resolved (``tasks.resolve``).
-        data: the checked data.
         probe: linear probe on the teacher's features of this seed's labelled part; None without labels.
         method: a key of ``METHODS``.
-        seed: of the run.
-        on_step: called after every step.
         on_finish: called once, after the record was written.
         until: time by ``time.monotonic`` at which training writes a checkpoint and ends.
         chosen_by: how the method was chosen (``--methods '[auto]'``), for the record.

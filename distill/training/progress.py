@@ -14,10 +14,7 @@ class Progress:
     """Progress of one run. Use as a context manager.
 
     Args:
-        title: name and seed of the run.
         step: optimiser steps done before.
-        steps: of the whole run.
-        images: images of one step.
         enabled: False for all processes of a run but one.
     """
 
@@ -47,12 +44,7 @@ class Progress:
             self._bar.close()
 
     def update(self, step: int, loss: float) -> None:
-        """Show that a step is done.
-
-        Args:
-            step: steps done.
-            loss: of the last step.
-        """
+        """Show that a step is done."""
         if self._bar is not None:
             self._bar.update(self.images)
             self._bar.set_postfix_str(

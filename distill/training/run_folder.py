@@ -66,9 +66,6 @@ def contract(
     """All that decides the result of one run, as plain JSON values; other methods' options are not part of it.
 
     Args:
-        config: of the whole command.
-        method: which.
-        seed: of the run.
         fingerprints: of the store, then of the further teachers' stores.
     """
     values = dataclasses.asdict(config)

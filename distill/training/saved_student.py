@@ -44,10 +44,6 @@ def save_student(
     """Write the student; nothing of the training (projections, probes, wrappers) is in it.
 
     Args:
-        folder: folder of the run.
-        student: the student to export.
-        config: how it was built.
-        task: what it was trained for.
         head: whether an embedding head lies beside it.
     """
     files = {WEIGHTS: save(plain_state(student.library_model))}

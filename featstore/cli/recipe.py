@@ -41,7 +41,6 @@ def parse(
     is relative to the working directory.
 
     Args:
-        default_recipe: Read if no other is given.
         own_recipe: Read in its place where other images are named.
         argv: Without the program's name; None takes the process's.
         program: How the command is called, for its help; "" takes the name of the process.

@@ -541,7 +541,6 @@ def shard_index(slots: int, sizes: Sequence[int]) -> bytes:
     """Index of a ``sharding_indexed`` object: (offset, length) per chunk, then the index's own CRC-32C.
 
     Args:
-        slots: chunks that a full shard has.
         sizes: bytes of the chunks present, from the first on; the others get the mark of an empty chunk.
     """
     index = np.full((slots, 2), _EMPTY, dtype="<u8")

@@ -178,7 +178,6 @@ def check_tars(old: FeatureStore, new: WorkRecord, *, where: object) -> None:
     """Check that a store which mirrors tars can take the new rows.
 
     Args:
-        new: Shards of the new rows.
         where: Address of the new rows, for the message.
 
     Raises:

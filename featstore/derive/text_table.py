@@ -39,8 +39,6 @@ def add_text_table(
 
     Args:
         source: Folder of a complete store.
-        out: Folder of the new store.
-        table: The texts.
         name: Name of the table; ``texts.`` is put before it.
         field: Vector field in whose space the texts lie.
         origin: How the embeddings were made, for the manifest.

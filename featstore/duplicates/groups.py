@@ -92,7 +92,6 @@ def select_parts(store: FeatureStore, patterns: Mapping[str, Sequence[str]]) -> 
     """The valid rows of each part.
 
     Args:
-        store: Store whose sample ids are matched.
         patterns: Shell patterns by name of the part; ``*`` also spans slashes.
 
     Raises:

@@ -32,11 +32,6 @@ def plan_run(
     """Estimate what is left to do.
 
     Args:
-        config: the settings.
-        manifest: of the store, made or not.
-        source: the images.
-        teacher: the frozen model.
-        processes: that run a teacher.
         rates: measured before; None measures now, if anything is left to do.
 
     Raises:

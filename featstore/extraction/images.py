@@ -55,9 +55,7 @@ class InputDataset(Dataset[Batch]):
     """Reads and hashes the samples of a list of rows, and makes a teacher's input of each.
 
     Args:
-        source: of the samples.
         shape: of one row before ``as_tensor``.
-        dtype: of the numbers.
     """
 
     pictures: PictureFormat | None = None  # how copies of images are made; None makes none
@@ -115,9 +113,6 @@ class ViewDataset(InputDataset):
     """Images: decodes them, and cuts every view at the teacher's size.
 
     Args:
-        source: of the images.
-        views: of the store.
-        preprocessing: of the teacher.
         pictures: how copies of the images are made; None makes none.
     """
 

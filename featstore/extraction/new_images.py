@@ -97,8 +97,6 @@ def growing(
 
     Args:
         config: Settings of the run; ``store.path`` is the store that grows.
-        source: the images, old and new.
-        accelerator: this process among the others.
 
     Yields:
         The store and its new images; None if no image is new.
@@ -149,7 +147,6 @@ def find_new(source: Source, store: FeatureStore, *, workers: int) -> list[int]:
     """Return the positions, in a source, of images that are not in a store; compare the content of all others.
 
     Args:
-        source: the images.
         store: The opened store.
         workers: Number of reading threads.
 
@@ -203,7 +200,6 @@ def in_stored_order(source: Source, path: Path) -> Source:
     Classes are numbered as in the store too.
 
     Args:
-        source: the images.
         path: Folder of the store; it need not exist or be complete.
 
     Returns:

@@ -118,9 +118,6 @@ def design_store(
     """Make the manifest; measure scales of quantised fields and the size of shards unless the store exists.
 
     Args:
-        config: the settings.
-        source: the images.
-        teacher: the frozen model.
         like: a store whose scales are taken, because the rows are appended to it.
         measure: times teacher, decoding and disk; shards are then sized by time too.
 

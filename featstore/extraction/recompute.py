@@ -102,7 +102,6 @@ class Comparison:
         """Compare one row.
 
         Args:
-            sample_id: of the row.
             stored: (V, ...) finite.
             computed: (V, ...).
         """
@@ -162,7 +161,6 @@ def recompute(
     """Compare features of some random rows with those that their teachers give.
 
     Args:
-        path: folder of the store.
         source: the reader's own copy of the images; not what the manifest says of theirs.
         rows: how many to draw, among the valid ones whose ids the source has.
         seed: of the draw.
@@ -287,8 +285,6 @@ def recorded_config(store: FeatureStore, name: str, weights: str) -> TeacherConf
     """Settings that build the teacher which the manifest describes.
 
     Args:
-        store: of anybody.
-        name: of the teacher.
         weights: local weights, or the model of a library of ``BY_PATH``; empty for the library's own.
 
     Raises:

@@ -25,7 +25,6 @@ def run(config: ExtractConfig, *, progress: bool = True) -> None:
     """Plan, extract, report.
 
     Args:
-        config: The settings.
         progress: Print the plan and the summary, and show a progress bar.
 
     Raises:
@@ -118,9 +117,6 @@ def fill(
     """Make a store of the images of a source, or go on with it; None if that was a dry run.
 
     Args:
-        config: the settings.
-        source: the images.
-        accelerator: this process among the others.
         growth: of the store that the rows are for, if they are for another one.
         progress: as for ``run``.
     """

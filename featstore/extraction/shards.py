@@ -66,7 +66,6 @@ class Pending:
 
     Args:
         features: By field, on the CPU; with CUDA they are valid when the work queued before is done.
-        device: of the teacher.
     """
 
     def __init__(self, features: dict[str, Tensor], device: torch.device) -> None:
@@ -87,7 +86,6 @@ def start_teacher(teacher: Teacher, inputs: Tensor) -> Pending:
     """Run every view of a batch through the teacher; with CUDA, asynchronously.
 
     Args:
-        teacher: the frozen model.
         inputs: (B, V, 3, H, W) uint8 images, or (B, 1, L) int32 token numbers.
     """
     # One view at a time: memory does not grow with the number of views, and the batch stays the same size.
@@ -105,7 +103,6 @@ def run_teacher(teacher: Teacher, inputs: Tensor) -> dict[str, Tensor]:
     """Run every view of a batch through the teacher.
 
     Args:
-        teacher: the frozen model.
         inputs: (B, V, 3, H, W) uint8 images, or (B, 1, L) int32 token numbers.
 
     Returns:
@@ -158,13 +155,8 @@ def run(
     returns.
 
     Args:
-        config: the settings.
         manifest: Of the store, existing or not, from ``featstore.extraction.new_manifest``.
-        source: the images.
-        teacher: the frozen model.
-        accelerator: this process among the others.
         artefacts: bytes of the files that the manifest lists, if the store is new.
-        progress: show a progress bar.
 
     Raises:
         ManifestMismatch, StoreBusy, StoreWriteError: see ``featstore.errors``.

@@ -52,7 +52,6 @@ def encode_table(
     """Embed all prompts; a name's row is the mean direction of its prompts.
 
     Args:
-        encode: the text side of the teacher.
         lines: see ``prompts``.
         templates: see ``prompts``.
         weights_sha256: of the image side that made the store's features.
@@ -110,7 +109,6 @@ def make_table(
         array: (n, D) embeddings of the names.
         templates: prompts for the text side of the teacher that made the field.
         weights: local weights of that teacher; empty for the library's own.
-        origin_of_array: how the array was made.
         rows: rows that class means average over; all if not given.
 
     Returns:

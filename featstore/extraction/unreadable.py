@@ -15,7 +15,6 @@ def take_back_readable(path: Path, source: Source) -> tuple[list[int], str]:
     """Take back every shard that has a row whose image can be used now; the next run makes those shards again.
 
     Args:
-        path: folder of the store.
         source: the images, in the order of the store's rows.
 
     Returns:

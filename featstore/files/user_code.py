@@ -14,7 +14,6 @@ def find_function(name: str, *, setting: str) -> Callable[..., Any]:
     """Import the module and return its function or class. Modules beside the working directory are found too.
 
     Args:
-        name: As the user wrote it.
         setting: Flag that it was given with, for messages.
 
     Raises:

@@ -26,10 +26,6 @@ class FieldArray:
         shape: (N, V, *shape), without V where the field is not per view.
         dtype: Type of the values; float32 for int8 fields, object for texts.
 
-    Args:
-        store: An open store.
-        name: Of the field.
-
     Raises:
         ConfigError: The store has no such field, or it is top-k or ragged.
     """

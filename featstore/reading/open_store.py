@@ -174,7 +174,6 @@ class OpenStore:
         """Begin to fetch what some rows will need, in another thread. Does nothing where the store is local.
 
         Args:
-            fields: Names of fields.
             rows: (B,) row numbers, e.g. of the next batches.
         """
         views = len(self.manifest.views)

@@ -26,7 +26,6 @@ class Permutation:
     outside of the range walk on until they are inside (Black and Rogaway 2002).
 
     Args:
-        size: how many numbers are permuted.
         key: numbers that choose the permutation, such as seed and epoch.
     """
 

@@ -114,7 +114,6 @@ def check_room(folder: Path, size: int) -> None:
 
     Args:
         folder: What is in it counts as there.
-        size: Bytes of all files.
     """
     there = sum(
         Path(here, file).lstat().st_size for here, _, files in os.walk(folder) for file in files

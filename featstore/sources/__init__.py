@@ -95,7 +95,6 @@ class SourcePart(Source):
     """Some rows of another source. Classes are not renumbered.
 
     Args:
-        whole: the other source.
         rows: of it. Where those of a tar do not follow each other, there are no tars any more.
     """
 

@@ -31,7 +31,6 @@ class FolderSource(Source):
     and folders are skipped and links to folders are not followed (a loop would never end).
 
     Args:
-        path: the folder.
         labels_from: the class is the name of the folder an image lies in (``parent``), of the
             topmost one (``top``), or there is none; an image in ``path`` itself has no class.
 

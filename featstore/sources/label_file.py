@@ -121,7 +121,6 @@ def read_columns(path: Path, setting: str) -> tuple[list[str], list[Sequence[obj
     """Header and columns of a CSV or Parquet file.
 
     Args:
-        path: Of the file.
         setting: For messages, e.g. ``--source.labels``.
 
     Raises:

@@ -25,7 +25,6 @@ def check_labels(
 
     Args:
         labels: (N,) as the source has them.
-        where: the source, for messages.
         notes: gets a sentence for each change.
 
     Returns:

@@ -94,11 +94,7 @@ class TarListing:
 
 
 def listing_path(*key: object) -> Path:
-    """Where the listing of a source is kept.
-
-    Args:
-        key: everything that decides what is listed.
-    """
+    """Where the listing of a source is kept."""
     digest = hashlib.sha256(json.dumps([VERSION, *key]).encode()).hexdigest()[:32]
     return cache_folder() / "listings" / f"{digest}.npz"
 

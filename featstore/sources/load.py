@@ -136,7 +136,6 @@ class ViewRule:
 
         Args:
             image: upright, RGB.
-            view: which one.
             sample_id: of the image, as the store names it; decides the place of seeded crops.
             size: (height, width) of the result in pixels; the teacher's unless given.
             full_size: (width, height) of the original where ``image`` is a smaller copy of it.

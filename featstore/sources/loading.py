@@ -31,7 +31,6 @@ def fit_workers(workers: int, *, batch_bytes: int, ahead: int = 2, tensors: int 
         workers: asked for.
         batch_bytes: of one batch as it is handed over.
         ahead: batches that each loading process makes in advance.
-        tensors: of one batch.
 
     Returns:
         ``workers``, or fewer; 0 decodes in this process.

@@ -19,9 +19,6 @@ ID, PAIR = "id", "pair"
 class TextSource(Source):
     """Texts by id, in the order of the file. The content of a sample is its text in UTF-8, as it is written.
 
-    Args:
-        config: path, columns and languages.
-
     Raises:
         SourceError: the table cannot be read, lacks a column, or has a row without id or text.
     """

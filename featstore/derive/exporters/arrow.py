@@ -42,7 +42,6 @@ class ArrowExporter(Exporter):
 
     Args:
         form: Parquet, or hf for a data set.
-        num_parts: Files that there will be.
         description: Content of ``export.json``, kept in every file.
         state: Of a run that was stopped; empty at the start.
     """

@@ -85,7 +85,6 @@ class FieldReader:
         """Values of all columns, in their types; zeros, no items and empty texts where a row is not valid.
 
         Args:
-            shard: That all rows are in.
             rows: (n,) of the store.
         """
         places = rows - self.store.manifest.shard_range(shard).start

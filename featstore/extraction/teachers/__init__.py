@@ -37,7 +37,6 @@ def check_teacher(config: TeacherConfig, *, fields: Sequence[str], texts: bool =
     """Look whether a teacher can give some fields, before its weights are fetched and read: on its shapes alone.
 
     Args:
-        config: what would be built.
         fields: names of the fields that it will be asked for.
         texts: the samples are texts, not images.
 
@@ -74,9 +73,7 @@ def build_teacher(
     Args:
         config: what to build; its ``precision`` may still be "auto".
         fields: names of the fields that it will be asked for.
-        dtype: of the stored fields.
         precision: of the forward pass, resolved.
-        device: where it runs.
         texts: the samples are texts, not images.
 
     Raises:

@@ -209,7 +209,6 @@ def stated_preprocessing(
     """Preprocessing of a model whose library states none: from what the model or the config says.
 
     Args:
-        config: the settings.
         own: size, mean, std, crop_pct, crop_mode and interpolation, as far as the model states them.
         size: side of the input in pixels, where the model fixes it.
 

@@ -72,7 +72,6 @@ def build(config: TeacherConfig, *, skeleton: bool = False) -> Built:
     """Build the model that a config names.
 
     Args:
-        config: the settings.
         skeleton: leave the weights out.
 
     Raises:
@@ -106,7 +105,6 @@ def encode_texts(
     """Run the text side of the model that a config names.
 
     Args:
-        config: as for the image side.
         texts: n texts.
         batch: texts per forward pass.
 
@@ -134,7 +132,6 @@ def load_model(
     """The model with both of its sides, and what is published of its preprocessing.
 
     Args:
-        config: the settings.
         skeleton: leave the weights out.
         texts: only the text side is used.
 

@@ -37,7 +37,6 @@ class TextTower(Tower):
 
     Args:
         pooling: how ``pooled`` is made.
-        pad_id: number of the model's padding token.
     """
 
     def __init__(self, pooling: Pooling, pad_id: int) -> None:

@@ -66,7 +66,6 @@ def build(config: TeacherConfig, *, skeleton: bool = False) -> Built:
     """Build the model that a config names.
 
     Args:
-        config: the settings.
         skeleton: leave the weights out.
 
     Raises:

@@ -23,7 +23,6 @@ class FastTokenizer:
     """A tokenizer of the library ``tokenizers``.
 
     Args:
-        tokenizer: with its special tokens.
         max_tokens: longest result; the rest of a text is cut off.
 
     Attributes:
