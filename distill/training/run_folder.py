@@ -29,15 +29,8 @@ FREE = {
 }
 """Settings that do not change a result, or where files merely lie; they may differ between two starts of one run."""
 
-ADDED: dict[str, dict[str, Any]] = {
-    "data": {"holdout": 0.0, "fold": 0, "group": "", "validation_share": 0.0},
-    "source": {"labels": "", "image_member": ""},
-    "student": {"factory": "", "features": "", "map": "", "mean": [], "std": []},
-    "train": {"keep_best": False, "patience": 0, "epoch_steps": 0},
-    "eval": {"neighbours": 10},
-}
-"""Settings that older versions did not have, with the values that mean what those did: left out of the contract, so
-that its hash stays the same and older runs are found again."""
+SECTIONS = ("source", "data", "student", "train", "eval")
+"""Settings that are part of every contract, with the options of the method, the partner and the task."""
 
 LISTS = "data_lists"
 """Key of a contract: SHA-256 of the ids in every file that ``@FILE`` names. Versions before 0.3 do not have it."""
@@ -69,16 +62,12 @@ def contract(
         fingerprints: of the store, then of the further teachers' stores.
     """
     values = dataclasses.asdict(config)
-    parts = {name: values[name] for name in ("field", "source", "data", "student", "train", "eval")}
+    parts = {name: values[name] for name in ("field", *SECTIONS)}
     for name in (method, config.partner):
         if has_options(name):
             parts[name] = dataclasses.asdict(options_of(config, name))
     for section, names in FREE.items():
         parts[section] = {key: value for key, value in parts[section].items() if key not in names}
-    for section, added in ADDED.items():
-        for key, default in added.items():
-            if parts[section].get(key) == default:
-                del parts[section][key]
     if config.task not in ("auto", "classify"):  # the only task of older versions
         parts["task"] = config.task
         if has_options(config.task):
@@ -129,13 +118,29 @@ def check_same_run(where: Path, *, found: Contract, asked: Contract) -> None:
     """
     if LISTS not in found:
         asked = {key: value for key, value in asked.items() if key != LISTS}
-    differing = differences(found, asked)
+    differing = differences(_completed(found, asked), _completed(asked, asked))
     if differing:
         lines = "\n".join(f"  --{key}: there {was!r}, now {now!r}" for key, was, now in differing)
         raise ConfigError(
             f"{where}: belongs to a run with other settings:\n{lines}\n"
             f"Choose another --out, give the old settings, or delete {where.parent}."
         )
+
+
+def _completed(values: Contract, asked: Contract) -> Contract:
+    """A contract with the settings that its version did not have, at their defaults, and without those of ``FREE``."""
+    config = DistillConfig()
+    parts = (asked[key] for key in ("method", "partner", "task") if key in asked)
+    defaults = {name: options_of(config, name) for name in parts if has_options(name)}
+    defaults |= {name: getattr(config, name) for name in SECTIONS}
+    full = dict(values)
+    for name, options in defaults.items():
+        known = values.get(name, {})
+        if isinstance(known, dict):
+            full[name] = json.loads(json.dumps(dataclasses.asdict(options))) | known
+            for key in FREE.get(name, ()):
+                full[name].pop(key, None)
+    return full
 
 
 def read_finished(folder: Path, asked: Contract) -> dict[str, Any] | None:

@@ -70,7 +70,7 @@ def test_the_best_on_held_out_training_images_is_trained_with_all_seeds(
     for record in records:
         assert record["auto"]["chosen"] == chosen["candidate"]  # type: ignore[index]
         assert record["auto"]["why"] in record["notes"]  # type: ignore[index,operator]
-        assert record["contract"]["data"].get("validation_share") is None  # type: ignore[index]
+        assert record["contract"]["data"]["validation_share"] == 0  # type: ignore[index]
     tries = [json.loads(path.read_text()) for path in out.glob("auto/round*/*/*/seed*/run.json")]
     assert sum(item["steps"] for item in tries) <= 36
     for path in out.glob("auto/round*/*/*/seed*"):

@@ -200,6 +200,24 @@ def test_other_settings_are_refused_with_both_values(
     assert "--train.lr: there 0.001, now 0.5" in str(caught.value)
 
 
+def test_settings_that_a_version_did_not_have_yet() -> None:
+    """Runs of versions without a setting go on where it has its default, and are refused where it has not."""
+    config = DistillConfig(store="s", methods=["customkd"])
+    asked = run_folder.contract(config, "customkd", 0, ["f"])
+    sections = [name for name, values in asked.items() if isinstance(values, dict)]
+    assert {*run_folder.SECTIONS, "customkd"} == set(sections)
+    for section, key in ((name, key) for name in sections for key in asked[name]):
+        found = json.loads(json.dumps(asked))
+        del found[section][key]
+        run_folder.check_same_run(Path("there/run.json"), found=found, asked=asked)
+        other = json.loads(json.dumps(asked))
+        other[section][key] = "another"
+        with pytest.raises(ConfigError, match=f"--{section}.{key}: there .*, now 'another'"):
+            run_folder.check_same_run(Path("there/run.json"), found=found, asked=other)
+    found = {name: values for name, values in asked.items() if name != "customkd"}
+    run_folder.check_same_run(Path("there/run.json"), found=found, asked=asked)
+
+
 def test_a_list_of_ids_that_changed_is_another_run(
     make_config: MakeConfig, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
