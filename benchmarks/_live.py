@@ -17,9 +17,9 @@ from torch import Tensor
 from distill.config import DistillConfig
 from distill.data.feature_norm import FeatureNorm
 from distill.data.joined import JoinedData
-from distill.data.pictures import PictureCache, ViewDataset, load, rule_of
+from distill.data.pictures import PictureCache, ViewDataset, load_batches, rule_of
 from distill.data.samples import Samples, Split
-from distill.data.schedule import Indices, Request, ViewPicker, make_plan
+from distill.data.schedule import Indices, Request, ViewPicker, make_epoch_plan
 from distill.data.stored_features import Features, Grid
 from distill.options import Norm
 from distill.register import options_of
@@ -84,7 +84,7 @@ class LiveTeacher:
         batches = [requests[start : start + BATCH] for start in range(0, len(requests), BATCH)]
         parts = []
         began = time.perf_counter()
-        for pictures in load(self.pictures, batches, workers=0):
+        for pictures in load_batches(self.pictures, batches, workers=0):
             loaded = time.perf_counter()
             # Cloned, because tensors of inference mode take no part in training.
             parts.append(self.teacher.features(pictures.pixels)[field].float().cpu().clone())
@@ -245,7 +245,7 @@ def fresh_rule(rule: ViewRule, passes: int) -> ViewRule:
 
 def steps_per_epoch(config: DistillConfig, part: Split) -> int:
     """Of a run, whatever its method."""
-    return make_plan(
+    return make_epoch_plan(
         config.train,
         num_labelled=len(part.labelled),
         num_unlabelled=len(part.unlabelled),

@@ -254,7 +254,7 @@ def side(place: Place, connection: Connection, live: bool) -> None:
         ),
         trackers=[],
     )
-    data = joined.prepare(
+    data = joined.join_data(
         open_source(config.source), FeatureStore.open(config.store), config.data, config.field
     )
     probe = data.fit_probe(data.split(0), most=64, seed=0)

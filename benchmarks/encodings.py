@@ -26,7 +26,7 @@ from benchmarks._measure import Case, print_table, seconds_in_turn, speed_ratio
 from featstore import FeatureStore
 from featstore.containers import make_backend
 from featstore.containers.zarr import encoded_bytes
-from featstore.format.artefacts import describe, pack
+from featstore.format.artefacts import artefact_record, pack
 from featstore.format.fields import empty_columns, put
 from featstore.format.int8 import Calibration, calibrate
 from featstore.format.manifest import (
@@ -89,7 +89,7 @@ def make_store(path: Path, rows: npt.NDArray[np.float32], result: Calibration) -
         teachers={},
         views=ViewSet(),
         fields=fields,
-        artefacts={name: describe(data, meaning="scales") for name, data in files.items()},
+        artefacts={name: artefact_record(data, meaning="scales") for name, data in files.items()},
         source=SourceRecord(
             kind="synthetic", uri="", num_samples=len(rows), ids_sha256="0" * 64, has_labels=False
         ),

@@ -146,7 +146,7 @@ def measure(chosen: argparse.Namespace, method: str, folder: Path) -> Turns:
     config = parse(DistillConfig, default_recipe=RECIPES / "distill.yaml", argv=flags, extend=kinds)
     source, store = open_source(config.source), FeatureStore.open(config.store)
     config = resolve(config, source, store)
-    data = joined.prepare(source, store, config.data, config.field)
+    data = joined.join_data(source, store, config.data, config.field)
     task = build_task(config, data)
     probe = task.probe(task.split(0), 0)
 

@@ -82,10 +82,10 @@ def loads(source: Any, store: Any, size_px: int, *, megabytes: int = 0) -> Case:
     """One view of every image, as phase two's loader makes it."""
     from distill.config import DataConfig
     from distill.data.pictures import PictureCache, ViewDataset, rule_of
-    from distill.data.samples import join
+    from distill.data.samples import join_samples
     from distill.data.schedule import Request
 
-    samples = join(source, store, DataConfig(labelled=[], unlabelled=["*"], test=[]))
+    samples = join_samples(source, store, DataConfig(labelled=[], unlabelled=["*"], test=[]))
     dataset = ViewDataset(
         samples, rule_of(store, "cls"), size=(size_px, size_px), cache=PictureCache(megabytes)
     )

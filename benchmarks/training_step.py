@@ -174,10 +174,10 @@ class Alternating:
         """Normalisation of what ``take`` returns; see ``distill.data.stored_features.Features.norm``."""
         import numpy as np
 
-        from distill.data.feature_norm import FeatureNorm, measure
+        from distill.data.feature_norm import FeatureNorm, measure_channels
 
         views = [self.take(indices, np.full(len(indices), column)) for column in columns]
-        return FeatureNorm(kind, measure(views))
+        return FeatureNorm(kind, measure_channels(views))
 
     def _take_grid(self, indices: Any, columns: Any) -> Any:
         """What ``Features.take`` does, for a field that is no vector."""
@@ -260,7 +260,7 @@ def measure(
         trackers=[],
     )
     vector = next(name for name in chosen.fields if name == "cls")
-    data = joined.prepare(
+    data = joined.join_data(
         open_source(config.source), FeatureStore.open(config.store), config.data, vector
     )
     accelerator = train.make_accelerator(config)

@@ -299,7 +299,7 @@ def prepare(
     store = FeatureStore.open(config.store)
     rows = make_rows(store.manifest.views, counts)
     tasks = {
-        row: joined.prepare(
+        row: joined.join_data(
             open_source(config.source),
             store,
             row.data(config.data),

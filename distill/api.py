@@ -62,9 +62,9 @@ class Runs(list[Run]):
 
     def table(self) -> str:
         """Mean and deviation of every method as text."""
-        from distill.reports.report import table
+        from distill.reports.report import runs_table
 
-        return table([run.record for run in self])
+        return runs_table([run.record for run in self])
 
     @property
     def best(self) -> Run:
@@ -123,7 +123,7 @@ def run(
     from distill.commands.train import run as train
     from distill.config import RECIPES, DistillConfig
     from distill.register import kinds
-    from featstore.cli.schema import build
+    from featstore.cli.schema import build_config
 
     values = dict(settings)
     values |= _given(out=out and os.fspath(out), methods=methods, seeds=seeds)
@@ -133,7 +133,7 @@ def run(
     file = (
         RECIPES / "distill.yaml" if recipe == "digits" else None if recipe is None else Path(recipe)
     )
-    config = build(DistillConfig, values, kinds(values.get("plugins") or ()), recipe=file)
+    config = build_config(DistillConfig, values, kinds(values.get("plugins") or ()), recipe=file)
     with _quiet(not progress):
         records = train(config, callbacks)
     return Runs(
@@ -167,12 +167,12 @@ def evaluate(
     """
     from distill.commands.evaluate import run as measure
     from distill.config import EvaluateConfig
-    from featstore.cli.schema import build
+    from featstore.cli.schema import build_config
 
     values = {**settings, "model": _folder(model), **_given(store=_address(store))}
     if images is not None:
         values["source"] = {**_source(images), **dict(values.get("source", {}))}
-    config = build(EvaluateConfig, values)
+    config = build_config(EvaluateConfig, values)
     with _quiet(not progress):
         return measure(config)
 
@@ -221,14 +221,14 @@ def export_student(
     """
     from distill.commands.export import run as export
     from distill.export.config import ExportConfig
-    from featstore.cli.schema import build
+    from featstore.cli.schema import build_config
 
     values = {
         **settings,
         "model": _folder(model),
         **_given(out=out and os.fspath(out), formats=formats),
     }
-    config = build(ExportConfig, values)
+    config = build_config(ExportConfig, values)
     with _quiet(not progress):
         return dict(export(config))
 

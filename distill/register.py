@@ -14,7 +14,7 @@ from distill.methods.base import Component, Method
 from distill.options import NoOptions
 from distill.partners import PARTNERS
 from distill.tasks import TASKS, Task
-from featstore.cli.schema import Kinds, Schema, build, did_you_mean
+from featstore.cli.schema import Kinds, Schema, build_config, did_you_mean
 from featstore.errors import ConfigError
 
 NO_PARTNER = "none"
@@ -163,4 +163,4 @@ def config_of(values: Mapping[str, Any]) -> DistillConfig:
     Raises:
         ConfigError: An unknown name, a value of the wrong type or out of range.
     """
-    return build(DistillConfig, values, kinds(values.get("plugins") or ()))
+    return build_config(DistillConfig, values, kinds(values.get("plugins") or ()))

@@ -122,7 +122,7 @@ def extract(
 
             store = featstore.extract("photos/", teacher="vit_small_patch14_dinov2.lvd142m", out="stores/photos")
     """
-    from featstore.cli.schema import build
+    from featstore.cli.schema import build_config
     from featstore.extraction.config import DEFAULT_RECIPE, ExtractConfig
     from featstore.extraction.run import run
     from featstore.sources.config import source_of
@@ -144,7 +144,7 @@ def extract(
     if recipe is None and (images is None or out is None or teacher is None):
         raise ConfigError("featstore.extract: give images, teacher and out, or a recipe.")
     file = DEFAULT_RECIPE if recipe == "digits" else None if recipe is None else Path(recipe)
-    config = build(ExtractConfig, values, recipe=file)
+    config = build_config(ExtractConfig, values, recipe=file)
     run(config, progress=progress)
     return FeatureStore.open(config.store.path)
 
@@ -314,7 +314,7 @@ def subset(
         >>> dogs.num_rows
         5
     """
-    from featstore.derive.subset import choose, subset
+    from featstore.derive.subset import choose_rows, subset
 
     folder = _folder(store)
     if rows is not None and not isinstance(rows, slice):
@@ -325,7 +325,7 @@ def subset(
             )
         chosen = rows
     else:
-        chosen = choose(
+        chosen = choose_rows(
             FeatureStore.open(folder),
             where=where,
             rows=slice(None) if rows is None else rows,

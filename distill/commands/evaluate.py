@@ -56,7 +56,7 @@ def run(config: EvaluateConfig) -> dict[str, object]:
             result = _measure_task(own, viewer.data, viewer, student, given, described)
         if main:
             write_json(out, result)
-    for line in lines(result):
+    for line in evaluation_lines(result):
         say(line)
     say(f"\n{result['num_images']:,} images measured; written to {out.absolute()}")
     accelerator.end_training()
@@ -96,7 +96,7 @@ def _viewer(
     if store is None:
         data = joined.prepare_without_store(source, settings, rule)
     else:
-        data = joined_data = joined.prepare(
+        data = joined_data = joined.join_data(
             source, store, settings, given.field or "cls", teachers=given.teachers
         )
         say(f"store     {store.address}")
@@ -228,7 +228,7 @@ def open_store(address: str, *, required: bool, say: Any) -> Any:
         return None
 
 
-def lines(result: dict[str, Any]) -> list[str]:
+def evaluation_lines(result: dict[str, Any]) -> list[str]:
     """The numbers of a measurement as text."""
     found = [
         f"{name:<28} {value:.4f}" for name, value in result.items() if isinstance(value, float)

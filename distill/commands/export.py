@@ -13,7 +13,7 @@ def run(config: ExportConfig) -> dict[str, object]:
         FeatstoreError: something the user can mend.
     """
     from distill.export.edge import export_run
-    from distill.export.manifest import table
+    from distill.export.manifest import formats_table
     from featstore.extraction.accelerator import start_accelerator
 
     accelerator = start_accelerator()
@@ -25,7 +25,7 @@ def run(config: ExportConfig) -> dict[str, object]:
     # Nothing is trained, unless int8 loses too much: then the student, for a few epochs.
     manifest = export_run(config, say=accelerator.print)
     folder = Path(config.out or Path(config.model) / "export")
-    print(f"\n{table(manifest)}\n")
+    print(f"\n{formats_table(manifest)}\n")
     for note in manifest["notes"]:
         print(f"note: {note}")
     print(f"written to {folder}; what it is and how to load it: {folder / 'README.md'}")

@@ -40,24 +40,24 @@ def run(config: DistillConfig, callbacks: "Sequence[Callback]" = ()) -> list[dic
     until = time.monotonic() + 60 * (config.train.time_limit or math.inf)
     accelerator = loop.make_accelerator(config)
     say = accelerator.print
-    config, data = prepare(config)
+    config, data = prepare_runs(config)
     task = build_task(config, data)
     data = task.data  # type: ignore[assignment]  # joined, with the targets of the task
     student = task.student()
-    notes = describe(config, data, task, student, say)
+    notes = describe_runs(config, data, task, student, say)
     chosen_by = None
     if config.methods == [AUTO]:
-        config, chosen_by = auto.choose(config, data, accelerator, until=until, say=say)
+        config, chosen_by = auto.choose_candidate(config, data, accelerator, until=until, say=say)
     records = train_all(
         config, data, task, notes, until=until, chosen_by=chosen_by, callbacks=callbacks, say=say
     )
     if accelerator.is_main_process:
-        compare(config, records, task.finished(student)[0], say)
+        write_comparison(config, records, task.finished(student)[0], say)
     accelerator.end_training()
     return records
 
 
-def prepare(config: DistillConfig) -> "tuple[DistillConfig, JoinedData]":
+def prepare_runs(config: DistillConfig) -> "tuple[DistillConfig, JoinedData]":
     """Check task, methods, store, field, views, images and labels against each other, before any training."""
     from distill.data import joined
     from distill.data.images import default_source, open_images
@@ -78,7 +78,7 @@ def prepare(config: DistillConfig) -> "tuple[DistillConfig, JoinedData]":
         [options_of(config, name) for name in named],
         config.partner if partner is not None and partner.labels else "none",
     )
-    data = joined.prepare(
+    data = joined.join_data(
         source,
         store,
         config.data,
@@ -90,7 +90,7 @@ def prepare(config: DistillConfig) -> "tuple[DistillConfig, JoinedData]":
     return config, data
 
 
-def describe(
+def describe_runs(
     config: DistillConfig, data: "JoinedData", task: "Task", student: "Student", say: Say
 ) -> list[str]:
     """Print what is trained from what. Returns notes on data and student."""
@@ -164,7 +164,7 @@ def numbers(task: "Task", part: "Split") -> str:
     return ", ".join(f"{len(rows):,} {name}" for name, rows in counts.items() if len(rows))
 
 
-def compare(
+def write_comparison(
     config: DistillConfig, records: list[dict[str, Any]], student: "Student", say: Say
 ) -> None:
     """Write the tables and the page over all runs, and print what to do next."""
@@ -173,10 +173,10 @@ def compare(
     from distill.reports import report
     from distill.training.saved_student import snippet
 
-    files = report.write(Path(config.out), records, page=config.report, say=say)
+    files = report.write_command_results(Path(config.out), records, page=config.report, say=say)
     best = score.best(records)
     folder = Path(config.out).absolute() / best["method"] / f"seed{best['seed']}"
-    say(f"\n{report.table(records)}\n")
+    say(f"\n{report.runs_table(records)}\n")
     for note in advice(records):
         say(f"note: {note}")
     say(f"files: {', '.join(map(str, files))}, and a folder for each run, e.g. {folder}")

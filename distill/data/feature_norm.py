@@ -18,14 +18,14 @@ EPS = 1e-6
 
 
 @dataclass(frozen=True)
-class Statistics:
+class ChannelStatistics:
     """Mean and standard deviation of every channel of the stored feature."""
 
     mean_D: Tensor  # (D,) float32
     std_D: Tensor  # (D,) float32
 
 
-def measure(chunks: Iterable[Tensor]) -> Statistics:
+def measure_channels(chunks: Iterable[Tensor]) -> ChannelStatistics:
     """Compute the statistics of a feature in one pass, in float64.
 
     Args:
@@ -46,7 +46,7 @@ def measure(chunks: Iterable[Tensor]) -> Statistics:
         )
     mean = total / count
     variance = (squares / count - mean.square()).clamp(min=0)
-    return Statistics(mean.float(), variance.sqrt().float())
+    return ChannelStatistics(mean.float(), variance.sqrt().float())
 
 
 class Columns(NamedTuple):
@@ -75,7 +75,10 @@ class FeatureNorm(nn.Module):
     share_D: Tensor
 
     def __init__(
-        self, kind: Norm, statistics: Statistics | None = None, blocks: Sequence[Columns] = ()
+        self,
+        kind: Norm,
+        statistics: ChannelStatistics | None = None,
+        blocks: Sequence[Columns] = (),
     ) -> None:
         super().__init__()
         self.kind = kind

@@ -4,7 +4,7 @@ from featstore import FeatureStore
 from featstore.errors import ConfigError
 from featstore.format.pictures import PICTURES
 from featstore.reading.stored_pictures import StoredPictures
-from featstore.sources import open_source, select
+from featstore.sources import open_source, select_samples
 from featstore.sources.base import Source
 from featstore.sources.config import SourceConfig
 
@@ -24,7 +24,7 @@ def open_images(config: SourceConfig, store: FeatureStore | None) -> Source:
         raise ConfigError(
             "--source.kind store: which store? Name it with --source.path or --store."
         )
-    return select(StoredPictures(store), config)
+    return select_samples(StoredPictures(store), config)
 
 
 def default_source(config: SourceConfig, store: FeatureStore) -> SourceConfig:

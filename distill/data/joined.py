@@ -17,8 +17,7 @@ from distill.data.pictures import (
     ViewDataset,
     rule_of,
 )
-from distill.data.samples import Samples, Split, match_views, split
-from distill.data.samples import join as join
+from distill.data.samples import Samples, Split, join_samples, match_views, split_parts
 from distill.data.schedule import Indices, ViewPicker, allowed_columns
 from distill.data.stored_features import Features, Grid, StoredField, check_vector, reference_column
 from distill.data.targets import Targets
@@ -55,9 +54,9 @@ class Data:
             measured: Part that takes the place of the test part.
 
         Raises:
-            ConfigError: see ``samples.split``; or there is no validation part.
+            ConfigError: see ``samples.split_parts``; or there is no validation part.
         """
-        part = split(self.samples, self.settings, seed)
+        part = split_parts(self.samples, self.settings, seed)
         if measured == "test":
             return part
         if not len(part.validation):
@@ -163,7 +162,7 @@ class JoinedData(Data):
         )
 
 
-def prepare(
+def join_data(
     source: Source,
     store: FeatureStore,
     data: DataConfig,
@@ -190,7 +189,7 @@ def prepare(
     stores = [FeatureStore.open(teacher.store) for teacher in teachers]
     for other, teacher in zip(stores, teachers, strict=True):
         check_vector(other, teacher.field, f"--teachers: field {teacher.field}")
-    samples = join(source, store, data, stores)
+    samples = join_samples(source, store, data, stores)
     read = sorted({*columns, reference_column(store)})
     others = [
         StoredField(
@@ -239,7 +238,7 @@ def prepare_without_store(source: Source, data: DataConfig, rule: ViewRule) -> D
     Raises:
         ConfigError: patterns that match nothing, or no labels.
     """
-    return Data(samples=join(source, None, data), rule=rule, settings=data)
+    return Data(samples=join_samples(source, None, data), rule=rule, settings=data)
 
 
 def few(members: Indices, most: int, seed: int) -> Indices:

@@ -243,7 +243,7 @@ class Batches(Protocol):
     def __iter__(self) -> Iterator[list[Request]]: ...
 
 
-def load(
+def load_batches(
     dataset: ViewDataset, batches: Batches | Sequence[list[Request]], *, workers: int
 ) -> Iterator[Pictures]:
     """Make batches, in order, with or without further processes, and stop at the first that is not what it should be.

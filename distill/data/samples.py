@@ -21,7 +21,7 @@ from distill.config import DataConfig
 from featstore import FeatureStore
 from featstore.errors import ConfigError, MissingSamples, ViewMismatch, shorten
 from featstore.format.ids import content_sha256, read_ids
-from featstore.format.views import describe
+from featstore.format.views import describe_views
 from featstore.sources.base import NO_LABEL, Source, matches
 
 Indices = npt.NDArray[np.int64]
@@ -67,7 +67,7 @@ class Split:
     validation: Indices = field(default_factory=lambda: np.empty(0, np.int64))
 
 
-def join(
+def join_samples(
     source: Source,
     store: FeatureStore | None,
     config: DataConfig,
@@ -244,8 +244,9 @@ def match_views(
     lacking = [view for view in read if view not in held]
     if lacking:
         raise ViewMismatch(
-            f"{other.address} lacks views of {store.address} that training reads: {describe(lacking)}. It holds "
-            f"{describe(second.views)}. Extract it with the same --views, or read fewer (--data.views, --data.seeded)."
+            f"{other.address} lacks views of {store.address} that training reads: {describe_views(lacking)}. It "
+            f"holds {describe_views(second.views)}. Extract it with the same --views, or read fewer (--data.views, "
+            "--data.seeded)."
         )
     if any(view.kind == "seeded" for view in read):
         ours, theirs = (
@@ -272,7 +273,7 @@ def match_views(
 
 
 def patterns_of(source: Source, config: DataConfig) -> dict[str, list[str]]:
-    """Patterns of the three parts; with ``--data.holdout`` the test part is cut from the labelled one, in ``split``."""
+    """Patterns of the parts; with ``--data.holdout``, ``split_parts`` cuts the test part from the labelled one."""
     labelled, test = config.labelled, config.test
     if config.holdout:
         test = []
@@ -372,7 +373,7 @@ def _labels(
     return labels, names if len(names) == count else tuple(str(number) for number in range(count))
 
 
-def split(samples: Samples, config: DataConfig, seed: int) -> Split:
+def split_parts(samples: Samples, config: DataConfig, seed: int) -> Split:
     """Cut the parts of one run: drop copies of test images, then draw the labelled ones.
 
     Args:

@@ -15,7 +15,7 @@ import numpy.typing as npt
 
 from distill.config import DataConfig, TrainConfig
 from featstore.errors import ConfigError, ViewMismatch
-from featstore.format.views import ViewSet, describe
+from featstore.format.views import ViewSet, describe_views
 
 Indices = npt.NDArray[np.int64]
 
@@ -90,9 +90,9 @@ def _first_seeded(views: ViewSet, columns: list[int], count: int) -> list[int]:
     numbers = sorted({view.number for view in views.views if view.kind == "seeded"})
     if count > len(numbers):
         raise ViewMismatch(
-            f"--data.seeded {count}: the store holds {len(numbers)} seeded views ({describe(views.views)}). A crop "
-            "that the teacher never saw has no stored feature; extract a store with more (--views.seeded), or ask for "
-            "fewer."
+            f"--data.seeded {count}: the store holds {len(numbers)} seeded views ({describe_views(views.views)}). A "
+            "crop that the teacher never saw has no stored feature; extract a store with more (--views.seeded), or "
+            "ask for fewer."
         )
     kept = numbers[:count]
     stored = views.views
@@ -127,7 +127,7 @@ class EpochPlan:
     steps_per_epoch: int  # optimiser steps of one epoch
 
 
-def make_plan(
+def make_epoch_plan(
     config: TrainConfig,
     *,
     num_labelled: int,

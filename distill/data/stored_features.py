@@ -1,6 +1,6 @@
 """Stored features by sample: the vectors of one teacher or of several side by side, and patch grids.
 
-No pictures and no student here; which row of a store belongs to a sample is decided in ``samples.join``.
+No pictures and no student here; which row of a store belongs to a sample is decided in ``samples.join_samples``.
 """
 
 # S samples, V views, D width of all teachers' vectors together, g side of a patch grid
@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from distill.data.feature_norm import Columns, FeatureNorm, Statistics, measure
+from distill.data.feature_norm import ChannelStatistics, Columns, FeatureNorm, measure_channels
 from distill.data.samples import Samples
 from distill.data.schedule import Indices
 from distill.options import Norm
@@ -84,7 +84,7 @@ class Features:
         self.reference = reference_column(store)
         """Column of the reference view: the canonical one if it is stored, else the first."""
         self._samples = samples
-        self._statistics: dict[tuple[bytes, tuple[int, ...]], Statistics] = {}
+        self._statistics: dict[tuple[bytes, tuple[int, ...]], ChannelStatistics] = {}
 
     def take(self, indices: Indices, columns: Indices | None = None) -> Tensor:
         """Read vectors.
@@ -124,7 +124,7 @@ class Features:
         # One pass over the training rows for all methods and seeds that train on the same ones.
         key = hashlib.sha256(indices.tobytes()).digest(), tuple(columns)
         if key not in self._statistics:
-            self._statistics[key] = measure(self.chunks(indices, columns))
+            self._statistics[key] = measure_channels(self.chunks(indices, columns))
         return FeatureNorm(kind, self._statistics[key], blocks=blocks)
 
 

@@ -83,7 +83,7 @@ def _ridge(student_nC: Tensor, teacher_nD: Tensor, penalty: float) -> EmbeddingH
     return EmbeddingHead(weight.float(), (target - weight @ mean).float())
 
 
-def nearest(queries_NX: Tensor, gallery_NX: Tensor, k: int) -> Tensor:
+def nearest_rows(queries_NX: Tensor, gallery_NX: Tensor, k: int) -> Tensor:
     """(N, k) indices of the nearest rows by cosine, without the row itself, the nearest first.
 
     Args:
@@ -112,11 +112,11 @@ def neighbour_agreement(student_NC: Tensor, teacher_ND: Tensor, neighbours: int 
         neighbours: k; at most two less than there are images.
     """
     k = min(neighbours, len(student_NC) - 2)
-    ours, theirs = nearest(student_NC, student_NC, k), nearest(teacher_ND, teacher_ND, k)
+    ours, theirs = nearest_rows(student_NC, student_NC, k), nearest_rows(teacher_ND, teacher_ND, k)
     return float((ours[:, :, None] == theirs[:, None, :]).any(2).double().mean())
 
 
-def compare(
+def compare_embeddings(
     student_NC: Tensor,
     teacher_ND: Tensor,
     head: EmbeddingHead,
@@ -142,8 +142,8 @@ def compare(
     error = (embedded - teacher).double().square().sum()
     total = (teacher - teacher.mean(0)).double().square().sum()
     k = min(10, len(teacher) - 1)
-    first = nearest(teacher, teacher, 1)
-    found = nearest(embedded, teacher, k) == first
+    first = nearest_rows(teacher, teacher, 1)
+    found = nearest_rows(embedded, teacher, k) == first
     return {
         "neighbour_agreement": neighbour_agreement(student_NC, teacher, neighbours),
         "explained_variance": float(1 - error / total) if total > 0 else 0.0,

@@ -16,7 +16,7 @@ from torch import Tensor
 from distill.config import CorruptionName, EvalConfig
 from distill.data.corruptions import CORRUPTIONS, SEVERITIES, corrupt
 from distill.data.joined import Data, JoinedData, few
-from distill.data.pictures import PictureCache, Pictures, load
+from distill.data.pictures import PictureCache, Pictures, load_batches
 from distill.data.samples import Samples, Split
 from distill.data.schedule import CANONICAL, Indices, Request
 from distill.evaluation.embedding import EmbeddingHead
@@ -144,7 +144,7 @@ class Viewer:
         size = self.settings.batch_size
         batches = [requests[i : i + size] for i in range(0, len(requests), size)]
         dataset = self.data.dataset(student, rule=self.rule, cache=self.cache)
-        return load(dataset, batches, workers=self.workers)
+        return load_batches(dataset, batches, workers=self.workers)
 
 
 @torch.no_grad()

@@ -57,7 +57,7 @@ def predictions(
     )
 
 
-def write(folder: Path, values: Predictions) -> Path:
+def write_predictions(folder: Path, values: Predictions) -> Path:
     """Write the file atomically; equal predictions give equal bytes."""
     buffer = io.BytesIO()
     arrays = {name: array for name, array in vars(values).items() if array is not None}
@@ -66,7 +66,7 @@ def write(folder: Path, values: Predictions) -> Path:
     return folder / NAME
 
 
-def read(folder: Path) -> Predictions | None:
+def read_predictions(folder: Path) -> Predictions | None:
     """Read the file of a run, without running any code in it; None if there is none.
 
     Raises:

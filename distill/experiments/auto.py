@@ -16,7 +16,7 @@ from accelerate.utils import broadcast_object_list
 
 from distill.config import DistillConfig
 from distill.data.joined import JoinedData
-from distill.data.schedule import make_plan
+from distill.data.schedule import make_epoch_plan
 from distill.experiments.auto_record import AutoRecord, Round
 from distill.experiments.candidates import WITH_LABELS, WITHOUT_LABELS, Candidate
 from distill.experiments.tune import Try, rank
@@ -39,7 +39,7 @@ TRIAL = 20  # steps of the run that measures the speed, for a budget in time
 Say = Callable[[str], None]
 
 
-def choose(
+def choose_candidate(
     config: DistillConfig,
     data: JoinedData,
     accelerator: Accelerator,
@@ -96,7 +96,7 @@ class _Search:
         part = self.task.split(config.seeds[0], measured="validation")
         folds = min(MOST_FOLDS, -(-ENOUGH // len(part.test))) if self.task.supervised else 1
         self.seeds = [config.seeds[0] + fold for fold in range(folds)]
-        self.per_epoch = make_plan(
+        self.per_epoch = make_epoch_plan(
             config.train,
             num_labelled=len(part.labelled),
             num_unlabelled=len(part.unlabelled),

@@ -10,7 +10,7 @@ from tqdm import tqdm
 
 from distill.experiments import table
 from distill.experiments.machine import devices, slots
-from distill.experiments.plan import Run
+from distill.experiments.plan import PlannedRun
 from distill.experiments.pool import Event, Failure, OnEvent, Pool, Slot, work_here
 from distill.experiments.runs_to_do import RunsToDo
 from distill.experiments.tune import Result
@@ -25,7 +25,7 @@ from featstore.text import columns
 if TYPE_CHECKING:
     from distill.experiments.worker import RunWorker
 
-RunThem = Callable[[Sequence[Run], OnEvent], None]
+RunThem = Callable[[Sequence[PlannedRun], OnEvent], None]
 Say = Callable[[str], None]
 
 
@@ -95,7 +95,7 @@ def _workers(
         yield pool.run
 
 
-def _check(worker: "RunWorker", runs: Sequence[Run]) -> dict[str, int]:
+def _check(worker: "RunWorker", runs: Sequence[PlannedRun]) -> dict[str, int]:
     """Check every run. Returns its optimiser steps by key."""
     steps = {}
     for run in runs:
@@ -108,7 +108,7 @@ def _check(worker: "RunWorker", runs: Sequence[Run]) -> dict[str, int]:
 
 def _phase(
     title: str,
-    runs: Sequence[Run],
+    runs: Sequence[PlannedRun],
     steps: dict[str, int],
     run_them: RunThem,
     todo: RunsToDo,
@@ -126,7 +126,7 @@ class _Progress:
     def __init__(
         self,
         title: str,
-        runs: Sequence[Run],
+        runs: Sequence[PlannedRun],
         steps: Sequence[int],
         results: dict[str, Result],
         say: Say,
@@ -163,7 +163,7 @@ class _Progress:
     def _show(self) -> None:
         self._bar.set_description(f"{self._title} {self._ended}/{len(self._runs)}")
 
-    def _line(self, run: Run, event: Event) -> str:
+    def _line(self, run: PlannedRun, event: Event) -> str:
         if isinstance(event.value, Failure):
             first = event.value.message.splitlines()[0]
             return f"{run.label}: FAILED, {event.value.kind}: {first} ({run.folder})"
@@ -193,7 +193,7 @@ def report(todo: RunsToDo, say: Say = tqdm.write) -> tuple[str, list[str], list[
     parts = {part_of(record) for result in results for record in result.records.values()}
     rows = table.cells(results, todo.experiment.seeds, " or ".join(sorted(parts)) or "test")
     said = table.notes(todo.experiment, results, cost)
-    files = table.write(todo.out, todo.experiment, results, cost, rows, said)
+    files = table.write_experiment(todo.out, todo.experiment, results, cost, rows, said)
     if any(
         run.config.report for result in results for run in result.runs.values() if result.records
     ):

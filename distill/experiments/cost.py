@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from distill.config import DistillConfig
-from distill.experiments.plan import Run
+from distill.experiments.plan import PlannedRun
 from featstore import FeatureStore
 from featstore.format.ledger import read_complete
 
@@ -44,7 +44,7 @@ class Cost:
     live_hours: float | None
 
 
-def cost_of(finished: Iterable[tuple[Run, dict[str, Any]]]) -> Cost:
+def cost_of(finished: Iterable[tuple[PlannedRun, dict[str, Any]]]) -> Cost:
     """Sum up what stores and finished runs cost. Raises StoreError: a store is gone."""
     pairs = list(finished)
     paths = dict.fromkeys(path for run, _ in pairs for path in _stores_of(run.config))

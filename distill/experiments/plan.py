@@ -34,7 +34,7 @@ class Row:
 
 
 @dataclass(frozen=True)
-class Run:
+class PlannedRun:
     """One student to train. Rows with equal settings share a run.
 
     Attributes:
@@ -90,7 +90,9 @@ class Planner:
         self.experiment = experiment
         self._fingerprint = cache(lambda path: FeatureStore.open(path).fingerprint)
 
-    def run(self, row: Row, seed: int, tried: Settings | None = None, *, folder: str = "") -> Run:
+    def run(
+        self, row: Row, seed: int, tried: Settings | None = None, *, folder: str = ""
+    ) -> PlannedRun:
         """One run of a row.
 
         Args:
@@ -109,7 +111,7 @@ class Planner:
         stores = [config.store, *(teacher.store for teacher in config.teachers)]
         fingerprints = [self._fingerprint(store) for store in stores]
         contract = run_folder.contract(config, config.methods[0], seed, fingerprints)
-        return Run(config, contract, f"{folder or row.name} seed {seed}")
+        return PlannedRun(config, contract, f"{folder or row.name} seed {seed}")
 
     def _make(self, settings: Settings, row: Row) -> DistillConfig:
         try:
@@ -131,7 +133,7 @@ class Planner:
         task = "classify" if config.task == "auto" else config.task
         return settle(dataclasses.replace(config, task=task))
 
-    def tries(self, row: Row) -> list[list[Run]]:
+    def tries(self, row: Row) -> list[list[PlannedRun]]:
         """The tuning runs of a row: for every setting of its search one run per tuning seed.
 
         Raises:
@@ -199,7 +201,7 @@ def baseline_of(experiment: Experiment, rows: Sequence[Row]) -> dict[str, str]:
     return {row: other for row, other in pairs.items() if row != other}
 
 
-def select(experiment: Experiment, rows: Sequence[Row], only: Sequence[str]) -> list[Row]:
+def select_rows(experiment: Experiment, rows: Sequence[Row], only: Sequence[str]) -> list[Row]:
     """The rows of some variants, or some rows by their full names; all if none are named.
 
     Raises:
@@ -214,14 +216,14 @@ def select(experiment: Experiment, rows: Sequence[Row], only: Sequence[str]) -> 
     return [row for row in rows if not only or row.variant in only or row.name in only]
 
 
-def unique(wanted: Sequence[Run]) -> dict[str, Run]:
+def unique(wanted: Sequence[PlannedRun]) -> dict[str, PlannedRun]:
     """One run for every contract, by its key: the finished one, else one with a checkpoint, else the first.
 
     Raises:
         ConfigError: a folder holds a finished run with other settings.
     """
     rank = {"finished": 0, "started": 1, "new": 2}
-    chosen: dict[str, Run] = {}
+    chosen: dict[str, PlannedRun] = {}
     for run in wanted:
         known = chosen.get(run.key)
         if known is None or rank[run.state] < rank[known.state]:
@@ -231,12 +233,12 @@ def unique(wanted: Sequence[Run]) -> dict[str, Run]:
     return chosen
 
 
-def in_order(found: Sequence[Run]) -> list[Run]:
+def in_order(found: Sequence[PlannedRun]) -> list[PlannedRun]:
     """Seed by seed, so that an experiment that is stopped early can be compared."""
     return sorted(found, key=lambda run: run.seed)
 
 
-def describe(row: Row, experiment: Experiment) -> dict[str, Any]:
+def changed_settings(row: Row, experiment: Experiment) -> dict[str, Any]:
     """Settings of a row that differ from the recipe, as plain values by dotted name."""
     return {
         name: node.plain()

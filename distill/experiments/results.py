@@ -5,7 +5,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from distill.evaluation import predictions
-from distill.experiments.plan import Row, Run
+from distill.experiments.plan import PlannedRun, Row
 from distill.experiments.pool import Failure
 from distill.experiments.tune import TunedSettings
 from distill.measures.paired_tests import PairedTest, holm, mcnemar, paired_test
@@ -22,7 +22,7 @@ class Images:
 
 
 @dataclass(frozen=True)
-class Comparison:
+class RowComparison:
     """Comparison of a row with the baseline's row."""
 
     baseline: str  # name of that row
@@ -38,13 +38,13 @@ class RowResult:
     """One row of the table."""
 
     row: Row  # what was asked for
-    runs: dict[int, Run]  # by seed
+    runs: dict[int, PlannedRun]  # by seed
     records: dict[int, dict[str, Any]]  # of the finished runs by seed
     failures: dict[int, Failure]  # by seed
     shared: list[int]  # seeds whose run belongs to another row as well
     choice: TunedSettings | None = None  # what tuning decided, if there was any
     # against the baseline; None for the baseline itself, or without common seeds
-    comparison: Comparison | None = None
+    comparison: RowComparison | None = None
 
     @property
     def measure(self) -> Measure:
@@ -63,7 +63,7 @@ class RowResult:
         return [float(record[name]) for record in records if name in record]
 
 
-def compare(results: Sequence[RowResult], baseline: Mapping[str, str]) -> list[RowResult]:
+def compare_rows(results: Sequence[RowResult], baseline: Mapping[str, str]) -> list[RowResult]:
     """Add to every row its comparison with the baseline's, corrected for their number (Holm).
 
     Args:
@@ -78,7 +78,7 @@ def compare(results: Sequence[RowResult], baseline: Mapping[str, str]) -> list[R
     ]
 
 
-def _against(result: RowResult, other: RowResult | None) -> Comparison | None:
+def _against(result: RowResult, other: RowResult | None) -> RowComparison | None:
     if other is None:
         return None
     seeds = sorted(result.records.keys() & other.records.keys())
@@ -87,7 +87,7 @@ def _against(result: RowResult, other: RowResult | None) -> Comparison | None:
     test = paired_test(_ranks(result, seeds), _ranks(other, seeds))
     images = {seed: _images(result.runs[seed], other.runs[seed]) for seed in seeds}
     known = {seed: item for seed, item in images.items() if item is not None}
-    return Comparison(other.row.name, seeds, test, images=known)
+    return RowComparison(other.row.name, seeds, test, images=known)
 
 
 def _ranks(result: RowResult, seeds: Sequence[int]) -> list[float]:
@@ -96,9 +96,12 @@ def _ranks(result: RowResult, seeds: Sequence[int]) -> list[float]:
     return [measure.rank(value) for measure, value in found]
 
 
-def _images(run: Run, other: Run) -> Images | None:
+def _images(run: PlannedRun, other: PlannedRun) -> Images | None:
     """Compare the two students of one seed image by image; None if they were measured on different images."""
-    ours, theirs = predictions.read(run.folder), predictions.read(other.folder)
+    ours, theirs = (
+        predictions.read_predictions(run.folder),
+        predictions.read_predictions(other.folder),
+    )
     if ours is None or theirs is None or ours.ids.tolist() != theirs.ids.tolist():
         return None
     right, baseline_right = ours.student_class == ours.labels, theirs.student_class == theirs.labels

@@ -7,19 +7,19 @@ from pathlib import Path
 
 from distill.experiments.cost import Cost, cost_of
 from distill.experiments.plan import (
+    PlannedRun,
     Planner,
     Row,
-    Run,
     baseline_of,
     in_order,
     rows_of,
-    select,
+    select_rows,
     unique,
 )
 from distill.experiments.pool import Failure
-from distill.experiments.results import RowResult, compare
+from distill.experiments.results import RowResult, compare_rows
 from distill.experiments.spec import Experiment
-from distill.experiments.tune import Result, choose, is_current, read_choices, write_choices
+from distill.experiments.tune import Result, choose_try, is_current, read_choices, write_choices
 
 
 class RunsToDo:
@@ -43,7 +43,7 @@ class RunsToDo:
         self.experiment = experiment
         self.out = Path(experiment.out)
         self.rows = rows_of(experiment)
-        self.selected = {row.name for row in select(experiment, self.rows, only)}
+        self.selected = {row.name for row in select_rows(experiment, self.rows, only)}
         self.results: dict[str, Result] = {}
         self._baseline = baseline_of(experiment, self.rows)
         self._planner = planner
@@ -65,15 +65,15 @@ class RunsToDo:
             row for row in self._selected() if self.tries[row.name] and row.name not in self.choices
         ]
 
-    def tuning(self) -> list[Run]:
+    def tuning(self) -> list[PlannedRun]:
         """Tuning runs of the undecided rows."""
         return [run for row in self.undecided() for group in self.tries[row.name] for run in group]
 
-    def finals(self) -> list[Run]:
+    def finals(self) -> list[PlannedRun]:
         """Final runs of the selected rows whose settings are chosen."""
         return [run for row in self._selected() for run in self._final(row).values()]
 
-    def left(self, wanted: Sequence[Run]) -> list[Run]:
+    def left(self, wanted: Sequence[PlannedRun]) -> list[PlannedRun]:
         """Runs that are not finished, each once, in the order of training."""
         missing = []
         for key, run in unique(wanted).items():
@@ -88,7 +88,7 @@ class RunsToDo:
         """Choose the settings of the undecided rows whose tuning runs are finished. Returns a line for each."""
         lines = []
         for row in self.undecided():
-            decided = choose(row, self.tries[row.name], self.results)
+            decided = choose_try(row, self.tries[row.name], self.results)
             if isinstance(decided, Failure):
                 self._untuned[row.name] = decided
                 lines.append(f"{row.name}: {decided.message}")
@@ -129,7 +129,7 @@ class RunsToDo:
                 )
             )
         finished = [(run, record) for key, run in made.items() if (record := records[key])]
-        return compare(rows, self._baseline), cost_of(finished)
+        return compare_rows(rows, self._baseline), cost_of(finished)
 
     def lines(self) -> list[str]:
         """Lines for the terminal: every run with its state, and the estimated time of the rest."""
@@ -153,7 +153,7 @@ class RunsToDo:
     def _selected(self) -> Iterator[Row]:
         return (row for row in self.rows if row.name in self.selected)
 
-    def _final(self, row: Row) -> dict[int, Run]:
+    def _final(self, row: Row) -> dict[int, PlannedRun]:
         """Final runs of a row by seed; none until its settings are chosen."""
         tried = {}
         if self.tries[row.name]:
@@ -163,7 +163,7 @@ class RunsToDo:
         return {seed: self._planner.run(row, seed, tried) for seed in self.experiment.seeds}
 
 
-def _estimate(wanted: Sequence[Run]) -> str:
+def _estimate(wanted: Sequence[PlannedRun]) -> str:
     """Estimate the time left from finished runs: of the same row, else of the same method, else of all."""
     seconds: dict[str, list[float]] = {}
     left = []

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from distill.experiments.cost import Cost
-from distill.experiments.plan import describe
+from distill.experiments.plan import changed_settings
 from distill.experiments.results import Images, RowResult
 from distill.experiments.spec import Experiment
 from distill.measures.paired_tests import detectable, sign_test
@@ -163,7 +163,7 @@ def _hours(hours: float) -> str:
     return f"{hours:.1f} h" if hours >= 1 else f"{60 * hours:.1f} min"
 
 
-def write(
+def write_experiment(
     out: Path,
     experiment: Experiment,
     results: Sequence[RowResult],
@@ -195,7 +195,7 @@ def _as_json(result: RowResult, experiment: Experiment) -> dict[str, Any]:
         "row": result.row.name,
         "variant": result.row.variant,
         "cell": result.row.cell,
-        "settings": describe(result.row, experiment),
+        "settings": changed_settings(result.row, experiment),
         "tuned": None if result.choice is None else dataclasses.asdict(result.choice),
         "measure": result.measure.name,
         "mean": statistics.fmean(scores) if scores else None,

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from distill.experiments.plan import Row, Run
+from distill.experiments.plan import PlannedRun, Row
 from distill.experiments.pool import Failure
 from distill.experiments.spec import TUNE, Settings
 from distill.measures.score import TOP1, Measure, score_of
@@ -51,8 +51,8 @@ class TunedSettings:
     measure: Measure = TOP1  # the score
 
 
-def choose(
-    row: Row, tries: Sequence[Sequence[Run]], results: Mapping[str, Result]
+def choose_try(
+    row: Row, tries: Sequence[Sequence[PlannedRun]], results: Mapping[str, Result]
 ) -> TunedSettings | Failure:
     """Compare the tries of a row.
 
@@ -126,7 +126,7 @@ def write_choices(out: Path, choices: Mapping[str, TunedSettings]) -> None:
     write_json(out / NAME, {name: dataclasses.asdict(choice) for name, choice in choices.items()})
 
 
-def is_current(choice: TunedSettings | None, tries: Sequence[Sequence[Run]]) -> bool:
+def is_current(choice: TunedSettings | None, tries: Sequence[Sequence[PlannedRun]]) -> bool:
     """Whether a stored choice was made among exactly these runs."""
     return choice is not None and [item.keys for item in choice.tries] == [
         [run.key for run in group] for group in tries

@@ -17,8 +17,8 @@ from distill.data import joined
 from distill.data.images import default_source, open_images
 from distill.data.joined import JoinedData
 from distill.data.samples import Split
-from distill.data.schedule import CANONICAL, make_plan
-from distill.experiments.plan import Run
+from distill.data.schedule import CANONICAL, make_epoch_plan
+from distill.experiments.plan import PlannedRun
 from distill.experiments.pool import OnProgress, Slot
 from distill.measures.linear_probe import LinearProbe
 from distill.methods import METHODS
@@ -68,7 +68,7 @@ class RunWorker:
         """Notes on data and students, in the order in which ``check`` found them."""
         torch.set_num_threads(slot.threads)
 
-    def __call__(self, run: Run, tell: OnProgress) -> dict[str, Any]:
+    def __call__(self, run: PlannedRun, tell: OnProgress) -> dict[str, Any]:
         """Train, export and measure one student. What it prints goes to a file in its folder.
 
         Raises:
@@ -94,7 +94,7 @@ class RunWorker:
                 traceback.print_exc()
                 raise
 
-    def check(self, run: Run) -> int:
+    def check(self, run: PlannedRun) -> int:
         """Check settings, data, student and checkpoint before a run starts. Returns its optimiser steps.
 
         Raises:
@@ -108,8 +108,8 @@ class RunWorker:
         needs = needs_of(config)
         if needs.grid:
             _ = data.grid
-        checkpoint.load(run.folder, run.contract)
-        plan = make_plan(
+        checkpoint.load_checkpoint(run.folder, run.contract)
+        plan = make_epoch_plan(
             config.train,
             num_labelled=len(part.labelled),
             num_unlabelled=len(part.unlabelled),
@@ -143,7 +143,7 @@ class RunWorker:
             source = config.store
         if source not in self._sources:
             self._sources[source] = open_images(images, store)
-        return joined.prepare(
+        return joined.join_data(
             self._sources[source],
             store,
             config.data,

@@ -99,7 +99,7 @@ def _runtime(members: Mapping[str, Any], path: Path, read: Any) -> WebRuntime:
     return WebRuntime(str(package["version"]), found[CODE], found[WASM])
 
 
-def cache_folder() -> Path:
+def runtime_folder() -> Path:
     """Folder of downloaded runtimes, below FEATSTORE_CACHE or ~/.cache/featstore."""
     return cache.cache_folder() / "web"
 
@@ -110,7 +110,7 @@ def fetched() -> Path:
     Raises:
         ConfigError: npm is missing or failed, or the file has another checksum.
     """
-    path = cache_folder() / f"{PACKAGE}-{VERSION}.tgz"
+    path = runtime_folder() / f"{PACKAGE}-{VERSION}.tgz"
     if not path.is_file():
         npm = shutil.which("npm")
         if npm is None:
@@ -157,7 +157,9 @@ def _check(path: Path) -> None:
         )
 
 
-def write(folder: Path, *, title: str, names: Sequence[str], runtime: WebRuntime) -> Path:
+def write_browser_page(
+    folder: Path, *, title: str, names: Sequence[str], runtime: WebRuntime
+) -> Path:
     """Write the page of an export. Returns its path.
 
     Args:

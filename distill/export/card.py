@@ -31,7 +31,9 @@ LATENCY = "latency.json"
 WORST = 10  # classes in the list with the lowest accuracy
 
 
-def write(folder: Path, manifest: dict[str, Any], run: FinishedRun, data: RunData) -> Path:
+def write_export_card(
+    folder: Path, manifest: dict[str, Any], run: FinishedRun, data: RunData
+) -> Path:
     """Write the card. Returns its path.
 
     Args:
@@ -39,9 +41,9 @@ def write(folder: Path, manifest: dict[str, Any], run: FinishedRun, data: RunDat
     """
     path = folder / CARD
     parts = [
-        front_matter(run, data),
+        export_front_matter(run, data),
         title(manifest, run),
-        load(manifest, run),
+        usage(manifest, run),
         origin(run, data),
         accuracy(manifest, run) if data.task.classes else measures(manifest, run),
         quantisation(manifest),
@@ -52,7 +54,7 @@ def write(folder: Path, manifest: dict[str, Any], run: FinishedRun, data: RunDat
     return path
 
 
-def front_matter(run: FinishedRun, data: RunData) -> str:
+def export_front_matter(run: FinishedRun, data: RunData) -> str:
     """Front matter for the hub. The licence covers the images and all teachers."""
     licences = [_image_licence(data), *(_licence(data, teacher) for teacher in run.teachers)]
     distilled = ["knowledge-distillation"] if run.teachers else []
@@ -87,7 +89,7 @@ def title(manifest: dict[str, Any], run: FinishedRun) -> str:
     )
 
 
-def load(manifest: dict[str, Any], run: FinishedRun) -> str:
+def usage(manifest: dict[str, Any], run: FinishedRun) -> str:
     """Code examples for every format."""
     spec, made = manifest["input"], manifest["formats"]
     height, width = spec["size"]

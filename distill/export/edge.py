@@ -27,9 +27,9 @@ from distill.export import (
     timm_folder,
 )
 from distill.export.config import ExportConfig, Format, wants
-from distill.export.finished import FinishedRun, open_data, read_run
+from distill.export.finished import FinishedRun, open_data, read_finished_run
 from distill.export.int8 import make_int8
-from distill.export.manifest import MANIFEST, describe
+from distill.export.manifest import MANIFEST, describe_export
 from distill.export.parity import answers, torch_runner
 from distill.export.quiet import reason
 from distill.export.work import Say, Work
@@ -54,7 +54,7 @@ def export_run(config: ExportConfig, *, say: Say = print) -> dict[str, Any]:
         StoreBusy: another export writes to the folder.
         StoreWriteError: the disk refused. Nothing but a temporary folder is left, which the next start clears.
     """
-    run = read_run(Path(config.model))
+    run = read_finished_run(Path(config.model))
     task = run.described.get("task", "classify")
     if config.browser and task != "classify":
         raise ConfigError(
@@ -78,13 +78,13 @@ def export_run(config: ExportConfig, *, say: Say = print) -> dict[str, Any]:
         logits = answers(work.pictures(data.part.test), work.runners)
         if wants(config, "int8") and "int8" not in work.skipped:
             attempt(work, "int8", lambda: make_int8(work, logits))
-        manifest = describe(work, logits)
+        manifest = describe_export(work, logits)
         write_preprocessing(work)
         if config.latency.rounds:
             say(f"\n{numbers.text(numbers.write_numbers(work))}\n")
         if web is not None:
-            manifest["browser"] = make_page(work, web)
-        finish(work, manifest)
+            manifest["browser"] = make_browser_page(work, web)
+        finish_export(work, manifest)
     lacking = [f"{name} ({why})" for name, why in work.skipped.items() if name in config.formats]
     if lacking:
         raise ConfigError(
@@ -142,7 +142,7 @@ def make_float(work: Work) -> None:
     run, config, folder = work.run, work.config, work.folder
     work.runners["pytorch"] = torch_runner(run.student)
     if wants(config, "safetensors"):
-        work.files["safetensors"] = timm_folder.write(
+        work.files["safetensors"] = timm_folder.write_timm_folder(
             folder, run.student, run.rule, described=run.described, teachers=run.teachers
         )
         if run.student.task_head is not None:
@@ -167,17 +167,17 @@ def make_float(work: Work) -> None:
         return traced[0]
 
     def make_onnx() -> None:
-        path = onnx_model.write(folder, trace(), work.spec, outputs=work.outputs)
+        path = onnx_model.write_onnx(folder, trace(), work.spec, outputs=work.outputs)
         work.files["onnx"] = [path]
         work.runners["onnx"] = onnx_model.runner(path, work.spec)
 
     def make_program() -> None:
-        path = program.write(folder, trace())
+        path = program.write_program(folder, trace())
         work.files["program"] = [path]
         work.runners["program"] = program.runner(path, work.spec)
 
     def make_executorch() -> None:
-        path, left = executorch_model.write(folder, module, work.spec)
+        path, left = executorch_model.write_executorch(folder, module, work.spec)
         work.files["executorch"], work.extra["executorch"] = [path], left
         work.runners["executorch"] = executorch_model.runner(path, work.spec)
 
@@ -255,7 +255,7 @@ def _with_task_head(loaded: Student, student: Student, folder: Path) -> Student:
 def write_preprocessing(work: Work) -> None:
     """The rule and its test vectors, with the answer of every file."""
     pixels = preprocessing.reference_pixels(work.spec, work.run.rule)
-    preprocessing.write(
+    preprocessing.write_preprocessing(
         work.folder,
         work.spec,
         work.run.rule,
@@ -266,7 +266,7 @@ def write_preprocessing(work: Work) -> None:
     )
 
 
-def make_page(work: Work, web: browser.WebRuntime) -> dict[str, Any]:
+def make_browser_page(work: Work, web: browser.WebRuntime) -> dict[str, Any]:
     """Write the page that runs the ONNX files; return its values for the manifest.
 
     Raises:
@@ -276,7 +276,7 @@ def make_page(work: Work, web: browser.WebRuntime) -> dict[str, Any]:
     if not names:
         raise ConfigError(f"--browser true: there is no ONNX file to run. {onnx_model.MISSING}")
     title = work.run.described["architecture"] + (", distilled" if work.run.teachers else "")
-    path = browser.write(work.folder, title=title, names=names, runtime=web)
+    path = browser.write_browser_page(work.folder, title=title, names=names, runtime=web)
     work.say(f"made      browser: {browser.NAME}, {path.stat().st_size / 1e6:.1f} MB")
     return {
         "file": browser.NAME,
@@ -285,7 +285,7 @@ def make_page(work: Work, web: browser.WebRuntime) -> dict[str, Any]:
     }
 
 
-def finish(work: Work, manifest: dict[str, Any]) -> None:
+def finish_export(work: Work, manifest: dict[str, Any]) -> None:
     """Files that describe the others; of the fine-tuning, its record without its checkpoint."""
     short = work.folder / qat.FOLDER
     for path in sorted(short.rglob("*"), reverse=True):
@@ -294,4 +294,4 @@ def finish(work: Work, manifest: dict[str, Any]) -> None:
     if work.config.formats and "onnx" not in work.config.formats:
         (work.folder / onnx_model.NAME).unlink(missing_ok=True)
     write_json(work.folder / MANIFEST, manifest)
-    card.write(work.folder, manifest, work.run, work.data)
+    card.write_export_card(work.folder, manifest, work.run, work.data)

@@ -25,7 +25,9 @@ def installed() -> bool:
     return importlib.util.find_spec("executorch") is not None
 
 
-def write(folder: Path, module: nn.Module, spec: InputSpec) -> tuple[Path, dict[str, Any]]:
+def write_executorch(
+    folder: Path, module: nn.Module, spec: InputSpec
+) -> tuple[Path, dict[str, Any]]:
     """Lower a model to XNNPACK.
 
     Args:

@@ -91,7 +91,7 @@ class RunData:
     task: Task  # of the run
 
 
-def read_run(folder: Path) -> FinishedRun:
+def read_finished_run(folder: Path) -> FinishedRun:
     """Read the folder of a finished run.
 
     Raises:
@@ -149,7 +149,7 @@ def open_data(run: FinishedRun, *, store: str = "", images: str = "") -> RunData
         source_config = dataclasses.replace(config.source, path=images or config.source.path)
     source = open_images(source_config, opened)
     if opened is not None and not missing:
-        data: Data = joined.prepare(
+        data: Data = joined.join_data(
             source,
             opened,
             config.data,

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from distill.data.joined import Data
-from distill.data.pictures import Pictures, load
+from distill.data.pictures import Pictures, load_batches
 from distill.data.samples import Samples, Split
 from distill.data.schedule import CANONICAL, Indices, Request
 from distill.export.config import CalibrationConfig
@@ -33,7 +33,7 @@ class Draw:
     notes: list[str] = field(default_factory=list)  # notes for the user
 
 
-def draw(samples: Samples, part: Split, config: CalibrationConfig) -> Draw:
+def draw_images(samples: Samples, part: Split, config: CalibrationConfig) -> Draw:
     """Draw from the training images, equally many of every class where labels are known, by a seed alone.
 
     Args:
@@ -120,4 +120,4 @@ def _views(
 ) -> Iterator[Pictures]:
     requests = [Request(int(index), CANONICAL, 0, labelled) for index in indices]
     batches = [requests[start : start + BATCH] for start in range(0, len(requests), BATCH)]
-    return load(data.dataset(student, rule=rule), batches, workers=workers)
+    return load_batches(data.dataset(student, rule=rule), batches, workers=workers)

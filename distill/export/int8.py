@@ -21,7 +21,7 @@ from featstore.errors import ConfigError
 def make_int8(work: Work, logits: dict[str, Logits]) -> None:
     """Quantise; where too much is lost, fine-tune and quantise again; keep what held-out images prefer."""
     config, data = work.config, work.data
-    drawn = images.draw(data.images.samples, data.part, config.calibration)
+    drawn = images.draw_images(data.images.samples, data.part, config.calibration)
     work.notes += drawn.notes
     calibration, held_out = work.pixels(drawn.calibration), work.pixels(drawn.held_out)
     path = work.folder / onnx_model.INT8
@@ -167,7 +167,7 @@ def finetune_int8(
     scratch.replace(plain)
     record["from"] = "fine_tuned"
     # The float weights behind the int8 file, so that it can be quantised again for another runtime.
-    work.files["int8"] += timm_folder.write(
+    work.files["int8"] += timm_folder.write_timm_folder(
         work.folder / "int8_float",
         student,
         work.run.rule,

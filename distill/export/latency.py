@@ -24,7 +24,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from tqdm import tqdm
 
 from distill.export.manifest import versions
-from distill.export.runtimes import Call, Candidate, open_model
+from distill.export.runtimes import Call, ModelFile, open_model
 from featstore.files.limits import cores
 
 VISIT_S = 0.05  # a visit calls until so much time has passed,
@@ -63,7 +63,7 @@ class Timing:
 class _Cell:
     """One model, batch size and number of threads while it is measured."""
 
-    candidate: Candidate
+    candidate: ModelFile
     batch: int
     threads: int
     call: Call
@@ -71,8 +71,8 @@ class _Cell:
     cpu: list[float]  # seconds of the processor of all calls
 
 
-def measure(
-    models: Sequence[Candidate],
+def measure_latency(
+    models: Sequence[ModelFile],
     *,
     batches: Sequence[int] = (1, 8),
     threads: Sequence[int] = (1, 2),

@@ -5,15 +5,12 @@
 import dataclasses
 import hashlib
 import importlib.metadata
-import json
-from pathlib import Path
 from typing import Any
 
 from distill.export.config import ALL_FORMATS, wants
 from distill.export.parity import Logits, distance_text
 from distill.export.work import Work
 from distill.measures.score import Measure
-from featstore.errors import ConfigError
 from featstore.text import columns
 from featstore.version import __version__
 
@@ -21,7 +18,7 @@ MANIFEST = "export.json"
 FORMAT_VERSION = 1
 
 
-def describe(work: Work, logits: dict[str, Logits]) -> dict[str, Any]:
+def describe_export(work: Work, logits: dict[str, Logits]) -> dict[str, Any]:
     """Return the values of export.json."""
     run = work.run
     formats = {
@@ -81,7 +78,7 @@ def versions() -> dict[str, str]:
     return found
 
 
-def table(manifest: dict[str, Any]) -> str:
+def formats_table(manifest: dict[str, Any]) -> str:
     """One line per format, for people."""
     measure = Measure(**manifest["measure"])
     rows = [("format", "MB", f"test {measure.label}", "beside PyTorch", "max |difference|")]
@@ -98,14 +95,3 @@ def table(manifest: dict[str, Any]) -> str:
             )
         )
     return columns(rows)
-
-
-def read_manifest(folder: Path) -> dict[str, Any]:
-    """export.json of an export folder. Raises ConfigError: it is not one."""
-    try:
-        values: dict[str, Any] = json.loads((folder / MANIFEST).read_bytes())
-    except (OSError, ValueError) as error:
-        raise ConfigError(
-            f"{folder}: is not an export, {MANIFEST} cannot be read ({error})."
-        ) from error
-    return values

@@ -11,7 +11,7 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
-from distill.export.runtimes import Candidate, load_runtime, open_model
+from distill.export.runtimes import ModelFile, load_runtime, open_model
 from featstore.errors import ConfigError
 
 CALLS = 3  # runtimes plan their memory in the first call and keep it from the second one on
@@ -27,7 +27,7 @@ class Memory:
     model_mb: float
 
 
-def weigh(candidate: Candidate) -> Memory | None:
+def weigh(candidate: ModelFile) -> Memory | None:
     """Run a batch of one on one thread in a fresh process. None where the system does not tell (no /proc).
 
     Raises:
@@ -58,7 +58,7 @@ def _resident(key: str) -> float:
 def main(told: str) -> None:
     """What the process does."""
     values = json.loads(told)
-    candidate = Candidate(**{**values, "path": Path(values["path"]), "size": tuple(values["size"])})
+    candidate = ModelFile(**{**values, "path": Path(values["path"]), "size": tuple(values["size"])})
     load_runtime(candidate.runtime)
     before = _resident("VmRSS")
     call = open_model(candidate, 1)(candidate.batch(1))

@@ -5,9 +5,9 @@ from typing import Any
 
 from distill.export import executorch_model, onnx_model
 from distill.export.config import Format, LatencyConfig, wants
-from distill.export.latency import Timing, count_macs, describe_machine, measure, noise
+from distill.export.latency import Timing, count_macs, describe_machine, measure_latency, noise
 from distill.export.memory import weigh
-from distill.export.runtimes import Candidate, Dtype, Precision, Runtime
+from distill.export.runtimes import Dtype, ModelFile, Precision, Runtime
 from distill.export.work import Work
 from distill.student.files import WEIGHTS
 from featstore.files.atomic import write_json
@@ -33,7 +33,7 @@ def write_numbers(work: Work) -> dict[str, Any]:
     config = as_machine_allows(work)
     machine = describe_machine()
     work.say(f"measuring {', '.join(model.name for model in models)}")
-    timings = measure(
+    timings = measure_latency(
         models, batches=config.batches, threads=config.threads, rounds=config.rounds, reference=PYTORCH
     )  # fmt: skip
     # Read again: what ran beside at the end counts as well.
@@ -67,11 +67,11 @@ def as_machine_allows(work: Work) -> LatencyConfig:
     return dataclasses.replace(config, threads=kept)
 
 
-def candidates(work: Work) -> list[Candidate]:
+def candidates(work: Work) -> list[ModelFile]:
     """The student in PyTorch, and the files of the export that another runtime opens."""
     size = work.spec.size
     dtype: Dtype = "uint8" if work.spec.uint8 else "float32"
-    found = [Candidate(PYTORCH, "PyTorch", "fp32", work.run.folder, size)]
+    found = [ModelFile(PYTORCH, "PyTorch", "fp32", work.run.folder, size)]
     listed: tuple[tuple[Format, str, Runtime, Precision, str], ...] = (
         ("onnx", "ONNX Runtime", "ONNX Runtime", "fp32", onnx_model.NAME),
         ("int8", "ONNX Runtime, int8", "ONNX Runtime", "int8", onnx_model.INT8),
@@ -80,11 +80,11 @@ def candidates(work: Work) -> list[Candidate]:
     for key, name, runtime, precision, file in listed:
         if key in work.files and wants(work.config, key):
             most = int(work.extra.get(key, {}).get("most_images", 0))
-            found.append(Candidate(name, runtime, precision, work.folder / file, size, dtype, most))
+            found.append(ModelFile(name, runtime, precision, work.folder / file, size, dtype, most))
     return found
 
 
-def describe_file(model: Candidate) -> dict[str, Any]:
+def describe_file(model: ModelFile) -> dict[str, Any]:
     """Size of its file in bytes, and its memory."""
     path = model.path / WEIGHTS if model.runtime == "PyTorch" else model.path
     memory = weigh(model)

@@ -29,7 +29,7 @@ OPSET = 18
 MISSING = "pip install 'featstore-distill[export]'"
 
 
-def write(
+def write_onnx(
     folder: Path, program: Program, spec: InputSpec, *, outputs: Sequence[str] = (OUTPUT,)
 ) -> Path:
     """Translate an exported program.
@@ -45,7 +45,7 @@ def write(
     """
     path = folder / NAME
     write_bytes(path, translate(program, spec, outputs=outputs))
-    check(path)
+    check_onnx(path)
     return path
 
 
@@ -97,7 +97,7 @@ def _clean(model: Any) -> None:
     model.producer_name, model.producer_version = "featstore-distill", ""
 
 
-def check(path: Path) -> None:
+def check_onnx(path: Path) -> None:
     """Let onnx check a file, shapes included. Raises ConfigError: it is not a valid model."""
     import onnx
 

@@ -44,7 +44,7 @@ def answers(batches: Iterable[Pixels], runners: Mapping[str, Runner]) -> dict[st
     return {name: np.concatenate(parts) for name, parts in found.items()}
 
 
-def compare(logits: Logits, reference: Logits, *, classes: bool = True) -> dict[str, float]:
+def compare_answers(logits: Logits, reference: Logits, *, classes: bool = True) -> dict[str, float]:
     """How far two sets of answers are apart.
 
     Args:
@@ -73,18 +73,18 @@ def compare(logits: Logits, reference: Logits, *, classes: bool = True) -> dict[
 
 
 def distance(found: dict[str, float]) -> float:
-    """How far answers are apart by the result of ``compare``, to choose the nearest."""
+    """How far answers are apart by the result of ``compare_answers``, to choose the nearest."""
     return found["kl"] if "kl" in found else found["relative_error"]
 
 
 def distance_text(found: dict[str, float]) -> str:
-    """The result of ``compare`` in words."""
+    """The result of ``compare_answers`` in words."""
     if "kl" in found:
         return f"agrees on {100 * found['top1_agreement']:.1f} %, KL {found['kl']:.4f}"
     return f"differs by {100 * found['relative_error']:.2f} % of the outputs' deviation"
 
 
-def accuracy(
+def top1_by_class(
     logits: Logits, labels: npt.NDArray[np.int64], class_names: list[str]
 ) -> dict[str, Any]:
     """Top-1 overall and per class; a class without an image gets None."""

@@ -116,7 +116,7 @@ def graph_module(student: Student, spec: InputSpec, head: EmbeddingHead | None =
     return model.eval()
 
 
-def describe(
+def describe_preprocessing(
     spec: InputSpec,
     rule: ViewRule,
     label_names: list[str],
@@ -222,7 +222,7 @@ def reference_pixels(spec: InputSpec, rule: ViewRule) -> Pixels:
     return np.ascontiguousarray(np.asarray(shown).transpose(2, 0, 1)[None])
 
 
-def write(
+def write_preprocessing(
     folder: Path,
     spec: InputSpec,
     rule: ViewRule,
@@ -240,7 +240,9 @@ def write(
     pixels = reference_pixels(spec, rule)
     answers = {name: np.asarray(values, np.float32) for name, values in logits.items()}
     shape = next(iter(answers.values())).shape
-    values = describe(spec, rule, label_names, shape=shape, meaning=meaning, output=output)
+    values = describe_preprocessing(
+        spec, rule, label_names, shape=shape, meaning=meaning, output=output
+    )
     values["reference"] = {
         "picture": PICTURE,
         "crop": CROP,

@@ -47,7 +47,7 @@ def trace(module: nn.Module, spec: InputSpec, *, most: int | None = None) -> Pro
         ) from error
 
 
-def write(folder: Path, program: Program) -> Path:
+def write_program(folder: Path, program: Program) -> Path:
     """Save a program.
 
     Returns:

@@ -115,7 +115,7 @@ def finetune(
             folder=folder,
             asked=asked,
         )
-        loop.start(checkpoint.load(folder, asked))
+        loop.start(checkpoint.load_checkpoint(folder, asked))
         loop.train()
         record = loop.finish()
     student = build_student(

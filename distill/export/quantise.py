@@ -25,7 +25,7 @@ from featstore.errors import ConfigError
 
 Method = Literal["minmax", "entropy", "percentile"]
 Weights = Literal["int7", "uint8", "int8"]
-Block = Literal["classifier", "first", "squeeze-excite"]
+KeptBlock = Literal["classifier", "first", "squeeze-excite"]
 
 GATES = ("Sigmoid", "HardSigmoid", "Clip")
 POOLS = ("ReduceMean", "GlobalAveragePool", "AveragePool")
@@ -39,7 +39,7 @@ class Setting:
     method: Method = "minmax"  # how a range follows from the calibration images
     # int7: int8 with values of 7 bits; uint8: with a zero point; int8: all 8 bits
     weights: Weights = "int7"
-    keep_float: tuple[Block, ...] = ()  # blocks that stay as they are
+    keep_float: tuple[KeptBlock, ...] = ()  # blocks that stay as they are
 
     def __str__(self) -> str:
         kept = f", {' and '.join(self.keep_float)} in float" if self.keep_float else ""
@@ -138,7 +138,7 @@ def quantise(
     return out
 
 
-def excluded_nodes(path: Path, blocks: Sequence[Block], *, baked: bool) -> list[str]:
+def excluded_nodes(path: Path, blocks: Sequence[KeptBlock], *, baked: bool) -> list[str]:
     """Names of the operators that stay in float.
 
     Args:

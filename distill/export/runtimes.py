@@ -22,7 +22,7 @@ Call = Callable[[], object]  # one forward pass of a batch that is there already
 
 
 @dataclass(frozen=True)
-class Candidate:
+class ModelFile:
     """A model as a file."""
 
     name: str  # for tables; different for all that are compared
@@ -55,7 +55,7 @@ def load_runtime(runtime: Runtime) -> None:
     importlib.import_module(names[runtime])
 
 
-def open_model(candidate: Candidate, threads: int) -> Feed:
+def open_model(candidate: ModelFile, threads: int) -> Feed:
     """Open a file for a number of threads.
 
     Raises:

@@ -13,10 +13,10 @@ from typing import Any
 from distill.export import onnx_model
 from distill.export.config import CalibrationConfig
 from distill.export.images import BATCH, Pixels
-from distill.export.parity import Logits, answers, compare, distance, distance_text
+from distill.export.parity import Logits, answers, compare_answers, distance, distance_text
 from distill.export.preprocessing import InputSpec
 from distill.export.quantise import (
-    Block,
+    KeptBlock,
     Method,
     Setting,
     Weights,
@@ -34,7 +34,7 @@ class Trial:
     """One setting and what came of it."""
 
     setting: Setting  # that was tried
-    # ``parity.compare`` with the float model on the held-out images, as this processor computes
+    # ``parity.compare_answers`` with the float model on the held-out images, as this processor computes
     held_out: dict[str, float]
     exact: dict[str, float]  # likewise, as a processor does that never saturates
     bytes: int  # of the file
@@ -72,7 +72,7 @@ def search(
         out: of the int8 one.
         calibration: (S, 3, H, W) uint8.
         config: the type of weights, and the method, if it is not auto.
-        classes: see ``parity.compare``.
+        classes: see ``parity.compare_answers``.
 
     Returns:
         The setting that was taken, all that were tried, and by name of the others why they failed.
@@ -94,8 +94,10 @@ def search(
             say(f"  int8 {setting}: skipped, {error}")
             return None
         seconds = time.monotonic() - began
-        here = compare(_run(scratch, held_out, spec), reference, classes=classes)
-        exact = compare(_run(scratch, held_out, spec, exact=True), reference, classes=classes)
+        here = compare_answers(_run(scratch, held_out, spec), reference, classes=classes)
+        exact = compare_answers(
+            _run(scratch, held_out, spec, exact=True), reference, classes=classes
+        )
         trial = Trial(setting, here, exact, scratch.stat().st_size, seconds)
         trials.append(trial)
         say(f"  int8 {setting}: {distance_text(trial.held_out)} ({len(held_out)} held-out images)")
@@ -111,7 +113,7 @@ def search(
                 scratch.replace(out)
         if best is None:
             raise ConfigError("; ".join(failed.values()))
-        for block in blocks(path):
+        for block in float_blocks(path):
             kept = (*best.setting.keep_float, block)
             trial = attempt(Setting(best.setting.method, best.setting.weights, kept))
             if trial is not None and _better(trial, best):
@@ -135,9 +137,9 @@ def first_settings(config: CalibrationConfig) -> Iterator[Setting]:
             yield Setting(methods[0], weights)
 
 
-def blocks(path: Path) -> list[Block]:
+def float_blocks(path: Path) -> list[KeptBlock]:
     """What may stay in float, from the cheapest."""
-    found: list[Block] = ["classifier", "first"]
+    found: list[KeptBlock] = ["classifier", "first"]
     return [*found, "squeeze-excite"] if has_squeeze_excite(path) else found
 
 

@@ -19,7 +19,7 @@ WEIGHTS = "model.safetensors"
 CONFIG = "config.json"  # both names are those that timm looks for
 
 
-def write(
+def write_timm_folder(
     folder: Path,
     student: Student,
     rule: ViewRule,

@@ -17,7 +17,7 @@ from distill.export import images, onnx_model
 from distill.export.config import ExportConfig, Format, wants
 from distill.export.finished import FinishedRun, RunData
 from distill.export.images import Pixels
-from distill.export.parity import Logits, Runner, accuracy, compare
+from distill.export.parity import Logits, Runner, compare_answers, top1_by_class
 from distill.export.preprocessing import InputSpec
 from distill.measures.score import Measure
 from distill.student.model import StudentOutput
@@ -72,7 +72,7 @@ class Work:
 
     @property
     def classes(self) -> bool:
-        """Whether the outputs are classes, of an image or of its pixels; see ``parity.compare``."""
+        """Whether the outputs are classes, of an image or of its pixels; see ``parity.compare_answers``."""
         return self.data.task.classes or self.data.task.kind == "image-segmentation"
 
     @cached_property
@@ -87,7 +87,7 @@ class Work:
     def measured(self, logits: Logits) -> dict[str, Any]:
         """The score of some answers on the test images; of a classifier also the accuracy of every class."""
         if self.data.task.classes:
-            found = accuracy(logits, self.labels, self.run.label_names)
+            found = top1_by_class(logits, self.labels, self.run.label_names)
             return {"score": found["top1"], **found}
         outputs = torch.from_numpy(np.ascontiguousarray(logits))
         seen = StudentOutput(outputs, outputs, outputs, ())
@@ -102,8 +102,8 @@ class Work:
         }
 
     def compare(self, logits: Logits, reference: Logits) -> dict[str, float]:
-        """See ``parity.compare``."""
-        return compare(logits, reference, classes=self.classes)
+        """See ``parity.compare_answers``."""
+        return compare_answers(logits, reference, classes=self.classes)
 
     def lost(self, before: float, after: float) -> float:
         """How much worse a score is: in points of a share, else in percent of the score; negative if it is better."""

@@ -29,7 +29,7 @@ from distill.measures.feature_similarity import thin_out
 from distill.measures.linear_probe import fit_probe
 from distill.methods.base import Batch, Needs, Output, Setup, Side, Student, VectorMethod
 from distill.methods.customkd_watch import Watch
-from distill.methods.probe_logits import classes_of, probe_layer, ramp, set_probe
+from distill.methods.probe_logits import classes_of, linear_ramp, probe_layer, set_probe
 from distill.options import Norm, Target, VectorOptions
 from featstore.errors import ConfigError
 from featstore.sources.config import require
@@ -306,7 +306,7 @@ class CustomKD(VectorMethod):
             value = dist(student, target, **weights, **temperature)
         else:
             value = kd_kl(student, target, **temperature)
-        return options.w_logits * ramp(self.epoch, options.logits_warmup_epochs) * value
+        return options.w_logits * linear_ramp(self.epoch, options.logits_warmup_epochs) * value
 
     def end_epoch(self, epoch: int) -> dict[str, float]:
         """See ``Watch.end_epoch``."""

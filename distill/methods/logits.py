@@ -15,7 +15,7 @@ from typing import Any
 from distill.lazy import Tensor
 from distill.losses.logits import dist, dkd, kd_kl, logit_mse, ofa
 from distill.methods.base import Batch, Output, Setup, Side, Student
-from distill.methods.probe_logits import ProbeLogits, classes_of, ramp
+from distill.methods.probe_logits import ProbeLogits, classes_of, linear_ramp
 from distill.options import CheckedOptions, Target
 from featstore.errors import ConfigError
 
@@ -98,7 +98,7 @@ class DKD(ProbeLogits):
         options, classes = self.options, classes_of(self.options.target, labels_B, target_BK)
         weights = {"alpha": options.alpha, "beta": options.beta}
         loss = dkd(student_BK, target_BK, classes, temperature=options.temperature, **weights)
-        return ramp(self.epoch, options.warmup_epochs) * loss
+        return linear_ramp(self.epoch, options.warmup_epochs) * loss
 
     def state(self) -> dict[str, Any]:
         """The epoch: a run may resume in the middle of one."""

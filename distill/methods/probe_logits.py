@@ -36,7 +36,7 @@ def classes_of(target: Target, labels_B: Tensor, logits_BK: Tensor) -> Tensor:
     return labels_B if target == "labels" else target_classes(labels_B, logits_BK)
 
 
-def ramp(epoch: int, warmup_epochs: int) -> float:
+def linear_ramp(epoch: int, warmup_epochs: int) -> float:
     """Share of its weight that a term has in an epoch, counted from 0: rises linearly to 1."""
     return min((epoch + 1) / warmup_epochs, 1.0)
 

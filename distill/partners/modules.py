@@ -34,7 +34,7 @@ class Discriminator(nn.Module):
         return logits
 
 
-class Embedding(nn.Module):
+class UnitEmbedding(nn.Module):
     """(B, student width) -> (B, E) float32 of length one."""
 
     def __init__(self, from_width: int, to_width: int) -> None:

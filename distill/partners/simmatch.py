@@ -70,10 +70,10 @@ class SimMatch(SelfTraining):
 
     def __init__(self, setup: Setup, options: SimMatchConfig) -> None:
         super().__init__(setup, options)
-        from distill.partners.modules import Embedding
+        from distill.partners.modules import UnitEmbedding
 
         device, width = setup.device, self.options.width
-        self.embedding = Embedding(setup.student_width, width)
+        self.embedding = UnitEmbedding(setup.student_width, width)
         self.places = Places(setup.split.labelled, device)
         self.labels_N = setup.labels_of(self.places.members)
         self.progress = Progress(setup, self.memory)

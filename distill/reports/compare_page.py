@@ -9,7 +9,7 @@ from urllib.parse import quote
 from distill.measures.score import Measure
 from distill.reports import comparison, figures
 from distill.reports.comparison import Groups, mean
-from distill.reports.run_files import BASELINE, REPORT, Row, Run
+from distill.reports.run_files import BASELINE, REPORT, ReportedRun, Row
 from distill.reports.run_page import MOST_CELLS
 from featstore.pages import style
 from featstore.pages.parts import Block, Page, Section, Table, Text, Tile
@@ -18,7 +18,7 @@ from featstore.text import count, format_bytes, format_seconds
 MOST_LINES = 10  # methods in a figure with a line for each; the best ones
 
 
-def build(runs: Sequence[Run], out: Path) -> tuple[Page, dict[str, list[Row]]]:
+def build_compare_page(runs: Sequence[ReportedRun], out: Path) -> tuple[Page, dict[str, list[Row]]]:
     """Build the page.
 
     Args:
@@ -65,7 +65,7 @@ def _score(groups: Groups) -> Measure:
     return next(iter(groups.values()))[0].score
 
 
-def _subtitle(runs: Sequence[Run], groups: Groups) -> str:
+def _subtitle(runs: Sequence[ReportedRun], groups: Groups) -> str:
     used = comparison.everything(groups)
     seeds = sorted({run.seed for run in used})
     students = sorted({run.contract.get("student", {}).get("name", "?") for run in used})

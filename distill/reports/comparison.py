@@ -10,7 +10,7 @@ import numpy as np
 from distill.measures.paired_tests import NO_SPREAD, holm, mcnemar, paired_test
 from distill.measures.score import Measure
 from distill.reports import tables
-from distill.reports.run_files import BASELINE, Row, Run, conditions, find_baseline
+from distill.reports.run_files import BASELINE, ReportedRun, Row, conditions, find_baseline
 
 COMPETITOR = "kd"
 """The baseline that uses the same stored features in the simplest way: logits of a linear probe."""
@@ -21,15 +21,15 @@ SECTIONS = (
 )  # fmt: skip
 """Settings that runs of a fair comparison share."""
 
-Groups = Mapping[str, Sequence[Run]]
+Groups = Mapping[str, Sequence[ReportedRun]]
 """Runs by name, seeds ascending, the best name first. All have the same score."""
 
 
-def by_name(runs: Sequence[Run]) -> dict[str, list[Run]]:
+def by_name(runs: Sequence[ReportedRun]) -> dict[str, list[ReportedRun]]:
     """Group runs by name. Runs that have another score than most of them are left out."""
     names = [run.score.name for run in runs]
     common = max(names, key=names.count)
-    groups: dict[str, list[Run]] = {}
+    groups: dict[str, list[ReportedRun]] = {}
     for run in sorted(runs, key=lambda run: run.seed):
         if run.score.name == common:
             groups.setdefault(run.name, []).append(run)
@@ -41,7 +41,7 @@ def by_name(runs: Sequence[Run]) -> dict[str, list[Run]]:
     return {name: groups[name] for name in sorted(groups, key=rank)}
 
 
-def everything(groups: Groups) -> list[Run]:
+def everything(groups: Groups) -> list[ReportedRun]:
     """All runs, in the order of the groups."""
     return [run for group in groups.values() for run in group]
 
@@ -103,7 +103,9 @@ def _against(groups: Groups, name: str, method: str) -> Row | None:
     return None
 
 
-def _compared(name: str, base: str, method: str, pairs: Sequence[tuple[Run, Run]]) -> Row:
+def _compared(
+    name: str, base: str, method: str, pairs: Sequence[tuple[ReportedRun, ReportedRun]]
+) -> Row:
     score = pairs[0][0].score
     found = paired_test([run.value for run, _ in pairs], [other.value for _, other in pairs])
     ahead = [score.rank(run.value) - score.rank(other.value) for run, other in pairs]
@@ -124,7 +126,9 @@ def _compared(name: str, base: str, method: str, pairs: Sequence[tuple[Run, Run]
     }
 
 
-def _images(pairs: Sequence[tuple[Run, Run]]) -> tuple[int | None, int | None, float | None]:
+def _images(
+    pairs: Sequence[tuple[ReportedRun, ReportedRun]],
+) -> tuple[int | None, int | None, float | None]:
     """Images that only one run of a pair classifies correctly, over all pairs, and McNemar's p of the first pair."""
     found = []
     for run, other in pairs:
@@ -234,7 +238,7 @@ def references(groups: Groups) -> dict[str, dict[int, float]]:
     return found
 
 
-def mean_curve(group: Sequence[Run], key: str) -> tuple[list[float], list[float]]:
+def mean_curve(group: Sequence[ReportedRun], key: str) -> tuple[list[float], list[float]]:
     """Steps and values of a logged number, averaged over the steps that all runs of a name have."""
     lines = [
         {line["step"]: line[key] for line in run.metrics if line.get(key) is not None}
@@ -262,7 +266,7 @@ def _collect(key: str, value: Any, found: dict[str, list[str]]) -> None:
         found[key].append(str(value))
 
 
-def _values(group: Sequence[Run], name: str) -> list[float]:
+def _values(group: Sequence[ReportedRun], name: str) -> list[float]:
     """One measure of every run that has it."""
     return [run.measures[name][1] for run in group if name in run.measures]
 

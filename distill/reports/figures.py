@@ -13,7 +13,17 @@ from distill.measures.score import MINUS, Measure
 from distill.reports.run_files import Row
 from featstore.pages import style
 from featstore.pages.parts import Plot
-from featstore.pages.style import BLUE, GREEN, GREY, ORANGE, RED, empty, label, percent_axis, spec
+from featstore.pages.style import (
+    BLUE,
+    GREEN,
+    GREY,
+    ORANGE,
+    RED,
+    empty_figure,
+    label,
+    percent_axis,
+    spec,
+)
 
 Series = Mapping[str, tuple[Sequence[float], Sequence[float]]]  # places and values by name
 
@@ -41,7 +51,7 @@ def curves(
         log_x: logarithmic places, with a tick at each of them.
         colours: by name; default: the palette.
     """
-    figure = empty(x=x)
+    figure = empty_figure(x=x)
     for number, (name, (places, values)) in enumerate(series.items()):
         colour = (colours or {}).get(name, style.PALETTE[number % len(style.PALETTE)])
         figure.add_scatter(
@@ -72,7 +82,7 @@ def accuracies(title: str, rows: Sequence[Row], *, own: str, note: str = "") -> 
         rows: Rows of ``tables.per_class``, from top to bottom.
         own: name of the run.
     """
-    figure = empty(x="accuracy")
+    figure = empty_figure(x="accuracy")
     for better, colour in ((True, GREEN), (False, RED)):
         xs: list[float | None] = []
         ys: list[float | None] = []
@@ -133,7 +143,7 @@ def heatmap(
         square: rows are about as high as columns are wide.
     """
     most = most or max((abs(value or 0) for row in cells for value in row), default=1) or 1
-    figure = empty(x=x, y=y)
+    figure = empty_figure(x=x, y=y)
     if len(columns) > 20:
         texts = [[""] * len(columns) for _ in rows]
     elif texts is None:
@@ -165,7 +175,7 @@ def _cell(value: float, gains: bool) -> str:
 
 def reliability(title: str, rows: Sequence[Row], note: str = "") -> Plot:
     """Accuracy by confidence; a calibrated student lies on the diagonal. Areas of points are numbers of images."""
-    figure = empty(x="confidence", y="accuracy")
+    figure = empty_figure(x="confidence", y="accuracy")
     figure.add_scatter(
         x=[0, 1], y=[0, 1], mode="lines", line={"dash": "dot", "width": 1.5, "color": GREY}, hoverinfo="skip",
         showlegend=False,
@@ -189,7 +199,7 @@ def reliability(title: str, rows: Sequence[Row], note: str = "") -> Plot:
 
 def stacked(title: str, parts: Mapping[str, tuple[float, str]], note: str = "") -> Plot:
     """Shares of a whole as one bar; value and colour by name."""
-    figure = empty()
+    figure = empty_figure()
     for name, (share, colour) in parts.items():
         figure.add_bar(
             x=[share], y=[""], orientation="h", name=f"{label(name, 60)} {share:.1%}",
@@ -218,7 +228,7 @@ def points(
     right = np.array(
         [row.get("answer", name) == name for row, name in zip(rows, names, strict=True)]
     )
-    figure = empty()
+    figure = empty_figure()
     for some, shape, size in ((right, "circle", 6), (~right, "x", 8)):
         shown = np.flatnonzero(some).tolist()
         texts = [
@@ -254,7 +264,7 @@ def seeds(
         measure: the score.
     """
     names = list(groups)
-    figure = empty(x=measure.title.lower())
+    figure = empty_figure(x=measure.title.lower())
     means = [statistics.fmean(values) for values in groups.values()]
     deviations = [statistics.stdev(values) if len(values) > 1 else 0 for values in groups.values()]
     form = "%{x:.1%}" if measure.percent else "%{x:.4g}"
@@ -297,7 +307,7 @@ def against(
         rows: name, cost and score.
         measure: the score.
     """
-    figure = empty(x=x, y=measure.title.lower())
+    figure = empty_figure(x=x, y=measure.title.lower())
     names, xs, ys = (list(column) for column in zip(*rows, strict=True))
     figure.add_scatter(
         x=xs, y=ys, mode="markers+text", showlegend=False, text=[label(name) for name in names],

@@ -38,7 +38,7 @@ MOST_SHARDS = 10_000
 """Shards of a store whose ledger is read for the teacher's time; each is one small file."""
 
 
-def write(
+def write_page_data(
     folder: Path,
     data: JoinedData,
     test: Indices,

@@ -26,7 +26,7 @@ PAGE = "report.html"
 Say = Callable[[str], None]
 
 
-def table(records: Sequence[Record]) -> str:
+def runs_table(records: Sequence[Record]) -> str:
     """Mean and deviation of the score and mean seconds of every method; what the score is compared with at the end."""
     methods: dict[str, list[Record]] = {}
     references: dict[str, dict[int, float]] = {}
@@ -47,7 +47,7 @@ def table(records: Sequence[Record]) -> str:
     return columns(rows)
 
 
-def write(
+def write_command_results(
     out: Path, records: list[dict[str, Any]], *, page: bool = True, say: Say = print
 ) -> list[Path]:
     """Write results.json and results.csv of a command's runs, and the page that compares all runs in its folder.
@@ -94,7 +94,9 @@ def write_run(run: "TrainedRun", *, say: Say = print) -> None:
     try:
         from distill.reports import page_data
 
-        page_data.write(folder, run.data, run.test, run.evaluation, run.customise, run.device)
+        page_data.write_page_data(
+            folder, run.data, run.test, run.evaluation, run.customise, run.device
+        )
         draw_run(folder)
     except Exception as error:
         say(_undrawn(folder, error, folder.parent.parent))
@@ -117,7 +119,7 @@ def draw_run(folder: Path) -> Path:
 
     run, beside = read_run(folder), folder.parent.parent / BASELINE / folder.name
     others = [read_run(beside)] if (beside / "run.json").is_file() else []
-    return _write_page(folder, *run_page.build(run, find_baseline(run, others)))
+    return _write_page(folder, *run_page.build_run_page(run, find_baseline(run, others)))
 
 
 def draw_comparison(out: Path) -> Path:
@@ -129,7 +131,7 @@ def draw_comparison(out: Path) -> Path:
     from distill.reports import compare_page
     from distill.reports.run_files import find_runs
 
-    return _write_page(out, *compare_page.build(find_runs(out), out))
+    return _write_page(out, *compare_page.build_compare_page(find_runs(out), out))
 
 
 def rebuild(out: Path) -> list[Path]:
@@ -143,7 +145,8 @@ def rebuild(out: Path) -> list[Path]:
 
     runs = find_runs(out)
     pages = [
-        _write_page(run.folder, *run_page.build(run, find_baseline(run, runs))) for run in runs
+        _write_page(run.folder, *run_page.build_run_page(run, find_baseline(run, runs)))
+        for run in runs
     ]
     return [*pages, draw_comparison(out)]
 

@@ -32,7 +32,7 @@ Row = dict[str, Any]
 
 
 @dataclass(frozen=True)
-class Run:
+class ReportedRun:
     """One finished run.
 
     Attributes:
@@ -121,7 +121,7 @@ class Run:
     def predictions(self) -> Predictions | None:
         """Answers to every test image."""
         self._read(predictions.NAME)
-        return predictions.read(self.folder)
+        return predictions.read_predictions(self.folder)
 
     @cached_property
     def hardest(self) -> list[Row]:
@@ -141,7 +141,7 @@ class Run:
         return values
 
 
-def read_run(folder: Path, out: Path | None = None) -> Run:
+def read_run(folder: Path, out: Path | None = None) -> ReportedRun:
     """Read the folder of a finished run.
 
     Args:
@@ -160,7 +160,7 @@ def read_run(folder: Path, out: Path | None = None) -> Run:
         name = "/".join(part for place, part in enumerate(parts) if part not in parts[:place])
         if "score" not in record:  # written by a version that recorded top1 only
             record = score.classification_record(evaluation) | record
-        run = Run(folder, name or record["method"], record, evaluation)
+        run = ReportedRun(folder, name or record["method"], record, evaluation)
         _ = run.seed, run.measures, run.reference, run.part
     except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
         raise ConfigError(
@@ -170,7 +170,7 @@ def read_run(folder: Path, out: Path | None = None) -> Run:
     return run
 
 
-def find_runs(out: Path) -> list[Run]:
+def find_runs(out: Path) -> list[ReportedRun]:
     """All finished runs below a folder, by path.
 
     Runs on a validation part, made to choose settings, are returned only if there are no others.
@@ -186,7 +186,7 @@ def find_runs(out: Path) -> list[Run]:
     return [run for run in runs if run.part != "validation"] or runs
 
 
-def conditions(run: Run) -> str:
+def conditions(run: ReportedRun) -> str:
     """What two runs must share to be compared as a pair: seed, images, labels, and the student's architecture."""
     data = run.contract.get("data", {})
     parts = {key: data.get(key) for key in IMAGES}
@@ -194,7 +194,9 @@ def conditions(run: Run) -> str:
     return json.dumps([run.seed, run.contract.get("source"), parts, student], sort_keys=True)
 
 
-def find_baseline(run: Run, runs: Sequence[Run], method: str = BASELINE) -> Run | None:
+def find_baseline(
+    run: ReportedRun, runs: Sequence[ReportedRun], method: str = BASELINE
+) -> ReportedRun | None:
     """The best run of a method under the same conditions; None if there is none, or the run is of that method."""
     found = [
         other

@@ -7,7 +7,7 @@ import yaml
 
 from distill.measures.score import TOP1
 from distill.reports import figures, tables
-from distill.reports.run_files import BASELINE, REPORT, Row, Run
+from distill.reports.run_files import BASELINE, REPORT, ReportedRun, Row
 from featstore.pages import style
 from featstore.pages.parts import Block, Gallery, Page, Picture, Plot, Section, Table, Text, Tile
 from featstore.text import count, format_bytes, format_seconds
@@ -40,7 +40,9 @@ TITLES = {
 """Titles of figures of further logged numbers, by the first word of their key."""
 
 
-def build(run: Run, baseline: Run | None) -> tuple[Page, dict[str, list[Row]]]:
+def build_run_page(
+    run: ReportedRun, baseline: ReportedRun | None
+) -> tuple[Page, dict[str, list[Row]]]:
     """Build the page.
 
     Args:
@@ -84,7 +86,7 @@ def build(run: Run, baseline: Run | None) -> tuple[Page, dict[str, list[Row]]]:
     return page, shown
 
 
-def _subtitle(run: Run) -> str:
+def _subtitle(run: ReportedRun) -> str:
     fallback = run.exported.get("architecture", "student")
     student = run.contract.get("student", {}).get("name", fallback)
     teachers = run.exported.get("teachers") or [run.exported.get("teacher", {})]
@@ -102,7 +104,7 @@ def _subtitle(run: Run) -> str:
     return "; ".join(parts) + "."
 
 
-def _finding(run: Run, baseline: Run | None) -> str:
+def _finding(run: ReportedRun, baseline: ReportedRun | None) -> str:
     images = run.evaluation.get("num_images")
     if run.score == TOP1 and images:
         low, high = interval(run.value, images)
@@ -131,7 +133,7 @@ def interval(share: float, count: int) -> tuple[float, float]:
     return float(found.low), float(found.high)
 
 
-def _tiles(run: Run, baseline: Run | None, cost: Row) -> list[Tile]:
+def _tiles(run: ReportedRun, baseline: ReportedRun | None, cost: Row) -> list[Tile]:
     notes = []
     if run.reference is not None:
         notes.append(f"{run.reference[0]} {run.score.text(run.reference[1])}")
@@ -148,7 +150,7 @@ def _tiles(run: Run, baseline: Run | None, cost: Row) -> list[Tile]:
     return [*tiles, Tile("Training", format_seconds(cost["training_seconds"]), note)]
 
 
-def _learning(run: Run, rows: list[Row]) -> Section:
+def _learning(run: ReportedRun, rows: list[Row]) -> Section:
     """Every logged number: known ones by name, others by the first word of their key."""
     series: dict[str, tuple[list[float], list[float]]] = {}
     for row in rows:
@@ -205,7 +207,7 @@ def _learning(run: Run, rows: list[Row]) -> Section:
     return Section("Learning", blocks)
 
 
-def _classes(run: Run, rows: list[Row], confusion: list[Row]) -> Section:
+def _classes(run: ReportedRun, rows: list[Row], confusion: list[Row]) -> Section:
     blocks: list[Block] = []
     lead = ""
     compared = bool(rows) and rows[0]["gain"] is not None and run.method != BASELINE
@@ -256,7 +258,7 @@ def _matrix(names: list[str], confusion: list[Row]) -> Plot:
     )  # fmt: skip
 
 
-def _measures(run: Run, bins: list[Row], corruptions: list[Row]) -> Section:
+def _measures(run: ReportedRun, bins: list[Row], corruptions: list[Row]) -> Section:
     blocks: list[Block] = []
     if bins:
         note = "On the dotted line, confidence equals accuracy; below it, the student is overconfident."
@@ -294,7 +296,7 @@ def _measures(run: Run, bins: list[Row], corruptions: list[Row]) -> Section:
     return Section("Measures", blocks)
 
 
-def _images(run: Run, rows: list[Row]) -> Section:
+def _images(run: ReportedRun, rows: list[Row]) -> Section:
     pictures = []
     for row in rows:
         lines: list[tuple[str, str, Literal["right", "wrong", ""]]] = []
@@ -326,7 +328,7 @@ def _images(run: Run, rows: list[Row]) -> Section:
     return Section("Hardest images", [Gallery(title, pictures)], f"{lead}.")
 
 
-def _map(run: Run) -> Section:
+def _map(run: ReportedRun) -> Section:
     rows = run.feature_map
     if not rows:
         return Section("Feature map", [])
@@ -351,7 +353,7 @@ def _map(run: Run) -> Section:
     return Section("Feature map", blocks, lead, columns=3 if len(blocks) > 2 else 2)
 
 
-def _record(run: Run, cost: Row) -> Section:
+def _record(run: ReportedRun, cost: Row) -> Section:
     rows = [
         ("training", format_seconds(cost["training_seconds"])),
         ("optimiser steps", f"{cost['steps'] or 0:,}"),

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from distill.reports.run_files import Row, Run
+from distill.reports.run_files import ReportedRun, Row
 from featstore.files.atomic import write_bytes
 from featstore.text import markdown_table
 
@@ -32,7 +32,7 @@ def write_page(path: Path, cells: Sequence[Sequence[str]], notes: Sequence[str])
     write_bytes(path, "\n".join(lines).encode())
 
 
-def curves(run: Run) -> list[Row]:
+def curves(run: ReportedRun) -> list[Row]:
     """Every finite number of metrics.jsonl: step, epoch, name, value."""
     return [
         {"step": line["step"], "epoch": line["epoch"], "name": name, "value": value}
@@ -42,12 +42,12 @@ def curves(run: Run) -> list[Row]:
     ]
 
 
-def warnings(run: Run) -> list[str]:
+def warnings(run: ReportedRun) -> list[str]:
     """Warnings of the training loop, each text once."""
     return list(dict.fromkeys(line["warning"] for line in run.metrics if "warning" in line))
 
 
-def per_class(run: Run, baseline: Run | None) -> list[Row]:
+def per_class(run: ReportedRun, baseline: ReportedRun | None) -> list[Row]:
     """Accuracy of every class that has test images, with the teacher's and a baseline's."""
     answers = run.predictions
     before = {} if baseline is None else baseline.evaluation.get("per_class", {})
@@ -67,7 +67,7 @@ def per_class(run: Run, baseline: Run | None) -> list[Row]:
     return rows
 
 
-def confusion(run: Run) -> list[Row]:
+def confusion(run: ReportedRun) -> list[Row]:
     """Counts by true and predicted class, most frequent mistakes first; pairs that never occur are left out."""
     rows = [
         {"true": true, "predicted": predicted, "images": count}
@@ -77,7 +77,7 @@ def confusion(run: Run) -> list[Row]:
     return sorted(rows, key=lambda row: (row["true"] == row["predicted"], -row["images"]))
 
 
-def corruptions(run: Run) -> list[Row]:
+def corruptions(run: ReportedRun) -> list[Row]:
     """Accuracy by corruption and severity."""
     found = run.evaluation.get("corruptions", {}).get("top1", {})
     return [
@@ -87,7 +87,7 @@ def corruptions(run: Run) -> list[Row]:
     ]
 
 
-def hardest(run: Run) -> list[Row]:
+def hardest(run: ReportedRun) -> list[Row]:
     """Rows of hardest.csv with the answers and confidences of the student and of the teacher's probe, where known."""
     answers = run.predictions
     rows = []
@@ -113,7 +113,7 @@ def _confidence(logits: Any) -> float:
     return max(shifted) / sum(shifted)
 
 
-def cost(run: Run) -> Row:
+def cost(run: ReportedRun) -> Row:
     """Time and memory of a run, and the time of the extraction of its features."""
     seconds = [store["seconds"] for store in run.extraction.get("stores", [])]
     known = bool(seconds) and None not in seconds

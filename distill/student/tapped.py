@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from distill.config import StudentConfig
-from distill.student.taps import Tap, Taps, as_map, as_vector, find_taps, read
+from distill.student.taps import Tap, Taps, as_map, as_vector, find_taps, read_tap
 from featstore.errors import ConfigError, shorten
 from featstore.files.user_code import find_function
 
@@ -76,9 +76,9 @@ class TappedModel(nn.Module):
         wanted = [tap for tap in (self.taps.feature, self.taps.map) if tap is not None]
         with _hooks(self.module, wanted) as seen:
             output = self.module(images)
-        vector = as_vector(read(self.taps.feature, output, seen))
+        vector = as_vector(read_tap(self.taps.feature, output, seen))
         last = self.taps.map
-        return Seen(vector, as_map(vector if last is None else read(last, output, seen)))
+        return Seen(vector, as_map(vector if last is None else read_tap(last, output, seen)))
 
     def forward_head(self, seen: Seen, *, pre_logits: bool = False) -> Tensor:
         """The feature, or with its layer on it the output."""

@@ -105,7 +105,7 @@ def shape_of(value: Any) -> str:
     return type(value).__name__
 
 
-def read(tap: Tap, output: Any, seen: Mapping[tuple[str, str], Any]) -> Any:
+def read_tap(tap: Tap, output: Any, seen: Mapping[tuple[str, str], Any]) -> Any:
     """The value at a tap.
 
     Args:
@@ -264,7 +264,7 @@ def _shaped(
     shape: Any, tap: Tap, output: Any, seen: Any, setting: str, name: str, found: str
 ) -> Tensor:
     try:
-        return shape(read(tap, output, seen))  # type: ignore[no-any-return]
+        return shape(read_tap(tap, output, seen))  # type: ignore[no-any-return]
     except TypeError as error:
         raise ConfigError(
             f"{setting.strip()}: {tap} of {name} is {error}. Name another output or submodule. {found}"

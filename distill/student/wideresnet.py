@@ -41,7 +41,7 @@ class Activation(nn.Sequential):
         )
 
 
-class Block(nn.Module):
+class WideBlock(nn.Module):
     """Two 3 x 3 convolutions, each behind its activation, added to the input.
 
     Where the width changes, the input is added after its activation and a 1 x 1 convolution.
@@ -98,9 +98,10 @@ class WideResNet(nn.Module):
         self.stages = nn.Sequential()
         self.feature_info: list[dict[str, Any]] = []
         for number, (inputs, outputs) in enumerate(pairwise(widths)):
-            first = Block(inputs, outputs, stride=2 if number else 1, momentum=bn_momentum)
+            first = WideBlock(inputs, outputs, stride=2 if number else 1, momentum=bn_momentum)
             others = [
-                Block(outputs, outputs, stride=1, momentum=bn_momentum) for _ in range(blocks - 1)
+                WideBlock(outputs, outputs, stride=1, momentum=bn_momentum)
+                for _ in range(blocks - 1)
             ]
             self.stages.append(nn.Sequential(first, *others))
             self.feature_info.append(

@@ -58,9 +58,12 @@ def main(
             threads=[count for count in threads if count <= cores()] or [cores()],
             rounds=rounds,
         )
-        files = [*tables.write(todo.out, choice, cost), page.write(todo.out, choice, cost)]
-    print(f"\n{columns(tables.cells(choice))}\n")
-    print("\n".join([tables.finding(choice), *tables.notes(choice, cost)]))
+        files = [
+            *tables.write_students_tables(todo.out, choice, cost),
+            page.write_students_page(todo.out, choice, cost),
+        ]
+    print(f"\n{columns(tables.student_cells(choice))}\n")
+    print("\n".join([tables.finding(choice), *tables.student_notes(choice, cost)]))
     print("files: " + ", ".join(str(item) for item in files))
     return status(failures)
 

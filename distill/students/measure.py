@@ -13,9 +13,9 @@ import numpy as np
 from distill.config import StudentConfig
 from distill.experiments.results import RowResult
 from distill.export import onnx_model, parity, preprocessing, program
-from distill.export.latency import Timing, count_macs, describe_machine, measure
+from distill.export.latency import Timing, count_macs, describe_machine, measure_latency
 from distill.export.memory import weigh
-from distill.export.runtimes import Candidate
+from distill.export.runtimes import ModelFile
 from distill.measures.score import TOP1, Measure, reference_of, score_of
 from distill.students.pareto_front import front
 from distill.training.saved_student import load_exported
@@ -28,7 +28,7 @@ Say = Callable[[str], None]
 
 
 @dataclass(frozen=True)
-class Student:
+class MeasuredStudent:
     """One row, measured."""
 
     name: str  # of the row
@@ -63,7 +63,7 @@ class Student:
 class StudentComparison:
     """All students of one experiment."""
 
-    students: list[Student]  # at least one; the best score first
+    students: list[MeasuredStudent]  # at least one; the best score first
     by_latency: list[bool]  # whether each is on the front of score and latency
     by_size: list[bool]  # whether each is on the front of score and file size
     machine: dict[str, Any]  # where latency was measured
@@ -91,7 +91,7 @@ def measure_students(
         out: gets NAME.onnx of every row.
         batches: images per call; the front is drawn by the first.
         threads: of one call; likewise.
-        rounds: see ``latency.measure``.
+        rounds: see ``measure_latency``.
 
     Raises:
         ConfigError: no row is finished, or one has no ONNX form.
@@ -100,7 +100,7 @@ def measure_students(
     if not done:
         raise ConfigError("no student is finished, so there is none to measure.")
     machine = describe_machine()
-    files: dict[str, Candidate] = {}
+    files: dict[str, ModelFile] = {}
     facts: dict[str, dict[str, int]] = {}
     for result in done:
         seed = min(result.records)
@@ -108,7 +108,7 @@ def measure_students(
         files[name], facts[name] = export(result.runs[seed].folder, out, name)
     say(f"measuring {len(files)} students in turn, {rounds} rounds")
     first = done[0].row.name  # ratios refer to the first row of the file
-    timings = measure(
+    timings = measure_latency(
         [*files.values()], batches=batches, threads=threads, rounds=rounds, reference=first
     )
     machine["load_average_1min_after"] = describe_machine()["load_average_1min"]
@@ -118,7 +118,7 @@ def measure_students(
         memory = weigh(files[name])
         own = {seed: score_of(record)[1] for seed, record in sorted(result.records.items())}
         students.append(
-            Student(
+            MeasuredStudent(
                 name=name,
                 architecture=config.title,
                 start=start_of(config),
@@ -158,7 +158,7 @@ def start_of(config: StudentConfig) -> str:
     return "timm's weights" if config.pretrained else "scratch"
 
 
-def export(folder: Path, out: Path, name: str) -> tuple[Candidate, dict[str, int]]:
+def export(folder: Path, out: Path, name: str) -> tuple[ModelFile, dict[str, int]]:
     """One run as an ONNX file that answers as PyTorch does.
 
     Args:
@@ -178,7 +178,7 @@ def export(folder: Path, out: Path, name: str) -> tuple[Candidate, dict[str, int
     out.mkdir(parents=True, exist_ok=True)
     content = onnx_model.translate(program.trace(model, spec), spec)
     path.write_bytes(content)
-    onnx_model.check(path)
+    onnx_model.check_onnx(path)
     rule = ViewRule.from_description(described["input"]["region"])
     pixels = preprocessing.reference_pixels(spec, rule)
     far = float(
@@ -192,4 +192,4 @@ def export(folder: Path, out: Path, name: str) -> tuple[Candidate, dict[str, int
         "parameters": student.num_parameters,
         "macs": count_macs(model, student.input_size),
     }
-    return Candidate(name, "ONNX Runtime", "fp32", path, student.input_size), facts
+    return ModelFile(name, "ONNX Runtime", "fp32", path, student.input_size), facts

@@ -7,7 +7,7 @@ from pathlib import Path
 from distill.experiments.cost import Cost
 from distill.measures.score import Measure
 from distill.students import tables
-from distill.students.measure import Student, StudentComparison
+from distill.students.measure import MeasuredStudent, StudentComparison
 from distill.students.pareto_front import steps
 from featstore.files.atomic import write_bytes
 from featstore.pages.parts import Page, Plot, Section, Table, Tile
@@ -15,7 +15,7 @@ from featstore.pages.render import render
 from featstore.pages.style import (
     BLUE,
     GREY,
-    empty,
+    empty_figure,
     label,
     log_axis,
     percent_axis,
@@ -27,13 +27,13 @@ from featstore.text import count, format_bytes, format_seconds
 NAME = "students.html"
 
 
-def write(out: Path, choice: StudentComparison, cost: Cost) -> Path:
+def write_students_page(out: Path, choice: StudentComparison, cost: Cost) -> Path:
     """Write the page. Returns its path."""
-    write_bytes(out / NAME, render(build(choice, cost)).encode())
+    write_bytes(out / NAME, render(build_students_page(choice, cost)).encode())
     return out / NAME
 
 
-def build(choice: StudentComparison, cost: Cost) -> Page:
+def build_students_page(choice: StudentComparison, cost: Cost) -> Page:
     """Build the page."""
     measure = choice.measure
     reference = [
@@ -46,9 +46,9 @@ def build(choice: StudentComparison, cost: Cost) -> Page:
     smallest = min(choice.students, key=lambda item: item.bytes)
     seeds = sorted({seed for student in choice.students for seed in student.scores})
     kind = f"batch {timing.batch}, {count(timing.threads, 'thread')}"
-    head, *rows = tables.cells(choice)
+    head, *rows = tables.student_cells(choice)
     what = "Accuracy" if measure.name == "top1" else measure.title
-    notes = "\n".join(line[0].upper() + line[1:] for line in tables.notes(choice, cost))
+    notes = "\n".join(line[0].upper() + line[1:] for line in tables.student_notes(choice, cost))
     extraction = sum(sum(store.seconds.values()) for store in cost.stores)
     students = f"students: {format_seconds(3600 * cost.hours)} for {count(cost.runs, 'run')}"
     return Page(
@@ -88,16 +88,16 @@ def build(choice: StudentComparison, cost: Cost) -> Page:
 
 
 def picture(
-    students: Sequence[Student],
+    students: Sequence[MeasuredStudent],
     on: Sequence[bool],
-    cost: Callable[[Student], float],
+    cost: Callable[[MeasuredStudent], float],
     title: str,
     axis: str,
     note: str,
     measure: Measure,
 ) -> Plot:
     """The score against one cost, with the front as a line of steps."""
-    figure = empty(x=axis, y="top-1 accuracy" if measure.name == "top1" else measure.label)
+    figure = empty_figure(x=axis, y="top-1 accuracy" if measure.name == "top1" else measure.label)
     costs, means = [cost(item) for item in students], [item.mean for item in students]
     # The rank of a rank is the value.
     corners = steps(costs, [measure.rank(value) for value in means])

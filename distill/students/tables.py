@@ -10,14 +10,14 @@ from distill.export.latency import noise
 from distill.export.numbers import milliseconds as milliseconds
 from distill.measures.score import Measure
 from distill.reports.tables import write_csv, write_page
-from distill.students.measure import Student, StudentComparison
+from distill.students.measure import MeasuredStudent, StudentComparison
 from featstore.files.atomic import write_json
 from featstore.text import count
 
 NAMES = ("students.json", "students.csv", "students.md")
 
 
-def cells(choice: StudentComparison) -> list[tuple[str, ...]]:
+def student_cells(choice: StudentComparison) -> list[tuple[str, ...]]:
     """Header and rows, the best score first."""
     measure = choice.measure
     timings = choice.students[0].timings
@@ -57,12 +57,12 @@ def on_front(latency: bool, size: bool) -> str:
     return " and ".join(name for name, on in (("latency", latency), ("size", size)) if on) or "-"
 
 
-def spread(student: Student, measure: Measure) -> str:
+def spread(student: MeasuredStudent, measure: Measure) -> str:
     """Mean and sample standard deviation over seeds, with the unit."""
     return measure.spread([*student.scores.values()]) + "%" * measure.percent
 
 
-def notes(choice: StudentComparison, cost: Cost) -> list[str]:
+def student_notes(choice: StudentComparison, cost: Cost) -> list[str]:
     """Notes below the table: measurement, cost, missing students."""
     timings = [item for student in choice.students for item in student.timings]
     times, ratios = noise(timings)
@@ -102,14 +102,14 @@ def finding(choice: StudentComparison) -> str:
     )
 
 
-def _older(student: Student, choice: StudentComparison) -> dict[str, Any]:
+def _older(student: MeasuredStudent, choice: StudentComparison) -> dict[str, Any]:
     """Values of a classifier under the names that they had before 0.3."""
     if choice.measure.name != "top1":
         return {}
     return {"top1": student.scores, "probe_top1": choice.reference and choice.reference[1]}
 
 
-def write(out: Path, choice: StudentComparison, cost: Cost) -> list[Path]:
+def write_students_tables(out: Path, choice: StudentComparison, cost: Cost) -> list[Path]:
     """Write students.json, students.csv and students.md; returns their paths."""
     listed = [
         {
@@ -124,7 +124,7 @@ def write(out: Path, choice: StudentComparison, cost: Cost) -> list[Path]:
             choice.students, choice.by_latency, choice.by_size, strict=True
         )
     ]
-    said = [finding(choice), *notes(choice, cost)]
+    said = [finding(choice), *student_notes(choice, cost)]
     values: dict[str, Any] = {
         "format_version": 1,
         "measure": dataclasses.asdict(choice.measure),
@@ -136,7 +136,7 @@ def write(out: Path, choice: StudentComparison, cost: Cost) -> list[Path]:
         "notes": said,
     }
     write_json(out / NAMES[0], values)
-    table = cells(choice)
+    table = student_cells(choice)
     head, *rows = table
     write_csv(out / NAMES[1], [dict(zip(head, row, strict=True)) for row in rows])
     write_page(out / NAMES[2], table, said)

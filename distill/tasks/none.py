@@ -141,7 +141,7 @@ class Backbone(Task):
     def measure(
         self, viewer: Viewer, student: Student, part: Split, *, seed: int, probe: LinearProbe | None
     ) -> Evaluation:
-        """See ``embedding.compare``; where labels are known, also k-NN and a linear probe on them."""
+        """See ``embedding.compare_embeddings``; where labels are known, also k-NN and a linear probe on them."""
         from distill.data.joined import few
         from distill.data.texts import Translations
         from distill.evaluation import embedding
@@ -164,7 +164,7 @@ class Backbone(Task):
         )
         result = {
             "num_images": count,
-            **embedding.compare(
+            **embedding.compare_embeddings(
                 every[:count], teacher, head, rows=rows, neighbours=viewer.settings.neighbours
             ),
             "feature_norm": mean_norm(every[:count]),

@@ -22,7 +22,7 @@ versions begin with ``ZIP``."""
 ZIP = b"PK"
 
 UNCHECKED = "unchecked"
-"""Key of what ``read`` returns: whether the file is of an older version, without a checksum."""
+"""Key of what ``read_checkpoint`` returns: whether the file is of an older version, without a checksum."""
 
 
 def rng_state(device: torch.device) -> dict[str, Any]:
@@ -62,21 +62,21 @@ def save(folder: Path, contract: Contract, values: dict[str, Any]) -> int:
     return write_bytes(folder / CHECKPOINT_NAME, head, np.frombuffer(content, np.uint8))
 
 
-def load(folder: Path, contract: Contract) -> dict[str, Any] | None:
+def load_checkpoint(folder: Path, contract: Contract) -> dict[str, Any] | None:
     """Read the checkpoint of a run; None if there is none.
 
     Raises:
-        ConfigError: see ``read``; or it belongs to a run with other settings or another store.
+        ConfigError: see ``read_checkpoint``; or it belongs to a run with other settings or another store.
     """
     path = folder / CHECKPOINT_NAME
     if not path.exists():
         return None
-    values = read(path)
+    values = read_checkpoint(path)
     check_same_run(path, found=values["contract"], asked=contract)
     return values
 
 
-def read(path: Path) -> dict[str, Any]:
+def read_checkpoint(path: Path) -> dict[str, Any]:
     """Read a checkpoint, without running any code in it. Raises ConfigError: damaged, or of another format."""
     again = f"Delete {path.parent.absolute()} to start this run again."
     data = memoryview(path.read_bytes())

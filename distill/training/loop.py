@@ -16,9 +16,9 @@ from torch import Tensor
 
 from distill.config import DistillConfig
 from distill.data.joined import JoinedData
-from distill.data.pictures import Batch, BatchMaker, Changes, Pictures, load
+from distill.data.pictures import Batch, BatchMaker, Changes, Pictures, load_batches
 from distill.data.samples import Split
-from distill.data.schedule import EpochPlan, Indices, JointSampler, Stream, make_plan
+from distill.data.schedule import EpochPlan, Indices, JointSampler, Stream, make_epoch_plan
 from distill.evaluation.evaluate import Viewer
 from distill.measures.linear_probe import LinearProbe
 from distill.methods import METHODS, Method, Output, Setup
@@ -32,15 +32,15 @@ from distill.training import checkpoint, run_folder
 from distill.training.best import Best
 from distill.training.launch import make_accelerator as make_accelerator
 from distill.training.optim import (
-    Meter,
     OutOfTime,
+    TermSums,
     clean_errors,
     ema_warning,
     gradient_norm,
     make_optimiser,
     read_terms,
 )
-from distill.training.progress import Progress
+from distill.training.progress import RunProgress
 from distill.training.results import FinishHook, TrainedRun, write_results
 from distill.training.run_settings import write_settings
 from distill.training.saved_student import load_whole_state, whole_state
@@ -99,7 +99,7 @@ def run(
     with run_folder.lock(
         folder / ".lock", str(folder.absolute()), enabled=accelerator.is_main_process
     ):
-        saved = checkpoint.load(folder, asked)
+        saved = checkpoint.load_checkpoint(folder, asked)
         if (
             saved is not None
             and run_folder.LISTS in asked
@@ -196,7 +196,7 @@ class Loop:
             if config.train.ema
             else None
         )
-        self.meter = Meter()
+        self.meter = TermSums()
         self.measure = self.task.measures[0]
         self.best = Best(self.measure, config.train.patience)
         self._warned: set[str] = set()
@@ -208,7 +208,7 @@ class Loop:
         return self.task.student(self.seed)
 
     def _plan(self) -> EpochPlan:
-        return make_plan(
+        return make_epoch_plan(
             self.config.train,
             num_labelled=len(self.part.labelled),
             num_unlabelled=len(self.part.unlabelled),
@@ -317,7 +317,7 @@ class Loop:
         images = (self.plan.labelled + self.plan.unlabelled) * self.plan.pieces
         per_epoch = self.plan.steps_per_epoch
         self.model.train()
-        self.progress = Progress(
+        self.progress = RunProgress(
             f"{self.name} seed {self.seed}",
             step=self.step,
             steps=self.total_steps,
@@ -380,7 +380,7 @@ class Loop:
         dataset = self.data.dataset(
             self.student, changes=Changes(self.config.data), cache=self.viewer.cache
         )
-        return load(dataset, sampler, workers=self.config.train.workers)
+        return load_batches(dataset, sampler, workers=self.config.train.workers)
 
     def _one_step(self, pictures: Iterator[Pictures], maker: BatchMaker, epoch: int) -> float:
         """One optimiser step over all its pieces. Returns the loss of this process's last piece."""
@@ -579,7 +579,7 @@ class Loop:
             self.ema.module.load_state_dict(saved["ema"])
         for part, state in zip(self.parts, saved["parts"], strict=True):
             part.load_state(state)
-        self.meter = Meter(**saved["meter"])
+        self.meter = TermSums(**saved["meter"])
         self.best.load_state(saved.get("best", {}))
         self.step, self.seconds = saved["step"], saved["seconds"]
         if saved[checkpoint.UNCHECKED]:

@@ -133,7 +133,7 @@ def read_terms(
 
 
 @dataclass
-class Meter:
+class TermSums:
     """Sums of the terms since the last logged line."""
 
     sums: dict[str, float] = dataclasses.field(default_factory=dict)

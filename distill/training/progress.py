@@ -10,7 +10,7 @@ from tqdm import tqdm
 LINE_EVERY_S = 30.0
 
 
-class Progress:
+class RunProgress:
     """Progress of one run. Use as a context manager.
 
     Args:
@@ -31,7 +31,7 @@ class Progress:
                 total=steps * images, initial=step * images, unit="img", desc=title, leave=False
             )
 
-    def __enter__(self) -> "Progress":
+    def __enter__(self) -> "RunProgress":
         return self
 
     def __exit__(

@@ -59,5 +59,5 @@ def write_results(
     save_student(folder, student, config=config, task=task, head=evaluation.head is not None)
     write_json(folder / "evaluation.json", evaluation.result)
     if evaluation.predictions is not None:
-        predictions.write(folder, evaluation.predictions)
+        predictions.write_predictions(folder, evaluation.predictions)
     return write_record(folder, record, RECORDED)

@@ -49,7 +49,7 @@ def save_student(
     files = {WEIGHTS: save(plain_state(student.library_model))}
     if isinstance(student.model, TappedModel) and student.model.output_layer.state_dict():
         files[OUTPUT_LAYER] = save(plain_state(student.model.output_layer))
-    described = describe(student, config, task.data, label_names=task.label_names())
+    described = describe_student(student, config, task.data, label_names=task.label_names())
     described["task"] = task.name
     if head:
         described["embedding_head"] = HEAD
@@ -93,7 +93,7 @@ def load_whole_state(student: Student, state: dict[str, Any]) -> None:
         student.task_head.load_state_dict(head)
 
 
-def describe(
+def describe_student(
     student: Student, config: StudentConfig, data: Data, *, label_names: Sequence[str]
 ) -> dict[str, Any]:
     """What a user of the model must know; the first keys are those of a timm model folder."""

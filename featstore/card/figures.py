@@ -7,7 +7,7 @@ import numpy as np
 import numpy.typing as npt
 
 from featstore.card.explore import Map
-from featstore.card.statistics import Statistics
+from featstore.card.statistics import FieldStatistics
 from featstore.card.survey import class_name
 from featstore.format.manifest import Manifest
 from featstore.pages.parts import Plot
@@ -20,7 +20,7 @@ from featstore.pages.style import (
     RED,
     bars,
     class_colours,
-    empty,
+    empty_figure,
     label,
     log_axis,
     name_classes,
@@ -39,9 +39,9 @@ SMALLEST = 1e-3
 """Singular values below this share of the largest are outside the axis: centring alone leaves one near zero."""
 
 
-def norms(fields: Sequence[Statistics]) -> Plot:
+def norms(fields: Sequence[FieldStatistics]) -> Plot:
     """Distribution of the vectors' norms, each field relative to its own median."""
-    figure = empty(x="norm / median norm of the field", y="share of vectors")
+    figure = empty_figure(x="norm / median norm of the field", y="share of vectors")
     relative = {item.name: item.norms / (np.median(item.norms) or 1) for item in fields}
     low = min(float(np.quantile(values, 0.001)) for values in relative.values())
     high = max(float(np.quantile(values, 0.999)) for values in relative.values())
@@ -59,9 +59,9 @@ def norms(fields: Sequence[Statistics]) -> Plot:
     return Plot("Norms", spec(figure), f"Distribution of the norms: {alt}", note)
 
 
-def spectra(fields: Sequence[Statistics]) -> Plot:
+def spectra(fields: Sequence[FieldStatistics]) -> Plot:
     """Singular values of each field relative to its largest."""
-    figure = empty(x="principal component", y="singular value / largest")
+    figure = empty_figure(x="principal component", y="singular value / largest")
     lowest, widest = 1.0, 1
     for number, item in enumerate(fields):
         values = item.spectrum[item.spectrum >= SMALLEST]
@@ -86,9 +86,9 @@ def spectra(fields: Sequence[Statistics]) -> Plot:
     )  # fmt: skip
 
 
-def channels(fields: Sequence[Statistics]) -> Plot:
+def channels(fields: Sequence[FieldStatistics]) -> Plot:
     """Standard deviations of the channels in descending order."""
-    figure = empty(x="channels, by standard deviation", y="standard deviation / median")
+    figure = empty_figure(x="channels, by standard deviation", y="standard deviation / median")
     found = []
     for number, item in enumerate(fields):
         std = np.sort(item.channel_std)[::-1] / (np.median(item.channel_std) or 1)
@@ -120,7 +120,7 @@ def classes(manifest: Manifest, counts: Mapping[int, int]) -> Plot:
     if len(values) <= MOST_BARS:
         figure, height = bars(names, values, [f"{value:,}" for value in values], x="images")
         return Plot("Images per class", spec(figure), alt, height=height, wide=True)
-    figure = empty(x="classes, largest first", y="images")
+    figure = empty_figure(x="classes, largest first", y="images")
     places = np.unique(np.linspace(0, len(values) - 1, 4 * MOST_POINTS).astype(np.int64)).tolist()
     figure.add_bar(
         x=[place + 1 for place in places], y=[values[place] for place in places], showlegend=False,
@@ -140,7 +140,7 @@ def sample_map(manifest: Manifest, found: Map) -> dict[str, Any]:
 
     The page's script fills the last three: search results, neighbours, and the selected sample.
     """
-    figure = empty()
+    figure = empty_figure()
     labels = found.sample.labels.tolist()
     present = sorted(set(labels) - {-1})
     colours = dict(zip(present, class_colours(len(present)), strict=True)) | {-1: GREY}
@@ -170,9 +170,9 @@ def sample_map(manifest: Manifest, found: Map) -> dict[str, Any]:
     return spec(figure)
 
 
-def nearest(cosines: Floats, threshold: float) -> Plot:
+def nearest_figure(cosines: Floats, threshold: float) -> Plot:
     """Cosine of every image with its nearest neighbour."""
-    figure = empty(x="cosine with the nearest neighbour", y="images")
+    figure = empty_figure(x="cosine with the nearest neighbour", y="images")
     low = float(np.floor(10 * max(-1.0, cosines.min())) / 10)
     counts, edges = np.histogram(cosines, np.linspace(min(low, 0.9), 1, BINS + 1))
     figure.add_bar(
@@ -194,7 +194,7 @@ def nearest(cosines: Floats, threshold: float) -> Plot:
 
 def rate(places: Sequence[int], rates: Sequence[float]) -> Plot:
     """Images per second of each shard."""
-    figure = empty(x="shard", y="images per second")
+    figure = empty_figure(x="shard", y="images per second")
     figure.add_scatter(
         x=list(places), y=rounded(rates), mode="lines+markers" if len(places) < 60 else "lines",
         line={"color": BLUE, "width": 2}, marker={"size": 6}, showlegend=False,

@@ -10,10 +10,10 @@ import numpy as np
 
 from featstore.card.explore import Map, make_map
 from featstore.card.pictures import thumbnails
-from featstore.card.statistics import Statistics, measurable, measure
-from featstore.card.survey import Sample, Survey, draw, survey
+from featstore.card.statistics import FieldStatistics, measurable, measure_field
+from featstore.card.survey import Sample, Survey, draw_rows, survey
 from featstore.duplicates.groups import exact_duplicates
-from featstore.duplicates.near import THRESHOLD, Pairs, near_duplicates
+from featstore.duplicates.near import THRESHOLD, NearDuplicates, near_duplicates
 from featstore.duplicates.unit_vectors import default_field
 from featstore.errors import ConfigError, ViewMismatch
 from featstore.reading.store import FeatureStore
@@ -46,7 +46,7 @@ class Findings:
 
     survey: Survey
     sample: Sample
-    fields: dict[str, Statistics]
+    fields: dict[str, FieldStatistics]
     map: Map | None  # of the samples; None if no field can be mapped
     duplicates: Duplicates | None  # none if there is no map
     pictures: list[str]  # data URIs of the map's samples; empty for none
@@ -101,7 +101,7 @@ def look(
     """
     step("counts")
     counted = survey(store)
-    sample = draw(store, points)
+    sample = draw_rows(store, points)
     if not len(sample.rows):
         raise ConfigError(f"{store.path}: no row has features, so there is nothing to show.")
     fields = {}
@@ -109,7 +109,7 @@ def look(
     # The requested field is among the first.
     for name in sorted(sorted(named, key=lambda name: name != field)[:MOST_MEASURED]):
         step(f"field {name}")
-        found = measure(store, name, sample)
+        found = measure_field(store, name, sample)
         if found is not None:
             fields[name] = found
     if field and field not in fields:
@@ -154,7 +154,7 @@ def _duplicates(store: FeatureStore, laid_out: Map) -> Duplicates:
     if store.num_rows**2 * width <= MOST_PRODUCTS:
         try:
             with np.errstate(invalid="ignore", over="ignore"):  # vectors need not be finite
-                pairs: Pairs | None = near_duplicates(store, laid_out.field)
+                pairs: NearDuplicates | None = near_duplicates(store, laid_out.field)
         except ViewMismatch:
             pairs = None  # no canonical view: crops of identical images differ
         if pairs is not None:

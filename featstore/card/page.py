@@ -27,7 +27,7 @@ MOST_ABOVE = 0.25
 """Share of images with a near duplicate above which the threshold is not evidence of copies."""
 
 
-def build(findings: Findings, statement: Statement) -> Page:
+def build_store_page(findings: Findings, statement: Statement) -> Page:
     """Build the page."""
     manifest = findings.survey.manifest
     return Page(
@@ -239,7 +239,7 @@ def _duplicates(findings: Findings) -> Section:
         return Section("Duplicates", [])
     blocks: list[Block] = []
     if len(own.cosines):
-        blocks.append(figures.nearest(own.cosines, THRESHOLD))
+        blocks.append(figures.nearest_figure(own.cosines, THRESHOLD))
     near = [(plain(one, 60), plain(other, 60), f"{cosine:.4f}") for one, other, cosine in own.near]
     if near:
         more = f"The {len(near)} most similar of {own.found:,}." if own.found > len(near) else ""

@@ -26,7 +26,7 @@ DEAD = 1e-6
 
 
 @dataclass(frozen=True)
-class Statistics:
+class FieldStatistics:
     """One field, one view.
 
     Attributes:
@@ -81,7 +81,7 @@ def read_vectors(store: FeatureStore, field: str, rows: Rows) -> npt.NDArray[np.
     )
 
 
-def measure(store: FeatureStore, field: str, sample: Sample) -> Statistics | None:
+def measure_field(store: FeatureStore, field: str, sample: Sample) -> FieldStatistics | None:
     """Statistics of a field; None if fewer than two vectors are finite.
 
     Args:
@@ -113,7 +113,7 @@ def measure(store: FeatureStore, field: str, sample: Sample) -> Statistics | Non
     variances = _variances(values - mean)
     shares = variances / (variances.sum() or 1)
     present = shares[shares > 0]
-    return Statistics(
+    return FieldStatistics(
         name=field,
         vectors=count,
         width=width,

@@ -129,7 +129,7 @@ def _field_bytes(manifest: Manifest, entries: list[ShardRecord], share: float) -
     return dict(sorted(found.items(), key=lambda item: (item[0] == OTHERS, -item[1], item[0])))
 
 
-def draw(store: FeatureStore, most: int, *, seed: int = 0) -> Sample:
+def draw_rows(store: FeatureStore, most: int, *, seed: int = 0) -> Sample:
     """Draw valid rows at random from evenly spaced shards; all rows if there are no more than ``most``."""
     manifest = store.manifest
     whole = manifest.num_rows <= most

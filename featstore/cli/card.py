@@ -104,7 +104,7 @@ def _write_page(arguments: argparse.Namespace, store: FeatureStore, statement: S
         print(f"{arguments.store}: {rows}, computing the page", file=sys.stderr, flush=True)
     try:
         from featstore.card.findings import look
-        from featstore.card.page import build, html
+        from featstore.card.page import build_store_page, html
     except ModuleNotFoundError as error:
         raise ConfigError(
             f"the page needs {error.name}, which is not installed: pip install 'featstore-distill[card]'"
@@ -120,7 +120,7 @@ def _write_page(arguments: argparse.Namespace, store: FeatureStore, statement: S
             step=step,
         )
         step("page")
-        text = html(build(findings, statement)).encode()
+        text = html(build_store_page(findings, statement)).encode()
     write_bytes(path, text)
     values = {"page": str(path), "bytes": len(text), **findings.as_json()}
     hint = _signed(arguments.store, path)

@@ -6,10 +6,10 @@ import sys
 from pathlib import Path
 
 from featstore.cli.arguments import CLIENT, STORE_OR_URL, client_of, flag, value
-from featstore.cli.store_table import as_json, table
+from featstore.cli.store_table import stores_table, summary_json
 from featstore.errors import ConfigError
 from featstore.maintenance.list_and_delete import (
-    Summary,
+    StoreSummary,
     check_deletable,
     delete_store,
     interrupted_deletions,
@@ -46,7 +46,7 @@ def run(arguments: argparse.Namespace) -> int:
     elif arguments.retract:
         raise ConfigError(f"{store}: --retract is for a store at a URL.")
     elif interrupted_deletions(store.absolute()) and not store.exists():
-        summary = Summary(path=store, problem="an earlier deletion was interrupted")
+        summary = StoreSummary(path=store, problem="an earlier deletion was interrupted")
     else:
         check_deletable(store, force=arguments.force)
         summary = summarise(store)
@@ -57,13 +57,13 @@ def run(arguments: argparse.Namespace) -> int:
         delete_published(store, force=arguments.force, reason=arguments.retract, **client)
     else:
         delete_store(store, force=arguments.force)
-    print(json.dumps({"deleted": as_json(summary)}) if arguments.json else f"{store}: deleted")
+    print(json.dumps({"deleted": summary_json(summary)}) if arguments.json else f"{store}: deleted")
     return 0
 
 
-def _confirmed(summary: Summary) -> bool:
+def _confirmed(summary: StoreSummary) -> bool:
     if not sys.stdin.isatty():
         raise ConfigError(f"{summary.path}: not deleted, as no terminal can answer. Use --yes.")
-    print("\n".join(table([summary])), file=sys.stderr)
+    print("\n".join(stores_table([summary])), file=sys.stderr)
     print(f"Delete {summary.path}? [y/N] ", end="", file=sys.stderr, flush=True)
     return sys.stdin.readline().strip().lower() in ("y", "yes")

@@ -21,7 +21,7 @@ from featstore.duplicates.groups import (
 )
 from featstore.duplicates.near import (
     THRESHOLD,
-    Pairs,
+    NearDuplicates,
     comparison_seconds,
     near_duplicates,
     own_crops,
@@ -168,7 +168,7 @@ def _recipe_patterns(path: Path) -> dict[str, list[str]]:
 
 def _compare(
     store: FeatureStore, field: str, arguments: argparse.Namespace, parts: Mapping[str, Rows]
-) -> Pairs:
+) -> NearDuplicates:
     """Compare all images with each other, or a sample with all; announce a long run."""
     everyone = np.flatnonzero(store.valid)
     rows = everyone
@@ -197,7 +197,7 @@ def _compare(
         return near_duplicates(store, field, threshold, rows=rows, progress=progress)
 
 
-def _near(store: FeatureStore, pairs: Pairs, crops: Floats) -> dict[str, Any]:
+def _near(store: FeatureStore, pairs: NearDuplicates, crops: Floats) -> dict[str, Any]:
     ids, labels = store.sample_ids, store.labels
     first, second = labels[pairs.compared], labels[pairs.nearest_row]
     foreign = (first >= 0) & (second >= 0) & (first != second)
@@ -251,7 +251,7 @@ def _names(ids: list[str], rows: Rows) -> list[str]:
     return [ids[row] for row in rows.tolist()]
 
 
-def lines(found: dict[str, Any]) -> list[str]:
+def duplicate_lines(found: dict[str, Any]) -> list[str]:
     """Return the same as lines of text."""
     exact, near = found["exact"], found["near"]
     copies = sum(len(group) for group in exact)

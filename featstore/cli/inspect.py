@@ -53,18 +53,18 @@ def run(arguments: argparse.Namespace) -> int:
     store = FeatureStore.open(arguments.store, allow_incomplete=True)
     manifest = store.manifest
     counts = arguments.counts or manifest.num_shards < COUNTED_SHARDS
-    summary = summarise(store, counts=counts)
-    text = [] if arguments.json else lines(manifest, summary)
+    summary = inspect_values(store, counts=counts)
+    text = [] if arguments.json else inspect_lines(manifest, summary)
     leak = False
     if duplicates.asked_for(arguments):
         found = duplicates.find(store, arguments)
         summary["duplicates"], leak = found, found["leak"]
-        text += [] if arguments.json else duplicates.lines(found)
+        text += [] if arguments.json else duplicates.duplicate_lines(found)
     show(arguments, summary, text)
     return 0 if store.complete and not leak else 1
 
 
-def summarise(store: FeatureStore, *, counts: bool) -> dict[str, Any]:
+def inspect_values(store: FeatureStore, *, counts: bool) -> dict[str, Any]:
     """Return what ``inspect`` shows, as plain JSON values.
 
     Args:
@@ -123,7 +123,7 @@ def _counts(store: FeatureStore) -> dict[str, Any]:
     }
 
 
-def lines(manifest: Manifest, summary: dict[str, Any]) -> list[str]:
+def inspect_lines(manifest: Manifest, summary: dict[str, Any]) -> list[str]:
     """Return the same as lines of text."""
     again = f"INCOMPLETE: run {command('extract')} again to resume"
     state = "complete" if summary["complete"] else again

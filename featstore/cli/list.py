@@ -4,7 +4,7 @@ import argparse
 from pathlib import Path
 
 from featstore.cli.arguments import CLIENT, client_of, show, store_address, value
-from featstore.cli.store_table import as_json, table
+from featstore.cli.store_table import stores_table, summary_json
 from featstore.maintenance.list_and_delete import find_stores
 from featstore.sharing.published_stores import find_published
 
@@ -27,5 +27,9 @@ def run(arguments: argparse.Namespace) -> int:
             else find_published(folder, **client_of(arguments))
         )
     ]
-    show(arguments, [as_json(item) for item in found], table(found) if found else ["no stores"])
+    show(
+        arguments,
+        [summary_json(item) for item in found],
+        stores_table(found) if found else ["no stores"],
+    )
     return 1 if any(summary.problem for summary in found) else 0

@@ -3,7 +3,7 @@
 import argparse
 
 from featstore.cli.arguments import flag, store_folder, value
-from featstore.cli.transfer_options import TRANSFER, part_of, show_report, transfer
+from featstore.cli.transfer_options import TRANSFER, asked_part, show_report, transfer
 from featstore.sharing.pull import pull
 
 DESCRIPTION = """\
@@ -28,5 +28,5 @@ ARGUMENTS = {
 
 def run(arguments: argparse.Namespace) -> int:
     """Pull a store."""
-    report = transfer(arguments, pull, arguments.url, arguments.store, part_of(arguments))
+    report = transfer(arguments, pull, arguments.url, arguments.store, asked_part(arguments))
     return show_report(arguments, report, str(arguments.store))

@@ -3,7 +3,7 @@
 import argparse
 
 from featstore.cli.arguments import STORE, flag, names, value
-from featstore.cli.transfer_options import TRANSFER, part_of, show_report, transfer
+from featstore.cli.transfer_options import TRANSFER, asked_part, show_report, transfer
 from featstore.sharing.push import push
 
 DESCRIPTION = """\
@@ -40,6 +40,6 @@ ARGUMENTS = {
 def run(arguments: argparse.Namespace) -> int:
     """Push a store."""
     read_back = not arguments.no_read_back
-    part = part_of(arguments).without(arguments.without, arguments.store)
+    part = asked_part(arguments).without(arguments.without, arguments.store)
     report = transfer(arguments, push, arguments.store, arguments.url, part, read_back=read_back)
     return show_report(arguments, report, report.url)

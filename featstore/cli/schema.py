@@ -255,7 +255,7 @@ def did_you_mean(names: Sequence[str]) -> str:
     return f"Did you mean {' or '.join(names)}?" if names else ""
 
 
-def build(
+def build_config(
     config_class: type[Config],
     values: Mapping[str, Any],
     kinds: Kinds | None = None,

@@ -3,17 +3,17 @@
 from dataclasses import asdict
 from typing import Any
 
-from featstore.maintenance.list_and_delete import Summary
+from featstore.maintenance.list_and_delete import StoreSummary
 from featstore.text import columns, format_bytes
 
 
-def as_json(summary: Summary) -> dict[str, Any]:
+def summary_json(summary: StoreSummary) -> dict[str, Any]:
     """Return a summary as plain JSON values."""
     values = {name: list(v) if isinstance(v, tuple) else v for name, v in asdict(summary).items()}
     return {**values, "path": str(summary.path), "complete": summary.complete}
 
 
-def table(found: list[Summary]) -> list[str]:
+def stores_table(found: list[StoreSummary]) -> list[str]:
     """Return a table of summaries, one line per store."""
     rows = [("store", "rows", "bytes", "state", "created", "teacher", "fields")]
     for item in found:

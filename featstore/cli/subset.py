@@ -4,7 +4,7 @@ import argparse
 from pathlib import Path
 
 from featstore.cli import arguments as cli
-from featstore.derive.subset import choose, subset
+from featstore.derive.subset import choose_rows, subset
 from featstore.errors import shorten
 from featstore.format.ids import read_ids
 from featstore.reading.store import FeatureStore
@@ -39,7 +39,7 @@ ARGUMENTS = {
 
 def run(arguments: argparse.Namespace) -> int:
     """Write a part of a store."""
-    rows = choose(
+    rows = choose_rows(
         FeatureStore.open(arguments.store),
         ids=None if arguments.ids is None else read_ids(arguments.ids),
         **cli.picked(arguments, "where", "rows", "labelled_per_class", "seed"),

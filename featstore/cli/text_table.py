@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 
 from featstore.cli import arguments as cli
-from featstore.derive.subset import choose
+from featstore.derive.subset import choose_rows
 from featstore.derive.text_table import add_text_table
 from featstore.errors import ConfigError
 from featstore.extraction.text_tables import make_table
@@ -62,7 +62,7 @@ def run(arguments: argparse.Namespace) -> int:
         templates=arguments.template,
         weights=arguments.weights,
         origin_of_array=arguments.origin,
-        rows=np.asarray(choose(store, where=arguments.where)) if arguments.where else None,
+        rows=np.asarray(choose_rows(store, where=arguments.where)) if arguments.where else None,
     )
     with cli.bar(arguments, " shards") as progress:
         manifest = add_text_table(

@@ -23,7 +23,7 @@ TRANSFER: cli.Arguments = {
 }
 
 
-def part_of(arguments: argparse.Namespace) -> Part:
+def asked_part(arguments: argparse.Namespace) -> Part:
     """Return the part of the store that was asked for."""
     return Part(tuple(arguments.fields or ()), tuple(arguments.where), arguments.rows)
 

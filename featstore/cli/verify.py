@@ -102,10 +102,10 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.public_key is not None:
         signed = signing.check_signature(arguments.store, arguments.public_key)
     recomputed = _recompute(arguments) if arguments.recompute else None
-    values = as_json(report)
+    values = report_json(report)
     values["signature"] = None if signed is None else {"sound": signed.sound, **asdict(signed)}
     values["recomputed"] = None if recomputed is None else _recomputed_json(recomputed)
-    found, verdict = lines(report), verdict_of(report)
+    found, verdict = report_lines(report), verdict_of(report)
     if signed is not None:
         found += signature_lines(signed)
         verdict += "" if signed.sound else "; the signature does not hold"
@@ -153,7 +153,7 @@ def _recompute(arguments: argparse.Namespace) -> "Recomputed":
         )
 
 
-def as_json(report: VerifyReport) -> dict[str, Any]:
+def report_json(report: VerifyReport) -> dict[str, Any]:
     """Return a report as plain JSON values."""
     return {
         "path": str(report.path),
@@ -180,7 +180,7 @@ def as_json(report: VerifyReport) -> dict[str, Any]:
     }
 
 
-def lines(report: VerifyReport) -> list[str]:
+def report_lines(report: VerifyReport) -> list[str]:
     """Return a report as lines of text, without the verdict."""
     scope = "a sample of blocks" if report.sampled else "everything"
     found = [

@@ -29,7 +29,7 @@ Describe = Callable[[int, int], str]
 """What the bytes from .. to of a file hold, in words: shard, rows and column."""
 
 
-def corrupt(path: Path, what: str, problem: str) -> ShardCorrupt:
+def corrupt_error(path: Path, what: str, problem: str) -> ShardCorrupt:
     """Build the error for bytes that are not those that were written."""
     return ShardCorrupt(f"{path}: {what}: {problem}. {ADVICE}")
 
@@ -61,7 +61,7 @@ class ObjectFile:
 
     def corrupt(self, problem: str) -> ShardCorrupt:
         """Build the error for a file that is not as it was written."""
-        return corrupt(self.path, self._describe(0, self.record.bytes), problem)
+        return corrupt_error(self.path, self._describe(0, self.record.bytes), problem)
 
     def _unreadable(self, error: OSError) -> StoreError:
         if error.errno in (errno.EMFILE, errno.ENFILE):
@@ -114,7 +114,7 @@ class ObjectFile:
     def _compare(self, handle: int, blocks: Iterable[int], describe: Describe) -> None:
         for block, problem in _damaged(handle, self.record, blocks):
             span = self.record.block(block)
-            raise corrupt(self.path, describe(span.start, span.stop), problem)
+            raise corrupt_error(self.path, describe(span.start, span.stop), problem)
 
 
 def map_file(handle: int, size: int) -> Bytes:

@@ -15,7 +15,7 @@ import numpy as np
 from numpy.lib.stride_tricks import sliding_window_view
 
 from featstore.containers.address_range import EndToEnd
-from featstore.containers.block_checksums import Describe, ObjectFile, corrupt
+from featstore.containers.block_checksums import Describe, ObjectFile, corrupt_error
 from featstore.containers.tar_layout import INDEX, STARTS, TarLayout, stored_dtype
 from featstore.errors import StoreError
 from featstore.files.array_types import Array, Mask, Rows
@@ -145,7 +145,7 @@ class TarShard:
             yield
         except BadTar as error:
             what = self.describe(column)(0, self.file.record.bytes)
-            raise corrupt(self.file.path, what, str(error)) from None
+            raise corrupt_error(self.file.path, what, str(error)) from None
 
     def _read_index(self) -> None:
         expected = self._expected()

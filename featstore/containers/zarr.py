@@ -27,7 +27,7 @@ from numcodecs.vlen import VLenUTF8
 import featstore.files.machine as memory
 from featstore.containers.address_range import PAGE_BYTES, SideBySide
 from featstore.containers.base import Backend, ColumnReader, EncodedObject
-from featstore.containers.block_checksums import Describe, ObjectFile, corrupt, map_file
+from featstore.containers.block_checksums import Describe, ObjectFile, corrupt_error, map_file
 from featstore.errors import ShardCorrupt, StoreError
 from featstore.files.array_types import Array, Bytes, Rows
 from featstore.files.limits import cores
@@ -238,7 +238,7 @@ class ZarrBackend(Backend):
         except (ValueError, struct.error) as error:
             path = self.store / self.object_name(shard, column)
             what = self.describe(shard, column)(0, len(data))
-            raise corrupt(path, what, f"not vlen-utf8 text ({error})") from None
+            raise corrupt_error(path, what, f"not vlen-utf8 text ({error})") from None
         return texts.reshape(-1, *column.shape)
 
 

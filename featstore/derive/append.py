@@ -25,7 +25,7 @@ from featstore.derive.compatibility import (
     common_origin,
     joined_labels,
 )
-from featstore.derive.composition import Axis, Composition, ShardMaker, cut_like, ids_of
+from featstore.derive.composition import Composition, RowAxis, ShardMaker, cut_like, ids_of
 from featstore.derive.matching import samples_of
 from featstore.derive.merge_rows import Duplicates, without_duplicates
 from featstore.errors import ConfigError, ManifestMismatch, StoreWriteError, shorten
@@ -117,7 +117,7 @@ def plan_append(old: FeatureStore, new: FeatureStore, rows: Rows) -> tuple[Compo
     """
     stores, before, notes = (old, new), old.manifest, []
     everything = len(rows) == old.num_rows + new.num_rows
-    axis = Axis(stores, range(len(rows)) if everything else rows)
+    axis = RowAxis(stores, range(len(rows)) if everything else rows)
     source = before.source
     classes, numbers = common_classes(stores) if source.has_labels else ((), [None, None])
     if new.manifest.source.has_labels and not source.has_labels:

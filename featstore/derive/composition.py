@@ -32,7 +32,7 @@ STEP_ROWS = 65_536  # rows that are read at a time where all rows of a store are
 
 
 @dataclass(frozen=True, eq=False)
-class Axis:
+class RowAxis:
     """The old row of each row of the new store."""
 
     stores: tuple[FeatureStore, ...]
@@ -61,9 +61,9 @@ class Axis:
                 yield i, at, rows[at] - self.starts[i]
 
 
-def whole(store: FeatureStore) -> Axis:
+def whole(store: FeatureStore) -> RowAxis:
     """All rows of a store, in order."""
-    return Axis((store,), range(store.num_rows))
+    return RowAxis((store,), range(store.num_rows))
 
 
 @dataclass(frozen=True)
@@ -72,10 +72,10 @@ class Composition:
 
     manifest: Manifest
     artefacts: Mapping[str, bytes]  # bytes of the files that the manifest lists, by name
-    samples: Axis  # axis of ids, hashes and, unless given, labels
+    samples: RowAxis  # axis of ids, hashes and, unless given, labels
     # by name, the axis of the values and the name of the field there; by default ``samples`` and the same name. A row
     # is valid if it is valid in all.
-    fields: Mapping[str, tuple[Axis, str]] = field(default_factory=dict)
+    fields: Mapping[str, tuple[RowAxis, str]] = field(default_factory=dict)
     labels: Rows | None = None  # (N,) int64 if they differ from those of ``samples``
     # by name of a field whose numbers change, a function that reads rows of an old store as new values
     conversions: Mapping[str, Callable[[RowReader, Rows], Array]] = field(default_factory=dict)
@@ -87,7 +87,7 @@ class Composition:
         object.__setattr__(self, "fields", self.fields or same)
 
     @property
-    def axes(self) -> list[Axis]:
+    def axes(self) -> list[RowAxis]:
         """All axes, each once."""
         return list(dict.fromkeys([self.samples, *(axis for axis, _ in self.fields.values())]))
 
@@ -114,7 +114,7 @@ class ShardMaker:
             self._put_field(name, number, columns, bad)
         return Shard(number, columns, reasons, {})
 
-    def _add_reasons(self, axis: Axis, span: range, found: Sequence[list[str]]) -> None:
+    def _add_reasons(self, axis: RowAxis, span: range, found: Sequence[list[str]]) -> None:
         for i in np.flatnonzero(axis.at(span) == NO_ROW).tolist():
             found[i].append(axis.missing)
         for store, at, rows in axis.parts(span):
@@ -197,7 +197,7 @@ class Readers:
         return self._of[id(store)]
 
 
-def ids_of(axis: Axis, num_rows: int) -> Iterator[str]:
+def ids_of(axis: RowAxis, num_rows: int) -> Iterator[str]:
     """Yield the sample ids of an axis without missing rows, in the order of the new store, block by block."""
     readers = Readers()
     for start in range(0, num_rows, STEP_ROWS):
@@ -208,7 +208,7 @@ def ids_of(axis: Axis, num_rows: int) -> Iterator[str]:
         yield from ids
 
 
-def _named(axis: Axis, store: int, ids: Array) -> Array:
+def _named(axis: RowAxis, store: int, ids: Array) -> Array:
     return text_column([axis.prefixes[store] + name for name in ids]) if axis.prefixes else ids
 
 

@@ -17,10 +17,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from featstore.derive.exporters.base import Column, Exporter
+from featstore.derive.exporters.base import ExportColumn, Exporter
 from featstore.derive.exporters.fieldreader import FieldReader
 from featstore.derive.exporters.npy import NpyExporter, files_of
-from featstore.derive.exporters.selection import Selection
+from featstore.derive.exporters.selection import RowSelection
 from featstore.errors import ConfigError, StoreWriteError
 from featstore.files.atomic import TEMPORARY_PREFIX, make_folder, refused, sync_folder, write_bytes
 from featstore.files.disk import free_bytes
@@ -96,7 +96,7 @@ def export(
     check_apart(out, store.path)
     names = _names(store, fields)
     reader = FieldReader(store, names, float32=float32, canonical=canonical)
-    rows = Selection(store, where, keep_invalid)
+    rows = RowSelection(store, where, keep_invalid)
     description = _describe(form, reader, rows)
     data = json.dumps(description, indent=2).encode()
     resumed = 0
@@ -146,14 +146,14 @@ def _names(store: FeatureStore, fields: Sequence[str] | None) -> list[str]:
     return sorted(known) if fields is None else list(dict.fromkeys(fields))
 
 
-def _row_bytes(reader: FieldReader, rows: Selection) -> int:
+def _row_bytes(reader: FieldReader, rows: RowSelection) -> int:
     """Bytes of a row, about: measured in the first, the middle and the last shard."""
     parts = rows.parts
     some = dict.fromkeys(parts[place][0] for place in (0, len(parts) // 2, -1))
     return reader.row_bytes([(shard, rows.rows(shard)[:SAMPLE_ROWS]) for shard in some])
 
 
-def _describe(form: Format, reader: FieldReader, rows: Selection) -> dict[str, Any]:
+def _describe(form: Format, reader: FieldReader, rows: RowSelection) -> dict[str, Any]:
     """Content of ``export.json``: the same for the same rows of the same store."""
     manifest = reader.store.manifest
     fields = {name: manifest.fields[name] for name in reader.names}
@@ -177,7 +177,7 @@ def _describe(form: Format, reader: FieldReader, rows: Selection) -> dict[str, A
     }
 
 
-def _describe_column(column: Column, form: Format) -> dict[str, Any]:
+def _describe_column(column: ExportColumn, form: Format) -> dict[str, Any]:
     known: dict[str, Any] = {
         "kind": column.kind,
         "dtype": "text" if column.dtype is None else column.dtype.name,
@@ -197,7 +197,7 @@ def _fill(
     form: Format,
     data: bytes,
     reader: FieldReader,
-    rows: Selection,
+    rows: RowSelection,
     row_bytes: int,
     progress: Callable[[int, int], None],
 ) -> int:
@@ -265,7 +265,7 @@ def _exporter(
     form: Format,
     data: bytes,
     reader: FieldReader,
-    rows: Selection,
+    rows: RowSelection,
     state: dict[str, int],
 ) -> Exporter:
     if form == "npy":

@@ -22,7 +22,7 @@ import numpy as np
 from featstore.derive.composition import STEP_ROWS, Composition, compose, whole
 from featstore.errors import ConfigError, shorten
 from featstore.files.array_types import Array, Rows
-from featstore.format.artefacts import describe, pack
+from featstore.format.artefacts import artefact_record, pack
 from featstore.format.manifest import FieldRecord, Manifest, TeacherRecord, new_manifest
 from featstore.reading.store import FeatureStore
 from featstore.reading.stored_rows import RowReader
@@ -107,7 +107,7 @@ def plan_fuse(
         views=old.views,
         fields=records,
         artefacts={
-            WEIGHTS: describe(
+            WEIGHTS: artefact_record(
                 data,
                 meaning="weights (K, K) and mean soft labels (K, C), in the order of the fields",
             )

@@ -11,35 +11,35 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from featstore.derive.composition import Axis, ids_of
+from featstore.derive.composition import RowAxis, ids_of
 from featstore.files.array_types import Bytes, Rows
 from featstore.format.views import ViewSet
 from featstore.reading.store import FeatureStore
 
 
 @dataclass(frozen=True)
-class Samples:
+class RowKeys:
     """What identifies each row of several stores; equal numbers mean the same."""
 
-    axis: Axis  # all rows, one store after another
+    axis: RowAxis  # all rows, one store after another
     store: Rows  # (N,) place of the row's store among the stores
     content: Rows  # (N,) number of the row's content; -1 where it could not be read
     name: Rows  # (N,) number of the row's sample id, after prefixes
 
     def ids(self, rows: Rows) -> list[str]:
         """Sample ids of some rows, for messages."""
-        part = Axis(self.axis.stores, rows, prefixes=self.axis.prefixes)
+        part = RowAxis(self.axis.stores, rows, prefixes=self.axis.prefixes)
         return [str(sample_id) for sample_id in ids_of(part, len(rows))]
 
 
-def samples_of(stores: Sequence[FeatureStore], prefixes: tuple[str, ...] = ()) -> Samples:
+def samples_of(stores: Sequence[FeatureStore], prefixes: tuple[str, ...] = ()) -> RowKeys:
     """Number contents and ids of all rows.
 
     Args:
         prefixes: Put before the ids of each store; none if empty.
     """
     count = sum(store.num_rows for store in stores)
-    axis = Axis(tuple(stores), range(count), prefixes=prefixes)
+    axis = RowAxis(tuple(stores), range(count), prefixes=prefixes)
     store = np.repeat(np.arange(len(stores)), [item.num_rows for item in stores])
     hashes = np.concatenate([item.content_sha256 for item in stores])
     content = _numbered(hashes)
@@ -48,7 +48,7 @@ def samples_of(stores: Sequence[FeatureStore], prefixes: tuple[str, ...] = ()) -
     for sample_id in ids_of(axis, count):
         digests += hashlib.blake2b(sample_id.encode(), digest_size=16).digest()
     name = _numbered(np.frombuffer(bytes(digests), dtype=np.uint8).reshape(count, 16))
-    return Samples(axis, store, content, name)
+    return RowKeys(axis, store, content, name)
 
 
 def _numbered(keys: Bytes) -> Rows:

@@ -15,8 +15,8 @@ from featstore.derive.compatibility import (
     common_origin,
     joined_labels,
 )
-from featstore.derive.composition import Axis, Composition, cut_like, derived, ids_of
-from featstore.derive.matching import Samples, first_of, samples_of, views_depend_on_ids
+from featstore.derive.composition import Composition, RowAxis, cut_like, derived, ids_of
+from featstore.derive.matching import RowKeys, first_of, samples_of, views_depend_on_ids
 from featstore.errors import ConfigError, shorten
 from featstore.files.array_types import Mask, Rows
 from featstore.format.ids import ids_sha256
@@ -55,7 +55,7 @@ def plan_rows(
     samples = samples_of(stores, tuple(f"{name}/" for name in names))
     rows, notes = without_duplicates(samples, duplicates)
     classes, numbers = common_classes(stores)
-    axis = Axis(tuple(stores), rows, prefixes=samples.axis.prefixes)
+    axis = RowAxis(tuple(stores), rows, prefixes=samples.axis.prefixes)
     sources = [store.manifest.source for store in stores]
     artefacts, files = common_artefacts(stores)
     manifest = derived(
@@ -78,7 +78,7 @@ def plan_rows(
 
 
 def without_duplicates(
-    samples: Samples, duplicates: Duplicates, *, all_known: bool = False
+    samples: RowKeys, duplicates: Duplicates, *, all_known: bool = False
 ) -> tuple[Rows, list[str]]:
     """Rows whose images no earlier store has, and notes on the others.
 
@@ -118,7 +118,7 @@ def without_duplicates(
     ]
 
 
-def _some(samples: Samples, rows: Rows) -> str:
+def _some(samples: RowKeys, rows: Rows) -> str:
     """How many rows, and the ids of the first, with the id of the same image in a store before if it is another."""
     few = rows[:5]
     others = samples.ids(first_same(samples, few))
@@ -130,7 +130,7 @@ def _some(samples: Samples, rows: Rows) -> str:
     return f"{len(rows):,} images ({', '.join(pairs)}{more})"
 
 
-def repeats(samples: Samples) -> tuple[Mask, Mask]:
+def repeats(samples: RowKeys) -> tuple[Mask, Mask]:
     """(N,) bool: rows whose image is in an earlier store; (N,) bool: rows whose id is, with another content."""
     unread = samples.content < 0
     same_content = ~unread & (first_of(samples.content + 1, samples.store) < samples.store)
@@ -141,7 +141,7 @@ def repeats(samples: Samples) -> tuple[Mask, Mask]:
     return repeated, same_name & ~repeated
 
 
-def first_same(samples: Samples, rows: Rows) -> Rows:
+def first_same(samples: RowKeys, rows: Rows) -> Rows:
     """For some rows, the first row of all stores with the same content; with the same id where it was not read."""
     places = np.arange(len(samples.content))
     by_content = first_of(samples.content + 1, places)[rows]
@@ -149,7 +149,7 @@ def first_same(samples: Samples, rows: Rows) -> Rows:
     return np.where((samples.content[rows] >= 0) & (by_content < rows), by_content, by_name)
 
 
-def joined_work(stores: Sequence[FeatureStore], axis: Axis) -> WorkRecord:
+def joined_work(stores: Sequence[FeatureStore], axis: RowAxis) -> WorkRecord:
     """How the work of rows of several stores is cut: as the first one's, or as their tars where all mirror tars."""
     first = stores[0].manifest.work
     plain = WorkRecord(shard_rows=first.shard_rows, batch_size=first.batch_size)

@@ -10,14 +10,14 @@ import numpy as np
 from featstore.derive.compatibility import common_classes, common_origin, renumbered
 from featstore.derive.composition import (
     NO_ROW,
-    Axis,
     Composition,
+    RowAxis,
     artefact_bytes,
     cut_like,
     derived,
     ids_of,
 )
-from featstore.derive.matching import Samples, samples_of, views_depend_on_ids
+from featstore.derive.matching import RowKeys, samples_of, views_depend_on_ids
 from featstore.errors import ConfigError, ManifestMismatch, shorten
 from featstore.files.array_types import Rows
 from featstore.format.ids import check_name, ids_sha256
@@ -63,9 +63,9 @@ def plan_teachers(
     samples = samples_of(stores)
     table = match(samples, by_name=views_depend_on_ids(first.views))
     rows, notes = _settle_missing(samples, table, missing)
-    axis = Axis(tuple(stores), _origin(rows))
+    axis = RowAxis(tuple(stores), _origin(rows))
     axes = [
-        Axis(
+        RowAxis(
             (store,),
             _local(rows[i], samples, i),
             missing=f"not in {names[i] if names else store.path.name}",
@@ -168,7 +168,7 @@ def _check_names(parts: Sequence[_Renamed]) -> None:
         seen |= {name: (part, thing) for name, thing in things}
 
 
-def match(samples: Samples, *, by_name: bool) -> Rows:
+def match(samples: RowKeys, *, by_name: bool) -> Rows:
     """Find every image in every store.
 
     An image is found by its content: under its own id if there is such a row, else under any. One whose content could
@@ -195,7 +195,7 @@ def match(samples: Samples, *, by_name: bool) -> Rows:
     return table
 
 
-def _find(samples: Samples, known: Rows, rows: Rows, *, by_name: bool) -> Rows:
+def _find(samples: RowKeys, known: Rows, rows: Rows, *, by_name: bool) -> Rows:
     """For each image that is known, its row among those of one store, or ``NO_ROW``."""
     pairs = _pairs(samples)
     found = _look_up(pairs[known], pairs[rows], rows)
@@ -210,7 +210,7 @@ def _find(samples: Samples, known: Rows, rows: Rows, *, by_name: bool) -> Rows:
     return found
 
 
-def _pairs(samples: Samples) -> Rows:
+def _pairs(samples: RowKeys) -> Rows:
     """(N,) equal numbers for rows of equal content and id."""
     return (samples.content + 1) * (int(samples.name.max()) + 1) + samples.name
 
@@ -225,7 +225,7 @@ def _look_up(wanted: Rows, keys: Rows, rows: Rows) -> Rows:
     return np.where(ordered[at] == wanted, rows[order][at], NO_ROW)
 
 
-def _settle_missing(samples: Samples, table: Rows, missing: Missing) -> tuple[Rows, list[str]]:
+def _settle_missing(samples: RowKeys, table: Rows, missing: Missing) -> tuple[Rows, list[str]]:
     stores = samples.axis.stores
     everywhere = (table != NO_ROW).all(axis=0)
     if not everywhere.any():
@@ -269,12 +269,12 @@ def _origin(rows: Rows) -> Rows:
     return found
 
 
-def _local(rows: Rows, samples: Samples, store: int) -> Rows:
+def _local(rows: Rows, samples: RowKeys, store: int) -> Rows:
     return np.where(rows == NO_ROW, NO_ROW, rows - samples.axis.starts[store])
 
 
 def _labels(
-    stores: Sequence[FeatureStore], rows: Rows, samples: Samples
+    stores: Sequence[FeatureStore], rows: Rows, samples: RowKeys
 ) -> tuple[tuple[str, ...], Rows | None]:
     """Class names, and (n,) labels of the first store that knows one; None if none has labels.
 
@@ -306,7 +306,7 @@ def _labels(
 
 
 def _source(
-    stores: Sequence[FeatureStore], axis: Axis, classes: tuple[str, ...], *, has_labels: bool
+    stores: Sequence[FeatureStore], axis: RowAxis, classes: tuple[str, ...], *, has_labels: bool
 ) -> SourceRecord:
     first = stores[0].manifest.source
     rows = np.asarray(axis.rows)
@@ -322,7 +322,7 @@ def _source(
     )
 
 
-def _cut(stores: Sequence[FeatureStore], axis: Axis) -> WorkRecord:
+def _cut(stores: Sequence[FeatureStore], axis: RowAxis) -> WorkRecord:
     """As the first store, with rows no more than the widest fields allow."""
     first: Manifest = stores[0].manifest
     rows = np.asarray(axis.rows)

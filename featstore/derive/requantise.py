@@ -13,7 +13,7 @@ import numpy as np
 from featstore.derive.composition import Composition, artefact_bytes, compose, derived, whole
 from featstore.errors import ConfigError
 from featstore.files.array_types import Array, Rows
-from featstore.format.artefacts import describe, pack, read_channels
+from featstore.format.artefacts import artefact_record, pack, read_channels
 from featstore.format.fields import numpy_dtype
 from featstore.format.int8 import Channels, RoundingError, calibrate, dequantise, rounding_error
 from featstore.format.manifest import (
@@ -147,10 +147,15 @@ def _artefacts_kept(store: FeatureStore, converted: set[str]) -> dict[str, bytes
 
 
 def _describe(old: Manifest, name: str, data: bytes) -> ArtefactRecord:
-    if name in old.artefacts and describe(data, meaning="").sha256 == old.artefacts[name].sha256:
+    if (
+        name in old.artefacts
+        and artefact_record(data, meaning="").sha256 == old.artefacts[name].sha256
+    ):
         return old.artefacts[name]
     teacher = old.fields[name.removesuffix(".channels")].teacher
-    return describe(data, meaning="scale and offset of each channel, float32", teacher=teacher)
+    return artefact_record(
+        data, meaning="scale and offset of each channel, float32", teacher=teacher
+    )
 
 
 def _convert_record(

@@ -14,8 +14,8 @@ import numpy as np
 import numpy.typing as npt
 
 from featstore.derive.composition import (
-    Axis,
     Composition,
+    RowAxis,
     artefact_bytes,
     compose,
     cut_like,
@@ -84,7 +84,7 @@ def plan_subset(
         raise ConfigError(
             f"{store.path}: no field {shorten(unknown) or 'was named'}; it has: {shorten(sorted(old.fields))}."
         )
-    axis = Axis((store,), taken)
+    axis = RowAxis((store,), taken)
     same = isinstance(taken, range) and taken == range(store.num_rows)
     digest = old.source.ids_sha256 if same else ids_sha256(ids_of(axis, len(taken)))
     kept = {name: old.fields[name] for name in old.fields if name in names}
@@ -143,7 +143,7 @@ def _artefacts_of(old: Manifest, names: Sequence[str]) -> dict[str, ArtefactReco
     }
 
 
-def choose(
+def choose_rows(
     store: FeatureStore,
     *,
     where: Sequence[str] = (),
@@ -175,7 +175,7 @@ def choose(
         taken = _holding(store, taken, condition)
     if where:
         span = taken
-        names = ids_of(Axis((store,), span), len(span))
+        names = ids_of(RowAxis((store,), span), len(span))
         matching = (
             row
             for row, sample_id in zip(span, names, strict=True)

@@ -12,7 +12,7 @@ from featstore.derive.append import link_shards
 from featstore.derive.composition import Composition, ShardMaker, artefact_bytes, derived, whole
 from featstore.errors import ConfigError, shorten
 from featstore.files.array_types import Rows
-from featstore.format.artefacts import describe
+from featstore.format.artefacts import artefact_record
 from featstore.format.ids import check_name
 from featstore.format.manifest import Manifest
 from featstore.format.text_table import TextTable, artefact_name, meaning_of
@@ -65,7 +65,7 @@ def plan_text_table(
 ) -> Composition:
     """Plan what the new store will be; arguments and errors as for ``add_text_table``."""
     old, artefact = store.manifest, check_name(artefact_name(name))
-    width = check_vector(store, field)
+    width = vector_width(store, field)
     if table.width != width:
         raise ConfigError(
             f"{store.path}: the text table has embeddings of width {table.width}, field {field!r} has {width}. Both "
@@ -75,14 +75,14 @@ def plan_text_table(
         raise ConfigError(f"{store.path}: has an artefact {artefact!r}; choose another name.")
     data = table.to_bytes()
     meaning = meaning_of(table.names, field, origin)
-    record = describe(data, meaning=meaning, teacher=old.fields[field].teacher)
+    record = artefact_record(data, meaning=meaning, teacher=old.fields[field].teacher)
     origins = {"text_table_by": f"featstore {__version__}", "text_table_from": old.fingerprint}
     manifest = derived(old, origins, artefacts={**old.artefacts, artefact: record})
     files = {**artefact_bytes(store, list(old.artefacts)), artefact: data}
     return Composition(manifest, files, whole(store))
 
 
-def check_vector(store: FeatureStore, field: str) -> int:
+def vector_width(store: FeatureStore, field: str) -> int:
     """Width of a vector field. Raises ConfigError: the store has no such field, or it is no vector."""
     record = store.manifest.fields.get(field)
     if record is None or len(record.shape) != 1 or record.encoding.kind not in ("plain", "int8"):
@@ -103,7 +103,7 @@ def class_means(store: FeatureStore, field: str, rows: Rows | None = None) -> Te
     Raises:
         ConfigError: No row has a label, or the field is no vector.
     """
-    width, labels = check_vector(store, field), store.labels
+    width, labels = vector_width(store, field), store.labels
     taken = np.arange(store.num_rows) if rows is None else np.asarray(rows)
     taken = taken[store.valid[taken] & (labels[taken] >= 0)]
     if not len(taken):

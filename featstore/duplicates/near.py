@@ -20,7 +20,7 @@ from featstore.duplicates.unit_vectors import (
     Floats,
     UnitVectors,
     blocks,
-    field_record,
+    comparable_field,
 )
 from featstore.errors import ConfigError
 from featstore.files.array_types import Rows
@@ -36,7 +36,7 @@ MOST_PAIRS = 1_000_000
 
 
 @dataclass(frozen=True)
-class Pairs:
+class NearDuplicates:
     """Near duplicates, and the cosine of every image with its nearest other image."""
 
     field: str  # field that was compared
@@ -58,7 +58,7 @@ def near_duplicates(
     others: npt.ArrayLike | None = None,
     cells: Rows | None = None,
     progress: Callable[[int, int], None] = lambda done, total: None,
-) -> Pairs:
+) -> NearDuplicates:
     """Find pairs of images whose features have a high cosine; by default among all pairs.
 
     Args:
@@ -132,7 +132,7 @@ def comparison_seconds(store: FeatureStore, field: str, rows: int, others: int) 
     Raises:
         ConfigError, ViewMismatch: See ``near_duplicates``.
     """
-    width = math.prod(field_record(store, field).shape)
+    width = math.prod(comparable_field(store, field).shape)
     size = min(2048, max(1, BLOCK_BYTES // (4 * width)))
     block = np.full((size, width), 0.5, np.float32)
     block @ block.T  # the first product starts the threads
@@ -257,11 +257,11 @@ class _Search:
         if len(order) == MOST_PAIRS:
             self.floor = max(self.floor, cosine[order[-1]])
 
-    def pairs(self, field: str) -> Pairs:
+    def pairs(self, field: str) -> NearDuplicates:
         """The pairs that were found."""
         self._prune()
         rows, cosine = self.kept[0]
-        return Pairs(
+        return NearDuplicates(
             field,
             self.threshold,
             rows,

@@ -47,7 +47,7 @@ class UnitVectors:
     def __init__(
         self, store: FeatureStore, field: str, valid: Rows, *, centre: Floats | None = None
     ) -> None:
-        spec = field_record(store, field)
+        spec = comparable_field(store, field)
         self.store, self.field = store, field
         self.views: list[int] | None = None
         if spec.per_view:
@@ -119,7 +119,7 @@ def _comparable(store: FeatureStore, field: str) -> bool:
     return floating and spec.encoding.kind in ("plain", "int8") and bool(spec.shape)
 
 
-def field_record(store: FeatureStore, field: str) -> FieldRecord:
+def comparable_field(store: FeatureStore, field: str) -> FieldRecord:
     """The record of a field that can be compared.
 
     Raises:

@@ -47,12 +47,14 @@ def plan_run(
     # Space first: it needs no measurement, and a full disk should not cost the wait.
     plan = make_plan(manifest, store=store, pending=pending, rates=None, processes=processes)
     if pending:
-        rates = rates or measure(config, views=manifest.views, source=source, teacher=teacher)
+        rates = rates or measure_rates(config, views=manifest.views, source=source, teacher=teacher)
         plan = make_plan(manifest, store=store, pending=pending, rates=rates, processes=processes)
     return plan
 
 
-def measure(config: ExtractConfig, *, views: ViewSet, source: Source, teacher: Teacher) -> Rates:
+def measure_rates(
+    config: ExtractConfig, *, views: ViewSet, source: Source, teacher: Teacher
+) -> Rates:
     """Time the teacher on as many real images as it does in two seconds, decoding on a few, and the disk on 64 MiB."""
     dataset = inputs_of(source, views, teacher, config.store.picture_format)
     few = dataset.load(range(min(8, len(source))))

@@ -26,7 +26,7 @@ MOST_COUNTED = 1000  # texts whose tokens are counted before a run
 
 
 @dataclass
-class Batch:
+class InputBatch:
     """Inputs of consecutive rows."""
 
     # (B, V, 3, H, W) uint8, zeros where the image is unusable; or (B, 1, L) int32 token numbers
@@ -40,7 +40,7 @@ class Batch:
     # file of the stored copy of each image, empty where it is unusable; no files if none are stored
     pictures: list[bytes] = field(default_factory=list)
 
-    def check(self) -> "Batch":
+    def check(self) -> "InputBatch":
         """Return this batch, if the machine could load it.
 
         Raises:
@@ -51,7 +51,7 @@ class Batch:
         return self
 
 
-class InputDataset(Dataset[Batch]):
+class InputDataset(Dataset[InputBatch]):
     """Reads and hashes the samples of a list of rows, and makes a teacher's input of each.
 
     Args:
@@ -73,11 +73,11 @@ class InputDataset(Dataset[Batch]):
         """Bytes of the input of one row, all views together."""
         return math.prod(self._shape) * self._dtype.itemsize
 
-    def load(self, rows: Sequence[int]) -> Batch:
+    def load(self, rows: Sequence[int]) -> InputBatch:
         """Load one batch in this process. Raises SourceError: the disk, the network or the memory failed."""
         return self.__getitems__(rows).check()
 
-    def __getitems__(self, rows: Sequence[int]) -> Batch:
+    def __getitems__(self, rows: Sequence[int]) -> InputBatch:
         """Load one batch; a sample that cannot be used becomes zeros and a reason, never an exception."""
         inputs = np.zeros((len(rows), *self._shape), dtype=self._dtype)
         hashes = np.zeros((len(rows), 32), dtype=np.uint8)
@@ -98,7 +98,7 @@ class InputDataset(Dataset[Batch]):
             except SourceError as error:
                 failure = str(error)
                 break
-        return Batch(self.as_tensor(inputs), hashes, reasons, failure, pictures)
+        return InputBatch(self.as_tensor(inputs), hashes, reasons, failure, pictures)
 
     @abstractmethod
     def fill(self, out: Array, row: int, data: bytes) -> bytes:
@@ -109,7 +109,7 @@ class InputDataset(Dataset[Batch]):
         return torch.from_numpy(inputs)
 
 
-class ViewDataset(InputDataset):
+class ImageInputs(InputDataset):
     """Images: decodes them, and cuts every view at the teacher's size.
 
     Args:
@@ -139,7 +139,7 @@ class ViewDataset(InputDataset):
         return torch.from_numpy(inputs).permute(0, 1, 4, 2, 3)
 
 
-class TextDataset(InputDataset):
+class TextInputs(InputDataset):
     """Texts: tokenises them; one view."""
 
     def __init__(self, source: Source, tokenizer: Any, max_tokens: int) -> None:
@@ -160,8 +160,8 @@ def inputs_of(
     """The samples of a source as inputs of a teacher, and copies of images if a format is given."""
     record = teacher.preprocessing
     if isinstance(record, TextRecord):
-        return TextDataset(source, teacher.tokenizer, record.max_tokens)
-    return ViewDataset(source, views, record, pictures)
+        return TextInputs(source, teacher.tokenizer, record.max_tokens)
+    return ImageInputs(source, views, record, pictures)
 
 
 def text_notes(source: Source, teacher: Teacher) -> list[str]:

@@ -25,9 +25,9 @@ from featstore.extraction.config import ExtractConfig, TextTableConfig
 from featstore.extraction.images import inputs_of
 from featstore.extraction.shards import TEACHER, refuse_non_finite, run_teacher
 from featstore.extraction.teachers import Precision, Teacher, best_precision
-from featstore.extraction.text_tables import FIELD, encode_table, lines_of, origin, text_side
+from featstore.extraction.text_tables import FIELD, encode_table, lines_of, table_origin, text_side
 from featstore.files.array_types import Array
-from featstore.format.artefacts import describe, pack
+from featstore.format.artefacts import artefact_record, pack
 from featstore.format.ids import ids_sha256
 from featstore.format.int8 import calibrate
 from featstore.format.ledger import committed_shards
@@ -156,7 +156,7 @@ def design_store(
             fields, files = _quantise(config, fields, views, source=source, teacher=teacher)
             meaning = "scale and offset of each channel, float32"
             records = {
-                name: describe(data, meaning=meaning, teacher=TEACHER)
+                name: artefact_record(data, meaning=meaning, teacher=TEACHER)
                 for name, data in files.items()
             }
     if config.store.picture_format:
@@ -205,7 +205,7 @@ def _text_table(
     lines = lines_of(table, source.class_names)
     name = artefact_name(table.name)
     model = " ".join([teacher.record.name, teacher.record.tag]).strip()
-    meaning = meaning_of(lines, FIELD, origin(model, lines, table.templates))
+    meaning = meaning_of(lines, FIELD, table_origin(model, lines, table.templates))
     if found is not None and name in found.artefacts:
         return name, found.artefacts[name].model_copy(update={"meaning": meaning}), None
     made = encode_table(
@@ -215,7 +215,7 @@ def _text_table(
         weights_sha256=teacher.record.weights_sha256,
     )
     data = made.to_bytes()
-    return name, describe(data, meaning=meaning, teacher=TEACHER), data
+    return name, artefact_record(data, meaning=meaning, teacher=TEACHER), data
 
 
 def _is_complete(config: ExtractConfig, found: Manifest) -> bool:

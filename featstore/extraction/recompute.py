@@ -69,7 +69,7 @@ _NAME = re.compile(r"[A-Za-z0-9_.-]{0,200}")
 
 
 @dataclass
-class Comparison:
+class FieldComparison:
     """One field, as stored and as computed again.
 
     Attributes:
@@ -138,7 +138,7 @@ class Recomputed:
     unusable: list[str] = field(default_factory=list)
     # fields that cannot be computed again, with the reason
     skipped: dict[str, str] = field(default_factory=dict)
-    fields: list[Comparison] = field(default_factory=list)  # the comparisons
+    fields: list[FieldComparison] = field(default_factory=list)  # the comparisons
 
     @property
     def sound(self) -> bool:
@@ -200,7 +200,9 @@ def recompute(
             store, name, sorted(set(fields[name].values())), files.get(name, ""), device
         )
         found = {
-            item: Comparison(item, name, tolerance(store.manifest.fields[item], teacher.record))
+            item: FieldComparison(
+                item, name, tolerance(store.manifest.fields[item], teacher.record)
+            )
             for item in fields[name]
         }
         # Problems of images are the same for all teachers: report them once.
@@ -411,7 +413,9 @@ def _features(
     return [rows[i] for i in usable], computed
 
 
-def _compare(store: FeatureStore, comparison: Comparison, rows: list[int], computed: Array) -> None:
+def _compare(
+    store: FeatureStore, comparison: FieldComparison, rows: list[int], computed: Array
+) -> None:
     name, spec = comparison.field, store.manifest.fields[comparison.field]
     if isinstance(spec.encoding, TopKEncoding):
         found = store.gather_topk(name, rows)

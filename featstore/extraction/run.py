@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from accelerate import Accelerator
 
     from featstore.extraction.new_images import Growth
-    from featstore.extraction.shards import Summary
+    from featstore.extraction.shards import ExtractionSummary
     from featstore.sources import Source
 
 
@@ -67,7 +67,7 @@ def run(config: ExtractConfig, *, progress: bool = True) -> None:
         accelerator.wait_for_everyone()
     if not config.append:
         source = new_images.in_stored_order(source, Path(config.store.path))
-        summary = fill(config, source, accelerator, progress=progress)
+        summary = fill_store(config, source, accelerator, progress=progress)
         if summary is not None:
             summary.check(config.max_invalid_share)
             say(
@@ -79,7 +79,9 @@ def run(config: ExtractConfig, *, progress: bool = True) -> None:
             say(f"nothing new: {config.store.path} has all {len(source):,} images")
             return
         say(f"new       {len(growth.source):,} of {len(source):,} images")
-        summary = fill(growth.config, growth.source, accelerator, growth=growth, progress=progress)
+        summary = fill_store(
+            growth.config, growth.source, accelerator, growth=growth, progress=progress
+        )
         if summary is None:
             return
         summary.check(config.max_invalid_share)
@@ -106,14 +108,14 @@ def _next_flags(config: ExtractConfig, source: "Source", store: Path) -> list[st
     return flags
 
 
-def fill(
+def fill_store(
     config: ExtractConfig,
     source: "Source",
     accelerator: "Accelerator",
     growth: "Growth | None" = None,
     *,
     progress: bool = True,
-) -> "Summary | None":
+) -> "ExtractionSummary | None":
     """Make a store of the images of a source, or go on with it; None if that was a dry run.
 
     Args:
@@ -126,7 +128,7 @@ def fill(
     from featstore.extraction.images import text_notes
     from featstore.extraction.teachers import build_teacher
     from featstore.files.limits import cores
-    from featstore.format.views import describe
+    from featstore.format.views import describe_views
     from featstore.sources.load import was_unreadable
 
     say = accelerator.print if progress else _print_nothing
@@ -149,7 +151,7 @@ def fill(
             source=source,
             teacher=teacher,
             like=growth.store if growth else None,
-            measure=lambda views: dry_run.measure(
+            measure=lambda views: dry_run.measure_rates(
                 config, views=views, source=source, teacher=teacher
             ),
         ),
@@ -173,7 +175,7 @@ def fill(
             f"cores     {torch.get_num_threads()} threads for the teacher on {cores()} cores, {config.workers} loading "
             "processes"
         )
-        say(f"views     {len(manifest.views)}: {describe(manifest.views.views)}")
+        say(f"views     {len(manifest.views)}: {describe_views(manifest.views.views)}")
         say(f"store     {config.store.path}")
         say("\n".join(plan.lines()))
     if config.dry_run:

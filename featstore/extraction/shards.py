@@ -35,7 +35,7 @@ from featstore.errors import (
     shorten,
 )
 from featstore.extraction.config import ExtractConfig
-from featstore.extraction.images import Batch, inputs_of
+from featstore.extraction.images import InputBatch, inputs_of
 from featstore.extraction.progress_bar import PARTS, ProgressBar
 from featstore.extraction.teachers import Teacher
 from featstore.format.artefacts import read_channels
@@ -112,7 +112,7 @@ def run_teacher(teacher: Teacher, inputs: Tensor) -> dict[str, Tensor]:
 
 
 @dataclass
-class Summary:
+class ExtractionSummary:
     """Result of a run."""
 
     store: Path  # folder of the store
@@ -148,7 +148,7 @@ def run(
     accelerator: Accelerator,
     artefacts: Mapping[str, bytes] | None = None,
     progress: bool = True,
-) -> Summary:
+) -> ExtractionSummary:
     """Fill the store: create or resume it, together with other running processes.
 
     Every process takes missing shards, one at a time, until there are none; so the store is complete when this
@@ -182,7 +182,7 @@ def run(
             tidy(store)
     done = FeatureStore.open(store)
     mark = read_complete(store, manifest.num_shards)
-    return Summary(
+    return ExtractionSummary(
         store=store,
         rows=manifest.num_rows,
         written=written,
@@ -305,7 +305,7 @@ class _ClaimedBatches:
             shard = self._claims.claim_next()
 
 
-def _make_loader(work: _Work, batches: _ClaimedBatches, *, num_left: int) -> DataLoader[Batch]:
+def _make_loader(work: _Work, batches: _ClaimedBatches, *, num_left: int) -> DataLoader[InputBatch]:
     cut = work.manifest.work
     per_shard = math.ceil(cut.shard_rows / cut.batch_size)
     workers = min(work.config.workers, per_shard * num_left)
@@ -331,13 +331,15 @@ def _same(batch: Any) -> Any:
     return batch
 
 
-def _extract_shard(work: _Work, number: int, batches: Iterator[Batch], *, load_s: float) -> Shard:
+def _extract_shard(
+    work: _Work, number: int, batches: Iterator[InputBatch], *, load_s: float
+) -> Shard:
     manifest, rows = work.manifest, work.manifest.shard_range(number)
     shard = _empty_shard(number, manifest, work.source)
     reasons: list[str | None] = []
     pictures: list[bytes] = []
     seconds = {"load": load_s, "teacher": 0.0}
-    ahead: tuple[range, Batch, Pending] | None = None
+    ahead: tuple[range, InputBatch, Pending] | None = None
     # Results of a batch are fetched after the next batch was submitted, so that a GPU does not idle.
     for batch_rows in [*batches_of(rows, manifest.work.batch_size), None]:
         start = loaded = time.perf_counter()
@@ -368,7 +370,7 @@ def _extract_shard(work: _Work, number: int, batches: Iterator[Batch], *, load_s
 
 
 def _keep(
-    work: _Work, shard: Shard, first: int, batch_rows: range, batch: Batch, pending: Pending
+    work: _Work, shard: Shard, first: int, batch_rows: range, batch: InputBatch, pending: Pending
 ) -> list[str | None]:
     """Copy a batch into its shard, whose first row is ``first``; returns the reason of each unusable row."""
     features = pending.wait()

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from featstore.derive.text_table import check_vector, class_means, prompts
+from featstore.derive.text_table import class_means, prompts, vector_width
 from featstore.errors import ConfigError, TeacherError, shorten
 from featstore.extraction.config import TeacherConfig, TextTableConfig
 from featstore.files.array_types import Array, Rows
@@ -40,7 +40,7 @@ def lines_of(config: TextTableConfig, class_names: Sequence[str]) -> list[str]:
     return list(class_names)
 
 
-def origin(teacher: str, lines: Sequence[str], templates: Sequence[str]) -> str:
+def table_origin(teacher: str, lines: Sequence[str], templates: Sequence[str]) -> str:
     """What pins a table in the manifest: teacher, templates, and the file's names by their number and hash."""
     digest = hashlib.sha256("\n".join(lines).encode()).hexdigest()
     return f"text side of {teacher}, templates {json.dumps(list(templates))}, names sha256 {digest}"
@@ -123,7 +123,7 @@ def make_table(
     if array is not None and templates:
         raise ConfigError("give --array or --template, not both.")
     field = field or _only_vector(store)
-    check_vector(store, field)
+    vector_width(store, field)
     lines = list(names) or list(store.manifest.source.class_names)
     if (array is not None or templates) and not lines:
         raise ConfigError(f"{store.address}: has no class names; give names.")
@@ -141,7 +141,7 @@ def make_table(
             text_side(config), lines, templates, weights_sha256=record.weights_sha256
         )
         model = " ".join([record.name, record.tag]).strip()
-        return table, field, origin(model, lines, templates)
+        return table, field, table_origin(model, lines, templates)
     if names:
         raise ConfigError("names alone make no table: give --array or --template beside --names.")
     count = store.num_rows if rows is None else len(rows)

@@ -19,7 +19,7 @@ LARGE_BYTES = 256 * 2**20  # less is asked for without a look at what is free
 
 def empty(shape: tuple[int, ...], dtype: npt.DTypeLike, *, where: object) -> Array:
     """An array that is about to be filled, its numbers not set. Raises StoreError: there is not so much memory."""
-    check(shape, dtype, where=where)
+    check_memory(shape, dtype, where=where)
     try:
         return np.empty(shape, dtype=dtype)
     except (MemoryError, ValueError):  # ValueError: more than there are addresses
@@ -38,7 +38,7 @@ def zeros(shape: tuple[int, ...], dtype: npt.DTypeLike, *, where: object) -> Arr
         raise too_little(where, shape, dtype) from None
 
 
-def check(shape: tuple[int, ...], dtype: npt.DTypeLike, *, where: object) -> None:
+def check_memory(shape: tuple[int, ...], dtype: npt.DTypeLike, *, where: object) -> None:
     """Refuse an array that is larger than the memory that is free. Raises StoreError: it is."""
     size = _bytes(shape, dtype)
     if size > LARGE_BYTES and size > free_memory():

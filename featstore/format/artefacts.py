@@ -35,7 +35,7 @@ def pack(tensors: Mapping[str, Array]) -> bytes:
     return save({name: np.ascontiguousarray(values) for name, values in tensors.items()})
 
 
-def describe(data: bytes, *, meaning: str, teacher: str = "") -> ArtefactRecord:
+def artefact_record(data: bytes, *, meaning: str, teacher: str = "") -> ArtefactRecord:
     """Record of a file for the manifest."""
     digest = hashlib.sha256(data).hexdigest()
     return ArtefactRecord(bytes=len(data), sha256=digest, meaning=meaning, teacher=teacher)

@@ -225,6 +225,6 @@ def cut(
     return view.transpose(Image.Transpose.FLIP_LEFT_RIGHT) if mirrored else view
 
 
-def describe(views: Sequence[View]) -> str:
+def describe_views(views: Sequence[View]) -> str:
     """One line: ``canonical; seeded 0; seeded 0, mirrored``."""
     return "; ".join(str(view) for view in views)

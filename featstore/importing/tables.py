@@ -29,7 +29,7 @@ LABEL_COLUMN = "label"  # column of labels that is taken if none is named
 INSTALL = 'pip install "featstore-distill[hf]"'
 
 
-class Table(ABC):
+class FeatureTable(ABC):
     """Rows of features in files of another program."""
 
     kind: Kind
@@ -44,7 +44,7 @@ class Table(ABC):
         """Yield rows in order, from a row on, in batches of at most ``step`` rows."""
 
 
-class NpyTable(Table):
+class NpyTable(FeatureTable):
     """Fields as npy files, memory-mapped; of several files of one field the rows follow each other.
 
     Raises:
@@ -99,7 +99,7 @@ def _rows(parts: Sequence[Array], start: int, stop: int) -> Array:
     return found[0] if len(found) == 1 else np.concatenate(found)
 
 
-class ArrowTable(Table):
+class ArrowTable(FeatureTable):
     """Columns of Arrow tables: Parquet files, or a saved data set of the Hugging Face library.
 
     Args:
@@ -235,7 +235,7 @@ def open_table(
     fields: Mapping[str, str] | None = None,
     ids: str | None = None,
     labels: str | None = None,
-) -> Table:
+) -> FeatureTable:
     """Open features that another program wrote.
 
     Args:

@@ -23,7 +23,7 @@ DELETED_PREFIX = ".deleted-"  # start of the name of a folder that is being dele
 
 
 @dataclass(frozen=True, kw_only=True)
-class Summary:
+class StoreSummary:
     """What is known of a store without reading its shards.
 
     Attributes:
@@ -48,7 +48,7 @@ class Summary:
         return not self.problem and self.shards[0] == self.shards[1]
 
 
-def find_stores(folder: Path) -> Iterator[Summary]:
+def find_stores(folder: Path) -> Iterator[StoreSummary]:
     """Find every store at or below a folder, in the order of their paths; links to folders are not followed."""
     if not folder.is_dir():
         raise StoreNotFound(f"{folder}: no such folder.")
@@ -61,20 +61,22 @@ def find_stores(folder: Path) -> Iterator[Summary]:
         )
 
 
-def summarise(store: Path) -> Summary:
+def summarise(store: Path) -> StoreSummary:
     """Describe a store; one that cannot be read is a summary with a problem."""
     try:
         manifest = read_manifest(store)
         mark = read_complete(store, manifest.num_shards)
         shards = len(committed_shards(store, manifest.num_shards))
     except StoreError as error:
-        return Summary(path=store, problem=str(error).removeprefix(f"{store}/"))
-    return describe(store, manifest, shards, None if mark is None else mark.bytes)
+        return StoreSummary(path=store, problem=str(error).removeprefix(f"{store}/"))
+    return describe_store(store, manifest, shards, None if mark is None else mark.bytes)
 
 
-def describe(path: str | Path, manifest: Manifest, shards: int, size: int | None) -> Summary:
+def describe_store(
+    path: str | Path, manifest: Manifest, shards: int, size: int | None
+) -> StoreSummary:
     """Build the summary of a store that can be read."""
-    return Summary(
+    return StoreSummary(
         path=path,
         rows=manifest.num_rows,
         shards=(shards, manifest.num_shards),

@@ -61,7 +61,7 @@ def spec(figure: go.Figure) -> dict[str, Any]:
     return values
 
 
-def empty(x: str = "", y: str = "") -> go.Figure:
+def empty_figure(x: str = "", y: str = "") -> go.Figure:
     """A figure without data: thin axes, no zoom (a finger on it still scrolls the page), legend above on the left."""
 
     def axis(text: str) -> dict[str, Any]:
@@ -125,7 +125,7 @@ def bars(
     colours: Sequence[str] | str = BLUE,
 ) -> tuple[go.Figure, int]:
     """Horizontal bars from top to bottom with their values at the ends; the figure and its height in pixels."""
-    figure = empty(x=x)
+    figure = empty_figure(x=x)
     figure.add_bar(
         x=rounded(values), y=list(range(len(values))), orientation="h", text=list(texts), textposition="outside",
         cliponaxis=False, marker={"color": colours, "opacity": 0.85}, showlegend=False,

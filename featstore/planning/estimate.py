@@ -115,7 +115,7 @@ class Estimate:
             lines.append(
                 f"field     {item.name}: {shape}, asked for as {item.dtype}; typical codecs"
             )
-            lines += table(typical_choices(item.shape, views=self.views), self.images)
+            lines += choices_table(typical_choices(item.shape, views=self.views), self.images)
         return "\n".join(lines)
 
 
@@ -210,7 +210,7 @@ class Measured:
         lines = [f"store     {self.path}: {self.rows:,} rows, {self.views} views"]
         for name, (count, choices) in self.fields.items():
             lines.append(f"field     {name}, measured on {count:,} rows")
-            lines += table(choices, self.rows)
+            lines += choices_table(choices, self.rows)
         lines += [
             "error     mean of |x - x'| / |x| against the stored values; int8: channel_row, scales from these rows.",
             "          Codecs are not measured on types wider than the stored one, whose further bits are not known.",
@@ -239,7 +239,7 @@ def choices_as_json(choices: Sequence[Choice], rows: int) -> list[dict[str, Any]
     return [{**dataclasses.asdict(item), "bytes": int(item.row_bytes * rows)} for item in choices]
 
 
-def table(choices: Sequence[Choice], rows: int) -> list[str]:
+def choices_table(choices: Sequence[Choice], rows: int) -> list[str]:
     """Lines of a table of choices for a store of some rows."""
     half = next((item.row_bytes for item in choices if item.dtype == "float16"), None)
     base = half or choices[0].row_bytes or 1

@@ -15,7 +15,7 @@ from featstore.format.fields import Codes, Ragged, TopK, field_columns
 from featstore.format.int8 import Channels, dequantise
 from featstore.format.ledger import InvalidRow, ShardRecord
 from featstore.format.manifest import FieldRecord, Int8Encoding, RaggedEncoding, TopKEncoding
-from featstore.format.views import describe
+from featstore.format.views import describe_views
 from featstore.places.open_place import is_url
 from featstore.reading.shards import LocalShards, Shards
 from featstore.reading.stored_rows import StoredRows
@@ -344,7 +344,7 @@ class OpenStore:
             except (MemoryError, ValueError):
                 raise memory.too_little(self.address, shape, column.dtype) from None
             if out.nbytes > memory.LARGE_BYTES:  # looked at here: this is called with every batch
-                memory.check(shape, column.dtype, where=self.address)
+                memory.check_memory(shape, column.dtype, where=self.address)
         else:
             self._check_out(name, out, shape, column.dtype)
         if not self._all_usable:
@@ -442,7 +442,7 @@ class OpenStore:
         if given.size and (given.min() < 0 or given.max() >= len(stored)):
             raise ViewMismatch(
                 f"{self.address}: views {given.min()} to {given.max()} were asked for; it has 0 to {len(stored) - 1}: "
-                f"{describe(stored.views)}."
+                f"{describe_views(stored.views)}."
             )
         return given.astype(np.int64, copy=False)
 

@@ -27,7 +27,7 @@ BLOCK_BYTES = 4 * 2**20  # what is read together when rows are shuffled in block
 AHEAD_BATCHES = 4
 """So many batches ahead, the rows of a store at a URL are fetched while the caller works on a batch."""
 
-Batch = dict[str, Any]
+TensorBatch = dict[str, Any]
 
 
 def as_tensor(array: Array) -> Tensor:
@@ -53,7 +53,7 @@ def gather_tensors(
     *,
     views: Rows | None = None,
     pinned: bool = False,
-) -> Batch:
+) -> TensorBatch:
     """Read rows of several fields.
 
     Args:
@@ -71,7 +71,7 @@ def gather_tensors(
     Raises:
         ConfigError, MissingSamples, ShardCorrupt: see ``FeatureStore.gather``.
     """
-    batch: Batch = {}
+    batch: TensorBatch = {}
     for name in fields:
         spec = store.manifest.fields.get(name)
         if spec is None:
@@ -126,11 +126,11 @@ def numbers_of(
     return out.add_(offset) if scale is None else torch.addcmul(offset, out, scale, out=out)
 
 
-def _named(name: str, parts: TopK | Ragged) -> Batch:
+def _named(name: str, parts: TopK | Ragged) -> TensorBatch:
     return {f"{name}.{key}": as_tensor(value) for key, value in parts._asdict().items()}
 
 
-class FeatureDataset(Dataset[Batch]):
+class FeatureDataset(Dataset[TensorBatch]):
     """Rows of some fields, read a batch at a time.
 
     With a ``DataLoader``, pass ``collate_fn=as_is`` and a batch sampler; ``FeatureLoader`` does. The data set can be
@@ -174,7 +174,7 @@ class FeatureDataset(Dataset[Batch]):
     def __len__(self) -> int:
         return len(self.rows)
 
-    def __getitems__(self, indices: Sequence[int] | Rows) -> Batch:
+    def __getitems__(self, indices: Sequence[int] | Rows) -> TensorBatch:
         """One batch: ``row`` (B,) int64, and what ``gather_tensors`` gives."""
         chosen = np.asarray(indices, dtype=np.int64)
         rows = self.rows[chosen]
@@ -185,7 +185,7 @@ class FeatureDataset(Dataset[Batch]):
             batch["label"] = torch.from_numpy(self._labels[chosen])
         return batch
 
-    def __getitem__(self, index: int) -> Batch:
+    def __getitem__(self, index: int) -> TensorBatch:
         """One row, still with a batch axis of 1."""
         return self.__getitems__([index])
 
@@ -202,7 +202,7 @@ class FeatureDataset(Dataset[Batch]):
         return any(self.store.manifest.fields[name].codec != "raw" for name in self.fields)
 
 
-def as_is(batch: Batch) -> Batch:
+def as_is(batch: TensorBatch) -> TensorBatch:
     """Collate function for batches that are batches already."""
     return batch
 
@@ -247,7 +247,7 @@ class FeatureLoader:
         self.sampler = BatchSampler(
             order, batch_size=batch_size, rank=rank, world_size=world_size, drop_last=drop_last
         )
-        self._loader: DataLoader[Batch] = DataLoader(
+        self._loader: DataLoader[TensorBatch] = DataLoader(
             dataset,
             batch_sampler=self.sampler,  # type: ignore[arg-type]  # an array of indices is as good as a list
             num_workers=workers,
@@ -261,7 +261,7 @@ class FeatureLoader:
         """Batches left in this epoch."""
         return len(self.sampler)
 
-    def __iter__(self) -> Iterator[Batch]:
+    def __iter__(self) -> Iterator[TensorBatch]:
         """The rest of the epoch; then the next one begins."""
         self._used = 0
         # Worker processes read ahead by themselves.
@@ -293,9 +293,9 @@ class FeatureLoader:
         self._used = 0
 
 
-def split_batch(batch: Batch, count: int) -> list[Batch]:
+def split_batch(batch: TensorBatch, count: int) -> list[TensorBatch]:
     """The rows of a batch of ``gather_tensors`` one by one, without their first axis; views of the batch's memory."""
-    samples: list[Batch] = [{} for _ in range(count)]
+    samples: list[TensorBatch] = [{} for _ in range(count)]
     for name, values in batch.items():
         offsets = batch.get(f"{name.removesuffix('.values')}.offsets")
         if name.endswith(".offsets"):

@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from featstore.derive.subset import choose
+from featstore.derive.subset import choose_rows
 from featstore.duplicates.groups import exact_duplicates, join_groups
 from featstore.duplicates.near import THRESHOLD, near_duplicates
 from featstore.duplicates.unit_vectors import Floats, UnitVectors, blocks, default_field
@@ -118,7 +118,7 @@ def select(
     if count is not None and like is None and novel is None:
         raise ConfigError("count belongs to like or novel; for diverse, give the number there.")
     name = field or default_field(opened)
-    rows = np.asarray(choose(opened, where=where), dtype=np.int64)
+    rows = np.asarray(choose_rows(opened, where=where), dtype=np.int64)
     chosen = _Chosen(opened, name, rows[opened.valid[rows]], threshold, progress)
     if without_duplicates:
         chosen.drop_duplicates()
@@ -261,7 +261,7 @@ class _Chosen:
         if like == LABELLED:
             targets = np.flatnonzero(store.labels >= 0)
         elif isinstance(like, str | Path):
-            targets = np.asarray(choose(store, where=[str(like)]), dtype=np.int64)
+            targets = np.asarray(choose_rows(store, where=[str(like)]), dtype=np.int64)
         else:
             targets = np.unique(np.asarray(like, dtype=np.int64))
         targets = targets[store.valid[targets]]

@@ -14,7 +14,7 @@ from featstore.format.ledger import ObjectRecord
 from featstore.places.base import Sink
 
 
-class Comparison(Sink, Protocol):
+class ComparingSink(Sink, Protocol):
     """A sink that knows which bytes are expected, and passes them on to another one if there is one."""
 
     def resume(self, path: Path) -> int:
@@ -43,7 +43,7 @@ class BlockSums:
         self._sums = BlockCrc(record.block_bytes)
 
     def resume(self, path: Path) -> int:
-        """See ``Comparison``: the blocks before the first damaged one are kept."""
+        """See ``ComparingSink``: the blocks before the first damaged one are kept."""
         record = self._record
         damaged = next(iter(damaged_blocks(path, record, range(record.num_blocks))), None)
         kept = record.bytes if damaged is None else damaged[0] * record.block_bytes
@@ -93,7 +93,7 @@ class Sha256Sum:
         self._digest = hashlib.sha256()
 
     def resume(self, path: Path) -> int:
-        """See ``Comparison``: all bytes are kept, as nothing tells which of them are right."""
+        """See ``ComparingSink``: all bytes are kept, as nothing tells which of them are right."""
         with os.fdopen(open_plain(path), "rb") as file:
             self._digest = hashlib.sha256()
             while piece := file.read(2**20):

@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 
 from featstore.derive.composition import compose
-from featstore.derive.subset import choose, plan_subset
+from featstore.derive.subset import choose_rows, plan_subset
 from featstore.errors import ConfigError, StoreError, shorten
 from featstore.files.array_types import Rows
 from featstore.format.manifest import Manifest, read_manifest
@@ -102,8 +102,8 @@ class Part:
         return first != "fields" or not self.fields or rest[0] in self.fields
 
     def choose(self, store: FeatureStore) -> Rows | range:
-        """See ``featstore.derive.subset.choose``."""
-        return choose(store, where=self.where, rows=self.rows)
+        """See ``featstore.derive.subset.choose_rows``."""
+        return choose_rows(store, where=self.where, rows=self.rows)
 
 
 def write_part(

@@ -8,14 +8,14 @@ from featstore.errors import RemoteError, StoreError, shorten
 from featstore.format.file_names import CARD_NAME
 from featstore.format.ledger import LEDGER_FOLDER
 from featstore.format.manifest import MANIFEST_NAME
-from featstore.maintenance.list_and_delete import Summary, describe
+from featstore.maintenance.list_and_delete import StoreSummary, describe_store
 from featstore.places.open_place import open_place
 from featstore.reading.cached.published_store import MARK_NAME, UNFINISHED_NAME, remote_contents
 from featstore.sharing.progress import explain_system_errors
 from featstore.sharing.sender import foreign_files
 
 
-def find_published(url: str, **client: Any) -> Iterator[Summary]:
+def find_published(url: str, **client: Any) -> Iterator[StoreSummary]:
     """Find every store at or below a URL, in the order of their URLs; unfinished ones have a problem.
 
     ``client`` are the further arguments of ``open_place``, here and below."""
@@ -39,15 +39,15 @@ def find_published(url: str, **client: Any) -> Iterator[Summary]:
                 yield summarise_published(address, **client)
 
 
-def summarise_published(url: str, **client: Any) -> Summary:
+def summarise_published(url: str, **client: Any) -> StoreSummary:
     """Describe the store at a URL; one that cannot be read is a summary with a problem."""
     place = open_place(url, **client)
     try:
         contents = remote_contents(place)
     except StoreError as error:
-        return Summary(path=place.url, problem=str(error).removeprefix(f"{place.url}: "))
+        return StoreSummary(path=place.url, problem=str(error).removeprefix(f"{place.url}: "))
     manifest = contents.manifest
-    return describe(place.url, manifest, manifest.num_shards, contents.mark.bytes)
+    return describe_store(place.url, manifest, manifest.num_shards, contents.mark.bytes)
 
 
 def delete_published(url: str, *, force: bool = False, reason: str = "", **client: Any) -> None:

@@ -28,12 +28,12 @@ from featstore.reading.cached.published_store import (
     EXTRAS,
     MARK_NAME,
     Contents,
-    artefact_name,
+    artefact_path,
     entry_name,
-    parse_entry,
+    parse_published_entry,
     retry_damaged,
 )
-from featstore.sharing.comparisons import BlockSums, Comparison, Sha256Sum
+from featstore.sharing.comparisons import BlockSums, ComparingSink, Sha256Sum
 from featstore.sharing.jobs import Countdown, Job
 from featstore.sharing.progress import Meter
 
@@ -128,7 +128,7 @@ class Receiver:
         if self.trust_entries:
             with suppress(OSError, ShardCorrupt):
                 data = read_plain(self.folder, name)
-                return parse_entry(data, self._backend, shard, self.place.url), data
+                return parse_published_entry(data, self._backend, shard, self.place.url), data
 
         def read() -> tuple[ShardRecord, bytes]:
             try:
@@ -137,7 +137,7 @@ class Receiver:
                 raise ShardCorrupt(
                     f"{self.place.url}/{name}: missing, though the store is marked as complete."
                 ) from None
-            return parse_entry(data, self._backend, shard, self.place.url), data
+            return parse_published_entry(data, self._backend, shard, self.place.url), data
 
         return retry_damaged(read, self.meter.damage, ADVICE)
 
@@ -175,7 +175,7 @@ class Receiver:
         return False
 
     def _artefact(self, artefact: str) -> list[Job]:
-        name, record = artefact_name(artefact), self.contents.manifest.artefacts[artefact]
+        name, record = artefact_path(artefact), self.contents.manifest.artefacts[artefact]
         with suppress(OSError):
             self.meter.announce(record.bytes)
             if _sha256(self.folder, name) == record.sha256:
@@ -185,7 +185,7 @@ class Receiver:
         return []
 
     def _fetch(
-        self, name: str, size: int, comparison: Callable[[Sink], Comparison], what: str = ""
+        self, name: str, size: int, comparison: Callable[[Sink], ComparingSink], what: str = ""
     ) -> None:
         """Fetch a file and compare it; what arrived of it in an earlier run, and is right, is not fetched again."""
         if self.dry_run:

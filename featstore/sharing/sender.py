@@ -24,10 +24,10 @@ from featstore.reading.cached.published_store import (
     UNFINISHED_NAME,
     Contents,
     entry_name,
-    parse_entry,
+    parse_published_entry,
     retry_damaged,
 )
-from featstore.sharing.comparisons import BlockSums, Comparison, Sha256Sum
+from featstore.sharing.comparisons import BlockSums, ComparingSink, Sha256Sum
 from featstore.sharing.jobs import Countdown, Job
 from featstore.sharing.progress import Meter
 
@@ -99,7 +99,7 @@ class Sender:
                 f"{self.store / name}: cannot be sent ({why_unreadable(error)}). Run featstore "
                 f"verify {shlex.quote(str(self.store))}."
             ) from None
-        entry = parse_entry(data, self._backend, shard, str(self.store))
+        entry = parse_published_entry(data, self._backend, shard, str(self.store))
         trusted = self.same and not self.read_back
         finished = self.there.get(name) == len(data) and (
             trusted or self._is_there(name, Sha256Sum(hashlib.sha256(data).hexdigest()))
@@ -160,14 +160,14 @@ class Sender:
             self._send(name, path, size, partial(Sha256Sum, digest))
         return []
 
-    def _is_there(self, name: str, sums: Comparison) -> bool:
+    def _is_there(self, name: str, sums: ComparingSink) -> bool:
         """Whether the place has a file as it should be; what is damaged at a complete store is noted."""
         problem = self._read(name, sums, self.there[name])
         if problem and self.same and not self.dry_run:
             self.meter.damage(f"{self.place.url}/{name}: {problem}")
         return not problem
 
-    def _read(self, name: str, sums: Comparison, size: int) -> str:
+    def _read(self, name: str, sums: ComparingSink, size: int) -> str:
         """Read a file at the place; returns what is wrong with it."""
         moved = 0
 
@@ -190,7 +190,7 @@ class Sender:
         name: str,
         data: bytes | Path,
         size: int,
-        comparison: Callable[[], Comparison],
+        comparison: Callable[[], ComparingSink],
         *,
         counted: bool = True,
     ) -> None:

@@ -24,12 +24,12 @@ from featstore.places.open_place import open_place
 from featstore.reading.cached.published_store import (
     MARK_NAME,
     Contents,
-    artefact_name,
+    artefact_path,
     entry_name,
-    parse_entry,
+    parse_published_entry,
     remote_contents,
 )
-from featstore.sharing.comparisons import BlockSums, Comparison, Sha256Sum
+from featstore.sharing.comparisons import BlockSums, ComparingSink, Sha256Sum
 from featstore.sharing.jobs import Countdown, Job, run_jobs
 from featstore.sharing.progress import explain_system_errors
 
@@ -101,7 +101,7 @@ class _Check:
             yield partial(self._metadata, name, made)
         for name, record in manifest.artefacts.items():
             yield partial(
-                self._whole, artefact_name(name), record.bytes, Sha256Sum(record.sha256), "artefact"
+                self._whole, artefact_path(name), record.bytes, Sha256Sum(record.sha256), "artefact"
             )
         if sample is None:
             yield from (partial(self._shard, shard) for shard in range(manifest.num_shards))
@@ -121,7 +121,7 @@ class _Check:
         return []
 
     def _whole(
-        self, name: str, size: int, sums: Comparison, kind: Kind, shard: int | None = None
+        self, name: str, size: int, sums: ComparingSink, kind: Kind, shard: int | None = None
     ) -> list[Job]:
         """Read a file to its end."""
         try:
@@ -138,7 +138,7 @@ class _Check:
         data = b""
         try:
             data = self.place.read(name, most_bytes=MOST_JSON_BYTES)
-            return parse_entry(data, self.backend, shard, self.place.url), data
+            return parse_published_entry(data, self.backend, shard, self.place.url), data
         except (RemoteNotFound, TooLong, ShardCorrupt) as error:
             self._damage("ledger", str(error.args[0]), name, shard)
         return None, data

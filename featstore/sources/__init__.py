@@ -42,10 +42,10 @@ def open_source(config: SourceConfig) -> Source:
         raise ConfigError(
             f"--source.kind {config.kind}: the copies in a store are for phase two (distill). Name original images."
         )
-    return select(KINDS[config.kind](config), config)
+    return select_samples(KINDS[config.kind](config), config)
 
 
-def select(source: Source, config: SourceConfig) -> Source:
+def select_samples(source: Source, config: SourceConfig) -> Source:
     """Check the ids of a source, apply a label file, and take the samples that match ``config.include``.
 
     Raises:

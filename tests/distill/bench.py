@@ -20,7 +20,7 @@ from featstore.sources import open_source
 
 def make_setup(config: DistillConfig, seed: int = 0, *, grid: bool = False) -> Setup:
     """What the loop would hand to a method; pictures are random, but the same for the same image."""
-    data = joined.prepare(
+    data = joined.join_data(
         open_source(config.source), FeatureStore.open(config.store), config.data, config.field
     )
     part = data.split(seed)

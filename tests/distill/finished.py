@@ -100,7 +100,7 @@ def finished_run(
     answers = predictions.predictions(
         names_of_images, names, labels.numpy(), student.numpy(), teacher.numpy()
     )
-    predictions.write(folder, answers)
+    predictions.write_predictions(folder, answers)
     if extras:
         write_extras(folder, answers)
     return folder

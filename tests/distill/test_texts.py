@@ -17,7 +17,7 @@ from distill.data.joined import JoinedData
 from distill.data.pictures import TextRule
 from distill.data.schedule import CANONICAL, Request
 from distill.data.texts import TextDataset, Translations
-from distill.export.finished import read_run
+from distill.export.finished import read_finished_run
 from distill.losses.contrast import symmetric_info_nce
 from distill.measures.retrieval import between_languages, mean_recall_at_1, recall
 from distill.student.hashed_text import ngrams
@@ -66,7 +66,7 @@ def prepare(place: Path, *, table: str = "texts.jsonl", **settings: Any) -> Join
         **settings,
     }
     source = open_source(SourceConfig(kind="text", path=str(place / table)))
-    return joined.prepare(source, featstore.open(place / "store"), DataConfig(**values), "pooled")
+    return joined.join_data(source, featstore.open(place / "store"), DataConfig(**values), "pooled")
 
 
 def test_ngrams_and_their_rows() -> None:
@@ -209,7 +209,7 @@ def test_both_phases(place: Path, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="load_student"):
         distill.export_student(run)
     with pytest.raises(ConfigError, match="load_student"):
-        _ = read_run(run.folder).rule
+        _ = read_finished_run(run.folder).rule
 
 
 def test_pairs_without_pairs(place: Path, tmp_path: Path) -> None:

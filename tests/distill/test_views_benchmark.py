@@ -113,7 +113,7 @@ def test_fresh_views_never_come_back(recipe: tuple[ExtractConfig, Path]) -> None
     store = FeatureStore.open(config.store.path)
     source = open_source(SourceConfig(kind="folder", path=config.source.path))
     settings = DataConfig(labels_per_class=4, unlabelled=["train/*"], seeded=2)
-    data = joined.prepare(source, store, settings, "cls")
+    data = joined.join_data(source, store, settings, "cls")
     teacher = same_teacher(config.teacher, store, ["cls"], torch.device("cpu"))
     live = live_data(
         data,

@@ -28,7 +28,7 @@ from featstore.errors import (
     StoreIncomplete,
     ViewMismatch,
 )
-from featstore.format.artefacts import describe, pack
+from featstore.format.artefacts import artefact_record, pack
 from featstore.format.fields import Ragged, TopK, columns_of, empty_columns, put, put_ragged
 from featstore.format.int8 import Channels, Scheme, calibrate
 from featstore.format.ledger import read_entry
@@ -167,7 +167,7 @@ class Rows:
             labels=self.labels,
             fields={"placeholder": field(1)},
         ).model_dump()
-        artefacts = {name: describe(data, meaning="scales") for name, data in files.items()}
+        artefacts = {name: artefact_record(data, meaning="scales") for name, data in files.items()}
         parts = {
             "fields": self.fields,
             "artefacts": artefacts,

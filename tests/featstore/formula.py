@@ -11,7 +11,7 @@ from torch import Tensor
 from featstore.extraction import shards as extract
 from featstore.extraction.config import ExtractConfig, StoreConfig, TeacherConfig, ViewsConfig
 from featstore.extraction.new_manifest import design_store, forward_dtype
-from featstore.extraction.shards import Summary
+from featstore.extraction.shards import ExtractionSummary
 from featstore.extraction.teachers import Teacher
 from featstore.format.manifest import Manifest
 from featstore.sources import open_source
@@ -69,7 +69,7 @@ def describe(config: ExtractConfig, teacher: FormulaTeacher | None = None) -> Ma
     return design_store(config, source=open_source(config.source), teacher=stand_in).manifest
 
 
-def run(config: ExtractConfig, teacher: FormulaTeacher | None = None) -> Summary:
+def run(config: ExtractConfig, teacher: FormulaTeacher | None = None) -> ExtractionSummary:
     """Extract with a formula teacher, as pipelines/extract.py does with a real one."""
     stand_in = cast(Teacher, teacher or FormulaTeacher(forward_dtype(config)))
     source = open_source(config.source)

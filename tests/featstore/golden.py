@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from featstore.containers import make_backend
-from featstore.format.artefacts import describe, pack, pack_texts
+from featstore.format.artefacts import artefact_record, pack, pack_texts
 from featstore.format.fields import empty_columns, numpy_dtype, put, put_ragged
 from featstore.format.ids import ids_sha256
 from featstore.format.int8 import Channels
@@ -134,7 +134,7 @@ def make_manifest(container: Container) -> Manifest:
         teachers={"teacher": TEACHER},
         views=ViewSet(seed=3, views=make_views(canonical=True, seeded=1, mirrored=False)),
         fields=fields_of(container),
-        artefacts={name: describe(data, meaning="formula") for name, data in files.items()},
+        artefacts={name: artefact_record(data, meaning="formula") for name, data in files.items()},
         source=SourceRecord(
             kind="folder",
             uri="images",

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from featstore.containers import make_backend
-from featstore.format.artefacts import describe, pack
+from featstore.format.artefacts import artefact_record, pack
 from featstore.format.fields import empty_columns, numpy_dtype, put, put_ragged
 from featstore.format.ids import ids_sha256
 from featstore.format.int8 import Channels
@@ -193,7 +193,9 @@ def make_manifest(container: Container) -> Manifest:
             views=make_views(canonical=True, seeded=1, mirrored=True),
         ),
         fields=fields_of(container),
-        artefacts={name: describe(data, meaning="formula") for name, data in artefacts().items()},
+        artefacts={
+            name: artefact_record(data, meaning="formula") for name, data in artefacts().items()
+        },
         source=SourceRecord(
             kind="tars" if container == "webdataset" else "folder",
             uri="images",

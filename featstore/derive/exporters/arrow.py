@@ -17,7 +17,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from featstore.derive.exporters.base import CONTENT, LABEL, Batch, Column, Exporter
+from featstore.derive.exporters.base import CONTENT, LABEL, ExportBatch, ExportColumn, Exporter
 from featstore.files.array_types import Array
 from featstore.files.atomic import make_folder, refused, write_bytes
 from featstore.format.fields import Ragged
@@ -49,7 +49,7 @@ class ArrowExporter(Exporter):
     def __init__(
         self,
         folder: Path,
-        columns: Sequence[Column],
+        columns: Sequence[ExportColumn],
         form: Literal["parquet", "hf"],
         *,
         num_parts: int,
@@ -106,7 +106,7 @@ class ArrowExporter(Exporter):
         else:
             self._writer = pa.ipc.new_stream(self._file, self._schema)
 
-    def add(self, batch: Batch) -> None:
+    def add(self, batch: ExportBatch) -> None:
         """Write some rows: a row group, or a record batch."""
         arrays = [
             _array(batch[column.name], column, self._schema.field(column.name).type)
@@ -158,7 +158,7 @@ class ArrowExporter(Exporter):
         write_bytes(self._folder / "state.json", json.dumps(state, indent=2).encode())
 
 
-def _feature(column: Column, class_names: Sequence[str], form: str) -> dict[str, Any]:
+def _feature(column: ExportColumn, class_names: Sequence[str], form: str) -> dict[str, Any]:
     """A column's type in the words of the datasets library."""
     if column.name == LABEL and class_names and len(set(class_names)) == len(class_names):
         return {"names": list(class_names), "_type": "ClassLabel"}
@@ -177,7 +177,7 @@ def _feature(column: Column, class_names: Sequence[str], form: str) -> dict[str,
     return feature
 
 
-def _type(column: Column) -> Any:
+def _type(column: ExportColumn) -> Any:
     """A column's type in Arrow."""
     text = column.dtype is None or column.name == CONTENT
     kind = pa.string() if text else pa.from_numpy_dtype(column.dtype)
@@ -190,7 +190,7 @@ def _type(column: Column) -> Any:
     return kind
 
 
-def _array(rows: Array | Ragged, column: Column, kind: Any) -> Any:
+def _array(rows: Array | Ragged, column: ExportColumn, kind: Any) -> Any:
     """Rows of a column as an Arrow array of the type in the schema."""
     if isinstance(rows, Ragged):
         lists = pa.ListArray.from_arrays(

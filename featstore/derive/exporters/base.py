@@ -14,7 +14,7 @@ from featstore.format.fields import Ragged
 
 Kind = Literal["numbers", "text", "ragged"]
 
-Batch = Mapping[str, Array | Ragged]
+ExportBatch = Mapping[str, Array | Ragged]
 """By column: numbers (n, *shape), text (n, *shape) objects, or ragged items with their offsets."""
 
 SAMPLE_ID, ROW, LABEL, VALID, CONTENT = "sample_id", "row", "label", "valid", "content_sha256"
@@ -22,7 +22,7 @@ SAMPLE_ID, ROW, LABEL, VALID, CONTENT = "sample_id", "row", "label", "valid", "c
 
 
 @dataclass(frozen=True)
-class Column:
+class ExportColumn:
     """One column of an export."""
 
     name: str  # unique in the export
@@ -40,7 +40,7 @@ class Exporter(ABC):
         """Begin the next part: the chosen rows of one shard, if there are any."""
 
     @abstractmethod
-    def add(self, batch: Batch) -> None:
+    def add(self, batch: ExportBatch) -> None:
         """Write some rows."""
 
     def end(self) -> None:  # noqa: B027

@@ -8,7 +8,15 @@ from typing import Any
 
 import numpy as np
 
-from featstore.derive.exporters.base import CONTENT, LABEL, ROW, SAMPLE_ID, VALID, Batch, Column
+from featstore.derive.exporters.base import (
+    CONTENT,
+    LABEL,
+    ROW,
+    SAMPLE_ID,
+    VALID,
+    ExportBatch,
+    ExportColumn,
+)
 from featstore.errors import ConfigError
 from featstore.files.array_types import Array, Mask, Rows
 from featstore.format.fields import Ragged, numpy_dtype
@@ -43,13 +51,13 @@ class FieldReader:
         views = store.manifest.views
         self.view = views.index(kind="canonical", mirrored=False)[0] if canonical else None
         self.columns = [
-            Column(ROW, "numbers", dtype=np.dtype(np.int64)),
-            Column(SAMPLE_ID, "text"),
-            Column(VALID, "numbers", dtype=np.dtype(np.bool_)),
-            Column(CONTENT, "numbers", (32,), np.dtype(np.uint8)),
+            ExportColumn(ROW, "numbers", dtype=np.dtype(np.int64)),
+            ExportColumn(SAMPLE_ID, "text"),
+            ExportColumn(VALID, "numbers", dtype=np.dtype(np.bool_)),
+            ExportColumn(CONTENT, "numbers", (32,), np.dtype(np.uint8)),
         ]
         if store.manifest.source.has_labels:
-            self.columns.insert(2, Column(LABEL, "numbers", dtype=np.dtype(np.int64)))
+            self.columns.insert(2, ExportColumn(LABEL, "numbers", dtype=np.dtype(np.int64)))
         for name in names:
             self.columns += self._columns_of(name, store.manifest.fields[name])
         several = [column.name for column in self.columns]
@@ -60,20 +68,22 @@ class FieldReader:
                 "(--fields)."
             )
 
-    def _columns_of(self, name: str, record: FieldRecord) -> list[Column]:
+    def _columns_of(self, name: str, record: FieldRecord) -> list[ExportColumn]:
         views = len(self.store.manifest.views) if record.per_view and self.view is None else 0
         axes = (views,) if views else ()
         dtype, encoding = self._dtype(record), record.encoding
         if isinstance(encoding, RaggedEncoding):
-            return [Column(name, "ragged", record.shape, dtype, views, name)]
+            return [ExportColumn(name, "ragged", record.shape, dtype, views, name)]
         shape = (*axes, *record.shape)
         if isinstance(encoding, TopKEncoding):
             index = np.dtype(encoding.index_dtype)
             return [
-                Column(f"{name}_values", "numbers", shape, dtype, field=name),
-                Column(f"{name}_indices", "numbers", shape, index, field=name),
+                ExportColumn(f"{name}_values", "numbers", shape, dtype, field=name),
+                ExportColumn(f"{name}_indices", "numbers", shape, index, field=name),
             ]
-        return [Column(name, "text" if dtype is None else "numbers", shape, dtype, field=name)]
+        return [
+            ExportColumn(name, "text" if dtype is None else "numbers", shape, dtype, field=name)
+        ]
 
     def _dtype(self, record: FieldRecord) -> np.dtype[Any] | None:
         wide = record.encoding.kind == "int8" or record.dtype == "bfloat16"
@@ -81,7 +91,7 @@ class FieldReader:
             return np.dtype(np.float32)
         return numpy_dtype(record.dtype)
 
-    def batch(self, shard: int, rows: Rows) -> Batch:
+    def batch(self, shard: int, rows: Rows) -> ExportBatch:
         """Values of all columns, in their types; zeros, no items and empty texts where a row is not valid.
 
         Args:

@@ -13,7 +13,7 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
-from featstore.derive.exporters.base import SAMPLE_ID, Batch, Column, Exporter
+from featstore.derive.exporters.base import SAMPLE_ID, ExportBatch, ExportColumn, Exporter
 from featstore.errors import StoreError
 from featstore.files.array_types import Array
 from featstore.files.atomic import make_folder, refused
@@ -25,7 +25,7 @@ SAMPLE_FILES = {"row": "rows.npy", "label": "labels.npy"}
 """Names of the files that describe samples, where they are not the column's."""
 
 
-def files_of(column: Column) -> list[str]:
+def files_of(column: ExportColumn) -> list[str]:
     """Files of a column; two for text and ragged ones: all values one after another, and where each begins and ends."""
     if column.name == SAMPLE_ID:
         return [IDS_NAME]
@@ -43,7 +43,9 @@ class NpyExporter(Exporter):
         state: Of a run that was stopped; empty at the start.
     """
 
-    def __init__(self, folder: Path, columns: Sequence[Column], state: Mapping[str, int]) -> None:
+    def __init__(
+        self, folder: Path, columns: Sequence[ExportColumn], state: Mapping[str, int]
+    ) -> None:
         make_folder(folder / "fields")
         self._columns = columns
         self._ids = _File(folder / IDS_NAME, state.get(IDS_NAME, 0))
@@ -61,7 +63,7 @@ class NpyExporter(Exporter):
                     array.append(np.zeros(1, np.int64))
                 self._arrays[name] = array
 
-    def add(self, batch: Batch) -> None:
+    def add(self, batch: ExportBatch) -> None:
         """Append some rows. Raises StoreError: an id holds a line break, which a text file of one id a line cannot."""
         for column in self._columns:
             rows = batch[column.name]

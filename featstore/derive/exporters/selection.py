@@ -11,7 +11,7 @@ from featstore.reading.store import FeatureStore
 from featstore.sources.base import matches
 
 
-class Selection:
+class RowSelection:
     """Which rows of a store are taken, shard by shard; ids are not held.
 
     Args:

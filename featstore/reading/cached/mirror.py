@@ -45,7 +45,7 @@ from featstore.reading.cached.published_store import (
     PUBLISHER,
     TRIES,
     entry_name,
-    parse_entry,
+    parse_published_entry,
     retry_damaged,
     url_in_errors,
 )
@@ -129,7 +129,7 @@ class Mirror:
     def _read_entry(self, shard: int) -> bytes:
         def read() -> bytes:
             data = self.place.read(entry_name(shard), most_bytes=MOST_JSON_BYTES)
-            parse_entry(data, self.backend, shard, self.url)
+            parse_published_entry(data, self.backend, shard, self.url)
             return data
 
         try:

@@ -85,10 +85,10 @@ class Contents:
     def artefact_hashes(self) -> dict[str, str]:
         """SHA-256 of each artefact, by its path inside the store."""
         found = self.manifest.artefacts.items()
-        return {artefact_name(name): record.sha256 for name, record in found}
+        return {artefact_path(name): record.sha256 for name, record in found}
 
 
-def artefact_name(name: str) -> str:
+def artefact_path(name: str) -> str:
     """Path of an artefact inside a store."""
     return f"{ARTEFACT_FOLDER}/{name}.safetensors"
 
@@ -182,7 +182,7 @@ def retry_damaged(
     raise AssertionError("the last attempt returns or raises")
 
 
-def parse_entry(data: bytes, backend: Backend, shard: int, url: str) -> ShardRecord:
+def parse_published_entry(data: bytes, backend: Backend, shard: int, url: str) -> ShardRecord:
     """A ledger entry, as far as it can be judged without its objects.
 
     Raises:

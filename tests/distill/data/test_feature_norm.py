@@ -5,7 +5,7 @@ import pytest
 import torch
 from sklearn.linear_model import LogisticRegression
 
-from distill.data.feature_norm import FeatureNorm, measure
+from distill.data.feature_norm import FeatureNorm, measure_channels
 from distill.measures.feature_similarity import linear_cka, mean_norm, mean_variance, thin_out, top1
 from distill.measures.linear_probe import fit_probe
 from featstore.errors import ConfigError
@@ -14,7 +14,7 @@ from featstore.errors import ConfigError
 def test_standardize_gives_mean_zero_and_deviation_one() -> None:
     """The statistics are taken over all chunks, as if they were one."""
     feature = torch.randn(100, 6) * 5 + 3
-    norm = FeatureNorm("standardize", measure([feature[:30], feature[30:]]))
+    norm = FeatureNorm("standardize", measure_channels([feature[:30], feature[30:]]))
     out = norm(feature)
     torch.testing.assert_close(out.mean(0), torch.zeros(6), atol=1e-5, rtol=0)
     torch.testing.assert_close(out.std(0, unbiased=False), torch.ones(6), atol=1e-5, rtol=0)
@@ -23,7 +23,7 @@ def test_standardize_gives_mean_zero_and_deviation_one() -> None:
 def test_standardize_keeps_a_constant_channel_finite() -> None:
     """A dead channel of the teacher becomes zeros, not infinities."""
     feature = torch.tensor([[2.0, 1.0], [2.0, 3.0]])
-    out = FeatureNorm("standardize", measure([feature]))(feature)
+    out = FeatureNorm("standardize", measure_channels([feature]))(feature)
     assert torch.isfinite(out).all()
     assert out[:, 0].abs().max() == 0
 
@@ -41,7 +41,7 @@ def test_row_norms(kind: str, expected: list[float]) -> None:
 def test_statistics_of_nothing_are_refused() -> None:
     """Both ways to ask for standardize without rows."""
     with pytest.raises(ConfigError):
-        measure([])
+        measure_channels([])
     with pytest.raises(ConfigError, match="statistics"):
         FeatureNorm("standardize")
 

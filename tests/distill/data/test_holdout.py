@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from distill.config import DataConfig
-from distill.data.samples import Samples, Split, split
+from distill.data.samples import Samples, Split, split_parts
 from featstore.errors import ConfigError
 from featstore.format.ids import content_sha256
 from featstore.sources.base import Source
@@ -46,7 +46,7 @@ def samples_of(ids: list[str], labels: list[int], *, hashes: bool = True) -> Sam
 
 def made(count: int, **settings: Any) -> tuple[Samples, Split]:
     samples = samples_of([f"c{i % 4}/{i}" for i in range(count)], [i % 4 for i in range(count)])
-    return samples, split(samples, DataConfig(holdout=0.2, **settings), seed=0)
+    return samples, split_parts(samples, DataConfig(holdout=0.2, **settings), seed=0)
 
 
 def test_a_share_of_every_class() -> None:
@@ -58,7 +58,7 @@ def test_a_share_of_every_class() -> None:
     assert len(part.test) + len(part.labelled) == 2000
     assert not set(part.test) & (set(part.labelled) | set(part.unlabelled))
     alone = samples_of(samples.ids, samples.labels.tolist(), hashes=False)
-    again = split(alone, DataConfig(holdout=0.2), seed=5)
+    again = split_parts(alone, DataConfig(holdout=0.2), seed=5)
     assert np.array_equal(again.test, part.test)
 
 
@@ -75,7 +75,7 @@ def test_small_classes_keep_one() -> None:
     """Five images of a class: at least one on each side."""
     ids = [f"k{label}/{i}" for label in range(40) for i in range(3)]
     samples = samples_of(ids, [label for label in range(40) for _ in range(3)])
-    part = split(samples, DataConfig(holdout=0.1), seed=0)
+    part = split_parts(samples, DataConfig(holdout=0.1), seed=0)
     assert set(samples.labels[part.test]) == set(range(40))
 
 
@@ -87,7 +87,7 @@ def test_groups_are_never_cut() -> None:
         DataConfig(holdout=0.3, group=r"p\d+"),
         DataConfig(holdout=0.3, group=r"p(\d+)/", validation=4),
     ):
-        part = split(samples, config, seed=0)
+        part = split_parts(samples, config, seed=0)
         sides = [
             {ids[i].split("/")[0] for i in rows}
             for rows in (part.test, part.labelled, part.validation)
@@ -104,19 +104,23 @@ def test_groups_hold_for_a_named_test_part_too() -> None:
     samples.groups["test"] = np.array([0, 1])
     samples.groups["labelled"] = samples.groups["unlabelled"] = np.array([1, 2, 3])
     samples.groups["test"] = np.array([0])
-    part = split(samples, DataConfig(group="^a|^b"), seed=0)
+    part = split_parts(samples, DataConfig(group="^a|^b"), seed=0)
     assert part.labelled.tolist() == [2, 3]
     assert any("a/2" in note for note in part.notes)
     with pytest.raises(ConfigError, match="zzz"):
-        split(samples, DataConfig(group="zzz"), seed=0)
+        split_parts(samples, DataConfig(group="zzz"), seed=0)
 
 
 def test_folds_cover_all_once() -> None:
     """Five folds by seed: every image is held out in one of them."""
     samples = samples_of([f"{i}" for i in range(500)], [i % 2 for i in range(500)])
-    parts = [split(samples, DataConfig(holdout=0.2, fold=-1), seed=seed).test for seed in range(5)]
+    parts = [
+        split_parts(samples, DataConfig(holdout=0.2, fold=-1), seed=seed).test for seed in range(5)
+    ]
     assert sorted(np.concatenate(parts).tolist()) == list(range(500))
-    fixed = [split(samples, DataConfig(holdout=0.2, fold=2), seed=seed).test for seed in (0, 1)]
+    fixed = [
+        split_parts(samples, DataConfig(holdout=0.2, fold=2), seed=seed).test for seed in (0, 1)
+    ]
     assert np.array_equal(fixed[0], fixed[1])
     assert np.array_equal(fixed[0], parts[2])
 
@@ -128,9 +132,9 @@ def test_when_the_test_part_takes_all() -> None:
     with pytest.raises(
         ConfigError, match=r"--data.test '\*'.*--data.labelled '\*'.*--data.holdout"
     ):
-        split(samples, DataConfig(labelled=["*"], test=["*"]), seed=0)
+        split_parts(samples, DataConfig(labelled=["*"], test=["*"]), seed=0)
     with pytest.raises(ConfigError, match=r"--data.holdout 0\.5.*--data.group"):
-        split(samples, DataConfig(holdout=0.5, group="()"), seed=0)
+        split_parts(samples, DataConfig(holdout=0.5, group="()"), seed=0)
 
 
 @pytest.mark.parametrize(

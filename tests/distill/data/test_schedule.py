@@ -12,7 +12,7 @@ from distill.data.schedule import (
     Stream,
     ViewPicker,
     allowed_columns,
-    make_plan,
+    make_epoch_plan,
     random_bits,
 )
 from featstore.errors import ConfigError, ViewMismatch
@@ -27,7 +27,7 @@ def make_sampler(
     """6 labelled and 20 unlabelled samples, batches of 8 and 16."""
     labelled, unlabelled = np.arange(6), np.arange(10, 30)
     config = TrainConfig(labelled_batch=8, unlabelled_batch=16, grad_accum=accum)
-    plan = make_plan(
+    plan = make_epoch_plan(
         config, num_labelled=6, num_unlabelled=20, use_unlabelled=True, processes=processes
     )
     return JointSampler(
@@ -95,14 +95,16 @@ def test_a_batch_that_cannot_be_cut_evenly_is_refused() -> None:
     """The message gives the number to choose a multiple of."""
     config = TrainConfig(labelled_batch=9, unlabelled_batch=16, grad_accum=2)
     with pytest.raises(ConfigError, match=r"--train.labelled_batch 9\b.*\b4\b"):
-        make_plan(config, num_labelled=6, num_unlabelled=20, use_unlabelled=True, processes=2)
+        make_epoch_plan(config, num_labelled=6, num_unlabelled=20, use_unlabelled=True, processes=2)
 
 
 def test_steps_do_not_depend_on_the_method() -> None:
     """Labels only gets as many optimiser steps as a method that uses unlabelled images."""
     config = TrainConfig(labelled_batch=8, unlabelled_batch=16)
-    with_it = make_plan(config, num_labelled=6, num_unlabelled=40, use_unlabelled=True, processes=1)
-    without = make_plan(
+    with_it = make_epoch_plan(
+        config, num_labelled=6, num_unlabelled=40, use_unlabelled=True, processes=1
+    )
+    without = make_epoch_plan(
         config, num_labelled=6, num_unlabelled=40, use_unlabelled=False, processes=1
     )
     assert with_it.steps_per_epoch == without.steps_per_epoch == 3

@@ -9,9 +9,9 @@ import torch
 from PIL import Image
 
 from distill.config import DataConfig, TeacherConfig
-from distill.data.feature_norm import Columns, FeatureNorm, measure, shares
-from distill.data.pictures import BatchMaker, Changes, ViewDataset, load, rule_of
-from distill.data.samples import Samples, join, match_views
+from distill.data.feature_norm import Columns, FeatureNorm, measure_channels, shares
+from distill.data.pictures import BatchMaker, Changes, ViewDataset, load_batches, rule_of
+from distill.data.samples import Samples, join_samples, match_views
 from distill.data.schedule import Request, allowed_columns
 from distill.data.stored_features import Features, Grid, StoredField, find_grid
 from featstore import FeatureStore
@@ -45,7 +45,7 @@ def other(images: Path, tmp_path_factory: pytest.TempPathFactory) -> FeatureStor
 
 @pytest.fixture(scope="module")
 def samples(images: Path, store: FeatureStore, other: FeatureStore) -> Samples:
-    return join(folder(images), store, DATA, [other])
+    return join_samples(folder(images), store, DATA, [other])
 
 
 def both(
@@ -87,7 +87,7 @@ def test_one_teacher_is_what_it_was(store: FeatureStore, samples: Samples) -> No
     indices = np.arange(12)
     vectors = features.take(indices)
     assert np.array_equal(vectors.numpy(), store.gather("cls", samples.rows[indices])[:, 0])
-    statistics = measure(features.chunks(indices, [0, 1, 2]))
+    statistics = measure_channels(features.chunks(indices, [0, 1, 2]))
     for kind in ("none", "standardize", "layernorm", "l2"):
         norm = features.norm(kind, indices, [0, 1, 2])
         plain = FeatureNorm(kind, statistics)
@@ -104,10 +104,10 @@ def test_a_squared_error_is_the_weighted_mean_of_the_teachers_own(kind: str) -> 
     parts = zip(x.split(widths, 1), y.split(widths, 1), weights, strict=True)
     expected = sum(w / 4.5 * (a - b).square().mean() for a, b, w in parts)
     torch.testing.assert_close((share * x - share * y).square().mean(), expected)
-    whole = FeatureNorm(kind, measure([x]), blocks)(x)  # type: ignore[arg-type]
+    whole = FeatureNorm(kind, measure_channels([x]), blocks)(x)  # type: ignore[arg-type]
     pieces = zip(x.split(widths, 1), whole.split(widths, 1), share.split(widths), strict=True)
     for part, found, scale in pieces:
-        alone = FeatureNorm(kind, measure([part]))(part)  # type: ignore[arg-type]
+        alone = FeatureNorm(kind, measure_channels([part]))(part)  # type: ignore[arg-type]
         torch.testing.assert_close(found, alone * scale)
 
 
@@ -116,7 +116,7 @@ def test_statistics_are_taken_once(store: FeatureStore, samples: Samples) -> Non
     features = Features(store, "cls", samples)
     for rows, columns in ((20, [0]), (20, [0]), (21, [0]), (21, [0, 1]), (20, [0])):
         norm = features.norm("standardize", np.arange(rows), columns)
-        expected = measure(features.chunks(np.arange(rows), columns))
+        expected = measure_channels(features.chunks(np.arange(rows), columns))
         assert torch.equal(norm.mean_D, expected.mean_D)
     assert len(features._statistics) == 3
 
@@ -130,7 +130,7 @@ def test_an_image_needs_a_feature_in_every_store(
     """What one teacher could not use is left out, with a note that names it."""
     bad = ["train/left/002.png", "test/top/000.png"]
     second = write_store(tmp_path / "s", folder(images), invalid=bad, weights=OTHER_WEIGHTS)
-    samples = join(folder(images), store, DATA, [second])
+    samples = join_samples(folder(images), store, DATA, [second])
     assert not set(bad) & set(samples.ids)
     assert len(samples.other_rows[0]) == len(samples.rows) == 46
     assert any("2 images have no usable feature in every store" in note for note in samples.notes)
@@ -144,7 +144,7 @@ def test_teachers_must_have_seen_the_same_bytes(
     Image.new("RGB", (9, 9)).save(copy / "train/top/003.png")
     second = write_store(tmp_path / "s", folder(copy), weights=OTHER_WEIGHTS)
     with pytest.raises(MissingSamples, match=r"\b1\b.*train/top/003.png"):
-        join(folder(images), store, DATA, [second])
+        join_samples(folder(images), store, DATA, [second])
 
 
 def test_another_store_is_searched_by_content(
@@ -154,7 +154,7 @@ def test_another_store_is_searched_by_content(
     copy = shutil.copytree(images, tmp_path / "copy")
     (copy / "train/left/000.png").rename(copy / "train/left/zzz.png")
     second = write_store(tmp_path / "s", folder(copy), weights=OTHER_WEIGHTS)
-    samples = join(folder(images), store, DATA, [second])
+    samples = join_samples(folder(images), store, DATA, [second])
     assert any(f"another name than in {second.path}" in note for note in samples.notes)
     place = samples.ids.index("train/left/000.png")
     assert second.sample_ids[samples.other_rows[0][place]] == "train/left/zzz.png"
@@ -169,7 +169,7 @@ def test_missing_in_another_store(images: Path, store: FeatureStore, tmp_path: P
     (copy / "train/left/000.png").unlink()
     second = write_store(tmp_path / "s", folder(copy), weights=OTHER_WEIGHTS)
     with pytest.raises(MissingSamples, match=rf"{second.path}.*\b1\b.*\b48\b.*train/left/000.png"):
-        join(folder(images), store, DATA, [second])
+        join_samples(folder(images), store, DATA, [second])
 
 
 @pytest.mark.parametrize(
@@ -190,7 +190,7 @@ def test_views_that_another_store_cannot_answer(
 ) -> None:
     """Refused by name; views that nobody reads need not be there."""
     second = write_store(tmp_path / "s", folder(images), weights=OTHER_WEIGHTS, **changes)  # type: ignore[arg-type]
-    samples = join(folder(images), store, DATA, [second])
+    samples = join_samples(folder(images), store, DATA, [second])
     with pytest.raises(ViewMismatch, match=message):
         match_views(store, second, columns, samples, 0)
     unread = [1] if "canonical" in changes else [0]
@@ -237,7 +237,7 @@ def test_views_that_were_never_stored_are_refused() -> None:
 
 def test_only_the_very_view_gets_a_stored_feature(images: Path, store: FeatureStore) -> None:
     """Strong copies move pixels: they get none, and the pictures that get one are those that the teacher saw."""
-    samples = join(folder(images), store, DATA)
+    samples = join_samples(folder(images), store, DATA)
     requests = [
         Request(4, 1, 0, True),
         Request(9, 2, 0, False),
@@ -246,7 +246,7 @@ def test_only_the_very_view_gets_a_stored_feature(images: Path, store: FeatureSt
     ]
     changes = Changes(DataConfig())
     dataset = ViewDataset(samples, rule_of(store, "cls"), size=SIZE, changes=changes)
-    (pictures,) = load(dataset, [requests], workers=0)
+    (pictures,) = load_batches(dataset, [requests], workers=0)
     features, grid = Features(store, "pixels", samples), Grid(store, "grid2", samples)
     cpu = torch.device("cpu")
     maker = BatchMaker(samples, features, grid, mean=[0.0] * 3, std=[1.0] * 3, device=cpu)

@@ -13,8 +13,8 @@ from distill.commands.evaluate import run as evaluate
 from distill.commands.train import run as train
 from distill.config import DataConfig, DistillConfig, EvaluateConfig
 from distill.data.images import default_source, open_images
-from distill.data.pictures import ViewDataset, load, rule_of
-from distill.data.samples import join
+from distill.data.pictures import ViewDataset, load_batches, rule_of
+from distill.data.samples import join_samples
 from distill.data.schedule import Request
 from featstore import FeatureStore
 from featstore.errors import ConfigError, MissingSamples
@@ -53,10 +53,10 @@ def make_store(photos: Path, path: Path, *, side: int, quality: int) -> FeatureS
 
 def views(source: Source, store: FeatureStore, workers: int = 0) -> torch.Tensor:
     """Both stored views of every image at 24 px, float."""
-    samples = join(source, store, ALL)
+    samples = join_samples(source, store, ALL)
     dataset = ViewDataset(samples, rule_of(store, "cls"), size=(24, 24))
     requests = [Request(i, column, 0, False) for column in (0, 1) for i in range(len(samples.ids))]
-    (pictures,) = load(dataset, [requests], workers=workers)
+    (pictures,) = load_batches(dataset, [requests], workers=workers)
     return pictures.pixels.float()
 
 
@@ -104,10 +104,12 @@ def test_copies_of_other_images_are_refused(photos: Path, tmp_path: Path) -> Non
         Image.new("RGB", (50, 40), (int(path.stem), 0, 0)).save(path)
     other = make_store(photos, tmp_path / "other", side=32, quality=90)
     with pytest.raises(MissingSamples, match=r"left/0\.png"):
-        join(open_images(SourceConfig(kind="store", path=str(other.path)), store), store, ALL)
+        join_samples(
+            open_images(SourceConfig(kind="store", path=str(other.path)), store), store, ALL
+        )
     part = open_images(SourceConfig(kind="store", path=str(other.path), include=["left/*"]), store)
     with pytest.raises(MissingSamples, match=r"left/0\.png"):
-        join(part, store, ALL)
+        join_samples(part, store, ALL)
 
 
 def test_copies_are_used_where_nothing_else_is_named(

@@ -168,23 +168,23 @@ def test_predictions_are_read_as_they_were_written(tmp_path: Path) -> None:
     made = predictions.predictions(
         ["<script>/\u00e9.png", "b"], ("x", "<y>", "z"), np.array([2, 0]), logits, logits[:, ::-1]
     )
-    first = predictions.write(tmp_path, made).read_bytes()
-    found = predictions.read(tmp_path)
+    first = predictions.write_predictions(tmp_path, made).read_bytes()
+    found = predictions.read_predictions(tmp_path)
     assert found is not None
     for name, value in vars(made).items():
         np.testing.assert_array_equal(getattr(found, name), value)
     assert found.student.dtype == np.float16
     assert found.student_class.tolist() == [1, 0]
     assert np.isfinite(found.student).all()
-    assert predictions.write(tmp_path, made).read_bytes() == first
+    assert predictions.write_predictions(tmp_path, made).read_bytes() == first
 
 
 def test_predictions_without_a_teacher(tmp_path: Path) -> None:
     """None comes back as None; no file is None too."""
-    assert predictions.read(tmp_path) is None
+    assert predictions.read_predictions(tmp_path) is None
     made = predictions.predictions(["a"], ("x", "y"), np.array([0]), np.eye(2)[:1], None)
-    predictions.write(tmp_path, made)
-    found = predictions.read(tmp_path)
+    predictions.write_predictions(tmp_path, made)
+    found = predictions.read_predictions(tmp_path)
     assert found is not None
     assert found.teacher is None
     assert found.teacher_class is None
@@ -195,14 +195,14 @@ def test_damaged_predictions_are_refused(tmp_path: Path, content: bytes) -> None
     """Names the file and what to do; nothing is unpickled."""
     (tmp_path / "predictions.npz").write_bytes(content)
     with pytest.raises(ConfigError, match=r"predictions.npz"):
-        predictions.read(tmp_path)
+        predictions.read_predictions(tmp_path)
 
 
 def test_pickled_predictions_are_refused(tmp_path: Path) -> None:
     """An archive of objects could run code."""
     np.savez(tmp_path / "predictions.npz", ids=np.array([{}], dtype=object))
     with pytest.raises(ConfigError):
-        predictions.read(tmp_path)
+        predictions.read_predictions(tmp_path)
 
 
 # --- a whole evaluation --------------------------------------------------------------------------------------------
@@ -211,7 +211,7 @@ def test_pickled_predictions_are_refused(tmp_path: Path) -> None:
 def measured(make_config: MakeConfig, **changes: object) -> tuple[Evaluation, joined.JoinedData]:
     """An untrained student on the tiny store."""
     config = make_config(**changes)
-    data = joined.prepare(
+    data = joined.join_data(
         open_source(config.source), FeatureStore.open(config.store), config.data, config.field
     )
     part = data.split(0)

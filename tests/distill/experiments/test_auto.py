@@ -74,7 +74,7 @@ def test_the_best_on_held_out_training_images_is_trained_with_all_seeds(
     tries = [json.loads(path.read_text()) for path in out.glob("auto/round*/*/*/seed*/run.json")]
     assert sum(item["steps"] for item in tries) <= 36
     for path in out.glob("auto/round*/*/*/seed*"):
-        measured = predictions.read(path)
+        measured = predictions.read_predictions(path)
         assert measured is not None
         assert all(name.startswith("train/") for name in measured.ids)
     assert {item["num_labelled"] + item["num_test"] for item in tries} == {12}  # 4 per class
@@ -190,7 +190,7 @@ def test_the_held_out_images_are_a_share_also_where_the_test_part_is_one(
         data = DataConfig(
             labelled=["train/*"], test=["test/*"], holdout=share, validation_share=0.2
         )
-        part = joined.prepare(source, store, data, "cls").split(0)
+        part = joined.join_data(source, store, data, "cls").split(0)
         whole = len(part.labelled) + len(part.validation)
         assert 0.1 < len(part.validation) / whole < 0.3
         assert not {*part.validation} & {*part.test, *part.labelled, *part.unlabelled}

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 import yaml
 
-from distill.evaluation.predictions import read as read_predictions
+from distill.evaluation.predictions import read_predictions as read_predictions
 from distill.experiments import command
 from distill.experiments.cli import main, parse
 from distill.experiments.cost import store_cost
@@ -21,7 +21,7 @@ from distill.experiments.plan import Planner, baseline_of, rows_of
 from distill.experiments.pool import Failure, OnProgress
 from distill.experiments.runs_to_do import RunsToDo
 from distill.experiments.spec import read_experiment
-from distill.experiments.tune import DIVERGED, choose
+from distill.experiments.tune import DIVERGED, choose_try
 from distill.experiments.worker import RunWorker
 from featstore import FeatureStore
 from featstore.errors import ConfigError, StoreBusy
@@ -313,7 +313,7 @@ def test_runs_share_what_is_read_and_decoded(write: Write, monkeypatch: pytest.M
         "seeds: [0]\nvariants: {labels: {methods: [labels]}, kd: {methods: [kd]}, "
         "fewer: {methods: [kd], data.labels_per_class: 2}}\n"
     )
-    from distill.data import joined
+    from distill.data import joined, samples
     from featstore.sources import load as data
 
     count = {"join": 0, "decode": 0, "probe": 0}
@@ -325,7 +325,7 @@ def test_runs_share_what_is_read_and_decoded(write: Write, monkeypatch: pytest.M
 
         return call
 
-    monkeypatch.setattr(joined, "join", counted("join", joined.join))
+    monkeypatch.setattr(joined, "join_samples", counted("join", samples.join_samples))
     monkeypatch.setattr(data, "decode", counted("decode", data.decode))
     monkeypatch.setattr(joined, "fit_probe", counted("probe", joined.fit_probe))
     assert start(path) == 0
@@ -387,7 +387,7 @@ def test_the_best_mean_wins_and_ties_go_to_the_first(write: Write) -> None:
         values: list[Any] = [
             Failure(score, "why") if isinstance(score, str) else {"top1": score} for score in scores
         ]
-        return choose(row, tries, dict(zip(keys, values, strict=True)))
+        return choose_try(row, tries, dict(zip(keys, values, strict=True)))
 
     assert decided(0.5, 0.5, 0.4, 0.7, 0.9, 0.1).chosen == 1
     assert decided(0.5, 0.5, 0.4, 0.6, 0.9, 0.1).chosen == 0

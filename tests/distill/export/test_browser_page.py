@@ -43,11 +43,13 @@ def exported(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Student]:
         student = build_student(StudentConfig(name="test_efficientnet", image_size=32), len(NAMES))
     student.model.eval()
     spec = preprocessing.input_spec(student, baked=False, uint8=False)
-    onnx_model.write(folder, program.trace(student.model, spec), spec)
+    onnx_model.write_onnx(folder, program.trace(student.model, spec), spec)
     pixels = preprocessing.reference_pixels(spec, RULE)
     logits = parity.torch_runner(student)(pixels)[0].tolist()
-    preprocessing.write(folder, spec, RULE, label_names=NAMES, logits={"onnx": logits})
-    page.write(folder, title="a <b>student</b>", names=["onnx"], runtime=runtime)
+    preprocessing.write_preprocessing(
+        folder, spec, RULE, label_names=NAMES, logits={"onnx": logits}
+    )
+    page.write_browser_page(folder, title="a <b>student</b>", names=["onnx"], runtime=runtime)
     return folder, student
 
 
@@ -221,7 +223,7 @@ def test_runtimes_that_are_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setattr("shutil.which", lambda name: None)
     with pytest.raises(ConfigError):
         page.web_runtime()
-    cached = page.cache_folder() / f"{page.PACKAGE}-{page.VERSION}.tgz"
+    cached = page.runtime_folder() / f"{page.PACKAGE}-{page.VERSION}.tgz"
     cached.parent.mkdir(parents=True)
     cached.write_bytes((tmp_path / "packed.tgz").read_bytes())
     with pytest.raises(ConfigError, match="SHA-512"):

@@ -30,11 +30,11 @@ from distill.export import (
 from distill.export import images as draws
 from distill.export.config import CalibrationConfig, ExportConfig, FinetuneConfig
 from distill.export.edge import refuse_other_folder, staged
-from distill.export.parity import answers, compare, torch_runner
+from distill.export.parity import answers, compare_answers, torch_runner
 from distill.export.preprocessing import InputSpec, Normalised
 from distill.register import config_of
 from distill.student.model import build_student
-from distill.training.saved_student import describe, store_fingerprints
+from distill.training.saved_student import describe_student, store_fingerprints
 from featstore import FeatureStore
 from featstore.errors import ConfigError, StoreWriteError
 from featstore.format.views import ViewSet
@@ -76,14 +76,14 @@ def test_calibration_is_balanced_and_apart(tmp_path: Path) -> None:
     """Equally many of every class, none of the test part, none held out too; a seed alone decides."""
     found, part = samples([0] * 30 + [1] * 20 + [2] * 10 + [0, 1, 2], tmp_path)
     config = CalibrationConfig(images=18, held_out=9)
-    drawn = draws.draw(found, part, config)
+    drawn = draws.draw_images(found, part, config)
     assert np.bincount(found.labels[drawn.calibration]).tolist() == [6, 6, 6]
     assert len(drawn.held_out) == 9
     assert not set(drawn.calibration) & set(drawn.held_out)
     assert not set(part.test) & ({*drawn.calibration} | {*drawn.held_out})
-    again = draws.draw(found, part, config)
+    again = draws.draw_images(found, part, config)
     np.testing.assert_array_equal(drawn.calibration, again.calibration)
-    other = draws.draw(found, part, dataclasses.replace(config, seed=1))
+    other = draws.draw_images(found, part, dataclasses.replace(config, seed=1))
     assert drawn.calibration.tolist() != other.calibration.tolist()
     assert drawn.notes == []
 
@@ -91,7 +91,7 @@ def test_calibration_is_balanced_and_apart(tmp_path: Path) -> None:
 def test_too_few_images_are_halved(tmp_path: Path) -> None:
     """Half calibrate, half choose, and a note says so."""
     found, part = samples([0, 1, 2] * 4 + [0, 1, 2], tmp_path)
-    drawn = draws.draw(found, part, CalibrationConfig())
+    drawn = draws.draw_images(found, part, CalibrationConfig())
     assert (len(drawn.calibration), len(drawn.held_out)) == (6, 6)
     assert "only 12 training images" in drawn.notes[0]
 
@@ -99,7 +99,7 @@ def test_too_few_images_are_halved(tmp_path: Path) -> None:
 def test_images_without_labels_calibrate_too(tmp_path: Path) -> None:
     """They count as one more class."""
     found, part = samples([NO_LABEL] * 10 + [0, 1, 2], tmp_path)
-    assert len(draws.draw(found, part, CalibrationConfig(images=5)).calibration) == 5
+    assert len(draws.draw_images(found, part, CalibrationConfig(images=5)).calibration) == 5
 
 
 @pytest.mark.parametrize(
@@ -113,7 +113,7 @@ def test_images_that_cannot_calibrate(tmp_path: Path, labels: list[int], message
     """One class, or no images: the message says how many there are and what to do."""
     found, part = samples(labels, tmp_path)
     with pytest.raises(ConfigError, match=message):
-        draws.draw(found, part, CalibrationConfig())
+        draws.draw_images(found, part, CalibrationConfig())
 
 
 # --- preprocessing -------------------------------------------------------------------------------------------------
@@ -150,7 +150,9 @@ def test_the_text_leads_to_the_vectors(tmp_path: Path, baked: str, interpolation
     """Whoever follows the text gets reference/input.raw from reference/picture.png."""
     spec = dataclasses.replace(SPEC, baked=baked != "no", uint8=baked == "bytes")
     rule = ViewRule(ViewSet(), (40, 40), 0.9, "center", interpolation)
-    preprocessing.write(tmp_path, spec, rule, label_names=["x", "y"], logits={"onnx": [0.0, 1.0]})
+    preprocessing.write_preprocessing(
+        tmp_path, spec, rule, label_names=["x", "y"], logits={"onnx": [0.0, 1.0]}
+    )
     values = json.loads((tmp_path / preprocessing.NAME).read_text())
     image = Image.open(tmp_path / values["reference"]["picture"]).convert("RGB")
     expected = np.fromfile(
@@ -214,7 +216,7 @@ def test_blocks_of_a_graph(tmp_path: Path) -> None:
     """First, classifier and squeeze-excite are found; a swish, which is a gate too, is none of them."""
     path = onnx_graph(tmp_path / "model.onnx")
 
-    def found(*blocks: quantise.Block, baked: bool = False) -> set[str]:
+    def found(*blocks: quantise.KeptBlock, baked: bool = False) -> set[str]:
         return set(quantise.excluded_nodes(path, blocks, baked=baked))
 
     assert found() == set()
@@ -308,7 +310,7 @@ def test_a_fake_quantised_student_keeps_its_keys() -> None:
 def test_parity_by_hand() -> None:
     """Largest difference, equal answers, and the divergence of two rows."""
     ours, theirs = np.array([[0.0, 2.0], [1.0, 0.0]]), np.array([[0.0, 2.0], [0.0, 1.0]])
-    found = compare(ours.astype(np.float32), theirs.astype(np.float32))
+    found = compare_answers(ours.astype(np.float32), theirs.astype(np.float32))
     assert found["max_abs_difference"] == 1
     assert found["top1_agreement"] == 0.5
     p = 1 / (1 + math.exp(-1))
@@ -334,9 +336,9 @@ def test_all_teachers_are_described(make_config: MakeConfig, images: Path, tmp_p
     second = write_store(tmp_path / "second", source, weights="1" * 64)
     config = make_config(teachers=[TeacherConfig(store=str(second.path), weight=0.5)])
     first = FeatureStore.open(config.store)
-    data = joined.prepare(source, first, config.data, config.field, teachers=config.teachers)
+    data = joined.join_data(source, first, config.data, config.field, teachers=config.teachers)
     student = build_student(config.student, data.samples.num_classes)
-    found = describe(student, config.student, data, label_names=data.samples.class_names)
+    found = describe_student(student, config.student, data, label_names=data.samples.class_names)
     assert store_fingerprints(found) == [first.fingerprint, second.fingerprint] == data.fingerprints
     assert [teacher["weight"] for teacher in found["teachers"]] == [1.0, 0.5]
     assert found["teacher"] == found["teachers"][0]
@@ -360,10 +362,10 @@ def test_settings_of_a_run_are_read_back() -> None:
 def test_folders_that_are_no_finished_run(tmp_path: Path) -> None:
     """Nothing there, and a run that stopped: the message says which."""
     with pytest.raises(ConfigError, match=r"config.yaml"):
-        finished.read_run(tmp_path)
+        finished.read_finished_run(tmp_path)
     (tmp_path / "config.yaml").write_text("{}")
     with pytest.raises(ConfigError, match=r"run.json"):
-        finished.read_run(tmp_path)
+        finished.read_finished_run(tmp_path)
 
 
 def test_an_export_appears_whole(tmp_path: Path) -> None:
@@ -489,7 +491,7 @@ def test_a_setting_that_fails_is_skipped(tmp_path: Path, monkeypatch: pytest.Mon
     monkeypatch.setattr(search, "quantise", fake)
     monkeypatch.setattr(search, "_run", lambda *args, **more: None)
     monkeypatch.setattr(search, "compare", lambda *args, **more: values)
-    monkeypatch.setattr(search, "blocks", lambda path: [])
+    monkeypatch.setattr(search, "float_blocks", lambda path: [])
     pixels = np.zeros((2, 3, 4, 4), np.uint8)
 
     def run() -> Any:

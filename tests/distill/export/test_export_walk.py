@@ -172,7 +172,7 @@ def test_what_is_refused(run_folder: Path, tmp_path: Path, monkeypatch: pytest.M
     with pytest.raises(
         ConfigError, match=r"has an operator without an ONNX form.*(eigvalsh|linalg)"
     ):
-        onnx_model.write(tmp_path, graph, spec)
+        onnx_model.write_onnx(tmp_path, graph, spec)
 
     def refused(message: str, **changes: Any) -> None:
         with pytest.raises(FeatstoreError, match=message):

@@ -17,9 +17,9 @@ from torch import nn
 from distill.config import StudentConfig
 from distill.export import latency, memory, numbers, onnx_model, preprocessing, program
 from distill.export.config import ExportConfig, LatencyConfig
-from distill.export.latency import count_macs, measure, noise
+from distill.export.latency import count_macs, measure_latency, noise
 from distill.export.memory import Memory, weigh
-from distill.export.runtimes import Candidate, Feed, open_model
+from distill.export.runtimes import Feed, ModelFile, open_model
 from distill.export.work import Work
 from distill.student.files import WEIGHTS
 from distill.student.model import Student, build_student
@@ -28,9 +28,9 @@ from featstore.errors import ConfigError
 from featstore.files.atomic import write_json
 
 
-def candidate(name: str, **values: Any) -> Candidate:
+def candidate(name: str, **values: Any) -> ModelFile:
     known: dict[str, Any] = {"runtime": "ONNX Runtime", "precision": "fp32", "path": Path(name)}
-    return Candidate(name, **{**known, "size": (4, 4), **values})
+    return ModelFile(name, **{**known, "size": (4, 4), **values})
 
 
 @pytest.fixture
@@ -38,7 +38,7 @@ def visits(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, int, int]]:
     """Replaces models by naps of as many milliseconds as their name says; gets every call."""
     seen: list[tuple[str, int, int]] = []
 
-    def nap(model: Candidate, threads: int) -> Feed:
+    def nap(model: ModelFile, threads: int) -> Feed:
         def feed(batch: np.ndarray[Any, Any]) -> Any:
             def call() -> None:
                 seen.append((model.name, len(batch), threads))
@@ -55,7 +55,7 @@ def visits(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, int, int]]:
 def test_models_take_turns(visits: list[tuple[str, int, int]]) -> None:
     """Every round visits every model, batch size and number of threads once, in an order of its own from a seed."""
     models = [candidate("1"), candidate("2")]
-    found = measure(models, batches=(1, 3), threads=(1, 2), rounds=5, visit_s=0)
+    found = measure_latency(models, batches=(1, 3), threads=(1, 2), rounds=5, visit_s=0)
     cells = list(itertools.product(("1", "2"), (1, 3), (1, 2)))
     assert [(item.name, item.batch, item.threads) for item in found] == cells
     turns = [name for name, _ in itertools.groupby(visits[latency.WARM_UP * len(cells) :])]
@@ -66,14 +66,16 @@ def test_models_take_turns(visits: list[tuple[str, int, int]]) -> None:
     assert len({tuple(turns[start : start + 8]) for start in range(0, 32, 8)}) > 1
     first = list(visits)
     visits.clear()
-    measure(models, batches=(1, 3), threads=(1, 2), rounds=5, visit_s=0)
+    measure_latency(models, batches=(1, 3), threads=(1, 2), rounds=5, visit_s=0)
     assert visits == first
 
 
 def test_ratios_are_within_a_round(visits: list[tuple[str, int, int]]) -> None:
     """Speeds are the reference's time over the own; the spread encloses them; a nap takes no processor."""
     models = [candidate("8"), candidate("2", most_images=1)]
-    found = measure(models, batches=(1, 2), threads=(1,), rounds=4, reference="8", visit_s=0)
+    found = measure_latency(
+        models, batches=(1, 2), threads=(1,), rounds=4, reference="8", visit_s=0
+    )
     slow, _, fast = found
     assert len(found) == 3  # no second batch size for the model that takes one picture
     assert slow.speed == slow.speed_low == slow.speed_high == 1
@@ -86,13 +88,13 @@ def test_ratios_are_within_a_round(visits: list[tuple[str, int, int]]) -> None:
     assert fast.median_ms <= fast.p95_ms
     assert fast.cpu_ms < 2
     assert noise(found)[0] > 0
-    (short, *_) = measure(models, rounds=9, batches=[1], threads=[1], visit_s=0, most_s=0)
+    (short, *_) = measure_latency(models, rounds=9, batches=[1], threads=[1], visit_s=0, most_s=0)
     assert short.rounds == latency.FEWEST_ROUNDS
     for wrong in ({"reference": "9"}, {"rounds": 0}):
         with pytest.raises(ValueError, match="names"):
-            measure(models, **wrong)
+            measure_latency(models, **wrong)
     with pytest.raises(ValueError, match="names"):
-        measure([*models, models[0]])
+        measure_latency([*models, models[0]])
 
 
 def test_multiply_adds_by_hand() -> None:
@@ -121,7 +123,7 @@ def student_folder(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Stud
         },
     )  # fmt: skip
     spec = preprocessing.input_spec(student, baked=False, uint8=False)
-    onnx_model.write(folder, program.trace(student.model, spec), spec)
+    onnx_model.write_onnx(folder, program.trace(student.model, spec), spec)
     return folder, student
 
 

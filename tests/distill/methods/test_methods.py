@@ -386,7 +386,7 @@ def test_only_what_a_term_needs_is_built(make_config: MakeConfig) -> None:
 def exported(config: DistillConfig, method: str) -> bytes:
     """Weights of a short run of one method."""
     config = dataclasses.replace(config, out=f"{config.out}-{method}")
-    data = joined.prepare(
+    data = joined.join_data(
         open_source(config.source), FeatureStore.open(config.store), config.data, config.field
     )
     probe = data.fit_probe(data.split(0), most=1000, seed=0)

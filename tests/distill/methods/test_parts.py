@@ -173,7 +173,7 @@ def test_what_is_folded_is_exported_and_measured(
     monkeypatch.setitem(METHODS, "labels", Scaled)
     config = make_config(train__lr=0.05)
     start(config, "labels")
-    saved = checkpoint.read(folder(config, "labels") / "checkpoint.pt")["trainee"]
+    saved = checkpoint.read_checkpoint(folder(config, "labels") / "checkpoint.pt")["trainee"]
     weights = load_file(folder(config, "labels") / "student.safetensors")
     name = next(key for key in weights if key.endswith("fc.weight"))
     folded = saved[f"student.model.{name}"] @ saved[f"sides.{ADAPTER}.weight"]

@@ -367,11 +367,13 @@ def test_pages_show_what_a_run_records(tmp_path: Path) -> None:
     both = pages[-1].read_text()
     assert "fitnet reaches 0.130 \N{PLUS-MINUS SIGN} 0.007 reconstruction error" in both
     assert "Lower is better" in both
-    table = report.table(
+    table = report.runs_table(
         [read_run(path.parent).record for path in sorted(tmp_path.rglob("run.json"))]
     )
     assert "test reconstruction error" in table.splitlines()[0]
-    report.write(tmp_path, [read_run(tmp_path / "crd" / "seed0").record], page=False)
+    report.write_command_results(
+        tmp_path, [read_run(tmp_path / "crd" / "seed0").record], page=False
+    )
     assert (tmp_path / "results.csv").read_text().startswith("method,seed,error,recall,")
 
 
@@ -432,7 +434,7 @@ def test_a_run_on_labels_alone_is_not_distilled(tmp_path: Path) -> None:
 
 def test_axes_have_no_prefixes_and_as_many_ticks_as_names() -> None:
     """0.0008 is not 800 micro; a logarithmic axis of one decade has more than one tick."""
-    figure = style.empty()
+    figure = style.empty_figure()
     assert figure.layout.yaxis.exponentformat == "none"
     style.log_axis(figure, "y", [3.0, 40.0])
     assert {"2", "5", "10", "20", "50"} <= set(figure.layout.yaxis.ticktext)

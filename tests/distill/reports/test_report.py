@@ -33,11 +33,11 @@ def test_the_table_gives_means_and_sample_deviations(tmp_path: Path) -> None:
         record("labels", 1, 0.7, 3),
         record("customkd", 0, 0.8, 2),
     ]
-    lines = report.table(records).splitlines()
+    lines = report.runs_table(records).splitlines()
     assert lines[2].split() == ["labels", "2", "60.0", "+-", "14.1", "2.0"]
     assert lines[3].split() == ["customkd", "1", "80.0", "2.0"]
     assert lines[4].startswith("teacher's linear probe  2     90.0 +- 0.0")
-    files = report.write(tmp_path, records, page=False)
+    files = report.write_command_results(tmp_path, records, page=False)
     assert [path.name for path in files] == ["results.json", "results.csv"]
     assert json.loads((tmp_path / "results.json").read_text()) == records
     rows = (tmp_path / "results.csv").read_text().splitlines()
@@ -88,7 +88,7 @@ def test_runs_leave_pages_behind(
         raise RuntimeError("no ink")
 
     capsys.readouterr()
-    monkeypatch.setattr(page_data, "write", broken)
+    monkeypatch.setattr(page_data, "write_page_data", broken)
     again = make_config(methods=["labels"], train__epochs=1, report=True, out=str(tmp_path / "b"))
     (found,) = distill_main(again)
     text = capsys.readouterr().out
@@ -105,10 +105,12 @@ def test_a_comparison_that_cannot_be_drawn_is_a_warning(
     """The table is written, the page is not."""
     said: list[str] = []
     finished_run(tmp_path, extras=False)
-    files = report.write(tmp_path / "empty", [record("labels", 0, 0.5, 1)], say=said.append)
+    files = report.write_command_results(
+        tmp_path / "empty", [record("labels", 0, 0.5, 1)], say=said.append
+    )
     assert len(files) == 2
     assert "holds no finished run" in said[0]
-    monkeypatch.setattr(run_page, "build", lambda *args: 1 / 0)
+    monkeypatch.setattr(run_page, "build_run_page", lambda *args: 1 / 0)
     with pytest.raises(ZeroDivisionError):  # asked for by name, it is an error
         report.draw_run(tmp_path / "customkd" / "seed0")
 

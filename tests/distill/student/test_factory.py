@@ -335,7 +335,7 @@ def test_methods_on_maps_resume_to_the_bit(make_factory: Any, method: str) -> No
 
     source = open_source(stopped.source)
     config = resolve(stopped, source, FeatureStore.open(stopped.store))
-    data = joined.prepare(source, FeatureStore.open(config.store), config.data, config.field)
+    data = joined.join_data(source, FeatureStore.open(config.store), config.data, config.field)
     with pytest.raises(Stop):
         loop.run(config, data, None, method=method, seed=0, on_step=hook)
     run(stopped)

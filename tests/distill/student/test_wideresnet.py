@@ -11,7 +11,7 @@ from torch.nn import functional as F
 
 from distill.config import StudentConfig
 from distill.student.model import build_student
-from distill.student.wideresnet import Activation, Block, WideResNet
+from distill.student.wideresnet import Activation, WideBlock, WideResNet
 from featstore.errors import ConfigError
 
 
@@ -56,7 +56,7 @@ def test_defaults_are_those_of_the_benchmarks() -> None:
 def test_a_block_by_hand(inputs: int, outputs: int, stride: int) -> None:
     """Pre-activation twice; the way round is the input itself, or a 1 x 1 convolution of the activated input."""
     torch.manual_seed(0)
-    block = Block(inputs, outputs, stride=stride, momentum=0.1).eval()
+    block = WideBlock(inputs, outputs, stride=stride, momentum=0.1).eval()
     maps = torch.randn(2, inputs, 6, 6)
 
     def active(values: torch.Tensor) -> torch.Tensor:

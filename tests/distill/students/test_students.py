@@ -18,7 +18,7 @@ from distill.export.latency import Timing
 from distill.measures.score import Measure
 from distill.students import cli as command
 from distill.students import page, tables
-from distill.students.measure import Student, StudentComparison
+from distill.students.measure import MeasuredStudent, StudentComparison
 from distill.students.pareto_front import front, steps
 from featstore.errors import ConfigError
 from featstore.text import columns
@@ -52,14 +52,14 @@ def test_front_holds(points: Sequence[tuple[int, int]]) -> None:
     assert line == sorted(line)
 
 
-def student(name: str, top1: Sequence[float], ms: float, size: int) -> Student:
+def student(name: str, top1: Sequence[float], ms: float, size: int) -> MeasuredStudent:
     timings = [
         Timing(
             name, "ONNX Runtime", "fp32", batch, 1, 20, 60, ms * batch, ms * 1.5, ms * 0.9, ms * 1.2, ms, 1.0, 0.9, 1.1,
         )
         for batch in (1, 8)
     ]  # fmt: skip
-    return Student(
+    return MeasuredStudent(
         name, name, "scratch", dict(enumerate(top1)), 12.0, size // 4, 10**6, size, 7.5, timings
     )  # fmt: skip
 
@@ -85,7 +85,7 @@ def cost() -> Cost:
 
 def test_tables_say_the_same(tmp_path: Path) -> None:
     """JSON, CSV and Markdown hold every student with its fronts; what the extraction cost is told once."""
-    paths = tables.write(tmp_path, choice(), cost())
+    paths = tables.write_students_tables(tmp_path, choice(), cost())
     values = json.loads(paths[0].read_text())
     assert [item["on_latency_front"] for item in values["students"]] == [True, False, True]
     assert values["students"][0]["mean"] == pytest.approx(0.91)
@@ -102,20 +102,20 @@ def test_tables_say_the_same(tmp_path: Path) -> None:
     assert "left out, without a finished run: lost" in text
     assert "front of accuracy and latency: fast|er (70.0%, 0.5 ms), big" in text
     assert len({line.count(" | ") for line in text.splitlines()[:1] + text.splitlines()[2:4]}) == 1
-    assert "big" in columns(tables.cells(choice()))
+    assert "big" in columns(tables.student_cells(choice()))
 
 
 def test_another_score_is_named(tmp_path: Path) -> None:
     """Of a task without classes, lower being better: labels, no percent, no accuracy anywhere."""
     measure = Measure("nme", "NME", percent=False, higher_is_better=False)
     other = dataclasses.replace(choice(), measure=measure)
-    head, *rows = tables.cells(other)
+    head, *rows = tables.student_cells(other)
     assert (head[4], rows[0][4]) == ("NME", "0.910 +- 0.014")
-    values = json.loads(tables.write(tmp_path, other, cost())[0].read_text())
+    values = json.loads(tables.write_students_tables(tmp_path, other, cost())[0].read_text())
     assert values["measure"]["name"] == "nme"
     assert "top1" not in values["students"][0]
     assert "ccuracy" not in tables.finding(other)
-    found = page.build(other, cost())
+    found = page.build_students_page(other, cost())
     plot: Any = found.sections[0].blocks[0]
     assert min(plot.spec["data"][0]["y"]) >= 0.7
     assert "NME" in plot.title
@@ -123,14 +123,14 @@ def test_another_score_is_named(tmp_path: Path) -> None:
 
 def test_the_page_shows_both_fronts(tmp_path: Path) -> None:
     """Names from outside are text; both pictures mark who is on the front."""
-    found = page.build(choice(), cost())
+    found = page.build_students_page(choice(), cost())
     plots: list[Any] = list(found.sections[0].blocks)
     assert [plot.title for plot in plots] == ["Accuracy against latency", "Accuracy against size"]
     for plot, on in zip(plots, (2, 2), strict=True):
         line, front_points, beaten = plot.spec["data"]
         assert (len(front_points["x"]), len(beaten["x"])) == (on, 1)
         assert set(front_points["x"]) <= set(line["x"])
-    text = page.write(tmp_path, choice(), cost()).read_text()
+    text = page.write_students_page(tmp_path, choice(), cost()).read_text()
     assert "<b>small</b>" not in text
     assert "Students compared" in text
     assert "3 students distilled from one feature store, seeds 0, 1" in text

@@ -164,7 +164,7 @@ def test_a_backbone_resumes_to_the_bit(make_backbone: Any) -> None:
 
     source = open_source(stopped.source)
     config = resolve(stopped, source, FeatureStore.open(stopped.store))
-    data = joined.prepare(source, FeatureStore.open(config.store), config.data, config.field)
+    data = joined.join_data(source, FeatureStore.open(config.store), config.data, config.field)
     with pytest.raises(Stop):
         train.run(config, data, None, method="fitnet", seed=0, on_step=hook)
     run(stopped)
@@ -193,7 +193,7 @@ def test_training_ends_when_nothing_gets_better(make_backbone: Any) -> None:
 
 
 def samples_of(config: DistillConfig) -> Samples:
-    return joined.prepare(
+    return joined.join_data(
         open_source(config.source),
         FeatureStore.open(config.store),
         without_labels(config.data),
@@ -305,12 +305,12 @@ def test_numbers_of_a_perfect_and_a_blind_student() -> None:
     noise = torch.randn(400, 9, generator=generator)
     rows = torch.arange(100)
     head = embedding.fit_head(linear[100:], teacher[100:])
-    found = embedding.compare(linear[:100], teacher[:100], head, rows=rows)
+    found = embedding.compare_embeddings(linear[:100], teacher[:100], head, rows=rows)
     assert found["explained_variance"] > 0.999
     assert found["cosine"] > 0.999
     assert found["recall_at_1"] > 0.95
     blind = embedding.fit_head(noise[100:], teacher[100:])
-    found = embedding.compare(noise[:100], teacher[:100], blind, rows=rows)
+    found = embedding.compare_embeddings(noise[:100], teacher[:100], blind, rows=rows)
     assert abs(found["explained_variance"]) < 0.1
     assert found["neighbour_agreement"] < 0.2
 

@@ -105,7 +105,7 @@ def test_it_resumes_to_the_bit(make_quality: Any) -> None:
 
     source, store = open_source(stopped.source), FeatureStore.open(stopped.store)
     config = resolve(stopped, source, store)
-    data = build_task(config, joined.prepare(source, store, config.data, config.field)).data
+    data = build_task(config, joined.join_data(source, store, config.data, config.field)).data
     with pytest.raises(Stop):
         loop.run(config, data, None, method="fitnet", seed=0, on_step=hook)  # type: ignore[arg-type]
     run(stopped)

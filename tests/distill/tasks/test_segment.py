@@ -173,7 +173,7 @@ def test_a_run_with_its_own_head(make_segment: Any) -> None:
 
     source, store = open_source(stopped.source), FeatureStore.open(stopped.store)
     config = resolve(stopped, source, store)
-    data = joined.prepare(source, store, config.data, config.field)
+    data = joined.join_data(source, store, config.data, config.field)
     data = build_task(config, data).data  # type: ignore[assignment]
     with pytest.raises(Stop):
         loop.run(config, data, None, method="fitnet", seed=0, on_step=hook)

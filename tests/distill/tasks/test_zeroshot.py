@@ -124,7 +124,7 @@ def test_finishing_a_student_leaves_it_and_the_random_state_alone(make: Any) -> 
     """Measuring between epochs changes neither the weights nor what training draws next."""
     config = make()
     source, store = open_source(config.source), FeatureStore.open(config.store)
-    task = build_task(config, joined.prepare(source, store, config.data, config.field))
+    task = build_task(config, joined.join_data(source, store, config.data, config.field))
     student = task.student()
     before, state = copy.deepcopy(student.state_dict()), torch.random.get_rng_state()
     done, head = task.finished(student)
@@ -194,7 +194,7 @@ def method_of(make: Any, **changes: Any) -> tuple[VLMOOD, Any]:
     config = make(**changes)
     bench = Bench(config, "labels")
     source, store = open_source(config.source), FeatureStore.open(config.store)
-    task = build_task(config, joined.prepare(source, store, config.data, config.field))
+    task = build_task(config, joined.join_data(source, store, config.data, config.field))
     setup = dataclasses.replace(bench.setup, student=task.student(), split=task.split(0))
     return VLMOOD(setup, options_of(config, "vlm_ood")), bench.batch
 

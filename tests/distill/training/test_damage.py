@@ -49,7 +49,7 @@ def _page(where: Path) -> Any:
 
 
 def _exported(where: Path) -> Any:
-    run = finished.read_run(where)
+    run = finished.read_finished_run(where)
     return run.config, run.record, run.evaluation, run.described, run.student.model.state_dict()
 
 
@@ -77,7 +77,7 @@ def test_a_flipped_bit_in_any_file_is_refused_or_harmless(make_config: MakeConfi
     start(config, "fitnet")
     where = folder(config, "fitnet")
     asked = read_record(where)["contract"]  # type: ignore[index]
-    readers = READERS | {"resume": lambda place: checkpoint.load(place, asked)}
+    readers = READERS | {"resume": lambda place: checkpoint.load_checkpoint(place, asked)}
     before = {name: _plain(reader(where)) for name, reader in readers.items()}
     generator = np.random.default_rng(0)
     names = sorted(path.name for path in where.iterdir() if path.is_file())

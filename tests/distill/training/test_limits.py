@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 from distill.config import MOST_SEED, DistillConfig
 from distill.training import loop as train
 from distill.training.optim import OutOfTime, ema_warning
-from distill.training.progress import LINE_EVERY_S, Progress
+from distill.training.progress import LINE_EVERY_S, RunProgress
 from distill.training.run_folder import contract
 from featstore.errors import ConfigError
 from tests.distill.conftest import MakeConfig
@@ -90,7 +90,7 @@ def test_a_log_gets_lines(capsys: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """Without a terminal: a line at most every 30 s, with step, loss, speed, time left and the score."""
     now = [100.0]
     monkeypatch.setattr("distill.training.progress.time.monotonic", lambda: now[0])
-    with Progress("kd seed 0", step=10, steps=110, images=8, enabled=True) as progress:
+    with RunProgress("kd seed 0", step=10, steps=110, images=8, enabled=True) as progress:
         progress.score = "top-1 41.0 %"
         for step in range(11, 31):
             now[0] += 4

@@ -113,7 +113,7 @@ def make_store(
 
 def losses(config: DistillConfig, method: str, live: Sequence[Teacher] = ()) -> Losses:
     """Every logged loss term of a run, in order; with teachers, nothing is read from a store but its manifest."""
-    data = joined.prepare(
+    data = joined.join_data(
         open_source(config.source),
         FeatureStore.open(config.store),
         config.data,

@@ -38,7 +38,7 @@ class Stop(Exception):
 
 def prepared(config: DistillConfig) -> tuple[joined.JoinedData, LinearProbe]:
     """The task of a run with seed 0, and the teacher's probe."""
-    data = joined.prepare(
+    data = joined.join_data(
         open_source(config.source), FeatureStore.open(config.store), config.data, config.field
     )
     return data, data.fit_probe(data.split(0), most=1000, seed=0)
@@ -236,7 +236,7 @@ def test_a_list_of_ids_that_changed_is_another_run(
     with pytest.raises(ConfigError, match=f"--data_lists.{listed}"):
         start(config)
     path = folder(config) / "checkpoint.pt"
-    values = checkpoint.read(path)
+    values = checkpoint.read_checkpoint(path)
     del values["contract"][run_folder.LISTS]
     old = {
         name: item
@@ -301,7 +301,7 @@ def test_the_exported_student_is_a_plain_timm_model(make_config: MakeConfig) -> 
     plain = timm.create_model("test_resnet", num_classes=3, checkpoint_path=str(path)).eval()
     found = load_file(path)
     assert found.keys() == timm.create_model("test_resnet", num_classes=3).state_dict().keys()
-    saved = checkpoint.read(folder(config) / "checkpoint.pt")
+    saved = checkpoint.read_checkpoint(folder(config) / "checkpoint.pt")
     averaged = {
         key.removeprefix("student.model."): value
         for key, value in saved["ema"].items()

@@ -20,7 +20,7 @@ from tests.distill.conftest import MakeConfig
 def run(config: DistillConfig) -> Path:
     """One run; returns its folder."""
     store = FeatureStore.open(config.store)
-    data = joined.prepare(open_source(config.source), store, config.data, config.field)
+    data = joined.join_data(open_source(config.source), store, config.data, config.field)
     probe = data.fit_probe(data.split(0), most=1000, seed=0)
     train.run(config, data, probe, method="customkd", seed=0)
     return Path(config.out) / "customkd" / "seed0"

@@ -21,11 +21,11 @@ from featstore.card.escape import bibtex, code, escape, plain
 from featstore.card.explore import make_map
 from featstore.card.findings import look
 from featstore.card.licences import FAMILIES, LICENCES, family_of
-from featstore.card.page import build, html
+from featstore.card.page import build_store_page, html
 from featstore.card.pictures import thumbnails
 from featstore.card.statement import NOTES_BEGIN, Statement, hub_licence, read_card
-from featstore.card.statistics import measure
-from featstore.card.survey import draw, survey
+from featstore.card.statistics import measure_field
+from featstore.card.survey import draw_rows, survey
 from featstore.cli.main import main
 from featstore.errors import ConfigError
 from featstore.reading.store import FeatureStore
@@ -357,17 +357,17 @@ def test_counts_of_a_store(hostile: Path, monkeypatch: pytest.MonkeyPatch) -> No
 def test_a_sample_is_of_valid_rows(hostile: Path) -> None:
     """With their ids, labels and hashes; the same for the same seed; all of them where there are no more."""
     store = FeatureStore.open(hostile)
-    every = draw(store, 1000)
+    every = draw_rows(store, 1000)
     assert every.whole
     assert every.rows.tolist() == np.flatnonzero(store.valid).tolist()
-    some = draw(store, 20, seed=3)
+    some = draw_rows(store, 20, seed=3)
     assert not some.whole
     assert 15 <= len(some.rows) <= 20
     assert (np.diff(some.rows) > 0).all()
     assert some.ids == [store.sample_ids[row] for row in some.rows]
     assert (some.labels == store.labels[some.rows]).all()
     assert (some.hashes == store.content_sha256[some.rows]).all()
-    assert draw(store, 20, seed=3).ids == some.ids
+    assert draw_rows(store, 20, seed=3).ids == some.ids
 
 
 def test_statistics_against_their_formulas(tmp_path: Path) -> None:
@@ -384,7 +384,7 @@ def test_statistics_against_their_formulas(tmp_path: Path) -> None:
     values[:, 4] = 7
     columns["fields/cls"] = values[:, None]
     store = FeatureStore.open(write_store(tmp_path / "store", manifest, columns))
-    found = measure(store, "cls", draw(store, 64))
+    found = measure_field(store, "cls", draw_rows(store, 64))
     assert found is not None
     shares = np.array([4, 4, 1, 1]) / 10
     assert found.participation == pytest.approx(10**2 / (16 + 16 + 1 + 1))
@@ -406,22 +406,22 @@ def test_numbers_that_are_not_finite(tmp_path: Path) -> None:
     columns["fields/cls"][3] = np.nan
     columns["fields/cls"][4, 0, 2] = np.inf
     store = FeatureStore.open(write_store(tmp_path / "store", manifest, columns))
-    found = measure(store, "cls", draw(store, 64))
+    found = measure_field(store, "cls", draw_rows(store, 64))
     assert found is not None
     assert (found.vectors, found.not_finite) == (22, 2)
     assert np.isfinite(found.norms).all()
-    laid_out = make_map(store, "cls", draw(store, 64))
+    laid_out = make_map(store, "cls", draw_rows(store, 64))
     assert laid_out is not None
     assert len(laid_out.points) == 22
     assert np.isfinite(laid_out.points).all()
-    page = build(look(store), Statement())
+    page = build_store_page(look(store), Statement())
     assert "NaN or infinity in the sample: cls 2" in page.finding
 
 
 def test_neighbours_against_all_cosines(hostile: Path) -> None:
     """Nearest first, by the cosine after the mean was taken off; a copy is the nearest; groups stay together."""
     store = FeatureStore.open(hostile)
-    found = make_map(store, "cls", draw(store, 1000))
+    found = make_map(store, "cls", draw_rows(store, 1000))
     assert found is not None
     features = store.gather("cls", found.sample.rows, views=[0])[:, 0].astype(np.float64)
     features -= features.mean(0)
@@ -512,7 +512,7 @@ def test_copies_are_found_in_a_sample_too(hostile: Path, monkeypatch: pytest.Mon
 def test_a_sample_is_said_to_be_one(hostile: Path) -> None:
     """Of a larger store, the page says what it was made from."""
     store = FeatureStore.open(hostile)
-    page = build(look(store, points=20), Statement())
+    page = build_store_page(look(store, points=20), Statement())
     explorer = page.sections[0].blocks[0]
     assert re.match(r"\d\d images of 58, by cls", explorer.title)  # type: ignore[attr-defined]
     assert "A sample of" in page.sections[1].lead
@@ -522,11 +522,11 @@ def test_few_rows_and_no_vectors(tmp_path: Path) -> None:
     """Two images, unlabelled; a store of masks alone; one without a usable row is refused."""
     small = make_manifest(num_rows=2, labels=False, views=1)
     store = FeatureStore.open(write_store(tmp_path / "small", small, make_columns(small)))
-    assert "Map of the images" in html(build(look(store), Statement()))
+    assert "Map of the images" in html(build_store_page(look(store), Statement()))
     mask = field(3, 3).model_copy(update={"dtype": "bool"})
     masks = make_manifest(num_rows=6, fields={"mask": mask})
     store = FeatureStore.open(write_store(tmp_path / "masks", masks, make_columns(masks)))
-    page = html(build(look(store), Statement()))
+    page = html(build_store_page(look(store), Statement()))
     assert "without a field of floating point vectors" in page
     assert "Map of the images" not in page
     none = make_manifest(num_rows=4)
@@ -564,11 +564,11 @@ def test_pictures_are_those_that_were_extracted(tmp_path: Path) -> None:
     columns["content_sha256"][:] = np.frombuffer(sha256(data).digest(), np.uint8)
     columns["content_sha256"][1] = 1
     store = FeatureStore.open(write_store(tmp_path / "store", manifest, columns))
-    found = thumbnails(folder, manifest, draw(store, 10))
+    found = thumbnails(folder, manifest, draw_rows(store, 10))
     assert found[0].startswith("data:image/jpeg;base64,")
     assert found[1:] == [""] * 6
     with pytest.raises(ConfigError, match=r"\b7\b"):
-        thumbnails(tmp_path / "store", manifest, draw(store, 10))
+        thumbnails(tmp_path / "store", manifest, draw_rows(store, 10))
 
 
 def test_the_page_names_the_extra(

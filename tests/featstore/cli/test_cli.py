@@ -423,8 +423,8 @@ def test_two_teachers_that_look_alike(whole: Path, capsys: pytest.CaptureFixture
     assert one.preprocessing is not None
     other = one.preprocessing.model_copy(update={"mean": (0.4815, 0.4578, 0.4082)})
     teachers = {"a": one, "b": one.model_copy(update={"preprocessing": other})}
-    summary = inspect.summarise(FeatureStore.open(whole), counts=False)
-    text = inspect.lines(manifest.model_copy(update={"teachers": teachers}), summary)
+    summary = inspect.inspect_values(FeatureStore.open(whole), counts=False)
+    text = inspect.inspect_lines(manifest.model_copy(update={"teachers": teachers}), summary)
     found = [line for line in text if line.startswith("input")]
     assert len(found) == 2
     assert "0.4815 0.4578 0.4082" in found[1]

@@ -8,7 +8,7 @@ from typing import Any, ClassVar, Literal
 import pytest
 
 from featstore.cli.recipe import command, parse
-from featstore.cli.schema import Schema, build
+from featstore.cli.schema import Schema, build_config
 from featstore.cli.yaml_with_lines import MOST_VALUES, read_yaml
 from featstore.errors import ConfigError
 from featstore.sources.config import require
@@ -203,19 +203,21 @@ def test_images_of_ones_own_leave_the_default_recipe_out(tmp_path: Path) -> None
 
 def test_calls_from_python_use_the_same_names(tmp_path: Path) -> None:
     """Paths, tuples and ranges are fine; a wrong name is named."""
-    made = build(Outer, {"text": tmp_path, "train": {"names": ("a",), "lr": 1}, "kinds": ["a"]})
+    made = build_config(
+        Outer, {"text": tmp_path, "train": {"names": ("a",), "lr": 1}, "kinds": ["a"]}
+    )
     assert made == Outer(text=str(tmp_path), train=Inner(names=["a"], lr=1.0), kinds=["a"])
     with pytest.raises(ConfigError, match=r"--train\.lrr"):
-        build(Outer, {"train": {"lrr": 1}})
+        build_config(Outer, {"train": {"lrr": 1}})
 
 
 def test_sections_of_others_end_up_in_options() -> None:
     """Only those that are given."""
     kinds = {"mine": Inner, "kinds": list[Literal["x"]]}
-    made = build(Outer, {"mine": {"lr": 2}, "kinds": "x"}, kinds)
+    made = build_config(Outer, {"mine": {"lr": 2}, "kinds": "x"}, kinds)
     assert made.options == {"mine": Inner(lr=2.0)}
     assert made.kinds == ["x"]
-    assert build(Outer, {}, kinds).options == {}
+    assert build_config(Outer, {}, kinds).options == {}
     assert {"mine.lr", "train.lr"} <= Schema(Outer, kinds).leaves.keys()
 
 

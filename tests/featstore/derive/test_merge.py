@@ -17,7 +17,7 @@ from featstore.derive.merge import merge
 from featstore.derive.requantise import requantise
 from featstore.derive.subset import subset
 from featstore.errors import ConfigError, ManifestMismatch, StoreIncomplete
-from featstore.format.artefacts import describe, pack
+from featstore.format.artefacts import artefact_record, pack
 from featstore.format.manifest import Container
 from featstore.format.views import ViewSet, make_views
 from featstore.writing import commit as writer
@@ -366,7 +366,7 @@ def test_what_cannot_be_merged(tmp_path: Path) -> None:
     for seed, head in enumerate(heads):
         part = made(3, seed=10 + seed)
         part.files = lambda head=head: {"head": head}  # type: ignore[method-assign, misc]
-        records = {"head": describe(head, meaning="classifier")}
+        records = {"head": artefact_record(head, meaning="classifier")}
         paths.append(write(part, tmp_path / f"h{seed}", artefacts=records))
     with pytest.raises(ConfigError, match="'head'"):
         merge(paths, tmp_path / "x")

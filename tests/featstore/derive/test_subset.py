@@ -15,7 +15,7 @@ from featstore import FeatureStore, from_arrays
 from featstore.cli.main import main
 from featstore.derive.convert import convert
 from featstore.derive.split import assign, split
-from featstore.derive.subset import choose, content_keys, subset
+from featstore.derive.subset import choose_rows, content_keys, subset
 from featstore.errors import ConfigError, MissingSamples, ShardCorrupt, StoreIncomplete
 from featstore.format.ledger import remove_entries
 from featstore.format.manifest import Container
@@ -266,22 +266,22 @@ def test_choosing_rows(tmp_path: Path) -> None:
     rows = made(30, invalid={4: "bad"})
     rows.hashes[9] = rows.hashes[5]
     store = FeatureStore.open(write(rows, tmp_path / "s"))
-    assert choose(store) == range(30)
-    assert choose(store, rows=slice(-3, None)) == range(27, 30)
-    found = choose(store, where=["ä*", "*/0.png"], rows=slice(20))
+    assert choose_rows(store) == range(30)
+    assert choose_rows(store, rows=slice(-3, None)) == range(27, 30)
+    found = choose_rows(store, where=["ä*", "*/0.png"], rows=slice(20))
     assert list(found) == [row for row in range(20) if row % 3 or row == 0]
     for seed in (0, 1):
-        few = np.asarray(choose(store, labelled_per_class=3, seed=seed))
+        few = np.asarray(choose_rows(store, labelled_per_class=3, seed=seed))
         assert np.bincount(rows.label[few]).tolist() == [3, 3]
         assert len(np.unique(rows.hashes[few], axis=0)) == 6
         assert 4 not in few
-        more = np.asarray(choose(store, labelled_per_class=4, seed=seed))
+        more = np.asarray(choose_rows(store, labelled_per_class=4, seed=seed))
         assert set(few) < set(more)
-    assert set(few) != set(np.asarray(choose(store, labelled_per_class=3, seed=0)))
+    assert set(few) != set(np.asarray(choose_rows(store, labelled_per_class=3, seed=0)))
     with pytest.raises(ConfigError):
-        choose(store, where=["nothing"])
+        choose_rows(store, where=["nothing"])
     with pytest.raises(ConfigError, match=r"'cat'.*\d+.*\b29\b"):
-        choose(store, labelled_per_class=29)
+        choose_rows(store, labelled_per_class=29)
 
 
 def test_splitting_by_content(tmp_path: Path) -> None:
@@ -402,7 +402,7 @@ def test_conditions_on_a_field_of_one_number(tmp_path: Path) -> None:
         (["confidence>=0.3", "argmax == 1", "a/*"], [3]),
         (["argmax != 1", "b/*"], [4, 6]),
     ):
-        assert choose(store, where=where).tolist() == rows  # type: ignore[union-attr]
+        assert choose_rows(store, where=where).tolist() == rows  # type: ignore[union-attr]
     for where, named in (
         (["cls > 1"], "confidence"),
         (["nothing < 1"], "argmax"),
@@ -410,4 +410,4 @@ def test_conditions_on_a_field_of_one_number(tmp_path: Path) -> None:
         (["confidence > 2"], "confidence > 2"),
     ):
         with pytest.raises(ConfigError, match=named):
-            choose(store, where=where)
+            choose_rows(store, where=where)

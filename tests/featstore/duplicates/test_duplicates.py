@@ -23,7 +23,7 @@ from featstore.duplicates.groups import (
     overlaps,
     select_parts,
 )
-from featstore.duplicates.near import Pairs, near_duplicates, own_crops
+from featstore.duplicates.near import NearDuplicates, near_duplicates, own_crops
 from featstore.duplicates.unit_vectors import default_field
 from featstore.errors import ConfigError, ViewMismatch
 from featstore.format.manifest import Container
@@ -373,7 +373,7 @@ def test_wrong_words(
 
 def test_pairs_are_plain_arrays(several: tuple[FeatureStore, Floats]) -> None:
     """The types that callers rely on."""
-    found: Pairs = near_duplicates(several[0], "cls", 0.99)
+    found: NearDuplicates = near_duplicates(several[0], "cls", 0.99)
     assert (found.rows.dtype, found.cosine.dtype) == (np.int64, np.float32)
     assert found.rows.shape == (len(found.cosine), 2)
     none = near_duplicates(several[0], "cls", 0.99, rows=[0], others=[1])

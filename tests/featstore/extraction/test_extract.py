@@ -14,9 +14,14 @@ from torch import Tensor
 from featstore import FeatureStore
 from featstore.errors import ManifestMismatch, MissingSamples, TooManyInvalid
 from featstore.extraction.config import ExtractConfig, StoreConfig, TeacherConfig, ViewsConfig
-from featstore.extraction.images import Batch, ViewDataset
+from featstore.extraction.images import ImageInputs, InputBatch
 from featstore.extraction.new_manifest import forward_dtype, resolve_precision
-from featstore.extraction.shards import Summary, batches_of, refuse_non_finite, run_teacher
+from featstore.extraction.shards import (
+    ExtractionSummary,
+    batches_of,
+    refuse_non_finite,
+    run_teacher,
+)
 from featstore.extraction.teachers import Teacher, build_teacher
 from featstore.format.ids import content_sha256
 from featstore.format.ledger import InvalidRow
@@ -135,7 +140,9 @@ def test_a_store_of_nothing_but_bad_images(tmp_path: Path) -> None:
 def test_the_advice_of_too_many_invalid_works(tmp_path: Path, bad: int, rows: int) -> None:
     """The share that the message tells to pass is accepted: it is rounded up, never down."""
     invalid = [InvalidRow(row=row, sample_id=f"{row}", reason="empty") for row in range(bad)]
-    summary = Summary(store=tmp_path, rows=rows, written=rows, invalid=invalid, seconds=1.0)
+    summary = ExtractionSummary(
+        store=tmp_path, rows=rows, written=rows, invalid=invalid, seconds=1.0
+    )
     with pytest.raises(TooManyInvalid) as caught:
         summary.check(0.0)
     summary.check(float(str(caught.value).split("--max_invalid_share ")[1]))
@@ -252,7 +259,7 @@ def live(config: ExtractConfig) -> tuple[Teacher, Source]:
     return teacher, open_source(config.source)
 
 
-def run_real(config: ExtractConfig) -> Summary:
+def run_real(config: ExtractConfig) -> ExtractionSummary:
     """Extract with the real teacher of a config, without planning."""
     return run(config, live(config)[0])  # type: ignore[arg-type]
 
@@ -263,7 +270,7 @@ def live_features(
     """Decode, cut and run the teacher again, in the given batches; as the teacher gives it, before rounding."""
     teacher, source = live(config)
     assert isinstance(teacher.preprocessing, PreprocessingRecord)
-    dataset = ViewDataset(source, store.manifest.views, teacher.preprocessing)
+    dataset = ImageInputs(source, store.manifest.views, teacher.preprocessing)
     parts: dict[str, list[Tensor]] = {name: [] for name in store.manifest.fields}
     for rows in batches:
         images = dataset.__getitems__(list(rows)).inputs
@@ -319,7 +326,7 @@ def test_a_batch_is_decoded_as_the_contract_says(image_folder: Path) -> None:
     """What the teacher gets is (B, V, 3, H, W) uint8, cut by featstore.format.views from the decoded picture."""
     source = open_source(SourceConfig(kind="folder", path=str(image_folder)))
     rule = PreprocessingRecord.model_validate({**RULE.model_dump(), "size": (8, 6)})
-    batch: Batch = ViewDataset(source, ViewSet(), rule).__getitems__([3, 0, 3])
+    batch: InputBatch = ImageInputs(source, ViewSet(), rule).__getitems__([3, 0, 3])
     assert batch.inputs.shape == (3, 1, 3, 8, 6)
     assert batch.inputs.dtype == torch.uint8
     assert torch.equal(batch.inputs[0], batch.inputs[2])

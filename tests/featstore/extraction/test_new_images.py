@@ -48,7 +48,7 @@ def seen(monkeypatch: pytest.MonkeyPatch) -> list[int]:
 
     monkeypatch.setattr("featstore.extraction.teachers.build_teacher", build)
     monkeypatch.setattr("featstore.extraction.teachers.check_teacher", lambda *_, **__: None)
-    monkeypatch.setattr("featstore.extraction.dry_run.measure", lambda *_, **__: None)
+    monkeypatch.setattr("featstore.extraction.dry_run.measure_rates", lambda *_, **__: None)
     return batches
 
 

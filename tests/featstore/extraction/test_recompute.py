@@ -27,7 +27,7 @@ from featstore.errors import (
 from featstore.extraction import shards as extract
 from featstore.extraction.config import ExtractConfig, StoreConfig, TeacherConfig, ViewsConfig
 from featstore.extraction.new_manifest import design_store, forward_dtype
-from featstore.extraction.recompute import INT8_MOST, Comparison, recompute, tolerance
+from featstore.extraction.recompute import INT8_MOST, FieldComparison, recompute, tolerance
 from featstore.extraction.teachers import build_teacher
 from featstore.format.manifest import Int8Encoding, TopKEncoding
 from featstore.sources import open_source
@@ -428,7 +428,7 @@ def test_a_manifest_cannot_excuse_everything(sound: Path) -> None:
 
 def test_comparing_rows() -> None:
     """Values by hand: 3-4-5 triangles; shapes that differ and numbers that are not finite are said."""
-    item = Comparison("cls", "teacher", tolerance=0.1)
+    item = FieldComparison("cls", "teacher", tolerance=0.1)
     item.add("a", np.array([[3.0, 4.0]]), np.array([[3.0, 4.0]]))
     assert (item.relative_l2, item.max_abs, item.cosine, item.sound) == (0, 0, 1, True)
     item.add("b", np.array([[3.0, 4.0], [0.0, 5.0]]), np.array([[3.0, 4.0], [3.0, 4.0]]))
@@ -436,13 +436,13 @@ def test_comparing_rows() -> None:
     assert item.max_abs == 3
     assert item.cosine == pytest.approx(0.8)
     assert (item.worst, item.rows, item.sound) == ("b", 2, False)
-    other = Comparison("cls", "teacher", tolerance=0.1)
+    other = FieldComparison("cls", "teacher", tolerance=0.1)
     other.add("a", np.zeros((1, 3)), np.zeros((1, 4)))
     assert "stored as (1, 3) a row, the teacher gives (1, 4)" in other.problem
-    other = Comparison("cls", "teacher", tolerance=0.1)
+    other = FieldComparison("cls", "teacher", tolerance=0.1)
     other.add("a\x1b", np.zeros((1, 3)), np.full((1, 3), np.nan))
     assert other.problem == "a\\x1b: what the teacher gives is not finite"
-    zero = Comparison("cls", "teacher", tolerance=0.1)
+    zero = FieldComparison("cls", "teacher", tolerance=0.1)
     zero.add("a", np.zeros((1, 3)), np.zeros((1, 3)))
     assert zero.relative_l2 == 0
     zero.add("a", np.ones((1, 3)), np.zeros((1, 3)))
@@ -498,5 +498,5 @@ def test_the_command_without_what_it_needs(
 
 def test_results_are_plain_values() -> None:
     """What JSON is made of."""
-    item = dataclasses.asdict(Comparison("cls", "teacher", tolerance=0.1))
+    item = dataclasses.asdict(FieldComparison("cls", "teacher", tolerance=0.1))
     assert json.loads(json.dumps(item)) == item

@@ -12,7 +12,7 @@ import torch
 import featstore
 from featstore.errors import ConfigError, ManifestMismatch, TeacherError
 from featstore.extraction.config import ExtractConfig, StoreConfig, TeacherConfig, ViewsConfig
-from featstore.extraction.images import TextDataset, inputs_of, text_notes
+from featstore.extraction.images import TextInputs, inputs_of, text_notes
 from featstore.extraction.run import run
 from featstore.extraction.teachers import Teacher, build_teacher
 from featstore.format.manifest import TextRecord
@@ -56,7 +56,7 @@ def build(config: TeacherConfig, *fields: str) -> Teacher:
 def tokens_of(teacher: Teacher, *given: str) -> torch.Tensor:
     record = teacher.preprocessing
     assert isinstance(record, TextRecord)
-    dataset = TextDataset(None, teacher.tokenizer, record.max_tokens)  # type: ignore[arg-type]
+    dataset = TextInputs(None, teacher.tokenizer, record.max_tokens)  # type: ignore[arg-type]
     out = np.zeros((len(given), 1, record.max_tokens), np.int32)
     for number, text in enumerate(given):
         dataset.fill(out[number], number, text.encode())

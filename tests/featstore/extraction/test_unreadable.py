@@ -13,14 +13,14 @@ import pytest
 
 from distill.config import DataConfig
 from distill.data.pictures import ViewDataset as StudentDataset
-from distill.data.pictures import load as load_pictures
+from distill.data.pictures import load_batches as load_pictures
 from distill.data.pictures import rule_of
-from distill.data.samples import join
+from distill.data.samples import join_samples
 from distill.data.schedule import CANONICAL, Request
 from featstore import FeatureStore
 from featstore.errors import MissingSamples, SourceError
 from featstore.extraction import unreadable
-from featstore.extraction.images import ViewDataset
+from featstore.extraction.images import ImageInputs
 from featstore.extraction.new_images import find_new
 from featstore.extraction.run import run as run_phase_one
 from featstore.format.views import ViewSet
@@ -99,7 +99,7 @@ def test_a_passing_failure_costs_nothing(
 ) -> None:
     """Two failed attempts, then a good one: the batch is the same as without failures."""
     source = make(images)
-    dataset = ViewDataset(source, ViewSet(), RULE)
+    dataset = ImageInputs(source, ViewSet(), RULE)
     expected = dataset.load(range(6))
     reads = fail(monkeypatch, type(source), error, times=2)
     found = dataset.load(range(6))
@@ -134,7 +134,7 @@ def test_a_lasting_failure_ends_the_run_and_marks_no_row(
 
 def test_memory_that_is_short_while_decoding(images: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A MemoryError of a decoder is no property of the image."""
-    dataset = ViewDataset(folder_source(images), ViewSet(), RULE)
+    dataset = ImageInputs(folder_source(images), ViewSet(), RULE)
     calls = Counter[str]()
     real = load.decode_image  # type: ignore[attr-defined]
 
@@ -155,7 +155,7 @@ def test_an_image_of_its_own_fault_stays_invalid(images: Path) -> None:
     """What another attempt cannot change is a reason of the row: no such file, no permission."""
     source = folder_source(images)
     (images / source.sample_ids[3]).unlink()
-    batch = ViewDataset(source, ViewSet(), RULE).load(range(6))
+    batch = ImageInputs(source, ViewSet(), RULE).load(range(6))
     assert [i for i, reason in enumerate(batch.reasons) if reason] == [3]
     assert load.was_unreadable(str(batch.reasons[3]))
 
@@ -178,7 +178,7 @@ def test_repair_tries_unreadable_rows_again(
         lambda config, *, dtype, **rest: FormulaTeacher(dtype),
     )
     monkeypatch.setattr("featstore.extraction.teachers.check_teacher", lambda *_, **__: None)
-    monkeypatch.setattr("featstore.extraction.dry_run.measure", lambda *_, **__: None)
+    monkeypatch.setattr("featstore.extraction.dry_run.measure_rates", lambda *_, **__: None)
     repair = make_config(images, tmp_path / "s", max_invalid_share=1.0, repair=True)
     before = snapshot(tmp_path / "s")
     run_phase_one(repair)
@@ -238,7 +238,9 @@ def test_phase_two_retries_too(
     """A passing failure changes no batch of a student; a lasting one is one sentence with the image's id."""
     run(make_config(images, tmp_path / "s"))
     store, source = FeatureStore.open(tmp_path / "s"), folder_source(images)
-    samples = join(source, store, DataConfig(labelled=["cat/*"], unlabelled=["*"], test=["dog/*"]))
+    samples = join_samples(
+        source, store, DataConfig(labelled=["cat/*"], unlabelled=["*"], test=["dog/*"])
+    )
     dataset = StudentDataset(samples, rule_of(store, "cls"), size=(8, 8))
     requests = [Request(i, CANONICAL, 0, False) for i in range(len(samples.ids))]
     (expected,) = load_pictures(dataset, [requests], workers=0)

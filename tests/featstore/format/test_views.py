@@ -18,7 +18,7 @@ from featstore.format.views import (
     ViewSet,
     canonical_box,
     cut,
-    describe,
+    describe_views,
     make_views,
     seeded_box,
     view_box,
@@ -272,7 +272,7 @@ def test_the_same_region_at_another_size() -> None:
 def test_which_views_there_are() -> None:
     """Order of the view axis: canonical, then the crops; with mirrors each pair side by side."""
     both = make_views(canonical=True, seeded=2, mirrored=True)
-    assert describe(both) == (
+    assert describe_views(both) == (
         "canonical; canonical, mirrored; seeded 0; seeded 0, mirrored; seeded 1; seeded 1, mirrored"
     )
     assert make_views(canonical=False, seeded=1, mirrored=False) == (View(kind="seeded"),)

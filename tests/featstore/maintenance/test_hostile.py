@@ -23,7 +23,7 @@ import pytest
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
 
-from featstore.format.artefacts import describe, pack
+from featstore.format.artefacts import artefact_record, pack
 from featstore.format.ids import ids_sha256
 from tests.conftest import ROOT
 from tests.featstore import golden
@@ -437,7 +437,7 @@ def artefact(data: bytes) -> Change:
 
     def change(path: Path) -> None:
         (path / "artefacts/channels.safetensors").write_bytes(data)
-        record = describe(data, meaning="x").model_dump()
+        record = artefact_record(data, meaning="x").model_dump()
         edit_manifest(path, lambda values: values["artefacts"].update(channels=record))
 
     return change

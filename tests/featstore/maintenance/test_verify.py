@@ -17,7 +17,7 @@ from featstore.containers.metadata import difference, metadata_files
 from featstore.errors import ConfigError, StoreBusy, StoreError, StoreIncomplete
 from featstore.extraction import teachers
 from featstore.files.locks import shared
-from featstore.format.artefacts import artefact_path, describe, pack
+from featstore.format.artefacts import artefact_path, artefact_record, pack
 from featstore.format.checksummed_json import seal, unseal
 from featstore.format.ledger import (
     complete_path,
@@ -446,7 +446,7 @@ def test_scales_of_channels(path: Path) -> None:
     ):
         data = pack({"scale": scale, "offset": np.zeros(len(scale), "f4")})
         artefact_path(path, "channels").write_bytes(data)
-        record = describe(data, meaning="x")
+        record = artefact_record(data, meaning="x")
         changed = {**manifest.artefacts, "channels": record}
         write_manifest(path, manifest.model_copy(update={"artefacts": changed}))
         complete_path(path).unlink(missing_ok=True)

@@ -111,7 +111,7 @@ def test_a_small_disk_is_found_before_anything_is_made(
     image_folder: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     """The message names need and free space and what to do; nothing is created, and nothing was measured."""
-    monkeypatch.setattr(dry_run, "measure", lambda *_, **__: pytest.fail("measured first"))
+    monkeypatch.setattr(dry_run, "measure_rates", lambda *_, **__: pytest.fail("measured first"))
     usage = shutil.disk_usage(tmp_path)._replace(free=1000)
     monkeypatch.setattr(measure.shutil, "disk_usage", lambda path: usage)  # type: ignore[attr-defined]
     config = make_config(image_folder, tmp_path / "a" / "s")
@@ -147,7 +147,7 @@ def test_planning_of_a_finished_store_measures_nothing(
     """Nothing to do: no seconds are spent on timing the teacher."""
     config = make_config(image_folder, tmp_path / "s")
     run(config)
-    monkeypatch.setattr(dry_run, "measure", lambda *_, **__: pytest.fail("measured"))
+    monkeypatch.setattr(dry_run, "measure_rates", lambda *_, **__: pytest.fail("measured"))
     planned = plan_run(config)
     assert planned.rows_left == 0
     assert not any(line.startswith("time") for line in planned.lines())

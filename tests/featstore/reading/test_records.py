@@ -15,7 +15,7 @@ from pydantic import ValidationError
 from featstore import FeatureStore
 from featstore.containers import make_backend
 from featstore.errors import ConfigError, ManifestMismatch, MissingSamples, ShardCorrupt
-from featstore.format.artefacts import describe, pack, pack_texts, unpack_texts
+from featstore.format.artefacts import artefact_record, pack, pack_texts, unpack_texts
 from featstore.format.fields import empty_columns, put, put_ragged
 from featstore.format.int8 import Channels, Scheme, calibrate
 from featstore.format.manifest import (
@@ -53,7 +53,7 @@ def build(
         name: pack({"scale": item.scale, "offset": item.offset})
         for name, item in (channels or {}).items()
     } | changes.pop("files", {})
-    artefacts = {name: describe(data, meaning="test") for name, data in files.items()}
+    artefacts = {name: artefact_record(data, meaning="test") for name, data in files.items()}
     values_of = {**manifest.model_dump(), "fields": fields, "artefacts": artefacts, **changes}
     manifest = open_or_create(path, Manifest.model_validate(values_of), files)
     backend = make_backend(path, manifest)

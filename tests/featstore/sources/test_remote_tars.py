@@ -10,8 +10,8 @@ import pytest
 import torch
 
 from distill.config import DataConfig
-from distill.data.pictures import ViewDataset, load, rule_of
-from distill.data.samples import join
+from distill.data.pictures import ViewDataset, load_batches, rule_of
+from distill.data.samples import join_samples
 from distill.data.schedule import Request
 from featstore import FeatureStore
 from featstore.errors import SourceError
@@ -122,11 +122,11 @@ def test_phase_two_reads_a_bucket(folder: Path, bucket: OwnBucket, tmp_path: Pat
 def views(source: Source, store: FeatureStore, *, workers: int) -> torch.Tensor:
     """Views of all images, in an order of their own."""
     everything = DataConfig(labelled=[], unlabelled=["*"], test=[])
-    samples = join(source, store, everything)
+    samples = join_samples(source, store, everything)
     order = np.random.default_rng(0).permutation(len(samples.ids)).tolist()
     dataset = ViewDataset(samples, rule_of(store, "cls"), size=(8, 8))
     batches = [[Request(i, 1, 0, False) for i in order[at : at + 4]] for at in range(0, 15, 4)]
-    return torch.cat([one.pixels for one in load(dataset, batches, workers=workers)])
+    return torch.cat([one.pixels for one in load_batches(dataset, batches, workers=workers)])
 
 
 def test_a_tar_that_is_replaced_is_refused(bucket: OwnBucket) -> None:

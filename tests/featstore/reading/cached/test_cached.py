@@ -178,8 +178,8 @@ def test_every_kind_of_field_reads_as_from_the_folder(container: str, tmp_path: 
                 np.testing.assert_array_equal(store.artefact(name)[key], values)
         with pytest.raises(MissingSamples, match=url):
             store.gather(next(iter(store.manifest.fields)), [golden.INVALID])
-        summary = inspect.summarise(store, counts=True)
-        assert summary == {**inspect.summarise(local, counts=True), "path": url}
+        summary = inspect.inspect_values(store, counts=True)
+        assert summary == {**inspect.inspect_values(local, counts=True), "path": url}
         # Forked loader processes connect anew.
         child = fork(lambda: FeatureStore.open(url, cache=config(tmp_path / "other")).valid)
         assert wait(child) == 0
