@@ -47,7 +47,6 @@ class Values(Targets):
         self.known = np.any(np.isfinite(self.values).reshape(len(values), -1), axis=1)
 
     def of(self, sample: int, frame: Frame) -> Array:
-        """See ``Targets.of``."""
         found: Array = self.values[sample]
         return found
 

@@ -102,7 +102,6 @@ class Work:
         }
 
     def compare(self, logits: Logits, reference: Logits) -> dict[str, float]:
-        """See ``parity.compare_answers``."""
         return compare_answers(logits, reference, classes=self.classes)
 
     def lost(self, before: float, after: float) -> float:

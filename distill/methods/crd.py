@@ -138,7 +138,6 @@ class CRD(VectorMethod):
         return {"bank": self.bank, "constants": self.constants}
 
     def load_state(self, state: dict[str, Any]) -> None:
-        """See ``Component.load_state``."""
         self.bank.copy_(state["bank"])
         self.constants.copy_(state["constants"])
         self.estimated = bool((self.constants > 0).all())

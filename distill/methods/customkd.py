@@ -309,7 +309,6 @@ class CustomKD(VectorMethod):
         return options.w_logits * linear_ramp(self.epoch, options.logits_warmup_epochs) * value
 
     def end_epoch(self, epoch: int) -> dict[str, float]:
-        """See ``Watch.end_epoch``."""
         return self.watch.end_epoch() if self.options.customises else {}
 
     def warnings(self) -> dict[str, str]:
@@ -325,7 +324,6 @@ class CustomKD(VectorMethod):
         return state
 
     def load_state(self, state: dict[str, Any]) -> None:
-        """See ``Component.load_state``."""
         self.epoch = state["epoch"]
         if self.options.customises:
             self.teacher_side.load_state_dict(state["teacher_side"])

@@ -105,7 +105,6 @@ class DKD(ProbeLogits):
         return {"epoch": self.epoch}
 
     def load_state(self, state: dict[str, Any]) -> None:
-        """See ``Component.load_state``."""
         self.epoch = state["epoch"]
 
 

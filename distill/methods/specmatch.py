@@ -102,6 +102,5 @@ class SpecMatch(VectorMethod):
         return {"basis": self.basis.state_dict(), "pieces": self.pieces}
 
     def load_state(self, state: dict[str, Any]) -> None:
-        """See ``Component.load_state``."""
         self.basis.load_state_dict(state["basis"])
         self._count(state["pieces"])

@@ -68,7 +68,6 @@ class Partner(Component, ABC):
         return dict(self.memory)
 
     def load_state(self, state: dict[str, Any]) -> None:
-        """See ``Component.load_state``."""
         assert state.keys() == self.memory.keys(), "the checkpoint is of other settings"
         for name, tensor in self.memory.items():
             tensor.copy_(state[name])

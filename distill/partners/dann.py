@@ -64,7 +64,6 @@ class DANN(Partner):
         return {"domain": self.options.weight * bce}
 
     def load_state(self, state: dict[str, Any]) -> None:
-        """See ``Component.load_state``."""
         super().load_state(state)
         self._set_factor()
 

@@ -78,7 +78,6 @@ class Pairs(Partner):
     def loss(
         self, labelled: Output, weak: Output, strong: Sequence[Output], batch: Batch
     ) -> dict[str, Tensor]:
-        """See ``Partner.loss``."""
         indices = batch.indices[batch.num_labelled :]
         known = self._usable[indices]
         pair = self._pair[indices][known].to(weak.features.device)

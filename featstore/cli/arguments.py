@@ -13,10 +13,10 @@ from typing import Any, get_args
 
 from featstore.cli.progress_bar import progress_bar
 from featstore.errors import printable
+from featstore.files.progress import Progress
 from featstore.format.manifest import Codec, Container, Manifest
 from featstore.places.base import Retry
 from featstore.places.open_place import is_url
-from featstore.writing.fill import Progress
 
 Arguments = Mapping[str, dict[str, Any]]
 """By flag or name, the options of ``ArgumentParser.add_argument``."""

@@ -6,7 +6,7 @@ from contextlib import contextmanager
 
 from tqdm import tqdm
 
-from featstore.writing.fill import Progress
+from featstore.files.progress import Progress
 
 
 @contextmanager

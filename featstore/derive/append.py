@@ -40,6 +40,7 @@ from featstore.files.atomic import (
     write_bytes,
 )
 from featstore.files.locks import exclusive
+from featstore.files.progress import Progress, no_progress
 from featstore.format.ids import ids_sha256
 from featstore.format.ledger import LEDGER_FOLDER, entry_path
 from featstore.format.manifest import (
@@ -51,7 +52,7 @@ from featstore.format.manifest import (
 )
 from featstore.reading.store import FeatureStore
 from featstore.writing.commit import open_or_create, remove_leftovers
-from featstore.writing.fill import Progress, check_apart, make_store, no_progress
+from featstore.writing.fill import check_apart, make_store
 
 OPTIONAL_FILES = ("README.md", "card.html")
 """Optional files that are copied into the new version; a signature is not, because it signs the old one."""

@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 
 from featstore.files.array_types import Array, Rows
+from featstore.files.progress import Progress, no_progress
 from featstore.format.artefacts import artefact_path
 from featstore.format.fields import empty_columns, field_columns, put, put_ragged
 from featstore.format.int8 import Channels
@@ -25,7 +26,7 @@ from featstore.format.manifest import Manifest, RaggedEncoding, WorkRecord, new_
 from featstore.reading.store import FeatureStore
 from featstore.reading.stored_rows import RowReader
 from featstore.writing.commit import Shard, text_column
-from featstore.writing.fill import Progress, check_apart, make_store, no_progress
+from featstore.writing.fill import check_apart, make_store
 
 NO_ROW = -1  # no store of an axis has a row for a row of the new store
 STEP_ROWS = 65_536  # rows that are read at a time where all rows of a store are needed

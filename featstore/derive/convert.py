@@ -4,11 +4,11 @@ from pathlib import Path
 
 from featstore.derive.composition import Composition, artefact_bytes, compose, derived, whole
 from featstore.errors import ConfigError
+from featstore.files.progress import Progress, no_progress
 from featstore.format.manifest import Codec, Container, Manifest, WorkRecord
 from featstore.planning.costs import shard_rows as fitting_rows
 from featstore.reading.store import FeatureStore
 from featstore.version import __version__
-from featstore.writing.fill import Progress, no_progress
 
 MOST_SHARD_MB = 256
 """Most megabytes of the widest column of a shard, where the size of shards has to be chosen."""

@@ -22,12 +22,12 @@ import numpy as np
 from featstore.derive.composition import STEP_ROWS, Composition, compose, whole
 from featstore.errors import ConfigError, shorten
 from featstore.files.array_types import Array, Rows
+from featstore.files.progress import Progress, no_progress
 from featstore.format.artefacts import artefact_record, pack
 from featstore.format.manifest import FieldRecord, Manifest, TeacherRecord, new_manifest
 from featstore.reading.store import FeatureStore
 from featstore.reading.stored_rows import RowReader
 from featstore.version import __version__
-from featstore.writing.fill import Progress, no_progress
 
 Rule = Literal["knfu", "uniform"]
 
@@ -59,7 +59,7 @@ def fuse(
         beta: Of rule knfu; 0 is uniform.
         fields: Of the teams, at least two; empty takes every field that a teacher made with one vector of as many
             classes as the first one.
-        progress: See ``featstore.writing.fill.Progress``.
+        progress: See ``featstore.files.progress.Progress``.
 
     Returns:
         The manifest of the new store, and the (K, K) weights, a row per team.

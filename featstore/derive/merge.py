@@ -10,9 +10,10 @@ from featstore.derive.composition import compose
 from featstore.derive.merge_rows import Duplicates, plan_rows
 from featstore.derive.merge_teachers import Missing, plan_teachers
 from featstore.errors import ConfigError, ManifestMismatch
+from featstore.files.progress import Progress, no_progress
 from featstore.format.manifest import Manifest
 from featstore.reading.store import FeatureStore
-from featstore.writing.fill import Progress, check_apart, no_progress
+from featstore.writing.fill import check_apart
 
 Kind = Literal["rows", "teachers"]
 

@@ -13,6 +13,7 @@ import numpy as np
 from featstore.derive.composition import Composition, artefact_bytes, compose, derived, whole
 from featstore.errors import ConfigError
 from featstore.files.array_types import Array, Rows
+from featstore.files.progress import Progress, no_progress
 from featstore.format.artefacts import artefact_record, pack, read_channels
 from featstore.format.fields import numpy_dtype
 from featstore.format.int8 import Channels, RoundingError, calibrate, dequantise, rounding_error
@@ -27,7 +28,6 @@ from featstore.format.manifest import (
 from featstore.reading.store import FeatureStore
 from featstore.reading.stored_rows import RowReader
 from featstore.version import __version__
-from featstore.writing.fill import Progress, no_progress
 
 StoredType = Literal["int8", "bfloat16", "float16", "float32"]
 

@@ -10,9 +10,9 @@ import numpy as np
 from featstore.derive.subset import content_keys, subset
 from featstore.errors import ConfigError, shorten
 from featstore.files.array_types import Rows
+from featstore.files.progress import Progress, no_progress
 from featstore.format.manifest import Manifest
 from featstore.reading.store import FeatureStore
-from featstore.writing.fill import Progress, no_progress
 
 
 def split(

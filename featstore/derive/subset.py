@@ -25,12 +25,12 @@ from featstore.derive.composition import (
 )
 from featstore.errors import ConfigError, MissingSamples, shorten
 from featstore.files.array_types import Rows
+from featstore.files.progress import Progress, no_progress
 from featstore.format.ids import ids_sha256
 from featstore.format.manifest import ArtefactRecord, Int8Encoding, Manifest
 from featstore.format.views import View
 from featstore.reading.store import FeatureStore
 from featstore.version import __version__
-from featstore.writing.fill import Progress, no_progress
 
 COMPARE: dict[str, Callable[[npt.NDArray[Any], float], npt.NDArray[np.bool_]]] = {
     ">=": operator.ge,

@@ -12,6 +12,7 @@ from featstore.derive.append import link_shards
 from featstore.derive.composition import Composition, ShardMaker, artefact_bytes, derived, whole
 from featstore.errors import ConfigError, shorten
 from featstore.files.array_types import Rows
+from featstore.files.progress import Progress, no_progress
 from featstore.format.artefacts import artefact_record
 from featstore.format.ids import check_name
 from featstore.format.manifest import Manifest
@@ -20,7 +21,7 @@ from featstore.format.views import View
 from featstore.reading.store import FeatureStore
 from featstore.version import __version__
 from featstore.writing.commit import open_or_create
-from featstore.writing.fill import Progress, check_apart, make_store, no_progress
+from featstore.writing.fill import check_apart, make_store
 
 BLOCK_ROWS = 4096  # rows that are read at a time
 
@@ -42,7 +43,7 @@ def add_text_table(
         name: Name of the table; ``texts.`` is put before it.
         field: Vector field in whose space the texts lie.
         origin: How the embeddings were made, for the manifest.
-        progress: See ``featstore.writing.fill.Progress``.
+        progress: See ``featstore.files.progress.Progress``.
 
     Returns:
         The manifest of the new store.

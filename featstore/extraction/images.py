@@ -128,7 +128,6 @@ class ImageInputs(InputDataset):
         self.pictures = pictures
 
     def fill(self, out: Array, row: int, data: bytes) -> bytes:
-        """See ``InputDataset.fill``."""
         image = decode(self.source, row, data)
         for v, view in enumerate(self.rule.views.views):
             out[v] = self.rule.cut(image, view, sample_id=self.source.sample_ids[row])
@@ -147,7 +146,6 @@ class TextInputs(InputDataset):
         super().__init__(source, (1, max_tokens), np.int32)
 
     def fill(self, out: Array, row: int, data: bytes) -> bytes:
-        """See ``InputDataset.fill``."""
         tokens = self.tokenizer(data.decode())
         out[0] = PADDING
         out[0, : len(tokens)] = tokens

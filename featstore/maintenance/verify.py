@@ -21,6 +21,7 @@ from featstore.errors import ManifestMismatch, ShardCorrupt, StoreError, shorten
 from featstore.files.array_types import Rows
 from featstore.files.atomic import TEMPORARY_PREFIX, refused, write_bytes
 from featstore.files.locks import LOCK_NAME, PUBLISH_NAME, exclusive
+from featstore.files.progress import Progress
 from featstore.files.untrusted import check_real_folder, plain_size, read_plain
 from featstore.format.artefacts import FOLDER as ARTEFACT_FOLDER
 from featstore.format.artefacts import artefact_path, check_artefact, read_artefact
@@ -54,8 +55,6 @@ from featstore.writing.leases import LEASE_FOLDER
 SHOWN_IDS = 5
 MOST_LOST = 1000
 """At most so many missing entries of a store that is marked as complete are listed one by one."""
-
-Progress = Callable[[int, int], None]  # called with (done, total): shards, or blocks of a sample
 
 
 @dataclass

@@ -102,11 +102,9 @@ class Shards:
         raise NotImplementedError
 
     def artefact(self, name: str) -> dict[str, Any]:
-        """See ``featstore.format.artefacts.read_artefact``."""
         raise NotImplementedError
 
     def channels(self) -> dict[str, Channels]:
-        """See ``featstore.format.artefacts.read_channels``."""
         return read_channels(self.path, self.manifest)
 
     # What follows is for shards that are fetched and evicted; a local folder has nothing to do.

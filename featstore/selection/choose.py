@@ -9,7 +9,7 @@
 # n candidates, q rows to be like, D numbers of a row
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -22,6 +22,7 @@ from featstore.duplicates.near import THRESHOLD, near_duplicates
 from featstore.duplicates.unit_vectors import Floats, UnitVectors, blocks, default_field
 from featstore.errors import ConfigError, ManifestMismatch, shorten
 from featstore.files.array_types import Rows
+from featstore.files.progress import Progress, no_progress
 from featstore.format.ids import write_ids
 from featstore.format.manifest import MANIFEST_NAME, differences
 from featstore.places.open_place import is_url
@@ -33,8 +34,6 @@ MOST_CLUSTERS = 1024  # most clusters; for more rows, several are chosen of each
 EXACT_ROWS = 50_000  # up to this number of rows, all pairs are compared
 CELL_ROWS = 250  # mean number of rows of a cluster where pairs are compared within clusters
 MOST_KEPT = 2**26  # most neighbours held in memory, over all target rows
-
-Progress = Callable[[int, int], None]
 
 
 @dataclass(frozen=True)
@@ -73,7 +72,7 @@ def select(
     field: str | None = None,
     threshold: float = THRESHOLD,
     seed: int = 0,
-    progress: Progress = lambda done, total: None,
+    progress: Progress = no_progress,
 ) -> Selection:
     """Choose images by their stored features, e.g. those that are worth a student's time.
 

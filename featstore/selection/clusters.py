@@ -2,7 +2,6 @@
 
 # n rows, A principal components, K clusters
 
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -10,13 +9,12 @@ import numpy as np
 from featstore.duplicates.unit_vectors import Floats, UnitVectors, blocks
 from featstore.errors import ConfigError
 from featstore.files.array_types import Rows
+from featstore.files.progress import Progress
 
 AXES = 64  # principal components that features are reduced to
 
 BATCH = 8192
 PCA_ROWS = 20_480  # rows, evenly spread, that the principal components are measured on
-
-Progress = Callable[[int, int], None]
 
 
 @dataclass(frozen=True)

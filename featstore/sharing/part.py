@@ -102,7 +102,6 @@ class Part:
         return first != "fields" or not self.fields or rest[0] in self.fields
 
     def choose(self, store: FeatureStore) -> Rows | range:
-        """See ``featstore.derive.subset.choose_rows``."""
         return choose_rows(store, where=self.where, rows=self.rows)
 
 

@@ -2,21 +2,15 @@
 
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
 from featstore.errors import StoreError
+from featstore.files.progress import Progress
 from featstore.format.manifest import Manifest
 from featstore.places.base import Place
 from featstore.text import format_bytes
-
-Progress = Callable[[int, int], None]
-"""Called with the bytes that were transferred, and those that will be; the latter is an estimate at first."""
-
-
-def no_progress(done: int, total: int) -> None:
-    """TransferReport nothing."""
 
 
 @dataclass(frozen=True, kw_only=True)

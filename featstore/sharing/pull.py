@@ -14,6 +14,7 @@ from featstore.errors import ConfigError
 from featstore.files.array_types import Rows
 from featstore.files.atomic import write_bytes
 from featstore.files.locks import exclusive
+from featstore.files.progress import Progress, no_progress
 from featstore.format.ledger import complete_path
 from featstore.format.manifest import MANIFEST_NAME, Manifest, read_manifest
 from featstore.places.base import Place, Retry
@@ -41,11 +42,9 @@ from featstore.sharing.partial_folder import (
 )
 from featstore.sharing.progress import (
     Meter,
-    Progress,
     TransferReport,
     counts_in_errors,
     explain_system_errors,
-    no_progress,
 )
 from featstore.sharing.receiver import Receiver, entries_sha256
 from featstore.writing.commit import remove_leftovers

@@ -19,6 +19,7 @@ from featstore.errors import (
     shorten,
 )
 from featstore.files.atomic import TEMPORARY_PREFIX
+from featstore.files.progress import Progress, no_progress
 from featstore.files.untrusted import MOST_JSON_BYTES
 from featstore.format.file_names import SIGNATURE_NAME
 from featstore.format.ledger import LEDGER_FOLDER
@@ -38,11 +39,9 @@ from featstore.sharing.jobs import run_jobs
 from featstore.sharing.part import NOTE, Part, write_part
 from featstore.sharing.progress import (
     Meter,
-    Progress,
     TransferReport,
     counts_in_errors,
     explain_system_errors,
-    no_progress,
 )
 from featstore.sharing.sender import Sender
 from featstore.sharing.verify_url import check_there

@@ -15,9 +15,10 @@ import google_crc32c
 from featstore.containers import make_backend
 from featstore.containers.metadata import difference, metadata_files
 from featstore.errors import RemoteNotFound, ShardCorrupt, shorten
+from featstore.files.progress import Progress
 from featstore.files.untrusted import MOST_JSON_BYTES
 from featstore.format.ledger import ObjectRecord, ShardRecord
-from featstore.maintenance.verify import Progress, VerifyReport, draw_blocks
+from featstore.maintenance.verify import VerifyReport, draw_blocks
 from featstore.maintenance.verify_shard import Damage, Kind
 from featstore.places.base import Place, Retry, TooLong
 from featstore.places.open_place import open_place

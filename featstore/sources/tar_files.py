@@ -38,21 +38,17 @@ class TarFile(io.RawIOBase):
         """Return up to ``size`` bytes from an offset on; fewer at the end of the tar."""
 
     def readable(self) -> bool:
-        """See ``io.RawIOBase``."""
         return True
 
     def seekable(self) -> bool:
-        """See ``io.RawIOBase``."""
         return True
 
     def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
-        """See ``io.RawIOBase``."""
         start = {os.SEEK_SET: 0, os.SEEK_CUR: self._position, os.SEEK_END: self.size}[whence]
         self._position = max(0, start + offset)
         return self._position
 
     def readinto(self, buffer: Any) -> int:
-        """See ``io.RawIOBase``."""
         data = self.pread(min(len(buffer), max(0, self.size - self._position)), self._position)
         buffer[: len(data)] = data
         self._position += len(data)
@@ -81,7 +77,6 @@ class LocalTar(TarFile):
         self.size, self.stamp = found.st_size, f"{found.st_size} {found.st_mtime_ns}"
 
     def pread(self, size: int, offset: int) -> bytes:
-        """See ``TarFile.pread``."""
         return os.pread(self._number, size, offset)
 
     def close(self) -> None:

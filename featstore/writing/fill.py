@@ -9,6 +9,7 @@ from featstore.containers import make_backend
 from featstore.containers.base import Backend
 from featstore.errors import ConfigError
 from featstore.files.locks import shared
+from featstore.files.progress import Progress
 from featstore.format.ledger import read_complete
 from featstore.format.manifest import Manifest
 from featstore.writing.commit import Shard, ShardWriter, finish, open_or_create, tidy
@@ -24,13 +25,6 @@ LEASE_S = 60
 MakeShards = Callable[[Claims, int], Iterator[Shard]]
 """Function that makes shards: given the claims of this process and a claimed shard, it yields that shard, and may claim
 and yield more. It may give back a shard that another process has committed meanwhile."""
-
-Progress = Callable[[int, int], None]
-"""Function called with the number of shards written by this process, and the number that were missing."""
-
-
-def no_progress(done: int, total: int) -> None:
-    """Report no progress."""
 
 
 @dataclass

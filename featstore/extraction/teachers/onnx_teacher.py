@@ -51,7 +51,6 @@ class OnnxTower(Tower):
         return (height, width) if isinstance(height, int) and isinstance(width, int) else None
 
     def encode(self, images: Tensor) -> dict[str, Tensor]:
-        """See ``Tower.encode``."""
         pixels = images.float().cpu().contiguous().numpy()
         if self.takes_half:
             pixels = pixels.astype(np.float16)

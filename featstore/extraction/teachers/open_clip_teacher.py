@@ -38,7 +38,6 @@ class OpenClipTower(Tower):
             cast(Any, visual).output_tokens = True
 
     def split(self, tokens: Tensor) -> dict[str, Tensor]:
-        """See ``Tower.split``."""
         visual = cast(Any, self.visual)
         if not self.is_vit:
             return spatial_parts(getattr(visual, "trunk", None), tokens)
@@ -46,7 +45,6 @@ class OpenClipTower(Tower):
         return {"tokens": tokens, "cls": tokens[:, 0], "map": grid}
 
     def encode(self, images: Tensor) -> dict[str, Tensor]:
-        """See ``Tower.encode``."""
         visual = cast(Any, self.visual)
         if hasattr(visual, "trunk"):
             features = visual.trunk.forward_features(images)

@@ -45,11 +45,9 @@ class PythonTower(Tower):
         self.prefix = int(getattr(model, "num_prefix_tokens", 0))
 
     def split(self, tokens: Tensor) -> dict[str, Tensor]:
-        """See ``Tower.split``."""
         return split_tokens(tokens, self.prefix)
 
     def encode(self, images: Tensor) -> dict[str, Tensor]:
-        """See ``Tower.encode``."""
         out = self.model(images)
         if isinstance(out, Tensor):
             name = {2: "pooled", 3: "tokens"}.get(out.ndim, "output")

@@ -71,7 +71,6 @@ class TransformersText(TextTower):
         self.projection = getattr(model, "text_projection", None)
 
     def run(self, ids_BL: Tensor, mask_BL: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
-        """See ``TextTower.run``."""
         output = self.text(input_ids=ids_BL, attention_mask=mask_BL)
         others = {}
         if self.projection is not None:
@@ -96,7 +95,6 @@ class OnnxText(TextTower):
             )
 
     def run(self, ids_BL: Tensor, mask_BL: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
-        """See ``TextTower.run``."""
         given = dict(zip(self.INPUTS, (ids_BL, mask_BL, torch.zeros_like(ids_BL)), strict=True))
         feed = {
             name: given[name].to(torch.int32 if "int32" in kind else torch.int64).cpu().numpy()

@@ -27,11 +27,9 @@ class TimmTower(Tower):
             self.layout = torch.contiguous_format
 
     def split(self, tokens: Tensor) -> dict[str, Tensor]:
-        """See ``Tower.split``."""
         return spatial_parts(self.model, tokens)
 
     def encode(self, images: Tensor) -> dict[str, Tensor]:
-        """See ``Tower.encode``."""
         model = cast(Any, self.model)
         features = model.forward_features(images)
         out = spatial_parts(model, features)

@@ -55,7 +55,6 @@ class TransformersTower(Tower):
         return out
 
     def encode(self, images: Tensor) -> dict[str, Tensor]:
-        """See ``Tower.encode``."""
         output = self.vision(pixel_values=images)
         tokens = output.last_hidden_state
         out = self.split(tokens if self.norm is None else self.norm(tokens))

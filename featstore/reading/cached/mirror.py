@@ -116,7 +116,6 @@ class Mirror:
         self._compare_ledger()
 
     def entry(self, shard: int) -> ShardRecord:
-        """See ``featstore.format.ledger.read_entry``."""
         self.bring_entries([shard])
         with url_in_errors(self.url, self.folder):
             try:
@@ -181,7 +180,6 @@ class Mirror:
         self._bring({name: record.bytes for name, (_, record) in objects.items()}, check)
 
     def artefact(self, name: str) -> dict[str, Any]:
-        """See ``featstore.format.artefacts.read_artefact``."""
         self.bring_artefact(name)
         with url_in_errors(self.url, self.folder):
             try:
