@@ -1,6 +1,5 @@
 """The one loop for all methods, from joined data and the name of a method to an exported, measured student."""
 
-import copy
 import dataclasses
 import math
 import time
@@ -8,26 +7,15 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import timm.utils
 import torch
 from accelerate import Accelerator
 from accelerate.utils import broadcast, gather_object, set_seed
-from torch import Tensor
 
 from distill.config import DistillConfig
 from distill.data.joined import JoinedData
-from distill.data.pictures import Batch, BatchMaker, Changes, Pictures, load_batches
-from distill.data.samples import Split
-from distill.data.schedule import EpochPlan, Indices, JointSampler, Stream, make_epoch_plan
-from distill.evaluation.evaluate import Viewer
+from distill.data.pictures import Batch, BatchMaker, Pictures
 from distill.measures.linear_probe import LinearProbe
-from distill.methods import METHODS, Method, Output, Setup
-from distill.methods.base import Component, Needs, Side
-from distill.methods.trainee import Trainee
-from distill.partners import PARTNERS, Partner
-from distill.register import options_of, resolved
-from distill.student.model import Student
-from distill.tasks import build_task
+from distill.register import resolved
 from distill.training import checkpoint, run_folder
 from distill.training.best import Best
 from distill.training.launch import make_accelerator as make_accelerator
@@ -37,14 +25,14 @@ from distill.training.optim import (
     clean_errors,
     ema_warning,
     gradient_norm,
-    make_optimiser,
     read_terms,
 )
 from distill.training.progress import RunProgress
 from distill.training.results import FinishHook, TrainedRun, write_results
+from distill.training.run_parts import RunParts
 from distill.training.run_settings import write_settings
 from distill.training.saved_student import load_whole_state, whole_state
-from featstore.errors import ConfigError
+from distill.training.step_loss import loss_terms
 
 Callback = Callable[[dict[str, Any]], None]
 """Called in the main process with every line of metrics.jsonl (step, epoch, losses, score) and with the final record;
@@ -130,7 +118,7 @@ def run(
             accelerator.free_memory()
 
 
-class Loop:
+class Loop(RunParts):
     """One run in memory. ``start``, ``train`` and ``finish`` are called once, in this order."""
 
     def __init__(
@@ -146,56 +134,9 @@ class Loop:
         asked: run_folder.Contract,
         callbacks: Sequence[Callback] = (),
     ) -> None:
-        self.config, self.probe, self.seed = config, probe, seed
-        self.method_name, self.folder, self.contract = method, folder, asked
-        self.name = run_folder.run_name(config, method)
+        super().__init__(config, data, probe, method=method, seed=seed, accelerator=accelerator)
+        self.folder, self.contract = folder, asked
         self.callbacks = callbacks if accelerator.is_main_process else ()
-        self.accelerator = accelerator
-        self.task = build_task(config, data)
-        data = self.task.data  # type: ignore[assignment]  # joined, with the task's targets
-        self.data = data
-        self.part: Split = self.task.split(seed, measured=config.eval.part)
-        self.picker = data.picker(seed)
-        partner = PARTNERS.get(config.partner)
-        self.strong = 0
-        self.needs: Needs = METHODS[method].needs(options_of(config, method))
-        if partner is not None:
-            partner_options = options_of(config, config.partner)
-            self.needs |= partner.needs(partner_options)
-            self.strong = partner.strong_views(partner_options)
-        self.plan = self._plan()
-        self.viewer = Viewer(
-            data=data,
-            settings=config.eval,
-            workers=config.train.workers,
-            accelerator=accelerator,
-            cache=data.cache(config.data.cache_mb),
-        )
-        # The student comes first after seeding, so that all methods start from the same weights.
-        set_seed(seed)
-        self.student: Student = self._build_student()
-        self.task.begin(self.student, self.part, self._targets)
-        setup = self._setup()
-        self.method: Method = METHODS[method](setup, options_of(config, method))
-        self.partner: Partner | None = None
-        if partner is not None:
-            self.partner = partner(setup, partner_options)
-        self.trainee = Trainee(self.student, self._sides())
-        self.trainee.to(memory_format=torch.channels_last)  # as the pictures are
-        self.optimiser, self.scheduler = make_optimiser(
-            self.trainee, config.train, steps_per_epoch=self.plan.steps_per_epoch
-        )
-        self.parameters = list(self.trainee.parameters())
-        self.model, self.prepared = accelerator.prepare(self.trainee, self.optimiser)
-        self.ema = (
-            # Statistics of batch norm are copied, not averaged: an average of statistics fits no weights. The decay
-            # rises with the steps, so that the first weights do not stay in the average of a short run.
-            timm.utils.ModelEmaV3(
-                self.trainee, decay=config.train.ema, use_warmup=True, exclude_buffers=True
-            )
-            if config.train.ema
-            else None
-        )
         self.meter = TermSums()
         self.measure = self.task.measures[0]
         self.best = Best(self.measure, config.train.patience)
@@ -203,62 +144,6 @@ class Loop:
         self.step = 0
         self.seconds = 0.0
         self.log = run_folder.MetricsLog(folder / "metrics.jsonl", enabled=False)
-
-    def _build_student(self) -> Student:
-        return self.task.student(self.seed)
-
-    def _plan(self) -> EpochPlan:
-        return make_epoch_plan(
-            self.config.train,
-            num_labelled=len(self.part.labelled),
-            num_unlabelled=len(self.part.unlabelled),
-            use_unlabelled=self.needs.unlabelled,
-            processes=self.accelerator.num_processes,
-        )
-
-    def _setup(self) -> Setup:
-        return Setup(
-            config=self.config,
-            seed=self.seed,
-            samples=self.data.samples,
-            split=self.part,
-            features=self.data.features,
-            grid=self.data.grid if self.needs.grid else None,
-            picker=self.picker,
-            probe=self.probe,
-            student=self.student,
-            device=self.accelerator.device,
-            processes=self.accelerator.num_processes,
-            epochs=self.config.train.epochs,
-            steps_per_epoch=self.plan.steps_per_epoch,
-            gather=self.accelerator.gather,
-            predict=self._predict,
-            targets=self._targets,
-        )
-
-    @property
-    def parts(self) -> list[Component]:
-        """The method, and the partner if there is one."""
-        return [self.method] if self.partner is None else [self.method, self.partner]
-
-    def _sides(self) -> dict[str, Side]:
-        sides: dict[str, Side] = {}
-        for part in self.parts:
-            own = part.student_sides()
-            assert not own.keys() & sides.keys(), f"two parts name a side {own.keys() & sides}"
-            sides |= own
-        return sides
-
-    def _predict(self, indices: Indices) -> tuple[Tensor, Tensor]:
-        return self.viewer.run(self._folded(self.trainee), indices)
-
-    def _targets(self, indices: Indices) -> Tensor:
-        return self.viewer.targets(self.student, indices)
-
-    @property
-    def total_steps(self) -> int:
-        """Optimiser steps of the whole run."""
-        return self.config.train.epochs * self.plan.steps_per_epoch
 
     def start(self, saved: dict[str, Any] | None) -> None:
         """Write the resolved settings, open the logs, and take back a checkpoint if there is one."""
@@ -310,7 +195,7 @@ class Loop:
         """
         began = time.monotonic() - self.seconds
         self._due = time.monotonic() + CHECKPOINT_S
-        pictures = self._pictures()
+        pictures = self.pictures(self.step)
         maker = self.data.stored_maker(
             self.student, self.accelerator.device, vector=self.needs.vector, grid=self.needs.grid
         )
@@ -359,36 +244,13 @@ class Loop:
         """Whether the end of an epoch is worth a checkpoint: the last one, or some seconds after the one before."""
         return self.step == self.total_steps or self.best.over or self._is_over(self._due)
 
-    def _pictures(self) -> Iterator[Pictures]:
-        """One loader for all that is left of the run, so that its processes start once."""
-        sizes = {"labelled": self.plan.labelled, "unlabelled": self.plan.unlabelled}
-        streams = {
-            name: Stream(getattr(self.part, name), seed=self.seed, name=name) if size else None
-            for name, size in sizes.items()
-        }
-        sampler = JointSampler(
-            labelled=streams["labelled"],
-            unlabelled=streams["unlabelled"],
-            picker=self.picker,
-            plan=self.plan,
-            rank=self.accelerator.process_index,
-            processes=self.accelerator.num_processes,
-            start=self.step,
-            stop=self.total_steps,
-            strong=self.strong,
-        )
-        dataset = self.data.dataset(
-            self.student, changes=Changes(self.config.data), cache=self.viewer.cache
-        )
-        return load_batches(dataset, sampler, workers=self.config.train.workers)
-
     def _one_step(self, pictures: Iterator[Pictures], maker: BatchMaker, epoch: int) -> float:
         """One optimiser step over all its pieces. Returns the loss of this process's last piece."""
         loss = 0.0
         for _ in range(self.config.train.grad_accum):
             batch: Batch = maker(next(pictures))
             with self.accelerator.accumulate(self.model), clean_errors():
-                terms = self._terms(batch, epoch)
+                terms = loss_terms(self, batch, epoch)
                 total = torch.stack(list(terms.values())).sum()
                 self.accelerator.backward(total)
                 norm = None
@@ -417,56 +279,6 @@ class Loop:
         if self.ema is not None:
             self.ema.update(self.trainee, step=self.step)
         return loss
-
-    def _terms(self, batch: Batch, epoch: int) -> dict[str, Tensor]:
-        """The loss, by weighted terms; in the final fine-tuning only the supervised ones count."""
-        supervised, others = self._all_terms(batch, epoch)
-        if epoch < self.config.train.epochs - self.config.train.finetune_epochs:
-            return supervised | others
-        if not supervised:
-            raise ConfigError(
-                f"--train.finetune_epochs {self.config.train.finetune_epochs}: {self.name} has no supervised loss in "
-                "this epoch, so nothing is left to train by. Set it to 0."
-            )
-        # Times zero, so that every parameter still has a gradient in distributed training.
-        return supervised | {name: 0 * term for name, term in others.items()}
-
-    def _all_terms(self, batch: Batch, epoch: int) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-        """The loss, by weighted terms, from one forward pass over all images of the batch: supervised, and the rest."""
-        inputs: dict[str, Tensor] = {}
-        for part in self.parts:
-            inputs |= part.inputs(batch)
-        output: Output = self.model(batch.images, inputs)
-        labelled, unlabelled = batch.num_labelled, batch.num_unlabelled
-        both = labelled + unlabelled
-        plain = output.rows(0, both)
-        terms = self.method.loss(plain, batch, self.student)
-        if not self.task.supervised:
-            terms.pop("ce", None)
-            # Times zero, so that every parameter has a gradient in distributed training.
-            first = next(iter(terms))
-            terms[first] = terms[first] + 0 * output.features.float().mean()
-        # A method that overrides ``loss`` says itself how classes are learnt.
-        alone = self.task.classes and type(self.method).loss is not Method.loss
-        # First, so that the sum over the terms does not depend on who made them.
-        supervised = {
-            name: terms.pop(name, term)
-            for name, term in self.task.loss(plain, batch).items()
-            if name in terms or not alone
-        }
-        terms.pop("ce", None)  # of a method that knows classes alone
-        if self.partner is None:
-            return supervised, terms
-        if not self.partner.uses_labels(epoch):
-            supervised = {}
-        strong = [
-            output.rows(both + copy * unlabelled, both + (copy + 1) * unlabelled)
-            for copy in range(batch.num_strong)
-        ]
-        added = self.partner.loss(
-            output.rows(0, labelled), output.rows(labelled, both), strong, batch
-        )
-        return supervised, terms | {f"partner/{name}": term for name, term in added.items()}
 
     def _begin_epoch(self, epoch: int) -> None:
         numbers: dict[str, float] = {}
@@ -516,18 +328,6 @@ class Loop:
             )
         return value
 
-    def _exported(self) -> Student:
-        """The student that counts: the moving average if there is one, with what the method folds into it."""
-        trainee: Trainee = self.trainee if self.ema is None else self.ema.module
-        return self._folded(trainee)
-
-    def _folded(self, trainee: Trainee) -> Student:
-        if type(self.method).fold is Method.fold:
-            return trainee.student
-        student = copy.deepcopy(trainee.student)
-        self.method.fold(student, dict(trainee.sides.items()))
-        return student
-
     def _log(self, numbers: dict[str, float], epoch: int) -> None:
         if any(name.startswith("loss/") for name in numbers):
             numbers = {**numbers, "lr": self.optimiser.param_groups[0]["lr"]}
@@ -546,7 +346,6 @@ class Loop:
         if not self.accelerator.is_main_process:
             return
         per_epoch = self.plan.steps_per_epoch
-        scaler = self.accelerator.scaler
         checkpoint.save(
             self.folder,
             self.contract,
@@ -557,12 +356,7 @@ class Loop:
                 "lines": self.log.lines,
                 "lines_sha256": self.log.sha256,
                 "seconds": self.seconds,
-                "trainee": self.trainee.state_dict(),
-                "optimiser": self.optimiser.state_dict(),
-                "scheduler": self.scheduler.state_dict(),
-                "scaler": None if scaler is None else scaler.state_dict(),
-                "ema": None if self.ema is None else self.ema.module.state_dict(),
-                "parts": [part.state() for part in self.parts],
+                **self.state(),
                 "meter": dataclasses.asdict(self.meter),
                 "best": self.best.state(),
                 "rng": states,
@@ -570,15 +364,7 @@ class Loop:
         )
 
     def _restore(self, saved: dict[str, Any]) -> None:
-        self.trainee.load_state_dict(saved["trainee"])
-        self.optimiser.load_state_dict(saved["optimiser"])
-        self.scheduler.load_state_dict(saved["scheduler"])
-        if self.accelerator.scaler is not None and saved["scaler"] is not None:
-            self.accelerator.scaler.load_state_dict(saved["scaler"])
-        if self.ema is not None:
-            self.ema.module.load_state_dict(saved["ema"])
-        for part, state in zip(self.parts, saved["parts"], strict=True):
-            part.load_state(state)
+        self.load_state(saved)
         self.meter = TermSums(**saved["meter"])
         self.best.load_state(saved.get("best", {}))
         self.step, self.seconds = saved["step"], saved["seconds"]
@@ -597,23 +383,14 @@ class Loop:
         looks = self.needs.vector or self.needs.grid
         return self.step * (self.plan.labelled + self.plan.unlabelled) * self.plan.pieces * looks
 
-    def finish(
-        self, on_finish: FinishHook | None = None, chosen_by: Mapping[str, Any] | None = None
+    def _record(
+        self, result: dict[str, Any], chosen_by: Mapping[str, Any] | None
     ) -> dict[str, Any]:
-        """Export the student, measure it, and write the record that marks the run as finished."""
-        student = self._exported()
-        if self.best.weights is not None:
-            load_whole_state(student, self.best.weights)
-        student, head = self.task.finished(student)
-        measured = self.task.measure(
-            self.viewer, student, self.part, seed=self.seed, probe=self.probe
-        )
-        if head is not None:
-            measured = dataclasses.replace(measured, head=head)
-        record = {
+        """The content of run.json."""
+        return {
             "method": self.name,
             "seed": self.seed,
-            **self.task.record(measured.result),
+            **self.task.record(result),
             "seconds": round(self.seconds, 2),
             "steps": self.step,
             **({"best_step": self.best.step} if self.best.weights is not None else {}),
@@ -630,6 +407,21 @@ class Loop:
             "contract_sha256": run_folder.contract_hash(self.contract),
             "contract": self.contract,
         }
+
+    def finish(
+        self, on_finish: FinishHook | None = None, chosen_by: Mapping[str, Any] | None = None
+    ) -> dict[str, Any]:
+        """Export the student, measure it, and write the record that marks the run as finished."""
+        student = self._exported()
+        if self.best.weights is not None:
+            load_whole_state(student, self.best.weights)
+        student, head = self.task.finished(student)
+        measured = self.task.measure(
+            self.viewer, student, self.part, seed=self.seed, probe=self.probe
+        )
+        if head is not None:
+            measured = dataclasses.replace(measured, head=head)
+        record = self._record(measured.result, chosen_by)
         if self.accelerator.is_main_process:
             record = write_results(
                 self.folder,
