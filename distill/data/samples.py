@@ -101,19 +101,16 @@ def join_samples(
         other_rows = [find_rows(source, positions, other, notes) for other in others]
         if source.content_sha256 is not None:
             _check_same_copies(source, positions, store, rows)
-        usable = store.valid[rows]
-        for other, found in zip(others, other_rows, strict=True):
-            usable = usable & other.valid[found]
-            _check_same_bytes(store, rows, other, found, usable)
+        usable = _usable(store, rows, others, other_rows)
         if not usable.all():
-            dropped = [sample_id for sample_id, good in zip(ids, usable, strict=True) if not good]
+            dropped = [ids[index] for index in np.flatnonzero(~usable)]
             where = "every store" if others else "the store"
             notes.append(
                 f"{len(dropped)} images have no usable feature in {where} and are left out: {shorten(dropped)}"
             )
             positions, rows = positions[usable], rows[usable]
             other_rows = [found[usable] for found in other_rows]
-            ids = [sample_id for sample_id, good in zip(ids, usable, strict=True) if good]
+            ids = [ids[index] for index in np.flatnonzero(usable)]
     labels, class_names = _labels(source, positions, store, rows)
     place = {int(position): index for index, position in enumerate(positions)}
     groups = {
@@ -186,6 +183,20 @@ def _taught_by(
             "extract a store of the new ones."
         )
     return found
+
+
+def _usable(
+    store: FeatureStore,
+    rows: Indices,
+    others: Sequence[FeatureStore],
+    other_rows: Sequence[Indices],
+) -> npt.NDArray[np.bool_]:
+    """Which images have a usable feature in every store."""
+    usable = store.valid[rows]
+    for other, found in zip(others, other_rows, strict=True):
+        usable = usable & other.valid[found]
+        _check_same_bytes(store, rows, other, found, usable)
+    return usable
 
 
 def _check_same_bytes(
@@ -418,20 +429,33 @@ def split_parts(samples: Samples, config: DataConfig, seed: int) -> Split:
     if config.labels_per_class:
         labelled = _draw(samples, labelled, config.labels_per_class, [draw], "labels_per_class")
     if config.validation_share:
-        share = config.validation_share
-        fold = seed % round(1 / share)
-        # Another salt than that of the test part, whose hashes are all in one part of the range.
-        validation = _hold_out(samples, labelled, keys, share=share, fold=fold, salt=b"validation")
+        validation = _validation_share(samples, labelled, keys, config.validation_share, seed)
         held_back = np.flatnonzero(_share_a_key(keys, validation))
-        rest = np.setdiff1d(labelled, held_back)
-        if not len(validation) or not len(rest):
-            raise ConfigError(
-                f"--data.validation_share {share:g}: none of the {len(labelled)} labelled images can be held out of "
-                "training to choose settings by; at least one class needs two. Give more labels, or name a method: "
-                "--methods '[customkd]'."
-            )
-        labelled, unlabelled = rest, np.setdiff1d(unlabelled, held_back)
+        labelled, unlabelled = (
+            np.setdiff1d(labelled, held_back),
+            np.setdiff1d(unlabelled, held_back),
+        )
     return Split(labelled, np.setdiff1d(unlabelled, labelled), test, notes, validation)
+
+
+def _validation_share(
+    samples: Samples,
+    labelled: Indices,
+    keys: Sequence[frozenset[bytes]],
+    share: float,
+    seed: int,
+) -> Indices:
+    """A share of the labelled images to choose settings by."""
+    fold = seed % round(1 / share)
+    # Another salt than that of the test part, whose hashes are all in one part of the range.
+    validation = _hold_out(samples, labelled, keys, share=share, fold=fold, salt=b"validation")
+    if not len(validation) or _share_a_key(keys, validation)[labelled].all():
+        raise ConfigError(
+            f"--data.validation_share {share:g}: none of the {len(labelled)} labelled images can be held out of "
+            "training to choose settings by; at least one class needs two. Give more labels, or name a method: "
+            "--methods '[customkd]'."
+        )
+    return validation
 
 
 def _keys_that_stay_together(samples: Samples, config: DataConfig) -> list[frozenset[bytes]]:

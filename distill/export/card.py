@@ -104,24 +104,8 @@ def usage(manifest: dict[str, Any], run: FinishedRun) -> str:
         f"graphs: {fed}.",
     ]
     outputs = onnx_model.BACKBONE if run.embedding_head is not None else (onnx_model.OUTPUT,)
-    if (
-        "safetensors" in made
-        and run.config.student.factory
-        and isinstance(run.student.model, TappedModel)
-    ):
-        text = factory_snippet(Path(WEIGHTS), run.student.model, run.config.student)
-        lines += _example("PyTorch (its input is normalised)", "python", text)
-    elif "safetensors" in made:
-        own = type(run.student.library_model).__module__
-        needed = (
-            "" if own.startswith("timm.") else f"import {own}  # registers the model with timm\n"
-        )
-        lines += _example(
-            "PyTorch, with timm (its input is normalised)",
-            "python",
-            f'import timm\n{needed}model = timm.create_model("local-dir:FOLDER", pretrained=True).eval()\n'
-            f"{outputs[0]} = model(images)  # from the hub: hf-hub:OWNER/NAME",
-        )
+    if "safetensors" in made:
+        lines += _torch_example(run, outputs[0])
     for name, file in (("onnx", onnx_model.NAME), ("int8", onnx_model.INT8)):
         if name in made:
             lines += _example(
@@ -163,6 +147,20 @@ def usage(manifest: dict[str, Any], run: FinishedRun) -> str:
         skipped = manifest["skipped"].items()
         lines += ["", *(f"Not exported: {name} ({escape(why)})." for name, why in skipped)]
     return "\n".join(lines)
+
+
+def _torch_example(run: FinishedRun, output: str) -> list[str]:
+    if run.config.student.factory and isinstance(run.student.model, TappedModel):
+        text = factory_snippet(Path(WEIGHTS), run.student.model, run.config.student)
+        return _example("PyTorch (its input is normalised)", "python", text)
+    own = type(run.student.library_model).__module__
+    needed = "" if own.startswith("timm.") else f"import {own}  # registers the model with timm\n"
+    return _example(
+        "PyTorch, with timm (its input is normalised)",
+        "python",
+        f'import timm\n{needed}model = timm.create_model("local-dir:FOLDER", pretrained=True).eval()\n'
+        f"{output} = model(images)  # from the hub: hf-hub:OWNER/NAME",
+    )
 
 
 def _example(what: str, language: str, text: str) -> list[str]:

@@ -14,6 +14,7 @@ from distill.export.parity import Logits, answers, torch_runner
 from distill.export.quantise import quantise
 from distill.export.search import Trial, search
 from distill.export.work import Work
+from distill.student.model import Student
 from distill.training.optim import TrainingDiverged
 from featstore.errors import ConfigError
 
@@ -94,13 +95,7 @@ def finetune_int8(
         (N, K) of the test images; None if the plain int8 file is kept.
     """
     config, data = work.config, work.data
-    if not data.task.classes:
-        why = f"not fine-tuned: that is for classifiers, the task of this run is {data.task.name}"
-    elif not isinstance(data.images, JoinedData):
-        why = f"not fine-tuned: it needs the store that the student was distilled from ({data.missing})"
-    else:
-        why = ""
-    if why:
+    if why := _not_tunable(work):
         if config.qat == "always":
             raise ConfigError(f"--qat always: {why}")
         work.notes.append(why)
@@ -125,18 +120,7 @@ def finetune_int8(
         record["fine_tuned"] = {"skipped": str(error)}
         return None
     plain, scratch = work.folder / onnx_model.INT8, work.folder / ".partial-tuned.onnx"
-    floating = work.folder / ".partial-tuned-float.onnx"
-    module = preprocessing.graph_module(student, work.spec)
-    floating.write_bytes(onnx_model.translate(program.trace(module, work.spec), work.spec))
-    # The steps that it was trained for.
-    quantise(
-        floating,
-        scratch,
-        taken.setting,
-        calibration,
-        work.spec,
-        percentile=config.calibration.percentile,
-    )
+    _quantise_student(work, student, scratch, taken, calibration)
     after = answers(
         work.pictures(data.part.test),
         {"int8": onnx_model.runner(scratch, work.spec), "float": torch_runner(student)},
@@ -160,7 +144,6 @@ def finetune_int8(
         f"{100 * shares['tuned']:.1f} %, before {100 * shares['plain']:.1f} %: "
         + ("taken" if better else "not taken")
     )
-    floating.unlink()
     if not better:
         scratch.unlink()
         return None
@@ -175,6 +158,28 @@ def finetune_int8(
         teachers=work.run.teachers,
     )
     return after["int8"]
+
+
+def _not_tunable(work: Work) -> str:
+    """Why the student cannot be fine-tuned; "" if it can."""
+    data = work.data
+    if not data.task.classes:
+        return f"not fine-tuned: that is for classifiers, the task of this run is {data.task.name}"
+    if not isinstance(data.images, JoinedData):
+        return f"not fine-tuned: it needs the store that the student was distilled from ({data.missing})"
+    return ""
+
+
+def _quantise_student(
+    work: Work, student: Student, out: Path, taken: Trial, calibration: Pixels
+) -> None:
+    """Write a student as an int8 file, with the steps that it was fine-tuned for."""
+    floating = work.folder / ".partial-tuned-float.onnx"
+    module = preprocessing.graph_module(student, work.spec)
+    floating.write_bytes(onnx_model.translate(program.trace(module, work.spec), work.spec))
+    percentile = work.config.calibration.percentile
+    quantise(floating, out, taken.setting, calibration, work.spec, percentile=percentile)
+    floating.unlink()
 
 
 def agreement_with_teacher(

@@ -112,24 +112,10 @@ def measure_students(
         [*files.values()], batches=batches, threads=threads, rounds=rounds, reference=first
     )
     machine["load_average_1min_after"] = describe_machine()["load_average_1min"]
-    students = []
-    for result in done:
-        name, config = result.row.name, next(iter(result.runs.values())).config.student
-        memory = weigh(files[name])
-        own = {seed: score_of(record)[1] for seed, record in sorted(result.records.items())}
-        students.append(
-            MeasuredStudent(
-                name=name,
-                architecture=config.title,
-                start=start_of(config),
-                scores=own,
-                train_s=statistics.fmean(result.values("seconds")),
-                bytes=files[name].path.stat().st_size,
-                model_mb=None if memory is None else memory.model_mb,
-                timings=[item for item in timings if item.name == name],
-                **facts[name],
-            )
-        )
+    students = [
+        _measured(result, files[result.row.name], facts[result.row.name], timings)
+        for result in done
+    ]
     judged = done[0].measure
     students.sort(key=lambda item: (-judged.rank(item.mean), item.latency.median_ms))
     ranks = [judged.rank(item.mean) for item in students]
@@ -143,6 +129,23 @@ def measure_students(
         [result.row.name for result in results if not result.records],
         judged,
         _reference(best),
+    )
+
+
+def _measured(
+    result: RowResult, file: ModelFile, facts: dict[str, int], timings: Sequence[Timing]
+) -> MeasuredStudent:
+    config, memory = next(iter(result.runs.values())).config.student, weigh(file)
+    return MeasuredStudent(
+        name=result.row.name,
+        architecture=config.title,
+        start=start_of(config),
+        scores={seed: score_of(record)[1] for seed, record in sorted(result.records.items())},
+        train_s=statistics.fmean(result.values("seconds")),
+        bytes=file.path.stat().st_size,
+        model_mb=None if memory is None else memory.model_mb,
+        timings=[item for item in timings if item.name == file.name],
+        **facts,
     )
 
 

@@ -142,30 +142,21 @@ def design_store(
     files: dict[str, bytes] = {}
     records: dict[str, ArtefactRecord] = {}
     found = there if like is None else like.manifest
-    if config.store.dtype == "int8":
-        if found is not None:
-            fields = {name: _as_found(name, spec, found) for name, spec in fields.items()}
-            used = {
-                spec.encoding.channels
-                for spec in fields.values()
-                if isinstance(spec.encoding, Int8Encoding)
-            }
-            records = {name: found.artefacts[name] for name in used}
-            files = {} if like is None else artefact_bytes(like, list(records))
-        else:
-            fields, files = _quantise(config, fields, views, source=source, teacher=teacher)
-            meaning = "scale and offset of each channel, float32"
-            records = {
-                name: artefact_record(data, meaning=meaning, teacher=TEACHER)
-                for name, data in files.items()
-            }
+    if config.store.dtype == "int8" and found is not None:
+        fields, records = _scales_of(found, fields)
+        files = {} if like is None else artefact_bytes(like, list(records))
+    elif config.store.dtype == "int8":
+        fields, files = _quantise(config, fields, views, source=source, teacher=teacher)
+        meaning = "scale and offset of each channel, float32"
+        for name, data in files.items():
+            records[name] = artefact_record(data, meaning=meaning, teacher=TEACHER)
     if config.store.picture_format:
         fields[PICTURES] = config.store.picture_format.field
     for table in config.texts:
-        name, record, data = _text_table(table, config, source, teacher, found)
+        name, record, embedded = _text_table(table, config, source, teacher, found)
         records[name] = record
-        if data is not None:
-            files[name] = data
+        if embedded is not None:
+            files[name] = embedded
         elif like is not None:
             files |= artefact_bytes(like, [name])
     complete = there is not None and _is_complete(config, there)
@@ -175,14 +166,7 @@ def design_store(
         views=views,
         fields=fields,
         artefacts=records,
-        source=SourceRecord(
-            kind=source.kind,
-            uri=source.uri,
-            num_samples=len(source),
-            ids_sha256=ids_sha256(source.sample_ids),
-            has_labels=source.labels is not None,
-            class_names=() if source.label_sets is not None else source.class_names,
-        ),
+        source=_source_record(source),
         work=_cut_work(config, fields, views, source, found=there, rates=rates),
         created_by={
             "featstore": __version__,
@@ -192,6 +176,17 @@ def design_store(
         container=config.store.container,
     )
     return Design(manifest, files, rates)
+
+
+def _source_record(source: Source) -> SourceRecord:
+    return SourceRecord(
+        kind=source.kind,
+        uri=source.uri,
+        num_samples=len(source),
+        ids_sha256=ids_sha256(source.sample_ids),
+        has_labels=source.labels is not None,
+        class_names=() if source.label_sets is not None else source.class_names,
+    )
 
 
 def _text_table(
@@ -249,12 +244,17 @@ def _cut_work(
     return WorkRecord(shard_rows=rows, batch_size=config.batch_size)
 
 
-def _as_found(name: str, spec: FieldRecord, found: Manifest) -> FieldRecord:
-    """Return the field with the scales of the existing store; other differences show when contracts are compared."""
-    stored = found.fields.get(name)
-    if stored is None or not isinstance(stored.encoding, Int8Encoding):
-        return spec
-    return spec.model_copy(update={"encoding": stored.encoding})
+def _scales_of(
+    found: Manifest, fields: dict[str, FieldRecord]
+) -> tuple[dict[str, FieldRecord], dict[str, ArtefactRecord]]:
+    """Fields with the scales of a store, and their records; other differences show when contracts are compared."""
+    out, records = dict(fields), {}
+    for name, spec in fields.items():
+        encoding = found.fields[name].encoding if name in found.fields else None
+        if isinstance(encoding, Int8Encoding):
+            out[name] = spec.model_copy(update={"encoding": encoding})
+            records[encoding.channels] = found.artefacts[encoding.channels]
+    return out, records
 
 
 def _quantise(

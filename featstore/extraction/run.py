@@ -7,6 +7,7 @@ Torch and the teacher's library are imported inside the functions, so that a wro
 
 import os
 import shlex
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -18,6 +19,8 @@ if TYPE_CHECKING:
 
     from featstore.extraction.new_images import Growth
     from featstore.extraction.shards import ExtractionSummary
+    from featstore.extraction.teachers import Teacher
+    from featstore.format.manifest import Manifest
     from featstore.sources import Source
 
 
@@ -37,12 +40,10 @@ def run(config: ExtractConfig, *, progress: bool = True) -> None:
         print(f"extract   {teacher} of {images} into {config.store.path}", flush=True)
     check_path(config.source)
 
-    from featstore.errors import command, shorten
+    from featstore.errors import command
     from featstore.extraction import new_images
     from featstore.extraction.accelerator import start_accelerator
     from featstore.extraction.teachers import check_teacher
-    from featstore.extraction.unreadable import take_back_readable
-    from featstore.maintenance.verify import repair
     from featstore.sources import open_source
 
     accelerator = start_accelerator(workers=config.workers)
@@ -54,16 +55,8 @@ def run(config: ExtractConfig, *, progress: bool = True) -> None:
     for note in source.notes:
         say(f"note: {note}")
     if config.repair:
-        store = Path(config.store.path)
-        if accelerator.is_main_process and store.exists():
-            shards = repair(store, workers=max(1, config.workers), say=say)
-            say(f"repair    {len(shards)} damaged shards will be made again: {shorten(shards)}")
-            in_order = new_images.in_stored_order(source, store)
-            shards, images = take_back_readable(store, in_order)
-            if shards:
-                say(
-                    f"repair    {len(shards)} shards are made again for images that can be read now: {images}"
-                )
+        if accelerator.is_main_process and Path(config.store.path).exists():
+            _repair(config, source, say)
         accelerator.wait_for_everyone()
     if not config.append:
         source = new_images.in_stored_order(source, Path(config.store.path))
@@ -94,6 +87,23 @@ def run(config: ExtractConfig, *, progress: bool = True) -> None:
         accelerator.wait_for_everyone()
 
 
+def _repair(config: ExtractConfig, source: "Source", say: Callable[[str], None]) -> None:
+    """Remove damaged shards, and those with images that can be read now, so that they are made again."""
+    from featstore.errors import shorten
+    from featstore.extraction.new_images import in_stored_order
+    from featstore.extraction.unreadable import take_back_readable
+    from featstore.maintenance.verify import repair
+
+    store = Path(config.store.path)
+    shards = repair(store, workers=max(1, config.workers), say=say)
+    say(f"repair    {len(shards)} damaged shards will be made again: {shorten(shards)}")
+    shards, images = take_back_readable(store, in_stored_order(source, store))
+    if shards:
+        say(
+            f"repair    {len(shards)} shards are made again for images that can be read now: {images}"
+        )
+
+
 def _next_flags(config: ExtractConfig, source: "Source", store: Path) -> list[str]:
     """Flags with which the second phase can start from here."""
     flags = ["--store", str(store)]
@@ -122,14 +132,9 @@ def fill_store(
         growth: of the store that the rows are for, if they are for another one.
         progress: as for ``run``.
     """
-    import torch
-
     from featstore.extraction import dry_run, new_manifest, shards
     from featstore.extraction.images import text_notes
     from featstore.extraction.teachers import build_teacher
-    from featstore.files.limits import cores
-    from featstore.format.views import describe_views
-    from featstore.sources.load import was_unreadable
 
     say = accelerator.print if progress else _print_nothing
     say(f"teacher   loading {config.teacher.name}")
@@ -159,7 +164,6 @@ def fill_store(
     manifest = made.manifest
     if growth is not None and accelerator.is_main_process:
         growth.check(manifest)
-
     if accelerator.is_main_process:
         plan = dry_run.plan_run(
             config,
@@ -169,15 +173,7 @@ def fill_store(
             processes=accelerator.num_processes,
             rates=made.rates,
         )
-        name = " ".join([teacher.record.name, teacher.record.tag]).strip()
-        say(f"teacher   {name}, {teacher.record.precision} on {teacher.device}")
-        say(
-            f"cores     {torch.get_num_threads()} threads for the teacher on {cores()} cores, {config.workers} loading "
-            "processes"
-        )
-        say(f"views     {len(manifest.views)}: {describe_views(manifest.views.views)}")
-        say(f"store     {config.store.path}")
-        say("\n".join(plan.lines()))
+        say("\n".join([*_setting_lines(config, teacher, manifest), *plan.lines()]))
     if config.dry_run:
         say("dry run: nothing was written")
         return None
@@ -192,20 +188,45 @@ def fill_store(
         progress=progress,
     )
 
+    say("\n".join(_result_lines(summary)))
+    return summary
+
+
+def _setting_lines(config: ExtractConfig, teacher: "Teacher", manifest: "Manifest") -> list[str]:
+    """What will run where, for the user."""
+    import torch
+
+    from featstore.files.limits import cores
+    from featstore.format.views import describe_views
+
+    name = " ".join([teacher.record.name, teacher.record.tag]).strip()
+    return [
+        f"teacher   {name}, {teacher.record.precision} on {teacher.device}",
+        f"cores     {torch.get_num_threads()} threads for the teacher on {cores()} cores, {config.workers} loading "
+        "processes",
+        f"views     {len(manifest.views)}: {describe_views(manifest.views.views)}",
+        f"store     {config.store.path}",
+    ]
+
+
+def _result_lines(summary: "ExtractionSummary") -> list[str]:
+    """Rows and speed of a finished run, and the images that it could not use."""
+    from featstore.sources.load import was_unreadable
+
     rate = summary.written / summary.seconds
-    say(
+    lines = [
         f"\n{summary.rows:,} rows in {summary.store}, {summary.written:,} of them from this run in "
         f"{summary.seconds:.1f} s ({rate:.1f} images/s); {len(summary.invalid)} without a usable image"
-    )
-    for item in summary.invalid[:20]:
-        say(f"  skipped {item.sample_id}: {item.reason}")
+    ]
+    lines += [f"  skipped {item.sample_id}: {item.reason}" for item in summary.invalid[:20]]
     if len(summary.invalid) > 20:
-        say(
-            f"  ... and {len(summary.invalid) - 20} more: featstore inspect {shlex.quote(str(summary.store))}"
-        )
+        where = shlex.quote(str(summary.store))
+        lines.append(f"  ... and {len(summary.invalid) - 20} more: featstore inspect {where}")
     if unread := sum(was_unreadable(item.reason) for item in summary.invalid):
-        say(f"  {unread} could not be read; once they can be, run the same command with --repair")
-    return summary
+        lines.append(
+            f"  {unread} could not be read; once they can be, run the same command with --repair"
+        )
+    return lines
 
 
 def _print_nothing(*_: object) -> None:

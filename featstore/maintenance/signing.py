@@ -14,7 +14,7 @@ import json
 import os
 import shlex
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -125,8 +125,32 @@ def check_signature(store: str | Path, public_key: str | Path) -> Signed:
         return Signed(key, problem=f"{SIGNATURE_NAME}: {error.strerror}")
     except (ValueError, KeyError, TypeError, RecursionError) as error:
         return Signed(key, problem=f"{SIGNATURE_NAME} is no signature of a model ({error!r})")
+    hashing, problem = _verify(library, config, store, data, ignored)
+    if not hashing.signature_holds:
+        return Signed(key, problem=f"not a signature by this key ({problem[:500]})")
+    said = _said(key, statement)
+    signed = {item["name"]: item["digest"] for item in statement["predicate"]["resources"]}
+    # From our own list and not the library's: a signature may also say which files it passes over.
+    said.missing = sorted(signed.keys() - set(present))
+    said.unsigned = sorted(set(present) - signed.keys())
+    if hashing.found is None:
+        said.problem = f"the files cannot be hashed ({problem[:500]})"
+    else:
+        found = hashing.found
+        said.changed = sorted(
+            name for name in signed if found.get(name, signed[name]) != signed[name]
+        )
+    if problem and said.sound:
+        said.problem = problem[:500]
+    return said
 
-    class Hashing(library.hashing.Config):  # type: ignore[misc, name-defined]
+
+def _verify(
+    library: Any, config: Any, store: Path, data: bytes, ignored: Collection[str]
+) -> tuple[Any, str]:
+    """Let the library verify a signature. Returns whether it holds and the hashes of the files, and the problem."""
+
+    class Hashing(library.hashing.Config):  # type: ignore[misc]
         """Hashes the files; the library asks for it once it has found the signature to be that of the key."""
 
         signature_holds = False
@@ -150,23 +174,7 @@ def check_signature(store: str | Path, public_key: str | Path) -> Signed:
                 config.set_hashing_config(hashing).verify(store.resolve(), path)
         except Exception as error:  # of the library, of cryptography and of the parts of a bundle
             problem = " ".join(str(error).split()) or type(error).__name__
-    if not hashing.signature_holds:
-        return Signed(key, problem=f"not a signature by this key ({problem[:500]})")
-    said = _said(key, statement)
-    signed = {item["name"]: item["digest"] for item in statement["predicate"]["resources"]}
-    # From our own list and not the library's: a signature may also say which files it passes over.
-    said.missing = sorted(signed.keys() - set(present))
-    said.unsigned = sorted(set(present) - signed.keys())
-    if hashing.found is None:
-        said.problem = f"the files cannot be hashed ({problem[:500]})"
-    else:
-        found = hashing.found
-        said.changed = sorted(
-            name for name in signed if found.get(name, signed[name]) != signed[name]
-        )
-    if problem and said.sound:
-        said.problem = problem[:500]
-    return said
+    return hashing, problem
 
 
 def changed_since_signed(store: Path) -> list[str]:

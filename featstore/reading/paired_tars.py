@@ -103,13 +103,7 @@ class PairStream:
         """
         self.store = store if isinstance(store, FeatureStore) else FeatureStore.open(store)
         manifest = self.store.manifest
-        names = manifest.work.shard_names
-        if manifest.container != "webdataset" or not names:
-            raise ConfigError(
-                f"{self.store.address}: its shards do not mirror image tars (container {manifest.container}), so "
-                "there is nothing to read in step. Extract from tars into container webdataset, or read rows with "
-                "FeatureStore."
-            )
+        _check_mirrored(self.store)
         if not (0 <= rank < num_ranks and 0 <= worker < num_workers and batch_size > 0):
             raise ConfigError(
                 f"rank {rank} of {num_ranks}, worker {worker} of {num_workers}, batch_size {batch_size}: expected "
@@ -130,6 +124,7 @@ class PairStream:
         self.missing = missing
         self.check_content, self.image_member = check_content, image_member
         self.epoch = self.position = self.skipped = 0
+        names = manifest.work.shard_names
         self._tars = _find_tars(self.store, self.images, names, strict=missing == "error")
         # Usable samples; an image that is not there is found out while reading.
         self._counts = np.zeros(manifest.num_shards, dtype=np.int64)
@@ -364,6 +359,15 @@ def buffered_order(size: int, buffer: int, generator: np.random.Generator) -> Ro
         given.append(held[draw])
         held[draw] = arriving
     return np.array(given + generator.permutation(held).tolist(), dtype=np.int64)
+
+
+def _check_mirrored(store: FeatureStore) -> None:
+    manifest = store.manifest
+    if manifest.container != "webdataset" or not manifest.work.shard_names:
+        raise ConfigError(
+            f"{store.address}: its shards do not mirror image tars (container {manifest.container}), so there is "
+            "nothing to read in step. Extract from tars into container webdataset, or read rows with FeatureStore."
+        )
 
 
 def _find_tars(
