@@ -230,6 +230,7 @@ def side(place: Place, connection: Connection, live: bool) -> None:
     from distill.config import DataConfig, DistillConfig, StudentConfig, TrainConfig
     from distill.data import joined
     from distill.training import loop as train
+    from distill.training.launch import make_accelerator
     from featstore import FeatureStore
     from featstore.sources import open_source
     from featstore.sources.config import SourceConfig
@@ -268,7 +269,7 @@ def side(place: Place, connection: Connection, live: bool) -> None:
             probe,
             method="fitnet",
             seed=0,
-            accelerator=train.make_accelerator(config),
+            accelerator=make_accelerator(config),
             folder=out,
             asked={},
         )

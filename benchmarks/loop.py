@@ -136,6 +136,7 @@ def measure(chosen: argparse.Namespace, method: str, folder: Path) -> Turns:
     from distill.register import kinds
     from distill.tasks import build_task, resolve
     from distill.training import loop as train
+    from distill.training.launch import make_accelerator
     from featstore import FeatureStore
     from featstore.cli.recipe import parse
     from featstore.sources import open_source
@@ -152,7 +153,7 @@ def measure(chosen: argparse.Namespace, method: str, folder: Path) -> Turns:
 
     def make(name: str) -> Any:
         return train.Loop(
-            config, data, probe, method=method, seed=0, accelerator=train.make_accelerator(config),
+            config, data, probe, method=method, seed=0, accelerator=make_accelerator(config),
             folder=folder / name, asked={},
         )  # fmt: skip
 

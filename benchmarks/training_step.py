@@ -240,6 +240,7 @@ def measure(
     from distill.config import DataConfig, DistillConfig, StudentConfig, TrainConfig
     from distill.data import joined
     from distill.training import loop as train
+    from distill.training.launch import make_accelerator
     from featstore import FeatureStore
     from featstore.sources import open_source
     from featstore.sources.config import SourceConfig
@@ -263,7 +264,7 @@ def measure(
     data = joined.join_data(
         open_source(config.source), FeatureStore.open(config.store), config.data, vector
     )
-    accelerator = train.make_accelerator(config)
+    accelerator = make_accelerator(config)
     features: Any = Alternating(data, field, accelerator.device)
     data = dataclasses.replace(data, features=features)
     probe = data.fit_probe(data.split(0), most=64, seed=0)

@@ -71,6 +71,7 @@ from distill.methods import METHODS
 from distill.register import kinds, options_of
 from distill.training import loop as train
 from distill.training import run_folder as runs
+from distill.training.launch import make_accelerator
 from featstore import FeatureStore
 from featstore.cli.recipe import parse
 from featstore.errors import FeatstoreError
@@ -314,7 +315,7 @@ def prepare(
         grid = [tasks[rows[0]].grid.field] if needs.grid else []
         fields[method] = [config.field] * needs.vector + grid
     every = dict.fromkeys([config.field, *itertools.chain(*fields.values())])
-    device = train.make_accelerator(config).device
+    device = make_accelerator(config).device
     teacher = same_teacher(extract.teacher, store, list(every), device)
     probes = joined.Probes(tasks[rows[0]], config.eval)
     return Bench(config, store, teacher, fields, store_cost(store), tasks, probes), rows

@@ -35,10 +35,10 @@ def run(config: DistillConfig, callbacks: "Sequence[Callback]" = ()) -> list[dic
     from distill.experiments import auto
     from distill.register import AUTO
     from distill.tasks import build_task
-    from distill.training import loop
+    from distill.training.launch import make_accelerator
 
     until = time.monotonic() + 60 * (config.train.time_limit or math.inf)
-    accelerator = loop.make_accelerator(config)
+    accelerator = make_accelerator(config)
     say = accelerator.print
     config, data = prepare_runs(config)
     task = build_task(config, data)

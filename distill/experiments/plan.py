@@ -10,11 +10,12 @@ from pathlib import Path
 from typing import Any, Literal
 
 from distill.config import DistillConfig
-from distill.experiments.spec import TUNE, Experiment, Settings
+from distill.experiments.spec import TUNE, Experiment
 from distill.register import AUTO
 from distill.tasks import settle
 from distill.training import run_folder
 from featstore import FeatureStore
+from featstore.cli.schema import Settings
 from featstore.cli.yaml_with_lines import Node
 from featstore.errors import ConfigError, shorten
 

@@ -13,8 +13,7 @@ from typing import Any
 
 from distill.config import DistillConfig
 from distill.register import schema as schema_with
-from featstore.cli.schema import Schema, convert, did_you_mean
-from featstore.cli.schema import Settings as Settings
+from featstore.cli.schema import Schema, Settings, convert, did_you_mean
 from featstore.cli.yaml_with_lines import Node, node_of, read_yaml
 from featstore.errors import ConfigError
 

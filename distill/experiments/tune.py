@@ -11,8 +11,9 @@ from typing import Any
 
 from distill.experiments.plan import PlannedRun, Row
 from distill.experiments.pool import Failure
-from distill.experiments.spec import TUNE, Settings
+from distill.experiments.spec import TUNE
 from distill.measures.score import TOP1, Measure, score_of
+from featstore.cli.schema import Settings
 from featstore.errors import ConfigError
 from featstore.files.atomic import write_json
 

@@ -5,6 +5,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from distill.experiments.cost import Cost
+from distill.export.numbers import milliseconds
 from distill.measures.score import Measure
 from distill.students import tables
 from distill.students.measure import MeasuredStudent, StudentComparison
@@ -59,7 +60,7 @@ def build_students_page(choice: StudentComparison, cost: Cost) -> Page:
         finding=tables.finding(choice).replace("+-", "\N{PLUS-MINUS SIGN}"),
         tiles=[
             Tile(f"Best {measure.label}", measure.text(best.mean), best.name),
-            Tile("Fastest", f"{tables.milliseconds(fastest.latency.median_ms)} ms", fastest.name),
+            Tile("Fastest", f"{milliseconds(fastest.latency.median_ms)} ms", fastest.name),
             Tile("Smallest", format_bytes(smallest.bytes), smallest.name),
             *reference,
             Tile("Feature extraction", format_seconds(extraction), f"once; {students}"),

@@ -7,7 +7,7 @@ from typing import Any
 from distill.experiments.cost import Cost
 from distill.experiments.table import cost_lines
 from distill.export.latency import noise
-from distill.export.numbers import milliseconds as milliseconds
+from distill.export.numbers import milliseconds
 from distill.measures.score import Measure
 from distill.reports.tables import write_csv, write_page
 from distill.students.measure import MeasuredStudent, StudentComparison

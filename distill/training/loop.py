@@ -18,7 +18,7 @@ from distill.measures.linear_probe import LinearProbe
 from distill.register import resolved
 from distill.training import checkpoint, run_folder
 from distill.training.best import Best
-from distill.training.launch import make_accelerator as make_accelerator
+from distill.training.launch import make_accelerator
 from distill.training.optim import (
     OutOfTime,
     TermSums,

@@ -18,6 +18,7 @@ from distill.partners import PARTNERS, Partner
 from distill.student.model import Student
 from distill.training import checkpoint
 from distill.training import loop as train
+from distill.training.launch import make_accelerator
 from featstore.errors import ConfigError
 from tests.distill.conftest import MakeConfig
 from tests.distill.training.test_loop import folder, metrics, prepared, start
@@ -129,7 +130,7 @@ def test_frozen_parameters_rest_and_labels_are_left_out(make_config: MakeConfig)
         *prepared(config),
         method="labels",
         seed=0,
-        accelerator=train.make_accelerator(config),
+        accelerator=make_accelerator(config),
         folder=folder(config, "labels+fixmatch"),
         asked={},
     )
