@@ -163,6 +163,7 @@ def make_epoch_plan(
     )
 
 
+@dataclass(kw_only=True, eq=False)
 class JointSampler:
     """Batches of requests for one process: its labelled images, its unlabelled ones, then strong copies of the latter.
 
@@ -170,28 +171,15 @@ class JointSampler:
     accumulated piece.
     """
 
-    def __init__(
-        self,
-        *,
-        labelled: Stream | None,
-        unlabelled: Stream | None,
-        picker: ViewPicker,
-        plan: EpochPlan,
-        rank: int,
-        processes: int,
-        start: int,
-        stop: int,
-        strong: int = 0,
-    ) -> None:
-        self.strong = strong
-        self.labelled = labelled
-        self.unlabelled = unlabelled
-        self.picker = picker
-        self.plan = plan
-        self.rank = rank
-        self.processes = processes
-        self.start = start
-        self.stop = stop
+    labelled: Stream | None
+    unlabelled: Stream | None
+    picker: ViewPicker
+    plan: EpochPlan
+    rank: int
+    processes: int
+    start: int
+    stop: int
+    strong: int = 0
 
     def __len__(self) -> int:
         return (self.stop - self.start) * (self.plan.pieces // self.processes)

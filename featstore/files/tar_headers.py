@@ -7,6 +7,7 @@ compared to what is there before it is used.
 
 import re
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -34,6 +35,26 @@ class BadTar(ValueError):
     """The bytes are not an archive that can be read; the message says why."""
 
 
+class NoHeader(BadTar):
+    """There is no tar header at a byte."""
+
+    def __init__(self, at: int) -> None:
+        super().__init__(f"no tar header at byte {at:,}")
+        self.at = at
+
+
+class CutMember(BadTar):
+    """The archive ends inside a member."""
+
+    def __init__(self, member: str, problem: str) -> None:
+        super().__init__(f"member {member!r} {problem}")
+        self.member = member
+
+
+class SparseFile(BadTar):
+    """A member is a sparse file, which cannot be read by position."""
+
+
 class Member(NamedTuple):
     """One entry of an archive."""
 
@@ -44,6 +65,7 @@ class Member(NamedTuple):
     size: int  # bytes of its data
     end: int  # first byte of what follows
     link: str = ""  # of a hard link, the name of the earlier member whose data it shares
+    folder: bool = False
 
 
 class NpyHeader(NamedTuple):
@@ -236,7 +258,7 @@ def _member(
     stop: int,
 ) -> Member:
     if kind == b"S":
-        raise BadTar(f"a sparse file at byte {start}, which cannot be read by position")
+        raise SparseFile(f"a sparse file at byte {start}, which cannot be read by position")
     if name is None:
         name = _decode(block[:100].split(b"\0", 1)[0])
         prefix = block[345:500].split(b"\0", 1)[0] if block[257:263] == b"ustar\0" else b""
@@ -244,12 +266,11 @@ def _member(
     if kind == b"\0" and name.endswith("/"):
         kind = b"5"  # as folders were written before 1988
     if kind in _WITHOUT_DATA:
-        return Member(name, False, start, at, 0, at, link if kind == b"1" else "")
+        return Member(name, False, start, at, 0, at, link if kind == b"1" else "", kind == b"5")
     end = at + padded(size)
     if at + size > stop:
-        raise BadTar(
-            f"member {name!r} of {size:,} bytes at byte {at:,}, but {max(0, stop - at):,} are left"
-        )
+        left = max(0, stop - at)
+        raise CutMember(name, f"of {size:,} bytes at byte {at:,}, but {left:,} are left")
     return Member(name, kind in _REGULAR, start, at, size, min(end, stop))
 
 
@@ -260,9 +281,10 @@ def _header(read: Read, at: int, stop: int) -> bytes | None:
     if block[0] == 0 and not block.strip(b"\0"):
         return None
     total = sum(block) - sum(block[148:156]) + 8 * ord(" ")
-    if _number(block[148:156]) != total:
-        raise BadTar(f"no tar header at byte {at:,}")
-    return block
+    with suppress(BadTar):
+        if _number(block[148:156]) == total:
+            return block
+    raise NoHeader(at)
 
 
 def _number(field: bytes) -> int:
@@ -300,7 +322,7 @@ def _records(body: bytes) -> dict[str, str]:
         found[_decode(key)] = _decode(value)
         at = stop
     if any(key.startswith("GNU.sparse") for key in found):
-        raise BadTar("a sparse file, which cannot be read by position")
+        raise SparseFile("a sparse file, which cannot be read by position")
     return found
 
 

@@ -10,7 +10,6 @@ network of 1 Gbit/s listing would take the 1.6 s of the whole tar, and each shar
 """
 
 import re
-import tarfile
 import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -21,6 +20,15 @@ import numpy as np
 import numpy.typing as npt
 
 from featstore.errors import SourceError, shorten
+from featstore.files.tar_headers import (
+    BLOCK_BYTES,
+    BadTar,
+    CutMember,
+    Member,
+    NoHeader,
+    SparseFile,
+    members,
+)
 from featstore.sources.base import (
     HEIF_HINT,
     HEIF_SUFFIXES,
@@ -360,15 +368,15 @@ class _Scan:
         self._extensions: set[str] = set()
         self._before: set[str] = set()
 
-    def add(self, member: tarfile.TarInfo, file: BinaryIO) -> None:
+    def add(self, member: Member, file: BinaryIO) -> None:
         """Take one member; of links, those to an earlier file of the same tar."""
         found = split_name(member.name)
-        if found is None or member.isdir():
+        if found is None or member.folder:
             return
-        span = (member.offset_data, member.size)
-        if member.islnk() and member.linkname.removeprefix("./") in self._members:
-            span = self._members[member.linkname.removeprefix("./")]
-        elif not member.isreg():
+        span = (member.data, member.size)
+        if member.link.removeprefix("./") in self._members:
+            span = self._members[member.link.removeprefix("./")]
+        elif not member.regular:
             self._links.append(member.name)
             return
         key, extension = found
@@ -398,7 +406,7 @@ class _Scan:
 
     def _read_label(self, name: str, span: tuple[int, int], file: BinaryIO) -> int:
         offset, size = span
-        file.seek(offset)  # tarfile seeks before it reads
+        file.seek(offset)
         text = file.read(min(size, MAX_LABEL_BYTES))
         number = _CLASS.fullmatch(text)
         if number is None or size > MAX_LABEL_BYTES:
@@ -526,61 +534,42 @@ def _refuse_compressed(tar: str, file: BinaryIO) -> None:
             )
 
 
-def _refuse_hostile(tar: str, member: tarfile.TarInfo) -> None:
+def _refuse_hostile(tar: str, member: Member) -> None:
     if member.name.startswith("/") or ".." in member.name.split("/"):
         raise SourceError(
             f"{tar}: member {member.name!r} points outside of the archive; expected relative "
             "paths without '..'. Do not use a tar that you do not trust."
         )
-    if member.isreg() and member.issparse():
-        raise SourceError(
-            f"{tar}: member {member.name!r} is stored as a sparse file, which cannot be read by "
-            "position. Write the tar again without --sparse."
-        )
 
 
-def _members(tar: TarFile, file: BinaryIO, notes: list[str]) -> Iterator[tarfile.TarInfo]:
+def _members(tar: TarFile, file: BinaryIO, notes: list[str]) -> Iterator[Member]:
     """Yield the members that are complete.
 
-    ``tarfile`` stops silently at a damaged header, so the end is checked.
-
     Raises:
-        SourceError: the file is not a tar.
+        SourceError: the file is not a tar, or holds a sparse file.
         _Break: the rest cannot be read.
     """
-    size = tar.size
+
+    def read(start: int, stop: int) -> bytes:
+        file.seek(start)
+        return file.read(stop - start)
+
     end = 0
-    archive = None
     try:
-        archive = tarfile.TarFile(fileobj=file, mode="r", encoding="utf-8")
-        while (member := archive.next()) is not None:
-            archive.members.clear()  # type: ignore[attr-defined]  # would keep every header in memory
-            if member.isreg() and member.offset_data + member.size > size:
-                raise _Break(size, f"inside member {member.name!r}", member.name)
-            if archive.offset <= end or member.size < 0:
-                raise _Break(end, "a header with a negative size")  # hostile: would never end
-            end = archive.offset
+        for member in members(read, 0, tar.size):
+            end = member.end
             yield member
-    except (_Break, SourceError, OSError, GeneratorExit):
-        raise
-    except Exception as error:  # tarfile on hostile bytes: ValueError, IndexError, MemoryError, ...
-        if end == 0 and archive is None and size >= tarfile.BLOCKSIZE:
-            _refuse_not_a_tar(tar, error)
+    except SparseFile as error:
+        raise SourceError(f"{tar.name}: {error}. Write the tar again without --sparse.") from None
+    except CutMember as error:
+        raise _Break(tar.size, f"inside member {error.member!r}", error.member) from None
+    except BadTar as error:
+        if isinstance(error, NoHeader) and error.at == 0:
+            raise SourceError(
+                f"{tar.name}: not a tar (first bytes {tar.pread(8, 0)!r}; {error}). Leave it out of --source.path, or "
+                "fetch it again: a failed download often is a page of HTML."
+            ) from None
     _check_end(tar, end, notes)
-
-
-def _refuse_not_a_tar(tar: TarFile, error: Exception) -> None:
-    block = tar.pread(tarfile.BLOCKSIZE, 0)
-    try:
-        tarfile.TarInfo.frombuf(block, "utf-8", "surrogateescape")
-    except tarfile.HeaderError:
-        pass
-    else:
-        return  # a good header: the cut is in what belongs to it
-    raise SourceError(
-        f"{tar.name}: not a tar (first bytes {block[:8]!r}; {error}). Leave it out of --source.path, "
-        "or fetch it again: a failed download often is a page of HTML."
-    ) from None
 
 
 def _check_end(tar: TarFile, end: int, notes: list[str]) -> None:
@@ -594,9 +583,9 @@ def _check_end(tar: TarFile, end: int, notes: list[str]) -> None:
             "exactly between two of them, the rest is missing."
         )
         return
-    block = tar.pread(tarfile.BLOCKSIZE, end)
+    block = tar.pread(BLOCK_BYTES, end)
     if block.strip(b"\0"):
-        whole = len(block) == tarfile.BLOCKSIZE
+        whole = len(block) == BLOCK_BYTES
         raise _Break(end, "no whole tar header there" if whole else "inside a tar header")
     position = end
     while chunk := tar.pread(1 << 20, position):
