@@ -215,7 +215,6 @@ def test_ray_tasks(recipe: Recipe, expected: dict[str, object], tmp_path: Path) 
     assert snapshot(tmp_path / "ray") == expected
 
 
-@pytest.mark.timeout(1500)  # eight programs that import torch, one of which compiles a model
 def test_the_script_for_a_gpu(tmp_path: Path) -> None:
     """Every command of benchmarks/gpu.sh runs, at sizes for a CPU."""
     printed = run(["benchmarks/gpu.sh", str(tmp_path)], timeout_s=1500, TINY="1")
