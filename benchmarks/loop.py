@@ -65,12 +65,14 @@ class Turns:
         maker = bare.data.stored_maker(
             bare.student, bare.accelerator.device, vector=bare.needs.vector, grid=bare.needs.grid
         )
-        pictures = bare._pictures()
+        pictures = bare.pictures(0)
         self.batches = [maker(next(pictures)) for _ in range(16)]
         self.steps: list[float] = []
         self.whole: list[float] = []
         self.other: list[float] = []
         self.ratios: list[tuple[float, float]] = []
+        epoch = loop.plan.steps_per_epoch
+        self.warm = -(-2 * epoch // SLICE) * SLICE  # the first pass over the images decodes them
         self._stage1 = 0.0
         self._ends = False
         self._now = 0.0
@@ -90,7 +92,7 @@ class Turns:
     def __call__(self, step: int) -> None:
         """Called by the loop after every step."""
         spent = clock() - self._now - self._stage1
-        if step > SLICE:  # the first steps fill caches
+        if step > self.warm:
             self.whole.append(spent)
             if not self._ends:
                 self.steps.append(spent)
@@ -115,15 +117,16 @@ class Turns:
         self._stage1, self._ends, self._now = 0.0, False, clock()
 
     def _bare(self) -> None:
+        import torch
+
+        from distill.training.step_loss import loss_terms
+
         bare = self.bare
         bare.trainee.train()
         for number in range(SLICE):
             start = clock()
             batch = self.batches[number % len(self.batches)]
-            output = bare.trainee(batch.images, bare.method.inputs(batch))
-            rows = output.rows(0, batch.num_labelled + batch.num_unlabelled)
-            loss = sum(bare.method.loss(rows, batch, bare.student).values())
-            loss.backward()  # type: ignore[union-attr]
+            torch.stack(list(loss_terms(bare, batch, 0).values())).sum().backward()
             bare.optimiser.step()
             bare.optimiser.zero_grad()
             self.other.append(clock() - start)
@@ -142,6 +145,7 @@ def measure(chosen: argparse.Namespace, method: str, folder: Path) -> Turns:
     from featstore.sources import open_source
 
     flags = ["--store", chosen.store, "--train.epochs", "10000", "--trackers", "[]"]
+    flags += ["--data.views", "canonical"]  # every picture is in memory after one pass
     flags += ["--student.name", chosen.student] if chosen.student else []
     flags += ["--student.image_size", str(chosen.image_size)] if chosen.image_size else []
     config = parse(DistillConfig, default_recipe=RECIPES / "distill.yaml", argv=flags, extend=kinds)
