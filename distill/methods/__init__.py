@@ -14,6 +14,7 @@ from distill.methods.relations import CC, CCCRD, PKT, RKD, SP
 from distill.methods.specmatch import SpecMatch
 from distill.methods.teacher_head import SRD, SimKD
 from distill.methods.tffd import TfFD
+from distill.methods.tinysam import TinySAM
 from distill.methods.vlm_ood import VLMOOD, Embedding
 
 __all__ = ["METHODS", "Method", "Needs", "Output", "Setup", "Side", "VectorMethod"]
@@ -44,5 +45,6 @@ METHODS: dict[str, type[Method]] = {
     "kd3": KD3,
     "vlm_ood": VLMOOD,
     "assist": Assist,
+    "tinysam": TinySAM,
     "customkd": CustomKD,
 }

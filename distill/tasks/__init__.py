@@ -13,6 +13,7 @@ from distill.tasks.classify import Classify
 from distill.tasks.keypoints import Keypoints
 from distill.tasks.multilabel import MultiLabel
 from distill.tasks.none import Backbone
+from distill.tasks.promptable import Promptable
 from distill.tasks.segment import Segment
 from distill.tasks.zeroshot import ZeroShot
 from featstore import FeatureStore
@@ -31,6 +32,7 @@ TASKS: dict[str, type[Task]] = {
     "keypoints": Keypoints,
     "segment": Segment,
     "zeroshot": ZeroShot,
+    "promptable": Promptable,
 }
 
 CHOOSES_LABELS = ("labelled", "labels_per_class", "validation", "holdout", "group")

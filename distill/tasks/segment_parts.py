@@ -41,13 +41,20 @@ class Masks(Targets):
         rows: (n,) row in it of each sample's mask; -1 without one.
         classes: K.
         ignore: Value of pixels without a class.
+        task: Name of the task, for messages.
     """
 
     def __init__(
-        self, source: Source, rows: npt.NDArray[np.int64], *, classes: int, ignore: int
+        self,
+        source: Source,
+        rows: npt.NDArray[np.int64],
+        *,
+        classes: int,
+        ignore: int,
+        task: str = "segment",
     ) -> None:
         self.source, self.rows = source, rows
-        self.classes, self.ignore = classes, ignore
+        self.classes, self.ignore, self.task = classes, ignore, task
         self.known = rows >= 0
 
     def of(self, sample: int, frame: Frame) -> Array:
@@ -89,8 +96,8 @@ class Masks(Targets):
         unknown = np.unique(mask[((mask < 0) | (mask >= self.classes)) & (mask != self.ignore)])
         if len(unknown):
             raise SourceError(
-                f"{where}: holds the values {shorten(unknown.tolist())}; expected 0 to {self.classes - 1} "
-                f"(--segment.classes) or {self.ignore} (--segment.ignore)."
+                f"{where}: holds the values {shorten(unknown.tolist())}; --{self.task} expects 0 to "
+                f"{self.classes - 1}, or {self.ignore} to ignore a pixel."
             )
         return mask
 
@@ -109,28 +116,36 @@ class Masks(Targets):
             try:
                 self.read(int(sample), (image.height, image.width))
             except SourceError as error:
-                raise ConfigError(f"--task segment: {error}") from None
+                raise ConfigError(f"--task {self.task}: {error}") from None
 
 
 def open_masks(
-    config: SourceConfig, samples: Samples, *, folder: str, member: str, classes: int, ignore: int
+    config: SourceConfig,
+    samples: Samples,
+    *,
+    folder: str,
+    member: str,
+    classes: int,
+    ignore: int,
+    task: str = "segment",
 ) -> Masks:
     """Find the mask of each sample.
 
     Args:
         config: Of the images.
         samples: Of the images.
-        folder: ``--segment.masks``.
-        member: ``--segment.member``.
+        folder: Option ``masks`` of the task.
+        member: Option ``member`` of the task.
         classes: K.
         ignore: Value of pixels without a class.
+        task: Its name.
 
     Raises:
         ConfigError: No sample has a mask.
     """
     if not folder and not member:
         raise ConfigError(
-            "--task segment needs masks: --segment.masks FOLDER, or --segment.member for masks beside the images."
+            f"--task {task} needs masks: --{task}.masks FOLDER, or --{task}.member for masks beside the images."
         )
     if member and config.kind == "tars":
         source = open_source(
@@ -147,10 +162,10 @@ def open_masks(
     if (rows < 0).all():
         given = f"masks {Path(folder).absolute()}" if folder else f"member {member}"
         raise ConfigError(
-            f"--segment.{given}: no image has a mask there. Images are called {shorten(samples.ids, 3)}, masks "
+            f"--{task}.{given}: no image has a mask there. Images are called {shorten(samples.ids, 3)}, masks "
             f"{shorten(source.sample_ids, 3)}."
         )
-    return Masks(source, rows, classes=classes, ignore=ignore)
+    return Masks(source, rows, classes=classes, ignore=ignore, task=task)
 
 
 def _stem(name: str) -> str:

@@ -152,6 +152,9 @@ def design_store(
             records[name] = artefact_record(data, meaning=meaning, teacher=TEACHER)
     if config.store.picture_format:
         fields[PICTURES] = config.store.picture_format.field
+    for name, head in teacher.heads.items():
+        files[name] = pack(head.tensors)
+        records[name] = describe(files[name], meaning=head.meaning, teacher=TEACHER)
     for table in config.texts:
         name, record, embedded = _text_table(table, config, source, teacher, found)
         records[name] = record

@@ -157,4 +157,5 @@ def _wrap(
         tokenizer=built.tokenizer,
         compile_tower=config.compile,
         notes=built.notes,
+        heads=built.heads,
     )

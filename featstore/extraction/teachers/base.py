@@ -2,7 +2,7 @@
 
 # B images, N tokens, D teacher width, H W input pixels, h w patch grid, C classes or projection width
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol, cast
 
@@ -14,6 +14,7 @@ from featstore.extraction.config import TeacherConfig
 from featstore.extraction.field_names import split_prefix
 from featstore.extraction.teachers.fields import describe_field, select_field
 from featstore.extraction.teachers.intermediate import watch
+from featstore.files.array_types import Array
 from featstore.format.manifest import FloatType, PreprocessingRecord, TeacherRecord, TextRecord
 from featstore.format.views import CropMode, Interpolation
 from featstore.sources.decode import DECODE_RULE
@@ -75,6 +76,14 @@ class Tower(nn.Module):
         return parts
 
 
+@dataclass(frozen=True)
+class Head:
+    """A small part of a model that stays live in phase two, kept as an artefact of the store."""
+
+    meaning: str  # for the manifest
+    tensors: dict[str, Array]  # its weights, and what rebuilds it
+
+
 @dataclass
 class Built:
     """What a library's module makes of a config."""
@@ -89,6 +98,7 @@ class Built:
     weights_sha256: str = ""  # hash of the weights, where it is not that of the tower's state dict
     tokenizer: Tokenizer | None = None  # of a text teacher; None where inputs are images
     notes: list[str] = field(default_factory=list)  # sentences for the user
+    heads: dict[str, Head] = field(default_factory=dict)  # by name of the artefact
 
 
 class Teacher:
@@ -100,6 +110,7 @@ class Teacher:
         tokenizer: of a text teacher; None where inputs are images.
         fields: what it was asked for, by name.
         notes: sentences for the user about how it was built.
+        heads: parts that are kept as artefacts of the store, by name.
     """
 
     def __init__(
@@ -114,7 +125,9 @@ class Teacher:
         tokenizer: Tokenizer | None = None,
         compile_tower: bool = False,
         notes: Sequence[str] = (),
+        heads: Mapping[str, Head] | None = None,
     ) -> None:
+        self.heads = dict(heads or {})
         self.record = record
         self.preprocessing = preprocessing
         self.tokenizer = tokenizer

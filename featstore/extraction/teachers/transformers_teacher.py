@@ -1,4 +1,4 @@
-"""Teachers from transformers: ``AutoModel`` by name or from a local folder; of CLIP and its kind, the image side."""
+"""Teachers from transformers: ``AutoModel`` by name or from a local folder; of CLIP and SAM, the image side."""
 
 # B images, N tokens, D teacher width, C projection width
 
@@ -11,8 +11,9 @@ from torch import Tensor, nn
 
 from featstore.errors import TeacherError, shorten
 from featstore.extraction.config import TeacherConfig
-from featstore.extraction.teachers.base import Built, Tower, brief, stated_preprocessing
+from featstore.extraction.teachers.base import Built, Head, Tower, brief, stated_preprocessing
 from featstore.extraction.teachers.hub import go_offline_if_unreachable
+from featstore.format import mask_decoder
 
 INSTALL = "pip install 'featstore-distill[transformers]'"
 
@@ -21,11 +22,11 @@ RESAMPLING = {0: "nearest", 1: "lanczos", 2: "bilinear", 3: "bicubic"}
 
 
 class TransformersTower(Tower):
-    """The vision model inside an AutoModel, and the projection after it where there is one."""
+    """The image encoder inside an AutoModel, and the projection after it where there is one."""
 
     def __init__(self, model: Any, *, size: tuple[int, int]) -> None:
         super().__init__()
-        self.vision = getattr(model, "vision_model", model)
+        self.vision = getattr(model, "vision_model", getattr(model, "vision_encoder", model))
         self.projection = getattr(model, "visual_projection", None)
         settings = self.vision.config
         self.layout = torch.contiguous_format
@@ -91,7 +92,15 @@ def build(config: TeacherConfig, *, skeleton: bool = False) -> Built:
         preprocessing,
         recorded_name=Path(config.name).name if Path(config.name).is_dir() else "",
         recorded_args={**config.model_args, "model_type": settings.model_type},
+        heads={} if skeleton else _heads(model),
     )
+
+
+def _heads(model: Any) -> dict[str, Head]:
+    """The prompt encoder and mask decoder of a SAM; of other models none."""
+    if model.config.model_type != "sam":
+        return {}
+    return {mask_decoder.NAME: Head(mask_decoder.MEANING, mask_decoder.tensors_of(model))}
 
 
 def load_model(config: TeacherConfig, *, skeleton: bool = False) -> tuple[Any, Any]:
@@ -150,10 +159,15 @@ def _load(config: TeacherConfig, settings: Any) -> nn.Module:
 def _processor(values: dict[str, Any]) -> dict[str, Any]:
     """Preprocessing as preprocessor_config.json states it.
 
+    SAM resizes the longer side and pads the shorter one; views cut the central square instead, which needs no padding.
+
     Raises:
-        TeacherError: it pads, or keeps the aspect ratio without a crop.
+        TeacherError: it pads in another way, or keeps the aspect ratio without a crop.
     """
     own: dict[str, Any] = {}
+    longest = isinstance(values.get("size"), dict) and values["size"].get("longest_edge")
+    if values.get("do_pad") and longest and _sides(values.get("pad_size")) == (longest, longest):
+        values = {**values, "do_pad": False, "size": longest}
     if values.get("do_normalize", True) and values.get("image_mean"):
         own |= {"mean": values["image_mean"], "std": values["image_std"]}
     if values.get("do_normalize") is False:
