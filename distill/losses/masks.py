@@ -46,7 +46,7 @@ def draw_points(masks: Tensor, otherwise: Tensor | None = None) -> Tensor:
         flat = torch.where(flat.any(dim=2, keepdim=True), flat, otherwise.flatten(2))
     flat = flat | ~flat.any(dim=2, keepdim=True)
     pixel = torch.multinomial(flat.flatten(0, 1).float(), 1).reshape(masks.shape[:2])
-    return middle(pixel, height, width)
+    return middle_of(pixel, height, width)
 
 
 def innermost(masks: Tensor) -> Tensor:
@@ -63,10 +63,10 @@ def innermost(masks: Tensor) -> Tensor:
         padded = F.pad(left, (1, 1, 1, 1))
         left = -F.max_pool2d(-padded, 3, stride=1)
         depth += left.int()
-    return middle(depth.flatten(2).argmax(2), *masks.shape[2:])
+    return middle_of(depth.flatten(2).argmax(2), *masks.shape[2:])
 
 
-def middle(pixel: Tensor, height: int, width: int) -> Tensor:
+def middle_of(pixel: Tensor, height: int, width: int) -> Tensor:
     """(...,) number of a pixel, row by row -> (..., 2) its middle from -0.5 to 0.5."""
     x, y = pixel % width + 0.5, pixel // width + 0.5
     return torch.stack([x / width, y / height], dim=-1) - 0.5

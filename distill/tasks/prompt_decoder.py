@@ -8,11 +8,13 @@ import torch
 from torch import Tensor, nn
 
 from distill.data.stored_features import Grid
+from featstore import FeatureStore
 from featstore.errors import ConfigError, shorten
 from featstore.format import mask_decoder
+from featstore.format.manifest import ArtefactRecord
 
 
-class Masks(NamedTuple):
+class DecodedMasks(NamedTuple):
     """What the decoder makes of an embedding and prompts."""
 
     logits: Tensor
@@ -53,7 +55,7 @@ class PromptDecoder(nn.Module):
         )
         self.eval().requires_grad_(False)
 
-    def forward(self, embedding: Tensor, points: Tensor) -> Masks:
+    def forward(self, embedding: Tensor, points: Tensor) -> DecodedMasks:
         """Decode one mask per point; gradients flow to the embedding alone.
 
         Args:
@@ -72,7 +74,9 @@ class PromptDecoder(nn.Module):
             dense_prompt_embeddings=dense,
             multimask_output=False,
         )
-        return Masks(logits[:, :, 0], iou[:, :, 0], self._seen.pop()[:, :, : self.num_tokens])
+        return DecodedMasks(
+            logits[:, :, 0], iou[:, :, 0], self._seen.pop()[:, :, : self.num_tokens]
+        )
 
     def _places(self, images: int) -> Tensor:
         """(B, D, g, g) positional encoding of the embedding's places."""
@@ -83,37 +87,35 @@ class PromptDecoder(nn.Module):
         return places.permute(2, 0, 1).expand(images, -1, -1, -1)
 
 
-def read_decoder(grid: Grid, name: str, *, setting: str) -> PromptDecoder:
+def read_decoder(
+    store: FeatureStore,
+    name: str = mask_decoder.NAME,
+    *,
+    grid: Grid | None = None,
+    setting: str = "artefact",
+) -> PromptDecoder:
     """The decoder that a store holds for its embeddings.
 
     Args:
-        grid: Embeddings of the same teacher.
+        store: Of a SAM.
         name: Of the artefact.
+        grid: Embeddings that it must fit; not compared if None.
         setting: That names it, for messages.
 
     Raises:
         ConfigError: No such artefact, or it is no mask decoder or does not fit the embeddings; transformers is missing.
     """
-    store = grid.store
     where = f"{setting} {name}"
     if name not in store.manifest.artefacts:
         raise ConfigError(
             f"{where}: {store.address} has the artefacts {shorten(sorted(store.manifest.artefacts)) or 'none'}. "
             "Extract a store with a SAM as the teacher (--teacher.library transformers): it then holds mask_decoder."
         )
-    teacher = store.manifest.artefacts[name].teacher
-    embedder = store.manifest.fields[grid.field].teacher
     tensors = store.artefact(name)
     try:
         settings = mask_decoder.settings_of(tensors)
-        prompts = settings["prompt_encoder_config"]
-        width, side = prompts["hidden_size"], prompts["image_size"] // prompts["patch_size"]
-        if (width, side, teacher) != (grid.width, grid.side, embedder):
-            raise ConfigError(
-                f"made for embeddings of {side} x {side} x {width} by teacher {teacher}, but field {grid.field} is "
-                f"{grid.side} x {grid.side} x {grid.width} by teacher {embedder}. Name the field with the embeddings "
-                "in full size (--grid_field)."
-            )
+        if grid is not None:
+            _check_fits(settings["prompt_encoder_config"], store.manifest.artefacts[name], grid)
         decoder = PromptDecoder(settings)
         weights = {key: value for key, value in tensors.items() if not key.startswith("text.")}
         decoder.load_state_dict({key: torch.tensor(value) for key, value in weights.items()})
@@ -125,3 +127,14 @@ def read_decoder(grid: Grid, name: str, *, setting: str) -> PromptDecoder:
     except Exception as error:  # a store may hold any settings, and transformers raises many kinds
         raise ConfigError(f"{where} of {store.address}: {error}") from None
     return decoder
+
+
+def _check_fits(prompts: dict[str, Any], record: ArtefactRecord, grid: Grid) -> None:
+    width, side = prompts["hidden_size"], prompts["image_size"] // prompts["patch_size"]
+    teacher = grid.store.manifest.fields[grid.field].teacher
+    if (width, side, record.teacher) != (grid.width, grid.side, teacher):
+        raise ConfigError(
+            f"made for embeddings of {side} x {side} x {width} by teacher {record.teacher}, but field {grid.field} is "
+            f"{grid.side} x {grid.side} x {grid.width} by teacher {teacher}. Name the field with the embeddings in "
+            "full size (--grid_field)."
+        )

@@ -105,7 +105,9 @@ class Promptable(Task):
                 "--store."
             )
         self.grid = data.grid
-        decoder = read_decoder(self.grid, self.options.decoder, setting="--promptable.decoder")
+        decoder = read_decoder(
+            data.store, self.options.decoder, grid=self.grid, setting="--promptable.decoder"
+        )
         self.options = dataclasses.replace(self.options, side=self.grid.side)
         self.prompter = Prompter(
             decoder,
@@ -126,10 +128,10 @@ class Promptable(Task):
 
     @classmethod
     def head(cls, student: Student, outputs: int, options: PromptableConfig) -> nn.Module:
-        """See ``EmbeddingHead``."""
-        from distill.tasks.promptable_parts import EmbeddingHead
+        """See ``PromptableHead``."""
+        from distill.tasks.promptable_parts import PromptableHead
 
-        return EmbeddingHead(student, outputs, options.side)
+        return PromptableHead(student, outputs, options.side)
 
     def student(self, seed: int = 0) -> Student:
         """Build a student whose head gives methods the prompter of the task."""

@@ -17,7 +17,7 @@ from distill.losses.masks import (
     mask_losses,
 )
 from distill.student.model import Student
-from distill.tasks.prompt_decoder import Masks, PromptDecoder
+from distill.tasks.prompt_decoder import DecodedMasks, PromptDecoder
 
 DECODED = 16
 """Images that are decoded at a time when students are measured."""
@@ -32,14 +32,14 @@ class Prompted(NamedTuple):
     """(B, P, H, W) bool, the object under each point."""
     valid: Tensor
     """(B, P) bool; False where an image shows no object."""
-    masks: Masks
+    masks: DecodedMasks
 
     def losses(self) -> dict[str, Tensor]:
         """See ``mask_losses``."""
         return mask_losses(self.masks.logits, self.masks.iou, self.truth, self.valid)
 
 
-class EmbeddingHead(nn.Module):
+class PromptableHead(nn.Module):
     """From the maps of a student to the teacher's embedding, (B, D, g, g).
 
     Each map goes through a 1x1 convolution and is resized to g x g; their sum goes through a 3x3 convolution.
@@ -94,7 +94,7 @@ class Prompter:
         """The same: copies of a student share the frozen decoder."""
         return self
 
-    def decode(self, embedding: Tensor, points: Tensor) -> Masks:
+    def decode(self, embedding: Tensor, points: Tensor) -> DecodedMasks:
         """See ``PromptDecoder``; the decoder follows the embedding to its device."""
         return self.decoder.to(embedding.device)(embedding, points)  # type: ignore[no-any-return]
 

@@ -154,7 +154,7 @@ def design_store(
         fields[PICTURES] = config.store.picture_format.field
     for name, head in teacher.heads.items():
         files[name] = pack(head.tensors)
-        records[name] = describe(files[name], meaning=head.meaning, teacher=TEACHER)
+        records[name] = artefact_record(files[name], meaning=head.meaning, teacher=TEACHER)
     for table in config.texts:
         name, record, embedded = _text_table(table, config, source, teacher, found)
         records[name] = record

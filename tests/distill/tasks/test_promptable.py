@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import math
+import runpy
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from distill.commands.evaluate import run as evaluate
 from distill.commands.train import run
 from distill.config import DataConfig, EvaluateConfig
 from distill.data import joined
+from distill.data.pictures import rule_of
 from distill.losses.masks import (
     draw_objects,
     draw_points,
@@ -28,15 +30,17 @@ from distill.losses.masks import (
 )
 from distill.methods.tinysam import TinySAMConfig
 from distill.tasks import resolve
-from distill.tasks.prompt_decoder import PromptDecoder
+from distill.tasks.everything import everything
+from distill.tasks.prompt_decoder import DecodedMasks, PromptDecoder
 from distill.tasks.promptable import Promptable, PromptableConfig
 from distill.tasks.promptable_parts import Prompter
 from distill.training import loop
 from featstore import FeatureStore
 from featstore.errors import ConfigError
 from featstore.format import mask_decoder
-from featstore.format.views import cut
+from featstore.format.views import View, cut
 from featstore.sources import open_source
+from tests.conftest import ROOT
 from tests.distill.conftest import MakeConfig
 from tests.distill.tasks.test_segment import write_masks
 from tests.distill.training.test_loop import Stop, elsewhere
@@ -148,10 +152,11 @@ def test_the_stored_embedding_is_the_live_one(
     record = embeddings.manifest.teachers["teacher"].preprocessing
     assert (record.size, record.crop_mode, record.crop_pct) == ((PIXELS, PIXELS), "center", 1.0)
     mean, std = (torch.tensor(values).view(3, 1, 1) for values in (record.mean, record.std))
+    rule = rule_of(embeddings, "mean")
     for name, values in zip(names, stored, strict=True):
         seen = cut(
             Image.open(images / name).convert("RGB"),
-            (2, 0, 22, 20),
+            rule.frame((20, 24), View(kind="canonical"), sample_id=name, size=(PIXELS, PIXELS)).box,
             size=(PIXELS, PIXELS),
             interpolation="bilinear",
             mirrored=False,
@@ -193,7 +198,7 @@ def make_prompts(
     return make
 
 
-def test_a_run(make_prompts: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_run(make_prompts: Any, images: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Every term is there, the teacher's image encoder is never built, a stopped run ends in the same bits."""
     from transformers.models.sam import modeling_sam
 
@@ -231,6 +236,10 @@ def test_a_run(make_prompts: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     assert kept["teacher"]["miou"] != kept["miou"]
     again = evaluate(EvaluateConfig(model=str(folder), workers=0))
     assert again["miou"] == pytest.approx(kept["miou"])
+    example: Any = runpy.run_path(str(ROOT / "docs" / "examples" / "everything.py"))
+    picture = images / "test" / "top" / "000.png"
+    assert example["main"](str(folder), str(picture), str(folder / "all.png"), "4") >= 0
+    assert Image.open(folder / "all.png").size == (32, 32)
     with pytest.raises(ConfigError, match="--store"):
         evaluate(EvaluateConfig(model=str(folder), store="none", workers=0))
 
@@ -255,11 +264,9 @@ def test_hard_prompts_move_into_what_is_left_out() -> None:
 
     class Half(torch.nn.Module):
         def forward(self, embedding: Any, points: Any) -> Any:
-            from distill.tasks.prompt_decoder import Masks
-
             logits = -torch.ones(*points.shape[:2], 8, 8)
             logits[..., :4] = 1
-            return Masks(logits, points[..., 0], points)
+            return DecodedMasks(logits, points[..., 0], points)
 
     decoder: Any = Half()
     targets = torch.ones(3, 8, 8)
@@ -349,3 +356,24 @@ def test_numbers_by_hand() -> None:
         "c": None,
     }
     np.testing.assert_allclose(task.errors(kept), [0.25, 0.7], rtol=1e-6)
+
+
+def test_everything_leaves_out_points_in_sure_masks() -> None:
+    """A decoder that knows two halves: the sure one gets no point of the fine grid, and each is found once."""
+
+    class Halves(torch.nn.Module):
+        def forward(self, embedding: Any, points: Any) -> Any:
+            left = points[..., 0] < 0
+            logits = torch.where(left[..., None, None], 1.0, -1.0).repeat(1, 1, 8, 8)
+            logits[..., 4:] *= -1
+            return DecodedMasks(logits, torch.where(left, 0.9, 0.8), points)
+
+    decoder: Any = Halves()
+    found = everything(decoder, torch.zeros(4, 2, 2), coarse=2, fine=4, sure=0.85, least=0.5)
+    assert found.num_prompts == 2 * 2 + 4 * 4 // 2
+    assert found.iou.tolist() == pytest.approx([0.9, 0.8])
+    assert found.masks[0, :, :4].all()
+    assert not found.masks[0, :, 4:].any()
+    assert (found.masks[1] == ~found.masks[0]).all()
+    assert (found.points[:, 0] < 0).tolist() == [True, False]
+    assert len(everything(decoder, torch.zeros(4, 2, 2), coarse=2, fine=0, least=0.85).masks) == 1
