@@ -16,10 +16,12 @@ from safetensors.torch import load_file
 import distill
 import featstore
 from distill.commands.evaluate import run as evaluate
+from distill.commands.export import run as export
 from distill.commands.train import run
 from distill.config import DataConfig, EvaluateConfig
 from distill.data import joined
 from distill.data.pictures import rule_of
+from distill.export.config import CalibrationConfig, ExportConfig, LatencyConfig
 from distill.losses.masks import (
     draw_objects,
     draw_points,
@@ -341,6 +343,28 @@ def test_methods_that_fit(make_prompts: Any) -> None:
     (record,) = run(make_prompts(methods=["labels"]))
     assert record["teacher_images"] == 0
     assert 0 <= record["score"]["value"] <= 1  # type: ignore[index]
+
+
+@pytest.mark.slow
+def test_the_encoder_is_exported(make_prompts: Any) -> None:
+    """ONNX gives the same embedding; int8 is measured by the masks that the decoder makes of it."""
+    config = make_prompts(methods=["labels"])
+    run(config)
+    folder = Path(config.out) / "labels" / "seed0"
+    found: Any = export(
+        ExportConfig(
+            model=str(folder),
+            formats=["onnx", "int8"],
+            calibration=CalibrationConfig(images=12, held_out=8, method="minmax"),
+            latency=LatencyConfig(rounds=1, batches=[1], threads=[1]),
+            workers=0,
+        )
+    )
+    kept = json.loads((folder / "evaluation.json").read_text())["miou"]
+    assert found["measure"]["name"] == "miou"
+    assert found["formats"]["onnx"]["score"] == pytest.approx(kept, rel=1e-2)
+    int8 = found["formats"]["int8"]
+    assert int8["lost_points"] == pytest.approx(100 * (kept - int8["score"]), abs=1)
 
 
 def test_numbers_by_hand() -> None:
