@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from distill.measures.score import Record, reference_of, score_of
+from distill.measures.score import PROBE, Record, reference_of, score_of
 
 CLEARLY = 0.05  # a difference of accuracy from which on the advice is given
 
@@ -13,7 +13,8 @@ def advice(records: Sequence[Record]) -> list[str]:
     Methods that imitate a teacher gain where its probe is clearly ahead of what labels alone reach, be it across
     domains or within one; where it is not, a partner without a teacher can do more (docs/partners.md).
     """
-    references = [found[1] for record in records if (found := reference_of(record))]
+    found = [reference_of(record) for record in records]
+    references = [item[1] for item in found if item is not None and item[0] == PROBE]
     if not references:
         return []
     teacher = sum(references) / len(references)

@@ -31,7 +31,7 @@ from distill.losses.masks import (
     mask_losses,
 )
 from distill.methods.tinysam import TinySAMConfig
-from distill.tasks import resolve
+from distill.tasks import build_task, resolve
 from distill.tasks.everything import everything
 from distill.tasks.prompt_decoder import DecodedMasks, PromptDecoder
 from distill.tasks.promptable import Promptable, PromptableConfig
@@ -220,7 +220,8 @@ def test_a_run(make_prompts: Any, images: Path, monkeypatch: pytest.MonkeyPatch)
 
     source, store = open_source(stopped.source), FeatureStore.open(stopped.store)
     config = resolve(stopped, source, store)
-    data = joined.prepare(source, store, config.data, config.field)
+    data = joined.join_data(source, store, config.data, config.field)
+    data = build_task(config, data).data  # type: ignore[assignment]
     with pytest.raises(Stop):
         loop.run(config, data, None, method="tinysam", seed=0, on_step=hook)
     run(stopped)
