@@ -41,7 +41,8 @@ class PromptDecoder(nn.Module):
         from transformers import SamConfig
         from transformers.models.sam.modeling_sam import SamMaskDecoder, SamPromptEncoder
 
-        config: Any = SamConfig(**settings)
+        given: dict[str, Any] = dict(settings)
+        config: Any = SamConfig(**given)
         config.mask_decoder_config._attn_implementation = "sdpa"
         self.prompt_encoder = SamPromptEncoder(config)
         self.mask_decoder = SamMaskDecoder(config.mask_decoder_config)

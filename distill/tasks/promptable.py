@@ -137,7 +137,7 @@ class Promptable(Task):
         """Build a student whose head gives methods the prompter of the task."""
         student = super().student(seed)
         # In a tuple: the decoder is frozen and no part of the student.
-        student.task_head.prompter = (self.prompter,)  # type: ignore[union-attr, assignment]
+        student.task_head.prompter = (self.prompter,)  # type: ignore[union-attr]
         return student
 
     def targets(self, samples: Samples) -> Targets:

@@ -98,7 +98,7 @@ def load(faces: Path, masks: Path) -> tuple[Tensor, Tensor]:
 
     from distill.config import DataConfig
     from distill.data.pictures import ViewDataset
-    from distill.data.samples import join, split
+    from distill.data.samples import join_samples, split_parts
     from distill.data.schedule import CANONICAL, Request
     from distill.tasks.segment_parts import open_masks
     from featstore.format.views import ViewSet
@@ -110,14 +110,14 @@ def load(faces: Path, masks: Path) -> tuple[Tensor, Tensor]:
     data = DataConfig(
         labelled=["*"], unlabelled=[], test=[], holdout=0.2, group=r"\d{6}_(.+)_\d+\.jpg"
     )
-    samples = join(open_source(config), None, data)
+    samples = join_samples(open_source(config), None, data)
     samples = dataclasses.replace(samples, labels=np.zeros(len(samples.ids), np.int64))
     targets = open_masks(
         config, samples, folder=str(masks), member="", classes=2 ** len(OBJECTS), ignore=0
     )
     rule = ViewRule(ViewSet(), (PIXELS, PIXELS), 1.0, "center", "bilinear")
     dataset = ViewDataset(samples, rule, size=(PIXELS, PIXELS), targets=targets)
-    rows = split(samples, data, 0).labelled.tolist()
+    rows = split_parts(samples, data, 0).labelled.tolist()
     found = dataset.__getitems__([Request(row, CANONICAL, 0, True) for row in rows])
     assert found.targets is not None
     assert not found.problems
