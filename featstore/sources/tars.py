@@ -193,7 +193,7 @@ class TarSource(Source):
         try:
             return LocalTar(file)
         except OSError as error:
-            raise _unreadable(file, error) from error
+            raise unreadable(file, error) from error
 
 
 def _is_url(path: str) -> bool:
@@ -479,7 +479,8 @@ def split_name(name: str) -> tuple[str, str] | None:
     return match[1], match[2].lower()
 
 
-def _unreadable(tar: str, error: OSError) -> SourceError:
+def unreadable(tar: Path | str, error: OSError) -> SourceError:
+    """Return the error for a tar that the disk does not give."""
     return SourceError(
         f"{tar}: cannot be read: {error.strerror or error}. Fetch it again or leave it out."
     )
@@ -500,7 +501,7 @@ def _scan(opened: TarFile, *, allow_cut: bool, image_member: str) -> _Scan:
                 scan.finish()
                 return scan
     except OSError as error:
-        raise _unreadable(tar, error) from error
+        raise unreadable(tar, error) from error
     scan.finish()
     if not scan.images:
         wanted = image_member or " ".join(sorted(image_suffixes()))

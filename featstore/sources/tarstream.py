@@ -1,6 +1,6 @@
 """Read the images of one tar from begin to end, in large reads.
 
-``tars.py`` lists tars once and reads by position; this is ten times faster per header and keeps no list.
+``tars.py`` lists tars once and reads by position; this keeps no list.
 """
 
 import os
@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 from featstore.errors import SourceError
 from featstore.files.tar_headers import BadTar, Member, members
-from featstore.sources.tars import is_image, several_images, split_name
+from featstore.sources.tars import is_image, several_images, split_name, unreadable
 
 READ_BYTES = 4 * 2**20  # tars are read in pieces of this size
 
@@ -50,7 +50,7 @@ class TarReader:
             self._handle = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
             self.size = os.fstat(self._handle).st_size
         except OSError as error:
-            raise self._refused(error) from None
+            raise unreadable(path, error) from None
 
     def __enter__(self) -> "TarReader":
         return self
@@ -112,12 +112,7 @@ class TarReader:
                     break
                 self._stop += count
         except OSError as error:
-            raise self._refused(error) from None
-
-    def _refused(self, error: OSError) -> SourceError:
-        return SourceError(
-            f"{self.path}: cannot be read: {error.strerror or error}. Fetch it again or leave it out."
-        )
+            raise unreadable(self.path, error) from None
 
     def broken(self, error: BadTar) -> SourceError:
         """The error for a tar that breaks off."""
