@@ -81,26 +81,14 @@ def parse(arguments: Sequence[str] | None = None) -> dict[str, Any]:
         ConfigError: a setting without a value.
         SystemExit: an unknown option (status 2, after a message).
     """
-    parser = parser_of(
-        "experiments", "Run a grid of runs over one store, described by one file, and compare them."
-    )
-    parser.add_argument("--config", dest="path", type=Path, required=True, metavar="FILE")
-    parser.add_argument(
-        "--jobs",
-        type=number_of_jobs,
-        default=0,
-        metavar="N|auto",
-        help="runs at a time (default: auto, by GPUs, cores and memory)",
-    )
+    summary = "Run a grid of runs over one store, described by one file, and compare them."
+    parser = parser_of("experiments", summary, required=True)
     parser.add_argument(
         "--only",
         nargs="+",
         default=[],
         metavar="NAME",
         help="variants or rows to run (default: all)",
-    )
-    parser.add_argument(
-        "--dry-run", "--dry_run", action="store_true", help="print the runs and stop"
     )
     known, others = parser.parse_known_args(arguments)
     return {**vars(known), "flags": settings(others)}
@@ -113,15 +101,26 @@ in file, flags or data, 130 interrupted.
 """
 
 
-def parser_of(name: str, summary: str) -> argparse.ArgumentParser:
-    """The parser of a command whose file is an experiment."""
-    return argparse.ArgumentParser(
+def parser_of(name: str, summary: str, **config: Any) -> argparse.ArgumentParser:
+    """The parser of a command whose file is an experiment; ``config`` holds further options of ``--config``."""
+    parser = argparse.ArgumentParser(
         prog=command(name),
         description=summary,
         epilog=EPILOG,
         allow_abbrev=False,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
+    add = parser.add_argument
+    add("--config", dest="path", type=Path, metavar="FILE", **config)
+    add(
+        "--jobs",
+        type=number_of_jobs,
+        default=0,
+        metavar="N|auto",
+        help="runs at a time (default: auto, by GPUs, cores and memory)",
+    )
+    add("--dry-run", "--dry_run", action="store_true", help="print the runs and stop")
+    return parser
 
 
 def number_of_jobs(text: str) -> int:

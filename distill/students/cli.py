@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from distill.config import RECIPES
-from distill.experiments.cli import checked, number_of_jobs, parser_of, settings, status
+from distill.experiments.cli import checked, parser_of, settings, status
 from featstore.cli.recipe import run_alone
 
 DEFAULT_RECIPE = RECIPES / "students.yaml"
@@ -78,40 +78,17 @@ def parse(arguments: Sequence[str] | None = None) -> dict[str, Any]:
     parser = parser_of(
         "students",
         "Distil several students over one store with one budget; draw accuracy against latency and size.",
+        default=DEFAULT_RECIPE,
     )
-    add = parser.add_argument
-    add("--config", dest="path", type=Path, default=DEFAULT_RECIPE, metavar="FILE")
-    add(
-        "--jobs",
-        type=number_of_jobs,
-        default=0,
-        metavar="N|auto",
-        help="runs at a time (default: auto, by GPUs, cores and memory)",
-    )
-    add("--dry-run", "--dry_run", action="store_true", help="print the runs and stop")
-    add(
-        "--batches",
-        type=_positive,
-        nargs="+",
-        default=[1, 8],
-        metavar="N",
-        help="images per call (default: 1 8)",
-    )
-    add(
-        "--threads",
-        type=_positive,
-        nargs="+",
-        default=[1, 2],
-        metavar="N",
-        help="threads per call (default: 1 2)",
-    )
-    add(
-        "--rounds",
-        type=_positive,
-        default=20,
-        metavar="N",
-        help="measurements of every student (default: 20)",
-    )
+    for name, default, text in (
+        ("batches", [1, 8], "images per call (default: 1 8)"),
+        ("threads", [1, 2], "threads per call (default: 1 2)"),
+        ("rounds", 20, "measurements of every student (default: 20)"),
+    ):
+        several = "+" if isinstance(default, list) else None
+        parser.add_argument(
+            f"--{name}", type=_positive, nargs=several, default=default, metavar="N", help=text
+        )
     known, others = parser.parse_known_args(arguments)
     return {**vars(known), "flags": settings(others)}
 
