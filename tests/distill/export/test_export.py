@@ -490,7 +490,7 @@ def test_a_setting_that_fails_is_skipped(tmp_path: Path, monkeypatch: pytest.Mon
     values = {"kl": 0.1, "top1_agreement": 1.0}
     monkeypatch.setattr(search, "quantise", fake)
     monkeypatch.setattr(search, "_run", lambda *args, **more: None)
-    monkeypatch.setattr(search, "compare", lambda *args, **more: values)
+    monkeypatch.setattr(search, "compare_answers", lambda *args, **more: values)
     monkeypatch.setattr(search, "float_blocks", lambda path: [])
     pixels = np.zeros((2, 3, 4, 4), np.uint8)
 
