@@ -27,7 +27,12 @@ ADVICE = "Fetch the store again, or extract it again."
 
 def artefact_path(store: Path, name: str) -> Path:
     """Path of an artefact, whether or not it exists."""
-    return store / FOLDER / f"{name}.safetensors"
+    return store / artefact_file(name)
+
+
+def artefact_file(name: str) -> str:
+    """Path of an artefact inside a store."""
+    return f"{FOLDER}/{name}.safetensors"
 
 
 def pack(tensors: Mapping[str, Array]) -> bytes:

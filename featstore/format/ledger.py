@@ -97,7 +97,12 @@ class CompleteRecord(_Record):
 
 def entry_path(store: Path, shard: int) -> Path:
     """Path of a shard's entry, whether or not it exists."""
-    return store / LEDGER_FOLDER / f"{shard:08d}.json"
+    return store / entry_name(shard)
+
+
+def entry_name(shard: int) -> str:
+    """Path of a shard's entry inside a store."""
+    return f"{LEDGER_FOLDER}/{shard:08d}.json"
 
 
 def complete_path(store: Path) -> Path:

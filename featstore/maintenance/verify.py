@@ -23,8 +23,7 @@ from featstore.files.atomic import TEMPORARY_PREFIX, refused, write_bytes
 from featstore.files.locks import LOCK_NAME, PUBLISH_NAME, exclusive
 from featstore.files.progress import Progress
 from featstore.files.untrusted import check_real_folder, plain_size, read_plain
-from featstore.format.artefacts import FOLDER as ARTEFACT_FOLDER
-from featstore.format.artefacts import artefact_path, check_artefact, read_artefact
+from featstore.format.artefacts import artefact_file, artefact_path, check_artefact, read_artefact
 from featstore.format.file_names import EXTRAS
 from featstore.format.ledger import (
     COMPLETE_NAME,
@@ -382,7 +381,7 @@ def _list_files(report: VerifyReport, backend: Backend) -> None:
     manifest, store = backend.manifest, backend.store
     known = {MANIFEST_NAME, LOCK_NAME, PUBLISH_NAME, f"{LEDGER_FOLDER}/{COMPLETE_NAME}"}
     known.update(metadata_files(manifest))
-    known.update(f"{ARTEFACT_FOLDER}/{name}.safetensors" for name in manifest.artefacts)
+    known.update(map(artefact_file, manifest.artefacts))
     named = {damage.object for damage in report.damages}
     root = str(store)
     for folder, folders, files in os.walk(root):

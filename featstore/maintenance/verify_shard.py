@@ -15,7 +15,13 @@ from featstore.containers.block_checksums import damaged_blocks, why_unreadable
 from featstore.errors import ShardCorrupt, StoreError, command, shorten
 from featstore.files.array_types import Array
 from featstore.files.untrusted import plain_size
-from featstore.format.ledger import LEDGER_FOLDER, ObjectRecord, ShardRecord, entry_path, read_entry
+from featstore.format.ledger import (
+    ObjectRecord,
+    ShardRecord,
+    entry_name,
+    entry_path,
+    read_entry,
+)
 from featstore.maintenance.verify_values import ShardRules
 
 Kind = Literal["shard", "metadata", "mark", "manifest", "artefact", "ledger"]
@@ -242,7 +248,7 @@ def belongs_to_shard(backend: Backend, name: str) -> bool:
         return True
     numbers = {int(digits) for digits in _DIGITS.findall(name)}
     return any(
-        name == f"{LEDGER_FOLDER}/{number:08d}.json" or name in backend.object_names(number)
+        name == entry_name(number) or name in backend.object_names(number)
         for number in numbers
         if number < backend.manifest.num_shards
     )

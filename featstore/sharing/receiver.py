@@ -22,14 +22,13 @@ from featstore.files.untrusted import (
     plain_size,
     read_plain,
 )
-from featstore.format.ledger import ObjectRecord, ShardRecord
+from featstore.format.artefacts import artefact_file
+from featstore.format.ledger import ObjectRecord, ShardRecord, entry_name
 from featstore.places.base import AccessRefused, FileSink, NotFollowed, Place, Sink, TooLong
 from featstore.reading.cached.published_store import (
     EXTRAS,
     MARK_NAME,
     Contents,
-    artefact_path,
-    entry_name,
     parse_published_entry,
     retry_damaged,
 )
@@ -175,7 +174,7 @@ class Receiver:
         return False
 
     def _artefact(self, artefact: str) -> list[Job]:
-        name, record = artefact_path(artefact), self.contents.manifest.artefacts[artefact]
+        name, record = artefact_file(artefact), self.contents.manifest.artefacts[artefact]
         with suppress(OSError):
             self.meter.announce(record.bytes)
             if _sha256(self.folder, name) == record.sha256:

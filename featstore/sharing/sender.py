@@ -13,7 +13,7 @@ from featstore.containers.block_checksums import why_unreadable
 from featstore.errors import RemoteNotFound, ShardCorrupt, StoreError
 from featstore.files.atomic import TEMPORARY_PREFIX
 from featstore.files.untrusted import open_plain, plain_size, read_plain
-from featstore.format.ledger import ObjectRecord
+from featstore.format.ledger import ObjectRecord, entry_name
 from featstore.format.manifest import MANIFEST_NAME
 from featstore.maintenance.verify_shard import belongs_to_shard, check_object
 from featstore.places.base import Place, TooLong
@@ -23,7 +23,6 @@ from featstore.reading.cached.published_store import (
     MARK_NAME,
     UNFINISHED_NAME,
     Contents,
-    entry_name,
     parse_published_entry,
     retry_damaged,
 )

@@ -17,7 +17,8 @@ from featstore.containers.metadata import difference, metadata_files
 from featstore.errors import RemoteNotFound, ShardCorrupt, shorten
 from featstore.files.progress import Progress
 from featstore.files.untrusted import MOST_JSON_BYTES
-from featstore.format.ledger import ObjectRecord, ShardRecord
+from featstore.format.artefacts import artefact_file
+from featstore.format.ledger import ObjectRecord, ShardRecord, entry_name
 from featstore.maintenance.verify import VerifyReport, draw_blocks
 from featstore.maintenance.verify_shard import Damage, Kind
 from featstore.places.base import Place, Retry, TooLong
@@ -25,8 +26,6 @@ from featstore.places.open_place import open_place
 from featstore.reading.cached.published_store import (
     MARK_NAME,
     Contents,
-    artefact_path,
-    entry_name,
     parse_published_entry,
     remote_contents,
 )
@@ -102,7 +101,7 @@ class _Check:
             yield partial(self._metadata, name, made)
         for name, record in manifest.artefacts.items():
             yield partial(
-                self._whole, artefact_path(name), record.bytes, Sha256Sum(record.sha256), "artefact"
+                self._whole, artefact_file(name), record.bytes, Sha256Sum(record.sha256), "artefact"
             )
         if sample is None:
             yield from (partial(self._shard, shard) for shard in range(manifest.num_shards))

@@ -27,11 +27,12 @@ from featstore.containers.block_checksums import damaged_blocks
 from featstore.errors import RemoteError, RemoteNotFound, ShardCorrupt, StoreBusy, StoreError
 from featstore.files.atomic import TEMPORARY_PREFIX, WRITE_BYTES, refused
 from featstore.files.untrusted import MOST_JSON_BYTES, make_real_folders
-from featstore.format.artefacts import artefact_path, read_artefact
+from featstore.format.artefacts import artefact_file, artefact_path, read_artefact
 from featstore.format.ledger import (
     LEDGER_FOLDER,
     ObjectRecord,
     ShardRecord,
+    entry_name,
     entry_path,
     read_complete,
     read_entry,
@@ -44,7 +45,6 @@ from featstore.reading.cached.published_store import (
     MARK_NAME,
     PUBLISHER,
     TRIES,
-    entry_name,
     parse_published_entry,
     retry_damaged,
     url_in_errors,
@@ -194,7 +194,7 @@ class Mirror:
         record = self.manifest.artefacts.get(name)
         if record is None:
             return
-        path = artefact_path(Path(), name).as_posix()
+        path = artefact_file(name)
 
         def check(_: str, temporary: Path) -> str:
             with temporary.open("rb") as file:

@@ -30,12 +30,14 @@ from featstore.files.atomic import TEMPORARY_PREFIX
 from featstore.files.untrusted import MOST_JSON_BYTES, read_plain
 from featstore.format import ledger
 from featstore.format.artefacts import FOLDER as ARTEFACT_FOLDER
+from featstore.format.artefacts import artefact_file
 from featstore.format.file_names import CARD_NAME, CARD_PAGE_NAME, SIGNATURE_NAME
 from featstore.format.ledger import (
     COMPLETE_NAME,
     LEDGER_FOLDER,
     CompleteRecord,
     ShardRecord,
+    entry_name,
     read_complete,
 )
 from featstore.format.manifest import MANIFEST_NAME, Manifest, read_manifest
@@ -85,17 +87,7 @@ class Contents:
     def artefact_hashes(self) -> dict[str, str]:
         """SHA-256 of each artefact, by its path inside the store."""
         found = self.manifest.artefacts.items()
-        return {artefact_path(name): record.sha256 for name, record in found}
-
-
-def artefact_path(name: str) -> str:
-    """Path of an artefact inside a store."""
-    return f"{ARTEFACT_FOLDER}/{name}.safetensors"
-
-
-def entry_name(shard: int) -> str:
-    """Path of a ledger entry inside a store."""
-    return f"{LEDGER_FOLDER}/{shard:08d}.json"
+        return {artefact_file(name): record.sha256 for name, record in found}
 
 
 def local_contents(store: Path) -> Contents:
