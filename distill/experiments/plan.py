@@ -36,17 +36,11 @@ class Row:
 
 @dataclass(frozen=True)
 class PlannedRun:
-    """One student to train. Rows with equal settings share a run.
+    """One student to train. Rows with equal settings share a run."""
 
-    Attributes:
-        config: with one method and one seed.
-        contract: all that decides its result, see ``run_folder.contract``.
-        label: for lines and messages: ROW seed K.
-    """
-
-    config: DistillConfig
-    contract: run_folder.Contract
-    label: str
+    config: DistillConfig  # with one method and one seed
+    contract: run_folder.Contract  # all that decides its result, see ``run_folder.contract``
+    label: str  # for lines and messages: ROW seed K
 
     @property
     def method(self) -> str:

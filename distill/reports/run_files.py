@@ -33,19 +33,12 @@ Row = dict[str, Any]
 
 @dataclass(frozen=True)
 class ReportedRun:
-    """One finished run.
+    """One finished run."""
 
-    Attributes:
-        folder: Folder of the run.
-        name: METHOD or METHOD+PARTNER, with the folders above it where runs lie deeper in OUT.
-        record: Content of run.json.
-        evaluation: Content of evaluation.json.
-    """
-
-    folder: Path
-    name: str
-    record: dict[str, Any]
-    evaluation: dict[str, Any]
+    folder: Path  # folder of the run
+    name: str  # METHOD or METHOD+PARTNER, with the folders above it where runs lie deeper in OUT
+    record: dict[str, Any]  # content of run.json
+    evaluation: dict[str, Any]  # content of evaluation.json
 
     @property
     def method(self) -> str:

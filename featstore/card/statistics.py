@@ -27,31 +27,22 @@ DEAD = 1e-6
 
 @dataclass(frozen=True)
 class FieldStatistics:
-    """One field, one view.
-
-    Attributes:
-        not_finite: vectors left out because of NaN or infinity.
-        norms: (P,) Euclidean norm of each vector.
-        mean_cosine: mean cosine of two vectors, not centred.
-        channel_mean, channel_std: (C,).
-        spectrum: (k,) singular values of the centred vectors relative to the largest, descending.
-        participation: (sum v)^2 / sum v^2, v the variances of the principal components.
-        entropy: exp of the entropy of v / sum v.
-        for_90: number of principal components that hold 90% of the variance.
-    """
+    """One field, one view."""
 
     name: str
     vectors: int
     width: int
-    not_finite: int
-    norms: Floats
-    mean_cosine: float
+    not_finite: int  # vectors left out because of NaN or infinity
+    norms: Floats  # (P,) Euclidean norm of each vector
+    mean_cosine: float  # mean cosine of two vectors, not centred
+    # channel_mean, channel_std: (C,)
     channel_mean: Floats
     channel_std: Floats
+    # (k,) singular values of the centred vectors relative to the largest, descending
     spectrum: Floats
-    participation: float
-    entropy: float
-    for_90: int
+    participation: float  # (sum v)^2 / sum v^2, v the variances of the principal components
+    entropy: float  # exp of the entropy of v / sum v
+    for_90: int  # number of principal components that hold 90% of the variance
 
     @property
     def dead(self) -> Rows:

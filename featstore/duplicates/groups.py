@@ -21,22 +21,14 @@ TEST = "test"  # name of the part whose images must not be in other parts
 
 @dataclass(frozen=True)
 class Overlap:
-    """Images of one part that are in another part too; each image is in one of the three lists at most.
-
-    Attributes:
-        part, other: Names.
-        size: Images of ``part``.
-        same: Rows that both parts' patterns match.
-        exact: (k,) rows of ``part`` with the bytes of another row in ``other``.
-        near: (k,) rows of ``part`` that have a near duplicate in ``other``.
-    """
+    """Images of one part that are in another part too; each image is in one of the three lists at most."""
 
     part: str
     other: str
-    size: int
-    same: Rows
-    exact: Rows
-    near: Rows
+    size: int  # images of ``part``
+    same: Rows  # rows that both parts' patterns match
+    exact: Rows  # (k,) rows of ``part`` with the bytes of another row in ``other``
+    near: Rows  # (k,) rows of ``part`` that have a near duplicate in ``other``
 
     @property
     def leak(self) -> bool:

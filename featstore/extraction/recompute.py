@@ -70,28 +70,17 @@ _NAME = re.compile(r"[A-Za-z0-9_.-]{0,200}")
 
 @dataclass
 class FieldComparison:
-    """One field, as stored and as computed again.
-
-    Attributes:
-        field, teacher: names.
-        tolerance: largest relative L2 that counts as equal.
-        rows: that were compared.
-        max_abs: largest difference of two numbers.
-        relative_l2: largest |stored - computed| / |computed| of one view of one row.
-        cosine: smallest, of the same vectors.
-        worst: sample id of the row with the largest relative L2.
-        problem: what else is wrong; "" if nothing.
-    """
+    """One field, as stored and as computed again."""
 
     field: str
     teacher: str
-    tolerance: float
-    rows: int = 0
-    max_abs: float = 0.0
-    relative_l2: float = 0.0
-    cosine: float = 1.0
-    worst: str = ""
-    problem: str = ""
+    tolerance: float  # largest relative L2 that counts as equal
+    rows: int = 0  # that were compared
+    max_abs: float = 0.0  # largest difference of two numbers
+    relative_l2: float = 0.0  # largest |stored - computed| / |computed| of one view of one row
+    cosine: float = 1.0  # smallest, of the same vectors
+    worst: str = ""  # sample id of the row with the largest relative L2
+    problem: str = ""  # what else is wrong; "" if nothing
 
     @property
     def sound(self) -> bool:

@@ -38,14 +38,10 @@ class Channels:
 
 @dataclass(frozen=True)
 class RoundingError:
-    """What a narrower type costs, over the rows of a sample that are not zero.
+    """What a narrower type costs, over the rows of a sample that are not zero."""
 
-    Attributes:
-        relative_l2: Mean of |x - x'| / |x|.
-        cosine_mean, cosine_worst: Of x and x'.
-    """
-
-    relative_l2: float
+    relative_l2: float  # mean of |x - x'| / |x|
+    # cosine_mean, cosine_worst: of x and x'
     cosine_mean: float
     cosine_worst: float
 

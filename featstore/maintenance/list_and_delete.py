@@ -24,22 +24,16 @@ DELETED_PREFIX = ".deleted-"  # start of the name of a folder that is being dele
 
 @dataclass(frozen=True, kw_only=True)
 class StoreSummary:
-    """What is known of a store without reading its shards.
-
-    Attributes:
-        problem: why it cannot be read; the rest is then empty.
-        shards: that are there, and that there will be.
-        fields, teachers: names; teachers as their library calls them.
-        bytes: of all objects; None while it is incomplete.
-    """
+    """What is known of a store without reading its shards."""
 
     path: str | Path
-    problem: str = ""
+    problem: str = ""  # why it cannot be read; the rest is then empty
     rows: int = 0
-    shards: tuple[int, int] = (0, 0)
+    shards: tuple[int, int] = (0, 0)  # that are there, and that there will be
+    # fields, teachers: names; teachers as their library calls them
     fields: tuple[str, ...] = ()
     teachers: tuple[str, ...] = ()
-    bytes: int | None = None
+    bytes: int | None = None  # of all objects; None while it is incomplete
     created: str = ""
 
     @property

@@ -76,22 +76,16 @@ class Damage:
 
 @dataclass
 class ShardFindings:
-    """Findings of one shard.
-
-    Attributes:
-        entry: its ledger entry, if that is sound.
-        ids: sample ids of its rows, if they are sound.
-        odd_ids: those that are not safe as file names or on a terminal.
-        unbound: valid rows without a content hash.
-        blocks, bytes: how many were compared with their checksums.
-    """
+    """Findings of one shard."""
 
     shard: int
     damages: list[Damage] = field(default_factory=list)
-    entry: ShardRecord | None = None
-    ids: list[str] | None = None
+    entry: ShardRecord | None = None  # its ledger entry, if that is sound
+    ids: list[str] | None = None  # sample ids of its rows, if they are sound
+    # those that are not safe as file names or on a terminal
     odd_ids: list[str] = field(default_factory=list)
-    unbound: int = 0
+    unbound: int = 0  # valid rows without a content hash
+    # blocks, bytes: how many were compared with their checksums
     blocks: int = 0
     bytes: int = 0
 

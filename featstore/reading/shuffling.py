@@ -74,19 +74,15 @@ class Order:
     With ``block_rows`` 0, all rows are shuffled. Otherwise blocks of consecutive rows are, and then the rows of every
     ``buffer_blocks`` blocks among each other: each block is fetched and decompressed once per epoch, and what is held
     at a time is one buffer.
-
-    Attributes:
-        seed, epoch: choose the order.
-        block_rows: rows that are read together.
-        buffer_blocks: blocks whose rows are mixed.
     """
 
     num_rows: int
+    # seed, epoch: choose the order
     seed: int = 0
     epoch: int = 0
     shuffle: bool = True
-    block_rows: int = 0
-    buffer_blocks: int = 32
+    block_rows: int = 0  # rows that are read together
+    buffer_blocks: int = 32  # blocks whose rows are mixed
 
     def __call__(self, positions: Rows) -> Rows:
         """Rows at some positions of the epoch.
