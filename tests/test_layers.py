@@ -194,3 +194,14 @@ def test_phase_two_loads_no_teacher() -> None:
         loaded & {"featstore.extraction.teachers", "featstore.extraction.shards", "open_clip"}
         == set()
     )
+
+
+def test_a_class_has_a_name_of_its_own() -> None:
+    """No two public classes share a name, but the settings of a teacher in each package."""
+    places: dict[str, list[str]] = {}
+    for name, path in MODULES.items():
+        for node in ast.parse(path.read_text()).body:
+            if isinstance(node, ast.ClassDef) and not node.name.startswith("_"):
+                places.setdefault(node.name, []).append(name)
+    shared = {name: found for name, found in places.items() if len(found) > 1}
+    assert shared.keys() <= {"TeacherConfig"}, shared
