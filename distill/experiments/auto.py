@@ -18,7 +18,7 @@ from distill.config import DistillConfig
 from distill.data.joined import JoinedData
 from distill.data.schedule import make_epoch_plan
 from distill.experiments.auto_record import AutoRecord, Round
-from distill.experiments.candidates import WITH_LABELS, WITHOUT_LABELS, Candidate
+from distill.experiments.candidates import WITH_LABELS, WITHOUT_LABELS, AutoMethod
 from distill.experiments.tune import Try, rank
 from distill.measures.score import score_of
 from distill.methods import METHODS, Needs
@@ -112,7 +112,7 @@ class _Search:
             "training"
         )
 
-    def _needs(self, candidate: Candidate) -> Needs:
+    def _needs(self, candidate: AutoMethod) -> Needs:
         options = options_of(candidate.applied(self.config), candidate.method)
         return METHODS[candidate.method].needs(options)
 
@@ -124,8 +124,8 @@ class _Search:
         return values[0]
 
     def round(
-        self, number: int, candidates: Sequence[Candidate], seeds: Sequence[int]
-    ) -> list[Candidate]:
+        self, number: int, candidates: Sequence[AutoMethod], seeds: Sequence[int]
+    ) -> list[AutoMethod]:
         """Train the candidates. Returns those that could be trained, the best first."""
         steps = self._steps(number, len(candidates) * len(seeds))
         found = self.record.rounds[number]
@@ -187,7 +187,7 @@ class _Search:
             self.record.speed = self._same((seconds / trained["steps"], max(0.0, whole - seconds)))
         return self.record.speed
 
-    def _config(self, item: Candidate, folder: str, steps: int) -> DistillConfig:
+    def _config(self, item: AutoMethod, folder: str, steps: int) -> DistillConfig:
         config = item.applied(self.config)
         train = shortened(config, steps, self.per_epoch)
         return dataclasses.replace(
@@ -199,7 +199,7 @@ class _Search:
         contract = run_folder.contract(config, method, seed, self.data.fingerprints)
         return run_folder.contract_hash(contract)
 
-    def _try(self, item: Candidate, config: DistillConfig, seeds: Sequence[int]) -> Try:
+    def _try(self, item: AutoMethod, config: DistillConfig, seeds: Sequence[int]) -> Try:
         """Train and measure one candidate on every fold."""
         keys = [self._key(config, seed) for seed in seeds]
         began = time.monotonic()
@@ -223,7 +223,7 @@ class _Search:
         if self.accelerator.is_main_process:
             self.record.write(Path(self.config.out))
 
-    def finish(self, chosen: Candidate) -> dict[str, Any]:
+    def finish(self, chosen: AutoMethod) -> dict[str, Any]:
         """Write and print the choice. Returns what run.json holds of it."""
         self.record.chosen = chosen.name
         self._write()

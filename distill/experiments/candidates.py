@@ -9,7 +9,7 @@ from distill.register import options_of
 
 
 @dataclass(frozen=True)
-class Candidate:
+class AutoMethod:
     """A method with some of its options."""
 
     name: str  # name of its folder and of its row in auto.csv
@@ -35,23 +35,23 @@ class Candidate:
 FEATURES = {"norm": "standardize", "match_norm": "layernorm", "logits_from": "probe"}
 
 WITH_LABELS = (
-    Candidate("labels", "labels"),
-    Candidate("kd-1", "kd", {"weight": 1.0}),
-    Candidate("kd-10", "kd", {"weight": 10.0}),
-    Candidate("ofa-1", "ofa", {"weight": 1.0}),
-    Candidate("fitnet-10", "fitnet", {"norm": "standardize", "weight": 10.0}),
-    Candidate("fitnet-100", "fitnet", {"norm": "standardize", "weight": 100.0}),
-    Candidate("customkd-10", "customkd", FEATURES | {"w_general": 10.0, "w_specific": 1.0, "w_logits": 0.0}),
-    Candidate("customkd-100", "customkd", FEATURES | {"w_general": 100.0, "w_specific": 10.0, "w_logits": 0.0}),
-    Candidate("customkd-10-logits", "customkd", FEATURES | {"w_general": 10.0, "w_specific": 1.0, "w_logits": 10.0}),
+    AutoMethod("labels", "labels"),
+    AutoMethod("kd-1", "kd", {"weight": 1.0}),
+    AutoMethod("kd-10", "kd", {"weight": 10.0}),
+    AutoMethod("ofa-1", "ofa", {"weight": 1.0}),
+    AutoMethod("fitnet-10", "fitnet", {"norm": "standardize", "weight": 10.0}),
+    AutoMethod("fitnet-100", "fitnet", {"norm": "standardize", "weight": 100.0}),
+    AutoMethod("customkd-10", "customkd", FEATURES | {"w_general": 10.0, "w_specific": 1.0, "w_logits": 0.0}),
+    AutoMethod("customkd-100", "customkd", FEATURES | {"w_general": 100.0, "w_specific": 10.0, "w_logits": 0.0}),
+    AutoMethod("customkd-10-logits", "customkd", FEATURES | {"w_general": 10.0, "w_specific": 1.0, "w_logits": 10.0}),
 )  # fmt: skip
 """Of tasks with labels, from the simplest to the one with most terms."""
 
 WITHOUT_LABELS = (
-    Candidate("fitnet-standardize", "fitnet", {"norm": "standardize"}),
-    Candidate("fitnet-l2", "fitnet", {"norm": "l2"}),
-    Candidate("queue_kl", "queue_kl"),
-    Candidate("specmatch", "specmatch"),
-    Candidate("pkt", "pkt"),
+    AutoMethod("fitnet-standardize", "fitnet", {"norm": "standardize"}),
+    AutoMethod("fitnet-l2", "fitnet", {"norm": "l2"}),
+    AutoMethod("queue_kl", "queue_kl"),
+    AutoMethod("specmatch", "specmatch"),
+    AutoMethod("pkt", "pkt"),
 )
 """Of task none. The loss is a single term there, whose weight an adaptive optimiser hardly notices."""

@@ -32,7 +32,7 @@ class StoreCost:
 
 
 @dataclass(frozen=True)
-class Cost:
+class ExperimentCost:
     """Cost of the extraction and of live teachers."""
 
     stores: list[StoreCost]  # that the runs read
@@ -44,7 +44,7 @@ class Cost:
     live_hours: float | None
 
 
-def cost_of(finished: Iterable[tuple[PlannedRun, dict[str, Any]]]) -> Cost:
+def cost_of(finished: Iterable[tuple[PlannedRun, dict[str, Any]]]) -> ExperimentCost:
     """Sum up what stores and finished runs cost. Raises StoreError: a store is gone."""
     pairs = list(finished)
     paths = dict.fromkeys(path for run, _ in pairs for path in _stores_of(run.config))
@@ -54,7 +54,7 @@ def cost_of(finished: Iterable[tuple[PlannedRun, dict[str, Any]]]) -> Cost:
         images * sum(stores[path].teacher_s for path in _stores_of(run.config))
         for (run, _), images in zip(pairs, used, strict=True)
     )
-    return Cost(
+    return ExperimentCost(
         stores=list(stores.values()),
         runs=len(pairs),
         hours=sum(float(record["seconds"]) for _, record in pairs) / 3600,

@@ -5,7 +5,7 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from distill.experiments.cost import Cost, cost_of
+from distill.experiments.cost import ExperimentCost, cost_of
 from distill.experiments.plan import (
     PlannedRun,
     Planner,
@@ -102,7 +102,7 @@ class RunsToDo:
             )
         return lines
 
-    def outcome(self) -> tuple[list[RowResult], Cost]:
+    def outcome(self) -> tuple[list[RowResult], ExperimentCost]:
         """Compare all rows, selected or not. Returns them and the cost of all runs."""
         planned = {row.name: self._final(row) for row in self.rows}
         finals = [run for of_row in planned.values() for run in of_row.values()]

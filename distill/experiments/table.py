@@ -6,7 +6,7 @@ from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any
 
-from distill.experiments.cost import Cost
+from distill.experiments.cost import ExperimentCost
 from distill.experiments.plan import changed_settings
 from distill.experiments.results import Images, RowResult
 from distill.experiments.spec import Experiment
@@ -87,7 +87,7 @@ def _images(found: Collection[Images]) -> str:
     return f"{sum(gain > 0 for gain in sure)} up {sum(gain < 0 for gain in sure)} down"
 
 
-def notes(experiment: Experiment, results: Sequence[RowResult], cost: Cost) -> list[str]:
+def notes(experiment: Experiment, results: Sequence[RowResult], cost: ExperimentCost) -> list[str]:
     """Notes below the table."""
     found = []
     tests = [result.comparison for result in results if result.comparison]
@@ -139,7 +139,7 @@ def _settings(settings: dict[str, Any]) -> str:
     return ", ".join(f"{name} = {value}" for name, value in settings.items()) or "no change"
 
 
-def cost_lines(cost: Cost) -> list[str]:
+def cost_lines(cost: ExperimentCost) -> list[str]:
     """Cost of the extraction, and of live teachers in every run, as lines."""
     found = []
     for store in cost.stores:
@@ -167,7 +167,7 @@ def write_experiment(
     out: Path,
     experiment: Experiment,
     results: Sequence[RowResult],
-    cost: Cost,
+    cost: ExperimentCost,
     rows: Sequence[tuple[str, ...]],
     said: Sequence[str],
 ) -> list[Path]:

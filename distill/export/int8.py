@@ -12,7 +12,7 @@ from distill.export import card, images, onnx_model, preprocessing, program, qat
 from distill.export.images import Pixels
 from distill.export.parity import Logits, answers, torch_runner
 from distill.export.quantise import quantise
-from distill.export.search import Trial, search
+from distill.export.search import Int8Trial, search
 from distill.export.work import Work
 from distill.student.model import Student
 from distill.training.optim import TrainingDiverged
@@ -83,7 +83,7 @@ def make_int8(work: Work, logits: dict[str, Logits]) -> None:
 
 def finetune_int8(
     work: Work,
-    taken: Trial,
+    taken: Int8Trial,
     calibration: Pixels,
     held_out: Pixels,
     drawn: images.Draw,
@@ -171,7 +171,7 @@ def _not_tunable(work: Work) -> str:
 
 
 def _quantise_student(
-    work: Work, student: Student, out: Path, taken: Trial, calibration: Pixels
+    work: Work, student: Student, out: Path, taken: Int8Trial, calibration: Pixels
 ) -> None:
     """Write a student as an int8 file, with the steps that it was fine-tuned for."""
     floating = work.folder / ".partial-tuned-float.onnx"

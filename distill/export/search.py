@@ -30,7 +30,7 @@ WORTH = 0.9
 
 
 @dataclass(frozen=True)
-class Trial:
+class Int8Trial:
     """One setting and what came of it."""
 
     setting: Setting  # that was tried
@@ -62,7 +62,7 @@ def search(
     config: CalibrationConfig,
     classes: bool = True,
     say: Callable[[str], None],
-) -> tuple[Trial, list[Trial], dict[str, str]]:
+) -> tuple[Int8Trial, list[Int8Trial], dict[str, str]]:
     """Quantise by the setting that changes the answers least, and write that file.
 
     The plainest one comes first; another is taken only where it is clearly better. Other types of weights than the one
@@ -81,11 +81,11 @@ def search(
         ConfigError: no setting works.
     """
     reference = _run(path, held_out, spec)
-    trials: list[Trial] = []
+    trials: list[Int8Trial] = []
     failed: dict[str, str] = {}
     scratch = out.with_name(f".partial-{out.name}")
 
-    def attempt(setting: Setting) -> Trial | None:
+    def attempt(setting: Setting) -> Int8Trial | None:
         began = time.monotonic()
         try:
             quantise(path, scratch, setting, calibration, spec, percentile=config.percentile)
@@ -98,13 +98,13 @@ def search(
         exact = compare_answers(
             _run(scratch, held_out, spec, exact=True), reference, classes=classes
         )
-        trial = Trial(setting, here, exact, scratch.stat().st_size, seconds)
+        trial = Int8Trial(setting, here, exact, scratch.stat().st_size, seconds)
         trials.append(trial)
         say(f"  int8 {setting}: {distance_text(trial.held_out)} ({len(held_out)} held-out images)")
         return trial
 
     try:
-        best: Trial | None = None
+        best: Int8Trial | None = None
         for setting in first_settings(config):
             trial = attempt(setting)
             fits = trial is not None and setting.weights == config.weights
@@ -143,7 +143,7 @@ def float_blocks(path: Path) -> list[KeptBlock]:
     return [*found, "squeeze-excite"] if has_squeeze_excite(path) else found
 
 
-def _better(trial: Trial, best: Trial) -> bool:
+def _better(trial: Int8Trial, best: Int8Trial) -> bool:
     return distance(trial.exact) < WORTH * distance(best.exact)
 
 

@@ -4,7 +4,7 @@ import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from distill.experiments.cost import Cost
+from distill.experiments.cost import ExperimentCost
 from distill.export.numbers import milliseconds
 from distill.measures.score import Measure
 from distill.students import tables
@@ -28,13 +28,13 @@ from featstore.text import count, format_bytes, format_seconds
 NAME = "students.html"
 
 
-def write_students_page(out: Path, choice: StudentComparison, cost: Cost) -> Path:
+def write_students_page(out: Path, choice: StudentComparison, cost: ExperimentCost) -> Path:
     """Write the page. Returns its path."""
     write_bytes(out / NAME, render(build_students_page(choice, cost)).encode())
     return out / NAME
 
 
-def build_students_page(choice: StudentComparison, cost: Cost) -> Page:
+def build_students_page(choice: StudentComparison, cost: ExperimentCost) -> Page:
     """Build the page."""
     measure = choice.measure
     reference = [

@@ -4,7 +4,7 @@ import dataclasses
 from pathlib import Path
 from typing import Any
 
-from distill.experiments.cost import Cost
+from distill.experiments.cost import ExperimentCost
 from distill.experiments.table import cost_lines
 from distill.export.latency import noise
 from distill.export.numbers import milliseconds
@@ -62,7 +62,7 @@ def spread(student: MeasuredStudent, measure: Measure) -> str:
     return measure.spread([*student.scores.values()]) + "%" * measure.percent
 
 
-def student_notes(choice: StudentComparison, cost: Cost) -> list[str]:
+def student_notes(choice: StudentComparison, cost: ExperimentCost) -> list[str]:
     """Notes below the table: measurement, cost, missing students."""
     timings = [item for student in choice.students for item in student.timings]
     times, ratios = noise(timings)
@@ -109,7 +109,7 @@ def _older(student: MeasuredStudent, choice: StudentComparison) -> dict[str, Any
     return {"top1": student.scores, "probe_top1": choice.reference and choice.reference[1]}
 
 
-def write_students_tables(out: Path, choice: StudentComparison, cost: Cost) -> list[Path]:
+def write_students_tables(out: Path, choice: StudentComparison, cost: ExperimentCost) -> list[Path]:
     """Write students.json, students.csv and students.md; returns their paths."""
     listed = [
         {

@@ -19,7 +19,7 @@ AT_A_TIME = 64
 
 
 @dataclass(frozen=True)
-class Found:
+class FoundMasks:
     """Masks of one image, the surest first."""
 
     masks: Tensor  # (M, h, w) bool
@@ -38,7 +38,7 @@ def everything(
     sure: float = 0.85,
     least: float = 0.7,
     overlap: float = 0.7,
-) -> Found:
+) -> FoundMasks:
     """Find masks at the points of two grids.
 
     Args:
@@ -63,7 +63,7 @@ def everything(
             masks, iou = torch.cat([masks, more[0]]), torch.cat([iou, more[1]])
             points = torch.cat([points, further])
     kept = distinct(masks, iou, least=least, overlap=overlap)
-    return Found(masks[kept], iou[kept], points[kept], len(points))
+    return FoundMasks(masks[kept], iou[kept], points[kept], len(points))
 
 
 def grid_points(side: int) -> Tensor:

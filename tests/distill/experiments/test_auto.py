@@ -15,7 +15,7 @@ from distill.config import AutoConfig, DataConfig, DistillConfig
 from distill.data import joined
 from distill.evaluation import predictions
 from distill.experiments import auto
-from distill.experiments.candidates import WITH_LABELS, WITHOUT_LABELS, Candidate
+from distill.experiments.candidates import WITH_LABELS, WITHOUT_LABELS, AutoMethod
 from distill.methods import METHODS
 from distill.training import loop
 from distill.training.optim import TrainingDiverged
@@ -132,10 +132,10 @@ def test_a_candidate_that_cannot_be_trained_is_left_out(
 ) -> None:
     """One that diverges, and one whose options are refused; if none is left, that is an error."""
     bad = (
-        Candidate("far", "fitnet"),
-        Candidate("unfit", "ofa"),
+        AutoMethod("far", "fitnet"),
+        AutoMethod("unfit", "ofa"),
     )
-    monkeypatch.setattr(auto, "WITH_LABELS", (*bad, Candidate("labels", "labels")))
+    monkeypatch.setattr(auto, "WITH_LABELS", (*bad, AutoMethod("labels", "labels")))
 
     def refuse(self: Any, *_: Any) -> None:
         raise ConfigError("no stages")

@@ -12,7 +12,7 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as some
 
-from distill.experiments.cost import Cost, StoreCost
+from distill.experiments.cost import ExperimentCost, StoreCost
 from distill.experiments.spec import read_experiment
 from distill.export.latency import Timing
 from distill.measures.score import Measure
@@ -79,8 +79,10 @@ def choice() -> StudentComparison:
     )  # fmt: skip
 
 
-def cost() -> Cost:
-    return Cost([StoreCost("a/store", 100, 2, 10**6, {"teacher": 30.0})], 5, 0.1, 1000, 0.2)
+def cost() -> ExperimentCost:
+    return ExperimentCost(
+        [StoreCost("a/store", 100, 2, 10**6, {"teacher": 30.0})], 5, 0.1, 1000, 0.2
+    )
 
 
 def test_tables_say_the_same(tmp_path: Path) -> None:
