@@ -36,6 +36,7 @@ class FormulaTeacher:
         self.preprocessing = RULE
         self.device = torch.device("cpu")
         self.notes: list[str] = []
+        self.heads: dict[str, Any] = {}
         self.fields = {"cls": field(WIDTH, dtype=dtype), "grid2": field(2, 2, 3, dtype=dtype)}
         self._weight = torch.randn(3 * 64, WIDTH, generator=torch.Generator().manual_seed(0))
         self._spoil = spoil
