@@ -36,23 +36,16 @@ batched changes the last bits. The others are four times the rounding in units o
 2^-9 and 0.5 %: a squared error counts it twice, and some steps of training carry it on."""
 TOLERATED_STEPS = 6
 """Steps that the tolerance holds for. Training makes any difference grow, the last bits of a number too."""
-BATCH = 256
-"""Most pictures that a teacher is shown at a time."""
+BATCH = 256  # most pictures that a teacher is shown at a time
 
 
 @dataclass
 class Spent:
-    """What a live teacher has cost.
+    """What a live teacher has cost."""
 
-    Attributes:
-        images: forward passes.
-        teacher_s: seconds of these.
-        pictures_s: seconds of reading, decoding and cutting its pictures, in line.
-    """
-
-    images: int = 0
-    teacher_s: float = 0.0
-    pictures_s: float = 0.0
+    images: int = 0  # forward passes
+    teacher_s: float = 0.0  # seconds of these
+    pictures_s: float = 0.0  # seconds of reading, decoding and cutting its pictures, in line
 
 
 class LiveTeacher:
@@ -267,11 +260,7 @@ def num_passes(config: DistillConfig, part: Split) -> int:
 def same_teacher(
     config: TeacherConfig, store: FeatureStore, fields: Sequence[str], device: torch.device
 ) -> Teacher:
-    """Build the teacher that made the fields, giving float32.
-
-    Raises:
-        ConfigError: the recipe names another one.
-    """
+    """Build the teacher that made the fields, giving float32. Raises ConfigError: the recipe names another one."""
     stored = store.manifest.teacher_of(fields[0])
     teacher = build_teacher(
         config, fields=fields, dtype="float32", precision=stored.precision, device=device

@@ -26,21 +26,15 @@ Step = Callable[[int], object]
 
 @dataclass(frozen=True, kw_only=True)
 class Case:
-    """Something to be timed.
+    """Something to be timed."""
 
-    Attributes:
-        step: one unit of work.
-        steps: units per slice.
-        slices: slices of a turn that it takes part in, from the first on; None: all of them.
-        warm: called, untimed, when a turn begins: systems give memory back that was not used for a while.
-        before: called, untimed, before each slice.
-    """
-
-    step: Step
-    steps: int = 1
+    step: Step  # one unit of work
+    steps: int = 1  # units per slice
+    # slices of a turn that it takes part in, from the first on; None: all of them
     slices: int | None = None
+    # called, untimed, when a turn begins: systems give memory back that was not used for a while
     warm: Callable[[], object] | None = None
-    before: Callable[[], object] | None = None
+    before: Callable[[], object] | None = None  # called, untimed, before each slice
 
 
 def fitted(

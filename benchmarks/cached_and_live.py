@@ -47,12 +47,9 @@ SHAPES = {
     "vit_large_patch14_clip_224": "ViT-L/14",
 }
 FIELD = "cls"
-EDGE_STEPS = 2
-"""Of the first steps nothing is kept: caches, allocators."""
-SLICES = 4
-"""Pieces of a side's part of a turn: a busy machine changes its pace within seconds."""
-COST_IMAGES = 10_000
-"""An epoch's images in the column of costs."""
+EDGE_STEPS = 2  # of the first steps nothing is kept: caches, allocators
+SLICES = 4  # pieces of a side's part of a turn: a busy machine changes its pace within seconds
+COST_IMAGES = 10_000  # an epoch's images in the column of costs
 
 
 def options() -> argparse.Namespace:

@@ -91,16 +91,11 @@ class Data:
 
 @dataclass(frozen=True, kw_only=True)
 class Layout:
-    """Where chunks and checksums stand in a shard object.
-
-    Attributes:
-        place: of the checksums, a key of ``WAYS``.
-        chunk_rows: rows of an inner chunk, which is also what one checksum covers.
-    """
+    """Where chunks and checksums stand in a shard object."""
 
     data: Data
-    place: str
-    chunk_rows: int
+    place: str  # of the checksums, a key of ``WAYS``
+    chunk_rows: int  # rows of an inner chunk, which is also what one checksum covers
 
     @property
     def title(self) -> str:

@@ -296,18 +296,12 @@ class Paired(Idle):
 
 @dataclass
 class Turns:
-    """What all turns found for one number of loading processes; one entry per turn.
+    """What all turns found for one number of loading processes; one entry per turn."""
 
-    Attributes:
-        bare: images per second of the bare forward pass.
-        alone: runs that nothing interrupted.
-        fixed: runs with next to nothing to do.
-        paired: runs beside the parts, and what the parts took.
-    """
-
-    bare: list[float] = field(default_factory=list)
-    alone: list[Run] = field(default_factory=list)
-    fixed: list[Run] = field(default_factory=list)
+    bare: list[float] = field(default_factory=list)  # images per second of the bare forward pass
+    alone: list[Run] = field(default_factory=list)  # runs that nothing interrupted
+    fixed: list[Run] = field(default_factory=list)  # runs with next to nothing to do
+    # runs beside the parts, and what the parts took
     paired: list[tuple[Run, Paired]] = field(default_factory=list)
 
 

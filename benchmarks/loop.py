@@ -31,8 +31,7 @@ from benchmarks._measure import Spread, print_table
 clock = time.process_time
 """CPU seconds of this process: wall time on a busy machine measures the others. Waiting for the disk is left out."""
 
-SLICE = 10
-"""Steps that one side takes in a row."""
+SLICE = 10  # steps that one side takes in a row
 
 
 def options() -> argparse.Namespace:

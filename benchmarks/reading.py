@@ -51,29 +51,20 @@ OURS = "featstore"
 ZARR = "zarr-python, sharded, raw"
 POOL_BLOCKS = 8
 SLICES = 12
-SECONDS = 0.2
-"""Of every format in every turn, unless one batch takes longer."""
+SECONDS = 0.2  # of every format in every turn, unless one batch takes longer
 
 
 @dataclass(frozen=True, kw_only=True)
 class Data:
-    """What is stored.
-
-    Attributes:
-        shape: of a row.
-        batch: rows of a batch.
-        block: rows of a block of the pattern block.
-        shard: rows of a shard, where a format has shards.
-        chunk: rows of a chunk inside of a shard.
-    """
+    """What is stored."""
 
     title: str
-    shape: tuple[int, ...]
+    shape: tuple[int, ...]  # of a row
     rows: int
-    batch: int
-    block: int
-    shard: int
-    chunk: int
+    batch: int  # rows of a batch
+    block: int  # rows of a block of the pattern block
+    shard: int  # rows of a shard, where a format has shards
+    chunk: int  # rows of a chunk inside of a shard
 
     @property
     def row_bytes(self) -> int:
@@ -94,40 +85,30 @@ class Data:
 
 @dataclass(frozen=True, kw_only=True)
 class Reader:
-    """One opened format. Functions return ``out`` or another array of the same shape that nobody else holds.
+    """One opened format. Functions return ``out`` or another array of the same shape that nobody else holds."""
 
-    Attributes:
-        rows: of row numbers and an array to write into; None where rows cannot be chosen.
-        span: of the first row and an array to write into: that row and the following ones.
-        stream: the next rows in order, where a format has a better way for that than ``span``.
-        shuffled: the next rows in an order of its own, where blocks cannot be chosen.
-        direct: any row costs the same, so that block-shuffled batches need no pool.
-    """
-
+    # of row numbers and an array to write into; None where rows cannot be chosen
     rows: Callable[[Array, Array], Array] | None = None
+    # of the first row and an array to write into: that row and the following ones
     span: Callable[[int, Array], Array] | None = None
+    # the next rows in order, where a format has a better way for that than ``span``
     stream: Callable[[Array], Array] | None = None
+    # the next rows in an order of its own, where blocks cannot be chosen
     shuffled: Callable[[Array], Array] | None = None
-    direct: bool = False
+    direct: bool = False  # any row costs the same, so that block-shuffled batches need no pool
 
 
 @dataclass(frozen=True)
 class Peer:
-    """A format, or a way to read one.
-
-    Attributes:
-        package: name under which its package is imported.
-        files: name of the folder it is written to. Slow peers that read the same files share it; a quick one would
-            find what another one has just read in the processor's cache.
-        write: writes all rows into a folder.
-        open: opens the folder.
-    """
+    """A format, or a way to read one."""
 
     name: str
-    package: str
+    package: str  # name under which its package is imported
+    # name of the folder it is written to. Slow peers that read the same files share it; a quick one would find what
+    # another one has just read in the processor's cache.
     files: str
-    write: Callable[[Path, Data], None]
-    open: Callable[[Path, Data], Reader]
+    write: Callable[[Path, Data], None]  # writes all rows into a folder
+    open: Callable[[Path, Data], Reader]  # opens the folder
 
 
 # The store, and numpy's memory map -----------------------------------------------------------------------------------

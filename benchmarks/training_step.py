@@ -38,8 +38,7 @@ from benchmarks._measure import Spread, print_table
 CLASSES = 8
 TEACHER = {"img_size": 112, "embed_dim": 1024, "depth": 1, "num_heads": 16, "mlp_ratio": 0.25}
 """A ViT as wide as ViT-L, with 7 x 7 patches and next to no depth: only the shape of its features matters here."""
-EDGE_STEPS = 3
-"""Of the first steps nothing is kept: caches, allocators."""
+EDGE_STEPS = 3  # of the first steps nothing is kept: caches, allocators
 
 
 def options() -> argparse.Namespace:
@@ -193,16 +192,11 @@ class Alternating:
 
 @dataclass
 class Steps:
-    """What was measured of one side; one entry per step.
+    """What was measured of one side; one entry per step."""
 
-    Attributes:
-        wall: seconds of the step.
-        cpu: CPU-seconds of the training process.
-        features: seconds of it until the features were there.
-    """
-
-    wall: list[float] = field(default_factory=list)
-    cpu: list[float] = field(default_factory=list)
+    wall: list[float] = field(default_factory=list)  # seconds of the step
+    cpu: list[float] = field(default_factory=list)  # CPU-seconds of the training process
+    # seconds of it until the features were there
     features: list[float] = field(default_factory=list)
 
 

@@ -96,12 +96,9 @@ SETTINGS = (
 )
 """What the recipe and the flags may overrule."""
 COUNTS = (1, 2, 4, 8)
-MOST_SAME = 4
-"""Replayed crops of live-same-K, or the most below it that are there."""
-STATISTICS_VIEWS = 8
-"""Stored crops whose statistics stand for those of fresh ones."""
-SPENT_NAME = "teacher.json"
-"""In the folder of a live run: what its teacher has cost so far."""
+MOST_SAME = 4  # replayed crops of live-same-K, or the most below it that are there
+STATISTICS_VIEWS = 8  # stored crops whose statistics stand for those of fresh ones
+SPENT_NAME = "teacher.json"  # in the folder of a live run: what its teacher has cost so far
 
 
 def options(argv: Sequence[str] | None) -> tuple[argparse.Namespace, list[str], list[str]]:
@@ -135,19 +132,12 @@ def options(argv: Sequence[str] | None) -> tuple[argparse.Namespace, list[str], 
 
 @dataclass(frozen=True)
 class Row:
-    """One way to get features.
+    """One way to get features."""
 
-    Attributes:
-        name: and folder.
-        views: see ``DataConfig``.
-        seeded: see ``DataConfig``.
-        live: kind of the task; None reads the store.
-    """
-
-    name: str
-    views: Any
-    seeded: int = 0
-    live: type[LiveData] | None = None
+    name: str  # and folder
+    views: Any  # see ``DataConfig``
+    seeded: int = 0  # see ``DataConfig``
+    live: type[LiveData] | None = None  # kind of the task; None reads the store
 
     def data(self, config: DataConfig) -> DataConfig:
         """The settings of its views."""
@@ -171,25 +161,15 @@ def make_rows(views: ViewSet, counts: Sequence[int]) -> list[Row]:
 
 @dataclass(frozen=True)
 class Bench:
-    """What all runs share.
+    """What all runs share."""
 
-    Attributes:
-        config: of phase two.
-        store: of the features.
-        teacher: that made them.
-        fields: of the store that the methods read, by method.
-        cost: of the store.
-        tasks: over the store, by row.
-        probes: of the teacher, by seed.
-    """
-
-    config: DistillConfig
-    store: FeatureStore
-    teacher: Teacher
-    fields: dict[str, list[str]]
-    cost: StoreCost
-    tasks: dict[Row, joined.JoinedData]
-    probes: joined.Probes
+    config: DistillConfig  # of phase two
+    store: FeatureStore  # of the features
+    teacher: Teacher  # that made them
+    fields: dict[str, list[str]]  # of the store that the methods read, by method
+    cost: StoreCost  # of the store
+    tasks: dict[Row, joined.JoinedData]  # over the store, by row
+    probes: joined.Probes  # of the teacher, by seed
 
     def config_of(self, row: Row) -> DistillConfig:
         """The settings of a row's runs."""
@@ -290,11 +270,7 @@ class Bench:
 def prepare(
     config: DistillConfig, extract: ExtractConfig, counts: Sequence[int]
 ) -> tuple[Bench, list[Row]]:
-    """Check everything against everything, and load the teacher.
-
-    Raises:
-        FeatstoreError: something the user can mend.
-    """
+    """Check everything against everything, and load the teacher. Raises FeatstoreError: something the user can mend."""
     require(not config.teachers, "--teachers: this compares one teacher's store to that teacher.")
     require(not config.data.mirror, "--data.mirror: this compares crops that are not mirrored.")
     store = FeatureStore.open(config.store)
@@ -322,11 +298,7 @@ def prepare(
 
 
 def pace_of(records: Iterable[dict[str, Any]]) -> Spent:
-    """What the live teachers of some runs took together.
-
-    Raises:
-        ConfigError: no run asked them anything.
-    """
+    """What the live teachers of some runs took together. Raises ConfigError: no run asked them anything."""
     spent = [Spent(**record["live"]) for record in records]
     images = sum(item.images for item in spent)
     require(

@@ -37,8 +37,7 @@ from featstore.writing.commit import Shard, commit, open_or_create
 GOAL = 2.0
 BATCH = 256
 
-Samples = Callable[[], Iterator[Any]]
-"""Begin a pass over all samples."""
+Samples = Callable[[], Iterator[Any]]  # begin a pass over all samples
 
 
 def write_images(folder: Path, tars: int, each: int, size: int) -> list[str]:

@@ -9,8 +9,7 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-ORIENTATION = 0x0112
-"""EXIF tag."""
+ORIENTATION = 0x0112  # EXIF tag
 
 
 def gradient(width: int = 24, height: int = 16) -> npt.NDArray[np.uint8]:

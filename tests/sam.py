@@ -7,8 +7,7 @@ from typing import Any
 import pytest
 import torch
 
-SIDE, WIDTH = 8, 32
-"""Places of the embedding a side, and its width."""
+SIDE, WIDTH = 8, 32  # places of the embedding a side, and its width
 
 PIXELS = 32
 

@@ -17,8 +17,7 @@ from distill.reports.run_files import REPORT, Row
 from distill.reports.tables import write_csv
 from featstore.files.atomic import write_bytes, write_json
 
-HOSTILE = "<script>document.title='owned'</script>"
-"""A name that runs if it is not escaped."""
+HOSTILE = "<script>document.title='owned'</script>"  # a name that runs if it is not escaped
 HOSTILE_IMAGE = '"><img src=x onerror="document.title=`owned`">'
 """A name that leaves an attribute if it is not escaped."""
 

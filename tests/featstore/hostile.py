@@ -44,8 +44,7 @@ ESCAPE = "\x1b]0;owned\x07\x1b[2J\x9b31m\u202e\r\nverdict    sound, complete"
 """Sets a terminal's title, clears it, turns the direction of text, and pretends to be a line of ours."""
 
 MOST_MEMORY = 2**30
-SECONDS = 15
-"""Longest time that one operation may take; thousands of times what it should."""
+SECONDS = 15  # longest time that one operation may take; thousands of times what it should
 
 FIELDS = {
     "small": ("cls", "codes_both"),
@@ -217,17 +216,11 @@ def edit_header(suffix: str, start: int, data: bytes) -> Callable[[Path], None]:
 
 @dataclass
 class Watch:
-    """What a process opens, lists, makes and removes; told of by the interpreter before it happens.
+    """What a process opens, lists, makes and removes; told of by the interpreter before it happens."""
 
-    Attributes:
-        root: all of the test's files lie below it.
-        place: the one folder in which something may be written.
-        found: what happened elsewhere.
-    """
-
-    root: str
-    place: str = ""
-    found: list[str] = field(default_factory=list)
+    root: str  # all of the test's files lie below it
+    place: str = ""  # the one folder in which something may be written
+    found: list[str] = field(default_factory=list)  # what happened elsewhere
     active: bool = False
 
     def __call__(self, event: str, arguments: tuple[Any, ...]) -> None:

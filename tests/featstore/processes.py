@@ -10,8 +10,7 @@ from typing import Any
 
 from tqdm import tqdm
 
-FAILED = 91
-"""Exit status of a child whose work raised an error."""
+FAILED = 91  # exit status of a child whose work raised an error
 
 
 def fork(work: Callable[[], object]) -> int:

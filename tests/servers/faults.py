@@ -53,8 +53,7 @@ CHANGES = {*DAMAGE, *DAMAGED_UPLOADS} - {"twice"}
 NEEDS_BODY = {"cut body", "reset body", "drip", "stall body", *DAMAGE}
 """Kinds for answers that have a body."""
 
-NEEDS_UPLOAD = {"cut request", *DAMAGED_UPLOADS}
-"""Kinds for requests that have a body."""
+NEEDS_UPLOAD = {"cut request", *DAMAGED_UPLOADS}  # kinds for requests that have a body
 
 
 def anything(method: str, target: str) -> bool:
@@ -64,51 +63,34 @@ def anything(method: str, target: str) -> bool:
 
 @dataclass(frozen=True, kw_only=True)
 class Plan:
-    """Which requests meet which fault; the same for the same requests, in whatever order they come.
+    """Which requests meet which fault; the same for the same requests, in whatever order they come."""
 
-    Attributes:
-        seed: of all choices.
-        share: of the requests that meet a fault, 0 to 1.
-        kinds: to choose from; each request from those that fit it.
-        most: faults of one method and target, so that a client that tries again gets through; -1 for no limit.
-        only: whether a request (method, target) may meet one.
-        stall_s: how long a stalled connection stays open, seconds.
-        piece_s: pause between two pieces of a dripping answer, seconds.
-    """
-
-    seed: int = 0
-    share: float = 1.0
-    kinds: Sequence[str] = KINDS
+    seed: int = 0  # of all choices
+    share: float = 1.0  # of the requests that meet a fault, 0 to 1
+    kinds: Sequence[str] = KINDS  # to choose from; each request from those that fit it
+    # faults of one method and target, so that a client that tries again gets through; -1 for no limit
     most: int = 2
-    only: Callable[[str, str], bool] = anything
-    stall_s: float = 3.0
-    piece_s: float = 0.002
+    only: Callable[[str, str], bool] = anything  # whether a request (method, target) may meet one
+    stall_s: float = 3.0  # how long a stalled connection stays open, seconds
+    piece_s: float = 0.002  # pause between two pieces of a dripping answer, seconds
 
     def __post_init__(self) -> None:
         unknown = set(self.kinds) - set(KINDS)
         assert not unknown, unknown
 
 
-NONE = Plan(share=0.0)
-"""No faults."""
+NONE = Plan(share=0.0)  # no faults
 
 
 @dataclass(frozen=True)
 class Fault:
-    """One fault that was injected.
+    """One fault that was injected."""
 
-    Attributes:
-        kind: one of ``KINDS``.
-        method: of the request.
-        target: path and query of the request.
-        number: how many requests of this method and target came before.
-        chance: for the choices that are left, such as which byte.
-    """
-
-    kind: str
-    method: str
-    target: str
-    number: int
+    kind: str  # one of ``KINDS``
+    method: str  # of the request
+    target: str  # path and query of the request
+    number: int  # how many requests of this method and target came before
+    # for the choices that are left, such as which byte
     chance: Random = field(repr=False, compare=False)
 
     @property

@@ -10,8 +10,7 @@ from pathlib import Path
 
 HOST = "127.0.0.1"
 
-START_S = 60
-"""Longest wait for a server, seconds: machines of continuous integration are slow."""
+START_S = 60  # longest wait for a server, seconds: machines of continuous integration are slow
 
 
 def free_port() -> int:

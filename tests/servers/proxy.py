@@ -27,19 +27,13 @@ SLOW_DOWN = (
 
 @dataclass(frozen=True)
 class Message:
-    """A request or an answer.
+    """A request or an answer."""
 
-    Attributes:
-        start: its first line.
-        headers: (name in lower case, value), without those that say how long the body is.
-        body: decoded.
-        length: what the answer to a HEAD says of the body that it does not have.
-    """
-
-    start: str
+    start: str  # its first line
+    # (name in lower case, value), without those that say how long the body is
     headers: tuple[tuple[str, str], ...]
-    body: bytes = b""
-    length: str | None = None
+    body: bytes = b""  # decoded
+    length: str | None = None  # what the answer to a HEAD says of the body that it does not have
 
     def header(self, name: str) -> str | None:
         """The first value of a header."""

@@ -23,15 +23,10 @@ SPACE = "{http://s3.amazonaws.com/doc/2006-03-01/}"
 
 @dataclass(frozen=True)
 class S3:
-    """A bucket, seen without the clients that are tested.
+    """A bucket, seen without the clients that are tested."""
 
-    Attributes:
-        endpoint: "http://HOST:PORT" of the server.
-        bucket: its name.
-    """
-
-    endpoint: str
-    bucket: str
+    endpoint: str  # "http://HOST:PORT" of the server
+    bucket: str  # its name
 
     @property
     def url(self) -> str:

@@ -13,19 +13,12 @@ USER = "tester"
 
 @dataclass(frozen=True)
 class Sftp:
-    """A running server.
+    """A running server."""
 
-    Attributes:
-        url: "sftp://USER@HOST:PORT", the folder that it serves.
-        folder: the same here.
-        port: where it listens.
-        home: the home folder of the user.
-    """
-
-    url: str
-    folder: Path
-    port: int
-    home: Path
+    url: str  # "sftp://USER@HOST:PORT", the folder that it serves
+    folder: Path  # the same here
+    port: int  # where it listens
+    home: Path  # the home folder of the user
 
     def through(self, port: int) -> str:
         """URL of the same behind a proxy on another port, which is made known for the same server."""

@@ -41,8 +41,7 @@ if TYPE_CHECKING:
     import torch
     from torch import nn
 
-ARCHITECTURE = "vit_tiny_patch16_224"
-"""timm's name; the shape is overridden by ``model_arguments``."""
+ARCHITECTURE = "vit_tiny_patch16_224"  # timm's name; the shape is overridden by ``model_arguments``
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -36,8 +36,7 @@ OBJECTS: dict[str, list[list[int]]] = {
 }
 """Numbers of the points whose convex hulls are an object. Hulls overlap; bit k of a pixel is object k."""
 
-PIXELS, PATCH, WIDTH = 64, 4, 32
-"""Sides of the input and of a patch, and width of the embedding."""
+PIXELS, PATCH, WIDTH = 64, 4, 32  # sides of the input and of a patch, and width of the embedding
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 

@@ -36,8 +36,7 @@ from tests.featstore import golden
 from tests.featstore.stores import Array, field, make_columns, make_manifest, names_of, write_store
 from tests.images import picture
 
-SCRIPT = "<script>document.title='owned'</script>"
-"""A name that runs if it is not escaped."""
+SCRIPT = "<script>document.title='owned'</script>"  # a name that runs if it is not escaped
 IMAGE = '"><img src=x onerror="document.title=`owned`">'
 """A name that leaves an attribute if it is not escaped."""
 CONTROL = "a\x1b[31m\x00\u2028|`b`\n# no heading\u202e"

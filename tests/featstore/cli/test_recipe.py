@@ -18,12 +18,9 @@ from featstore.sources.config import require
 class Inner:
     """A part."""
 
-    lr: float = 0.1
-    """Learning rate."""
-    steps: int = 3
-    """Steps."""
-    names: list[str] = dataclasses.field(default_factory=list)
-    """Names."""
+    lr: float = 0.1  # learning rate
+    steps: int = 3  # steps
+    names: list[str] = dataclasses.field(default_factory=list)  # names
 
     def __post_init__(self) -> None:
         require(self.lr > 0, f"--train.lr {self.lr} must be positive.")
@@ -35,18 +32,13 @@ class Outer:
 
     COMMON: ClassVar[tuple[str, ...]] = ("mode", "train.lr")
 
-    mode: Literal["no", "fast", "slow"] = "no"
-    """How."""
-    text: str = "t"
-    """Anything."""
-    dry_run: bool = False
-    """Only plan."""
+    mode: Literal["no", "fast", "slow"] = "no"  # how
+    text: str = "t"  # anything
+    dry_run: bool = False  # only plan
     kinds: list[Literal["a", "b"] | Literal["all"]] = dataclasses.field(default_factory=list)
     """Some."""
-    args: dict[str, Any] = dataclasses.field(default_factory=dict)
-    """Any names."""
-    parts: list[Inner] = dataclasses.field(default_factory=list)
-    """Several."""
+    args: dict[str, Any] = dataclasses.field(default_factory=dict)  # any names
+    parts: list[Inner] = dataclasses.field(default_factory=list)  # several
     train: Inner = dataclasses.field(default_factory=Inner)
     plugins: list[str] = dataclasses.field(default_factory=list)
     options: dict[str, Any] = dataclasses.field(default_factory=dict)

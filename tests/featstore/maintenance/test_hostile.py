@@ -57,18 +57,12 @@ CLS = "fields/cls/c/0/0/0"
 
 @dataclass(frozen=True)
 class Attack:
-    """A change of a sound store.
+    """A change of a sound store."""
 
-    Attributes:
-        change: makes it.
-        store: of which kind it is, see ``hostile.FIELDS``.
-        readable: what readers give is what it was; else somebody must refuse.
-        harmless: nothing is wrong by the format, so that verify accepts it, maybe with a note.
-    """
-
-    change: Change
-    store: str
-    readable: bool = False
+    change: Change  # makes it
+    store: str  # of which kind it is, see ``hostile.FIELDS``
+    readable: bool = False  # what readers give is what it was; else somebody must refuse
+    # nothing is wrong by the format, so that verify accepts it, maybe with a note
     harmless: bool = False
 
 
@@ -788,8 +782,7 @@ PASSED_ON = {
 }
 """Attacks whose stores somebody also tries to make other stores of, which takes longer."""
 
-PROCESSES = 2
-"""That use the stores side by side."""
+PROCESSES = 2  # that use the stores side by side
 
 
 @pytest.fixture(scope="module")

@@ -40,8 +40,7 @@ pytestmark = pytest.mark.filterwarnings(
 
 QUICK = Retry(attempts=3, first_s=0.001, most_s=0.01, timeout_s=5)
 
-SLOW = Retry(first_s=10, most_s=10)
-"""A second attempt would take longer than a test may."""
+SLOW = Retry(first_s=10, most_s=10)  # a second attempt would take longer than a test may
 
 NAMES = ("a/b/plain.bin", "shards/\xe4 b#1?%41&.tar", "empty")
 """What image tars may be called, and so shards."""

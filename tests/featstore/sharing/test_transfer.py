@@ -51,8 +51,7 @@ from tests.servers.web import Web
 
 QUICK = Retry(attempts=2, first_s=0.001, most_s=0.01, timeout_s=10)
 
-MANIFEST = make_manifest(num_rows=20, shard_rows=8)
-"""3 shards of 6 objects."""
+MANIFEST = make_manifest(num_rows=20, shard_rows=8)  # 3 shards of 6 objects
 
 OBJECT = "fields/cls/c/1/0/0"
 
