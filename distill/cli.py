@@ -22,6 +22,7 @@ COMMANDS = {
     "report": "draw the pages of finished runs again",
     "experiments": "run many settings and seeds over one store from one file, and compare them",
     "students": "compare students: accuracy against latency and size",
+    "search": "find a student's architecture under limits, without training",
 }
 """Name and summary of each command, in the order of the help."""
 
@@ -119,6 +120,13 @@ def _report(words: Sequence[str]) -> None:
     _with_recipe("report", report.run, ReportConfig, words)
 
 
+def _search(words: Sequence[str]) -> None:
+    from distill.search import search
+    from distill.search.config import SearchConfig
+
+    _with_recipe("search", search.run, SearchConfig, words)
+
+
 def _experiments(words: Sequence[str]) -> int:
     from distill.experiments import cli
 
@@ -138,6 +146,7 @@ RUN: dict[str, Callable[[Sequence[str]], int | None]] = {
     "report": _report,
     "experiments": _experiments,
     "students": _students,
+    "search": _search,
 }
 
 if __name__ == "__main__":

@@ -11,6 +11,7 @@ from distill.config import RECIPES, DistillConfig, EvaluateConfig, ReportConfig
 from distill.experiments import cli as experiments
 from distill.export.config import ExportConfig
 from distill.register import kinds, schema
+from distill.search.config import SearchConfig
 from distill.students import cli as students
 from featstore.cli.main import COMMANDS, _parser
 from featstore.cli.recipe import parse
@@ -120,7 +121,10 @@ def check_command(name: str, words: list[str]) -> None:
     elif name == "distill":
         parse(DistillConfig, default_recipe=RECIPES / "distill.yaml", argv=words, extend=kinds)
     else:
-        kind = {"evaluate": EvaluateConfig, "export": ExportConfig, "report": ReportConfig}[name]
+        kinds_of = {
+            "evaluate": EvaluateConfig, "export": ExportConfig, "report": ReportConfig, "search": SearchConfig,
+        }  # fmt: skip
+        kind = kinds_of[name]
         parse(kind, default_recipe=RECIPES / f"{name}.yaml", argv=words)
 
 

@@ -1,0 +1,289 @@
+"""``distill search``: the students of a space by score, under limits, with parameters and multiply-adds beside."""
+
+import dataclasses
+import json
+import shlex
+import statistics
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from tqdm import tqdm
+
+from distill.config import StudentConfig
+from distill.search.config import LimitConfig, SearchConfig
+from distill.search.evolution import evolve, smallest
+from distill.search.space import Candidate, Space
+from featstore.errors import ConfigError, command
+from featstore.files.atomic import write_bytes, write_json
+from featstore.text import columns, count
+
+if TYPE_CHECKING:
+    from distill.search.bench import Bench, Cost
+
+SHOWN = 10
+"""Students in the printed table."""
+SCORED = "scored.jsonl"
+Say = Callable[[str], None]
+
+
+@dataclasses.dataclass(frozen=True)
+class Found:
+    """One student that fits, with its score."""
+
+    text: str
+    student: StudentConfig
+    score: float
+    cost: "Cost"
+
+    def row(self) -> dict[str, Any]:
+        """A line of search.csv."""
+        costs = {name: value for name, value in vars(self.cost).items() if value is not None}
+        return {"student": self.text, "score": self.score, **costs}
+
+
+def run(config: SearchConfig) -> list[Found]:
+    """Search, or compare scores with finished runs. Returns the students that fit, the best first.
+
+    Raises:
+        FeatstoreError: something the user can mend; the same command resumes a search that was stopped.
+    """
+    space = None if config.against else Space(config.space)
+    from distill.commands import train
+    from distill.search import judge
+    from distill.search.bench import Bench
+    from distill.tasks import build_task
+    from distill.training.run_folder import lock
+    from featstore.extraction.accelerator import start_accelerator
+
+    accelerator = start_accelerator()
+    if accelerator.num_processes > 1:
+        raise ConfigError("a search runs in one process: accelerate launch --num_processes 1 ...")
+    resolved, data = train.prepare(config.run())
+    bench = Bench(config, build_task(resolved, data), accelerator.device)
+    out = Path(config.out)
+    with lock(out / ".search.lock", f"--out {out.absolute()}"):
+        if space is None:
+            judge.run(config, bench)
+            return []
+        return _report(config, space, _Search(config, space, bench))
+
+
+class _Search:
+    """Costs and scores of the students of one search, kept in a file as they are found."""
+
+    def __init__(self, config: SearchConfig, space: Space, bench: "Bench") -> None:
+        self.config, self.space, self.bench = config, space, bench
+        self.refused: dict[str, str] = {}
+        self._costs: dict[Candidate, Cost | None] = {}
+        self._path = Path(config.out) / SCORED
+        settings = [config.score, dataclasses.asdict(config.probe), config.limit.threads, bench.key]
+        self._key = json.dumps(settings)
+        self._known = self._read()
+
+    def _read(self) -> dict[str, dict[str, Any]]:
+        """What an earlier search with the same settings found, by student."""
+        known: dict[str, dict[str, Any]] = {}
+        text = self._path.read_text(encoding="utf-8") if self._path.exists() else ""
+        if text and not text.endswith("\n"):  # cut off when the search was stopped
+            text = text[: text.rfind("\n") + 1]
+            write_bytes(self._path, text.encode())
+        for number, line in enumerate(text.splitlines(), 1):
+            try:
+                values = json.loads(line)
+                key, student = values["key"], values["student"]
+            except (ValueError, KeyError, TypeError):
+                raise ConfigError(
+                    f"{self._path.absolute()}: line {number} is damaged. Delete the file to score all again."
+                ) from None
+            if key == self._key:
+                known[student] = known.get(student, {}) | values
+        return known
+
+    def _remembered(self, config: StudentConfig, name: str, make: Callable[[], Any]) -> Any:
+        """A number of a student, read from the file or added to it; a ConfigError is remembered as text."""
+        student = json.dumps(dataclasses.asdict(config), sort_keys=True)
+        values = self._known.setdefault(student, {})
+        if name not in values:
+            try:
+                values[name] = make()
+            except ConfigError as error:
+                values[name] = str(error)
+            line = json.dumps({"key": self._key, "student": student, name: values[name]})
+            with self._path.open("a", encoding="utf-8") as file:
+                file.write(f"{line}\n")
+        if isinstance(values[name], str):
+            self.refused.setdefault(student, values[name])
+            return None
+        return values[name]
+
+    def cost(self, candidate: Candidate) -> "Cost | None":
+        """Parameters and multiply-adds; None if the student cannot be built."""
+        from distill.search.bench import Cost
+
+        if candidate not in self._costs:
+            config = self.space.student(candidate)
+            values = self._remembered(
+                config, "cost", lambda: dataclasses.asdict(self.bench.cost(config))
+            )
+            self._costs[candidate] = None if values is None else Cost(**values)
+        return self._costs[candidate]
+
+    def size(self, candidate: Candidate) -> tuple[float, ...]:
+        """How far a student is above the limits, then its size."""
+        cost = self.cost(candidate)
+        if cost is None:
+            return (float("inf"),)
+        return (over(cost, self.config.limit), cost.macs, cost.parameters)
+
+    def fits(self, candidate: Candidate) -> bool:
+        """Whether a student meets all limits; its latency is measured if it meets the others."""
+        cost, limit = self.cost(candidate), self.config.limit
+        if cost is None or over(cost, limit) > 1:
+            return False
+        if limit.latency_ms and cost.latency_ms is None:
+            config = self.space.student(candidate)
+            found = self._remembered(config, "latency_ms", lambda: self.bench.latency_ms(config))
+            if found is None:
+                return False
+            cost = self._costs[candidate] = dataclasses.replace(cost, latency_ms=found)
+        return over(cost, limit) <= 1
+
+    def score(self, candidate: Candidate) -> float | None:
+        """The score of a student that fits."""
+        if not self.fits(candidate):
+            return None
+        cost, name = self.cost(candidate), self.config.score
+        assert cost is not None
+        config = self.space.student(candidate)
+        found = self._remembered(
+            config, "scores", lambda: self.bench.scores(config, cost.macs, [name])[name]
+        )
+        return None if found is None else statistics.fmean(found)
+
+    def start(self) -> Candidate:
+        """The smallest student.
+
+        Raises:
+            ConfigError: no student fits, or none can be built.
+        """
+        best = smallest(self.space, self.size)
+        if not self.fits(best) and self.space.size <= self.config.tries:
+            best = min(self.space, key=lambda item: (not self.fits(item), self.size(item)))
+        if self.fits(best):
+            return best
+        cost = self.cost(best)
+        if cost is None:
+            raise ConfigError(
+                f"--space: no student was found that can be built. {self.space.text(best)}: {self._first()}"
+            )
+        raise ConfigError(
+            f"--limit: no student was found that fits. The smallest, {self.space.text(best)}, has "
+            f"{described(cost)}; the limit is {limits(self.config.limit)}. Raise it, or add smaller students."
+        )
+
+    def _first(self) -> str:
+        return next(iter(self.refused.values()), "")
+
+    def run(self) -> list[Found]:
+        """Students that fit, the best first.
+
+        Raises:
+            ConfigError: there is none, or none has a score.
+        """
+        config, start = self.config, self.start()
+        found = evolve(
+            self.space, start, self.score, tries=config.tries, population=config.population,
+            mutations=config.mutations, seed=config.seed,
+        )  # fmt: skip
+        students = [
+            self._found(item)
+            for item in tqdm(found, desc="search", unit="student", disable=None, leave=False)
+        ]
+        if not students:
+            raise ConfigError(f"--score {config.score}: no student has one. {self._first()}")
+        return sorted(students, key=lambda item: (-item.score, item.cost.macs))
+
+    def _found(self, candidate: Candidate) -> Found:
+        cost, score = self.cost(candidate), self.score(candidate)
+        assert cost is not None
+        assert score is not None
+        return Found(self.space.text(candidate), self.space.student(candidate), score, cost)
+
+
+def over(cost: "Cost", limit: LimitConfig) -> float:
+    """Largest share of a limit that a student takes; it fits up to 1."""
+    pairs = [(cost.parameters, limit.parameters), (cost.macs, limit.macs)]
+    pairs.append((cost.latency_ms or 0, limit.latency_ms))
+    return max(value / most if most else 0.0 for value, most in pairs)
+
+
+def described(cost: "Cost") -> str:
+    """A cost in words."""
+    latency = "" if cost.latency_ms is None else f", {cost.latency_ms:.2f} ms"
+    return f"{cost.parameters:,} parameters, {cost.macs:,} MACs{latency}"
+
+
+def limits(limit: LimitConfig) -> str:
+    """The limits in words."""
+    named = {"parameters": limit.parameters, "MACs": limit.macs, "ms": limit.latency_ms}
+    return ", ".join(f"{value:,.10g} {name}" for name, value in named.items() if value) or "none"
+
+
+def _report(config: SearchConfig, space: Space, search: _Search, say: Say = print) -> list[Found]:
+    """Run the search, write its files and print what was found."""
+    from distill.reports.tables import write_csv
+
+    say(
+        f"space     {count(space.size, 'student')} in {count(len(space.families), 'family', 'families')}"
+    )
+    say(f"limit     {limits(config.limit)}")
+    found = search.run()
+    largest = max(found, key=lambda item: (item.cost.parameters, item.cost.macs))
+    rows = [item.row() for item in found]
+    out = Path(config.out)
+    write_csv(out / "search.csv", rows)
+    plain = {
+        "settings": dataclasses.asdict(config),
+        "student": dataclasses.asdict(found[0].student),
+    }
+    write_json(out / "search.json", {**plain, "found": rows[0]})
+    shown = [*found[:SHOWN], *([largest] if largest not in found[:SHOWN] else [])]
+    say(f"\n{columns(cells(shown, config.score))}\n")
+    if search.refused:
+        number = count(len(search.refused), "student")
+        say(f"note: {number} left out, e.g.: {next(iter(search.refused.values()))}")
+    place = found.index(largest) + 1
+    say(
+        f"note: the score is no measurement. The largest student that fits is {largest.text}, number {place} of "
+        f"{len(found)}{': train both' if place > 1 else ''}."
+    )
+    say(f"files: {out / 'search.csv'}, {out / 'search.json'}, {search.bench.probe_path}")
+    say(f"\nnext: {next_command(config, found[0].student)}")
+    return found
+
+
+def cells(found: Sequence[Found], score: str) -> list[list[str]]:
+    """The printed table."""
+    timed = any(item.cost.latency_ms is not None for item in found)
+    head = ["student", score, "parameters", "MACs", *(["ms"] if timed else [])]
+    lines = [
+        [item.text, f"{item.score:.6g}", f"{item.cost.parameters:,}", f"{item.cost.macs:,}"]
+        + ([f"{item.cost.latency_ms:.2f}"] if timed else [])
+        for item in found
+    ]
+    return [head, *lines]
+
+
+def next_command(config: SearchConfig, student: StudentConfig) -> str:
+    """The command that trains a student."""
+    default = StudentConfig()
+    flags = {"store": config.store, "field": config.field, "source.kind": config.source.kind}
+    flags |= {"source.path": config.source.path} if config.source.path else {}
+    flags |= {
+        f"student.{name}": value if isinstance(value, str) else json.dumps(value)
+        for name, value in dataclasses.asdict(student).items()
+        if value != getattr(default, name) or name == "name"
+    }
+    words = [part for name, value in flags.items() for part in (f"--{name}", value)]
+    return f"{command('distill')} {shlex.join(words)}"
