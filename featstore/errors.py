@@ -112,7 +112,11 @@ def command(name: str) -> str:
     script = root / "pipelines" / f"{name}.py"
     if script.is_file():
         shown = script.relative_to(root) if Path.cwd() == root else script
-        launcher = "accelerate launch" if name in ("extract", "distill", "evaluate", "search") else "python"
+        launcher = (
+            "accelerate launch"
+            if name in ("extract", "distill", "evaluate", "search")
+            else "python"
+        )
         return f"{launcher} {shlex.quote(str(shown))}"
     return {"extract": "featstore extract", "distill": "distill run"}.get(name, f"distill {name}")
 
