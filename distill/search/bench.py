@@ -14,11 +14,11 @@ from torch import Tensor
 
 from distill.config import StudentConfig
 from distill.data.joined import JoinedData
-from distill.data.pictures import load
+from distill.data.pictures import load_batches
 from distill.data.schedule import Request
 from distill.export import onnx_model, preprocessing, program
-from distill.export.latency import count_macs, measure
-from distill.export.runtimes import Candidate
+from distill.export.latency import count_macs, measure_latency
+from distill.export.runtimes import ModelFile
 from distill.search.config import SearchConfig
 from distill.search.probe import Probe, Trial, initialise, make_probe
 from distill.search.scores import SCORES
@@ -123,9 +123,9 @@ class Bench:
             path.write_bytes(
                 onnx_model.translate(program.trace(student.plain().eval(), spec), spec)
             )
-            candidate = Candidate("student", "ONNX Runtime", "fp32", path, student.input_size)
+            file = ModelFile("student", "ONNX Runtime", "fp32", path, student.input_size)
             threads = [self.config.limit.threads]
-            (timing,) = measure([candidate], batches=[1], threads=threads, rounds=ROUNDS)
+            (timing,) = measure_latency([file], batches=[1], threads=threads, rounds=ROUNDS)
         return timing.median_ms
 
     def scores(self, config: StudentConfig, macs: int, names: Sequence[str]) -> dict[str, Any]:
@@ -152,7 +152,7 @@ class Bench:
             places = {sample_id: place for place, sample_id in enumerate(self.data.samples.ids)}
             column = self.data.features.reference
             requests = [Request(places[item], column, 0, False) for item in self.probe.ids]
-            (pictures,) = load(self.data.dataset(student), [requests], workers=0)
+            (pictures,) = load_batches(self.data.dataset(student), [requests], workers=0)
             self._pictures[size] = pictures.pixels
         return self.data.maker(student, self.device).normalise(self._pictures[size])
 

@@ -13,12 +13,12 @@ import numpy.typing as npt
 
 from distill.config import StudentConfig
 from distill.measures.score import Measure
-from distill.reports.run_files import Run, find_runs
+from distill.reports.run_files import ReportedRun, find_runs
 from distill.reports.tables import write_csv, write_page
 from distill.search.bench import Bench, Cost
 from distill.search.config import SearchConfig
 from distill.search.scores import SCORES
-from featstore.cli.schema import build
+from featstore.cli.schema import build_config
 from featstore.errors import ConfigError
 from featstore.text import columns, count
 
@@ -73,7 +73,7 @@ def run(config: SearchConfig, bench: Bench, say: Say = print) -> list[dict[str, 
             "expected one of them."
         )
     (measure,) = measures
-    groups: dict[str, list[Run]] = {}
+    groups: dict[str, list[ReportedRun]] = {}
     for item in runs:
         groups.setdefault(json.dumps(item.settings["student"], sort_keys=True), []).append(item)
     if len(groups) < FEWEST:
@@ -86,8 +86,8 @@ def run(config: SearchConfig, bench: Bench, say: Say = print) -> list[dict[str, 
     return rows
 
 
-def _trained(bench: Bench, runs: Sequence[Run]) -> Trained:
-    student = build(StudentConfig, runs[0].settings["student"])
+def _trained(bench: Bench, runs: Sequence[ReportedRun]) -> Trained:
+    student = build_config(StudentConfig, runs[0].settings["student"])
     # Only the architecture counts.
     student = dataclasses.replace(student, pretrained=False, weights="", freeze=False)
     cost = bench.cost(student)

@@ -59,7 +59,7 @@ def run(config: SearchConfig) -> list[Found]:
     accelerator = start_accelerator()
     if accelerator.num_processes > 1:
         raise ConfigError("a search runs in one process: accelerate launch --num_processes 1 ...")
-    resolved, data = train.prepare(config.run())
+    resolved, data = train.prepare_runs(config.run())
     bench = Bench(config, build_task(resolved, data), accelerator.device)
     out = Path(config.out)
     with lock(out / ".search.lock", f"--out {out.absolute()}"):
@@ -213,9 +213,9 @@ class _Search:
 
 def over(cost: "Cost", limit: LimitConfig) -> float:
     """Largest share of a limit that a student takes; it fits up to 1."""
-    pairs = [(cost.parameters, limit.parameters), (cost.macs, limit.macs)]
-    pairs.append((cost.latency_ms or 0, limit.latency_ms))
-    return max(value / most if most else 0.0 for value, most in pairs)
+    values = (cost.parameters, cost.macs, cost.latency_ms or 0)
+    most = (limit.parameters, limit.macs, limit.latency_ms)
+    return max(value / high if high else 0.0 for value, high in zip(values, most, strict=True))
 
 
 def described(cost: "Cost") -> str:

@@ -8,7 +8,7 @@ from itertools import product
 from typing import Any
 
 from distill.config import StudentConfig
-from featstore.cli.schema import build
+from featstore.cli.schema import build_config
 from featstore.errors import ConfigError
 
 ONE_OF, RANGE = "one_of", "range"
@@ -102,7 +102,9 @@ class Space:
             gene.path: gene.values[n] for gene, n in zip(genes, candidate.choices, strict=True)
         }
         try:
-            config = build(StudentConfig, _filled(self._settings[candidate.family], (), chosen))
+            config = build_config(
+                StudentConfig, _filled(self._settings[candidate.family], (), chosen)
+            )
         except ConfigError as error:
             raise ConfigError(f"--space.{candidate.family}: {error}") from None
         if config.pretrained or config.weights or config.freeze:

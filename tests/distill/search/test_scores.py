@@ -124,12 +124,13 @@ def test_gradient_of_the_classifier() -> None:
 
 def test_initial_weights() -> None:
     """Gaussian weights have deviation 1, Kaiming's that of their fan; norms begin as the identity."""
-    model = nn.Sequential(nn.Conv2d(16, 32, 5), nn.BatchNorm2d(32), nn.Linear(200, 100))
+    norm = nn.BatchNorm2d(32)
+    model = nn.Sequential(nn.Conv2d(16, 32, 5), norm, nn.Linear(200, 100))
     gains = {"gaussian": (1.0, 1.0), "kaiming": ((2 / (32 * 25)) ** 0.5, (2 / 100) ** 0.5)}
     for weights, (convolution, linear) in gains.items():
-        nn.init.constant_(model[1].weight, 3)
+        nn.init.constant_(norm.weight, 3)
         initialise(model, weights)  # type: ignore[arg-type]
         assert float(model[0].weight.detach().std()) == pytest.approx(convolution, rel=0.03)
         assert float(model[2].weight.detach().std()) == pytest.approx(linear, rel=0.03)
-        assert model[1].weight.unique().tolist() == [1]
+        assert norm.weight.unique().tolist() == [1]
         assert model[0].bias.unique().tolist() == [0]
