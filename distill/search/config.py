@@ -2,14 +2,17 @@
 
 import dataclasses
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, get_args
 
 from distill.config import DataConfig, DistillConfig
 from distill.options import CheckedOptions
-from distill.search.scores import SCORES
 from featstore.sources.config import SourceConfig, require
 
 Weights = Literal["gaussian", "kaiming"]
+ScoreName = Literal[
+    "relation", "semantic", "semantic_ours", "diswot", "diswot_ours", "parameters", "macs"
+]
+"""Keys of ``scores.SCORES``."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,8 +69,8 @@ class SearchConfig:
     space: dict[str, Any] = dataclasses.field(default_factory=dict)
     """By name of a family: settings of its students (name, image_size, model_args, ...), where ``{one_of: [...]}`` and
     ``{range: [lowest, highest, step]}`` stand for choices."""
-    score: str = "relation"
-    """What students are ranked by: relation, semantic, semantic_ours, diswot, diswot_ours, parameters or macs."""
+    score: ScoreName = "relation"
+    """What students are ranked by, see docs/edge.md."""
     limit: LimitConfig = dataclasses.field(default_factory=LimitConfig)
     probe: ProbeConfig = dataclasses.field(default_factory=ProbeConfig)
     tries: int = 1000
@@ -91,8 +94,8 @@ class SearchConfig:
             require(getattr(self, name) >= 1, f"--{name} {getattr(self, name)} must be at least 1.")
         require(self.seed >= 0, f"--seed {self.seed} must not be negative.")
         require(
-            self.score in SCORES,
-            f"--score {self.score}: there is no such score. Expected one of {', '.join(SCORES)}.",
+            self.score in get_args(ScoreName),
+            f"--score {self.score}: there is no such score. Expected one of {', '.join(get_args(ScoreName))}.",
         )
         require(
             bool(self.space or self.against),

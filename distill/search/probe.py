@@ -15,9 +15,9 @@ from torch.nn import functional as F
 
 from distill.data.joined import JoinedData, few
 from distill.data.stored_features import Grid
+from distill.losses.features import unit
 from distill.measures.linear_probe import fit_probe
 from distill.search.config import SearchConfig, Weights
-from distill.search.scores import products
 from distill.student.model import Student, StudentOutput
 from distill.tasks import Task
 from featstore.errors import ConfigError
@@ -149,6 +149,13 @@ class Trial:
         loss = F.cross_entropy(self.output.logits, self.probe.labels_B.to(self.images.device))
         (gradient,) = torch.autograd.grad(loss, [self.student.classifier.weight])
         return gradient.cpu()
+
+
+def products(rows: Tensor) -> Tensor:
+    """(N, M) -> (N, N): products of all pairs of rows, with rows of length 1. A common factor changes nothing."""
+    rows = rows.detach().float().flatten(1)
+    rows = rows / rows.abs().max().clamp(min=torch.finfo(rows.dtype).tiny)
+    return unit(rows @ rows.T)
 
 
 def initialise(model: nn.Module, weights: Weights) -> None:

@@ -6,19 +6,16 @@ DisWOT (Dong et al., CVPR 2023), read from the authors' code.
 
 # B images of the batch, K classes, C student width, D teacher width
 
-from __future__ import annotations
-
 from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING
 
-from distill.lazy import F, Tensor, torch
+from torch import Tensor
+from torch.nn import functional as F
+
 from distill.losses.features import unit
+from distill.search.probe import Trial, products
 from featstore.errors import ConfigError
 
-if TYPE_CHECKING:
-    from distill.search.probe import Trial
-
-Score = Callable[["Trial"], float]
+Score = Callable[[Trial], float]
 
 
 def relation(trial: Trial) -> float:
@@ -84,13 +81,6 @@ SCORES: Mapping[str, Score] = {
     "parameters": parameters,
     "macs": macs,
 }
-
-
-def products(rows: Tensor) -> Tensor:
-    """(N, M) -> (N, N): products of all pairs of rows, with rows of length 1. A common factor changes nothing."""
-    rows = rows.detach().float().flatten(1)
-    rows = rows / rows.abs().max().clamp(min=torch.finfo(rows.dtype).tiny)
-    return unit(rows @ rows.T)
 
 
 def _teacher_gradient(trial: Trial) -> Tensor:

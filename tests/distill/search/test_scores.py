@@ -2,7 +2,7 @@
 
 import math
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 import torch
@@ -11,8 +11,9 @@ from torch.nn import functional as F
 
 from distill.config import StudentConfig
 from distill.losses.relations import sp
-from distill.search.probe import Probe, Trial, classifier_gradient, initialise
-from distill.search.scores import SCORES, products
+from distill.search.config import ScoreName
+from distill.search.probe import Probe, Trial, classifier_gradient, initialise, products
+from distill.search.scores import SCORES
 from distill.student.model import build_student
 from featstore.errors import ConfigError
 
@@ -94,6 +95,11 @@ def test_semantic_without_widths_by_hand() -> None:
     gradients = (2 * torch.eye(2), torch.tensor([[1.0, 0.0, 0.0], [1.0, 0.0, 0.0]]))
     found = SCORES["semantic_ours"](trial(gradients=gradients))
     assert found == pytest.approx(-2 * (2 - math.sqrt(2)) / 4)
+
+
+def test_every_score_has_a_name() -> None:
+    """The names that the settings allow are those of the scores."""
+    assert get_args(ScoreName) == tuple(SCORES)
 
 
 def test_sums() -> None:
