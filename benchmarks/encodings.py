@@ -40,7 +40,8 @@ from featstore.format.manifest import (
 from featstore.format.views import ViewSet
 from featstore.reading.shuffling import Order
 from featstore.reading.torch_data import numbers_of
-from featstore.writing.commit import Shard, commit, open_or_create
+from featstore.writing.commit import commit, open_or_create
+from featstore.writing.shard import Shard
 
 WIDTH = 1024
 BATCH = 256

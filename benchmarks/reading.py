@@ -127,7 +127,8 @@ def write_store(folder: Path, data: Data) -> None:
         new_manifest,
     )
     from featstore.format.views import ViewSet
-    from featstore.writing.commit import Shard, commit, open_or_create, text_column
+    from featstore.writing.commit import commit, open_or_create
+    from featstore.writing.shard import Shard, text_column
 
     names = [str(row) for row in range(data.rows)]
     dims = ("token", "channel")[-len(data.shape) :]

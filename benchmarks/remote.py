@@ -55,7 +55,8 @@ SLICES = 20
 def write(folder: Path, rows: int) -> FeatureStore:
     """A store of random vectors."""
     from featstore.containers import make_backend
-    from featstore.writing.commit import Shard, commit, open_or_create, text_column
+    from featstore.writing.commit import commit, open_or_create
+    from featstore.writing.shard import Shard, text_column
 
     manifest = make_manifest(
         num_rows=rows, shard_rows=SHARD_ROWS, views=1, fields={"cls": field(WIDTH)}, labels=False

@@ -32,7 +32,8 @@ from featstore.format.fields import empty_columns, put
 from featstore.format.manifest import Container, FieldRecord, SourceRecord, WorkRecord, new_manifest
 from featstore.format.views import ViewSet
 from featstore.reading.paired_tars import PairStream
-from featstore.writing.commit import Shard, commit, open_or_create
+from featstore.writing.commit import commit, open_or_create
+from featstore.writing.shard import Shard
 
 GOAL = 2.0
 BATCH = 256

@@ -25,8 +25,8 @@ from featstore.format.int8 import Channels
 from featstore.format.manifest import Manifest, RaggedEncoding, WorkRecord, new_manifest
 from featstore.reading.store import FeatureStore
 from featstore.reading.stored_rows import RowReader
-from featstore.writing.commit import Shard, text_column
 from featstore.writing.fill import check_apart, make_store
+from featstore.writing.shard import Shard, text_column
 
 NO_ROW = -1  # no store of an axis has a row for a row of the new store
 STEP_ROWS = 65_536  # rows that are read at a time where all rows of a store are needed

@@ -16,6 +16,7 @@ from featstore.format.views import ViewSet
 from featstore.planning.costs import Plan, Rates, make_plan
 from featstore.reading.store import FeatureStore
 from featstore.sources import Source
+from featstore.writing.bucket import BucketStore
 
 TEACHER_S = 2.0  # time for which the teacher is measured, seconds
 
@@ -28,11 +29,13 @@ def plan_run(
     teacher: Teacher,
     processes: int,
     rates: Rates | None = None,
+    bucket: BucketStore | None = None,
 ) -> Plan:
     """Estimate what is left to do.
 
     Args:
         rates: measured before; None measures now, if anything is left to do.
+        bucket: The store, if it is in a bucket; ``config.store.path`` is then its local copy.
 
     Raises:
         ManifestMismatch: the store is there and was made with other settings.
@@ -43,19 +46,26 @@ def plan_run(
     if (store / MANIFEST_NAME).exists():
         found = FeatureStore.open(store, allow_incomplete=True)
         check_same_contract(store, found=found.manifest, expected=manifest)
-        pending -= len(found.shards)
+        pending -= len(bucket.committed() if bucket else found.shards)
     # Space first: it needs no measurement, and a full disk should not cost the wait.
-    plan = make_plan(manifest, store=store, pending=pending, rates=None, processes=processes)
+    folder = None if bucket else store
+    plan = make_plan(manifest, store=folder, pending=pending, rates=None, processes=processes)
     if pending:
-        rates = rates or measure_rates(config, views=manifest.views, source=source, teacher=teacher)
-        plan = make_plan(manifest, store=store, pending=pending, rates=rates, processes=processes)
+        rates = rates or measure_rates(
+            config, views=manifest.views, source=source, teacher=teacher, disk=bucket is None
+        )
+        plan = make_plan(manifest, store=folder, pending=pending, rates=rates, processes=processes)
     return plan
 
 
 def measure_rates(
-    config: ExtractConfig, *, views: ViewSet, source: Source, teacher: Teacher
+    config: ExtractConfig, *, views: ViewSet, source: Source, teacher: Teacher, disk: bool = True
 ) -> Rates:
-    """Time the teacher on as many real images as it does in two seconds, decoding on a few, and the disk on 64 MiB."""
+    """Time the teacher on as many real images as it does in two seconds, decoding on a few, and the disk on 64 MiB.
+
+    Args:
+        disk: Whether the store is in a folder.
+    """
     dataset = inputs_of(source, views, teacher, config.store.picture_format)
     few = dataset.load(range(min(8, len(source))))
 
@@ -80,7 +90,7 @@ def measure_rates(
     return Rates(
         teacher=measure_rate(forward, seconds=TEACHER_S),
         decode=measure_rate(decode, seconds=0.5) * max(1, config.workers),
-        disk=measure_disk(Path(config.store.path)),
+        disk=measure_disk(Path(config.store.path)) if disk else None,
     )
 
 

@@ -194,13 +194,14 @@ def find_new(source: Source, store: FeatureStore, *, workers: int) -> list[int]:
     return [int(row) for row in np.flatnonzero(mask)]
 
 
-def in_stored_order(source: Source, path: Path) -> Source:
+def in_stored_order(source: Source, path: Path, url: str = "") -> Source:
     """Return a source in the order of a store's rows, where both have the same images in different orders.
 
     Classes are numbered as in the store too.
 
     Args:
         path: Folder of the store; it need not exist or be complete.
+        url: Of the store, if it is in a bucket; ``path`` is then its local copy.
 
     Returns:
         The source unchanged if there is no such store.
@@ -215,7 +216,8 @@ def in_stored_order(source: Source, path: Path) -> Source:
             same_classes and ids_sha256(source.sample_ids) == wanted.ids_sha256
         ):
             return source
-        ids = list(_probable_ids(store))
+        known = FeatureStore.open(url, allow_incomplete=True).sample_ids if url else None
+        ids = list(_probable_ids(store)) if known is None else known
     except StoreError:  # reported when the store is opened for writing
         return source
     place = {sample_id: i for i, sample_id in enumerate(source.sample_ids)}

@@ -1,23 +1,28 @@
 """Progress bar of an extraction."""
 
 import time
-from pathlib import Path
+from collections.abc import Callable, Sequence
 
 from tqdm import tqdm
 
 from featstore.errors import shorten
-from featstore.format.ledger import committed_shards
 from featstore.format.manifest import Manifest
-from featstore.writing.leases import Claims
+from featstore.writing.claims import Claims
 
 PARTS = ("load", "teacher", "write")  # parts of the work that are timed
 
 
 class ProgressBar:
-    """Progress of all processes that write to the store, and the share of time this one spends per part."""
+    """Progress of all processes that write to the store, and the share of time this one spends per part.
 
-    def __init__(self, store: Path, manifest: Manifest, *, show: bool) -> None:
-        self._store = store
+    Args:
+        committed: Returns the numbers of the shards that have an entry.
+    """
+
+    def __init__(
+        self, committed: Callable[[], Sequence[int]], manifest: Manifest, *, show: bool
+    ) -> None:
+        self._committed = committed
         self._manifest = manifest
         self._show = show
         self._mine: dict[int, int] = {}
@@ -62,7 +67,7 @@ class ProgressBar:
 
     def _committed_rows(self) -> int:
         start = time.monotonic()
-        done = committed_shards(self._store, self._manifest.num_shards)
+        done = self._committed()
         end = time.monotonic()
         # At most every 2 s, and rarely enough to take at most a twentieth of the time.
         self._next_look_s = end + max(2.0, 20 * (end - start))

@@ -5,13 +5,18 @@
 Torch and the teacher's library are imported inside the functions, so that a wrong flag fails at once.
 """
 
+import dataclasses
 import os
 import shlex
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
+from urllib.parse import unquote, urlsplit
 
+from featstore.errors import ConfigError
 from featstore.extraction.config import ExtractConfig
+from featstore.places.open_place import is_url
 from featstore.sources.config import check_path
 
 if TYPE_CHECKING:
@@ -22,6 +27,7 @@ if TYPE_CHECKING:
     from featstore.extraction.teachers import Teacher
     from featstore.format.manifest import Manifest
     from featstore.sources import Source
+    from featstore.writing.bucket import BucketStore
 
 
 def run(config: ExtractConfig, *, progress: bool = True) -> None:
@@ -39,7 +45,45 @@ def run(config: ExtractConfig, *, progress: bool = True) -> None:
         images = config.source.path or config.source.kind
         print(f"extract   {teacher} of {images} into {config.store.path}", flush=True)
     check_path(config.source)
+    with _opened(config) as (config, bucket):
+        _run(config, bucket, progress=progress)
 
+
+@contextmanager
+def _opened(config: ExtractConfig) -> "Iterator[tuple[ExtractConfig, BucketStore | None]]":
+    """Open the bucket of a store at a URL, and let its local copy take the place of the store in the settings."""
+    path = config.store.path
+    if not is_url(path):
+        yield config, None
+        return
+    if urlsplit(path).scheme.lower() == "file":
+        folder = unquote(urlsplit(path).path)
+        yield (
+            dataclasses.replace(config, store=dataclasses.replace(config.store, path=folder)),
+            None,
+        )
+        return
+    from featstore.reading.cached.published_store import url_in_errors
+    from featstore.writing.bucket import MOST_PUT_MB, BucketStore
+
+    for given, name in ((config.append, "append"), (config.repair, "repair")):
+        if given:
+            raise ConfigError(
+                f"--{name}: not at a URL. Pull the store, run the same command on the copy, and push it: featstore "
+                f"pull {path} FOLDER; ... --store.path FOLDER; featstore push FOLDER {path} --replace"
+            )
+    if config.store.shard_mb > MOST_PUT_MB:
+        raise ConfigError(
+            f"--store.shard_mb {config.store.shard_mb}: at a URL an object is written in one request, of at most "
+            f"{MOST_PUT_MB} MB."
+        )
+    with BucketStore(path) as bucket, url_in_errors(bucket.url, bucket.folder):
+        bucket.mirror()
+        store = dataclasses.replace(config.store, path=str(bucket.folder))
+        yield dataclasses.replace(config, store=store), bucket
+
+
+def _run(config: ExtractConfig, bucket: "BucketStore | None", *, progress: bool) -> None:
     from featstore.errors import command
     from featstore.extraction import new_images
     from featstore.extraction.accelerator import start_accelerator
@@ -59,8 +103,10 @@ def run(config: ExtractConfig, *, progress: bool = True) -> None:
             _repair(config, source, say)
         accelerator.wait_for_everyone()
     if not config.append:
-        source = new_images.in_stored_order(source, Path(config.store.path))
-        summary = fill_store(config, source, accelerator, progress=progress)
+        source = new_images.in_stored_order(
+            source, Path(config.store.path), bucket.url if bucket else ""
+        )
+        summary = fill_store(config, source, accelerator, bucket=bucket, progress=progress)
         if summary is not None:
             summary.check(config.max_invalid_share)
             say(
@@ -104,7 +150,7 @@ def _repair(config: ExtractConfig, source: "Source", say: Callable[[str], None])
         )
 
 
-def _next_flags(config: ExtractConfig, source: "Source", store: Path) -> list[str]:
+def _next_flags(config: ExtractConfig, source: "Source", store: Path | str) -> list[str]:
     """Flags with which the second phase can start from here."""
     flags = ["--store", str(store)]
     if config.source.kind != "digits" and not config.store.pictures:
@@ -124,12 +170,14 @@ def fill_store(
     accelerator: "Accelerator",
     growth: "Growth | None" = None,
     *,
+    bucket: "BucketStore | None" = None,
     progress: bool = True,
 ) -> "ExtractionSummary | None":
     """Make a store of the images of a source, or go on with it; None if that was a dry run.
 
     Args:
         growth: of the store that the rows are for, if they are for another one.
+        bucket: The store, if it is in a bucket; ``config.store.path`` is then its local copy.
         progress: as for ``run``.
     """
     from featstore.extraction import dry_run, new_manifest, shards
@@ -157,7 +205,7 @@ def fill_store(
             teacher=teacher,
             like=growth.store if growth else None,
             measure=lambda views: dry_run.measure_rates(
-                config, views=views, source=source, teacher=teacher
+                config, views=views, source=source, teacher=teacher, disk=bucket is None
             ),
         ),
     )
@@ -172,8 +220,10 @@ def fill_store(
             teacher=teacher,
             processes=accelerator.num_processes,
             rates=made.rates,
+            bucket=bucket,
         )
-        say("\n".join([*_setting_lines(config, teacher, manifest), *plan.lines()]))
+        store = bucket.url if bucket else config.store.path
+        say("\n".join([*_setting_lines(config, teacher, manifest, store), *plan.lines()]))
     if config.dry_run:
         say("dry run: nothing was written")
         return None
@@ -185,6 +235,7 @@ def fill_store(
         teacher=teacher,
         accelerator=accelerator,
         artefacts=made.artefacts,
+        bucket=bucket,
         progress=progress,
     )
 
@@ -192,7 +243,9 @@ def fill_store(
     return summary
 
 
-def _setting_lines(config: ExtractConfig, teacher: "Teacher", manifest: "Manifest") -> list[str]:
+def _setting_lines(
+    config: ExtractConfig, teacher: "Teacher", manifest: "Manifest", store: str
+) -> list[str]:
     """What will run where, for the user."""
     import torch
 
@@ -205,7 +258,7 @@ def _setting_lines(config: ExtractConfig, teacher: "Teacher", manifest: "Manifes
         f"cores     {torch.get_num_threads()} threads for the teacher on {cores()} cores, {config.workers} loading "
         "processes",
         f"views     {len(manifest.views)}: {describe_views(manifest.views.views)}",
-        f"store     {config.store.path}",
+        f"store     {store}",
     ]
 
 

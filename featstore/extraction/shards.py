@@ -41,7 +41,7 @@ from featstore.extraction.teachers import Teacher
 from featstore.format.artefacts import read_channels
 from featstore.format.fields import empty_columns, field_columns, put, put_ragged
 from featstore.format.int8 import Channels
-from featstore.format.ledger import InvalidRow, read_complete
+from featstore.format.ledger import InvalidRow, committed_shards, read_complete
 from featstore.format.manifest import (
     Manifest,
 )
@@ -50,13 +50,11 @@ from featstore.reading.store import FeatureStore
 from featstore.reading.torch_data import TORCH_DTYPES, as_array
 from featstore.sources import NO_LABEL, Source
 from featstore.sources.loading import TIMEOUT_S, fit_workers, guarded
-from featstore.writing.commit import (
-    Shard,
-    open_or_create,
-    tidy,
-)
-from featstore.writing.fill import fill
-from featstore.writing.leases import Claims
+from featstore.writing.bucket import BucketStore
+from featstore.writing.claims import Claims
+from featstore.writing.commit import open_or_create, tidy
+from featstore.writing.fill import Folder, fill
+from featstore.writing.shard import Shard
 
 TEACHER = "teacher"  # name of the run's teacher in the manifest
 
@@ -115,7 +113,7 @@ def run_teacher(teacher: Teacher, inputs: Tensor) -> dict[str, Tensor]:
 class ExtractionSummary:
     """Result of a run."""
 
-    store: Path  # folder of the store
+    store: Path | str  # folder or URL of the store
     rows: int  # images of the store
     written: int  # images written by all processes of this run
     invalid: list[InvalidRow]  # every unusable image of the store
@@ -147,6 +145,7 @@ def run(
     teacher: Teacher,
     accelerator: Accelerator,
     artefacts: Mapping[str, bytes] | None = None,
+    bucket: BucketStore | None = None,
     progress: bool = True,
 ) -> ExtractionSummary:
     """Fill the store: create or resume it, together with other running processes.
@@ -157,6 +156,7 @@ def run(
     Args:
         manifest: Of the store, existing or not, from ``featstore.extraction.new_manifest``.
         artefacts: bytes of the files that the manifest lists, if the store is new.
+        bucket: The store, if it is in a bucket; ``config.store.path`` is then its local copy.
 
     Raises:
         ManifestMismatch, StoreBusy, StoreWriteError: see ``featstore.errors``.
@@ -164,13 +164,17 @@ def run(
     start = time.perf_counter()
     store = Path(config.store.path)
     written, waits = 0, dict.fromkeys(PARTS, 0.0)
-    first = _begin(store, manifest, artefacts or {}, accelerator)
+    first = _begin(store, manifest, artefacts or {}, accelerator, bucket)
     if first is not None:
-        with ProgressBar(store, manifest, show=progress and accelerator.is_main_process) as bar:
+        into = bucket or Folder(make_backend(store, manifest))
+        committed = (
+            bucket.committed if bucket else partial(committed_shards, store, manifest.num_shards)
+        )
+        with ProgressBar(committed, manifest, show=progress and accelerator.is_main_process) as bar:
             channels = read_channels(store, manifest)
             work = _Work(config, manifest, source, teacher, bar, waits, channels)
             filled = fill(
-                make_backend(store, manifest),
+                into,
                 partial(_make_shards, work),
                 lease_s=config.store.lease_s,
                 start=first,
@@ -178,22 +182,29 @@ def run(
             )
         waits["write"] += filled.flush_s
         written = _sum_of_processes(filled.rows, store, accelerator)
-        if accelerator.is_main_process:
+        if accelerator.is_main_process and bucket is None:
             tidy(store)
     done = FeatureStore.open(store)
     mark = read_complete(store, manifest.num_shards)
+    none_invalid = mark is not None and mark.invalid_rows == 0
+    if bucket is not None and not none_invalid:
+        bucket.fetch_entries()
     return ExtractionSummary(
-        store=store,
+        store=bucket.url if bucket else store,
         rows=manifest.num_rows,
         written=written,
-        invalid=[] if mark is not None and mark.invalid_rows == 0 else done.invalid_rows(),
+        invalid=[] if none_invalid else done.invalid_rows(),
         seconds=time.perf_counter() - start,
         waits=waits,
     )
 
 
 def _begin(
-    store: Path, manifest: Manifest, artefacts: Mapping[str, bytes], accelerator: Accelerator
+    store: Path,
+    manifest: Manifest,
+    artefacts: Mapping[str, bytes],
+    accelerator: Accelerator,
+    bucket: BucketStore | None,
 ) -> float | None:
     """Create or open the store on the main process.
 
@@ -203,10 +214,13 @@ def _begin(
     outcome: list[Any] = [None]
     if accelerator.is_main_process:
         try:
-            manifest = open_or_create(store, manifest, artefacts)
-            complete = read_complete(store, manifest.num_shards) is not None
-            with suppress(StoreWriteError) if complete else nullcontext():
-                alone = tidy(store)
+            if bucket is not None:
+                alone, complete = bucket.begin(manifest, artefacts)
+            else:
+                manifest = open_or_create(store, manifest, artefacts)
+                complete = read_complete(store, manifest.num_shards) is not None
+                with suppress(StoreWriteError) if complete else nullcontext():
+                    alone = tidy(store)
             # Where other jobs write already, a random start avoids competing for the same shards.
             outcome = [None if complete else 0.0 if alone else secrets.randbelow(1000) / 1000]
         except Exception as error:
@@ -221,6 +235,8 @@ def _begin(
     broadcast_object_list(outcome)
     if isinstance(outcome[0], Exception):
         raise outcome[0]
+    if bucket is not None:
+        bucket.mirror()
     if outcome[0] is None:
         return None
     first = outcome[0] + accelerator.process_index / accelerator.num_processes

@@ -240,14 +240,14 @@ def _checksums(
     """The CRC-32C of each block, computed beside the writing where that is worth a thread: 0.2 s for each GB."""
     if size < WRITE_BYTES:
         done: Future[str] = Future()
-        done.set_result(_checksum_blocks(parts, block_bytes))
+        done.set_result(checksum_blocks(parts, block_bytes))
         yield done
         return
     with ThreadPoolExecutor(1, "featstore-crc32c") as pool:
-        yield pool.submit(_checksum_blocks, parts, block_bytes)
+        yield pool.submit(checksum_blocks, parts, block_bytes)
 
 
-def _checksum_blocks(parts: Sequence[bytes | Bytes], block_bytes: int) -> str:
+def checksum_blocks(parts: Sequence[bytes | Bytes], block_bytes: int) -> str:
     """CRC-32C of each block, eight digits each; blocks do not care where parts end."""
     sums = BlockCrc(block_bytes)
     found = [crc for part in parts for crc in sums.update(part)]

@@ -470,10 +470,15 @@ def new_manifest(
     )
 
 
+def manifest_bytes(manifest: Manifest) -> bytes:
+    """Bytes of ``manifest.json``."""
+    unused = set() if manifest.history else {"history"}
+    return seal(manifest.model_dump(mode="json", exclude=unused))
+
+
 def write_manifest(store: Path, manifest: Manifest) -> None:
     """Write ``manifest.json`` atomically."""
-    unused = set() if manifest.history else {"history"}
-    write_bytes(store / MANIFEST_NAME, seal(manifest.model_dump(mode="json", exclude=unused)))
+    write_bytes(store / MANIFEST_NAME, manifest_bytes(manifest))
 
 
 def read_manifest(store: Path) -> Manifest:

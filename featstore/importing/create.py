@@ -8,6 +8,7 @@ one is filled. A killed run loses the rows of the shards that were not written.
 
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -17,6 +18,7 @@ import numpy.typing as npt
 from featstore.containers import make_backend
 from featstore.errors import ConfigError, FeatstoreError, StoreIncomplete, shorten
 from featstore.files.array_types import Array, Bytes, Mask, Rows
+from featstore.files.atomic import Disk
 from featstore.files.locks import exclusive
 from featstore.format.fields import empty_columns, put, put_ragged
 from featstore.format.ids import check_sample_ids, ids_sha256
@@ -52,7 +54,8 @@ from featstore.importing.given_values import (
 from featstore.places.open_place import is_url
 from featstore.planning.costs import shard_rows as fitting_rows
 from featstore.version import __version__
-from featstore.writing.commit import Shard, ShardWriter, finish, open_or_create, remove_leftovers
+from featstore.writing.commit import ShardWriter, commit, finish, open_or_create, remove_leftovers
+from featstore.writing.shard import Shard
 
 SHARD_ROWS = 4096
 SHARD_MB = 64  # rows of a shard, and megabytes of its widest column, at most
@@ -201,7 +204,8 @@ class NewStore:
             remove_leftovers(self.path)
             self._pending = set(pending_shards(self.path, self.manifest.num_shards))
             backend = make_backend(self.path, self.manifest)
-            self._writer = stack.enter_context(ShardWriter(backend, lambda shard, ours: None))
+            write = partial(commit, backend, disk=stack.enter_context(Disk(self.path)))
+            self._writer = stack.enter_context(ShardWriter(write, lambda shard, ours: None))
             self._stack = stack.pop_all()
         return self
 

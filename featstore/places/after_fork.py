@@ -21,11 +21,19 @@ from typing import Any
 
 from featstore.errors import ConfigError, RemoteError, RemoteNotFound, StoreError
 from featstore.files.locks import close, keep_from_children
-from featstore.places.base import AccessRefused, Fault
+from featstore.places.base import AccessRefused, Fault, NotSupported
 
 ERRORS: dict[str, type[Exception]] = {
     kind.__name__: kind
-    for kind in (Fault, RemoteNotFound, AccessRefused, RemoteError, ConfigError, StoreError)
+    for kind in (
+        Fault,
+        RemoteNotFound,
+        AccessRefused,
+        NotSupported,
+        RemoteError,
+        ConfigError,
+        StoreError,
+    )
 }
 """Errors that a request may end with, the narrowest first."""
 

@@ -27,6 +27,9 @@ PIECE_BYTES = 2 * 2**20
 
 T = TypeVar("T")
 
+Tag = tuple[str, str]
+"""Names one version of a file: the server's entity tag, and its version where it keeps several; "" if not given."""
+
 Count = Callable[[int], object]
 """Called with the bytes of each piece; with a negative number for bytes that are transferred again."""
 
@@ -71,6 +74,10 @@ class NotFollowed(RemoteError):
     """A link or redirect that leads elsewhere."""
 
 
+class NotSupported(RemoteError):
+    """The server does not know such a request."""
+
+
 class TooLong(RemoteError):
     """More bytes arrived than the file may have."""
 
@@ -96,12 +103,14 @@ class Place(ABC):
         lists: whether ``sizes`` works; plain web servers have no listing.
         writes: whether ``write`` and ``remove`` work.
         checks: whether the server compares an upload with a checksum before it accepts it.
+        conditional: whether ``put_if``, ``tag`` and ``entity_tags`` work.
     """
 
     url: str
     lists: bool = True
     writes: bool = True
     checks: bool = False
+    conditional: bool = False
 
     own: ClassVar[Mapping[str, Callable[[], Any]]] = {"_stopped": threading.Event}
     """By name, attributes that each process makes for itself: connections and locks."""
@@ -268,6 +277,41 @@ class Place(ABC):
             raise RemoteError(
                 f"{self.url}: no such bucket or folder. Create it first, or check the URL."
             ) from None
+
+    def _put_if(self, name: str, data: bytes, tag: Tag | None) -> Tag | None:
+        """See ``put_if``."""
+        raise NotImplementedError
+
+    def put_if(self, name: str, data: bytes, tag: Tag | None) -> Tag | None:
+        """Create a file if there is none, or replace one version of it; in one request, as a whole or not at all.
+
+        Args:
+            tag: Of the version to replace; None: there must be no file.
+
+        Returns:
+            Tag of the new version; None if the condition does not hold. Where the answer of a request was lost, the
+            repeated one does not find its condition either: compare the content.
+        """
+        return self._persist(name, lambda: self._put_if(name, data, tag))
+
+    def _tag(self, name: str) -> Tag:
+        """See ``tag``."""
+        raise NotImplementedError
+
+    def tag(self, name: str) -> Tag | None:
+        """Return the tag of a file; None where there is none."""
+        try:
+            return self._persist(name, lambda: self._tag(name))
+        except RemoteNotFound:
+            return None
+
+    def _entity_tags(self, folder: str) -> dict[str, str]:
+        """See ``entity_tags``."""
+        raise NotImplementedError
+
+    def entity_tags(self, folder: str) -> dict[str, str]:
+        """Return the entity tag of every file below a folder, by name relative to the URL."""
+        return self._persist(folder, lambda: self._entity_tags(folder))
 
     def remove(self, names: Iterable[str]) -> None:
         """Delete files; those that are not there are no error."""

@@ -25,8 +25,10 @@ from featstore.places.base import (
     Count,
     Fault,
     NotFollowed,
+    NotSupported,
     Place,
     Retry,
+    Tag,
     file_pieces,
     not_found,
 )
@@ -87,7 +89,7 @@ class ObjectPlace(Place):
                 f"{self.url}: the URL of a store is that of a folder; it has no ? or # part."
             )
         self.scheme = parts.scheme.lower()
-        self.lists = self.writes = self.scheme not in WEB
+        self.lists = self.writes = self.conditional = self.scheme not in WEB
         self._url = url.rstrip("/")
         self._options = dict(options)
         if not _state.forked:
@@ -192,6 +194,31 @@ class ObjectPlace(Place):
             # One part at a time of each file: several files are sent at once, and memory stays small.
             store.put(name, file_pieces(data, progress), chunk_size=part, max_concurrency=1)
 
+    def _put_if(self, name: str, data: bytes, tag: Tag | None) -> Tag | None:
+        if _state.forked:
+            found = helper().ask(self._request("put_if", name, tag=tag), data)
+            return None if found is None else (found[0], found[1])
+        import obstore.exceptions as errors
+
+        parts = {} if tag is None else {"e_tag": tag[0], "version": tag[1]}
+        mode: Any = {key: text for key, text in parts.items() if text} or "create"
+        try:
+            return _tag_of(self._connect().put(name, data, mode=mode, use_multipart=False))
+        except (errors.AlreadyExistsError, errors.PreconditionError):
+            return None
+
+    def _tag(self, name: str) -> Tag:
+        if _state.forked:
+            e_tag, version = self._pass_on("tag", name)
+            return e_tag, version
+        return _tag_of(self._connect().head(name))
+
+    def _entity_tags(self, folder: str) -> dict[str, str]:
+        if _state.forked:
+            return dict(self._pass_on("entity_tags", folder))
+        batches = self._connect().list(folder or None, chunk_size=1000)
+        return {item["path"]: item["e_tag"] or "" for batch in batches for item in batch}
+
     def _remove(self, name: str) -> None:
         if _state.forked:
             self._pass_on("remove", name)
@@ -224,6 +251,13 @@ class ObjectPlace(Place):
                     return self._sizes(name)
                 case "remove":
                     return self._remove(name)
+                case "put_if":
+                    tag = request["tag"]
+                    return self._put_if(name, data, None if tag is None else (tag[0], tag[1]))
+                case "tag":
+                    return self._tag(name)
+                case "entity_tags":
+                    return self._entity_tags(name)
                 case "pieces":
                     for start, piece in self._pieces(name, request["start"], request["stop"]):
                         say({"start": start}, piece)
@@ -283,6 +317,8 @@ class ObjectPlace(Place):
                 f"{where}: access refused ({text}). Check the credentials ({self._credentials()}), or --option "
                 "skip_signature=true for a public bucket."
             )
+        if isinstance(error, errors.NotSupportedError) or "status code: 501" in str(error):
+            return NotSupported(f"{where}: not supported by the server ({text}).")
         if isinstance(error, errors.BaseError):
             passing = isinstance(error, errors.GenericError) and not _refused_for_good(error)
             return Fault(text) if passing else RemoteError(f"{where}: {text}.")
@@ -292,6 +328,11 @@ class ObjectPlace(Place):
 
     def _credentials(self) -> str:
         return CREDENTIALS.get(self.scheme, "AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY")
+
+
+def _tag_of(found: Any) -> Tag:
+    """Tag of a file from what a request has returned."""
+    return found["e_tag"] or "", found["version"] or ""
 
 
 class _SameHost(urllib.request.HTTPRedirectHandler):

@@ -98,7 +98,7 @@ class Rates:
 
     teacher: float  # images per second through the teacher, all views
     decode: float  # images per second through reading and decoding, all loader processes together
-    disk: float  # bytes per second written and synced
+    disk: float | None  # bytes per second written and synced; None for a store in a bucket
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -110,7 +110,7 @@ class Plan:
     files: int
     field_bytes: dict[str, int]
     bytes_left: int
-    free_bytes: int
+    free_bytes: int | None  # None for a store in a bucket
     rates: Rates | None
     processes: int
     # bytes of the whole store by codec, typical ones; empty where there is no choice
@@ -122,11 +122,11 @@ class Plan:
         if self.rates is None:
             return {}
         row_bytes = max(1, self.bytes_left // max(1, self.rows_left))
-        return {
+        rates = {
             "teacher": self.rates.teacher * self.processes,
             "decoding": self.rates.decode * self.processes,
-            "disk": self.rates.disk / row_bytes,
         }
+        return rates if self.rates.disk is None else {**rates, "disk": self.rates.disk / row_bytes}
 
     @property
     def bottleneck(self) -> str:
@@ -145,7 +145,8 @@ class Plan:
         parts = ", ".join(f"{name} {format_bytes(size)}" for name, size in self.field_bytes.items())
         lines = [
             f"rows      {self.rows:,} images, {self.rows_left:,} still to do",
-            f"bytes     {format_bytes(total)} ({parts}); {format_bytes(self.free_bytes)} free",
+            f"bytes     {format_bytes(total)} ({parts})"
+            + ("" if self.free_bytes is None else f"; {format_bytes(self.free_bytes)} free"),
             f"files     {self.files:,}",
         ]
         if self.codec_bytes:
@@ -160,13 +161,17 @@ class Plan:
 
 
 def make_plan(
-    manifest: Manifest, *, store: Path, pending: int, rates: Rates | None, processes: int
+    manifest: Manifest, *, store: Path | None, pending: int, rates: Rates | None, processes: int
 ) -> Plan:
-    """Estimate a plan. Raises StoreWriteError: what is left to write is more than the free space."""
+    """Estimate a plan. Raises StoreWriteError: what is left to write is more than the free space.
+
+    Args:
+        store: Folder of the store; None for a store in a bucket.
+    """
     num_views = len(manifest.views)
     rows_left = min(manifest.num_rows, pending * manifest.work.shard_rows)
     sizes = {name: stored_bytes(name, spec, num_views) for name, spec in manifest.fields.items()}
-    objects = len(make_backend(store, manifest).object_names(0))
+    objects = len(make_backend(store or Path(), manifest).object_names(0))
     others = len(metadata_files(manifest)) + len(manifest.artefacts) + 2  # manifest, complete.json
     plan = Plan(
         rows=manifest.num_rows,
@@ -174,12 +179,12 @@ def make_plan(
         files=manifest.num_shards * (objects + 1) + others,
         field_bytes={name: size * manifest.num_rows for name, size in sizes.items()},
         bytes_left=sum(sizes.values()) * rows_left,
-        free_bytes=free_bytes(store),
+        free_bytes=free_bytes(store) if store else None,
         rates=rates,
         processes=processes,
         codec_bytes=_codec_bytes(manifest),
     )
-    if plan.bytes_left > plan.free_bytes:
+    if plan.free_bytes is not None and plan.bytes_left > plan.free_bytes:
         raise StoreWriteError(
             f"{store}: {format_bytes(plan.bytes_left)} are still to be written, {format_bytes(plan.free_bytes)} are "
             "free. Free some space, choose another --store.path, or store fewer fields or views (--store.fields, "

@@ -12,14 +12,10 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
-
-import numpy as np
 
 from featstore.containers import Backend, make_backend
 from featstore.errors import StoreBusy, StoreNotFound, StoreWriteError, shorten
-from featstore.files.array_types import Array
 from featstore.files.atomic import (
     TEMPORARY_PREFIX,
     Disk,
@@ -37,9 +33,7 @@ from featstore.files.locks import exclusive, publishing
 from featstore.format.artefacts import write_artefacts
 from featstore.format.ledger import (
     LEDGER_FOLDER,
-    InvalidRow,
     ObjectRecord,
-    ShardRecord,
     entry_bytes,
     entry_path,
     mark_complete,
@@ -54,6 +48,7 @@ from featstore.format.manifest import (
     write_manifest,
 )
 from featstore.writing.leases import LEASE_FOLDER
+from featstore.writing.shard import Shard, entry_record
 
 
 def open_or_create(
@@ -152,22 +147,6 @@ def remove_leftovers(store: Path) -> int:
     return len(files) + len(folders)
 
 
-@dataclass
-class Shard:
-    """A shard in memory, ready to be committed.
-
-    Attributes:
-        columns: Columns by name, (rows, *shape) each.
-        reasons: Reason of each invalid row, None for valid ones.
-        seconds: Time spent so far, by part.
-    """
-
-    number: int
-    columns: dict[str, Array]
-    reasons: Sequence[str | None]
-    seconds: dict[str, float]
-
-
 def commit(backend: Backend, shard: Shard, disk: Disk | None = None) -> bool:
     """Write every object of a shard under a temporary name, then publish the shard.
 
@@ -205,32 +184,13 @@ def commit(backend: Backend, shard: Shard, disk: Disk | None = None) -> bool:
             )
         disk.make_folders([item.path.parent for item in staged])
         settle(staged)
-        record = _record(backend, shard, objects, write_s=time.perf_counter() - start)
+        record = entry_record(backend, shard, objects, write_s=time.perf_counter() - start)
         path = entry_path(store, shard.number)
         staged.append(stage(path, [entry_bytes(record)], folder=path.parent, tag=tag))
         return publish_shard(disk, staged)
     except BaseException:
         discard(staged)
         raise
-
-
-def _record(
-    backend: Backend, shard: Shard, objects: dict[str, ObjectRecord], *, write_s: float
-) -> ShardRecord:
-    rows = backend.manifest.shard_range(shard.number)
-    invalid = tuple(
-        InvalidRow(row=rows.start + i, sample_id=str(shard.columns["sample_id"][i]), reason=reason)
-        for i, reason in enumerate(shard.reasons)
-        if reason is not None
-    )
-    seconds = {**shard.seconds, "write": write_s}
-    return ShardRecord(
-        shard=shard.number,
-        rows=(rows.start, rows.stop),
-        objects=objects,
-        invalid=invalid,
-        seconds={name: round(value, 3) for name, value in seconds.items()},
-    )
 
 
 def publish_shard(disk: Disk, staged: Sequence[Staged]) -> bool:
@@ -274,13 +234,13 @@ class ShardWriter:
     next call, or at the end of the block.
 
     Args:
+        commit: Writes a shard; returns whether this process committed it.
         done: Called in the thread after a commit, with the shard's number and whether this process committed it.
     """
 
-    def __init__(self, backend: Backend, done: Callable[[int, bool], None]) -> None:
-        self._backend = backend
+    def __init__(self, commit: Callable[[Shard], bool], done: Callable[[int, bool], None]) -> None:
+        self._commit = commit
         self._done = done
-        self._disk = Disk(backend.store)
         self._queue: queue.Queue[Shard | None] = queue.Queue()
         self._error: BaseException | None = None
         self._thread = threading.Thread(target=self._run, name="featstore-writer", daemon=True)
@@ -292,7 +252,6 @@ class ShardWriter:
     def __exit__(self, kind: object, error: object, trace: object) -> None:
         self._queue.put(None)
         self._thread.join()
-        self._disk.pool.shutdown()
         if error is None:
             self.check()
 
@@ -322,15 +281,8 @@ class ShardWriter:
     def _run(self) -> None:
         while (shard := self._queue.get()) is not None:
             try:
-                self._done(shard.number, commit(self._backend, shard, self._disk))
+                self._done(shard.number, self._commit(shard))
             except BaseException as error:  # raised again in the calling thread
                 self._error = self._error or error
             del shard  # frees memory for the next shard
             self._queue.task_done()
-
-
-def text_column(values: Sequence[str]) -> Array:
-    """Texts as an object array, which backends expect."""
-    column = np.empty(len(values), dtype=object)
-    column[:] = values
-    return column

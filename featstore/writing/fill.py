@@ -2,18 +2,22 @@
 
 import time
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 from featstore.containers import make_backend
 from featstore.containers.base import Backend
 from featstore.errors import ConfigError
+from featstore.files.atomic import Disk
 from featstore.files.locks import shared
 from featstore.files.progress import Progress
-from featstore.format.ledger import read_complete
+from featstore.format.ledger import entry_path, pending_shards, read_complete
 from featstore.format.manifest import Manifest
-from featstore.writing.commit import Shard, ShardWriter, finish, open_or_create, tidy
-from featstore.writing.leases import Claims, Leases
+from featstore.writing.claims import Claims, Destination
+from featstore.writing.commit import ShardWriter, commit, finish, open_or_create, tidy
+from featstore.writing.leases import Leases
+from featstore.writing.shard import Shard
 
 SHORTEST_PAUSE_S = 0.02
 LONGEST_PAUSE_S = 1.0
@@ -25,6 +29,35 @@ LEASE_S = 60
 MakeShards = Callable[[Claims, int], Iterator[Shard]]
 """Function that makes shards: given the claims of this process and a claimed shard, it yields that shard, and may claim
 and yield more. It may give back a shard that another process has committed meanwhile."""
+
+
+class Folder:
+    """A local folder, or one of a shared file system, as destination of shards."""
+
+    def __init__(self, backend: Backend) -> None:
+        self.backend = backend
+        self._store, self._num_shards = backend.store, backend.manifest.num_shards
+        self._disk = Disk(backend.store)
+
+    @contextmanager
+    def open(self, lease_s: float) -> Iterator[Leases]:
+        """See ``Destination``."""
+        with shared(self._store), self._disk, Leases(self._store, lease_s=lease_s) as leases:
+            yield leases
+
+    def pending(self) -> list[int]:
+        return pending_shards(self._store, self._num_shards)
+
+    def is_committed(self, shard: int) -> bool:
+        return entry_path(self._store, shard).exists()
+
+    was_committed = is_committed
+
+    def commit(self, shard: Shard) -> bool:
+        return commit(self.backend, shard, self._disk)
+
+    def finish(self) -> None:
+        finish(self._store, self._num_shards)
 
 
 @dataclass
@@ -40,7 +73,7 @@ class Filled:
 
 
 def fill(
-    backend: Backend,
+    into: Destination,
     make_shards: MakeShards,
     *,
     lease_s: float = LEASE_S,
@@ -57,17 +90,17 @@ def fill(
         start: Where to start, as a share of the missing shards; different starts avoid collisions.
         while_waiting: Called repeatedly while other processes work on all remaining shards.
     """
-    store, manifest = backend.store, backend.manifest
+    manifest = into.backend.manifest
     filled = Filled()
-    with shared(store), Leases(store, lease_s=lease_s) as leases:
-        claims = Claims(store, manifest.num_shards, leases, start=start)
+    with into.open(lease_s) as leases:
+        claims = Claims(into, leases, start=start)
 
         def done(shard: int, ours: bool) -> None:
             claims.give_back(shard)
             filled.rows += len(manifest.shard_range(shard)) if ours else 0
 
         pause_s = SHORTEST_PAUSE_S
-        with ShardWriter(backend, done) as writer:
+        with ShardWriter(into.commit, done) as writer:
             while True:
                 first = claims.claim_next()
                 if first is not None:
@@ -85,7 +118,7 @@ def fill(
                     break
             begin = time.perf_counter()
         filled.flush_s = time.perf_counter() - begin
-        finish(store, manifest.num_shards)
+        into.finish()
     return filled
 
 
@@ -125,7 +158,7 @@ def make_store(
             shard = claims.claim_next()
 
     tidy(out)
-    fill(make_backend(out, found), make_shards)
+    fill(Folder(make_backend(out, found)), make_shards)
     tidy(out)
     return found
 

@@ -16,15 +16,12 @@ import os
 import secrets
 import threading
 import time
-from collections import deque
-from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 from featstore.files.atomic import TEMPORARY_PREFIX, refused
 from featstore.files.locks import FileLock, close, keep_from_children
-from featstore.format.ledger import entry_path, pending_shards
 
 LEASE_FOLDER = "leases"
 
@@ -244,56 +241,6 @@ class Leases:
                     os.pwrite(copy, content, 0)
                     os.fsync(copy)
                 close(copy)
-
-
-class Claims:
-    """Iterates over the missing shards of a store and claims one at a time.
-
-    Every process goes over all missing shards, each from another start. So fast processes make more shards, shards of a
-    dead process are made by others, and processes may join at any time.
-
-    Args:
-        start: Where to start, as a share of the missing shards, 0 <= start < 1.
-    """
-
-    def __init__(self, store: Path, num_shards: int, leases: Leases, *, start: float) -> None:
-        pending = pending_shards(store, num_shards)
-        at = int(start * len(pending))
-        self._store = store
-        self._leases = leases
-        self._todo = deque(pending[at:] + pending[:at])
-
-    def __len__(self) -> int:
-        """Shards that this process has not claimed, and has not seen committed."""
-        return len(self._todo)
-
-    def claim_next(self) -> int | None:
-        """Claim the next missing shard without a lease; None if there is none at the moment."""
-        for _ in range(len(self._todo)):
-            shard = self._todo.popleft()
-            if self.is_committed(shard):
-                self._leases.forget(shard)
-                continue
-            if not self._leases.claim(shard):
-                self._todo.append(shard)
-            elif self.is_committed(shard):  # committed between the two checks
-                self._leases.release(shard)
-            else:
-                return shard
-        return None
-
-    def give_back(self, shard: int) -> None:
-        """Release the lease of a claimed shard: it is committed, or left to other processes."""
-        self._leases.release(shard)
-
-    def is_committed(self, shard: int) -> bool:
-        """Whether a shard has its entry."""
-        return entry_path(self._store, shard).exists()
-
-    def holders(self) -> Sequence[str]:
-        """Names of the processes that work on the remaining shards."""
-        names = (self._leases.holder(shard) for shard in self._todo)
-        return list(dict.fromkeys(name for name in names if name))
 
 
 def boot_id() -> str:

@@ -22,7 +22,8 @@ from featstore.format.manifest import (
 from featstore.format.views import ViewSet, cut, make_views, view_box
 from featstore.sources.base import Source
 from featstore.sources.decode import DECODE_RULE, decode_image
-from featstore.writing.commit import Shard, commit, open_or_create, text_column
+from featstore.writing.commit import commit, open_or_create
+from featstore.writing.shard import Shard, text_column
 
 SIZE = (8, 8)
 WIDTH = 24

@@ -40,7 +40,8 @@ from featstore.format.manifest import (
     RaggedEncoding,
     TopKEncoding,
 )
-from featstore.writing.commit import Shard, commit, open_or_create
+from featstore.writing.commit import commit, open_or_create
+from featstore.writing.shard import Shard
 from tests.featstore.stores import TEACHER, field, make_manifest, names_of, snapshot
 
 Array = npt.NDArray[Any]

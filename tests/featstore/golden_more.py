@@ -33,7 +33,8 @@ from featstore.format.manifest import (
     WorkRecord,
 )
 from featstore.format.views import ViewSet, make_views
-from featstore.writing.commit import Shard, commit, open_or_create
+from featstore.writing.commit import commit, open_or_create
+from featstore.writing.shard import Shard
 from tests.featstore.golden import FOLDER
 from tests.featstore.stores import RULE, TEACHER, Array
 

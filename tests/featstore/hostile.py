@@ -36,7 +36,8 @@ from featstore.format.fields import empty_columns
 from featstore.format.ledger import entry_path, mark_complete, read_entry, remove_entries
 from featstore.format.manifest import MANIFEST_NAME, Container, WorkRecord, read_manifest
 from featstore.maintenance.verify import repair
-from featstore.writing.commit import Shard, commit, open_or_create, remove_leftovers
+from featstore.writing.commit import commit, open_or_create, remove_leftovers
+from featstore.writing.shard import Shard
 from tests.featstore import golden
 
 SECRET = b"the canary's secret"

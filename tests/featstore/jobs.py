@@ -13,9 +13,10 @@ from featstore import FeatureStore
 from featstore.containers import make_backend
 from featstore.files import atomic, locks
 from featstore.format.manifest import Manifest
-from featstore.writing.commit import Shard, open_or_create, tidy
-from featstore.writing.fill import Filled, fill
-from featstore.writing.leases import Claims
+from featstore.writing.claims import Claims
+from featstore.writing.commit import open_or_create, tidy
+from featstore.writing.fill import Filled, Folder, fill
+from featstore.writing.shard import Shard
 from tests.featstore.stores import Array, field, make_columns, make_manifest
 
 MANIFEST = make_manifest(num_rows=19, shard_rows=2, views=1, fields={"cls": field(3)}, labels=False)
@@ -71,7 +72,7 @@ def run_job(
             part = {name: column[rows.start : rows.stop] for name, column in values.items()}
             yield Shard(number, part, [None] * len(rows), {})
 
-    filled = fill(make_backend(path, manifest), make_shards, lease_s=lease_s, start=start)
+    filled = fill(Folder(make_backend(path, manifest)), make_shards, lease_s=lease_s, start=start)
     tidy(path)
     return filled
 

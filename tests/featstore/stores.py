@@ -22,7 +22,8 @@ from featstore.format.manifest import (
 )
 from featstore.format.views import ViewSet, make_views
 from featstore.sources.decode import DECODE_RULE
-from featstore.writing.commit import Shard, commit, open_or_create, text_column
+from featstore.writing.commit import commit, open_or_create
+from featstore.writing.shard import Shard, text_column
 
 Array = npt.NDArray[Any]
 Dtype = Literal["float16", "bfloat16", "float32"]

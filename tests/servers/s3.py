@@ -96,6 +96,6 @@ def serve_s3(folder: Path) -> Iterator[str]:
     Args:
         folder: for its log.
     """
-    start = [sys.executable, "-m", "moto.server", "-H", HOST, "-p"]
+    start = [sys.executable, "-m", "tests.servers.s3_server", HOST]
     with program(lambda port: [*start, str(port)], folder / "s3.log") as port:
         yield f"http://{HOST}:{port}"

@@ -29,7 +29,7 @@ from featstore.card.survey import draw_rows, survey
 from featstore.cli.main import main
 from featstore.errors import ConfigError
 from featstore.reading.store import FeatureStore
-from featstore.writing.commit import text_column
+from featstore.writing.shard import text_column
 from tests.conftest import ROOT
 from tests.distill import browser
 from tests.featstore import golden

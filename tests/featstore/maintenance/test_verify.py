@@ -32,7 +32,8 @@ from featstore.maintenance import verify as module
 from featstore.maintenance import verify_shard as examine
 from featstore.maintenance.verify import VerifyReport, repair, verify
 from featstore.maintenance.verify_shard import Damage
-from featstore.writing.commit import Shard, commit
+from featstore.writing.commit import commit
+from featstore.writing.shard import Shard
 from pipelines import extract as script
 from tests.featstore import formula, golden
 from tests.featstore.stores import make_columns, make_manifest, snapshot, write_store

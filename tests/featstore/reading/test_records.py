@@ -28,7 +28,8 @@ from featstore.format.manifest import (
 )
 from featstore.reading import stored_rows as reader
 from featstore.reading.torch_data import gather_tensors
-from featstore.writing.commit import Shard, commit, open_or_create
+from featstore.writing.commit import commit, open_or_create
+from featstore.writing.shard import Shard
 from tests.featstore.stores import TEACHER, make_manifest, names_of
 
 Array = npt.NDArray[Any]

@@ -21,9 +21,10 @@ from featstore.files import atomic, locks
 from featstore.files.atomic import write_bytes
 from featstore.files.locks import exclusive, shared
 from featstore.format.fields import empty_columns
-from featstore.writing.commit import Shard, open_or_create
-from featstore.writing.fill import fill
-from featstore.writing.leases import Claims
+from featstore.writing.claims import Claims
+from featstore.writing.commit import open_or_create
+from featstore.writing.fill import Folder, fill
+from featstore.writing.shard import Shard
 from tests.featstore.formula import FormulaTeacher, describe, make_config, run
 from tests.featstore.jobs import MANIFEST, check_committed, run_job
 from tests.featstore.processes import fork, wait
@@ -315,7 +316,7 @@ def test_memory_holds_two_shards(tmp_path: Path, shards: int) -> None:
 
     tracemalloc.start()
     try:
-        fill(make_backend(path, manifest), make_shards, lease_s=60)
+        fill(Folder(make_backend(path, manifest)), make_shards, lease_s=60)
         peak = tracemalloc.get_traced_memory()[1]
     finally:
         tracemalloc.stop()
