@@ -61,6 +61,11 @@ METADATA_SERVICES = ("169.254.169.254", "169.254.170.2", "metadata.google.intern
 REGION = ("PermanentRedirect", "AuthorizationHeaderMalformed", "IllegalLocationConstraintException")
 """Error codes of a bucket in another region."""
 
+CODE_ADVICE = {
+    "ExpiredToken": "Get new credentials, then run the same command again: it resumes.",
+    "RequestTimeTooSkewed": "Set the clock of this machine (NTP), then run the same command again.",
+}
+"""What to do, by error code; the answers with these codes have the same status as those to wrong credentials."""
 
 T = TypeVar("T")
 
@@ -312,6 +317,9 @@ class ObjectPlace(Place):
                 f"{where}: the bucket is in another region than was asked. Set AWS_REGION, or --option "
                 f"region=... ({text})"
             )
+        for code, advice in CODE_ADVICE.items():
+            if code in text:
+                return AccessRefused(f"{where}: access refused ({text}). {advice}")
         if isinstance(error, errors.PermissionDeniedError | errors.UnauthenticatedError):
             return AccessRefused(
                 f"{where}: access refused ({text}). Check the credentials ({self._credentials()}), or --option "

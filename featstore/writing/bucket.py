@@ -16,7 +16,7 @@ import threading
 import time
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import cached_property
 from pathlib import Path
 
@@ -139,13 +139,13 @@ class BucketStore:
         Raises:
             ConfigError: It does not.
         """
-        name = f"{LEASE_FOLDER}/{TEMPORARY_PREFIX}probe-{secrets.token_hex(8)}"
+        names = [
+            f"{LEASE_FOLDER}/{TEMPORARY_PREFIX}probe-{secrets.token_hex(8)}" for _ in range(TRIES)
+        ]
         try:
-            heeded = any(self._heeds_conditions(name) for _ in range(TRIES))
+            heeded = any(map(self._heeds_conditions, names))
         except NotSupported:
             heeded = False
-        finally:
-            self.place.remove([name])
         if not heeded:
             raise ConfigError(
                 f"{self.url}: the server does not support conditional writes (If-None-Match, If-Match), without which "
@@ -156,14 +156,17 @@ class BucketStore:
     def _heeds_conditions(self, name: str) -> bool:
         """One try; where the answer of a request is lost, it may fail for that."""
         put = self.place.put_if
-        self.place.remove([name])
-        first = put(name, b"1", None)
-        return (
-            first is not None
-            and put(name, b"2", None) is None
-            and put(name, b"3", first) is not None
-            and put(name, b"4", first) is None
-        )
+        try:
+            first = put(name, b"1", None)
+            return (
+                first is not None
+                and put(name, b"2", None) is None
+                and put(name, b"3", first) is not None
+                and put(name, b"4", first) is None
+            )
+        finally:
+            with suppress(RemoteError):  # what is left is deleted when the store is complete
+                self.place.remove([name])
 
     def mirror(self) -> bool:
         """Copy the manifest and what belongs to it into ``folder``; False if there is no store at the URL."""
@@ -227,7 +230,7 @@ class BucketStore:
             },
         }
         for _ in range(TRIES):
-            self.place.put_if(DESIGN_NAME, json.dumps(design).encode(), None)
+            self._create_file(DESIGN_NAME, json.dumps(design).encode())
             try:
                 data = self.place.read(DESIGN_NAME, most_bytes=2**32)
             except RemoteNotFound:
@@ -249,11 +252,11 @@ class BucketStore:
         with tempfile.TemporaryDirectory() as folder:
             (Path(folder) / MANIFEST_NAME).write_bytes(data)
             manifest = read_manifest(Path(folder))
-        for name in manifest.artefacts:
-            self.place.write(_artefact_name(name), files[name])
-        for name, content in metadata_files(manifest).items():
-            self.place.write(name, content)
-        self.place.put_if(MANIFEST_NAME, data, None)
+        first = {_artefact_name(name): files[name] for name in manifest.artefacts}
+        for name, content in {**first, **metadata_files(manifest)}.items():
+            if not self._create_file(name, content):
+                self.place.write(name, content)
+        self._create_file(MANIFEST_NAME, data)
 
     def tidy(self) -> None:
         """Delete leases and what was left of the creation, of a store that is complete."""
@@ -306,9 +309,7 @@ class BucketStore:
             del data
         record = entry_record(self.backend, shard, objects, write_s=time.perf_counter() - start)
         content, name = entry_bytes(record), entry_name(shard.number)
-        if not self._holds(shard.number):
-            return False
-        if self.place.put_if(name, content, None) is None and not self._equals(name, content):
+        if not self._holds(shard.number) or not self._create_file(name, content):
             return False
         entry_path(self.folder, shard.number).write_bytes(content)
         self._committed.add(shard.number)
@@ -324,7 +325,21 @@ class BucketStore:
             # Of another process, whose bits may differ, or damaged on the way.
             if not self._holds(shard) or self.is_committed(shard):
                 return False
-        raise RemoteError(
+        raise self._damaged(name)
+
+    def _create_file(self, name: str, data: bytes) -> bool:
+        """Create a file; False if another process has created another one."""
+        tag = self.place.put_if(name, data, None)
+        for _ in range(TRIES):
+            if tag is None:
+                return self._equals(name, data)
+            if _is_md5(tag, data) or self._equals(name, data):
+                return True
+            tag = self.place.put_if(name, data, tag)  # damaged on the way
+        raise self._damaged(name)
+
+    def _damaged(self, name: str) -> RemoteError:
+        return RemoteError(
             f"{self.url}/{name}: is not what was sent, {TRIES} times. Check the network, then run the same command "
             "again: it resumes."
         )
@@ -359,13 +374,10 @@ class BucketStore:
                 self.folder, (read_entry(self.folder, shard) for shard in range(self._num_shards))
             )
             content = complete_path(self.folder).read_bytes()
-            if self.place.put_if(MARK_NAME, content, None) is None:
-                self._fetch_mark()
-                if complete_path(self.folder).read_bytes() != content:
-                    raise ManifestMismatch(
-                        f"{self.url}/{MARK_NAME}: another store was completed there meanwhile. Choose another "
-                        "--store.path."
-                    )
+            if not self._create_file(MARK_NAME, content):
+                raise ManifestMismatch(
+                    f"{self.url}/{MARK_NAME}: another store was completed there meanwhile. Choose another --store.path."
+                )
         self.tidy()
 
     def fetch_entries(self) -> None:

@@ -34,7 +34,7 @@ def serve_answers(answer: Answer) -> Iterator[Answers]:
 
         def reply(self) -> None:
             running.requests.append(f"{self.command} {self.path}")
-            self.rfile.read(int(self.headers.get("content-length") or 0))
+            self.body = self.rfile.read(int(self.headers.get("content-length") or 0))
             found = answer(self)
             if isinstance(found, tuple):
                 status, headers, body = found

@@ -122,8 +122,8 @@ def remote_contents(place: Place) -> Contents:
                 mark_bytes = place.read(MARK_NAME, most_bytes=MOST_JSON_BYTES)
             except RemoteNotFound:
                 raise StoreIncomplete(
-                    f"{place.url}: not complete; there is no {MARK_NAME}. Its publisher must push it again, "
-                    "with featstore push."
+                    f"{place.url}: not complete; there is no {MARK_NAME}. If it is being extracted there, wait, or run "
+                    "the same extraction again, which resumes; else its publisher must run featstore push again."
                 ) from None
             (folder / LEDGER_FOLDER).mkdir()
             (folder / MARK_NAME).write_bytes(mark_bytes)

@@ -1,13 +1,28 @@
 """Stores that several processes write into a bucket, with nothing but the bucket in common."""
 
-from collections.abc import Iterator, Mapping
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
+from hashlib import md5
+from http.server import BaseHTTPRequestHandler
 from itertools import chain
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from featstore import FeatureStore
+from featstore.errors import (
+    ConfigError,
+    ManifestMismatch,
+    RemoteError,
+    StoreIncomplete,
+    StoreNotFound,
+)
+from featstore.format.artefacts import describe, pack
 from featstore.format.manifest import Manifest
 from featstore.places.base import Retry
 from featstore.reading.cached.cache import CacheConfig
@@ -17,10 +32,16 @@ from featstore.writing.claims import Claims
 from featstore.writing.fill import Filled, fill
 from featstore.writing.shard import Shard
 from tests.featstore.jobs import MANIFEST, run_job
-from tests.featstore.stores import make_columns, snapshot
-from tests.servers.fixtures import OwnBucket
+from tests.featstore.stores import field, make_columns, make_manifest, snapshot
+from tests.servers import faults
+from tests.servers.answers import serve_answers
+from tests.servers.faults import Plan
+from tests.servers.fixtures import MakeProxy, OwnBucket
 
-QUICK = Retry(attempts=4, first_s=0.02, timeout_s=5)
+QUICK = Retry(attempts=8, first_s=0.002, most_s=0.02, timeout_s=5)
+
+SMALL = make_manifest(num_rows=5, shard_rows=2, views=1, fields={"cls": field(3)}, labels=False)
+"""3 shards of 4 objects each."""
 
 
 def run_bucket_job(
@@ -30,8 +51,14 @@ def run_bucket_job(
     lease_s: float = 60,
     artefacts: Mapping[str, bytes] | None = None,
     seed: int = 0,
+    change: Callable[[BucketStore], object] = lambda bucket: None,
 ) -> Filled:
-    """Make the store if it is not there, and work until it is complete."""
+    """Make the store if it is not there, and work until it is complete.
+
+    Args:
+        seed: Of the values: processes with different ones stand for hardware whose bits differ.
+        change: Called with the destination first.
+    """
     values = make_columns(manifest, seed=seed)
 
     def make_shards(claims: Claims, first: int) -> Iterator[Shard]:
@@ -41,6 +68,7 @@ def run_bucket_job(
             yield Shard(number, part, [None] * len(rows), {})
 
     with BucketStore(url, retry=QUICK) as bucket:
+        change(bucket)
         _, complete = bucket.begin(manifest, artefacts or {})
         return Filled() if complete else fill(bucket, make_shards, lease_s=lease_s)
 
@@ -72,3 +100,263 @@ def test_one_job(s3: OwnBucket, straight: dict[str, Any], tmp_path: Path) -> Non
     store = FeatureStore.open(url, cache=CacheConfig(folder=tmp_path / "cache"))
     assert store.complete
     assert store.num_rows == MANIFEST.num_rows
+
+
+class Death:
+    """Lets no request of a destination through after the n-th one that changes something: as kill -9 does.
+
+    Args:
+        step: Number of such requests that are made.
+
+    Attributes:
+        reached: Whether it has come to it.
+    """
+
+    def __init__(self, step: int) -> None:
+        self.reached = False
+        self._left = step
+
+    def __call__(self, bucket: BucketStore) -> None:
+        place: Any = bucket.place
+        for name in ("_put_if", "_write", "_remove", "_tag", "_entity_tags", "_pieces", "_size"):
+            setattr(place, name, self._wrap(name, getattr(place, name)))
+
+    def _wrap(self, name: str, original: Callable[..., Any]) -> Callable[..., Any]:
+        def request(*arguments: Any) -> Any:
+            changes = name in ("_put_if", "_write", "_remove")
+            if self._left <= 0 and (changes or self.reached):
+                self.reached = True
+                raise RemoteError("killed")
+            self._left -= changes
+            return original(*arguments)
+
+        return request
+
+
+def with_artefact() -> tuple[Manifest, dict[str, bytes]]:
+    """A store with an artefact."""
+    data = pack({"weight": np.ones(3, dtype=np.float32)})
+    record = describe(data, meaning="test", teacher="teacher")
+    return SMALL.model_copy(update={"artefacts": {"head": record}}), {"head": data}
+
+
+@pytest.mark.slow
+def test_a_kill_at_each_step(s3: OwnBucket, tmp_path: Path) -> None:
+    """Before each request that changes the bucket: readers see no half store, the next job completes it, and nothing
+    is left over.
+    """
+    manifest, files = with_artefact()
+    run_bucket_job(f"{s3.url}/whole", manifest, artefacts=files)
+    expected = fetched(s3, tmp_path / "whole", "whole")
+    for step in range(200):
+        death, name = Death(step), f"s{step}"
+        url = f"{s3.url}/{name}"
+        if step % 3 and step < 12:
+            continue  # the probe of conditions, again and again
+        try:
+            run_bucket_job(url, manifest, artefacts=files, change=death)
+        except RemoteError:
+            assert death.reached
+        if not death.reached:
+            break
+        with (
+            pytest.raises((StoreIncomplete, StoreNotFound))
+            if not s3_has_mark(s3, name)
+            else nullcontext()
+        ):
+            FeatureStore.open(url, cache=CacheConfig(folder=tmp_path / "cache"))
+        run_bucket_job(url, manifest, artefacts=files, lease_s=0.2)
+        assert fetched(s3, tmp_path / name, name) == expected
+    assert step > 30
+
+
+def s3_has_mark(s3: OwnBucket, name: str) -> bool:
+    """Whether a store is marked as complete."""
+    return f"{name}/ledger/complete.json" in s3.names()
+
+
+@pytest.mark.slow
+def test_many_jobs_whose_bits_differ(s3: OwnBucket, tmp_path: Path) -> None:
+    """Four jobs at once, also at the creation: every shard is whole, of one of them, and no job fails."""
+    url = f"{s3.url}/s"
+    with ThreadPoolExecutor(4) as pool:
+        jobs = [pool.submit(run_bucket_job, url, seed=seed) for seed in range(4)]
+    assert sum(job.result().rows for job in jobs) == MANIFEST.num_rows
+    check_whole(url, tmp_path, seeds=range(4))
+
+
+def check_whole(url: str, tmp_path: Path, seeds: range) -> set[int]:
+    """Every shard is sound, and of one job; returns the seeds of the jobs."""
+    report = verify_url(url)
+    assert report.sound, report.damages
+    store = FeatureStore.open(url, cache=CacheConfig(folder=tmp_path / "cache"))
+    found = set()
+    for shard in range(MANIFEST.num_shards):
+        rows = store.manifest.shard_range(shard)
+        made = [
+            {n: c[rows.start : rows.stop] for n, c in make_columns(MANIFEST, seed=seed).items()}
+            for seed in seeds
+        ]
+        names = ("content_sha256", "fields/cls")
+        same = [
+            all(np.array_equal(store.read_shard(shard, name), one[name]) for name in names)
+            for one in made
+        ]
+        assert sum(same) == 1, shard
+        found.add(same.index(True))
+    return found
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("after", [0, 1, 3, 4])
+def test_one_that_comes_back_after_its_lease(s3: OwnBucket, tmp_path: Path, after: int) -> None:
+    """A job that stops in the middle of an upload for longer than its lease, without a beat, replaces nothing of the
+    job that took over, whose bits are others.
+    """
+    url, stopped, go_on = f"{s3.url}/s", threading.Event(), threading.Event()
+
+    def stop_once(bucket: BucketStore) -> None:
+        original, left = bucket.place._put_if, [after]
+
+        def put(name: str, data: bytes, tag: Any) -> Any:
+            if "/c/" in name:
+                left[0] -= 1
+            if left[0] < 0 and not name.startswith("leases/.") and not go_on.is_set():
+                stopped.set()
+                assert go_on.wait(60)
+            return original(name, data, tag)
+
+        bucket.place._put_if = put  # type: ignore[method-assign]
+
+    with ThreadPoolExecutor(1) as pool:
+        slow = pool.submit(run_bucket_job, url, seed=0, lease_s=0.3, change=stop_once)
+        assert stopped.wait(60)
+        rows = run_bucket_job(url, seed=1, lease_s=0.3).rows
+        go_on.set()
+        slow.result()
+    assert rows == MANIFEST.num_rows
+    assert check_whole(url, tmp_path, range(2)) == {1}
+
+
+def test_leases_need_no_clock(s3: OwnBucket, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A job whose wall clock is an hour off, in either direction, takes over what a dead one holds after the lease."""
+    for number, hours in enumerate((-1, 1)):
+        url = f"{s3.url}/s{number}"
+        with pytest.raises(RemoteError):
+            run_bucket_job(url, SMALL, change=Death(16))
+        now = time.time
+        with monkeypatch.context() as patch:
+            patch.setattr(time, "time", lambda now=now, hours=hours: now() + 3600 * hours)
+            start = time.monotonic()
+            assert run_bucket_job(url, SMALL, lease_s=0.5).rows > 0
+            assert time.monotonic() - start >= 0.5
+
+
+def test_other_stores_and_files(s3: OwnBucket) -> None:
+    """A prefix with another store, or with other files, is refused, and stays as it is."""
+    run_bucket_job(f"{s3.url}/s", SMALL)
+    s3.put("other/notes.txt", b"text")
+    before = s3.files()
+    with pytest.raises(ManifestMismatch, match="num_samples"):
+        run_bucket_job(f"{s3.url}/s", MANIFEST)
+    with pytest.raises(StoreNotFound, match=r"notes\.txt"):
+        run_bucket_job(f"{s3.url}/other", SMALL)
+    assert [name for name in s3.files() if "probe" not in name] == list(before)
+
+
+@pytest.mark.parametrize(
+    "url", ["https://example.org/s", "sftp://example.org/s", "hf://datasets/a/b"]
+)
+def test_places_without_conditions(url: str) -> None:
+    """They are refused before a request is made, with what to do."""
+    with pytest.raises(ConfigError, match="featstore push FOLDER"):
+        BucketStore(url)
+
+
+DELETED = b"<DeleteResult></DeleteResult>"
+
+REFUSALS = [
+    (403, "AccessDenied", "AWS_ACCESS_KEY_ID"),
+    (403, "RequestTimeTooSkewed", "clock"),
+    (400, "ExpiredToken", "new credentials"),
+    (301, "PermanentRedirect", "AWS_REGION"),
+    (501, "NotImplemented", "featstore push FOLDER"),
+    (404, "NoSuchBucket", "no such bucket"),
+    (507, "XMinioStorageFull", "XMinioStorageFull"),
+]
+
+
+@pytest.mark.parametrize(("status", "code", "named"), REFUSALS)
+def test_a_bucket_that_refuses_writes(
+    monkeypatch: pytest.MonkeyPatch, s3: OwnBucket, status: int, code: str, named: str
+) -> None:
+    """Reading and listing work, writing does not: an error at the start that says what to do."""
+
+    def answer(request: BaseHTTPRequestHandler) -> Any:
+        if request.command == "GET" and "list-type" in request.path:
+            return 200, {}, b"<ListBucketResult><KeyCount>0</KeyCount></ListBucketResult>"
+        if request.command in ("GET", "HEAD"):
+            return 404, {}, b"<Error><Code>NoSuchKey</Code></Error>"
+        text = f"<Error><Code>{code}</Code><Message>text</Message></Error>"
+        return (204, {}, b"") if request.command == "DELETE" else (status, {}, text.encode())
+
+    with serve_answers(answer) as server:
+        monkeypatch.setenv("AWS_ENDPOINT_URL", server.url)
+        with pytest.raises((RemoteError, ConfigError), match=named):
+            run_bucket_job("s3://bucket/s", SMALL)
+    assert not any("manifest" in request for request in server.requests if "PUT" in request)
+
+
+def test_a_server_that_ignores_conditions(s3: OwnBucket, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is found out at the start, with an object that is deleted again."""
+    files: dict[str, bytes] = {}
+
+    def answer(request: Any) -> Any:
+        name = request.path.partition("?")[0]
+        if "list-type" in request.path:
+            return 200, {}, b"<ListBucketResult><KeyCount>0</KeyCount></ListBucketResult>"
+        if request.command == "PUT":
+            files[name] = request.body
+            return 200, {"ETag": f'"{md5(request.body).hexdigest()}"'}, b""
+        if request.command == "DELETE":
+            files.pop(name, None)
+            return 204, {}, b""
+        return (200, {}, files[name]) if name in files else (404, {}, b"")
+
+    with serve_answers(answer) as server:
+        monkeypatch.setenv("AWS_ENDPOINT_URL", server.url)
+        with pytest.raises(ConfigError, match="featstore push FOLDER"):
+            run_bucket_job("s3://bucket/s", SMALL)
+    assert not files
+
+
+@pytest.mark.slow
+def test_a_bad_network(
+    s3: OwnBucket, faulty: MakeProxy, straight: dict[str, Any], tmp_path: Path
+) -> None:
+    """Connections that break, answers that are lost, errors, stalls, uploads that arrive damaged: the same store."""
+    kinds = [*faults.BROKEN, "stall", *faults.DAMAGED_UPLOADS]
+    proxy = faulty(s3.endpoint, Plan(seed=1, share=0.15, kinds=kinds, stall_s=6, most=1))
+    s3.through(proxy)
+    assert run_bucket_job(f"{s3.url}/s").rows == MANIFEST.num_rows
+    assert len(proxy.injected) > 10
+    assert fetched(s3, tmp_path / "copy") == straight
+
+
+def test_a_bucket_that_fails_from_now_on(
+    s3: OwnBucket, faulty: MakeProxy, straight: dict[str, Any], tmp_path: Path
+) -> None:
+    """It is full, or answers 503: the run ends with the error of the server; the same command resumes."""
+    writes = [0]
+
+    def later(method: str, target: str) -> bool:
+        writes[0] += method == "PUT" and "/c/" in target
+        return method == "PUT" and writes[0] > 10
+
+    url = f"{s3.url}/s"
+    s3.through(faulty(s3.endpoint, Plan(kinds=["error 503"], most=-1, only=later)))
+    with pytest.raises(RemoteError, match="SlowDown"):
+        run_bucket_job(url)
+    s3.patch.setenv("AWS_ENDPOINT_URL", s3.endpoint)
+    assert 0 < run_bucket_job(url, lease_s=0.3).rows < MANIFEST.num_rows
+    assert fetched(s3, tmp_path / "copy") == straight
