@@ -129,7 +129,7 @@ class StoreConfig:
     """What is written, and where."""
 
     path: str = "outputs/store"
-    """Folder of the store."""
+    """Folder of the store, or its URL in a bucket: s3://bucket/store, gs://, az://."""
     fields: list[str] = field(default_factory=lambda: ["cls"])
     """cls, mean, pooled, tokens, registers, projected, logits, gridK (patch grid pooled to K x K, e.g. grid7),
     logits_topK (the K largest logits and their classes), confidence, argmax (one number each, of the classifier),

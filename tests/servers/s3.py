@@ -90,12 +90,13 @@ class S3:
 
 
 @contextmanager
-def serve_s3(folder: Path) -> Iterator[str]:
-    """Run a server with nothing in it; yields its endpoint.
+def serve_s3(folder: Path, address: str = HOST) -> Iterator[str]:
+    """Run a server with nothing in it; yields its endpoint on this host.
 
     Args:
         folder: for its log.
+        address: Where it listens; 0.0.0.0 for all interfaces.
     """
-    start = [sys.executable, "-m", "tests.servers.s3_server", HOST]
+    start = [sys.executable, "-m", "tests.servers.s3_server", address]
     with program(lambda port: [*start, str(port)], folder / "s3.log") as port:
         yield f"http://{HOST}:{port}"
