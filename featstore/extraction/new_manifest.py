@@ -63,6 +63,7 @@ class Design:
     # bytes of the files that the manifest lists, by name; empty if the store exists
     artefacts: dict[str, bytes] = field(default_factory=dict)
     rates: Rates | None = None  # of teacher, decoding and disk, if they were measured
+    new: bool = False  # whether there was no such store
 
 
 def existing_manifest(config: ExtractConfig) -> Manifest | None:
@@ -178,7 +179,7 @@ def design_store(
         },
         container=config.store.container,
     )
-    return Design(manifest, files, rates)
+    return Design(manifest, files, rates, new=there is None)
 
 
 def _source_record(source: Source) -> SourceRecord:

@@ -10,11 +10,12 @@ import os
 import shlex
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 from urllib.parse import unquote, urlsplit
 
-from featstore.errors import ConfigError
+from featstore.errors import ConfigError, ManifestMismatch
 from featstore.extraction.config import ExtractConfig
 from featstore.places.open_place import is_url
 from featstore.sources.config import check_path
@@ -197,18 +198,17 @@ def fill_store(
     )
     for note in teacher.notes + text_notes(source, teacher):
         say(f"note: {note}")
-    made = new_manifest.agree(
-        accelerator,
-        lambda: new_manifest.design_store(
-            config,
-            source=source,
-            teacher=teacher,
-            like=growth.store if growth else None,
-            measure=lambda views: dry_run.measure_rates(
-                config, views=views, source=source, teacher=teacher, disk=bucket is None
-            ),
+    design = partial(
+        new_manifest.design_store,
+        config,
+        source=source,
+        teacher=teacher,
+        like=growth.store if growth else None,
+        measure=lambda views: dry_run.measure_rates(
+            config, views=views, source=source, teacher=teacher, disk=bucket is None
         ),
     )
+    made = new_manifest.agree(accelerator, design)
     manifest = made.manifest
     if growth is not None and accelerator.is_main_process:
         growth.check(manifest)
@@ -228,16 +228,22 @@ def fill_store(
         say("dry run: nothing was written")
         return None
 
-    summary = shards.run(
+    extract = partial(
+        shards.run,
         config,
-        manifest=manifest,
         source=source,
         teacher=teacher,
         accelerator=accelerator,
-        artefacts=made.artefacts,
         bucket=bucket,
         progress=progress,
     )
+    try:
+        summary = extract(manifest=manifest, artefacts=made.artefacts)
+    except ManifestMismatch:
+        if not made.new:
+            raise
+        # Another job has created the store meanwhile; what was measured for it is used.
+        summary = extract(manifest=new_manifest.agree(accelerator, design).manifest)
 
     say("\n".join(_result_lines(summary)))
     return summary
