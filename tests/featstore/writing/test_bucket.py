@@ -22,7 +22,7 @@ from featstore.errors import (
     StoreIncomplete,
     StoreNotFound,
 )
-from featstore.format.artefacts import describe, pack
+from featstore.format.artefacts import artefact_record, pack
 from featstore.format.manifest import Manifest
 from featstore.places.base import Retry
 from featstore.reading.cached.cache import CacheConfig
@@ -136,7 +136,7 @@ class Death:
 def with_artefact() -> tuple[Manifest, dict[str, bytes]]:
     """A store with an artefact."""
     data = pack({"weight": np.ones(3, dtype=np.float32)})
-    record = describe(data, meaning="test", teacher="teacher")
+    record = artefact_record(data, meaning="test", teacher="teacher")
     return SMALL.model_copy(update={"artefacts": {"head": record}}), {"head": data}
 
 
