@@ -218,9 +218,10 @@ class BucketStore:
         every process that reads it writes the same files.
         """
         names = self.place.entity_tags("")
-        if names and not {DESIGN_NAME, MANIFEST_NAME} & names.keys():
+        foreign = sorted(name for name in names if not name.startswith(f"{LEASE_FOLDER}/"))
+        if foreign and not {DESIGN_NAME, MANIFEST_NAME} & names.keys():
             raise StoreNotFound(
-                f"{self.url}: holds {len(names):,} files but no store: {shorten(sorted(names))}. Choose another "
+                f"{self.url}: holds {len(foreign):,} files but no store: {shorten(foreign)}. Choose another "
                 "--store.path, or delete them."
             )
         design = {
