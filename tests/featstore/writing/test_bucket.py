@@ -219,9 +219,8 @@ def test_one_that_comes_back_after_its_lease(s3: OwnBucket, tmp_path: Path, afte
         original, left = bucket.place._put_if, [after]
 
         def put(name: str, data: bytes, tag: Any) -> Any:
-            if "/c/" in name:
-                left[0] -= 1
-            if left[0] < 0 and not name.startswith("leases/.") and not go_on.is_set():
+            left[0] -= "/c/" in name or name.startswith("ledger/")
+            if left[0] < 0 and not go_on.is_set():
                 stopped.set()
                 assert go_on.wait(60)
             return original(name, data, tag)
