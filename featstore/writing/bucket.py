@@ -300,7 +300,7 @@ class BucketStore:
             return False
         objects: dict[str, ObjectRecord] = {}
         for item in self.backend.encode(shard.number, shard.columns):
-            data = b"".join(item.parts)
+            data = b"".join(item.parts)  # type: ignore[arg-type]  # arrays are buffers
             if not self._put_object(shard.number, item.name, data):
                 return False
             crc32c = checksum_blocks([data], item.block_bytes)

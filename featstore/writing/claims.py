@@ -28,7 +28,9 @@ class LeaseHolder(Protocol):
 class Destination(Protocol):
     """Where shards are committed: a folder, or a bucket."""
 
-    backend: Backend
+    @property
+    def backend(self) -> Backend:
+        """The container, for encoding."""
 
     def open(self, lease_s: float) -> AbstractContextManager[LeaseHolder]:
         """Join the processes that write there, with leases that are stale after ``lease_s`` seconds."""
