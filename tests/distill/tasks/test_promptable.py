@@ -59,11 +59,16 @@ def sam(tmp_path_factory: pytest.TempPathFactory) -> Any:
 @pytest.fixture(scope="module")
 def embeddings(sam: Any, images: Path, tmp_path_factory: pytest.TempPathFactory) -> FeatureStore:
     """A store of its embeddings, with its decoder."""
+    return extract_embeddings(sam[0], images, tmp_path_factory.mktemp("store") / "s")
+
+
+def extract_embeddings(teacher: Path, images: Path, out: Path, side: int = SIDE) -> FeatureStore:
+    """The store of a teacher's grid, averaged where ``side`` is smaller than its own."""
     return featstore.extract(
         images,
-        teacher={"library": "transformers", "name": str(sam[0]), "precision": "fp32"},
-        fields=["mean", f"grid{SIDE}"],
-        out=tmp_path_factory.mktemp("store") / "s",
+        teacher={"library": "transformers", "name": str(teacher), "precision": "fp32"},
+        fields=["mean", f"grid{side}"],
+        out=out,
         workers=0,
         progress=False,
     )
@@ -148,7 +153,9 @@ def test_the_decoder_is_that_of_the_teacher(sam: Any, embeddings: FeatureStore) 
 def test_the_stored_embedding_is_the_live_one(
     sam: Any, embeddings: FeatureStore, images: Path
 ) -> None:
-    """Of the same view, within the tolerance of float16."""
+    """Of the same view, within the tolerance of float16; the same command finds the store complete."""
+    again = extract_embeddings(sam[0], images, embeddings.path)
+    assert again.fingerprint == embeddings.fingerprint
     names = ["train/left/000.png", "test/top/001.png"]
     stored = embeddings.gather(f"grid{SIDE}", embeddings.rows_of(names))[:, 0]
     record = embeddings.manifest.teachers["teacher"].preprocessing
@@ -327,14 +334,7 @@ def test_a_decoder_of_another_size(
     make_prompts: Any, sam: Any, images: Path, tmp_path: Path
 ) -> None:
     """An artefact whose shape does not fit the stored grid is refused with both shapes."""
-    store = featstore.extract(
-        images,
-        teacher={"library": "transformers", "name": str(sam[0]), "precision": "fp32"},
-        fields=["mean", "grid4"],
-        out=tmp_path / "small",
-        workers=0,
-        progress=False,
-    )
+    store = extract_embeddings(sam[0], images, tmp_path / "small", side=4)
     config = dataclasses.replace(make_prompts(), store=str(store.path))
     with pytest.raises(ConfigError, match=r"8 x 8 x 32.*grid4.*4 x 4 x 32"):
         run(config)
