@@ -30,7 +30,7 @@ from featstore.format.manifest import FieldRecord, Manifest, SourceRecord, WorkR
 from featstore.format.views import ViewSet
 from featstore.writing.claims import Claims
 from featstore.writing.commit import open_or_create
-from featstore.writing.fill import Folder, fill
+from featstore.writing.fill import FolderStore, fill
 from featstore.writing.shard import Shard
 
 CASES = {"A, rows of 1,024": (1024,), "B, rows of 257 x 1,024": (257, 1024)}
@@ -70,7 +70,7 @@ def write_store(folder: Path, manifest: Manifest, values: npt.NDArray[np.float16
             number = claims.claim_next()
 
     open_or_create(folder / "store", manifest)
-    fill(Folder(make_backend(folder / "store", manifest)), shards, lease_s=60)
+    fill(FolderStore(make_backend(folder / "store", manifest)), shards, lease_s=60)
 
 
 def save_arrays(folder: Path, manifest: Manifest, values: npt.NDArray[np.float16]) -> None:

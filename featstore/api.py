@@ -95,6 +95,7 @@ def extract(
             ``"digits"``. The kind is taken from what is there; ``source={"kind": ...}`` sets it.
         teacher: Model name (timm, with its tag after a dot), or the settings of section ``teacher``, e.g.
             ``{"library": "open_clip", "name": "ViT-B-32", "tag": "laion2b_s34b_b79k"}``.
+        out: Folder of the store, or its URL in a bucket (s3://, gs://, az://).
         fields: What to store of each image: cls, mean, pooled, tokens, projected, logits, gridK or logits_topK.
             Default: cls.
         dtype: Type of the stored numbers. Default: float16.

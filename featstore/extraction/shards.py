@@ -53,7 +53,7 @@ from featstore.sources.loading import TIMEOUT_S, fit_workers, guarded
 from featstore.writing.bucket import BucketStore
 from featstore.writing.claims import Claims
 from featstore.writing.commit import open_or_create, tidy
-from featstore.writing.fill import Folder, fill
+from featstore.writing.fill import FolderStore, fill
 from featstore.writing.shard import Shard
 
 TEACHER = "teacher"  # name of the run's teacher in the manifest
@@ -166,7 +166,7 @@ def run(
     written, waits = 0, dict.fromkeys(PARTS, 0.0)
     first = _begin(store, manifest, artefacts or {}, accelerator, bucket)
     if first is not None:
-        into = bucket or Folder(make_backend(store, manifest))
+        into = bucket or FolderStore(make_backend(store, manifest))
         committed = (
             bucket.committed if bucket else partial(committed_shards, store, manifest.num_shards)
         )

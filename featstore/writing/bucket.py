@@ -171,6 +171,8 @@ class BucketStore:
     def mirror(self) -> bool:
         """Copy the manifest and what belongs to it into ``folder``; False if there is no store at the URL."""
         if self.folder.exists():
+            if not self.complete:
+                self._fetch_mark()
             return True
         try:
             data = self.place.read(MANIFEST_NAME, most_bytes=MOST_JSON_BYTES)

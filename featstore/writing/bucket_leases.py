@@ -20,6 +20,9 @@ from featstore.writing.leases import LEASE_FOLDER
 
 MOST_BYTES = 4096
 
+LEAVE_S = 1.0
+"""How long a beat that waits for the server is waited for at the end; it replaces no lease that was deleted."""
+
 
 @dataclass
 class _Held:
@@ -56,9 +59,12 @@ class BucketLeases:
 
     def __exit__(self, kind: object, error: object, trace: object) -> None:
         self._stop.set()
-        self._thread.join()
-        for shard in list(self._held):
-            self.release(shard)
+        self._thread.join(LEAVE_S)
+        with suppress(
+            RemoteError
+        ):  # a server that is gone is not waited for once more for each lease
+            for shard in list(self._held):
+                self._delete(shard)
 
     def claim(self, shard: int) -> bool:
         """Take the lease of a shard if there is none, or a stale one."""
@@ -77,11 +83,14 @@ class BucketLeases:
 
     def release(self, shard: int) -> None:
         """Delete a lease of this process, unless another process has taken it over."""
+        with suppress(RemoteError):  # it becomes stale
+            self._delete(shard)
+
+    def _delete(self, shard: int) -> None:
         with self._lock:
             self._held.pop(shard)
-        with suppress(RemoteError):
-            if self._read(shard).get("owner") == self._owner:
-                self._place.remove([_name(shard)])
+        if self._read(shard).get("owner") == self._owner:
+            self._place.remove([_name(shard)])
 
     def forget(self, shard: int) -> None:
         """Drop what was observed of the lease of a committed shard."""

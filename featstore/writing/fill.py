@@ -158,7 +158,7 @@ def make_store(
             shard = claims.claim_next()
 
     tidy(out)
-    fill(Folder(make_backend(out, found)), make_shards)
+    fill(FolderStore(make_backend(out, found)), make_shards)
     tidy(out)
     return found
 

@@ -15,7 +15,7 @@ from featstore.files import atomic, locks
 from featstore.format.manifest import Manifest
 from featstore.writing.claims import Claims
 from featstore.writing.commit import open_or_create, tidy
-from featstore.writing.fill import Filled, Folder, fill
+from featstore.writing.fill import Filled, FolderStore, fill
 from featstore.writing.shard import Shard
 from tests.featstore.stores import Array, field, make_columns, make_manifest
 
@@ -72,7 +72,9 @@ def run_job(
             part = {name: column[rows.start : rows.stop] for name, column in values.items()}
             yield Shard(number, part, [None] * len(rows), {})
 
-    filled = fill(Folder(make_backend(path, manifest)), make_shards, lease_s=lease_s, start=start)
+    filled = fill(
+        FolderStore(make_backend(path, manifest)), make_shards, lease_s=lease_s, start=start
+    )
     tidy(path)
     return filled
 

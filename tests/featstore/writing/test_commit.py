@@ -23,7 +23,7 @@ from featstore.files.locks import exclusive, shared
 from featstore.format.fields import empty_columns
 from featstore.writing.claims import Claims
 from featstore.writing.commit import open_or_create
-from featstore.writing.fill import Folder, fill
+from featstore.writing.fill import FolderStore, fill
 from featstore.writing.shard import Shard
 from tests.featstore.formula import FormulaTeacher, describe, make_config, run
 from tests.featstore.jobs import MANIFEST, check_committed, run_job
@@ -316,7 +316,7 @@ def test_memory_holds_two_shards(tmp_path: Path, shards: int) -> None:
 
     tracemalloc.start()
     try:
-        fill(Folder(make_backend(path, manifest)), make_shards, lease_s=60)
+        fill(FolderStore(make_backend(path, manifest)), make_shards, lease_s=60)
         peak = tracemalloc.get_traced_memory()[1]
     finally:
         tracemalloc.stop()

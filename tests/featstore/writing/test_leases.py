@@ -20,7 +20,7 @@ from featstore.writing import commit as writer
 from featstore.writing import leases
 from featstore.writing.claims import Claims
 from featstore.writing.commit import commit, open_or_create
-from featstore.writing.fill import Folder, fill
+from featstore.writing.fill import FolderStore, fill
 from featstore.writing.leases import Leases, lease_path
 from featstore.writing.shard import Shard
 from tests.featstore.jobs import MANIFEST, note, run_job
@@ -272,7 +272,7 @@ def test_a_holder_that_comes_back_harms_nobody(
         def make(claims: Claims, first: int) -> Iterator[Shard]:
             return shards_of(MANIFEST, claims, first, pause)
 
-        filled = fill(Folder(make_backend(store, MANIFEST)), make, lease_s=0.4)
+        filled = fill(FolderStore(make_backend(store, MANIFEST)), make, lease_s=0.4)
         note(tmp_path / "rows", filled.rows)
 
     child = fork(work)
@@ -350,7 +350,7 @@ def test_one_that_fails_leaves_its_work_to_others(store: Path, straight: dict[st
             return shards_of(MANIFEST, claims, first, pause)
 
         with suppress(RuntimeError):
-            fill(Folder(make_backend(store, MANIFEST)), make, lease_s=3600)
+            fill(FolderStore(make_backend(store, MANIFEST)), make, lease_s=3600)
         os._exit(7)
 
     child = fork(fail)
@@ -371,7 +371,7 @@ def test_many_ways_through_the_shards(store: Path) -> None:
     assert list(committed_shards(store, 10)) == [2, 3, 7]
     for start, first in ((0.0, 0), (0.3, 4), (0.5, 5), (0.99, 9)):
         with Leases(store, lease_s=60) as mine:
-            claims = Claims(Folder(make_backend(store, MANIFEST)), mine, start=start)
+            claims = Claims(FolderStore(make_backend(store, MANIFEST)), mine, start=start)
             order = list(iter(claims.claim_next, None))
         assert order[0] == first
         assert sorted(order) == [0, 1, 4, 5, 6, 8, 9]
@@ -391,7 +391,7 @@ def test_a_shard_committed_between_two_looks(store: Path, monkeypatch: pytest.Mo
 
     monkeypatch.setattr(Leases, "claim", claim)
     with Leases(store, lease_s=60) as mine:
-        claims = Claims(Folder(make_backend(store, MANIFEST)), mine, start=0)
+        claims = Claims(FolderStore(make_backend(store, MANIFEST)), mine, start=0)
         assert claims.claim_next() == 1
         assert mine.held == [1]
 
