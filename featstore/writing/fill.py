@@ -31,7 +31,7 @@ MakeShards = Callable[[Claims, int], Iterator[Shard]]
 and yield more. It may give back a shard that another process has committed meanwhile."""
 
 
-class Folder:
+class FolderStore:
     """A local folder, or one of a shared file system, as destination of shards."""
 
     def __init__(self, backend: Backend) -> None:
