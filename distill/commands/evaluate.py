@@ -204,9 +204,12 @@ def _taken_over(config: EvaluateConfig, own: DistillConfig | None) -> dict[str, 
         found["data"] = config.data or own.data
         found["store"] = config.store or own.store
     elif source == SourceConfig(path=source.path) and source.path:
-        # A path alone: the run's own kind of source in another place.
+        # A path alone: the run's own kind of source in another place. A run without labels says nothing of theirs.
         kind = own.source.kind if own.source.kind not in ("digits", "store") else "folder"
-        found["source"] = dataclasses.replace(own.source, kind=kind, path=source.path)
+        labels = own.source.labels_from if own.source.labels_from != "none" else source.labels_from
+        found["source"] = dataclasses.replace(
+            own.source, kind=kind, path=source.path, labels_from=labels
+        )
     found["field"] = config.field or own.field
     if found.get("store") == own.store or not config.teachers:
         found["teachers"] = config.teachers or (own.teachers if source is None else [])

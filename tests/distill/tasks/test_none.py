@@ -220,8 +220,9 @@ def test_held_out_images_follow_their_content(make_backbone: Any, tmp_path: Path
 
 
 def test_a_backbone_is_measured_again(make_backbone: Any, tmp_path: Path, capsys: Any) -> None:
-    """On its own images as after training; on a labelled folder by k-NN, probe and few-shot accuracy."""
-    config = make_backbone(train__epochs=2)
+    """On its own images as after training; on a labelled folder by k-NN, probe and few-shot accuracy, though its own
+    images were said to have no labels."""
+    config = make_backbone(train__epochs=2, source__labels_from="none")
     run(config)
     where = folder(config)
     again = evaluate(EvaluateConfig(model=str(where), workers=0))
