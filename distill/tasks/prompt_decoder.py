@@ -117,9 +117,12 @@ def read_decoder(
         settings = mask_decoder.settings_of(tensors)
         if grid is not None:
             _check_fits(settings["prompt_encoder_config"], store.manifest.artefacts[name], grid)
-        decoder = PromptDecoder(settings)
+        with torch.device("meta"):  # without memory, whatever sizes the settings name
+            decoder = PromptDecoder(settings)
         weights = {key: value for key, value in tensors.items() if not key.startswith("text.")}
-        decoder.load_state_dict({key: torch.tensor(value) for key, value in weights.items()})
+        decoder.load_state_dict(
+            {key: torch.tensor(value) for key, value in weights.items()}, assign=True
+        )
     except ImportError as error:
         raise ConfigError(
             f"{where}: its modules are those of transformers, which cannot be imported ({error}). Install it: pip "
@@ -127,7 +130,7 @@ def read_decoder(
         ) from None
     except Exception as error:  # a store may hold any settings, and transformers raises many kinds
         raise ConfigError(f"{where} of {store.address}: {error}") from None
-    return decoder
+    return decoder.eval().requires_grad_(False)
 
 
 def _check_fits(prompts: dict[str, Any], record: ArtefactRecord, grid: Grid) -> None:

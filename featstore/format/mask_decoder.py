@@ -30,6 +30,9 @@ SETTINGS: dict[str, tuple[str, ...]] = {
 }  # fmt: skip
 """Settings of ``SamConfig`` that both parts are built from, by section."""
 
+COUNTS = ("num_hidden_layers", "iou_head_depth", "num_multimask_outputs", "num_point_embeddings")
+"""Settings that say how many modules there are, each with tensors of its own."""
+
 
 def tensors_of(model: Any) -> dict[str, Array]:
     """Tensors of the artefact.
@@ -57,10 +60,14 @@ def settings_of(tensors: Mapping[str, Array]) -> dict[str, dict[str, Any]]:
     """
     try:
         (text,) = unpack_texts(tensors)
-        found = json.loads(text)
-        return {
-            section: {name: found[section][name] for name in names}
+        values = json.loads(text)
+        found = {
+            section: {name: values[section][name] for name in names}
             for section, names in SETTINGS.items()
         }
+        for section in found.values():
+            if many := [name for name in COUNTS if section.get(name, 0) > len(tensors)]:
+                raise ValueError(f"{many} above its {len(tensors)} tensors")
+        return found
     except (ConfigError, ValueError, KeyError, TypeError) as error:
         raise ConfigError(f"no mask decoder of a SAM: {error!r}.") from None

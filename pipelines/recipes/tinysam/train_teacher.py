@@ -150,7 +150,10 @@ def build() -> Any:
         },
     )
     model = SamModel(config)
-    # As in SAM; transformers draws it for weights that are loaded over it.
+    # Initial weights as in SAM, those of PyTorch: transformers draws them so small that little is learnt in this time.
+    for module in model.modules():
+        if hasattr(module, "reset_parameters"):
+            module.reset_parameters()
     model.shared_image_embedding.positional_embedding.data.normal_()
     return model
 

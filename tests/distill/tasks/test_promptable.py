@@ -5,6 +5,7 @@ import json
 import math
 import runpy
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -33,13 +34,14 @@ from distill.losses.masks import (
 from distill.methods.tinysam import TinySAMConfig
 from distill.tasks import build_task, resolve
 from distill.tasks.everything import everything
-from distill.tasks.prompt_decoder import DecodedMasks, PromptDecoder
+from distill.tasks.prompt_decoder import DecodedMasks, PromptDecoder, read_decoder
 from distill.tasks.promptable import Promptable, PromptableConfig
 from distill.tasks.promptable_parts import Prompter
 from distill.training import loop
 from featstore import FeatureStore
 from featstore.errors import ConfigError
 from featstore.format import mask_decoder
+from featstore.format.artefacts import pack_texts
 from featstore.format.views import View, cut
 from featstore.sources import open_source
 from tests.conftest import ROOT
@@ -338,6 +340,31 @@ def test_a_decoder_of_another_size(
     config = dataclasses.replace(make_prompts(), store=str(store.path))
     with pytest.raises(ConfigError, match=r"8 x 8 x 32.*grid4.*4 x 4 x 32"):
         run(config)
+
+
+@pytest.mark.parametrize(
+    ("section", "name", "value"),
+    [
+        ("mask_decoder_config", "num_hidden_layers", 10**9),
+        ("mask_decoder_config", "mlp_dim", 2**40),
+        ("mask_decoder_config", "hidden_act", "os.system"),
+        ("prompt_encoder_config", "patch_size", 0),
+        ("vision_config", "num_pos_feats", None),
+    ],
+)
+def test_settings_of_a_hostile_store(
+    embeddings: FeatureStore, section: str, name: str, value: Any
+) -> None:
+    """Settings that do not fit the tensors beside them are refused, without their memory or time."""
+    tensors = embeddings.artefact(mask_decoder.NAME)
+    settings = mask_decoder.settings_of(tensors)
+    settings[section][name] = value
+    changed = {**tensors, **pack_texts([json.dumps(settings)])}
+    store: Any = SimpleNamespace(
+        address="a store", manifest=embeddings.manifest, artefact=lambda name: changed
+    )
+    with pytest.raises(ConfigError, match="mask_decoder of a store"):
+        read_decoder(store)
 
 
 def test_methods_that_fit(make_prompts: Any) -> None:
