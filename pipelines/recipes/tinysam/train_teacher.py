@@ -152,8 +152,9 @@ def build() -> Any:
     model = SamModel(config)
     # Initial weights as in SAM, those of PyTorch: transformers draws them so small that little is learnt in this time.
     for module in model.modules():
-        if hasattr(module, "reset_parameters"):
-            module.reset_parameters()
+        reset: Any = getattr(module, "reset_parameters", None)
+        if reset is not None:
+            reset()
     model.shared_image_embedding.positional_embedding.data.normal_()
     return model
 
