@@ -92,6 +92,9 @@ class DataConfig(PhotometricConfig, name="data", free=("fold", "label_seed")):
     1 / share parts. 0: --data.validation says how many."""
     label_seed: int = -1
     """Seed of the draw of labelled images; -1 takes each run's own seed."""
+    stored: Literal["all", "unlabelled"] = "all"
+    """Which images must have a row in the store. unlabelled: labelled and test images may lack one, as those of a team
+    that shares soft labels of a transfer set (methods labels, and kd with --kd.target field)."""
     views: Literal["all", "canonical", "seeded"] = "all"
     """Stored views that training picks from, a new one at every pass over an image: all, canonical, or seeded
     crops."""

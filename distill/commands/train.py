@@ -87,6 +87,8 @@ def prepare_runs(config: DistillConfig) -> "tuple[DistillConfig, JoinedData]":
         teachers=config.teachers,
         grid_field=config.grid_field,
     )
+    for name in named:
+        METHODS[name].check(options_of(config, name), config, data)
     return config, data
 
 

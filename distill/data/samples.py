@@ -38,7 +38,7 @@ class Samples:
 
     source: Source  # source of the bytes
     positions: Indices  # (n,) index in the source
-    rows: Indices  # (n,) row in the store; ``NO_ROW`` without a store
+    rows: Indices  # (n,) row in the store; ``NO_ROW`` without a store, and of images that need none
     ids: list[str]  # (n,) sample ids in the source
     stored_ids: list[str]  # (n,) ids in the store; a seeded view depends on this one
     # (n, 32) SHA-256 that the bytes must have; None without a store
@@ -91,8 +91,17 @@ def join_samples(
     rows = np.full(len(ids), NO_ROW, np.int64)
     other_rows: list[Indices] = []
     if store is not None:
-        rows = find_rows(source, _taught_by(source, positions, store, config), store, notes)
-        unbound = int((~store.content_sha256[rows].any(axis=1) & store.valid[rows]).sum())
+        rows = find_rows(
+            source,
+            _taught_by(source, positions, store, config),
+            store,
+            notes,
+            may_lack=_may_lack_rows(chosen, config),
+        )
+        lacking = rows == NO_ROW
+        unbound = int(
+            (~store.content_sha256[rows].any(axis=1) & store.valid[rows] & ~lacking).sum()
+        )
         if unbound:
             notes.append(
                 f"{unbound} rows of {store.address} have no content hash; images are matched by id alone, so changed "
@@ -122,14 +131,36 @@ def join_samples(
         positions=positions,
         rows=rows,
         ids=ids,
-        stored_ids=ids if store is None else [store.sample_ids[row] for row in rows],
-        hashes=None if store is None else store.content_sha256[rows],
+        stored_ids=[
+            sample_id if store is None or row == NO_ROW else store.sample_ids[row]
+            for sample_id, row in zip(ids, rows, strict=True)
+        ],
+        hashes=None if store is None else _hashes(source, positions, store, rows),
         labels=labels,
         class_names=class_names,
         groups=groups,
         notes=notes,
         other_rows=tuple(other_rows),
     )
+
+
+def _may_lack_rows(chosen: dict[str, Indices], config: DataConfig) -> Indices:
+    """Positions of images that need no stored row (``--data.stored``)."""
+    if config.stored == "all":
+        return np.empty(0, np.int64)
+    return np.setdiff1d(np.union1d(chosen["labelled"], chosen["test"]), chosen["unlabelled"])
+
+
+def _hashes(
+    source: Source, positions: Indices, store: FeatureStore, rows: Indices
+) -> npt.NDArray[np.uint8]:
+    """(n, 32) hashes in the store, of images without a row those of their bytes."""
+    hashes = store.content_sha256[rows]
+    for index in np.flatnonzero(rows == NO_ROW):
+        hashes[index] = np.frombuffer(
+            content_sha256(source.read(int(positions[index]))), dtype=np.uint8
+        )
+    return hashes
 
 
 def _taught_by(
@@ -192,7 +223,7 @@ def _usable(
     other_rows: Sequence[Indices],
 ) -> npt.NDArray[np.bool_]:
     """Which images have a usable feature in every store."""
-    usable = store.valid[rows]
+    usable = store.valid[rows] | (rows == NO_ROW)
     for other, found in zip(others, other_rows, strict=True):
         usable = usable & other.valid[found]
         _check_same_bytes(store, rows, other, found, usable)
@@ -224,7 +255,7 @@ def _check_same_copies(
     """Refuse stored copies of other images than the teacher saw."""
     assert source.content_sha256 is not None
     here, there = source.content_sha256[positions], store.content_sha256[rows]
-    other = (here != there).any(axis=1) & here.any(axis=1) & there.any(axis=1)
+    other = (here != there).any(axis=1) & here.any(axis=1) & there.any(axis=1) & (rows != NO_ROW)
     if other.any():
         raise MissingSamples(
             f"{source.uri}: holds copies of other images than {store.address} was made from: "
@@ -320,15 +351,23 @@ def _select(source: Source, name: str, patterns: Sequence[str]) -> Indices:
     return np.array(found, dtype=np.int64)
 
 
-def find_rows(source: Source, positions: Indices, store: FeatureStore, notes: list[str]) -> Indices:
+def find_rows(
+    source: Source,
+    positions: Indices,
+    store: FeatureStore,
+    notes: list[str],
+    *,
+    may_lack: Indices | None = None,
+) -> Indices:
     """Rows of images, by id, and by content for ids that the store does not know.
 
     Args:
         positions: (n,) indices in the source.
-        notes: A line is appended if files were found under another name.
+        notes: A line is appended if files were found under another name, or have no row.
+        may_lack: Indices in the source that need no row.
 
     Returns:
-        (n,) rows.
+        (n,) rows; ``NO_ROW`` where there is none and none is needed.
 
     Raises:
         MissingSamples: names the ids that were found neither way.
@@ -348,7 +387,9 @@ def find_rows(source: Source, positions: Indices, store: FeatureStore, notes: li
     by_content.pop(NO_HASH, None)
     for index in unknown:
         rows[index] = by_content.get(content_sha256(source.read(int(positions[index]))), NO_ROW)
-    missing = [ids[index] for index in np.flatnonzero(rows == NO_ROW)]
+    lacking = np.flatnonzero(rows == NO_ROW)
+    needed = lacking if may_lack is None else lacking[~np.isin(positions[lacking], may_lack)]
+    missing = [ids[index] for index in needed]
     if missing:
         raise MissingSamples(
             f"{store.address}: {len(missing)} of {len(ids)} images are not in the store, neither by id nor by content: "
@@ -356,11 +397,21 @@ def find_rows(source: Source, positions: Indices, store: FeatureStore, notes: li
             f"{shorten(store.sample_ids[:2])}. Extract them "
             "into a store, or narrow --data.labelled, --data.unlabelled and --data.test."
         )
-    renamed = [f"{ids[index]} = {store.sample_ids[rows[index]]}" for index in unknown]
-    notes.append(
-        f"{len(renamed)} images have another name than in {store.address} and were found by content: "
-        f"{shorten(renamed, 3)}"
-    )
+    if len(lacking):
+        notes.append(
+            f"{len(lacking)} labelled and test images are not in {store.address} (--data.stored unlabelled); only "
+            "their labels are used"
+        )
+    renamed = [
+        f"{ids[index]} = {store.sample_ids[rows[index]]}"
+        for index in unknown
+        if rows[index] != NO_ROW
+    ]
+    if renamed:
+        notes.append(
+            f"{len(renamed)} images have another name than in {store.address} and were found by content: "
+            f"{shorten(renamed, 3)}"
+        )
     return rows
 
 
@@ -372,7 +423,8 @@ def _labels(
         labels, names = source.labels[positions], tuple(source.class_names)
         known = source.labels
     elif store is not None and not source.labels_refused:
-        labels, names = store.labels[rows], tuple(store.manifest.source.class_names)
+        labels = np.where(rows == NO_ROW, NO_LABEL, store.labels[rows])
+        names = tuple(store.manifest.source.class_names)
         known = store.labels
     else:
         labels, names, known = (

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from distill.data.feature_norm import ChannelStatistics, Columns, FeatureNorm, measure_channels
-from distill.data.samples import Samples
+from distill.data.samples import NO_ROW, Samples
 from distill.data.schedule import Indices
 from distill.options import Norm
 from featstore import FeatureStore
@@ -48,9 +48,18 @@ class StoredField:
             columns: (k,) on the first store's view axis, for all samples alike, or (S, k).
 
         Returns:
-            (S, k, *shape) float32.
+            (S, k, *shape) float32; zeros where a sample has no row.
         """
-        stored = self.store.gather(self.field, self.rows[indices], views=self.columns[columns])
+        rows, views = self.rows[indices], self.columns[columns]
+        known = rows != NO_ROW
+        if not known.all():
+            out = torch.zeros(len(rows), views.shape[-1], *self.record.shape)
+            if known.any():
+                out[torch.from_numpy(known)] = self.read(
+                    indices[known], columns if columns.ndim == 1 else columns[known]
+                )
+            return out
+        stored = self.store.gather(self.field, rows, views=views)
         # By torch: it has vector instructions for float16, where numpy takes eight times as long.
         return as_tensor(stored).float()
 

@@ -125,19 +125,21 @@ def feature_quality(
     k: int,
     num_classes: int,
 ) -> dict[str, float]:
-    """k-NN (cosine, majority) and a linear probe on the student's own features, fitted on labelled images."""
+    """k-NN (cosine, majority) and a linear probe (of two or more classes) on the student's own features."""
     from sklearn.neighbors import KNeighborsClassifier
 
     unit_fit, unit_test = F.normalize(fit_LC, dim=1).numpy(), F.normalize(test_NC, dim=1).numpy()
     neighbours = KNeighborsClassifier(n_neighbors=min(k, len(unit_fit))).fit(
         unit_fit, fit_labels_L.numpy()
     )
-    probe = fit_probe(fit_LC.numpy(), fit_labels_L.numpy(), num_classes=num_classes)
     found: npt.NDArray[Any] = neighbours.predict(unit_test) == labels_N.numpy()
-    return {
-        "knn_top1": float(found.mean()),
-        "linear_probe_top1": top1(torch.from_numpy(probe.logits(test_NC.numpy())), labels_N),
-    }
+    result = {"knn_top1": float(found.mean())}
+    if len(fit_labels_L.unique()) > 1:
+        probe = fit_probe(fit_LC.numpy(), fit_labels_L.numpy(), num_classes=num_classes)
+        result["linear_probe_top1"] = top1(
+            torch.from_numpy(probe.logits(test_NC.numpy())), labels_N
+        )
+    return result
 
 
 def agreement(student_NK: Tensor, teacher_NK: Tensor, labels_N: Tensor) -> dict[str, float]:

@@ -23,6 +23,7 @@ from distill.options import Norm
 if TYPE_CHECKING:
     from distill.config import DistillConfig
     from distill.data.feature_norm import FeatureNorm as FeatureNorm
+    from distill.data.joined import JoinedData
     from distill.data.pictures import Batch as Batch
     from distill.data.samples import Samples, Split
     from distill.data.schedule import Indices as Indices
@@ -36,6 +37,10 @@ else:
 
 Tap = Literal["feature", "map", "stages"]
 """Input of a side module: the student's pre-logits, its last feature map, or the maps of all stages."""
+
+COPIES = "copies"
+"""Name among ``Method.inputs`` of further images, any number; their features come back in ``Output.projected``. They
+pass through the student on their own, with their own batch statistics, but inside the wrapped module."""
 
 ADAPTER = "adapter"
 """Name of a side whose output takes the feature's place in front of the head; ``Method.fold`` must fold it away."""
@@ -51,6 +56,7 @@ class Needs:
         grid: a batch carries the stored patch grid of every image (``--grid_field``).
         labels: it needs labelled images or a classifier.
         classes: where it needs labels, they must be classes, one per image; False works with every supervised task.
+        labelled_rows: what is stored of labelled images is read too; False allows ``--data.stored unlabelled``.
     """
 
     unlabelled: bool = True
@@ -58,6 +64,7 @@ class Needs:
     grid: bool = False
     labels: bool = False
     classes: bool = True
+    labelled_rows: bool = True
 
     def __or__(self, other: Needs) -> Needs:
         return Needs(
@@ -66,6 +73,7 @@ class Needs:
             self.grid or other.grid,
             self.labels or other.labels,
             (self.labels and self.classes) or (other.labels and other.classes),
+            self.labelled_rows or other.labelled_rows,
         )
 
 
@@ -126,7 +134,7 @@ class Setup:
         grid: Stored patch grids; None for methods that do not need them.
         picker: Chooses the view of a sample in each pass.
         probe: Linear probe on the raw (not normalised) stored features of the labelled images; None where the task has
-            no classes.
+            no classes, or these images need no row (``--data.stored``).
         student: Read only: widths, shapes of maps. Not wrapped, on the CPU while methods are built.
         device: Device of the student and of every batch.
         processes: Number of training processes.
@@ -213,6 +221,14 @@ class Component:
     def needs(cls, options: Any) -> Needs:
         """What a run with these options asks of the data; ``NEEDS`` unless overridden."""
         return cls.NEEDS
+
+    @classmethod
+    def check(cls, options: Any, config: DistillConfig, data: JoinedData) -> None:
+        """Refuse data that do not fit the options, before any run of the command is trained.
+
+        Raises:
+            ConfigError: Says what does not fit.
+        """
 
     def student_sides(self) -> dict[str, Side]:
         """Modules on the student's side, by name; trained by the loop together with the student."""

@@ -17,7 +17,7 @@ import numpy as np
 
 from distill.lazy import F, Tensor, no_grad, torch
 from distill.losses import cross_entropy
-from distill.methods.base import Batch, Output, Setup, Student
+from distill.methods.base import COPIES, Batch, Output, Setup, Student
 from distill.methods.teacher_head import FoldedHead
 from distill.options import CheckedOptions
 from featstore.errors import ConfigError
@@ -51,7 +51,11 @@ class KD3Config(
 
 
 class KD3(FoldedHead):
-    """L = align w |P_s(f_s) - f_t|^2 + kd w KL + contrast, over the chosen unlabelled images; w the confidence.
+    """L = align w |P_s(f_s) - f_t|^2 + kd w KL + contrast, over the unlabelled images.
+
+    w is the confidence of a chosen image, divided by the mean over the pool, and 0 of the others: the mean over a batch
+    does not depend on how it is cut into processes or accumulated pieces. The contrast is between the chosen images
+    of one process and piece.
 
     Trained: student without its head, P_s. Frozen: probe, stored f_t. The probe on P_s is the head that is exported.
 
@@ -109,7 +113,8 @@ class KD3(FoldedHead):
         assert batch.teacher is not None  # needs
         options, own = self.options, output.projected["general"].float()
         weight = self.weights[batch.indices.to(self.weights.device)]
-        total = weight.sum().clamp(min=1e-6)
+        weight = weight * len(self.pool) / self.weights.sum().clamp(min=1e-6)
+        count = max(batch.num_unlabelled, 1)
         error = (own - batch.teacher.float()).square().mean(1)
         divergence = F.kl_div(
             F.log_softmax(self.probe(own) / options.temperature, dim=1),
@@ -120,25 +125,36 @@ class KD3(FoldedHead):
         terms = {
             # Times zero: distributed training wants a gradient for every parameter, those of the unused head too.
             "ce": 0.0 * cross_entropy(output.logits, batch.labels),
-            "align": options.align * (weight * error).sum() / total,
-            "kd": options.kd * options.temperature**2 * (weight * divergence).sum() / total,
+            "align": options.align * (weight * error).sum() / count,
+            "kd": options.kd * options.temperature**2 * (weight * divergence).sum() / count,
         }
         if options.contrast:
-            terms["contrast"] = options.contrast * self._contrast(output, batch, student, weight)
+            terms["contrast"] = options.contrast * self._contrast(output, batch)
         return terms
 
-    def _contrast(self, output: Output, batch: Batch, student: Student, weight_B: Tensor) -> Tensor:
+    def inputs(self, batch: Batch) -> dict[str, Tensor]:
+        """Copies of the chosen images in another distribution of colours; none if fewer than two were chosen."""
+        rows = self._teaching(batch)
+        if not self.options.contrast or int(rows.sum()) < 2:
+            return {}
+        return {COPIES: mix_distribution(batch.images[: len(rows)][rows])}
+
+    def _teaching(self, batch: Batch) -> Tensor:
+        return self.weights[batch.indices.to(self.weights.device)] > 0
+
+    def _contrast(self, output: Output, batch: Batch) -> Tensor:
         from distill.losses.alignment import batch_contrast
 
-        rows = weight_B > 0
-        if int(rows.sum()) < 2:
+        copies = output.projected.get(COPIES)
+        if copies is None:
             return 0 * output.features.float().sum()
-        features = output.features[rows]
-        other = student(mix_distribution(batch.images[: len(rows)][rows])).features
-        temperature = self.options.contrast_temperature
+        features, temperature = (
+            output.features[self._teaching(batch)],
+            self.options.contrast_temperature,
+        )
         return (
-            batch_contrast(features, other, temperature=temperature)
-            + batch_contrast(other, features, temperature=temperature)
+            batch_contrast(features, copies, temperature=temperature)
+            + batch_contrast(copies, features, temperature=temperature)
         ) / 2
 
     def state(self) -> dict[str, Any]:

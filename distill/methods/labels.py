@@ -9,7 +9,7 @@ from distill.methods.base import Batch, Method, Needs, Output, Student
 class Labels(Method):
     """L = L_task(D_L). As many optimiser steps as the other methods, on the labelled batch alone."""
 
-    NEEDS = Needs(unlabelled=False, vector=False, labels=True, classes=False)
+    NEEDS = Needs(unlabelled=False, vector=False, labels=True, classes=False, labelled_rows=False)
 
     def terms(self, output: Output, batch: Batch, student: Student) -> dict[str, Tensor]:
         """None."""

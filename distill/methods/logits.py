@@ -1,8 +1,8 @@
-"""``kd``, ``logits``, ``dkd``, ``dist``, ``ofa``: the student's logits imitate those of a linear probe.
+"""``kd``, ``logits``, ``dkd``, ``dist``, ``ofa``: the student's logits imitate those of a linear probe, or stored ones.
 
 L = CE(D_L) + a comparison of the student's logits z_s with probe(f_t) over all images. Trained: student, and the exits
 of ``ofa``. Frozen: the probe and the stored f_t. The probe is a logistic regression on the stored features of the
-labelled images, fitted once per seed (``probe_logits``).
+labelled images, fitted once per seed (``probe_logits``). ``kd`` also takes stored logits as they are.
 """
 
 # B batch, K classes, M_i h_i w_i the map of stage i
@@ -10,14 +10,18 @@ labelled images, fitted once per seed (``probe_logits``).
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from distill.lazy import Tensor
 from distill.losses.logits import dist, dkd, kd_kl, logit_mse, ofa
-from distill.methods.base import Batch, Output, Setup, Side, Student
-from distill.methods.probe_logits import ProbeLogits, classes_of, linear_ramp
+from distill.methods.base import Batch, Method, Needs, Output, Setup, Side, Student
+from distill.methods.probe_logits import ProbeLogits, check_class_logits, classes_of, linear_ramp
 from distill.options import CheckedOptions, Target
 from featstore.errors import ConfigError
+
+if TYPE_CHECKING:
+    from distill.config import DistillConfig
+    from distill.data.joined import JoinedData
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,13 +32,49 @@ class KDConfig(CheckedOptions, name="kd", positive=("temperature",)):
     """Weight of the KL term beside the cross entropy; published code uses 9 on CIFAR and 1 on ImageNet."""
     temperature: float = 4.0
     """Temperature T of both softmaxes; 4 is common on CIFAR, 1 on ImageNet."""
+    target: Literal["probe", "field"] = "probe"
+    """Where the target logits come from. probe: a linear probe on --field. field: --field holds them, logits or
+    log-probabilities of every class in the order of the labels, as ``featstore fuse`` or the head of a teacher wrote
+    them; no probe is fitted."""
 
 
 class KD(ProbeLogits):
-    """weight T^2 KL(probe(f_t) || z_s), also called Soft Target ("Distilling the knowledge in a neural network")."""
+    """weight T^2 KL(z_t || z_s), also called Soft Target ("Distilling the knowledge in a neural network").
+
+    z_t is probe(f_t), or what is stored (``--kd.target field``): softmax(z_t / T) is the same for logits and for their
+    log-probabilities. With ``--data.stored unlabelled`` the term is over the unlabelled images alone.
+    """
 
     Options = KDConfig
     options: KDConfig
+
+    def __init__(self, setup: Setup, options: KDConfig) -> None:
+        if options.target == "field":
+            Method.__init__(self, setup, options)
+        else:
+            super().__init__(setup, options)
+
+    @classmethod
+    def needs(cls, options: KDConfig) -> Needs:
+        """Stored logits of the unlabelled images suffice; a probe is fitted on those of the labelled ones."""
+        return Needs(labels=True, labelled_rows=options.target == "probe")
+
+    @classmethod
+    def check(cls, options: KDConfig, config: DistillConfig, data: JoinedData) -> None:
+        """See ``check_class_logits``."""
+        if options.target == "field":
+            check_class_logits(data, "--kd.target field")
+
+    def target(self, batch: Batch) -> Tensor:
+        if self.options.target == "probe":
+            return super().target(batch)
+        assert batch.teacher is not None  # needs
+        return batch.teacher
+
+    def terms(self, output: Output, batch: Batch, student: Student) -> dict[str, Tensor]:
+        first = batch.num_labelled if self.setup.config.data.stored == "unlabelled" else 0
+        target = self.target(batch)[first:]
+        return {"logits": self.compare(output.logits[first:], target, batch.labels[first:])}
 
     def compare(self, student_BK: Tensor, target_BK: Tensor, labels_B: Tensor) -> Tensor:
         options = self.options

@@ -1,18 +1,61 @@
-"""Logits of the teacher by a linear probe on its stored features: neither a teacher nor stored logits are needed."""
+"""Logits of the teacher by a linear probe on its stored features, and the checks of stored logits."""
 
 # B batch, D teacher width, K classes
 
 from __future__ import annotations
 
 from abc import abstractmethod
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
 
 from distill.lazy import Tensor, nn, no_grad, torch
 from distill.losses.logits import target_classes
 from distill.measures.linear_probe import LinearProbe
 from distill.methods.base import Batch, Method, Needs, Output, Setup, Student
 from distill.options import Target
-from featstore.errors import ConfigError
+from featstore.errors import ConfigError, shorten
+from featstore.format.class_logits import are_probabilities, class_names_of
+
+if TYPE_CHECKING:
+    from distill.data.joined import JoinedData
+
+CHECKED_ROWS = 1000
+"""Rows of a field that are looked at to tell probabilities from logits."""
+
+
+def check_class_logits(data: JoinedData, setting: str) -> None:
+    """Check that the field of the run holds one logit for each class of the labels, in their order.
+
+    Args:
+        data: Of the run.
+        setting: For the message.
+
+    Raises:
+        ConfigError: Several teachers, another number or order of classes, or probabilities.
+    """
+    stored, names = data.features, list(data.samples.class_names)
+    where = f"{setting}: field {stored.field} of {data.store.address}"
+    if len(stored.teachers) > 1:
+        raise ConfigError(
+            f"{setting}: is for one teacher; this run has {len(stored.teachers)} (--teachers)."
+        )
+    if stored.width != len(names):
+        raise ConfigError(
+            f"{where} has {stored.width} numbers per image; the labels have {len(names)} classes ({shorten(names)}). "
+            "Name a field with one logit per class, or use --kd.target probe."
+        )
+    stated = class_names_of(data.store.manifest.teacher_of(stored.field))
+    if stated is not None and stated != names:
+        raise ConfigError(
+            f"{where} is of the classes {shorten(stated, 12)}, the labels are of {shorten(names, 12)}. Names and order "
+            "must be the same."
+        )
+    rows = np.flatnonzero(data.store.valid)[:CHECKED_ROWS]
+    if are_probabilities(data.store.gather(stored.field, rows)):
+        raise ConfigError(
+            f"{where} holds probabilities; logits or log-probabilities are needed. Store their logarithm."
+        )
 
 
 def probe_layer(probe: LinearProbe | None, device: torch.device) -> nn.Linear:

@@ -5,7 +5,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from distill.methods.base import ADAPTER, Output, Side
+from distill.methods.base import ADAPTER, COPIES, Output, Side
 from distill.student.model import Student
 
 
@@ -39,4 +39,6 @@ class Trainee(nn.Module):
         projected = {
             name: side(at[self.taps[name]]) for name, side in self.sides.items() if name != ADAPTER
         }
+        if COPIES in at:
+            projected[COPIES] = self.student(at[COPIES]).features
         return Output(seen.features, seen.logits, projected, seen.map)

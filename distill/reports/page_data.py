@@ -136,8 +136,9 @@ def features_of(
     """
     rows = thin_out(len(test), MOST_POINTS, seed=0)
     teacher = data.features.take(test[rows.numpy()])
-    features = {"teacher": teacher.numpy()}
-    if customise is not None:
+    stored = data.settings.stored == "all"
+    features = {"teacher": teacher.numpy()} if stored else {}
+    if customise is not None and stored:
         features["customised"] = customise(teacher.to(device)).float().cpu().numpy()
     features["student"] = measured.features[rows].numpy()
     return rows.tolist(), features

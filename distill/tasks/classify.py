@@ -40,12 +40,13 @@ class Classify(Task):
         return {"ce": cross_entropy(output.logits, batch.labels)}
 
     def probe(self, part: Split, seed: int) -> LinearProbe | None:
-        """A linear probe on the teacher's features of the run's labelled images; None without a store."""
+        """A linear probe on the teacher's features of the run's labelled images; None where these need no row."""
         from distill.data.joined import JoinedData
 
-        if not isinstance(self.data, JoinedData):
+        data = self.data
+        if not isinstance(data, JoinedData) or data.settings.stored == "unlabelled":
             return None
-        return self.data.fit_probe(part, most=self.config.eval.probe_rows, seed=seed)
+        return data.fit_probe(part, most=self.config.eval.probe_rows, seed=seed)
 
     def score(self, viewer: Viewer, student: Student, part: Split) -> float:
         """Accuracy on the test part."""
@@ -64,10 +65,11 @@ class Classify(Task):
 
     def record(self, result: dict[str, Any]) -> dict[str, Any]:
         """The score beside the accuracy of the teacher's probe."""
+        probe = result.get("teacher", {}).get("probe_top1")
         return {
             # Names of before 0.2, which tables of users may read.
             "top1": result["top1"],
-            "teacher_probe_top1": result["teacher"]["probe_top1"],
+            **({} if probe is None else {"teacher_probe_top1": probe}),
             **classification_record(result),
         }
 

@@ -56,6 +56,7 @@ class RunParts:
             partner_options = options_of(config, config.partner)
             self.needs |= partner.needs(partner_options)
             self.strong = partner.strong_views(partner_options)
+        METHODS[method].check(options_of(config, method), config, data)
         self.plan = self._plan()
         self.viewer = Viewer(
             data=data,

@@ -19,7 +19,7 @@ from featstore.format.manifest import (
     Int8Encoding,
     Manifest,
     RaggedEncoding,
-    differences,
+    recorded_differences,
 )
 from featstore.reading.store import FeatureStore
 from featstore.version import __version__
@@ -32,7 +32,7 @@ _NOTE = re.compile(r"; from \w+, relative error [^;]*")
 
 def row_differences(first: Manifest, other: Manifest) -> list[tuple[str, Any, Any]]:
     """Differences that prevent rows of two stores from being in one: (dotted key, first value, other value)."""
-    return differences(_made(first), _made(other))
+    return recorded_differences(_made(first), _made(other))
 
 
 def check_same_rows(first: FeatureStore, other: Manifest, *, where: object) -> None:

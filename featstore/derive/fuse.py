@@ -24,7 +24,8 @@ from featstore.errors import ConfigError, shorten
 from featstore.files.array_types import Array, Rows
 from featstore.files.progress import Progress, no_progress
 from featstore.format.artefacts import artefact_record, pack
-from featstore.format.manifest import FieldRecord, Manifest, TeacherRecord, new_manifest
+from featstore.format.class_logits import are_probabilities, class_names_of
+from featstore.format.manifest import FieldRecord, Manifest, new_manifest
 from featstore.reading.store import FeatureStore
 from featstore.reading.stored_rows import RowReader
 from featstore.version import __version__
@@ -167,7 +168,7 @@ def _teams(store: FeatureStore, asked: Sequence[str]) -> list[str]:
 def _check_orders(store: FeatureStore, teams: Sequence[str]) -> None:
     """Refuse teams whose teachers state other class names, or the same in another order."""
     manifest = store.manifest
-    stated = {name: _classes_of(manifest.teachers[manifest.fields[name].teacher]) for name in teams}
+    stated = {name: class_names_of(manifest.teacher_of(name)) for name in teams}
     first = next((names for names in stated.values() if names), None)
     other = [name for name, names in stated.items() if names and names != first]
     if other:
@@ -176,11 +177,6 @@ def _check_orders(store: FeatureStore, teams: Sequence[str]) -> None:
             f"{next(name for name, names in stated.items() if names == first)} (class_names in the model_args of the "
             "teachers). Write every team's logits in one order of classes."
         )
-
-
-def _classes_of(teacher: TeacherRecord) -> list[str] | None:
-    found = teacher.model_args.get("class_names")
-    return list(map(str, found)) if isinstance(found, list) else None
 
 
 def _is_logits(record: FieldRecord) -> bool:
@@ -204,7 +200,7 @@ def mean_soft_labels(store: FeatureStore, teams: Sequence[str]) -> Array:
     """(K, C) float64: the mean soft label of every team over valid rows and their views.
 
     Raises:
-        ConfigError: No row is valid.
+        ConfigError: No row is valid, or a field holds probabilities.
     """
     rows = np.flatnonzero(store.valid)
     if not len(rows):
@@ -214,7 +210,13 @@ def mean_soft_labels(store: FeatureStore, teams: Sequence[str]) -> Array:
         width = store.manifest.fields[name].shape[0]
         total = np.zeros(width)
         for start in range(0, len(rows), STEP_ROWS):
-            found = softmax(store.gather(name, rows[start : start + STEP_ROWS]))
+            values = store.gather(name, rows[start : start + STEP_ROWS])
+            if start == 0 and are_probabilities(values):
+                raise ConfigError(
+                    f"{store.path}: field {name} holds probabilities; fusing takes logits or log-probabilities. Store "
+                    "their logarithm."
+                )
+            found = softmax(values)
             total += found.reshape(-1, width).mean(axis=0) * len(rows[start : start + STEP_ROWS])
         sums.append(total / len(rows))
     return np.stack(sums)

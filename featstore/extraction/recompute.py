@@ -37,7 +37,7 @@ from featstore.format.manifest import (
     TeacherRecord,
     TextRecord,
     TopKEncoding,
-    differences,
+    recorded_differences,
 )
 from featstore.reading.store import FeatureStore
 from featstore.sources import Source, open_source
@@ -333,7 +333,7 @@ def _build(
         item.model_copy(update={"licence": ""}).model_dump(mode="json")
         for item in (teacher.record, record)
     )
-    if differing := differences(theirs, ours):
+    if differing := recorded_differences(theirs, ours):
         lines = [f"{key} is {was!r}, the manifest says {said!r}" for key, said, was in differing]
         raise ManifestMismatch(
             f"{store.path}: teacher {name!r} cannot be built as it is described: {shorten(lines)}. Use the versions of "

@@ -38,6 +38,8 @@ FORMAT_VERSION = 1
 """Version of the format on disk (docs/format.md). Stores of every released version remain readable."""
 
 MANIFEST_NAME = "manifest.json"
+CLASS_NAMES = "class_names"
+"""Key of ``model_args`` of a teacher: names of the classes of its head, in the order of its logits."""
 
 Container = Literal["zarr", "webdataset"]
 Codec = Literal["raw", "zstd", "bitshuffle"]
@@ -533,7 +535,7 @@ def check_same_contract(store: Path, *, found: Manifest, expected: Manifest) -> 
     Raises:
         ManifestMismatch: Names every value that differs, on both sides.
     """
-    differing = differences(found.contract(), expected.contract())
+    differing = recorded_differences(found.contract(), expected.contract())
     if not differing:
         return
     lines = "\n".join(
@@ -559,6 +561,15 @@ def differences(found: Any, expected: Any, key: str = "") -> list[tuple[str, Any
             )
         ]
     return [] if found == expected else [(key, found, expected)]
+
+
+def recorded_differences(found: Any, expected: Any) -> list[tuple[str, Any, Any]]:
+    """As ``differences``, without class names of a teacher that one side does not state: older versions did not."""
+    return [
+        (key, was, now)
+        for key, was, now in differences(found, expected)
+        if not (key.endswith(f"model_args.{CLASS_NAMES}") and None in (was, now))
+    ]
 
 
 def _check_json(value: Any, depth: int) -> None:

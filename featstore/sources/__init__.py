@@ -50,10 +50,13 @@ def select_samples(source: Source, config: SourceConfig) -> Source:
 
     Raises:
         SourceError: nothing matches, or the ids are not unique text.
+        ConfigError: the classes that are named are none of those that were found.
     """
     check_sample_ids(source.sample_ids, where=source.uri)
     if config.labels:
         apply_labels(source, Path(config.labels))
+    if config.classes:
+        _number_classes(source, config.classes)
     if "*" in config.include:
         return source
     rows = [
@@ -67,6 +70,27 @@ def select_samples(source: Source, config: SourceConfig) -> Source:
             "A pattern must match the whole id; '*' also spans slashes."
         )
     return source if len(rows) == len(source) else SourcePart(source, rows)
+
+
+def _number_classes(source: Source, classes: Sequence[str]) -> None:
+    """Number the labels of a source by the names that the user gave."""
+    found, number = source.class_names, {name: index for index, name in enumerate(classes)}
+    if source.labels is None or not number.keys() & set(found):
+        raise ConfigError(
+            f"--source.classes {shorten(list(classes))}: {source.uri} has no image with one of these labels; its "
+            f"classes: {shorten(list(found)) or 'none'}."
+        )
+    # The last place is that of NO_LABEL.
+    table = np.array([*(number.get(name, NO_LABEL) for name in found), NO_LABEL], dtype=np.int64)
+    labels = table[source.labels]
+    lost = int(((labels == NO_LABEL) & (source.labels != NO_LABEL)).sum())
+    if lost:
+        others = [name for name in found if name not in number]
+        source.notes = [
+            *source.notes,
+            f"{lost} images of classes that --source.classes does not name have no label: {shorten(others)}",
+        ]
+    source.labels, source.class_names = labels, tuple(classes)
 
 
 def mirror_work(source: Source, *, batch_size: int) -> WorkRecord:

@@ -37,6 +37,9 @@ class SourceConfig:
     """CSV or Parquet file with the label of each image (columns id and label), in place of labels_from. Images that it
     does not name have no label. An image is named by its id, or by its file name where that is unique. Several labels
     per image: in one cell with ; or | between them, or a column of 0 and 1 for each label."""
+    classes: list[str] = field(default_factory=list)
+    """Names of all classes in their order, where the images at hand may be of some of them only; images of others count
+    as not labelled. Empty: the names that are found, sorted."""
     image_column: str = "image"
     """hf only."""
     label_column: str = "label"
@@ -64,6 +67,10 @@ class SourceConfig:
         require(
             self.kind == "text" or not self.languages,
             f"--source.languages is for --source.kind text; this source is {self.kind!r}.",
+        )
+        require(
+            len(set(self.classes)) == len(self.classes),
+            f"--source.classes repeats one: {' '.join(self.classes)}.",
         )
         require(bool(self.include), "--source.include is empty: no sample could match.")
 

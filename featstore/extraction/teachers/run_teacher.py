@@ -13,6 +13,7 @@ from featstore.extraction.config import TeacherConfig
 from featstore.extraction.teachers.base import Built, brief, stated_preprocessing
 from featstore.extraction.teachers.timm_teacher import TimmTower
 from featstore.extraction.teachers.weights import load_state, read_state
+from featstore.format.manifest import CLASS_NAMES
 
 WEIGHTS = "student.safetensors"
 CONFIG = "config.json"
@@ -56,6 +57,7 @@ def build(config: TeacherConfig) -> Built:
             "interpolation": region["interpolation"],
         }
         chain = [_recorded(item) for item in _teachers(described)]
+        names = [str(name) for name in described.get("label_names", ())]
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise TeacherError(
             f"--teacher.name {config.name}: {CONFIG} is not one of phase two's ({brief(error)})."
@@ -78,7 +80,11 @@ def build(config: TeacherConfig) -> Built:
         TimmTower(model),
         stated_preprocessing(config, own),
         recorded_name=architecture,
-        recorded_args={**model_args, CHAIN: chain},
+        recorded_args={
+            **model_args,
+            CHAIN: chain,
+            **({CLASS_NAMES: names} if classes and len(names) == classes else {}),
+        },
     )
 
 

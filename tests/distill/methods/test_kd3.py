@@ -7,12 +7,14 @@ from typing import Any
 
 import pytest
 import torch
+import yaml
 from torch.nn import functional as F
 
 from distill.commands.train import run
 from distill.config import DataConfig
 from distill.methods.kd3 import KD3, mix_distribution
 from featstore.errors import ConfigError
+from tests.conftest import RunTwo
 from tests.distill.bench import Bench
 from tests.distill.conftest import MakeConfig
 
@@ -69,17 +71,20 @@ def test_other_choices(make_config: MakeConfig, select: str, count: int) -> None
 
 
 def test_the_loss_by_hand(make_config: MakeConfig) -> None:
-    """Means over the chosen images, weighted by confidence; nothing chosen is zero, with a gradient."""
+    """Means over the unlabelled images, weights 1 on average over the pool; nothing chosen is zero, with a gradient."""
     bench, method = kd3_bench(make_config, kd3__contrast=0.0, kd3__temperature=2.0, kd3__kd=3.0)
     method.weights[1], method.weights[4] = 0.5, 1.0
     output = bench.output()
     own, target = output.projected["general"], bench.teacher
     error = (own - target).square().mean(1).detach()
     terms = {k: v.detach() for k, v in method.loss(output, bench.batch, bench.student).items()}
-    assert float(terms["align"]) == pytest.approx(float(0.5 * error[1] + error[4]) / 1.5, rel=1e-5)
+    # 28 images in the pool, two of them unlabelled images of this batch
+    share = 28 / 1.5 / 2
+    expected = share * float(0.5 * error[1] + error[4])
+    assert float(terms["align"]) == pytest.approx(expected, rel=1e-5)
     p, q = (F.softmax(method.probe(item) / 2, dim=1) for item in (target, own))
     kl = (p * (p / q).log()).sum(1).detach()
-    expected = 3 * 4 * float(0.5 * kl[1] + kl[4]) / 1.5
+    expected = share * 3 * 4 * float(0.5 * kl[1] + kl[4])
     assert float(terms["kd"]) == pytest.approx(expected, rel=1e-4)
     assert float(terms["ce"]) == 0
     method.weights.zero_()
@@ -113,6 +118,56 @@ def test_a_run_over_a_pool(make_config: MakeConfig) -> None:
     assert any("loss/contrast" in line for line in lines)
     assert record["num_unlabelled"] == 28
     assert run(config)[0]["skipped"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("contrast", [0.0, 0.5])
+def test_two_processes(
+    make_config: MakeConfig, tmp_path: Path, run_two: RunTwo, contrast: float
+) -> None:
+    """Both train; without the contrast, which is within a process, every logged number is that of one process."""
+    config = make_config(
+        data=POOL, methods=["kd3"], kd3__contrast=contrast, kd3__keep=0.5, train__grad_accum=1
+    )
+    run(config)
+    two = dataclasses.replace(config, out=config.out + "-two")
+    recipe = tmp_path / "r.yaml"
+    recipe.write_text(yaml.safe_dump(two.plain()))
+    done = run_two(["pipelines/distill.py", "--config", str(recipe)])
+    assert done.returncode == 0, done.stderr
+    ones, twos = (
+        [
+            json.loads(line)
+            for line in (Path(item.out) / "kd3" / "seed0" / "metrics.jsonl")
+            .read_text()
+            .splitlines()
+        ]
+        for item in (config, two)
+    )
+    assert len(ones) == len(twos) > 4
+    for a, b in zip(ones, twos, strict=True):
+        names = [name for name, value in a.items() if not isinstance(value, str)]
+        assert a.keys() == b.keys()
+        if not contrast:
+            assert [b[name] for name in names] == pytest.approx(
+                [a[name] for name in names], rel=1e-3, abs=1e-5
+            )
+
+
+def test_copies_pass_through_the_wrapped_module(make_config: MakeConfig) -> None:
+    """The contrast's gradient reaches the student by way of the trainee, whose forward all precision settings wrap."""
+    bench, method = kd3_bench(make_config, kd3__align=0.0, kd3__kd=0.0)
+    method.weights[:] = 1
+    given = method.inputs(bench.batch)
+    (copies,) = given.values()
+    assert copies.shape == bench.batch.images.shape
+    output = bench.output()
+    terms = method.loss(output, bench.batch, bench.student)
+    assert output.projected["copies"].shape == output.features.shape
+    terms["contrast"].backward()
+    assert any(parameter.grad is not None for parameter in bench.student.parameters())
+    method.weights.zero_()
+    assert method.inputs(bench.batch) == {}
 
 
 def test_no_pool(make_config: MakeConfig) -> None:

@@ -25,7 +25,12 @@ def logits(team: str) -> Array:
 
 
 def write(
-    folder: Path, team: str, *, width: int = CLASSES, classes: list[str] | None = None
+    folder: Path,
+    team: str,
+    *,
+    width: int = CLASSES,
+    classes: list[str] | None = None,
+    probabilities: bool = False,
 ) -> Path:
     """A store of one team's logits."""
     teacher = TeacherRecord(
@@ -36,6 +41,8 @@ def write(
         model_args={} if classes is None else {"class_names": classes},
     )
     values = logits(team)[:, :1].repeat(width, axis=1) if width != CLASSES else logits(team)
+    if probabilities:
+        values = softmax(values).astype(np.float32)
     featstore.from_arrays(
         folder / team,
         {"logits": values},
@@ -113,10 +120,11 @@ def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None
             {"a": {"classes": ["x", "y", "z"]}, "b": {"classes": ["y", "x", "z"]}},
             ["b_logits", "a_logits"],
         ),
+        ({"b": {"probabilities": True}}, ["b_logits", "probabilities"]),
     ],
 )
 def test_other_classes(tmp_path: Path, options: dict[str, Any], words: list[str]) -> None:
-    """Other numbers or orders of classes are named by field."""
+    """Other numbers or orders of classes, and probabilities in place of logits, are named by field."""
     teams = merged(tmp_path, **options)
     with pytest.raises(ConfigError) as caught:
         fuse(teams, tmp_path / "fused")

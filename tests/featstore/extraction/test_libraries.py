@@ -541,6 +541,7 @@ def test_a_finished_run_as_a_teacher(tmp_path: Path) -> None:
         torch.testing.assert_close(teacher.features(images(size=64))["logits"], model(pixels))
     assert teacher.record.name == "test_resnet"
     assert teacher.record.weights_sha256 == state_sha256(TimmTower(model))
+    assert teacher.record.model_args["class_names"] == list("abcde")
     assert teacher.record.model_args[CHAIN] == [
         {key: store[key] for key in store if key != "weight"}
     ]

@@ -1,12 +1,18 @@
 """Class numbers of sources: ids are renumbered, numbers for "no class" are named, all others stay as they are."""
 
+import dataclasses
+from pathlib import Path
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from PIL import Image
 
-from featstore.errors import SourceError
+from featstore.errors import ConfigError, SourceError
+from featstore.sources import open_source
 from featstore.sources.base import NO_LABEL
+from featstore.sources.config import SourceConfig
 from featstore.sources.labels import check_labels
 
 
@@ -64,3 +70,21 @@ def test_ids_of_images_are_refused() -> None:
 def test_no_class_at_all() -> None:
     """Labels that all mean "no class" are no labels."""
     assert check_labels(np.full(3, -1), where="x", notes=[]) == (None, ())
+
+
+def test_classes_that_the_user_names(tmp_path: Path) -> None:
+    """Numbers follow the order given; other classes lose their label, with a note; unknown ones are refused."""
+    for name in ("cat", "ant", "transfer"):
+        (tmp_path / name).mkdir()
+        Image.new("RGB", (4, 4)).save(tmp_path / name / "0.png")
+    config = SourceConfig(kind="folder", path=str(tmp_path), classes=["dog", "cat", "ant"])
+    source = open_source(config)
+    assert source.class_names == ("dog", "cat", "ant")
+    assert source.labels is not None
+    named = dict(zip(source.sample_ids, source.labels.tolist(), strict=True))
+    assert named == {"ant/0.png": 2, "cat/0.png": 1, "transfer/0.png": NO_LABEL}
+    assert "transfer" in " ".join(source.notes)
+    with pytest.raises(ConfigError, match="transfer"):
+        open_source(dataclasses.replace(config, classes=["cow"]))
+    with pytest.raises(ConfigError, match="repeats"):
+        dataclasses.replace(config, classes=["cow", "cow"])
