@@ -65,6 +65,7 @@ def prepare_runs(config: DistillConfig) -> "tuple[DistillConfig, JoinedData]":
     from distill.partners import PARTNERS
     from distill.register import AUTO, options_of
     from distill.tasks import TASKS, resolve
+    from distill.training.run_parts import check_stored
     from featstore.reading.store import FeatureStore
 
     store = FeatureStore.open(config.store)
@@ -78,6 +79,7 @@ def prepare_runs(config: DistillConfig) -> "tuple[DistillConfig, JoinedData]":
         [options_of(config, name) for name in named],
         config.partner if partner is not None and partner.labels else "none",
     )
+    check_stored(config, config.methods)
     data = joined.join_data(
         source,
         store,

@@ -71,34 +71,7 @@ def settle(config: DistillConfig) -> DistillConfig:
             f"--task {name}: trains without labels; leave out --train.finetune_epochs {config.train.finetune_epochs}."
         )
     methods: Any = config.methods or list(task.methods)
-    config = dataclasses.replace(
-        config, task=name, data=task.settings(config.data), methods=methods
-    )
-    if config.data.stored == "unlabelled":
-        _check_unlabelled_suffice(config)
-    return config
-
-
-def _check_unlabelled_suffice(config: DistillConfig) -> None:
-    """Refuse methods that read what is stored of labelled images, where these need no row.
-
-    Raises:
-        ConfigError: Names them.
-    """
-    from distill.methods import METHODS
-    from distill.register import options_of
-
-    unfit = [
-        name
-        for name in config.methods
-        if name not in METHODS or METHODS[name].needs(options_of(config, name)).labelled_rows
-    ]
-    if config.task != "classify" or config.partner != "none" or config.teachers or unfit:
-        raise ConfigError(
-            f"--data.stored unlabelled: is for task classify with methods labels and kd (--kd.target field), one "
-            f"teacher and no partner; this is task {config.task}, methods {', '.join(config.methods)}, partner "
-            f"{config.partner}, {1 + len(config.teachers)} teachers. Give every image a row (--data.stored all)."
-        )
+    return dataclasses.replace(config, task=name, data=task.settings(config.data), methods=methods)
 
 
 def build_task(config: DistillConfig, data: Data) -> Task:

@@ -1,7 +1,7 @@
 """What one run trains and measures with: task, images, student, method, partner, optimiser."""
 
 import copy
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import timm.utils
@@ -26,6 +26,32 @@ from distill.student.model import Student
 from distill.tasks import build_task
 from distill.training.optim import make_optimiser
 from distill.training.run_folder import run_name
+from featstore.errors import ConfigError
+
+
+def check_stored(config: DistillConfig, methods: Sequence[str]) -> None:
+    """Refuse methods that read what is stored of labelled images, where these need no row (``--data.stored``).
+
+    Args:
+        config: Of the command, resolved (``tasks.resolve``).
+
+    Raises:
+        ConfigError: Names the methods.
+    """
+    if config.data.stored == "all":
+        return
+    unfit = [
+        name
+        for name in methods
+        if name not in METHODS or METHODS[name].needs(options_of(config, name)).labelled_rows
+    ]
+    others = config.task != "classify" or config.partner != "none" or config.teachers
+    if unfit or others:
+        raise ConfigError(
+            "--data.stored unlabelled is for task classify, methods labels and kd (--kd.target field), one teacher "
+            f"and no partner; this is task {config.task}, methods {', '.join(methods)}, partner {config.partner}, "
+            f"{1 + len(config.teachers)} teachers. Give every image a row (--data.stored all)."
+        )
 
 
 class RunParts:
@@ -56,6 +82,7 @@ class RunParts:
             partner_options = options_of(config, config.partner)
             self.needs |= partner.needs(partner_options)
             self.strong = partner.strong_views(partner_options)
+        check_stored(config, [method])
         METHODS[method].check(options_of(config, method), config, data)
         self.plan = self._plan()
         self.viewer = Viewer(

@@ -13,7 +13,7 @@ import pytest
 import torch
 
 import featstore
-from distill.commands.train import prepare, run
+from distill.commands.train import prepare_runs, run
 from distill.config import DistillConfig, TeacherConfig
 from distill.data.pictures import Batch
 from distill.methods.logits import KD
@@ -146,7 +146,7 @@ def test_copies_of_test_images_without_a_row_do_not_train(
 ) -> None:
     """Their bytes are compared as well."""
     config = kd_config(make_config, soft_labels(tmp_path, images))
-    _, data = prepare(config)
+    _, data = prepare_runs(config)
     assert data.samples.hashes is not None
     assert data.samples.hashes.any(axis=1).all()
     test, labelled = data.samples.groups["test"], data.samples.groups["labelled"]
@@ -186,7 +186,7 @@ def test_what_does_not_fit(
 
 def test_equal_class_names_fit(make_config: MakeConfig, images: Path, tmp_path: Path) -> None:
     """Class names in the manifest that are those of the labels."""
-    prepare(kd_config(make_config, soft_labels(tmp_path, images, classes=list(CLASSES))))
+    prepare_runs(kd_config(make_config, soft_labels(tmp_path, images, classes=list(CLASSES))))
 
 
 @pytest.mark.slow
