@@ -223,7 +223,7 @@ def _usable(
     other_rows: Sequence[Indices],
 ) -> npt.NDArray[np.bool_]:
     """Which images have a usable feature in every store."""
-    usable = store.valid[rows] | (rows == NO_ROW)
+    usable: npt.NDArray[np.bool_] = store.valid[rows] | (rows == NO_ROW)
     for other, found in zip(others, other_rows, strict=True):
         usable = usable & other.valid[found]
         _check_same_bytes(store, rows, other, found, usable)
