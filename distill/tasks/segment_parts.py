@@ -95,9 +95,10 @@ class Masks(Targets):
             )
         unknown = np.unique(mask[((mask < 0) | (mask >= self.classes)) & (mask != self.ignore)])
         if len(unknown):
+            ignored = "" if 0 <= self.ignore < self.classes else f" or {self.ignore} (ignored)"
             raise SourceError(
-                f"{where}: holds the values {shorten(unknown.tolist())}; --{self.task} expects 0 to "
-                f"{self.classes - 1}, or {self.ignore} to ignore a pixel."
+                f"{where}: holds the values {shorten(unknown.tolist())}; --task {self.task} expects 0 to "
+                f"{self.classes - 1}{ignored}."
             )
         return mask
 
