@@ -53,7 +53,7 @@ def semantic_ours(trial: Trial) -> float:
 
 
 def diswot(trial: Trial) -> float:
-    """Sum of ``relation`` and ``semantic``, as in the paper: not normalised, so that the second decides."""
+    """Sum of ``relation`` and ``semantic``, as in the paper, not normalised."""
     return relation(trial) + semantic(trial)
 
 

@@ -53,7 +53,7 @@ def test_relation_is_the_loss_sp() -> None:
 
 @pytest.mark.parametrize("size", [4, 16, 64])
 def test_relation_is_small(size: int) -> None:
-    """After a ReLU it lies between -2 / B and 0, so that the sum with the semantic score is that score."""
+    """After a ReLU it lies between -2 / B and 0; the semantic score has the size of a few units."""
     student, teacher = random(size, 9).relu(), random(size, 7, seed=1).relu()
     assert -2 / size <= SCORES["relation"](trial(student, teacher)) <= 0
 
