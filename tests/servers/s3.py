@@ -97,6 +97,7 @@ def serve_s3(folder: Path, address: str = HOST) -> Iterator[str]:
         folder: for its log.
         address: Where it listens; 0.0.0.0 for all interfaces.
     """
-    start = [sys.executable, "-m", "tests.servers.s3_server", address]
+    script = Path(__file__).with_name("s3_server.py")
+    start = [sys.executable, "-P", str(script), address]
     with program(lambda port: [*start, str(port)], folder / "s3.log") as port:
         yield f"http://{HOST}:{port}"
