@@ -8,15 +8,13 @@ or replaced by the process that makes the shard.
 """
 
 import base64
-import hashlib
 import json
-import secrets
 import tempfile
 import threading
 import time
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
 
@@ -26,7 +24,6 @@ from featstore.containers.metadata import metadata_files
 from featstore.errors import (
     ConfigError,
     ManifestMismatch,
-    RemoteError,
     RemoteNotFound,
     StoreIncomplete,
     StoreNotFound,
@@ -53,9 +50,16 @@ from featstore.format.manifest import (
     manifest_bytes,
     read_manifest,
 )
-from featstore.places.base import NotSupported, Retry, Tag, TooLong
+from featstore.places.base import Retry, Tag
 from featstore.places.open_place import open_place
 from featstore.writing.bucket_leases import BucketLeases
+from featstore.writing.conditional import (
+    TRIES,
+    arrives_damaged,
+    check_conditions,
+    create_file,
+    is_stored,
+)
 from featstore.writing.leases import LEASE_FOLDER
 from featstore.writing.shard import Shard, entry_record
 
@@ -72,9 +76,6 @@ LOOK_S = 2.0
 
 MOST_PUT_MB = 4096
 """S3 takes 5 GiB in one request."""
-
-TRIES = 4
-"""Attempts to create the store, and to write an object that arrives damaged."""
 
 
 def entry_name(shard: int) -> str:
@@ -133,41 +134,6 @@ class BucketStore:
         """Whether the store had its mark of completeness when it was looked for last."""
         return complete_path(self.folder).exists()
 
-    def check_conditions(self) -> None:
-        """Check with an object of its own that the server heeds the conditions of requests.
-
-        Raises:
-            ConfigError: It does not.
-        """
-        names = [
-            f"{LEASE_FOLDER}/{TEMPORARY_PREFIX}probe-{secrets.token_hex(8)}" for _ in range(TRIES)
-        ]
-        try:
-            heeded = any(map(self._heeds_conditions, names))
-        except NotSupported:
-            heeded = False
-        if not heeded:
-            raise ConfigError(
-                f"{self.url}: the server does not support conditional writes (If-None-Match, If-Match), without which "
-                f"processes could overwrite each other's shards. Extract to a folder, then run: featstore push FOLDER "
-                f"{self.url}"
-            )
-
-    def _heeds_conditions(self, name: str) -> bool:
-        """One try; where the answer of a request is lost, it may fail for that."""
-        put = self.place.put_if
-        try:
-            first = put(name, b"1", None)
-            return (
-                first is not None
-                and put(name, b"2", None) is None
-                and put(name, b"3", first) is not None
-                and put(name, b"4", first) is None
-            )
-        finally:
-            with suppress(RemoteError):  # what is left is deleted when the store is complete
-                self.place.remove([name])
-
     def mirror(self) -> bool:
         """Copy the manifest and what belongs to it into ``folder``; False if there is no store at the URL."""
         if self.folder.exists():
@@ -207,7 +173,7 @@ class BucketStore:
             if self.complete:
                 self.tidy()
                 return True, True
-        self.check_conditions()
+        check_conditions(self.place)
         if not there:
             self._create(manifest, artefacts)
             check_same_contract(self.folder, found=self.backend.manifest, expected=manifest)
@@ -233,7 +199,7 @@ class BucketStore:
             },
         }
         for _ in range(TRIES):
-            self._create_file(DESIGN_NAME, json.dumps(design).encode())
+            create_file(self.place, DESIGN_NAME, json.dumps(design).encode())
             try:
                 data = self.place.read(DESIGN_NAME, most_bytes=2**32)
             except RemoteNotFound:
@@ -257,9 +223,9 @@ class BucketStore:
             manifest = read_manifest(Path(folder))
         first = {_artefact_name(name): files[name] for name in manifest.artefacts}
         for name, content in {**first, **metadata_files(manifest)}.items():
-            if not self._create_file(name, content):
+            if not create_file(self.place, name, content):
                 self.place.write(name, content)
-        self._create_file(MANIFEST_NAME, data)
+        create_file(self.place, MANIFEST_NAME, data)
 
     def tidy(self) -> None:
         """Delete leases and what was left of the creation, of a store that is complete."""
@@ -312,7 +278,7 @@ class BucketStore:
             del data
         record = entry_record(self.backend, shard, objects, write_s=time.perf_counter() - start)
         content, name = entry_bytes(record), entry_name(shard.number)
-        if not self._holds(shard.number) or not self._create_file(name, content):
+        if not self._holds(shard.number) or not create_file(self.place, name, content):
             return False
         entry_path(self.folder, shard.number).write_bytes(content)
         self._committed.add(shard.number)
@@ -323,41 +289,15 @@ class BucketStore:
         tag: Tag | None = None
         for _ in range(TRIES):
             tag = self.place.put_if(name, data, tag) or self.place.tag(name)
-            if tag is not None and (_is_md5(tag, data) or self._equals(name, data)):
+            if tag is not None and is_stored(self.place, name, tag, data):
                 return True
             # Of another process, whose bits may differ, or damaged on the way.
             if not self._holds(shard) or self.is_committed(shard):
                 return False
-        raise self._damaged(name)
-
-    def _create_file(self, name: str, data: bytes) -> bool:
-        """Create a file; False if another process has created another one."""
-        tag = self.place.put_if(name, data, None)
-        for _ in range(TRIES):
-            if tag is None:
-                return self._equals(name, data)
-            if _is_md5(tag, data) or self._equals(name, data):
-                return True
-            tag = self.place.put_if(name, data, tag)  # damaged on the way
-        raise self._damaged(name)
-
-    def _damaged(self, name: str) -> RemoteError:
-        return RemoteError(
-            f"{self.url}/{name}: is not what was sent, {TRIES} times. Check the network, then run the same command "
-            "again: it resumes."
-        )
+        raise arrives_damaged(self.place, name)
 
     def _holds(self, shard: int) -> bool:
         return self._leases is not None and self._leases.holds(shard)
-
-    def _equals(self, name: str, data: bytes) -> bool:
-        """Whether an object holds these bytes; it is read and compared piece by piece."""
-        sink = _Comparison(data)
-        try:
-            size = self.place.stream(name, sink, most_bytes=len(data))
-        except (RemoteNotFound, TooLong):
-            return False
-        return sink.same and size == len(data)
 
     def finish(self) -> None:
         """Write the mark of completeness, and delete leases; a second call changes nothing.
@@ -377,7 +317,7 @@ class BucketStore:
                 self.folder, (read_entry(self.folder, shard) for shard in range(self._num_shards))
             )
             content = complete_path(self.folder).read_bytes()
-            if not self._create_file(MARK_NAME, content):
+            if not create_file(self.place, MARK_NAME, content):
                 raise ManifestMismatch(
                     f"{self.url}/{MARK_NAME}: another store was completed there meanwhile. Choose another --store.path."
                 )
@@ -422,26 +362,6 @@ class BucketStore:
             self._lease_tags = self.place.entity_tags(LEASE_FOLDER)
             end = time.monotonic()
             self._next_look_s = end + max(self._look_s, 10 * (end - start))
-
-
-class _Comparison:
-    """Compares what it is sent with bytes in memory."""
-
-    def __init__(self, expected: bytes) -> None:
-        self._expected = memoryview(expected)
-        self.restart()
-
-    def write(self, piece: bytes) -> None:
-        self.same &= self._expected[self._bytes : self._bytes + len(piece)] == piece
-        self._bytes += len(piece)
-
-    def restart(self) -> None:
-        self.same, self._bytes = True, 0
-
-
-def _is_md5(tag: Tag, data: bytes) -> bool:
-    """Whether a tag is the MD5 of these bytes, as S3 gives it for objects that it does not encrypt with other keys."""
-    return tag[0].strip('"') == hashlib.md5(data, usedforsecurity=False).hexdigest()
 
 
 def _artefact_name(name: str) -> str:
