@@ -15,9 +15,6 @@ from torch import Tensor, nn
 from distill.config import TrainConfig
 from featstore.errors import ConfigError, FeatstoreError
 
-FUSED = ("adam", "adamw", "sgd")
-"""Optimisers with one kernel for all of a step: of a MobileNetV3-Small, 1.6 ms of one core in place of 6.6."""
-
 
 class TrainingDiverged(FeatstoreError):
     """A term of the loss is no longer a number."""
@@ -54,7 +51,6 @@ def make_optimiser(
     Raises:
         ConfigError: timm has no such optimiser.
     """
-    extra: dict[str, Any] = {"fused": True} if config.opt in FUSED else {}
     try:
         optimiser = timm.optim.create_optimizer_v2(
             module,
@@ -62,7 +58,6 @@ def make_optimiser(
             lr=config.lr,
             weight_decay=config.weight_decay,
             momentum=config.momentum,
-            **extra,
         )
     except (ValueError, AssertionError) as error:
         raise ConfigError(
