@@ -100,7 +100,11 @@ def test_train_load_measure(
     assert [(run.method, run.seed) for run in runs] == [("labels", 0), ("kd", 0)]
     assert "kd" in runs.table()
     assert runs.best.score == max(run.score for run in runs)
-    assert runs[1].record["contract"]["kd"] == {"weight": 2.0, "temperature": 4.0}
+    assert runs[1].record["contract"]["kd"] == {
+        "weight": 2.0,
+        "temperature": 4.0,
+        "target": "probe",
+    }
     assert capsys.readouterr().out == ""
     again = distill.run(store, images, progress=False, **asked)
     assert all(run.record["skipped"] for run in again)
