@@ -509,7 +509,7 @@ def fuse(
     Examples:
         >>> contents = numpy.zeros((2, 32), "uint8")  # SHA-256 of each image
         >>> for team in ("north", "south"):
-        ...     logits = numpy.eye(2, 3, dtype="float32")
+        ...     logits = 4 * numpy.eye(2, 3, dtype="float32")
         ...     store = featstore.from_arrays(
         ...         f"teams/{team}", {"logits": logits}, ["a", "b"], teacher=team, content_sha256=contents
         ...     )
