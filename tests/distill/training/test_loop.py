@@ -137,7 +137,7 @@ from distill.config import DistillConfig
 from distill import register
 from featstore.cli.recipe import parse
 config = parse(DistillConfig, default_recipe=Path(sys.argv[1]), argv=[], extend=register.kinds)
-data = joined.prepare(open_source(config.source), FeatureStore.open(config.store), config.data, config.field)
+data = joined.join_data(open_source(config.source), FeatureStore.open(config.store), config.data, config.field)
 probe = data.fit_probe(data.split(0), most=1000, seed=0)
 kill = lambda step: os.kill(os.getpid(), signal.SIGKILL) if step == 5 else None
 train.run(config, data, probe, method="customkd", seed=0, on_step=kill)
