@@ -179,7 +179,7 @@ def with_images(store: Path, tars: list[str], images: Path) -> dict[str, Samples
             yield picture["jpg"], sample["x.npy"]
 
     def ours(*, check: bool) -> Iterator[Any]:
-        fresh = FeatureStore(store, opened.manifest, opened.shards)
+        fresh = FeatureStore.open(store)
         for pair in PairStream(fresh, images, check_content=check):
             yield pair.image, pair.fields["x"]
 
