@@ -169,7 +169,6 @@ def alone(store: Path, tars: list[str]) -> dict[str, Samples]:
 def with_images(store: Path, tars: list[str], images: Path) -> dict[str, Samples]:
     """Feature tars in step with image tars."""
     pictures = sorted(str(path) for path in images.iterdir())
-    opened = FeatureStore.open(store, allow_incomplete=True)
 
     def stock() -> Iterator[Any]:
         left = webdataset.WebDataset(pictures, shardshuffle=False)
@@ -179,7 +178,7 @@ def with_images(store: Path, tars: list[str], images: Path) -> dict[str, Samples
             yield picture["jpg"], sample["x.npy"]
 
     def ours(*, check: bool) -> Iterator[Any]:
-        fresh = FeatureStore.open(store)
+        fresh = FeatureStore.open(store, allow_incomplete=True)
         for pair in PairStream(fresh, images, check_content=check):
             yield pair.image, pair.fields["x"]
 
