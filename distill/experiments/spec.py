@@ -63,7 +63,7 @@ class Experiment:
     baseline: str  # name of a variant or a row that the others are compared to; "" for none
     variants: dict[str, Variant]  # by name
     grid: list[Axis]  # axes; every variant gets a row for each combination
-    tune: Tune | None  # none to take all settings as they are
+    tune: Tune | None  # None takes all settings as they are
     flags: Settings  # settings from the command line, which replace all others
     schema: Schema[DistillConfig]  # names and types of all settings
     plugins: list[str]  # files that register methods of the user

@@ -21,7 +21,7 @@ class Measure:
     label: str  # name in tables and pages, e.g. ``top-1``
     # a share between 0 and 1, shown in percent; its differences are percentage points
     percent: bool = True
-    higher_is_better: bool = True  # false for losses and errors
+    higher_is_better: bool = True  # False for losses and errors
 
     @property
     def title(self) -> str:

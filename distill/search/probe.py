@@ -2,10 +2,12 @@
 
 # B images of the batch, K classes, D teacher width, C student width
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
+import google_crc32c
 import numpy as np
 import torch
 from safetensors import SafetensorError
@@ -21,11 +23,16 @@ from distill.search.config import SearchConfig, Weights
 from distill.student.model import Student, StudentOutput
 from distill.tasks import Task
 from featstore.errors import ConfigError
+from featstore.files.array_types import Array
 from featstore.files.atomic import write_bytes
 from featstore.format.artefacts import pack, pack_texts, unpack_texts
 
 PROBE_ROWS = 5000
 """Most labelled images that the teacher's classifier is fitted on."""
+
+
+CHECKSUM = "crc32c"
+"""Tensor of the probe's file: CRC-32C of the file without it."""
 
 
 @dataclass(frozen=True)
@@ -50,7 +57,8 @@ class Probe:
         if self.gradient_KD is not None:
             tensors["gradient"] = self.gradient_KD
         arrays = {name: value.numpy() for name, value in tensors.items()}
-        write_bytes(path, pack({**arrays, **pack_texts(self.ids)}))
+        arrays |= pack_texts(self.ids)
+        write_bytes(path, pack({**arrays, CHECKSUM: _checksum(arrays)}))
 
     @classmethod
     def read(cls, path: Path) -> "Probe":
@@ -61,6 +69,8 @@ class Probe:
         """
         try:
             arrays = load(path.read_bytes())
+            if arrays.pop(CHECKSUM) != _checksum(arrays):
+                raise ConfigError("its checksum differs")
             tensors = {name: torch.from_numpy(array.copy()) for name, array in arrays.items()}
             return cls(
                 unpack_texts(arrays), tensors["labels"], tensors["relations"], tensors.get("gradient")
@@ -69,6 +79,10 @@ class Probe:
             raise ConfigError(
                 f"{path.absolute()}: cannot be read ({error}). Delete it; it is made anew from the store."
             ) from None
+
+
+def _checksum(arrays: Mapping[str, Array]) -> Array:
+    return np.array([google_crc32c.value(pack(arrays))], dtype=np.uint32)
 
 
 def make_probe(task: Task, config: SearchConfig) -> Probe:

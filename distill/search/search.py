@@ -8,14 +8,16 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import google_crc32c
 from tqdm import tqdm
 
-from distill.config import StudentConfig
+from distill.config import DataConfig, StudentConfig
 from distill.search.config import LimitConfig, SearchConfig
 from distill.search.evolution import evolve, smallest
 from distill.search.space import Candidate, Space
 from featstore.errors import ConfigError, command
 from featstore.files.atomic import write_bytes, write_json
+from featstore.sources.config import SourceConfig
 from featstore.text import columns, count
 
 if TYPE_CHECKING:
@@ -91,8 +93,10 @@ class _Search:
         for number, line in enumerate(text.splitlines(), 1):
             try:
                 values = json.loads(line)
+                if values.pop("crc32c") != _checksum(values):
+                    raise ValueError("checksum")
                 key, student = values["key"], values["student"]
-            except (ValueError, KeyError, TypeError):
+            except (ValueError, KeyError, TypeError, AttributeError):
                 raise ConfigError(
                     f"{self._path.absolute()}: line {number} is damaged. Delete the file to score all again."
                 ) from None
@@ -109,9 +113,9 @@ class _Search:
                 values[name] = make()
             except ConfigError as error:
                 values[name] = str(error)
-            line = json.dumps({"key": self._key, "student": student, name: values[name]})
+            line = {"key": self._key, "student": student, name: values[name]}
             with self._path.open("a", encoding="utf-8") as file:
-                file.write(f"{line}\n")
+                file.write(json.dumps({**line, "crc32c": _checksum(line)}) + "\n")
         if isinstance(values[name], str):
             self.refused.setdefault(student, values[name])
             return None
@@ -211,6 +215,11 @@ class _Search:
         return Found(self.space.text(candidate), self.space.student(candidate), score, cost)
 
 
+def _checksum(line: dict[str, Any]) -> str:
+    data = json.dumps(line, sort_keys=True).encode()
+    return f"{google_crc32c.value(data):08x}"
+
+
 def over(cost: "Cost", limit: LimitConfig) -> float:
     """Largest share of a limit that a student takes; it fits up to 1."""
     values = (cost.parameters, cost.macs, cost.latency_ms or 0)
@@ -277,13 +286,22 @@ def cells(found: Sequence[Found], score: str) -> list[list[str]]:
 
 def next_command(config: SearchConfig, student: StudentConfig) -> str:
     """The command that trains a student."""
-    default = StudentConfig()
     flags = {"store": config.store, "field": config.field, "source.kind": config.source.kind}
-    flags |= {"source.path": config.source.path} if config.source.path else {}
-    flags |= {
-        f"student.{name}": value if isinstance(value, str) else json.dumps(value)
-        for name, value in dataclasses.asdict(student).items()
-        if value != getattr(default, name) or name == "name"
-    }
+    flags |= _changed("source", config.source, SourceConfig())
+    flags |= _changed("data", config.data, DataConfig())
+    flags |= {"student.name": student.name} | _changed("student", student, StudentConfig())
     words = [part for name, value in flags.items() for part in (f"--{name}", value)]
     return f"{command('distill')} {shlex.join(words)}"
+
+
+def _changed(section: str, values: Any, default: Any) -> dict[str, str]:
+    """Flags for the settings of a section that are not at their defaults."""
+    found: dict[str, str] = {}
+    for item in dataclasses.fields(values):
+        name, value = f"{section}.{item.name}", getattr(values, item.name)
+        usual = getattr(default, item.name)
+        if dataclasses.is_dataclass(value):
+            found |= _changed(name, value, usual)
+        elif value != usual:
+            found[name] = value if isinstance(value, str) else json.dumps(value)
+    return found

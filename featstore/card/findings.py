@@ -48,7 +48,7 @@ class Findings:
     sample: Sample
     fields: dict[str, FieldStatistics]
     map: Map | None  # of the samples; None if no field can be mapped
-    duplicates: Duplicates | None  # none if there is no map
+    duplicates: Duplicates | None  # None if there is no map
     pictures: list[str]  # data URIs of the map's samples; empty for none
 
     def as_json(self) -> dict[str, Any]:

@@ -69,10 +69,7 @@ def _opened(config: ExtractConfig) -> "Iterator[tuple[ExtractConfig, BucketStore
 
     for given, name in ((config.append, "append"), (config.repair, "repair")):
         if given:
-            raise ConfigError(
-                f"--{name}: not at a URL. Pull the store, run the same command on the copy, and push it: featstore "
-                f"pull {path} FOLDER; ... --store.path FOLDER; featstore push FOLDER {path} --replace"
-            )
+            raise ConfigError(f"--{name}: not at a URL. {_on_a_copy(path, name)}")
     if config.store.shard_mb > MOST_PUT_MB:
         raise ConfigError(
             f"--store.shard_mb {config.store.shard_mb}: at a URL an object is written in one request, of at most "
@@ -245,8 +242,16 @@ def fill_store(
         # Another job has created the store meanwhile; what was measured for it is used.
         summary = extract(manifest=new_manifest.agree(accelerator, design).manifest)
 
-    say("\n".join(_result_lines(summary)))
+    say("\n".join(_result_lines(summary, bucket.url if bucket else "")))
     return summary
+
+
+def _on_a_copy(url: str, flag: str) -> str:
+    """How to change a store at a URL."""
+    return (
+        f"Change a copy: featstore pull {url} FOLDER; the same command with --{flag} --store.path FOLDER; featstore "
+        f"push FOLDER {url} --replace. If the pull finds damage, extract into an empty FOLDER and push that."
+    )
 
 
 def _setting_lines(
@@ -268,7 +273,7 @@ def _setting_lines(
     ]
 
 
-def _result_lines(summary: "ExtractionSummary") -> list[str]:
+def _result_lines(summary: "ExtractionSummary", url: str) -> list[str]:
     """Rows and speed of a finished run, and the images that it could not use."""
     from featstore.sources.load import was_unreadable
 
@@ -282,9 +287,8 @@ def _result_lines(summary: "ExtractionSummary") -> list[str]:
         where = shlex.quote(str(summary.store))
         lines.append(f"  ... and {len(summary.invalid) - 20} more: featstore inspect {where}")
     if unread := sum(was_unreadable(item.reason) for item in summary.invalid):
-        lines.append(
-            f"  {unread} could not be read; once they can be, run the same command with --repair"
-        )
+        advice = _on_a_copy(url, "repair") if url else "Run the same command with --repair."
+        lines.append(f"  {unread} could not be read. Once they can be: {advice}")
     return lines
 
 

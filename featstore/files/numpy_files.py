@@ -23,9 +23,8 @@ def read_npy(path: Path, *, mmap_mode: Literal["r"] | None = None) -> Array:
         return np.lib.format.open_memmap(path, mode="r") if mmap_mode else _plain(path)
     except OSError:
         raise
-    except (
-        Exception
-    ) as error:  # numpy parses the header as Python: TokenError, SyntaxError, EOFError, ...
+    # numpy parses the header as Python: TokenError, SyntaxError, EOFError, ...
+    except Exception as error:
         raise ValueError(str(error) or type(error).__name__) from error
 
 
@@ -44,7 +43,6 @@ def read_npz(data: bytes) -> dict[str, Array]:
         # From memory: numpy leaves a damaged file open.
         with np.load(io.BytesIO(data), allow_pickle=False) as arrays:
             return dict(arrays)
-    except (
-        Exception
-    ) as error:  # BadZipFile; RuntimeError where a changed header says encrypted; those above
+    # BadZipFile; RuntimeError where a changed header says encrypted; those above
+    except Exception as error:
         raise ValueError(str(error) or type(error).__name__) from error

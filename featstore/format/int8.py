@@ -50,7 +50,7 @@ class RoundingError:
 class Calibration(RoundingError):
     """Scales from a sample of rows, and the error on that sample."""
 
-    channels: Channels | None  # none with scheme "row"
+    channels: Channels | None  # None with scheme "row"
     sample_rows: int  # rows of the sample
 
 

@@ -8,7 +8,6 @@ or replaced by the process that makes the shard.
 """
 
 import base64
-import json
 import tempfile
 import threading
 import time
@@ -31,7 +30,8 @@ from featstore.errors import (
 )
 from featstore.files.atomic import TEMPORARY_PREFIX, checksum_blocks
 from featstore.files.untrusted import MOST_JSON_BYTES
-from featstore.format.artefacts import artefact_path, write_artefacts
+from featstore.format.artefacts import artefact_file, write_artefacts
+from featstore.format.checksummed_json import seal, unseal
 from featstore.format.ledger import (
     COMPLETE_NAME,
     ENTRY,
@@ -39,6 +39,7 @@ from featstore.format.ledger import (
     ObjectRecord,
     complete_path,
     entry_bytes,
+    entry_name,
     entry_path,
     mark_complete,
     read_entry,
@@ -76,11 +77,6 @@ LOOK_S = 2.0
 
 MOST_PUT_MB = 4096
 """S3 takes 5 GiB in one request."""
-
-
-def entry_name(shard: int) -> str:
-    """Path of a ledger entry inside a store."""
-    return f"{LEDGER_FOLDER}/{shard:08d}.json"
 
 
 class BucketStore:
@@ -152,7 +148,7 @@ class BucketStore:
         make_backend(work, manifest).create()
         (work / LEDGER_FOLDER).mkdir()
         files = {
-            name: self.place.read(_artefact_name(name), most_bytes=record.bytes)
+            name: self.place.read(artefact_file(name), most_bytes=record.bytes)
             for name, record in manifest.artefacts.items()
         }
         write_artefacts(work, manifest, files)
@@ -199,7 +195,7 @@ class BucketStore:
             },
         }
         for _ in range(TRIES):
-            create_file(self.place, DESIGN_NAME, json.dumps(design).encode())
+            create_file(self.place, DESIGN_NAME, seal(design))
             try:
                 data = self.place.read(DESIGN_NAME, most_bytes=2**32)
             except RemoteNotFound:
@@ -207,21 +203,32 @@ class BucketStore:
             if self.mirror():
                 break
             if data:
-                self._put_design(json.loads(data))
+                self._put_design(data)
         else:
             raise StoreNotFound(
                 f"{self.url}: its manifest is deleted again and again. Is another process deleting the store?"
             )
         self.place.remove([DESIGN_NAME])
 
-    def _put_design(self, design: dict[str, dict[str, str]]) -> None:
-        """Write all files of a new store, the manifest last."""
-        data = base64.b64decode(str(design["manifest"]))
-        files = {name: base64.b64decode(text) for name, text in design["artefacts"].items()}
+    def _put_design(self, content: bytes) -> None:
+        """Write all files of a new store, the manifest last.
+
+        Raises:
+            StoreNotFound: The design is damaged.
+        """
+        try:
+            design = unseal(content)
+            data = base64.b64decode(design["manifest"])
+            files = {name: base64.b64decode(text) for name, text in design["artefacts"].items()}
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise StoreNotFound(
+                f"{self.url}/{DESIGN_NAME}: damaged ({error}). Nothing was extracted yet: delete it, then run the same "
+                "command again."
+            ) from None
         with tempfile.TemporaryDirectory() as folder:
             (Path(folder) / MANIFEST_NAME).write_bytes(data)
             manifest = read_manifest(Path(folder))
-        first = {_artefact_name(name): files[name] for name in manifest.artefacts}
+        first = {artefact_file(name): files[name] for name in manifest.artefacts}
         for name, content in {**first, **metadata_files(manifest)}.items():
             if not create_file(self.place, name, content):
                 self.place.write(name, content)
@@ -362,7 +369,3 @@ class BucketStore:
             self._lease_tags = self.place.entity_tags(LEASE_FOLDER)
             end = time.monotonic()
             self._next_look_s = end + max(self._look_s, 10 * (end - start))
-
-
-def _artefact_name(name: str) -> str:
-    return artefact_path(Path(), name).as_posix()

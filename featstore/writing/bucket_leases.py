@@ -60,9 +60,8 @@ class BucketLeases:
     def __exit__(self, kind: object, error: object, trace: object) -> None:
         self._stop.set()
         self._thread.join(LEAVE_S)
-        with suppress(
-            RemoteError
-        ):  # a server that is gone is not waited for once more for each lease
+        # A server that is gone is not waited for once more for each lease.
+        with suppress(RemoteError):
             for shard in list(self._held):
                 self._delete(shard)
 

@@ -67,6 +67,7 @@ def test_a_search_prints_the_costs(
     flags = words[next(n for n, word in enumerate(words) if word.startswith("--")) :]
     config = parse(DistillConfig, default_recipe=RECIPES / "distill.yaml", argv=flags, extend=kinds)
     assert config.student == found[0].student
+    assert (config.source, config.data) == (settings["source"], settings["data"])
 
 
 def test_resume(settings: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
@@ -89,9 +90,11 @@ def test_resume(settings: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> No
     assert len(scored) == 1
     search.run(SearchConfig(**settings | {"score": "semantic_ours"}))
     assert len(scored) == 5
-    path.write_text("{}\n" + path.read_text())
-    with pytest.raises(ConfigError, match=r"scored\.jsonl: line 1 "):
-        search.run(config)
+    text = path.read_text()
+    for damaged in ("{}\n" + text, text.replace('"macs": ', '"macs": 1', 1)):
+        path.write_text(damaged)
+        with pytest.raises(ConfigError, match=r"scored\.jsonl: line 1 "):
+            search.run(config)
 
 
 def test_limits(settings: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
@@ -196,10 +199,14 @@ def test_the_probe_batch(settings: dict[str, Any], tmp_path: Path) -> None:
     assert torch.allclose(probe.gradient_KD.sum(0), torch.zeros(24), atol=1e-5)
     probe.write(tmp_path / "again.safetensors")
     assert (tmp_path / "again.safetensors").read_bytes() == path.read_bytes()
-    path.write_bytes(path.read_bytes()[:-40])
+    content = path.read_bytes()
     (Path(settings["out"]) / search.SCORED).unlink()
-    with pytest.raises(ConfigError, match=path.name):
-        search.run(SearchConfig(**settings))
+    flipped = bytearray(content)
+    flipped[-1] ^= 1
+    for damaged in (content[:-40], bytes(flipped)):
+        path.write_bytes(damaged)
+        with pytest.raises(ConfigError, match=path.name):
+            search.run(SearchConfig(**settings))
 
 
 def trained(name: str, reached: list[float], parameters: int, score: Any) -> Trained:

@@ -8,9 +8,13 @@ from typing import Any, Literal
 import pytest
 
 import featstore
-from featstore.errors import ConfigError, ManifestMismatch, StoreIncomplete
+from featstore.errors import ConfigError, ManifestMismatch, ShardCorrupt, StoreIncomplete
 from featstore.extraction.config import ExtractConfig, StoreConfig, TeacherConfig, ViewsConfig
 from featstore.extraction.run import run
+from featstore.places.base import Retry
+from featstore.sharing.pull import pull
+from featstore.sharing.push import push
+from featstore.sharing.verify_url import verify_url
 from featstore.sources.config import SourceConfig
 from featstore.writing.bucket import BucketStore
 from tests.conftest import TINY_ARGS
@@ -90,6 +94,42 @@ def test_the_store_of_a_folder(
     with pytest.raises(ManifestMismatch, match=f"{url}/manifest.json"):
         run(other)
     assert s3.get("s/manifest.json") == (copy / "manifest.json").read_bytes()
+
+
+@pytest.mark.slow
+def test_repair_on_a_copy(
+    image_folder: Path,
+    teacher_file: Path,
+    tmp_path: Path,
+    s3: OwnBucket,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """What is printed for an image that could not be read: pull, repair, push; and for a damaged object."""
+    monkeypatch.setenv("FEATSTORE_CACHE", str(tmp_path / "cache"))
+    images, copy, url = tmp_path / "my images", tmp_path / "copy", f"{s3.url}/s"
+    shutil.copytree(image_folder, images)
+    there, away = images / "cat/00.jpg", tmp_path / "away.jpg"
+    there.rename(away)
+    there.symlink_to(tmp_path / "nowhere")
+    run(settings(images, teacher_file, url))
+    assert f"featstore push FOLDER {url} --replace" in capsys.readouterr().out
+    there.unlink()
+    away.rename(there)
+    pull(url, copy)
+    run(dataclasses.replace(settings(images, teacher_file, str(copy)), repair=True))
+    push(copy, url, replace=True)
+    assert featstore.open(url).valid.all()
+
+    name = next(name for name in s3.files("s") if name.startswith("fields/"))
+    data = bytearray(s3.get(f"s/{name}"))
+    data[0] ^= 1
+    s3.put(f"s/{name}", bytes(data))
+    with pytest.raises(ShardCorrupt, match=name):
+        pull(url, tmp_path / "other", retry=Retry(attempts=1))
+    run(settings(images, teacher_file, str(tmp_path / "again")))
+    push(tmp_path / "again", url, replace=True)
+    assert verify_url(url).sound
 
 
 @pytest.mark.parametrize("change", [{"append": True}, {"repair": True}])

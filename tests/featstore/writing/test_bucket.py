@@ -24,11 +24,12 @@ from featstore.errors import (
     StoreNotFound,
 )
 from featstore.format.artefacts import artefact_record, pack
+from featstore.format.checksummed_json import seal
 from featstore.format.manifest import Manifest
 from featstore.places.base import Retry
 from featstore.reading.cached.cache import CacheConfig
 from featstore.sharing.verify_url import verify_url
-from featstore.writing.bucket import BucketStore
+from featstore.writing.bucket import DESIGN_NAME, BucketStore
 from featstore.writing.claims import Claims
 from featstore.writing.fill import Filled, fill
 from featstore.writing.shard import Shard
@@ -264,6 +265,17 @@ def test_other_stores_and_files(s3: OwnBucket) -> None:
     with pytest.raises(StoreNotFound, match=r"notes\.txt"):
         run_bucket_job(f"{s3.url}/other", SMALL)
     assert [name for name in s3.files() if "probe" not in name] == list(before)
+
+
+def test_a_damaged_design(s3: OwnBucket) -> None:
+    """A flipped bit in what a killed process left of a creation is found, and deleting it is enough."""
+    content = seal({"artefacts": {}, "manifest": "e30="})
+    s3.put(f"s/{DESIGN_NAME}", content.replace(b"e30=", b"e31="))
+    with pytest.raises(StoreNotFound, match=DESIGN_NAME):
+        run_bucket_job(f"{s3.url}/s", SMALL)
+    assert list(s3.files("s")) == [DESIGN_NAME]
+    s3.delete(f"s/{DESIGN_NAME}")
+    run_bucket_job(f"{s3.url}/s", SMALL)
 
 
 @pytest.mark.parametrize(
