@@ -28,9 +28,9 @@ from featstore.sources.config import SourceConfig
 from pipelines import extract
 from tests.conftest import RunTwo
 from tests.distill.conftest import MakeConfig
+from tests.distill.resume import Stop
 from tests.distill.stores import draw_images, write_store
 from tests.distill.test_entry import ROOT, write_recipe
-from tests.distill.training.test_loop import Stop
 
 
 @pytest.fixture

@@ -24,7 +24,8 @@ from distill.student.model import evaluating
 from featstore.errors import ConfigError
 from tests.distill.bench import Bench, make_setup
 from tests.distill.conftest import MakeConfig
-from tests.distill.training.test_loop import Stop, elsewhere, folder, start
+from tests.distill.resume import Stop, elsewhere
+from tests.distill.training.test_loop import folder, start
 
 FEATURE_METHODS = (
     "fitnet", "fitnet_grid", "rkd", "cc", "cc_crd", "sp", "pkt", "crd", "norm", "at", "queue_kl", "specmatch", "tffd",

@@ -16,16 +16,11 @@ import distill
 from distill.commands.evaluate import run as evaluate
 from distill.commands.train import run
 from distill.config import DataConfig, EvaluateConfig, StudentConfig
-from distill.data import joined
 from distill.student.model import Student, build_student
 from distill.student.tapped import TappedModel
-from distill.tasks import resolve
-from distill.training import loop
-from featstore import FeatureStore
 from featstore.errors import ConfigError
-from featstore.sources import open_source
 from tests.distill.conftest import MakeConfig
-from tests.distill.training.test_loop import Stop, elsewhere
+from tests.distill.resume import check_resume
 
 HERE = "tests.distill.student.test_factory"
 MOBILENET = "torchvision.models:mobilenet_v3_small"
@@ -326,18 +321,6 @@ def test_methods_on_maps_resume_to_the_bit(make_factory: Any, method: str) -> No
     settings = {"methods": [method], "train__checkpoint_every": 2, "train__ema": 0.9}
     student = small("Two", features="pooled", map="maps")
     straight = make_factory(student=student, **settings)
-    stopped = elsewhere(straight)
     run(straight)
-
-    def hook(step: int) -> None:
-        if step == 3:
-            raise Stop
-
-    source = open_source(stopped.source)
-    config = resolve(stopped, source, FeatureStore.open(stopped.store))
-    data = joined.join_data(source, FeatureStore.open(config.store), config.data, config.field)
-    with pytest.raises(Stop):
-        loop.run(config, data, None, method=method, seed=0, on_step=hook)
-    run(stopped)
-    for name in ("student.safetensors", "evaluation.json"):
-        assert (folder(straight) / name).read_bytes() == (folder(stopped) / name).read_bytes()
+    files = ("student.safetensors", "evaluation.json")
+    check_resume(straight, method, after=3, files=files)

@@ -34,7 +34,6 @@ from distill.register import kinds, options_of
 from distill.student.model import build_student
 from distill.tasks import TASKS, resolve
 from distill.tasks.none import held_out, without_labels
-from distill.training import loop as train
 from distill.training.run_folder import lock
 from distill.training.run_record import read_record
 from featstore import FeatureStore
@@ -43,8 +42,8 @@ from featstore.errors import ConfigError, StoreBusy
 from featstore.sources import open_source
 from featstore.sources.config import SourceConfig
 from tests.distill.conftest import MakeConfig
+from tests.distill.resume import check_resume
 from tests.distill.stores import WIDTH, draw_images, write_store
-from tests.distill.training.test_loop import Stop, elsewhere
 
 METHODS_WITHOUT_LABELS = (
     "fitnet", "fitnet_grid", "rkd", "cc", "cc_crd", "sp", "pkt", "crd", "at", "queue_kl", "specmatch", "tffd",
@@ -155,22 +154,11 @@ def test_a_backbone_resumes_to_the_bit(make_backbone: Any) -> None:
         "student__name": "test_efficientnet", "train__epochs": 4, "train__checkpoint_every": 2,
         "train__keep_best": True, "train__lr": 0.02,
     }  # fmt: skip
-    straight, stopped = make_backbone(**settings), elsewhere(make_backbone(**settings))
+    straight = make_backbone(**settings)
     (record,) = run(straight)
 
-    def hook(step: int) -> None:
-        if step == 9:
-            raise Stop
-
-    source = open_source(stopped.source)
-    config = resolve(stopped, source, FeatureStore.open(stopped.store))
-    data = joined.join_data(source, FeatureStore.open(config.store), config.data, config.field)
-    with pytest.raises(Stop):
-        train.run(config, data, None, method="fitnet", seed=0, on_step=hook)
-    run(stopped)
-    for name in ("student.safetensors", "evaluation.json", "metrics.jsonl", embedding.HEAD):
-        one, other = (folder(item) / name for item in (straight, stopped))
-        assert one.read_bytes() == other.read_bytes(), name
+    files = ("student.safetensors", "evaluation.json", "metrics.jsonl", embedding.HEAD)
+    check_resume(straight, "fitnet", after=9, files=files)
     scores = [
         line["test_neighbour_agreement"]
         for line in map(json.loads, (folder(straight) / "metrics.jsonl").read_text().splitlines())

@@ -17,8 +17,8 @@ from distill.config import DataConfig, DistillConfig, StudentConfig
 from distill.evaluation.embedding import HEAD
 from tests.conftest import ROOT, RunTwo
 from tests.distill.conftest import MakeConfig
+from tests.distill.resume import elsewhere
 from tests.distill.student.test_factory import small
-from tests.distill.training.test_loop import elsewhere
 
 pytestmark = pytest.mark.slow
 

@@ -15,16 +15,12 @@ from distill import register
 from distill.commands.evaluate import run as evaluate
 from distill.commands.train import run
 from distill.config import DataConfig, EvaluateConfig
-from distill.data import joined
 from distill.methods import METHODS
 from distill.register import config_of
-from distill.tasks import TASKS, build_task, resolve
-from distill.training import loop
-from featstore import FeatureStore
+from distill.tasks import TASKS
 from featstore.errors import ConfigError
-from featstore.sources import open_source
 from tests.distill.conftest import MakeConfig
-from tests.distill.training.test_loop import Stop, elsewhere
+from tests.distill.resume import check_resume
 
 DOCS = Path(__file__).resolve().parents[3] / "docs" / "tasks.md"
 
@@ -96,22 +92,11 @@ def test_a_task_from_a_file(make_quality: Any, capsys: Any) -> None:
 def test_it_resumes_to_the_bit(make_quality: Any) -> None:
     """Stopped in an epoch, keeping the best, which is the lowest."""
     changes = {"train__epochs": 4, "train__checkpoint_every": 2, "train__keep_best": True}
-    straight, stopped = make_quality(**changes), elsewhere(make_quality(**changes))
+    straight = make_quality(**changes)
     (record,) = run(straight)
 
-    def hook(step: int) -> None:
-        if step == 9:
-            raise Stop
-
-    source, store = open_source(stopped.source), FeatureStore.open(stopped.store)
-    config = resolve(stopped, source, store)
-    data = build_task(config, joined.join_data(source, store, config.data, config.field)).data
-    with pytest.raises(Stop):
-        loop.run(config, data, None, method="fitnet", seed=0, on_step=hook)  # type: ignore[arg-type]
-    run(stopped)
-    for name in ("student.safetensors", "evaluation.json", "metrics.jsonl"):
-        one, other = (Path(item.out) / "fitnet" / "seed0" / name for item in (straight, stopped))
-        assert one.read_bytes() == other.read_bytes(), name
+    files = ("student.safetensors", "evaluation.json", "metrics.jsonl")
+    check_resume(straight, "fitnet", after=9, files=files)
     lines = map(
         json.loads, (Path(straight.out) / "fitnet/seed0/metrics.jsonl").read_text().splitlines()
     )

@@ -20,7 +20,6 @@ from distill.commands.evaluate import run as evaluate
 from distill.commands.export import run as export
 from distill.commands.train import run
 from distill.config import DataConfig, EvaluateConfig
-from distill.data import joined
 from distill.data.pictures import rule_of
 from distill.export.config import CalibrationConfig, ExportConfig, LatencyConfig
 from distill.losses.masks import (
@@ -32,22 +31,19 @@ from distill.losses.masks import (
     mask_losses,
 )
 from distill.methods.tinysam import TinySAMConfig
-from distill.tasks import build_task, resolve
 from distill.tasks.everything import everything
 from distill.tasks.prompt_decoder import DecodedMasks, PromptDecoder, read_decoder
 from distill.tasks.promptable import Promptable, PromptableConfig
 from distill.tasks.promptable_parts import Prompter
-from distill.training import loop
 from featstore import FeatureStore
 from featstore.errors import ConfigError
 from featstore.format import mask_decoder
 from featstore.format.artefacts import pack_texts
 from featstore.format.views import View, cut
-from featstore.sources import open_source
 from tests.conftest import ROOT
 from tests.distill.conftest import MakeConfig
+from tests.distill.resume import check_resume
 from tests.distill.tasks.test_segment import write_masks
-from tests.distill.training.test_loop import Stop, elsewhere
 from tests.sam import PIXELS, SIDE, WIDTH, save_sam
 
 
@@ -218,25 +214,14 @@ def test_a_run(make_prompts: Any, images: Path, monkeypatch: pytest.MonkeyPatch)
 
     for name in ("SamVisionEncoder", "SamModel", "SamVisionModel"):
         monkeypatch.setattr(getattr(modeling_sam, name), "__init__", refuse)
-    straight, stopped = make_prompts(), elsewhere(make_prompts())
+    straight = make_prompts()
     (record,) = run(dataclasses.replace(straight, report=True))
     assert (record["num_labelled"], record["num_unlabelled"], record["num_test"]) == (26, 10, 12)
     assert record["score"]["name"] == "miou"  # type: ignore[index]
 
-    def hook(step: int) -> None:
-        if step == 3:
-            raise Stop
-
-    source, store = open_source(stopped.source), FeatureStore.open(stopped.store)
-    config = resolve(stopped, source, store)
-    data = joined.join_data(source, store, config.data, config.field)
-    data = build_task(config, data).data  # type: ignore[assignment]
-    with pytest.raises(Stop):
-        loop.run(config, data, None, method="tinysam", seed=0, on_step=hook)
-    run(stopped)
-    folder, other = (Path(item.out) / "tinysam" / "seed0" for item in (straight, stopped))
-    for name in ("student.safetensors", "task_head.safetensors", "evaluation.json"):
-        assert (folder / name).read_bytes() == (other / name).read_bytes(), name
+    files = ("student.safetensors", "task_head.safetensors", "evaluation.json")
+    check_resume(straight, "tinysam", after=3, files=files)
+    folder = Path(straight.out) / "tinysam" / "seed0"
     lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     names = {name for line in lines for name in line if name.startswith("loss/")}
     assert names == {f"loss/{n}" for n in ("focal", "dice", "iou", "embedding", "tokens", "masks")}

@@ -19,18 +19,14 @@ import distill
 from distill.commands.evaluate import run as evaluate
 from distill.commands.train import run
 from distill.config import DataConfig, EvaluateConfig
-from distill.data import joined
-from distill.tasks import build_task, resolve
 from distill.tasks.segment import Segment, SegmentConfig
 from distill.tasks.segment_parts import Masks, open_masks
-from distill.training import loop
-from featstore import FeatureStore
 from featstore.errors import ConfigError, SourceError
 from featstore.sources import open_source
 from featstore.sources.config import SourceConfig
 from featstore.sources.load import Frame
 from tests.distill.conftest import MakeConfig
-from tests.distill.training.test_loop import Stop, elsewhere
+from tests.distill.resume import check_resume
 
 
 def write_masks(images: Path, folder: Path, skip: str = " ") -> Path:
@@ -162,25 +158,14 @@ def make_segment(make_config: MakeConfig, images: Path, tmp_path: Path) -> Any:
 
 def test_a_run_with_its_own_head(make_segment: Any) -> None:
     """Backbone with plain keys, head beside it; resumed to the bit; loaded and measured again."""
-    straight, stopped = make_segment(), elsewhere(make_segment())
+    straight = make_segment()
     (record,) = run(dataclasses.replace(straight, report=True))
     assert (record["num_labelled"], record["num_unlabelled"], record["num_test"]) == (26, 10, 12)
     assert record["score"]["name"] == "miou"  # type: ignore[index]
 
-    def hook(step: int) -> None:
-        if step == 5:
-            raise Stop
-
-    source, store = open_source(stopped.source), FeatureStore.open(stopped.store)
-    config = resolve(stopped, source, store)
-    data = joined.join_data(source, store, config.data, config.field)
-    data = build_task(config, data).data  # type: ignore[assignment]
-    with pytest.raises(Stop):
-        loop.run(config, data, None, method="fitnet", seed=0, on_step=hook)
-    run(stopped)
-    folder, other = (Path(item.out) / "fitnet" / "seed0" for item in (straight, stopped))
-    for name in ("student.safetensors", "task_head.safetensors", "evaluation.json"):
-        assert (folder / name).read_bytes() == (other / name).read_bytes(), name
+    files = ("student.safetensors", "task_head.safetensors", "evaluation.json")
+    check_resume(straight, "fitnet", after=5, files=files)
+    folder = Path(straight.out) / "fitnet" / "seed0"
     plain = timm.create_model("test_efficientnet", num_classes=0).state_dict()
     assert load_file(folder / "student.safetensors").keys() == plain.keys()
     model = distill.load_student(folder)

@@ -102,7 +102,7 @@ def test_a_flipped_bit_in_any_file_is_refused_or_harmless(make_config: MakeConfi
 
 def test_a_damaged_checkpoint_or_log(make_config: MakeConfig, capsys: Any) -> None:
     """A flipped bit in the checkpoint is refused; one without a checksum is resumed; a changed log is said."""
-    from tests.distill.training.test_loop import Stop
+    from tests.distill.resume import Stop
 
     config = make_config(methods=["fitnet"], train__checkpoint_every=2)
     with pytest.raises(Stop):

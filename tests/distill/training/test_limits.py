@@ -17,7 +17,8 @@ from distill.training.progress import LINE_EVERY_S, RunProgress
 from distill.training.run_folder import contract
 from featstore.errors import ConfigError
 from tests.distill.conftest import MakeConfig
-from tests.distill.training.test_loop import ROOT, elsewhere, folder, full, prepared, start
+from tests.distill.resume import elsewhere
+from tests.distill.training.test_loop import ROOT, folder, full, prepared, start
 
 
 @pytest.mark.slow

@@ -27,13 +27,10 @@ from featstore import FeatureStore
 from featstore.errors import ConfigError, ViewMismatch
 from featstore.sources import open_source
 from tests.distill.conftest import MakeConfig
+from tests.distill.resume import Stop, elsewhere
 from tests.distill.stores import write_store
 
 ROOT = Path(__file__).resolve().parents[3]
-
-
-class Stop(Exception):
-    """Ends a run from inside."""
 
 
 def prepared(config: DistillConfig) -> tuple[joined.JoinedData, LinearProbe]:
@@ -62,10 +59,6 @@ def folder(config: DistillConfig, method: str = "customkd") -> Path:
 def metrics(config: DistillConfig, method: str = "customkd") -> list[dict[str, Any]]:
     text = (folder(config, method) / "metrics.jsonl").read_text()
     return [json.loads(line) for line in text.splitlines()]
-
-
-def elsewhere(config: DistillConfig) -> DistillConfig:
-    return dataclasses.replace(config, out=config.out + "-other")
 
 
 def full(make_config: MakeConfig, **changes: Any) -> DistillConfig:
