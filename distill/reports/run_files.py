@@ -163,7 +163,7 @@ def read_run(folder: Path, out: Path | None = None) -> ReportedRun:
     return run
 
 
-def find_runs(out: Path) -> list[ReportedRun]:
+def find_runs(out: Path, setting: str = "--out") -> list[ReportedRun]:
     """All finished runs below a folder, by path.
 
     Runs on a validation part, made to choose settings, are returned only if there are no others.
@@ -174,7 +174,7 @@ def find_runs(out: Path) -> list[ReportedRun]:
     runs = [read_run(mark.parent, out) for mark in sorted(out.rglob("seed*/run.json"))]
     if not runs:
         raise ConfigError(
-            f"--out {out}: holds no finished run. Expected METHOD/seedK/run.json, as `distill` writes it."
+            f"{setting} {out}: holds no finished run. Expected METHOD/seedK/run.json, as `distill` writes it."
         )
     return [run for run in runs if run.part != "validation"] or runs
 

@@ -65,7 +65,7 @@ def run(config: SearchConfig, bench: Bench, say: Say = print) -> list[dict[str, 
     Raises:
         ConfigError: too few students, runs that are judged by different numbers, or no finished run.
     """
-    runs = find_runs(Path(config.against))
+    runs = find_runs(Path(config.against), "--against")
     measures = {item.score for item in runs}
     if len(measures) > 1:
         raise ConfigError(

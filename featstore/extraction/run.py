@@ -13,11 +13,11 @@ from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
-from urllib.parse import unquote, urlsplit
 
 from featstore.errors import ConfigError, ManifestMismatch
 from featstore.extraction.config import ExtractConfig
-from featstore.places.open_place import is_url
+from featstore.places.local import LocalPlace
+from featstore.places.open_place import is_url, open_place
 from featstore.sources.config import check_path
 
 if TYPE_CHECKING:
@@ -57,12 +57,10 @@ def _opened(config: ExtractConfig) -> "Iterator[tuple[ExtractConfig, BucketStore
     if not is_url(path):
         yield config, None
         return
-    if urlsplit(path).scheme.lower() == "file":
-        folder = unquote(urlsplit(path).path)
-        yield (
-            dataclasses.replace(config, store=dataclasses.replace(config.store, path=folder)),
-            None,
-        )
+    place = open_place(path)
+    if isinstance(place, LocalPlace):  # file://
+        store = dataclasses.replace(config.store, path=str(place.folder))
+        yield dataclasses.replace(config, store=store), None
         return
     from featstore.reading.cached.published_store import url_in_errors
     from featstore.writing.bucket import MOST_PUT_MB, BucketStore

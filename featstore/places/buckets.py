@@ -309,8 +309,8 @@ class ObjectPlace(Place):
             return not_found(where)
         if any(host in str(error) for host in METADATA_SERVICES):
             return AccessRefused(
-                f"{where}: no credentials were found. Set {self._credentials()}, or --option skip_signature=true for a "
-                "public bucket."
+                f"{where}: no credentials were found. Set {self._credentials()}; for a public bucket, commands that "
+                "have it take --option skip_signature=true."
             )
         if "without LOCATION" in text or any(code in text for code in REGION):
             return RemoteError(
@@ -322,8 +322,8 @@ class ObjectPlace(Place):
                 return AccessRefused(f"{where}: access refused ({text}). {advice}")
         if isinstance(error, errors.PermissionDeniedError | errors.UnauthenticatedError):
             return AccessRefused(
-                f"{where}: access refused ({text}). Check the credentials ({self._credentials()}), or --option "
-                "skip_signature=true for a public bucket."
+                f"{where}: access refused ({text}). Check the credentials ({self._credentials()}); for a "
+                "public bucket, commands that have it take --option skip_signature=true."
             )
         if isinstance(error, errors.NotSupportedError) or "status code: 501" in str(error):
             return NotSupported(f"{where}: not supported by the server ({text}).")

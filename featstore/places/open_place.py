@@ -13,10 +13,20 @@ from featstore.places.hub import HubPlace
 from featstore.places.local import LocalPlace
 
 _URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+://")
+_ONE_SLASH = re.compile(r"(s3|gs|az|hf|sftp|ssh|https?|file):/(?!/)")
 
 
 def is_url(text: str) -> bool:
-    """Whether a text is a URL and not the path of a folder."""
+    """Whether a text is a URL and not the path of a folder.
+
+    Raises:
+        ConfigError: It is a URL that has lost a slash, as ``pathlib.Path`` makes it.
+    """
+    if cut := _ONE_SLASH.match(text):
+        root = "/" if cut[1] == "file" else ""
+        raise ConfigError(
+            f"{text}: is neither a URL nor a folder. Write {cut[1]}://{root}{text[cut.end() :]}"
+        )
     return _URL.match(text) is not None
 
 

@@ -310,6 +310,13 @@ def test_secrets_are_not_shown() -> None:
 
 def test_paths_and_urls() -> None:
     """What is a URL, and what is a folder with an odd name."""
+    for cut, whole in (
+        ("s3:/b/x", "s3://b/x"),
+        ("file:/x", "file:///x"),
+        ("https:/h", "https://h"),
+    ):
+        with pytest.raises(ConfigError, match=f"Write {whole}"):
+            is_url(cut)
     assert [is_url(text) for text in ("s3://b/x", "file:///x", "hf://datasets/a/b")] == [True] * 3
     assert [is_url(text) for text in ("x", "/a//b", "a:b", "C:/x", "://x", "./s3://b")] == [
         False
