@@ -3,7 +3,7 @@
 # N test images, S images shown, C student width, K classes
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -28,6 +28,9 @@ from distill.student.model import Student, StudentOutput, evaluating
 from featstore.errors import ConfigError, shorten
 from featstore.sources.load import ViewRule
 
+MOST_SHOWN = 24
+"""Images with the largest errors that a page shows."""
+
 MOST_FOR_CKA = 4096
 """Most test images in the alignment between student and teacher; its cost grows with their widths only."""
 
@@ -44,6 +47,8 @@ class Evaluation:
     head: EmbeddingHead | None = None
     # (N,) how wrong the student is on each test image, to show the worst; None where predictions say it
     errors: npt.NDArray[np.float64] | None = None
+    # (3, h, w) uint8 of those with the largest errors, drawn by the task, by their place in the test part
+    drawn: dict[int, Tensor] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -105,6 +110,25 @@ class Viewer:
         with evaluating(student):
             return self._gathered(student, indices, show)
 
+    @torch.no_grad()
+    def drawn(
+        self,
+        student: Student,
+        indices: Indices,
+        draw: Callable[[Tensor, StudentOutput, Tensor], Tensor],
+    ) -> Tensor:
+        """(S, 3, h, w) uint8: what ``draw`` makes of pictures (B, 3, H, W) uint8, the student's output and targets."""
+        device = self.accelerator.device
+        maker = self.data.maker(student, device)
+
+        def show(pictures: Pictures) -> Sequence[Tensor]:
+            assert pictures.targets is not None, "the task has no targets"
+            seen = student(maker.normalise(pictures.pixels))
+            return [draw(pictures.pixels.to(device), seen, pictures.targets.to(device))]
+
+        with evaluating(student):
+            return self._gathered(student, indices, show)[0]
+
     def targets(self, student: Student, indices: Indices) -> Tensor:
         """The targets of each image in its canonical view, on the CPU, on every process; the student is not run."""
 
@@ -145,6 +169,11 @@ class Viewer:
         batches = [requests[i : i + size] for i in range(0, len(requests), size)]
         dataset = self.data.dataset(student, rule=self.rule, cache=self.cache)
         return load_batches(dataset, batches, workers=self.workers)
+
+
+def largest(errors_N: npt.NDArray[np.float64]) -> npt.NDArray[np.int64]:
+    """Places of the ``MOST_SHOWN`` largest errors, the largest first; NaN comes last."""
+    return np.argsort(-errors_N, kind="stable")[:MOST_SHOWN]
 
 
 @torch.no_grad()

@@ -17,7 +17,7 @@ from torch import Tensor
 from distill.data.joined import JoinedData
 from distill.data.samples import Samples
 from distill.data.schedule import Indices
-from distill.evaluation.evaluate import Evaluation
+from distill.evaluation.evaluate import Evaluation, largest
 from distill.evaluation.predictions import Predictions
 from distill.measures.feature_similarity import thin_out
 from distill.reports.run_files import EXTRACTION, FEATURE_MAP, HARDEST, REPORT, Row
@@ -30,7 +30,6 @@ from featstore.sources.decode import decode_image
 
 Customise = Callable[[Tensor], Tensor]  # stored features (N, D) to the student's target, (N, C)
 
-MOST_HARDEST = 24
 MOST_POINTS = 500
 THUMBNAIL_PX = 128
 CHUNK = 4096  # rows at a time
@@ -55,7 +54,7 @@ def write_page_data(
     """
     loss = losses(data, test, measured)
     if loss is not None:
-        write_hardest(folder, data.samples, test, loss)
+        write_hardest(folder, data.samples, test, loss, measured.drawn)
     places, features = features_of(data, test, measured, customise, device)
     write_feature_map(folder, named(data.samples, test, measured.predictions, places), features)
     write_extraction(folder, data)
@@ -92,30 +91,43 @@ def hardness(answers: Predictions) -> npt.NDArray[np.float64]:
 
 
 def write_hardest(
-    folder: Path, samples: Samples, test: Indices, loss: npt.NDArray[np.float64]
+    folder: Path,
+    samples: Samples,
+    test: Indices,
+    loss: npt.NDArray[np.float64],
+    drawn: dict[int, Tensor],
 ) -> None:
-    """The images with the largest loss, as a table and small JPEGs."""
+    """The images with the largest loss, as a table and small JPEGs, as the task draws them where it does."""
     rows = []
-    for rank, place in enumerate(np.argsort(-loss, kind="stable")[:MOST_HARDEST], start=1):
+    for rank, place in enumerate(largest(loss).tolist(), start=1):
         name = f"images/{rank:02d}.jpg"
         try:
-            data = samples.source.read(int(samples.positions[test[place]]))
-            write_bytes(folder / REPORT / name, thumbnail(data))
+            if place in drawn:
+                image = Image.fromarray(drawn[place].permute(1, 2, 0).numpy())
+            else:
+                image = thumbnail(samples.source.read(int(samples.positions[test[place]])))
+            write_bytes(folder / REPORT / name, jpeg(image))
         except (FeatstoreError, OSError):
             name = ""
-        row: Row = {"rank": rank, "place": int(place), "loss": round(float(loss[place]), 4)}
-        rows.append({**row, "id": samples.ids[test[place]], "image": name})
+        row: Row = {"rank": rank, "place": place, "loss": round(float(loss[place]), 4)}
+        shown = {"drawn": "yes" if place in drawn else ""} if drawn else {}
+        rows.append({**row, "id": samples.ids[test[place]], "image": name, **shown})
     write_csv(folder / REPORT / HARDEST, rows)
 
 
-def thumbnail(data: bytes) -> bytes:
-    """A JPEG of at most ``THUMBNAIL_PX`` a side; small pictures keep their size.
+def thumbnail(data: bytes) -> Image.Image:
+    """A picture of at most ``THUMBNAIL_PX`` a side; small ones keep their size.
 
     Raises:
         DecodeError: the bytes are not a usable picture.
     """
     image = decode_image(data)
     image.thumbnail((THUMBNAIL_PX, THUMBNAIL_PX), Image.Resampling.LANCZOS)
+    return image
+
+
+def jpeg(image: Image.Image) -> bytes:
+    """An RGB image as JPEG."""
     buffer = io.BytesIO()
     image.save(buffer, "JPEG", quality=82)
     return buffer.getvalue()

@@ -325,6 +325,8 @@ def _images(run: ReportedRun, rows: list[Row]) -> Section:
         known = sum(row["teacher"] == row["class"] for row in missed)
         lead += f", the teacher's probe {known} of these correctly"
     title = "Class, answers and confidence" if "student" in rows[0] else "Images"
+    if rows[0].get("drawn"):
+        title = "Target (left) and output of the student (right)"
     return Section("Hardest images", [Gallery(title, pictures)], f"{lead}.")
 
 

@@ -12,6 +12,7 @@ from featstore.files.atomic import write_bytes
 from featstore.text import markdown_table
 
 NOT_SERIES = {"step", "epoch", "warning"}
+HARDEST_COLUMNS = ("rank", "place", "id", "image", "loss", "drawn")
 
 
 def write_csv(path: Path, rows: Sequence[Row], columns: Sequence[str] = ()) -> None:
@@ -93,7 +94,7 @@ def hardest(run: ReportedRun) -> list[Row]:
     rows = []
     for kept in run.hardest:
         place = int(kept["place"])
-        row: Row = {key: kept[key] for key in ("rank", "place", "id", "image", "loss")}
+        row: Row = {key: kept[key] for key in HARDEST_COLUMNS if key in kept}
         rows.append(row)
         if answers is None:
             continue

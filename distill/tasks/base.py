@@ -51,6 +51,7 @@ class Task(ABC):
         classes: Whether each label is one class, which methods with logits and partners need.
         every: Epochs between two measurements of the score where ``--eval.every`` is 0; 0 measures at the end only.
         methods: What is run where ``--methods`` names none.
+        draws: Whether ``draw`` gives pictures for the page.
         own_head: Whether ``head`` gives the last layers; False takes the student's own last Linear.
         kind: Of the exported model, as the Hugging Face hub names it.
         meaning: What the outputs of the exported model are, in words.
@@ -64,6 +65,7 @@ class Task(ABC):
     every: ClassVar[int] = 0
     methods: ClassVar[Sequence[str]] = ("labels", "fitnet")
     own_head: ClassVar[bool] = False
+    draws: ClassVar[bool] = False
     kind: ClassVar[str] = "image-feature-extraction"
     meaning: ClassVar[str] = "the outputs of the task"
 
@@ -115,6 +117,19 @@ class Task(ABC):
     def errors(self, *kept: Tensor) -> npt.NDArray[np.float64] | None:
         """(N,) how wrong the student is on each image; the page shows the worst. None shows none."""
         return None
+
+    def draw(self, pixels: Tensor, seen: StudentOutput, targets: Tensor) -> Tensor:
+        """Pictures for the page, with ``draws``: the target on the left, what the student says on the right.
+
+        Args:
+            pixels: (B, 3, H, W) uint8, as the student sees them.
+            seen: Output of the student.
+            targets: (B, ...).
+
+        Returns:
+            (B, 3, h, w) uint8.
+        """
+        raise NotImplementedError
 
     @classmethod
     def head(cls, student: Student, outputs: int, options: Any) -> nn.Module:
@@ -225,14 +240,19 @@ class Task(ABC):
             seed: Seed of the run; decides which images are drawn where there are too many.
             probe: See ``probe``.
         """
-        from distill.evaluation.evaluate import Evaluation
+        from distill.evaluation.evaluate import Evaluation, largest
 
         def take(seen: StudentOutput, targets: Tensor | None) -> Sequence[Tensor]:
             return (seen.features.float(), *self.take(seen, targets))
 
         features, *kept = viewer.each(student, part.test, take)
         result = {"num_images": len(part.test), **self.numbers(*kept)}
-        return Evaluation(result, features, errors=self.errors(*kept))
+        errors, drawn = self.errors(*kept), {}
+        if self.draws and errors is not None:
+            places = largest(errors)
+            pictures = viewer.drawn(student, part.test[places], self.draw)
+            drawn = dict(zip(places.tolist(), pictures, strict=True))
+        return Evaluation(result, features, errors=errors, drawn=drawn)
 
     def record(self, result: dict[str, Any]) -> dict[str, Any]:
         """Values of run.json for the numbers.

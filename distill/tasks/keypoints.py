@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from distill.data.schedule import Indices
     from distill.data.targets import Targets
     from distill.methods.base import Output
-    from distill.student.model import Student
+    from distill.student.model import Student, StudentOutput
 
 MOST_FOR_MEAN = 256
 """Labelled images whose mean points are the first outputs."""
@@ -94,6 +94,7 @@ class Keypoints(Task):
         Measure("known_points", "known points"),
     )
     methods: ClassVar[Sequence[str]] = ("labels", "fitnet")
+    draws: ClassVar[bool] = True
     kind = "keypoint-detection"
     meaning = "x and y of each point, from -0.5 at the region's left or upper edge to 0.5 at its right or lower one"
 
@@ -162,6 +163,14 @@ class Keypoints(Task):
         assert batch.targets is not None
         wrong, known = residuals(output.logits[: batch.num_labelled], batch.targets)
         return {"points": self.options.weight * mean_loss(wrong, known, self.options)}
+
+    def draw(self, pixels: Tensor, seen: StudentOutput, targets: Tensor) -> Tensor:
+        """The true points and the student's."""
+        from distill.tasks.drawing import dots, enlarge
+
+        found = seen.logits.float().reshape(len(pixels), -1, 2)
+        pictures = [dots(enlarge(pixels), points) for points in (targets[:, :-1].float(), found)]
+        return torch.cat(pictures, dim=3)
 
     def numbers(self, *kept: Tensor) -> dict[str, Any]:
         """NME, failure rate and AUC, of the images whose normalisation is known."""

@@ -90,6 +90,7 @@ class Promptable(Task):
     measures = (Measure("miou", "mIoU at one point"), Measure("teacher.miou", "teacher, mIoU"))
     methods = ("labels", "tinysam")
     own_head = True
+    draws = True
     kind = "mask-generation"
     meaning = "the image embedding, in place of that of the teacher's image encoder; its mask decoder makes masks of it"
 
@@ -178,6 +179,22 @@ class Promptable(Task):
         """(B, K) intersection over union, NaN for objects that are not shown."""
         assert targets is not None
         return [self.prompter.ious(seen.logits, targets)]
+
+    def draw(self, pixels: Tensor, seen: StudentOutput, targets: Tensor) -> Tensor:
+        """The true masks with a prompt in each, and the masks that the student gives at the same prompts."""
+        from distill.losses import masks
+        from distill.tasks.drawing import dots, enlarge, paint
+
+        truth = self.prompter.masks(targets)
+        points = masks.innermost(truth)
+        found = masks.enlarge(self.prompter.decode(seen.logits, points).logits, truth) > 0
+        there = truth.any(dim=3).any(dim=2)
+        points = torch.where(there[..., None], points, torch.nan)
+        pictures = [
+            dots(paint(enlarge(pixels), enlarge(shown)), points)
+            for shown in (truth, found & there[..., None, None])
+        ]
+        return torch.cat(pictures, dim=3)
 
     def numbers(self, *kept: Tensor) -> dict[str, Any]:
         """Mean over all masks of all test images, and over those of each object."""

@@ -64,6 +64,7 @@ class Segment(Task):
     options: SegmentConfig
     measures = (Measure("miou", "mIoU"), Measure("pixel_accuracy", "pixel accuracy"))
     own_head = True
+    draws = True
     kind = "image-segmentation"
     meaning = (
         "one map per class at the size of the input; at each pixel the largest value is the answer"
@@ -132,6 +133,17 @@ class Segment(Task):
         cells = torch.where(known, truth * classes + found, classes**2)
         counts = torch.stack([torch.bincount(row, minlength=classes**2 + 1) for row in cells])
         return [counts[:, :-1].reshape(-1, classes, classes)]
+
+    def draw(self, pixels: Tensor, seen: StudentOutput, targets: Tensor) -> Tensor:
+        """The true classes and the student's; class 0, mostly the background, keeps its colours."""
+        from distill.tasks.drawing import enlarge, paint
+
+        number = torch.arange(1, self.num_outputs, device=pixels.device)[:, None, None]
+        pictures = [
+            paint(enlarge(pixels), enlarge(found[:, None] == number))
+            for found in (targets.long(), seen.logits.argmax(1))
+        ]
+        return torch.cat(pictures, dim=3)
 
     def numbers(self, *kept: Tensor) -> dict[str, Any]:
         """Intersection over union of every class that truth or student know, over all test images, and its mean."""

@@ -32,6 +32,7 @@ from featstore.sources.config import SourceConfig
 from featstore.sources.load import Frame, ViewRule
 from tests.distill.conftest import MakeConfig
 from tests.distill.stores import write_store
+from tests.distill.tasks.test_drawing import check_drawn
 
 FLIP = np.array([1, 0, 2])
 SIDES = st.integers(20, 90)
@@ -215,6 +216,7 @@ def test_a_run(make_points: Any) -> None:
     assert set(kept["per_point"]) == {"one", "two", "mid"}
     # The middle of "top" is unknown, and the crop cuts off a corner of "right".
     assert kept["known_points"] == pytest.approx(1 - 8 / 36)
+    check_drawn(folder, 12)
     assert "NME" in (folder / "report.html").read_text()
     again = evaluate(EvaluateConfig(model=str(folder), workers=0))
     assert again["nme"] == pytest.approx(kept["nme"], rel=1e-5)

@@ -43,6 +43,7 @@ from featstore.format.views import View, cut
 from tests.conftest import ROOT
 from tests.distill.conftest import MakeConfig
 from tests.distill.resume import check_resume
+from tests.distill.tasks.test_drawing import check_drawn
 from tests.distill.tasks.test_segment import write_masks
 from tests.sam import PIXELS, SIDE, WIDTH, save_sam
 
@@ -229,6 +230,7 @@ def test_a_run(make_prompts: Any, images: Path, monkeypatch: pytest.MonkeyPatch)
     model = distill.load_student(folder)
     assert model(torch.zeros(2, 3, 32, 32)).shape == (2, WIDTH, SIDE, SIDE)
     kept = json.loads((folder / "evaluation.json").read_text())
+    check_drawn(folder, 12)
     assert set(kept["per_object_iou"]) == {"patch"}
     assert kept["teacher"]["miou"] != kept["miou"]
     again = evaluate(EvaluateConfig(model=str(folder), workers=0))

@@ -27,6 +27,7 @@ from featstore.sources.config import SourceConfig
 from featstore.sources.load import Frame
 from tests.distill.conftest import MakeConfig
 from tests.distill.resume import check_resume
+from tests.distill.tasks.test_drawing import check_drawn
 
 
 def write_masks(images: Path, folder: Path, skip: str = " ") -> Path:
@@ -170,6 +171,7 @@ def test_a_run_with_its_own_head(make_segment: Any) -> None:
     assert load_file(folder / "student.safetensors").keys() == plain.keys()
     model = distill.load_student(folder)
     assert model(torch.zeros(2, 3, 32, 32)).shape == (2, 2, 32, 32)
+    check_drawn(folder, 12)
     kept = json.loads((folder / "evaluation.json").read_text())
     assert evaluate(EvaluateConfig(model=str(folder), workers=0))["miou"] == pytest.approx(
         kept["miou"]
