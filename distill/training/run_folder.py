@@ -25,7 +25,7 @@ FREE = {
     "data": {"cache_mb"},
     "train": {"workers", "checkpoint_every", "log_every", "time_limit"},
     "eval": {"every", "batch_size"},
-    "source": {"path", "allow_cut_tars", "image_member"},
+    "source": {"path", "allow_cut_tars", "image_member", "cache_gb"},
 }
 """Settings that do not change a result, or where files merely lie; they may differ between two starts of one run."""
 

@@ -5,7 +5,6 @@ Each knows sample ids, labels and the shape of its fields, and yields batches of
 
 # n rows of a batch
 
-import json
 import re
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -18,6 +17,7 @@ from featstore.errors import ConfigError, SourceError, shorten
 from featstore.files.array_types import Array
 from featstore.files.numpy_files import read_npy
 from featstore.importing.given_values import field_of
+from featstore.sources.parquet import class_names
 
 Kind = Literal["npy", "parquet", "hf", "clip-retrieval"]
 
@@ -157,7 +157,7 @@ class ArrowTable(FeatureTable):
             [str(value) for value in values[id_column]] if id_column else list(default_ids or ())
         )
         self.labels = values[label_column] if label_column else None
-        self.class_names = _class_names(schema, label_column)
+        self.class_names = class_names(schema, label_column)
         first = next(self.batches(0, 1), None)
         if first is None:
             raise SourceError(f"{where}: no rows.")
@@ -185,15 +185,6 @@ def _vectors(schema: Any) -> list[str]:
         if depth and kinds.is_floating(kind):
             found.append(field.name)
     return found
-
-
-def _class_names(schema: Any, column: str | None) -> tuple[str, ...]:
-    """Names of a ClassLabel of the datasets library, which also Parquet files carry."""
-    try:
-        features = json.loads(schema.metadata[b"huggingface"])["info"]["features"]
-        return tuple(features[column].get("names", ()))
-    except (TypeError, KeyError, ValueError):
-        return ()
 
 
 def _dense(column: Any, where: str) -> Array:

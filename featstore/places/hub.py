@@ -77,14 +77,17 @@ class HubPlace(Place):
             return self._pinned
 
     def _size(self, name: str) -> int:
+        return self._stamp(name)[0]
+
+    def _stamp(self, name: str) -> tuple[int, str]:
         path = self._path(name)
         found = self._api().get_paths_info(
             self._repo, [path], repo_type="dataset", revision=self._at()
         )
-        sizes = [item.size for item in found if item.path == path and hasattr(item, "size")]
-        if not sizes:
+        files = [item for item in found if item.path == path and hasattr(item, "size")]
+        if not files:
             raise not_found(f"{self.url}/{name}")
-        return int(sizes[0])
+        return int(files[0].size), f"{files[0].size} {files[0].blob_id}"
 
     def _sizes(self, folder: str) -> dict[str, int]:
         prefix = f"{self._folder}/" if self._folder else ""

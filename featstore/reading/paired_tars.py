@@ -20,7 +20,7 @@ from featstore.files.tar_headers import BadTar
 from featstore.format.fields import Ragged, TopK
 from featstore.format.manifest import RaggedEncoding, TopKEncoding
 from featstore.reading.store import FeatureStore
-from featstore.sources.tars import named_tars
+from featstore.sources.find_files import find_local_files
 from featstore.sources.tarstream import TarImage, TarReader
 
 GROUP_SAMPLES = 64  # samples whose features are gathered at once
@@ -374,7 +374,7 @@ def _find_tars(
     store: FeatureStore, images: str, names: Sequence[str], *, strict: bool
 ) -> dict[int, Path]:
     """The image tar of each shard."""
-    found = dict(named_tars(images))
+    found = dict(find_local_files(images))
     absent = [name for name in names if name not in found]
     extra = sorted(found.keys() - set(names))
     if absent and (strict or len(absent) == len(names)):

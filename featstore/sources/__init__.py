@@ -9,11 +9,12 @@ from featstore.errors import ConfigError, SourceError, shorten
 from featstore.format.ids import check_sample_ids
 from featstore.format.manifest import WorkRecord
 from featstore.sources.base import NO_LABEL, Source, matches
-from featstore.sources.config import SourceConfig
+from featstore.sources.config import SourceConfig, is_parquet
 from featstore.sources.digits import DigitsSource
 from featstore.sources.folder import FolderSource
 from featstore.sources.hf import HFSource
 from featstore.sources.label_file import apply_labels
+from featstore.sources.parquet import ParquetSource
 from featstore.sources.tars import TarSource
 from featstore.sources.text import TextSource
 
@@ -22,9 +23,7 @@ __all__ = ["NO_LABEL", "Source", "SourcePart", "mirror_work", "open_source", "se
 KINDS: dict[str, Callable[[SourceConfig], Source]] = {
     "digits": lambda config: DigitsSource(),
     "folder": lambda config: FolderSource(config.path, labels_from=config.labels_from),
-    "hf": lambda config: HFSource(
-        config.path, image_column=config.image_column, label_column=config.label_column
-    ),
+    "hf": lambda config: _hf_source(config),
     "tars": lambda config: TarSource(
         config.path, allow_cut_tars=config.allow_cut_tars, image_member=config.image_member
     ),
@@ -43,6 +42,13 @@ def open_source(config: SourceConfig) -> Source:
             f"--source.kind {config.kind}: the copies in a store are for phase two (distill). Name original images."
         )
     return select_samples(KINDS[config.kind](config), config)
+
+
+def _hf_source(config: SourceConfig) -> Source:
+    columns = {"image_column": config.image_column, "label_column": config.label_column}
+    if is_parquet(config.path):
+        return ParquetSource(config.path, cache_gb=config.cache_gb, **columns)
+    return HFSource(config.path, **columns)
 
 
 def select_samples(source: Source, config: SourceConfig) -> Source:

@@ -21,14 +21,14 @@ class SourceConfig:
     """Where the images (or texts) are."""
 
     kind: Literal["folder", "tars", "hf", "digits", "store", "text"] = "digits"
-    """folder: image files below a folder. tars: WebDataset tars. hf: a Hugging Face dataset saved on disk. digits: the
-    1,797 handwritten digits that scikit-learn ships. store: the copies of its images that a feature store holds
-    (--store.pictures), for phase two; without a path, those of --store. text: a table with columns id and text. If only
-    a path is given, the kind is detected."""
+    """folder: image files below a folder. tars: WebDataset tars. hf: a Hugging Face data set (saved, or Parquet).
+    digits: the 1,797 handwritten digits of scikit-learn. store: the copies of its images that a feature store
+    holds (--store.pictures), for phase two; without a path, those of --store. text: a table with columns id and text.
+    If only a path is given, the kind is detected."""
     path: str = ""
-    """folder: the folder. tars: a folder of tars, or a brace or glob pattern; also as a URL,
-    s3://bucket/{000..999}.tar (gs://, az://, https://, ...). hf: what ``save_to_disk`` wrote. text: a .jsonl or
-    .parquet file."""
+    """folder: the folder, also as a URL. tars: a folder of tars, or a brace or glob pattern; also as a URL,
+    s3://bucket/{000..999}.tar (gs://, az://, https://, ...). hf: what ``save_to_disk`` wrote, or Parquet files in the
+    ways of tars, also hf://datasets/organisation/name. text: a .jsonl or .parquet file."""
     include: list[str] = field(default_factory=lambda: ["*"])
     """Shell patterns over sample ids ("train/*"); a sample is taken if any of them matches."""
     labels_from: Literal["parent", "top", "none"] = "parent"
@@ -50,6 +50,9 @@ class SourceConfig:
     """text only: column with the language of each text; a table without a column of the default name has none."""
     languages: list[str] = field(default_factory=list)
     """text only: take the texts of these languages; empty takes all."""
+    cache_gb: float = 20.0
+    """hf in Parquet files: limit of the images that are kept on the local disk (in FEATSTORE_CACHE), where single ones
+    can be read; random access wants room for all images."""
     allow_cut_tars: bool = False
     """tars only: take the complete samples of a tar that breaks off, instead of refusing it."""
 
@@ -72,6 +75,7 @@ class SourceConfig:
             len(set(self.classes)) == len(self.classes),
             f"--source.classes repeats one: {' '.join(self.classes)}.",
         )
+        require(self.cache_gb > 0, f"--source.cache_gb {self.cache_gb} must be positive.")
         require(bool(self.include), "--source.include is empty: no sample could match.")
 
 
@@ -81,15 +85,30 @@ def source_of(images: str | os.PathLike[str]) -> dict[str, Any]:
     if text == "digits":
         return {"kind": "digits"}
     folder = Path(text)
-    if text.endswith(TEXT_SUFFIXES) and "://" not in text:
+    if text.endswith(TEXT_SUFFIXES) and folder.is_file():
         kind = "text"
+    elif text.endswith(".parquet") or (text.startswith("hf://") and not text.endswith(".tar")):
+        kind = "hf"
     elif "://" in text or text.endswith(".tar") or (folder.is_dir() and any(folder.glob("*.tar"))):
         kind = "tars"
-    elif any((folder / name).is_file() for name in ("state.json", "dataset_dict.json")):
+    elif is_saved(folder) or any(any(folder.glob(f"{sub}*.parquet")) for sub in ("", "data/")):
         kind = "hf"
     else:
         kind = "folder"
     return {"kind": kind, "path": text}
+
+
+def is_saved(folder: Path) -> bool:
+    """Whether ``save_to_disk`` wrote a folder."""
+    return any((folder / name).is_file() for name in ("state.json", "dataset_dict.json"))
+
+
+def is_parquet(path: str) -> bool:
+    """Whether the path of a source of kind hf names Parquet files, rather than what ``save_to_disk`` wrote."""
+    if "://" in path or path.endswith(".parquet"):
+        return True
+    folder = Path(path)
+    return not is_saved(folder) and next(folder.rglob("*.parquet"), None) is not None
 
 
 def check_path(config: SourceConfig) -> None:
@@ -98,6 +117,8 @@ def check_path(config: SourceConfig) -> None:
     Raises:
         SourceError: it is not.
     """
+    if "://" in config.path or (config.kind == "hf" and config.path.endswith(".parquet")):
+        return
     if config.kind in ("folder", "hf", "text") and not Path(config.path).exists():
         missing = Path(config.path).absolute()
         there = next(parent for parent in missing.parents if parent.exists())

@@ -1,14 +1,16 @@
-"""Image files below a folder; the relative path is the sample id."""
+"""Image files below a folder, on a disk or behind a URL; the relative path is the sample id."""
 
+import errno
 import os
 from collections import Counter
+from collections.abc import Iterable
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 import numpy.typing as npt
 
-from featstore.errors import SourceError, shorten
+from featstore.errors import RemoteNotFound, SourceError, shorten
 from featstore.sources.base import (
     HEIF_HINT,
     HEIF_SUFFIXES,
@@ -17,8 +19,15 @@ from featstore.sources.base import (
     image_suffixes,
     suffix_of,
 )
+from featstore.sources.source_files import remote_refusals
+
+if TYPE_CHECKING:
+    from featstore.places.base import Place
 
 LabelsFrom = Literal["parent", "top", "none"]
+
+MOST_BYTES = 2**30
+"""Longest file that is read from a URL."""
 
 SKIPPED_FOLDERS = frozenset(("__MACOSX",))
 """Folders made by archivers; the "images" in them are resource forks."""
@@ -41,10 +50,15 @@ class FolderSource(Source):
     def __init__(self, path: str, *, labels_from: LabelsFrom = "parent") -> None:
         self.kind = "folder"
         self.uri = path
-        self._root = Path(path).absolute()
-        _check_folder(path, self._root)
+        self._place = _place_of(path) if "://" in path else None
         listing = _Listing()
-        listing.walk(self._root)
+        if self._place is not None:
+            with remote_refusals(path):
+                listing.take(self._place.sizes())
+        else:
+            self._root = Path(path).absolute()
+            _check_folder(path, self._root)
+            listing.walk(self._root)
         if not listing.images:
             raise SourceError(_no_images(path, listing.others))
         self.sample_ids = sorted(listing.images)
@@ -54,7 +68,16 @@ class FolderSource(Source):
 
     def read(self, row: int) -> bytes:
         """Return the bytes of one file."""
-        return (self._root / self.sample_ids[row]).read_bytes()
+        name = self.sample_ids[row]
+        if self._place is None:
+            return (self._root / name).read_bytes()
+        try:
+            with remote_refusals(f"{self.uri}/{name}"):
+                return self._place.read(name, most_bytes=MOST_BYTES)
+        except SourceError as error:
+            if isinstance(error.__cause__, RemoteNotFound):
+                raise FileNotFoundError(errno.ENOENT, "no such file", name) from error
+            raise
 
 
 class _Listing:
@@ -80,6 +103,19 @@ class _Listing:
                     f"{root / prefix}: the folder cannot be listed: {error.strerror or error}. "
                     "Images in it would be missing from the store; make it readable or move it out."
                 ) from error
+
+    def take(self, names: Iterable[str]) -> None:
+        """Take the names of all files below a URL."""
+        for name in names:
+            parts = name.split("/")
+            if any(part.startswith(".") or part in SKIPPED_FOLDERS for part in parts):
+                continue
+            suffix = suffix_of(parts[-1])
+            if suffix in image_suffixes():
+                self.images.append(name)
+            else:
+                self.others[suffix] += 1
+                self.examples.setdefault(suffix, name)
 
     def _add(self, entry: os.DirEntry[str], relative: str, pending: list[str]) -> None:
         if entry.name.startswith(".") or entry.name in SKIPPED_FOLDERS:
@@ -122,6 +158,18 @@ class _Listing:
                 f"{shorten(sorted(self.linked_folders))}."
             )
         return notes
+
+
+def _place_of(url: str) -> "Place":
+    from featstore.places.open_place import open_place
+
+    place = open_place(url.rstrip("/"))
+    if not place.lists:
+        raise SourceError(
+            f"{url}: this server has no listing. Put the images into tars and name these with braces "
+            "(--source.kind tars), or fetch them."
+        )
+    return place
 
 
 def _check_folder(path: str, root: Path) -> None:

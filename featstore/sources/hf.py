@@ -1,9 +1,10 @@
-"""A Hugging Face data set that ``save_to_disk`` wrote; ids are split and position.
+"""A Hugging Face data set that ``save_to_disk`` wrote; ids are split and position. Parquet files: see ``parquet.py``.
 
 Images are files (``Image``, bytes, paths) or arrays of numbers. Arrays become binary PGM or PPM files, of 8 bits where
 the column's type or its largest value says so, else of 16.
 """
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -70,7 +71,7 @@ class HFSource(Source):
         except Exception as error:  # pyarrow's own errors have no common base
             raise OSError(f"{type(error).__name__}: {error}") from error
         if name in self._deep:
-            return _encode_array(value, deep=self._deep[name])
+            return encode_array(value, deep=self._deep[name])
         value = value or {}
         if value.get("bytes") is not None:
             return bytes(value["bytes"])
@@ -117,7 +118,7 @@ class HFSource(Source):
             raise SourceError(
                 f"{self.uri}: cannot be opened as a saved data set ({type(error).__name__}: "
                 f"{error}). Expected the folder that Dataset.save_to_disk or "
-                "DatasetDict.save_to_disk wrote; for image files use --source.kind folder."
+                "DatasetDict.save_to_disk wrote, or Parquet files; for image files use --source.kind folder."
             ) from error
         splits = dict(found) if isinstance(found, dict) else {"": found}
         return {name: self._only_images(name, split, datasets) for name, split in splits.items()}
@@ -182,7 +183,7 @@ def _extremes(split: Any, column: str) -> tuple[int, int]:
     return low, high
 
 
-def _encode_array(value: Any, *, deep: bool) -> bytes:
+def encode_array(value: Any, *, deep: bool) -> bytes:
     """Write an array as a binary PGM (grey) or PPM (colour) file.
 
     Raises:
@@ -236,7 +237,7 @@ def _labels(
             "not exist for no labels."
         )
     parts = [
-        _numbers(columns[name], names if "string" in dtype else None)
+        class_numbers(columns[name], names if "string" in dtype else None)
         if name in columns
         else np.full(len(split), NO_LABEL, dtype=np.int64)
         for name, split in splits.items()
@@ -244,16 +245,25 @@ def _labels(
     labels = np.concatenate(parts)
     if not names:
         return check_labels(labels, where=where, notes=notes)
-    labels = ignore_negative(labels, where=where, notes=notes)
-    if labels.max(initial=NO_LABEL) >= len(names):
-        raise SourceError(
-            f"{where}: column {column!r} holds the class {labels.max()}, but has {len(names)} names: "
-            f"{shorten(list(names))}. Save the data set again with a name for each class."
-        )
+    labels = named_labels(labels, names, where=f"{where}: column {column!r}", notes=notes)
     return (labels, tuple(names)) if (labels != NO_LABEL).any() else (None, ())
 
 
-def _numbers(column: Any, names: list[str] | None) -> npt.NDArray[np.int64]:
+def named_labels(
+    labels: npt.NDArray[np.int64], names: Sequence[str], *, where: str, notes: list[str]
+) -> npt.NDArray[np.int64]:
+    """Check (N,) classes that have names; negative numbers become ``NO_LABEL``."""
+    labels = ignore_negative(labels, where=where, notes=notes)
+    if labels.max(initial=NO_LABEL) >= len(names):
+        raise SourceError(
+            f"{where} holds the class {labels.max()}, but has {len(names)} names: {shorten(list(names))}. Save the "
+            "data set again with a name for each class."
+        )
+    return labels
+
+
+def class_numbers(column: Any, names: list[str] | None) -> npt.NDArray[np.int64]:
+    """(n,) classes of an Arrow column: integers, or texts by their place in ``names``; null is no class."""
     index: dict[Any, int] = {name: number for number, name in enumerate(names or ())}
     values = (
         NO_LABEL if value is None else index[value] if names is not None else value

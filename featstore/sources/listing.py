@@ -1,7 +1,7 @@
-"""What tars hold, as compact arrays, and the file in the cache folder that keeps it between starts.
+"""What tars and Parquet files hold, as compact arrays, and the file in the cache folder that keeps it between starts.
 
-A tar is listed again when its size, its time of change or the server's tag differs from what the file says. A file that
-is damaged, or was written by another version, is ignored.
+A file is listed again when its size, its time of change or the tag of the server differs from what was kept. A listing
+that is damaged, or was written by another version, is ignored.
 """
 
 # N samples, T tars
@@ -82,15 +82,16 @@ class Ids(Sequence[str]):
 
 
 @dataclass(frozen=True)
-class TarListing:
-    """The samples of one tar."""
+class FileListing:
+    """The samples of one file."""
 
-    name: str  # of the tar, as ids begin
-    stamp: str  # of the tar when it was listed
+    name: str  # of the file, as ids begin
+    stamp: str  # of the file when it was listed
     ids: Ids  # (n,) ids
-    spans: Array  # (n, 2) offset and size of each image, bytes
+    spans: Array  # (n, 2) offset and size of each image, bytes; in Parquet files row group and row of it
     labels: Array  # (n,) class of each image
     notes: list[str] = field(default_factory=list)  # for the user
+    class_names: list[str] = field(default_factory=list)  # where labels have names in the file
 
 
 def listing_path(*key: object) -> Path:
@@ -99,18 +100,18 @@ def listing_path(*key: object) -> Path:
     return cache_folder() / "listings" / f"{digest}.npz"
 
 
-def read_listing(path: Path) -> dict[str, TarListing]:
-    """Read a kept listing, by name of the tar; {} if there is none that can be read."""
+def read_listing(path: Path) -> dict[str, FileListing]:
+    """Read a kept listing, by name of the file; {} if there is none that can be read."""
     try:
         file = read_npz(path.read_bytes())
         head = json.loads(file["head"].tobytes())
         blob, ends = file["blob"].tobytes(), file["ends"]
         spans, labels = file["spans"], file["labels"]
         found, row, byte = {}, 0, 0
-        for name, stamp, rows, size, notes in head:
+        for name, stamp, rows, size, notes, *names in head:
             at = slice(row, row + rows)
             ids = Ids(blob[byte : byte + size], ends[at] - byte)
-            found[name] = TarListing(name, stamp, ids, spans[at], labels[at], notes)
+            found[name] = FileListing(name, stamp, ids, spans[at], labels[at], notes, *names)
             row, byte = row + rows, byte + size
     except (OSError, ValueError, KeyError, TypeError):
         return {}
@@ -118,19 +119,22 @@ def read_listing(path: Path) -> dict[str, TarListing]:
     return found if whole else {}
 
 
-def write_listing(path: Path, tars: Sequence[TarListing]) -> None:
+def write_listing(path: Path, files: Sequence[FileListing]) -> None:
     """Keep a listing for later starts; without a folder that can be written, nothing is kept."""
-    head = [[tar.name, tar.stamp, len(tar.ids), len(tar.ids.blob), tar.notes] for tar in tars]
-    ids = Ids.joined([tar.ids for tar in tars])
+    head = [
+        [file.name, file.stamp, len(file.ids), len(file.ids.blob), file.notes, file.class_names]
+        for file in files
+    ]
+    ids = Ids.joined([file.ids for file in files])
     arrays: dict[str, Any] = {
         "head": np.frombuffer(json.dumps(head).encode(), np.uint8),
         "blob": np.frombuffer(ids.blob, np.uint8),
         "ends": ids.ends,
-        "spans": np.concatenate([tar.spans for tar in tars]),
-        "labels": np.concatenate([tar.labels for tar in tars]),
+        "spans": np.concatenate([file.spans for file in files]),
+        "labels": np.concatenate([file.labels for file in files]),
     }
-    file = io.BytesIO()
-    np.savez(file, **arrays)
+    packed = io.BytesIO()
+    np.savez(packed, **arrays)
     with suppress(OSError, StoreWriteError):
         path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-        write_bytes(path, file.getvalue())
+        write_bytes(path, packed.getvalue())

@@ -1,7 +1,7 @@
 """WebDataset tars: headers are read once to list the samples, bytes by position afterwards.
 
 Members of one tar whose paths agree up to the first dot of the file name form a sample. Nothing is
-ever unpacked. How tars are found and walked is here; what a picture is, is not.
+ever unpacked. How tars are walked is here; what a picture is, is not.
 
 The package webdataset is not used here, nor for tars behind URLs: it reads tars as a stream, so it can
 neither list the ids without reading every byte nor give the image of one row. A tar of 2,000 images of
@@ -10,11 +10,9 @@ network of 1 Gbit/s listing would take the 1.6 s of the whole tar, and each shar
 """
 
 import re
-import threading
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, BinaryIO
+from typing import BinaryIO
 
 import numpy as np
 import numpy.typing as npt
@@ -33,23 +31,15 @@ from featstore.sources.base import (
     HEIF_HINT,
     HEIF_SUFFIXES,
     NO_LABEL,
-    Source,
     has_heif,
     image_suffixes,
     suffix_of,
 )
+from featstore.sources.find_files import compressed_beside, unreadable
 from featstore.sources.labels import check_labels
-from featstore.sources.listing import Ids, TarListing, listing_path, read_listing, write_listing
-from featstore.sources.patterns import expand, is_glob
-from featstore.sources.tar_files import LocalTar, RemoteTar, TarFile, remote_tars
-
-if TYPE_CHECKING:
-    from featstore.places.base import Place
-
-MAX_OPEN_TARS = 64
-"""Tars that one process keeps open, far below the usual limit of 1,024 open files."""
-
-LISTING_THREADS = 8  # tars that are listed at a time
+from featstore.sources.listed_files import ListedFiles
+from featstore.sources.listing import FileListing, Ids
+from featstore.sources.source_files import SourceFile
 
 MAX_LABEL_BYTES = 64
 
@@ -68,17 +58,6 @@ _KEY = re.compile(r"((?:.*/)?[^./][^./]*)\.([^/]*)", re.DOTALL)
 
 _CLASS = re.compile(rb"\s*(-?[0-9]{1,18})\s*")
 
-COMPRESSED_SUFFIXES = (
-    ".tar.gz",
-    ".tgz",
-    ".tar.zst",
-    ".tzst",
-    ".tar.bz2",
-    ".tbz2",
-    ".tar.xz",
-    ".txz",
-)
-
 UNREAD_IMAGES = frozenset(
     (".img", ".image", ".jxl", ".svg", ".tga", ".psd", ".exr", ".dng", ".nef", ".cr2", ".raw")
 )
@@ -87,7 +66,7 @@ UNREAD_IMAGES = frozenset(
 Array = npt.NDArray[np.int64]
 
 
-class TarSource(Source):
+class TarSource(ListedFiles):
     """Samples of one or many plain tars, in the order of the tars' names and of their members.
 
     The id of a sample is ``<tar>/<key>``, where ``<tar>`` is the tar's path without ``.tar``, below
@@ -105,50 +84,21 @@ class TarSource(Source):
 
     def __init__(self, path: str, *, allow_cut_tars: bool = False, image_member: str = "") -> None:
         self.kind = "tars"
-        self.uri = path
-        self.notes = [] if _is_url(path) else _compressed_beside(path)
-        self._place, named = _named_files(path)
-        self._files = [file for _, file in named]
-        self._handles: dict[int, TarFile] = {}
-        self._lock = threading.Lock()
-        kept = listing_path(
-            path, self._files, image_member, allow_cut_tars, sorted(image_suffixes())
-        )
-        known = read_listing(kept)
-
-        def listed(at: int) -> TarListing:
-            name, file = named[at]
-            tar = self._open(file)
-            found = known.get(name)
-            if found is not None and found.stamp == tar.stamp:
-                tar.close()
-                return found
-            scan = _scan(tar, allow_cut=allow_cut_tars, image_member=image_member)
-            ids = Ids.of([f"{name}/{key}" for key in scan.images])
-            return TarListing(name, tar.stamp, ids, scan.spans(), scan.label_array(), scan.notes)
-
-        with ThreadPoolExecutor(LISTING_THREADS) as pool:
-            tars = list(pool.map(listed, range(len(named))))
-        for tar in tars:
-            self.notes += tar.notes
+        self._allow_cut, self._image_member = allow_cut_tars, image_member
+        notes = [] if "://" in path else compressed_beside(path)
+        key = (image_member, allow_cut_tars, sorted(image_suffixes()))
+        tars = self._list_files(path, suffix=".tar", key=key)
+        self.notes = notes + self.notes
         self.tars = [(tar.name, len(tar.ids)) for tar in tars if len(tar.ids)]
-        self.sample_ids = Ids.joined([tar.ids for tar in tars])
         if not self.sample_ids:
             raise SourceError(f"{path}: no complete sample in any tar. " + " ".join(self.notes))
-        if any(known.get(tar.name) is not tar for tar in tars) or len(known) != len(tars):
-            write_listing(kept, tars)
-        self._stamps = [tar.stamp for tar in tars]
-        self._tars = np.repeat(np.arange(len(tars), dtype=np.int32), [len(tar.ids) for tar in tars])
-        self._spans = np.concatenate([tar.spans for tar in tars])
         labels = np.concatenate([tar.labels for tar in tars])
         self.labels, self.class_names = check_labels(labels, where=path, notes=self.notes)
 
-    def __getstate__(self) -> dict[str, Any]:
-        # File handles and locks belong to one process.
-        return {**self.__dict__, "_handles": {}, "_lock": None}
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        self.__dict__.update(state, _lock=threading.Lock())
+    def _list(self, name: str, file: SourceFile) -> FileListing:
+        scan = _scan(file, allow_cut=self._allow_cut, image_member=self._image_member)
+        ids = Ids.of([f"{name}/{key}" for key in scan.images])
+        return FileListing(name, file.stamp, ids, scan.spans(), scan.label_array(), scan.notes)
 
     def read(self, row: int) -> bytes:
         """Return the bytes of one image; safe to call from several threads.
@@ -157,9 +107,8 @@ class TarSource(Source):
             OSError: the tar became shorter.
             SourceError: it was replaced since it was listed, or its server refuses.
         """
-        tar = int(self._tars[row])
         offset, size = (int(value) for value in self._spans[row])
-        file = self._handle(tar)
+        file = self._handle(int(self._file_of[row]))
         parts = []
         while size:
             part = file.pread(size, offset)
@@ -171,150 +120,6 @@ class TarSource(Source):
             parts.append(part)
             offset, size = offset + len(part), size - len(part)
         return parts[0] if len(parts) == 1 else b"".join(parts)
-
-    def _handle(self, tar: int) -> TarFile:
-        with self._lock:
-            file = self._handles.pop(tar, None)
-            if file is None:
-                file = self._open(self._files[tar])
-                if self._place is not None and file.stamp != self._stamps[tar]:
-                    raise SourceError(
-                        f"{file.name}: was replaced since it was listed ({file.stamp}, was {self._stamps[tar]}). Run "
-                        "the same command again to list it anew."
-                    )
-            if len(self._handles) >= MAX_OPEN_TARS:
-                del self._handles[next(iter(self._handles))]
-            self._handles[tar] = file  # the last place: dropped last
-            return file
-
-    def _open(self, file: str) -> TarFile:
-        if self._place is not None:
-            return RemoteTar(self._place, file)
-        try:
-            return LocalTar(file)
-        except OSError as error:
-            raise unreadable(file, error) from error
-
-
-def _is_url(path: str) -> bool:
-    return "://" in path
-
-
-def _named_files(pattern: str) -> tuple["Place | None", list[tuple[str, str]]]:
-    """Return the place of tars behind a URL, and (name, file) of each tar in the order of their names."""
-    if not _is_url(pattern):
-        return None, [(name, str(tar.absolute())) for name, tar in named_tars(pattern)]
-    place, files = remote_tars(pattern)
-    return place, sorted((_without_suffix(file), file) for file in files)
-
-
-def named_tars(pattern: str) -> list[tuple[str, Path]]:
-    """Return (name, path) of the tars that a pattern names, in the order of their names.
-
-    The name is the path below the folder named by the pattern, without ``.tar``.
-
-    Raises:
-        SourceError: none there, or some tar of a brace pattern is missing.
-    """
-    paths, base = find_tars(pattern)
-    return sorted((_without_suffix(tar.relative_to(base).as_posix()), tar) for tar in paths)
-
-
-def _without_suffix(name: str) -> str:
-    return name[:-4] if suffix_of(name) == ".tar" else name
-
-
-def find_tars(pattern: str) -> tuple[list[Path], Path]:
-    """Return the tars that a folder, file, glob or brace pattern names, and their common folder.
-
-    Raises:
-        SourceError: none there, or some tar of a brace pattern is missing.
-    """
-    path = Path(pattern)
-    if path.is_dir():
-        return _tars_in(path), path
-    if path.exists():
-        return [path], path.parent
-    if _is_url(pattern) or pattern.startswith("pipe:"):
-        raise SourceError(
-            f"{pattern}: these tars are read from a local or mounted disk here. Copy them to one."
-        )
-    if "{" not in pattern and not is_glob(pattern):
-        raise SourceError(
-            f"{pattern}: no such file or folder. Set --source.path to a folder of *.tar, one tar, "
-            "a glob, or a brace pattern like shard-{000000..000099}.tar."
-        )
-    base = _fixed_part(path)
-    found: list[Path] = []
-    missing: list[Path] = []
-    for name in expand(pattern):
-        if is_glob(name) and not Path(name).exists():
-            found += _glob(name)
-        else:
-            (found if Path(name).is_file() else missing).append(Path(name))
-    if missing and found:
-        names = shorten([str(name) for name in missing])
-        raise SourceError(
-            f"{pattern}: {len(missing)} of {len(missing) + len(found)} tars do not exist: {names}. "
-            "Fetch them, or narrow the pattern."
-        )
-    if not found:
-        raise SourceError(
-            f"{pattern}: no tar matches; {_contents(base)}. Correct the pattern (--source.path)."
-        )
-    return found, base
-
-
-def _tars_in(folder: Path) -> list[Path]:
-    found = [
-        path for path in folder.iterdir() if suffix_of(path.name) == ".tar" and _is_shown(path)
-    ]
-    if not found:
-        raise SourceError(
-            f"{folder}: no *.tar in this folder; {_contents(folder)}. Plain (not compressed) tars "
-            "are expected directly in it; for tars in subfolders give a glob like 'DIR/**/*.tar'."
-        )
-    return found
-
-
-def _compressed_beside(pattern: str) -> list[str]:
-    """Return a note on compressed tars in a folder of plain ones."""
-    if not Path(pattern).is_dir():
-        return []
-    names = sorted(path.name for path in Path(pattern).iterdir() if _is_shown(path))
-    found = [name for name in names if name.lower().endswith(COMPRESSED_SUFFIXES)]
-    if not found:
-        return []
-    return [
-        f"{pattern}: {len(found)} compressed tars were left out: {shorten(found)}. Images are read by position, which "
-        "needs plain tars; unpack them once (gunzip, zstd -d)."
-    ]
-
-
-def _fixed_part(path: Path) -> Path:
-    """Return the folders before the first wildcard or brace, which do not depend on the matches."""
-    for parent in path.parents:
-        if not is_glob(str(parent)) and "{" not in str(parent):
-            return parent
-    return Path()
-
-
-def _glob(pattern: str) -> list[Path]:
-    base = _fixed_part(Path(pattern))
-    rest = str(Path(pattern).relative_to(base))
-    return [path for path in base.glob(rest) if path.is_file() and _is_shown(path)]
-
-
-def _is_shown(path: Path) -> bool:
-    return not path.name.startswith(".")
-
-
-def _contents(folder: Path) -> str:
-    """Describe the content of a folder for a message."""
-    if not folder.is_dir():
-        return f"the folder {folder} does not exist"
-    names = sorted(path.name for path in folder.iterdir())
-    return f"{folder} holds {shorten(names)}" if names else f"{folder} is empty"
 
 
 class _Break(Exception):
@@ -479,14 +284,7 @@ def split_name(name: str) -> tuple[str, str] | None:
     return match[1], match[2].lower()
 
 
-def unreadable(tar: Path | str, error: OSError) -> SourceError:
-    """Return the error for a tar that the disk does not give."""
-    return SourceError(
-        f"{tar}: cannot be read: {error.strerror or error}. Fetch it again or leave it out."
-    )
-
-
-def _scan(opened: TarFile, *, allow_cut: bool, image_member: str) -> _Scan:
+def _scan(opened: SourceFile, *, allow_cut: bool, image_member: str) -> _Scan:
     tar = opened.name
     scan = _Scan(tar, image_member)
     try:
@@ -543,7 +341,7 @@ def _refuse_hostile(tar: str, member: Member) -> None:
         )
 
 
-def _members(tar: TarFile, file: BinaryIO, notes: list[str]) -> Iterator[Member]:
+def _members(tar: SourceFile, file: BinaryIO, notes: list[str]) -> Iterator[Member]:
     """Yield the members that are complete.
 
     Raises:
@@ -573,7 +371,7 @@ def _members(tar: TarFile, file: BinaryIO, notes: list[str]) -> Iterator[Member]
     _check_end(tar, end, notes)
 
 
-def _check_end(tar: TarFile, end: int, notes: list[str]) -> None:
+def _check_end(tar: SourceFile, end: int, notes: list[str]) -> None:
     """Check that only zeros follow the last member."""
     size = tar.size
     if size == 0:

@@ -10,7 +10,8 @@ from typing import NamedTuple
 
 from featstore.errors import SourceError
 from featstore.files.tar_headers import BadTar, Member, members
-from featstore.sources.tars import is_image, several_images, split_name, unreadable
+from featstore.sources.find_files import unreadable
+from featstore.sources.tars import is_image, several_images, split_name
 
 READ_BYTES = 4 * 2**20  # tars are read in pieces of this size
 

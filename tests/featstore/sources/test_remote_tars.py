@@ -19,7 +19,7 @@ from featstore.sources import Source, open_source
 from featstore.sources import tars as tars_module
 from featstore.sources.config import SourceConfig, source_of
 from featstore.sources.listing import Ids, listing_path, read_listing
-from featstore.sources.tar_files import RemoteTar, TarFile
+from featstore.sources.source_files import RemoteFile, SourceFile
 from tests.featstore.formula import make_config, run
 from tests.images import picture
 from tests.servers.faults import Plan
@@ -156,17 +156,17 @@ def test_memory_is_bounded_by_the_window(
     bucket: OwnBucket, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A tar of several windows is listed and read in pieces of one window."""
-    monkeypatch.setattr(RemoteTar, "buffer_bytes", 20_000)
+    monkeypatch.setattr(RemoteFile, "buffer_bytes", 20_000)
     bucket.put("large.tar", tar_of(range(20), size=9_000))
     parts: list[int] = []
-    whole = RemoteTar.pread
+    whole = RemoteFile.pread
 
-    def pread(self: RemoteTar, size: int, offset: int) -> bytes:
+    def pread(self: RemoteFile, size: int, offset: int) -> bytes:
         data = whole(self, size, offset)
         parts.append(len(self._window))
         return data
 
-    monkeypatch.setattr(RemoteTar, "pread", pread)
+    monkeypatch.setattr(RemoteFile, "pread", pread)
     source = tars(f"{bucket.url}/large.tar")
     assert [data[: len(picture(0))] for data in contents(source)] == [picture(n) for n in range(20)]
     assert max(parts) <= 20_000
@@ -178,7 +178,7 @@ def test_a_listing_is_kept(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Non
     scanned: list[str] = []
     scan = tars_module._scan
 
-    def counted(tar: TarFile, **options: Any) -> object:
+    def counted(tar: SourceFile, **options: Any) -> object:
         scanned.append(tar.name)
         return scan(tar, **options)
 

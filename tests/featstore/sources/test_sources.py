@@ -18,8 +18,7 @@ import numpy as np
 import pytest
 
 from featstore.errors import SourceError
-from featstore.sources import NO_LABEL, Source, open_source
-from featstore.sources import tars as tars_module
+from featstore.sources import NO_LABEL, Source, listed_files, open_source
 from featstore.sources.base import IMAGE_SUFFIXES
 from featstore.sources.config import SourceConfig
 from featstore.sources.decode import decode_image
@@ -776,7 +775,7 @@ def test_tars_in_other_process(tmp_path: Path) -> None:
 
 def test_tars_many_threads_few_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """With fewer open files than tars, threads still read the right bytes, and files are closed."""
-    monkeypatch.setattr(tars_module, "MAX_OPEN_TARS", 2)
+    monkeypatch.setattr(listed_files, "MAX_OPEN_FILES", 2)
     for number in range(6):
         write_tar(tmp_path / f"{number}.tar", ("x.png", picture(number)))
     before = len(os.listdir("/proc/self/fd"))  # noqa: PTH208 - a count of open files
@@ -1017,7 +1016,7 @@ def test_hf_labels_that_mean_no_class(tmp_path: Path, hf: Any) -> None:
     """-100 and its like are images without a class, and are named; ids are renumbered, or refused beyond 63 bits."""
     import pyarrow as pa
 
-    from featstore.sources.hf import _numbers
+    from featstore.sources.hf import class_numbers
 
     def save(name: str, labels: Any, feature: Any) -> Source:
         rows = {"image": [{"bytes": picture(0), "path": None}] * len(labels), "label": labels}
@@ -1034,4 +1033,4 @@ def test_hf_labels_that_mean_no_class(tmp_path: Path, hf: Any) -> None:
     assert ids.labels is not None
     assert (ids.labels.tolist(), ids.class_names) == ([0, 1, 0], (str(2**40), str(2**40 + 7)))
     with pytest.raises(SourceError, match="ids"):
-        _numbers(pa.array([2**63 + 5], pa.uint64()), None)
+        class_numbers(pa.array([2**63 + 5], pa.uint64()), None)

@@ -1,4 +1,4 @@
-"""Tars on a disk or behind a URL as seekable files, and the tars that a pattern of URLs names."""
+"""Large files of samples, on a disk or behind a URL, as seekable files."""
 
 import io
 import os
@@ -6,26 +6,25 @@ import threading
 from abc import abstractmethod
 from collections.abc import Iterator
 from contextlib import contextmanager
-from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING, Any
 
-from featstore.errors import RemoteError, SourceError, shorten
+from featstore.errors import RemoteError, SourceError
 
 if TYPE_CHECKING:
     from featstore.places.base import Place
 
 WINDOW_BYTES = 4 * 2**20
-"""A tar behind a URL is listed, and images that follow each other are read, in requests of this size."""
+"""A file behind a URL is listed, and images that follow each other are read, in requests of this size."""
 
 LOCAL_BYTES = 2**17
 
 
-class TarFile(io.RawIOBase):
-    """An open tar, read at any position."""
+class SourceFile(io.RawIOBase):
+    """An open file, read at any position."""
 
     name: str  # path or URL, for messages
     size: int  # bytes
-    # changes when the tar is replaced: its size, with its time of change or the server's tag
+    # changes when the file is replaced: its size, with its time of change or the server's tag
     stamp: str
     buffer_bytes: int  # how much to read at once where it is read in order
 
@@ -35,7 +34,7 @@ class TarFile(io.RawIOBase):
 
     @abstractmethod
     def pread(self, size: int, offset: int) -> bytes:
-        """Return up to ``size`` bytes from an offset on; fewer at the end of the tar."""
+        """Return up to ``size`` bytes from an offset on; fewer at the end of the file."""
 
     def readable(self) -> bool:
         return True
@@ -55,12 +54,12 @@ class TarFile(io.RawIOBase):
         return len(data)
 
     def buffered(self) -> io.BufferedReader:
-        """Return a reader for passes from begin to end; closing it closes the tar."""
+        """Return a reader for passes from begin to end; closing it closes the file."""
         return io.BufferedReader(self, self.buffer_bytes)
 
 
-class LocalTar(TarFile):
-    """A tar on a disk.
+class LocalFile(SourceFile):
+    """A file on a disk.
 
     Raises:
         OSError: it cannot be opened.
@@ -87,8 +86,8 @@ class LocalTar(TarFile):
             self._number = -1
 
 
-class RemoteTar(TarFile):
-    """A tar at a place. Failed requests are repeated as the place does.
+class RemoteFile(SourceFile):
+    """A file at a place. Failed requests are repeated as the place does.
 
     Raises:
         SourceError: it is gone, or the server refuses.
@@ -103,11 +102,11 @@ class RemoteTar(TarFile):
         self._window = b""
         self._start = 0
         self._lock = threading.Lock()
-        with _refusals(self.name):
+        with remote_refusals(self.name):
             self.size, self.stamp = place.stamp(name)
 
     def pread(self, size: int, offset: int) -> bytes:
-        """See ``TarFile.pread``; of images that follow each other, many come with one request."""
+        """See ``SourceFile.pread``; of images that follow each other, many come with one request."""
         size = min(size, self.size - offset)
         if size <= 0:
             return b""
@@ -117,7 +116,7 @@ class RemoteTar(TarFile):
             if not 0 <= at <= at + size <= end:
                 follows = 0 <= at <= end + self.buffer_bytes // 4
                 most = max(size, self.buffer_bytes) if follows else size
-                with _refusals(self.name):
+                with remote_refusals(self.name):
                     self._window = self._place.read_part(
                         self._file, range(offset, min(offset + most, self.size))
                     )
@@ -126,55 +125,12 @@ class RemoteTar(TarFile):
 
 
 @contextmanager
-def _refusals(name: str) -> Iterator[None]:
+def remote_refusals(name: str) -> Iterator[None]:
     """Turn errors of a place into those of a source."""
     try:
         yield
     except RemoteError as error:
         raise SourceError(
-            f"{name}: cannot be read: {error}. Images of a tar that was listed must stay there; run the same command "
+            f"{name}: cannot be read: {error}. Files that were listed must stay there; run the same command "
             "again to resume."
         ) from error
-
-
-def remote_tars(pattern: str) -> tuple["Place", list[str]]:
-    """Find the tars that a pattern of URLs names.
-
-    Args:
-        pattern: the URL of a tar, of a folder, or one with braces or wildcards after the last folder without any.
-
-    Returns:
-        The place of the fixed folder, and names below it in order.
-
-    Raises:
-        SourceError: none there, or the server refuses.
-        ConfigError: no such scheme.
-    """
-    from featstore.places.open_place import open_place
-    from featstore.sources.patterns import expand, is_glob
-
-    scheme, _, rest = pattern.partition("://")
-    parts = rest.split("/")  # the first one is the bucket or host
-    fixed = next((i for i, part in enumerate(parts) if is_glob(part) or "{" in part), len(parts))
-    if fixed == len(parts) and rest.endswith(".tar"):
-        fixed -= 1
-    base, tail = f"{scheme}://{'/'.join(parts[:fixed])}", "/".join(parts[fixed:])
-    place = open_place(base.rstrip("/"))
-    with _refusals(base):
-        if tail and not is_glob(tail):
-            return place, expand(tail)
-        if not place.lists:
-            raise SourceError(
-                f"{pattern}: this server has no listing; name its tars with braces, such as {base}/{{000..099}}.tar."
-            )
-        there = place.sizes()
-    names = expand(tail) if tail else ["*.tar"]
-    found = sorted({name for name in there for one in names if fnmatchcase(name, one)})
-    if not tail:
-        found = [name for name in found if "/" not in name]
-    if not found:
-        raise SourceError(
-            f"{pattern}: no tar matches; {base} holds {shorten(sorted(there)) or 'nothing'}. Correct the pattern "
-            "(--source.path)."
-        )
-    return place, found

@@ -1,0 +1,115 @@
+"""Base class of sources whose samples lie in large files that are listed once: tars and Parquet files."""
+
+import threading
+from abc import abstractmethod
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import numpy as np
+
+from featstore.errors import SourceError
+from featstore.sources.base import Source
+from featstore.sources.find_files import find_files, unreadable
+from featstore.sources.listing import (
+    FileListing,
+    Ids,
+    listing_path,
+    read_listing,
+    write_listing,
+)
+from featstore.sources.source_files import LocalFile, RemoteFile, SourceFile
+
+MAX_OPEN_FILES = 64
+"""Files that one process keeps open, far below the usual limit of 1,024."""
+
+LISTING_THREADS = 8  # files that are listed at a time
+
+
+class ListedFiles(Source):
+    """Samples in large files, in the order of the files' names. A subclass lists one file and reads one sample."""
+
+    @abstractmethod
+    def _list(self, name: str, file: SourceFile) -> FileListing:
+        """List the samples of one file.
+
+        Args:
+            name: of the file, as ids begin.
+        """
+
+    def _list_files(self, path: str, *, suffix: str, key: Sequence[object]) -> list[FileListing]:
+        """Set ids, places of samples and notes, from listings of earlier starts where files have not changed.
+
+        Args:
+            path: folder, file or pattern of files, on a disk or behind a URL.
+            key: settings that a listing depends on.
+
+        Raises:
+            SourceError: no such files, or one that cannot be read.
+        """
+        self.uri = path
+        self._place, named = find_files(path, suffix)
+        self._files = [file for _, file in named]
+        self._handles: dict[int, SourceFile] = {}
+        self._lock = threading.Lock()
+        kept = listing_path(path, self._files, *key)
+        known = read_listing(kept)
+
+        def listed(at: int) -> FileListing:
+            name, path = named[at]
+            file = self._open(path)
+            found = known.get(name)
+            if found is not None and found.stamp == file.stamp:
+                file.close()
+                return found
+            return self._list(name, file)
+
+        with ThreadPoolExecutor(LISTING_THREADS) as pool:
+            files = list(pool.map(listed, range(len(named))))
+        self.notes = [note for file in files for note in file.notes]
+        self.sample_ids = Ids.joined([file.ids for file in files])
+        if any(known.get(file.name) is not file for file in files) or len(known) != len(files):
+            write_listing(kept, files)
+        self._stamps = [file.stamp for file in files]
+        sizes = [len(file.ids) for file in files]
+        self._file_of = np.repeat(np.arange(len(files), dtype=np.int32), sizes)
+        self._spans = np.concatenate([file.spans for file in files])
+        return files
+
+    def __getstate__(self) -> dict[str, Any]:
+        # File handles and locks belong to one process.
+        return {**self.__dict__, "_handles": {}, "_lock": None}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state, _lock=threading.Lock())
+
+    def _handle(self, number: int) -> SourceFile:
+        """Return an open file.
+
+        Raises:
+            SourceError: it was replaced since it was listed, or cannot be opened.
+        """
+        with self._lock:
+            file = self._handles.pop(number, None)
+            if file is None:
+                file = self._open(self._files[number])
+                self._check_same(file, number)
+            if len(self._handles) >= MAX_OPEN_FILES:
+                del self._handles[next(iter(self._handles))]
+            self._handles[number] = file  # the last place: dropped last
+            return file
+
+    def _check_same(self, file: SourceFile, number: int) -> None:
+        if self._place is not None and file.stamp != self._stamps[number]:
+            raise SourceError(
+                f"{file.name}: was replaced since it was listed ({file.stamp}, was {self._stamps[number]}). Run "
+                "the same command again to list it anew."
+            )
+
+    def _open(self, file: str) -> SourceFile:
+        if self._place is not None:
+            return RemoteFile(self._place, file)
+        try:
+            return LocalFile(file)
+        except OSError as error:
+            raise unreadable(file, error) from error
