@@ -26,7 +26,7 @@ MOST_GROUP_BYTES = 2 * 2**30
 
 
 class ParquetSource(ListedFiles):
-    """Rows of Parquet files, in the order of the files' names. An id is ``<file>/<row>``: ``data/train-00000/00000012``.
+    """Rows of Parquet files, by names of files. An id is ``<file>/<row>``, ``data/train-00000/00000012``.
 
     ``<file>`` is the path below the folder that ``path`` names, without ``.parquet``.
 
