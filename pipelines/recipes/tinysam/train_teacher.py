@@ -163,13 +163,14 @@ def build() -> Any:
 def train(pixels: Tensor, targets: Tensor, *, steps: int, batch: int) -> Any:
     """The trained model.
 
-    The losses are those of task promptable, with one hard round, and the error of a convolution on the embedding that
-    says which objects cover each pixel: without it the encoder learns little in this time. The convolution is
-    thrown away.
+    Dice loss, error of the estimated IoU, and cross entropy with more weight on small objects; by the focal loss, which
+    it replaces, a decoder with random weights learns nothing in this time. A convolution on the embedding also says
+    which objects cover each pixel, so that the encoder learns sooner; it is thrown away.
     """
     import torch
     from torch.nn import functional as F
 
+    from distill.losses.masks import enlarge
     from distill.tasks.prompt_decoder import PromptDecoder
     from distill.tasks.promptable_parts import Prompter
     from featstore.format.mask_decoder import PARTS, settings_of, tensors_of
@@ -194,12 +195,17 @@ def train(pixels: Tensor, targets: Tensor, *, steps: int, batch: int) -> Any:
         rows = torch.randint(len(pixels), (batch,))
         images = (pixels[rows].float() / 255 - mean) / std
         embedding = model.vision_encoder(images).last_hidden_state
-        losses = prompter.prompt(embedding, targets[rows]).losses()
+        prompted = prompter.prompt(embedding, targets[rows])
+        truth, losses = prompted.truth.float(), prompted.losses()
+        weight = 1 + truth * (1 / (2 * truth.mean((2, 3), keepdim=True) + 0.02) - 1)
+        losses["pixels"] = F.binary_cross_entropy_with_logits(
+            enlarge(prompted.masks.logits, truth), truth, weight
+        )
         covered = F.pixel_shuffle(dense(embedding), PATCH)
         losses["dense"] = F.binary_cross_entropy_with_logits(
             covered, prompter.masks(targets[rows]).float()
         )
-        loss = 20 * losses["focal"] + losses["dice"] + losses["iou"] + 10 * losses["dense"]
+        loss = losses["dice"] + losses["iou"] + 0.5 * losses["pixels"] + 10 * losses["dense"]
         optimiser.zero_grad()
         loss.backward()
         torch.nn.utils.clip_grad_norm_(parameters, 1.0)
