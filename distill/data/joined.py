@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any, Literal
 
+import numpy as np
 import torch
 
 from distill.config import DataConfig, EvalConfig, TeacherConfig
@@ -149,7 +150,13 @@ class JoinedData(Data):
         return ViewPicker(self.columns, self.samples.stored_ids, seed=seed)
 
     def stored_maker(
-        self, student: Student, device: torch.device, *, vector: bool, grid: bool
+        self,
+        student: Student,
+        device: torch.device,
+        *,
+        vector: bool,
+        grid: bool,
+        fields: Sequence[str] = (),
     ) -> BatchMaker:
         """Batches with the student's normalisation, and the stored features of the same views."""
         return BatchMaker(
@@ -159,7 +166,13 @@ class JoinedData(Data):
             mean=student.mean,
             std=student.std,
             device=device,
+            fields={name: self.field(name) for name in fields},
         )
+
+    def field(self, name: str) -> StoredField:
+        """Any field of the first store with numbers of one shape per view."""
+        columns = np.arange(len(self.store.manifest.views))
+        return StoredField(self.store, name, self.samples.rows, columns)
 
 
 def join_data(

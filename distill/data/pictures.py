@@ -6,8 +6,8 @@ The student is shown exactly the region that the teacher saw in the chosen store
 
 # B batch, S samples, V views, D teacher width, H W student input, C channels (3)
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import numpy as np
@@ -19,7 +19,7 @@ from distill.config import DataConfig
 from distill.data.augment import photometric, strongly
 from distill.data.samples import Samples
 from distill.data.schedule import CANONICAL, Request
-from distill.data.stored_features import Features, Grid
+from distill.data.stored_features import Features, Grid, StoredField
 from distill.data.targets import Targets
 from distill.losses import IGNORE
 from featstore import FeatureStore
@@ -299,6 +299,8 @@ class Batch:
     num_strong: int  # S
     # (L, ...) targets of the labelled images, which come first; None if the task's labels are classes
     targets: Tensor | None = None
+    # (B, *shape) float32 of further stored fields of the very same views, by name
+    fields: Mapping[str, Tensor] = field(default_factory=dict)
 
 
 class BatchMaker:
@@ -313,7 +315,9 @@ class BatchMaker:
         mean: Sequence[float],
         std: Sequence[float],
         device: torch.device,
+        fields: Mapping[str, StoredField] | None = None,
     ) -> None:
+        self._fields = fields or {}
         self._labels = torch.from_numpy(samples.labels)
         self._features = features
         self._grid = grid
@@ -351,4 +355,8 @@ class BatchMaker:
             num_unlabelled=len(plain) - count,
             num_strong=int(strong.max()) if len(strong) else 0,
             targets=None if pictures.targets is None else pictures.targets.to(self.device),
+            fields={
+                name: stored.read(indices.numpy(), columns.numpy()[:, None])[:, 0].to(self.device)
+                for name, stored in self._fields.items()
+            },
         )

@@ -1,6 +1,7 @@
 """All methods by name. A new one is a file with its options and its class, and a line here."""
 
 from distill.methods.assist import Assist
+from distill.methods.autodistil import AutoDistil
 from distill.methods.base import Method, Needs, Output, Setup, Side, VectorMethod
 from distill.methods.crd import CRD
 from distill.methods.customkd import CustomKD
@@ -46,5 +47,6 @@ METHODS: dict[str, type[Method]] = {
     "vlm_ood": VLMOOD,
     "assist": Assist,
     "tinysam": TinySAM,
+    "autodistil": AutoDistil,
     "customkd": CustomKD,
 }

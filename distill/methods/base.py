@@ -57,6 +57,7 @@ class Needs:
         labels: it needs labelled images or a classifier.
         classes: where it needs labels, they must be classes, one per image; False works with every supervised task.
         labelled_rows: what is stored of labelled images is read too; False allows ``--data.stored unlabelled``.
+        fields: further fields of the store that a batch carries (``Batch.fields``).
     """
 
     unlabelled: bool = True
@@ -65,6 +66,7 @@ class Needs:
     labels: bool = False
     classes: bool = True
     labelled_rows: bool = True
+    fields: tuple[str, ...] = ()
 
     def __or__(self, other: Needs) -> Needs:
         return Needs(
@@ -74,6 +76,7 @@ class Needs:
             self.labels or other.labels,
             (self.labels and self.classes) or (other.labels and other.classes),
             self.labelled_rows or other.labelled_rows,
+            tuple(dict.fromkeys(self.fields + other.fields)),
         )
 
 

@@ -4,10 +4,13 @@
 
 from collections.abc import Sequence
 from itertools import pairwise
+from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from distill.losses.features import resize_map
+from distill.student.slimmable import Slimmable
 
 
 class MapProjection(nn.Module):
@@ -121,3 +124,37 @@ class PatientLinear(nn.Linear):
 
     def forward(self, input: Tensor) -> Tensor:
         return super().forward(input.detach() if self.alone else input)
+
+
+class Sandwich(nn.Module):
+    """Queries, keys and values at the sizes of a step: the largest, the smallest, and some at random.
+
+    Those of the largest size are kept from the student's own pass over the same inputs.
+
+    Args:
+        model: A slimmable student, also an ``nn.Module``.
+        randoms: Sizes that are drawn.
+    """
+
+    def __init__(self, model: Slimmable, randoms: int) -> None:
+        super().__init__()
+        self._of = (model,)  # in a tuple: its parameters belong to the student alone
+        self.randoms = randoms
+        self._largest: Tensor | None = None
+        last: Any = model.blocks[-1]
+        last.attn.qkv.register_forward_hook(self._keep)
+
+    def _keep(self, layer: nn.Module, inputs: Any, output: Tensor) -> None:
+        if layer.training:
+            self._largest = output
+
+    def forward(self, inputs: Tensor) -> list[Tensor]:
+        """(B, N, 3 C) of every size; the smallest is left out where it is the largest."""
+        model, kept = self._of[0], self._largest
+        self._largest = None
+        found = [model.qkv(model.largest, inputs) if kept is None else kept[: len(inputs)]]
+        if model.smallest == model.largest:
+            return found
+        drawn = torch.randint(len(model.sizes), (self.randoms,)).tolist()
+        sizes = [model.smallest, *(model.sizes[place] for place in drawn)]
+        return found + [model.qkv(size, inputs) for size in sizes]

@@ -9,17 +9,19 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from distill.config import StudentConfig
 from distill.data.joined import JoinedData
 from distill.data.pictures import load_batches
-from distill.data.schedule import Request
+from distill.data.schedule import Indices, Request
 from distill.export import onnx_model, preprocessing, program
 from distill.export.latency import count_macs, measure_latency
 from distill.export.runtimes import ModelFile
 from distill.search.config import SearchConfig
+from distill.search.found import Cost
 from distill.search.probe import Probe, Trial, initialise, make_probe
 from distill.search.scores import SCORES
 from distill.student.model import Student, build_student
@@ -28,21 +30,6 @@ from featstore.errors import ConfigError
 
 ROUNDS = 5
 """Of the latency."""
-
-
-@dataclasses.dataclass(frozen=True)
-class Cost:
-    """What a student costs.
-
-    Attributes:
-        parameters: Weights and biases.
-        macs: Multiply-adds of one image.
-        latency_ms: Median of one image with ONNX Runtime; None where it was not measured.
-    """
-
-    parameters: int
-    macs: int
-    latency_ms: float | None = None
 
 
 class Bench:
@@ -150,11 +137,16 @@ class Bench:
         size = student.input_size
         if size not in self._pictures:
             places = {sample_id: place for place, sample_id in enumerate(self.data.samples.ids)}
-            column = self.data.features.reference
-            requests = [Request(places[item], column, 0, False) for item in self.probe.ids]
-            (pictures,) = load_batches(self.data.dataset(student), [requests], workers=0)
-            self._pictures[size] = pictures.pixels
+            chosen = np.array([places[item] for item in self.probe.ids])
+            self._pictures[size] = self.pictures(student, chosen)
         return self.data.maker(student, self.device).normalise(self._pictures[size])
+
+    def pictures(self, student: Student, chosen: Indices) -> Tensor:
+        """The reference views of some samples, as the student's input before normalisation."""
+        column = self.data.features.reference
+        requests = [Request(int(index), column, 0, False) for index in chosen]
+        (pictures,) = load_batches(self.data.dataset(student), [requests], workers=0)
+        return pictures.pixels
 
 
 def _add(before: list[float], name: str, trial: Trial) -> list[float] | str:

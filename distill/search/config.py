@@ -52,7 +52,7 @@ class SearchConfig:
 
     COMMON: ClassVar[tuple[str, ...]] = (
         "store", "field", "source.kind", "source.path", "data.labelled", "space", "score", "limit.parameters",
-        "limit.macs", "limit.latency_ms", "tries", "against", "out",
+        "limit.macs", "limit.latency_ms", "tries", "against", "slices", "out",
     )  # fmt: skip
     """What ``--help`` shows first."""
 
@@ -86,6 +86,11 @@ class SearchConfig:
     the runs reached."""
     bins: int = 3
     """With against: bins of equally many students, by parameters."""
+    slices: list[str] = dataclasses.field(default_factory=list)
+    """Folders of finished runs of method autodistil: no space; the sizes of their slimmable students are ranked by
+    their loss, and the best that fits is written as an ordinary model. Store, images and task are the first run's."""
+    measure: int = 0
+    """With slices: sizes that are also measured on the test part, evenly spread by parameters, and the best one."""
 
     def __post_init__(self) -> None:
         for name in ("store", "field", "out"):
@@ -98,9 +103,11 @@ class SearchConfig:
             f"--score {self.score}: there is no such score. Expected one of {', '.join(get_args(ScoreName))}.",
         )
         require(
-            bool(self.space or self.against),
-            "--space is empty: name families of students in a recipe, or finished runs (--against DIR).",
+            bool(self.space or self.against or self.slices),
+            "--space is empty: name families of students in a recipe, finished runs (--against DIR), or slimmable "
+            "students (--slices RUN).",
         )
+        require(self.measure >= 0, f"--measure {self.measure} must not be negative.")
 
     def run(self) -> DistillConfig:
         """The settings of store and images as those of a run."""

@@ -15,8 +15,9 @@ from distill.config import StudentConfig
 from distill.measures.score import Measure
 from distill.reports.run_files import ReportedRun, find_runs
 from distill.reports.tables import write_csv, write_page
-from distill.search.bench import Bench, Cost
+from distill.search.bench import Bench
 from distill.search.config import SearchConfig
+from distill.search.found import Cost
 from distill.search.scores import SCORES
 from featstore.cli.schema import build_config
 from featstore.errors import ConfigError

@@ -4,7 +4,7 @@ import dataclasses
 import json
 import shlex
 import statistics
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,8 +12,9 @@ import google_crc32c
 from tqdm import tqdm
 
 from distill.config import DataConfig, StudentConfig
-from distill.search.config import LimitConfig, SearchConfig
+from distill.search.config import SearchConfig
 from distill.search.evolution import evolve, smallest
+from distill.search.found import Cost, Found, cells, described, limits, over
 from distill.search.space import Candidate, Space
 from featstore.errors import ConfigError, command
 from featstore.files.atomic import write_bytes, write_json
@@ -21,27 +22,12 @@ from featstore.sources.config import SourceConfig
 from featstore.text import columns, count
 
 if TYPE_CHECKING:
-    from distill.search.bench import Bench, Cost
+    from distill.search.bench import Bench
 
 SHOWN = 10
 """Students in the printed table."""
 SCORED = "scored.jsonl"
 Say = Callable[[str], None]
-
-
-@dataclasses.dataclass(frozen=True)
-class Found:
-    """One student that fits, with its score."""
-
-    text: str
-    student: StudentConfig
-    score: float
-    cost: "Cost"
-
-    def row(self) -> dict[str, Any]:
-        """A line of search.csv."""
-        costs = {name: value for name, value in vars(self.cost).items() if value is not None}
-        return {"student": self.text, "score": self.score, **costs}
 
 
 def run(config: SearchConfig) -> list[Found]:
@@ -50,9 +36,9 @@ def run(config: SearchConfig) -> list[Found]:
     Raises:
         FeatstoreError: something the user can mend; the same command resumes a search that was stopped.
     """
-    space = None if config.against else Space(config.space)
+    space = None if config.against or config.slices else Space(config.space)
     from distill.commands import train
-    from distill.search import judge
+    from distill.search import judge, slices
     from distill.search.bench import Bench
     from distill.tasks import build_task
     from distill.training.run_folder import lock
@@ -61,10 +47,14 @@ def run(config: SearchConfig) -> list[Found]:
     accelerator = start_accelerator()
     if accelerator.num_processes > 1:
         raise ConfigError("a search runs in one process: accelerate launch --num_processes 1 ...")
-    resolved, data = train.prepare_runs(config.run())
-    bench = Bench(config, build_task(resolved, data), accelerator.device)
+    asked = slices.settings_of(config.slices[0]) if config.slices else config.run()
+    resolved, data = train.prepare_runs(asked)
+    task = build_task(resolved, data)
+    bench = Bench(config, task, accelerator.device)
     out = Path(config.out)
     with lock(out / ".search.lock", f"--out {out.absolute()}"):
+        if config.slices:
+            return list(slices.run(config, bench, task, accelerator))
         if space is None:
             judge.run(config, bench)
             return []
@@ -121,10 +111,8 @@ class _Search:
             return None
         return values[name]
 
-    def cost(self, candidate: Candidate) -> "Cost | None":
+    def cost(self, candidate: Candidate) -> Cost | None:
         """Parameters and multiply-adds; None if the student cannot be built."""
-        from distill.search.bench import Cost
-
         if candidate not in self._costs:
             config = self.space.student(candidate)
             values = self._remembered(
@@ -220,25 +208,6 @@ def _checksum(line: dict[str, Any]) -> str:
     return f"{google_crc32c.value(data):08x}"
 
 
-def over(cost: "Cost", limit: LimitConfig) -> float:
-    """Largest share of a limit that a student takes; it fits up to 1."""
-    values = (cost.parameters, cost.macs, cost.latency_ms or 0)
-    most = (limit.parameters, limit.macs, limit.latency_ms)
-    return max(value / high if high else 0.0 for value, high in zip(values, most, strict=True))
-
-
-def described(cost: "Cost") -> str:
-    """A cost in words."""
-    latency = "" if cost.latency_ms is None else f", {cost.latency_ms:.2f} ms"
-    return f"{cost.parameters:,} parameters, {cost.macs:,} MACs{latency}"
-
-
-def limits(limit: LimitConfig) -> str:
-    """The limits in words."""
-    named = {"parameters": limit.parameters, "MACs": limit.macs, "ms": limit.latency_ms}
-    return ", ".join(f"{value:,.10g} {name}" for name, value in named.items() if value) or "none"
-
-
 def _report(config: SearchConfig, space: Space, search: _Search, say: Say = print) -> list[Found]:
     """Run the search, write its files and print what was found."""
     from distill.reports.tables import write_csv
@@ -270,18 +239,6 @@ def _report(config: SearchConfig, space: Space, search: _Search, say: Say = prin
     say(f"files: {out / 'search.csv'}, {out / 'search.json'}, {search.bench.probe_path}")
     say(f"\nnext: {next_command(config, found[0].student)}")
     return found
-
-
-def cells(found: Sequence[Found], score: str) -> list[list[str]]:
-    """The printed table."""
-    timed = any(item.cost.latency_ms is not None for item in found)
-    head = ["student", score, "parameters", "MACs", *(["ms"] if timed else [])]
-    lines = [
-        [item.text, f"{item.score:.6g}", f"{item.cost.parameters:,}", f"{item.cost.macs:,}"]
-        + ([f"{item.cost.latency_ms:.2f}"] if timed else [])
-        for item in found
-    ]
-    return [head, *lines]
 
 
 def next_command(config: SearchConfig, student: StudentConfig) -> str:

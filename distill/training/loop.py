@@ -197,7 +197,11 @@ class Loop(RunParts):
         self._due = time.monotonic() + CHECKPOINT_S
         pictures = self.pictures(self.step)
         maker = self.data.stored_maker(
-            self.student, self.accelerator.device, vector=self.needs.vector, grid=self.needs.grid
+            self.student,
+            self.accelerator.device,
+            vector=self.needs.vector,
+            grid=self.needs.grid,
+            fields=self.needs.fields,
         )
         images = (self.plan.labelled + self.plan.unlabelled) * self.plan.pieces
         per_epoch = self.plan.steps_per_epoch

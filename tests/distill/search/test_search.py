@@ -15,8 +15,9 @@ from distill.config import RECIPES, DataConfig, DistillConfig, StudentConfig
 from distill.measures.score import TOP1
 from distill.register import kinds
 from distill.search import search
-from distill.search.bench import Bench, Cost
+from distill.search.bench import Bench
 from distill.search.config import LimitConfig, ProbeConfig, SearchConfig
+from distill.search.found import Cost
 from distill.search.judge import Trained, compare, kendall, regret
 from distill.search.probe import Probe
 from distill.search.scores import SCORES

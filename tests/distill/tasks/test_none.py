@@ -47,7 +47,7 @@ from tests.distill.stores import WIDTH, draw_images, write_store
 
 METHODS_WITHOUT_LABELS = (
     "fitnet", "fitnet_grid", "rkd", "cc", "cc_crd", "sp", "pkt", "crd", "at", "queue_kl", "specmatch", "tffd",
-    "embedding",
+    "embedding", "autodistil",
 )  # fmt: skip
 """Every registered method that needs neither labels nor a classifier."""
 
@@ -99,9 +99,9 @@ def test_a_backbone_from_images_alone(make_backbone: Any, capsys: Any) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("method", [name for name in METHODS_WITHOUT_LABELS if name != "embedding"])
+@pytest.mark.parametrize("method", METHODS_WITHOUT_LABELS[:-2])
 def test_methods_that_need_no_label(make_backbone: Any, method: str) -> None:
-    """Each trains a backbone; embedding needs the outputs of task zeroshot."""
+    """Each trains a backbone; embedding needs the outputs of task zeroshot, autodistil a slimmable student."""
     size = 64 if method == "at" else 32  # the map of 32 pixels is one place
     config = make_backbone(methods=[method], train__epochs=1, student__image_size=size)
     (record,) = run(config)
