@@ -79,6 +79,7 @@ _MEANINGS_OF_TEXTS = {
     "cls": "first token",
     "pooled": "tokens of the text, pooled as the teacher's record states",
     "projected": "text embedding after the contrastive projection, not normalised",
+    "tokens": "all tokens, zeros behind the end of a text",
 }
 _MEANINGS_OF_BLOCKS = {
     "cls": "class token",
@@ -124,22 +125,21 @@ def describe_field(
             f"field {name!r}: an output of shape {tuple(shape)} per image; expected one to three axes."
         )
     dims = ("class",) if name == "logits" else axes[len(shape)]
-    meaning = _MEANINGS_OF_TEXTS.get(name) if texts else None
-    return FieldRecord(
-        shape=tuple(shape), dtype=dtype, dims=dims, meaning=meaning or _meaning(name, tuple(shape))
-    )
+    meaning = _meaning(name, tuple(shape), _MEANINGS_OF_TEXTS if texts else {})
+    return FieldRecord(shape=tuple(shape), dtype=dtype, dims=dims, meaning=meaning)
 
 
-def _meaning(name: str, shape: tuple[int, ...]) -> str:
+def _meaning(name: str, shape: tuple[int, ...], own: Mapping[str, str]) -> str:
+    """What a field is; ``own`` are the words of the teacher's kind of input, by field without prefix."""
     prefix, base = split_prefix(name)
     grid = (
         f"patch grid averaged to {shape[0]} x {shape[1]}, top row first" if len(shape) == 3 else ""
     )
     if prefix.startswith("block"):
-        what = _MEANINGS_OF_BLOCKS.get(base) or grid
+        what = own.get(base) or _MEANINGS_OF_BLOCKS.get(base) or grid
         return f"{what}; output of block {prefix[5:]}, counted from 0, before the final norm"
     if prefix in _PREFIXES:
-        return f"{_PREFIXES[prefix]}: {_MEANINGS_OF_BLOCKS.get(base) or grid}"
+        return f"{_PREFIXES[prefix]}: {own.get(base) or _MEANINGS_OF_BLOCKS.get(base) or grid}"
     if GRID.fullmatch(name):
         return grid
-    return _MEANINGS.get(name, f"the model's output {name!r}")
+    return own.get(name) or _MEANINGS.get(name, f"the model's output {name!r}")

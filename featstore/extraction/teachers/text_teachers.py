@@ -1,7 +1,9 @@
 """Text teachers: encoders of transformers, open_clip's text side, and ONNX models that take token numbers.
 
 Fields: ``pooled`` (B, D), the mean of the tokens or the first one; ``cls`` (B, D), the first token; ``projected``
-(B, C), the text embedding of a contrastive model; and outputs of an ONNX model by name, one vector per text.
+(B, C), the text embedding of a contrastive model; outputs of an ONNX model by name, one vector per text; and, of an
+encoder of transformers, (B, L, D) queries, keys and values of the last block (``q``, ``k``, ``v``) or tokens of any
+block, where L is the longest input, with zeros behind the end of a text.
 """
 
 # B texts, L tokens, D teacher width, C projection width
@@ -12,6 +14,7 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 from featstore.errors import TeacherError, shorten
 from featstore.extraction.config import TeacherConfig
@@ -37,23 +40,34 @@ class TextTower(Tower):
 
     Args:
         pooling: how ``pooled`` is made.
+        length: longest input.
     """
 
-    def __init__(self, pooling: Pooling, pad_id: int) -> None:
+    def __init__(self, pooling: Pooling, pad_id: int, length: int) -> None:
         super().__init__()
         self.pooling = pooling
         self.pad_id = pad_id
+        self.length = length
+        self._mask_BL = torch.ones(1, 1)
 
     def run(self, ids_BL: Tensor, mask_BL: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
         """Run the model: (B, L, D) hidden tokens, and further outputs of one vector per text."""
         raise TypeError(f"{type(self).__name__} does not run")
+
+    def split(self, tokens: Tensor) -> dict[str, Tensor]:
+        """See ``Tower.split``; all tokens have the length of the longest input, zeros behind the end of a text."""
+        known = tokens * self._mask_BL[..., None].to(tokens.dtype)
+        return {
+            "tokens": functional.pad(known, (0, 0, 0, self.length - known.shape[1])),
+            "cls": tokens[:, 0],
+        }
 
     def encode(self, images: Tensor) -> dict[str, Tensor]:
         """See ``Tower.encode``; ``images`` are (B, L) token numbers, ``PADDING`` behind the end of a text."""
         mask_BL = images != PADDING
         length = max(1, int(mask_BL.sum(1).max()))
         ids_BL = images[:, :length].long().masked_fill(~mask_BL[:, :length], self.pad_id)
-        mask_BL = mask_BL[:, :length].long()
+        mask_BL = self._mask_BL = mask_BL[:, :length].long()
         tokens, others = self.run(ids_BL, mask_BL)
         out = {"cls": tokens[:, 0]}
         weights = mask_BL[..., None].to(tokens.dtype)
@@ -65,8 +79,8 @@ class TextTower(Tower):
 class TransformersText(TextTower):
     """An encoder of transformers; of CLIP and its kind, the text side with its projection."""
 
-    def __init__(self, model: Any, pooling: Pooling, pad_id: int) -> None:
-        super().__init__(pooling, pad_id)
+    def __init__(self, model: Any, pooling: Pooling, pad_id: int, length: int) -> None:
+        super().__init__(pooling, pad_id, length)
         self.text = getattr(model, "text_model", model)
         self.projection = getattr(model, "text_projection", None)
 
@@ -83,8 +97,10 @@ class OnnxText(TextTower):
 
     INPUTS = ("input_ids", "attention_mask", "token_type_ids")
 
-    def __init__(self, path: Path, pooling: Pooling, pad_id: int, *, cuda: bool) -> None:
-        super().__init__(pooling, pad_id)
+    def __init__(
+        self, path: Path, pooling: Pooling, pad_id: int, length: int, *, cuda: bool
+    ) -> None:
+        super().__init__(pooling, pad_id, length)
         self.session = open_session(path, cuda=cuda)
         self.inputs = {item.name: item.type for item in self.session.get_inputs()}
         self.outputs = [item.name for item in self.session.get_outputs()]
@@ -158,7 +174,7 @@ def _of_onnx(config: TeacherConfig, *, cuda: bool) -> Built:
     tokenizer, kind, sha256 = read_tokenizer(Path(config.tokenizer), length)
     pooling: Pooling = config.pooling or "mean"
     return Built(
-        OnnxText(path, pooling, tokenizer.pad_id, cuda=cuda),
+        OnnxText(path, pooling, tokenizer.pad_id, length, cuda=cuda),
         _record(kind, sha256, length, pooling),
         tokenizer=tokenizer,
         recorded_name=path.name,
@@ -189,7 +205,7 @@ def _of_transformers(config: TeacherConfig) -> Built:
     _check_vocabulary(tokenizer, vocabulary, config.name)
     pooling = config.pooling or _stated_pooling(folder)
     return Built(
-        TransformersText(model, pooling, tokenizer.pad_id),
+        TransformersText(model, pooling, tokenizer.pad_id, length),
         _record(kind, sha256, length, pooling),
         tokenizer=tokenizer,
         recorded_name=folder.name if folder.is_dir() else "",

@@ -99,13 +99,12 @@ def test_long_texts_are_cut_and_counted(place: Path) -> None:
     assert text_notes(source, build(onnx_config(place))) == []
 
 
-def test_a_transformers_encoder(place: Path, tmp_path: Path) -> None:
-    """A local folder: its own tokenizer, the pooling that it states; features are the model's."""
+def save_encoder(place: Path, folder: Path, *, layers: int = 1) -> Any:
+    """A small BERT with random weights and its own tokenizer; pools by its first token."""
     transformers = pytest.importorskip("transformers")
-    folder = tmp_path / "encoder"
     torch.manual_seed(0)
     settings = transformers.BertConfig(
-        vocab_size=64, hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=16,
+        vocab_size=64, hidden_size=16, num_hidden_layers=layers, num_attention_heads=2, intermediate_size=16,
         max_position_embeddings=32,
     )  # fmt: skip
     model = transformers.BertModel(settings).eval()
@@ -113,6 +112,37 @@ def test_a_transformers_encoder(place: Path, tmp_path: Path) -> None:
     transformers.BertTokenizerFast(str(place / "vocab.txt")).save_pretrained(folder)
     (folder / "1_Pooling").mkdir()
     (folder / "1_Pooling" / "config.json").write_text(json.dumps({"pooling_mode_cls_token": True}))
+    return model
+
+
+def test_queries_keys_and_values_of_a_text(place: Path, tmp_path: Path) -> None:
+    """Of the last block, by its own layers; zeros behind the end of each text, whatever its neighbours' lengths."""
+    model = save_encoder(place, tmp_path / "encoder", layers=2)
+    config = TeacherConfig(library="transformers", name=str(tmp_path / "encoder"), max_tokens=8)
+    teacher = build(config, "q", "k", "v", "block0.tokens")
+    ids = tokens_of(teacher, "dog", "red dog runs")
+    found = teacher.features(ids)
+    for row, length in enumerate((3, 5)):
+        with torch.inference_mode():
+            hidden = model(
+                input_ids=ids[row, :length][None].long(), output_hidden_states=True
+            ).hidden_states
+            attention = model.encoder.layer[1].attention.self
+            layers = {"q": attention.query, "k": attention.key, "v": attention.value}
+            expected = {name: layer(hidden[1])[0] for name, layer in layers.items()}
+        for name, value in {**expected, "block0.tokens": hidden[1][0]}.items():
+            torch.testing.assert_close(found[name][row, :length], value, atol=1e-5, rtol=0)
+            assert not found[name][row, length:].any()
+    assert {teacher.fields[name].shape for name in "qkv"} == {(8, 16)}
+    assert "end of a text" in str(teacher.fields["q"].meaning)
+    with pytest.raises(TeacherError, match="block2"):
+        build(config, "block2.tokens")
+
+
+def test_a_transformers_encoder(place: Path, tmp_path: Path) -> None:
+    """A local folder: its own tokenizer, the pooling that it states; features are the model's."""
+    folder = tmp_path / "encoder"
+    model = save_encoder(place, folder)
     config = TeacherConfig(library="transformers", name=str(folder))
     teacher = build(config, "pooled")
     assert isinstance(teacher.preprocessing, TextRecord)
