@@ -94,7 +94,11 @@ def test_from_a_store_to_a_slice(
     """Training, search under a limit, an ordinary model with the super student's features, and its numbers."""
     run(config)
     trained = Path(config.out) / "autodistil" / "seed0"
-    settings = {"slices": [str(trained)], "out": str(tmp_path / "search"), "measure": 2}
+    settings: dict[str, Any] = {
+        "slices": [str(trained)],
+        "out": str(tmp_path / "search"),
+        "measure": 2,
+    }
     every = search.run(SearchConfig(**settings, probe=ProbeConfig(images=12)))
     assert len(every) == 4
     assert [item.score for item in every] == sorted((item.score for item in every), reverse=True)
