@@ -86,10 +86,10 @@ def _run(words: Sequence[str]) -> None:
 
 
 def _holds_pictures(words: Sequence[str]) -> bool:
-    """Whether a command names no images, but a folder whose store holds copies of images other than the digits."""
+    """Whether a command names no images, but a folder whose store provides them."""
     from featstore.errors import StoreError
     from featstore.format.manifest import read_manifest
-    from featstore.format.pictures import PICTURES
+    from featstore.reading.stored_pictures import provides_images
 
     words = [part for word in words for part in word.split("=", 1)]
     if {"--source.path", "--source.kind", "--config"} & {*words} or "--store" not in words[:-1]:
@@ -98,7 +98,7 @@ def _holds_pictures(words: Sequence[str]) -> bool:
         manifest = read_manifest(Path(words[words.index("--store") + 1]))
     except (StoreError, OSError):
         return False
-    return PICTURES in manifest.fields and manifest.source.kind != "digits"
+    return provides_images(manifest)
 
 
 def _with_recipe(

@@ -92,6 +92,10 @@ class DataConfig(PhotometricConfig, name="data", free=("fold", "label_seed")):
     1 / share parts. 0: --data.validation says how many."""
     label_seed: int = -1
     """Seed of the draw of labelled images; -1 takes each run's own seed."""
+    labels: Literal["source", "teacher"] = "source"
+    """Where labels come from. source: the source, else the store. teacher: the class with the largest stored logit of
+    every image (--field must hold logits), so that no image needs a label; the score is then agreement with the
+    teacher, not accuracy."""
     stored: Literal["all", "unlabelled"] = "all"
     """Which images must have a row in the store. unlabelled: labelled and test images may lack one, as those of a team
     that shares soft labels of a transfer set (methods labels, and kd with --kd.target field)."""

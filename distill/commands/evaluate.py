@@ -205,10 +205,11 @@ def _taken_over(config: EvaluateConfig, own: DistillConfig | None) -> dict[str, 
         found["store"] = config.store or own.store
     elif source == SourceConfig(path=source.path) and source.path:
         # A path alone: the run's own kind of source in another place. A run without labels says nothing of theirs.
-        kind = own.source.kind if own.source.kind not in ("digits", "store") else "folder"
+        made = own.source.kind in ("digits", "store", "synthetic")  # not files of a folder
+        kind = "folder" if made else own.source.kind
         labels = own.source.labels_from if own.source.labels_from != "none" else source.labels_from
         found["source"] = dataclasses.replace(
-            own.source, kind=kind, path=source.path, labels_from=labels
+            own.source, kind=kind, path=source.path, labels_from=labels, samples=0, first_seed=0
         )
     found["field"] = config.field or own.field
     if found.get("store") == own.store or not config.teachers:

@@ -1,20 +1,19 @@
-"""Open the images of phase two: a source of files, or the copies that a feature store holds of its images."""
+"""Open the images of phase two: a source of files, or those that a feature store provides."""
 
 from featstore import FeatureStore
 from featstore.errors import ConfigError
-from featstore.format.pictures import PICTURES
-from featstore.reading.stored_pictures import StoredPictures
+from featstore.reading.stored_pictures import images_of, provides_images
 from featstore.sources import open_source, select_samples
 from featstore.sources.base import Source
 from featstore.sources.config import SourceConfig
 
 
 def open_images(config: SourceConfig, store: FeatureStore | None) -> Source:
-    """Open a source; of kind ``store`` without a path, the copies in the store that is trained from.
+    """Open a source; of kind ``store`` without a path, those that the store provides that is trained from.
 
     Raises:
         SourceError: see ``open_source``.
-        ConfigError: no store, or one without copies.
+        ConfigError: no store, or one without images.
     """
     if config.kind != "store":
         return open_source(config)
@@ -24,11 +23,11 @@ def open_images(config: SourceConfig, store: FeatureStore | None) -> Source:
         raise ConfigError(
             "--source.kind store: which store? Name it with --source.path or --store."
         )
-    return select_samples(StoredPictures(store), config)
+    return select_samples(images_of(store), config)
 
 
 def default_source(config: SourceConfig, store: FeatureStore) -> SourceConfig:
-    """Return the settings of the images: where none were named, the copies in the store if it has some."""
-    if config == SourceConfig() and PICTURES in store and store.manifest.source.kind != "digits":
+    """Return the settings of the images: where none were named, those in the store if it provides them."""
+    if config == SourceConfig() and provides_images(store.manifest):
         return SourceConfig(kind="store")
     return config

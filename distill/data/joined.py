@@ -18,7 +18,14 @@ from distill.data.pictures import (
     ViewDataset,
     rule_of,
 )
-from distill.data.samples import Samples, Split, join_samples, match_views, split_parts
+from distill.data.samples import (
+    NO_ROW,
+    Samples,
+    Split,
+    join_samples,
+    match_views,
+    split_parts,
+)
 from distill.data.schedule import Indices, ViewPicker, allowed_columns
 from distill.data.stored_features import Features, Grid, StoredField, check_vector, reference_column
 from distill.data.targets import Targets
@@ -28,10 +35,13 @@ from distill.measures.linear_probe import LinearProbe
 from distill.measures.linear_probe import fit_probe as fit_probe
 from distill.student.model import Student
 from featstore import FeatureStore
-from featstore.errors import ConfigError
+from featstore.errors import ConfigError, shorten
 from featstore.files.array_types import Array
-from featstore.sources.base import Source
+from featstore.format.class_logits import class_names_of
+from featstore.sources.base import NO_LABEL, Source
 from featstore.sources.load import ViewRule
+
+LABELLED_AT_ONCE = 65_536  # rows of logits in memory at a time
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -203,6 +213,8 @@ def join_data(
     for other, teacher in zip(stores, teachers, strict=True):
         check_vector(other, teacher.field, f"--teachers: field {teacher.field}")
     samples = join_samples(source, store, data, stores)
+    if data.labels == "teacher":
+        samples = _with_teacher_labels(samples, store, field)
     read = sorted({*columns, reference_column(store)})
     others = [
         StoredField(
@@ -225,6 +237,31 @@ def join_data(
         features=features,
         columns=columns,
         grid_field=grid_field,
+    )
+
+
+def _with_teacher_labels(samples: Samples, store: FeatureStore, field: str) -> Samples:
+    """Give every image with a row the class of its largest stored logit.
+
+    Raises:
+        ConfigError: the field holds no vector, or one of another length than the teacher's names of classes.
+    """
+    check_vector(store, field, "--data.labels teacher: --field")
+    width = store.manifest.fields[field].shape[0]
+    names = class_names_of(store.manifest.teacher_of(field)) or list(map(str, range(width)))
+    if len(names) != width:
+        raise ConfigError(
+            f"--data.labels teacher: field {field} of {store.address} has {width} numbers per image, its teacher "
+            f"{len(names)} classes ({shorten(names)}). Name a field of logits with --field."
+        )
+    labels = np.full(len(samples.rows), NO_LABEL, np.int64)
+    known = np.flatnonzero(samples.rows != NO_ROW)
+    for part in np.array_split(known, len(known) // LABELLED_AT_ONCE + 1):
+        logits = store.gather(field, samples.rows[part], views=[reference_column(store)])
+        labels[part] = logits[:, 0].astype(np.float32).argmax(axis=1)
+    note = f"labels are the teacher's: the largest of field {field}; scores are agreement with the teacher"
+    return dataclasses.replace(
+        samples, labels=labels, class_names=tuple(names), notes=[*samples.notes, note]
     )
 
 

@@ -35,7 +35,7 @@ TASKS: dict[str, type[Task]] = {
     "promptable": Promptable,
 }
 
-CHOOSES_LABELS = ("labelled", "labels_per_class", "validation", "holdout", "group")
+CHOOSES_LABELS = ("labelled", "labels", "labels_per_class", "validation", "holdout", "group")
 """Settings of the data by which a user says which images have labels that count."""
 
 

@@ -27,6 +27,7 @@ COMMANDS = {
     "convert": "write a store in another container, codec or shard size",
     "fuse": "fuse the class logits of several teams into one target per team",
     "requantise": "write a store with its features in another type",
+    "statistics": "measure images, to draw pseudo-samples in their place",
     "text-table": "write a store with one more table of texts, for zero-shot students",
     "import": "make a store of npy, Parquet, Hugging Face or clip-retrieval files",
     "export": "write npy arrays, Parquet files or a Hugging Face data set",

@@ -60,6 +60,10 @@ class TeacherConfig:
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
     """Arithmetic of the forward pass (autocast); the stored dtype is ``store.dtype``. auto: half precision where the
     hardware computes in it, else fp32; a store that is there already keeps its own."""
+    bn_mode: Literal["eval", "batch"] = "eval"
+    """Statistics that the teacher's batch normalisation uses: its own (eval), or those of the batch, for inputs unlike
+    its training images. batch makes a row depend on the rows beside it: batches are --batch_size rows in the order of
+    the ids, and a store keeps its batch size."""
     compile: bool = False
     """Run the teacher through torch.compile."""
 
@@ -252,6 +256,8 @@ class ExtractConfig:
         named = [table.name for table in self.texts]
         require(len(set(named)) == len(named), f"--texts: names repeat: {named}.")
         self._check_texts()
+        if self.teacher.bn_mode == "batch":
+            self._check_batch_statistics()
         require(self.batch_size > 0, f"--batch_size {self.batch_size} must be positive.")
         require(self.workers >= 0, f"--workers {self.workers} must not be negative.")
         require(
@@ -271,6 +277,17 @@ class ExtractConfig:
     def of_texts(self) -> bool:
         """Whether the samples are texts."""
         return self.source.kind == "text"
+
+    def _check_batch_statistics(self) -> None:
+        """Refuse what would put rows into other batches than those that the manifest states."""
+        for found, what in (
+            (self.append, "--append"),
+            (self.store.dtype == "int8", "--store.dtype int8"),
+            (self.store.container == "webdataset", "--store.container webdataset"),
+            (self.teacher.library == "onnx", "--teacher.library onnx"),
+            (self.batch_size < 2, "--batch_size 1"),
+        ):
+            require(not found, f"--teacher.bn_mode batch: does not go with {what}.")
 
     def _check_texts(self) -> None:
         if not self.of_texts:

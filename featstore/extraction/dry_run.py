@@ -73,7 +73,7 @@ def measure_rates(
         return len(dataset.load(range(len(few.reasons))).reasons)
 
     # Batches grow while they are quick: a whole batch of a slow teacher can take minutes. The first pass is cold.
-    run_teacher(teacher, few.inputs[:1])
+    run_teacher(teacher, few.inputs[:2])
     count, seconds = 1, 0.0
     while count < config.batch_size and seconds < TEACHER_S / 4:
         count = min(config.batch_size, 2 * count)

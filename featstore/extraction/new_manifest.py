@@ -20,7 +20,7 @@ from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list
 
 from featstore.derive.composition import artefact_bytes
-from featstore.errors import FeatstoreError, TeacherError
+from featstore.errors import ConfigError, FeatstoreError, TeacherError
 from featstore.extraction.config import ExtractConfig, TextTableConfig
 from featstore.extraction.images import inputs_of
 from featstore.extraction.shards import TEACHER, refuse_non_finite, run_teacher
@@ -156,6 +156,8 @@ def design_store(
     for name, head in teacher.heads.items():
         files[name] = pack(head.tensors)
         records[name] = artefact_record(files[name], meaning=head.meaning, teacher=TEACHER)
+    for name, (meaning, data) in source.artefacts.items():
+        files[name], records[name] = data, artefact_record(data, meaning=meaning)
     for table in config.texts:
         name, record, embedded = _text_table(table, config, source, teacher, found)
         records[name] = record
@@ -245,7 +247,23 @@ def _cut_work(
     elif config.store.shard_s and rates is not None:
         in_time = int(min(rates.teacher, rates.decode) * config.store.shard_s)
         rows = min(rows, power_of_two(max(config.batch_size, in_time)))
+    if config.teacher.bn_mode == "batch":
+        rows = _whole_batches(rows, config.batch_size, len(source))
     return WorkRecord(shard_rows=rows, batch_size=config.batch_size)
+
+
+def _whole_batches(rows: int, batch_size: int, samples: int) -> int:
+    """Rows of a shard, such that the batches are the same for every size of shards.
+
+    Raises:
+        ConfigError: the last batch would have one row, which has no variance.
+    """
+    if samples % batch_size == 1:
+        raise ConfigError(
+            f"--teacher.bn_mode batch: {samples:,} samples in batches of {batch_size} leave one for the last batch. "
+            "Choose another --batch_size."
+        )
+    return max(1, rows // batch_size) * batch_size
 
 
 def _scales_of(

@@ -149,7 +149,7 @@ def _repair(config: ExtractConfig, source: "Source", say: Callable[[str], None])
 def _next_flags(config: ExtractConfig, source: "Source", store: Path | str) -> list[str]:
     """Flags with which the second phase can start from here."""
     flags = ["--store", str(store)]
-    if config.source.kind != "digits" and not config.store.pictures:
+    if config.source.kind != "digits" and not (config.store.pictures or source.artefacts):
         flags += ["--source.kind", config.source.kind, "--source.path", config.source.path]
     if config.source.labels:
         flags += ["--source.labels", config.source.labels]
@@ -190,6 +190,7 @@ def fill_store(
         precision=new_manifest.resolve_precision(config, accelerator.device),
         device=accelerator.device,
         texts=config.of_texts,
+        batch_rows=config.batch_size,
     )
     for note in teacher.notes + text_notes(source, teacher):
         say(f"note: {note}")

@@ -41,6 +41,9 @@ MANIFEST_NAME = "manifest.json"
 CLASS_NAMES = "class_names"
 """Key of ``model_args`` of a teacher: names of the classes of its head, in the order of its logits."""
 
+BATCH_ROWS = "batch_rows"
+"""Key of ``model_args`` of a teacher with mode batch: rows of a batch, in the order of the store."""
+
 Container = Literal["zarr", "webdataset"]
 Codec = Literal["raw", "zstd", "bitshuffle"]
 FloatType = Literal["float16", "bfloat16", "float32"]
@@ -118,6 +121,7 @@ class TeacherRecord(Record):
     """eval: normalisation layers used their stored statistics, so that a row does not depend on its neighbours.
     batch: they used the batch's; ``batch_seed`` determines how batches were drawn."""
     batch_seed: int | None = None
+    """0: a batch is the next ``model_args.batch_rows`` rows of the store; fewer at its end."""
     precision: Literal["fp32", "bf16", "fp16"]
     """Arithmetic of the forward pass."""
     preprocessing: PreprocessingRecord | TextRecord | None = None

@@ -1,9 +1,12 @@
-"""The field ``pictures`` of a store as a source of images, so that phase two needs no original file."""
+"""Images that a store provides, so that phase two needs no original file: copies, or a record to draw them from."""
 
 from featstore.errors import ConfigError, shorten
+from featstore.format.manifest import Manifest
 from featstore.format.pictures import PICTURES
+from featstore.format.pseudo_samples import NAME, PseudoSamples
 from featstore.reading.store import FeatureStore
 from featstore.sources.base import NO_LABEL, Source
+from featstore.sources.synthetic import SyntheticSource
 
 
 class StoredPictures(Source):
@@ -11,17 +14,9 @@ class StoredPictures(Source):
 
     Args:
         store: opened.
-
-    Raises:
-        ConfigError: the store holds no copies.
     """
 
     def __init__(self, store: FeatureStore) -> None:
-        if PICTURES not in store:
-            raise ConfigError(
-                f"{store.address}: holds no copies of its images; its fields: {shorten(list(store))}. Name the images "
-                "(--source.path), or extract the store with --store.pictures 224."
-            )
         self.kind = "store"
         self.uri = store.address
         self.sample_ids = store.sample_ids
@@ -34,3 +29,31 @@ class StoredPictures(Source):
     def read(self, row: int) -> bytes:
         """Return the file of one copy."""
         return self._store.gather_ragged(PICTURES, [row]).values.tobytes()
+
+
+def provides_images(manifest: Manifest) -> bool:
+    """Whether phase two can take the images from the store; the digits are there without one."""
+    copies = PICTURES in manifest.fields and manifest.source.kind != "digits"
+    return copies or bool(_records(manifest))
+
+
+def images_of(store: FeatureStore) -> Source:
+    """The images that a store provides.
+
+    Raises:
+        ConfigError: it holds neither copies nor a record, or the record is not that of its rows.
+    """
+    if PICTURES in store:
+        return StoredPictures(store)
+    for name in _records(store.manifest):
+        record = PseudoSamples.from_tensors(store.artefact(name))
+        return SyntheticSource(record, store.sample_ids, store.address)
+    raise ConfigError(
+        f"{store.address}: holds no copies of its images; its fields: {shorten(list(store))}. Name the images "
+        "(--source.path), or extract the store with --store.pictures 224."
+    )
+
+
+def _records(manifest: Manifest) -> list[str]:
+    """Names of the records of pseudo-samples; merging puts a prefix before them."""
+    return [name for name in manifest.artefacts if name == NAME or name.endswith(f"_{NAME}")]

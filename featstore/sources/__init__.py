@@ -15,6 +15,7 @@ from featstore.sources.folder import FolderSource
 from featstore.sources.hf import HFSource
 from featstore.sources.label_file import apply_labels
 from featstore.sources.parquet import ParquetSource
+from featstore.sources.synthetic import open_record
 from featstore.sources.tars import TarSource
 from featstore.sources.text import TextSource
 
@@ -24,6 +25,7 @@ KINDS: dict[str, Callable[[SourceConfig], Source]] = {
     "digits": lambda config: DigitsSource(),
     "folder": lambda config: FolderSource(config.path, labels_from=config.labels_from),
     "hf": lambda config: _hf_source(config),
+    "synthetic": open_record,
     "tars": lambda config: TarSource(
         config.path, allow_cut_tars=config.allow_cut_tars, image_member=config.image_member
     ),
@@ -137,6 +139,7 @@ class SourcePart(Source):
         self.sample_ids = [whole.sample_ids[row] for row in rows]
         self._whole = whole
         self._rows = np.asarray(rows, dtype=np.int64)
+        self.artefacts = whole.artefacts
         self.languages = [whole.languages[row] for row in rows] if whole.languages else ()
         self.pairs = [whole.pairs[row] for row in rows] if whole.pairs else ()
         if whole.tars:

@@ -20,15 +20,16 @@ def require(condition: bool, message: str) -> None:
 class SourceConfig:
     """Where the images (or texts) are."""
 
-    kind: Literal["folder", "tars", "hf", "digits", "store", "text"] = "digits"
+    kind: Literal["folder", "tars", "hf", "digits", "store", "text", "synthetic"] = "digits"
     """folder: image files below a folder. tars: WebDataset tars. hf: a Hugging Face data set (saved, or Parquet).
-    digits: the 1,797 handwritten digits of scikit-learn. store: the copies of its images that a feature store
-    holds (--store.pictures), for phase two; without a path, those of --store. text: a table with columns id and text.
+    digits: the 1,797 handwritten digits of scikit-learn. store: what a feature store holds of its images, for phase
+    two: copies (--store.pictures), or the record of its pseudo-samples; without a path, of --store. text: a table with
+    columns id and text. synthetic: pseudo-samples that are drawn from a record, which ``featstore statistics`` wrote.
     If only a path is given, the kind is detected."""
     path: str = ""
     """folder: the folder, also as a URL. tars: a folder of tars, or a brace or glob pattern; also as a URL,
     s3://bucket/{000..999}.tar (gs://, az://, https://, ...). hf: what ``save_to_disk`` wrote, or Parquet files in the
-    ways of tars, also hf://datasets/organisation/name. text: a .jsonl or .parquet file."""
+    ways of tars, also hf://datasets/organisation/name. text: a .jsonl or .parquet file. synthetic: the record."""
     include: list[str] = field(default_factory=lambda: ["*"])
     """Shell patterns over sample ids ("train/*"); a sample is taken if any of them matches."""
     labels_from: Literal["parent", "top", "none"] = "parent"
@@ -56,6 +57,11 @@ class SourceConfig:
     allow_cut_tars: bool = False
     """tars only: take the complete samples of a tar that breaks off, instead of refusing it."""
 
+    samples: int = 0
+    """synthetic only: pseudo-samples of each class, or of all where the record has no classes."""
+    first_seed: int = 0
+    """synthetic only: seed of the first one; a class and a seed are one picture, on every machine."""
+
     image_member: str = ""
     """tars only: extension of the member that is the image, e.g. jpg, img or seg.png; empty: any ending of an image."""
 
@@ -70,6 +76,12 @@ class SourceConfig:
         require(
             self.kind == "text" or not self.languages,
             f"--source.languages is for --source.kind text; this source is {self.kind!r}.",
+        )
+        require(
+            (self.kind == "synthetic") == (self.samples > 0)
+            and self.samples >= 0 <= self.first_seed,
+            f"--source.samples {self.samples} --source.first_seed {self.first_seed}: --source.kind synthetic, and no "
+            f"other, needs a number of samples above 0, and a seed of at least 0; this source is {self.kind!r}.",
         )
         require(
             len(set(self.classes)) == len(self.classes),
@@ -119,7 +131,7 @@ def check_path(config: SourceConfig) -> None:
     """
     if "://" in config.path or (config.kind == "hf" and config.path.endswith(".parquet")):
         return
-    if config.kind in ("folder", "hf", "text") and not Path(config.path).exists():
+    if config.kind in ("folder", "hf", "text", "synthetic") and not Path(config.path).exists():
         missing = Path(config.path).absolute()
         there = next(parent for parent in missing.parents if parent.exists())
         raise SourceError(

@@ -10,11 +10,18 @@ import torch
 
 from featstore.errors import TeacherError
 from featstore.extraction.config import TeacherConfig
-from featstore.extraction.teachers.base import Built, Precision, Teacher, Tower, best_precision
+from featstore.extraction.teachers.base import (
+    Built,
+    Precision,
+    Teacher,
+    Tower,
+    best_precision,
+    use_batch_statistics,
+)
 from featstore.extraction.teachers.fields import select_field
 from featstore.extraction.teachers.hub import setting_restored
 from featstore.extraction.teachers.weights import state_sha256
-from featstore.format.manifest import FloatType, TeacherRecord
+from featstore.format.manifest import BATCH_ROWS, FloatType, TeacherRecord
 
 __all__ = [
     "Precision",
@@ -67,6 +74,7 @@ def build_teacher(
     precision: Precision,
     device: torch.device,
     texts: bool = False,
+    batch_rows: int = 0,
 ) -> Teacher:
     """Build the frozen teacher that a config names.
 
@@ -75,6 +83,7 @@ def build_teacher(
         fields: names of the fields that it will be asked for.
         precision: of the forward pass, resolved.
         texts: the samples are texts, not images.
+        batch_rows: rows of a batch, which are part of the contract where normalisation uses the batch's statistics.
 
     Raises:
         TeacherError: unknown name, weights that cannot be had or do not fit, a field it cannot give.
@@ -88,6 +97,10 @@ def build_teacher(
     else:
         built = _build(config, device)
     built.weights_sha256 = built.weights_sha256 or state_sha256(built.tower)
+    if config.bn_mode == "batch":
+        use_batch_statistics(built.tower, config.name)
+        arguments = config.model_args if built.recorded_args is None else built.recorded_args
+        built.recorded_args = {**arguments, BATCH_ROWS: batch_rows}
     return _wrap(config, built, fields=fields, dtype=dtype, device=device, precision=precision)
 
 
@@ -144,6 +157,8 @@ def _wrap(
         model_args=config.model_args if built.recorded_args is None else built.recorded_args,
         weights_sha256=built.weights_sha256 or NO_WEIGHTS,
         licence=config.licence or built.licence,
+        mode=config.bn_mode,
+        batch_seed=0 if config.bn_mode == "batch" else None,
         precision=precision,
         preprocessing=built.preprocessing,
     )

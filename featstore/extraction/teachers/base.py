@@ -144,7 +144,8 @@ class Teacher:
         else:
             self._mean = torch.tensor(preprocessing.mean, device=device).view(1, 3, 1, 1)
             self._std = torch.tensor(preprocessing.std, device=device).view(1, 3, 1, 1)
-            inputs = torch.zeros(1, 3, *preprocessing.size, dtype=torch.uint8)
+            rows = 2 if record.mode == "batch" else 1  # one row has no variance
+            inputs = torch.zeros(rows, 3, *preprocessing.size, dtype=torch.uint8)
         trial = self.features(inputs)
         self.fields = {
             name: describe_field(name, value.shape[1:], dtype, texts=tokenizer is not None)
@@ -172,6 +173,21 @@ class Teacher:
             with torch.autocast(self.device.type, dtype=AUTOCAST[precision]):
                 parts = self._run(ready)
         return {name: select_field(name, parts) for name in self._names}
+
+
+def use_batch_statistics(tower: Tower, name: str) -> None:
+    """Let batch normalisation use the statistics of the batch, also in eval mode; its own are dropped.
+
+    Raises:
+        TeacherError: the model has no batch normalisation.
+    """
+    layers = [part for part in tower.modules() if isinstance(part, nn.modules.batchnorm._BatchNorm)]
+    if not layers:
+        raise TeacherError(
+            f"teacher {name}: has no batch normalisation; use --teacher.bn_mode eval."
+        )
+    for layer in layers:
+        layer.running_mean = layer.running_var = None
 
 
 def best_precision(device: torch.device) -> Precision:
