@@ -190,6 +190,12 @@ def _content(counted: Survey) -> list[str]:
             )
     if not manifest.teachers:
         lines.append("- none")
+    if manifest.artefacts:
+        lines += ["", "**Files beside the rows** (safetensors)", ""]
+        lines += [
+            f"- {code(name)}, {format_bytes(item.bytes)}: {escape(item.meaning)}"
+            for name, item in sorted(manifest.artefacts.items())
+        ]
     lines += ["", f"**Views** (second axis of a field; seed {manifest.views.seed})", ""]
     views = [f"{number}. {view}" for number, view in enumerate(manifest.views.views)]
     lines += [f"- {text.replace('. ', ': ', 1)}" for text in views[:MOST_VIEWS]]

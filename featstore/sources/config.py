@@ -99,6 +99,8 @@ def source_of(images: str | os.PathLike[str]) -> dict[str, Any]:
     folder = Path(text)
     if text.endswith(TEXT_SUFFIXES) and folder.is_file():
         kind = "text"
+    elif text.endswith(".safetensors"):
+        kind = "synthetic"
     elif text.endswith(".parquet") or (text.startswith("hf://") and not text.endswith(".tar")):
         kind = "hf"
     elif "://" in text or text.endswith(".tar") or (folder.is_dir() and any(folder.glob("*.tar"))):

@@ -13,13 +13,15 @@ from featstore.cli.main import main
 from featstore.extraction.config import ExtractConfig, StoreConfig, TeacherConfig
 from featstore.extraction.run import run
 from featstore.sources.config import SourceConfig
-from tests import texts
+from tests import pseudo, texts
 
 pytest.importorskip("onnxruntime")
 pytest.importorskip("tokenizers")
 
 Make = Callable[[Path, int], Path]
 """Makes two stores of the same kind in a folder, of other samples for 0 and 1."""
+
+Stores = tuple[Path, Path, str, str, int]
 
 
 def text_store(folder: Path, number: int) -> Path:
@@ -42,17 +44,25 @@ def text_store(folder: Path, number: int) -> Path:
     return folder / "store"
 
 
-KINDS: dict[str, tuple[Make, str]] = {"text": (text_store, "wordpiece tokenizer")}
-"""By kind: how its stores are made, and what ``inspect`` must show of its input."""
+def pseudo_samples(folder: Path, number: int) -> Path:
+    """A store of 24 pseudo-samples; both are of one record, and differ in the seeds."""
+    folder.mkdir()
+    return pseudo.extract(folder, source={"first_seed": 12 * number}).path
+
+
+KINDS: dict[str, tuple[Make, str, str, int]] = {
+    "text": (text_store, "wordpiece tokenizer", "train/*", 40),
+    "pseudo-samples": (pseudo_samples, "may reveal", "*/dog/*", 24),
+}
+"""By kind: how its stores are made, what ``inspect`` and the card must show, and a pattern with the number of rows of
+both stores that it matches."""
 
 
 @pytest.fixture(scope="module", params=sorted(KINDS))
-def stores(
-    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
-) -> tuple[Path, Path, str]:
-    make, shown = KINDS[request.param]
+def stores(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Stores:
+    make, *expected = KINDS[request.param]
     folder = tmp_path_factory.mktemp(request.param)
-    return make(folder / "a", 0), make(folder / "b", 1), shown
+    return make(folder / "a", 0), make(folder / "b", 1), *expected
 
 
 def command(*words: object) -> str:
@@ -63,28 +73,28 @@ def command(*words: object) -> str:
     return out.getvalue()
 
 
-def test_inspect_and_verify(stores: tuple[Path, Path, str]) -> None:
+def test_inspect_and_verify(stores: Stores) -> None:
     """The teacher's input is shown, and every byte checked."""
-    store, _, shown = stores
+    store, _, shown, *_ = stores
     printed = command("inspect", store, "--duplicates")
     assert shown in printed
     assert "24" in printed
     assert "sound" in command("verify", store)
 
 
-def test_merge_subset_convert(stores: tuple[Path, Path, str], tmp_path: Path) -> None:
+def test_merge_subset_convert(stores: Stores, tmp_path: Path) -> None:
     """Rows of two stores, a part of them, and another container: all sound, all with the first store's record."""
-    first, second, shown = stores
+    first, second, shown, pattern, count = stores
     command("merge", first, second, tmp_path / "both")
-    command("subset", tmp_path / "both", tmp_path / "part", "--where", "train/*")
+    command("subset", tmp_path / "both", tmp_path / "part", "--where", pattern)
     command("convert", tmp_path / "part", tmp_path / "tars", "--container", "webdataset")
-    for name, rows in (("both", 48), ("part", 40), ("tars", 40)):
+    for name, rows in (("both", 48), ("part", count), ("tars", count)):
         assert featstore.open(tmp_path / name).num_rows == rows
         assert shown in command("inspect", tmp_path / name)
         assert "sound" in command("verify", tmp_path / name)
 
 
-def test_push_and_pull(stores: tuple[Path, Path, str], tmp_path: Path) -> None:
+def test_push_and_pull(stores: Stores, tmp_path: Path) -> None:
     """The store comes back with the same fingerprint."""
     store = stores[0]
     command("push", store, tmp_path / "there")
@@ -92,7 +102,7 @@ def test_push_and_pull(stores: tuple[Path, Path, str], tmp_path: Path) -> None:
     assert featstore.open(tmp_path / "back").fingerprint == featstore.open(store).fingerprint
 
 
-def test_card_and_page(stores: tuple[Path, Path, str], tmp_path: Path) -> None:
+def test_card_and_page(stores: Stores, tmp_path: Path) -> None:
     """Both name what the teacher was given."""
     pytest.importorskip("plotly")
     store = shutil.copytree(stores[0], tmp_path / "store")
