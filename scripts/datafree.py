@@ -21,6 +21,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # a checkout that 
 import distill
 import featstore
 from featstore.cli.main import main as featstore_command
+from featstore.sources.synthetic import read_record
 
 RECIPE = Path(__file__).resolve().parents[1] / "pipelines" / "recipes" / "datafree" / "distill.yaml"
 
@@ -47,15 +48,17 @@ def record(given: argparse.Namespace, row: dict[str, Any]) -> Path:
 def extract(given: argparse.Namespace, name: str, row: dict[str, Any]) -> Path:
     """The teacher's logits of the pictures of a row."""
     store: Path = given.out / "stores" / name.replace(",", "").replace(" ", "_")
-    source: dict[str, Any] = {"kind": "folder", "path": given.images, "include": ["train/*"]}
+    images: Any = given.images
+    source: dict[str, Any] = {"include": ["train/*"]}
     if "record" in row:
-        samples = (
-            given.samples if row["record"] in ("moments", "covariance") else 10 * given.samples
-        )
-        source = {"kind": "synthetic", "path": str(record(given, row)), "samples": samples}
+        images = record(given, row)
+        classes = read_record(images)[0].classes
+        source = {"samples": given.samples if classes else 10 * given.samples}
+    mode = row.get("bn_mode", "eval")
     featstore.extract(
+        images,
         source=source,
-        teacher={"library": "run", "name": given.teacher, "bn_mode": row.get("bn_mode", "eval")},
+        teacher={"library": "run", "name": given.teacher, "bn_mode": mode, "precision": "fp32"},
         out=store,
         fields=["logits"],
         dtype="float32",
