@@ -136,7 +136,7 @@ def _measure_classifier(
     for note in part.notes:
         viewer.accelerator.print(f"note: {note}")
     probe = None
-    if isinstance(data, JoinedData) and data.settings.stored == "all":
+    if isinstance(data, JoinedData) and data.has_probe(part):
         probe = data.fit_probe(part, most=given.eval.probe_rows, seed=given.seed)
     return evaluate(viewer, student, part, seed=given.seed, probe=probe).result
 

@@ -149,6 +149,13 @@ class JoinedData(Data):
         """Fingerprints of the store, then of the further teachers' stores; see ``Manifest.fingerprint``."""
         return [teacher.store.fingerprint for teacher in self.features.teachers]
 
+    def has_probe(self, part: Split) -> bool:
+        """Whether a probe can be fitted: labelled images have rows, and a teacher's labels are not all the same."""
+        if self.settings.stored != "all":
+            return False
+        own = self.settings.labels == "source"
+        return own or len(np.unique(self.samples.labels[part.labelled])) > 1
+
     def fit_probe(self, part: Split, *, most: int, seed: int) -> LinearProbe:
         """Fit a linear probe on the stored features of the labelled part (reference view)."""
         chosen = few(part.labelled, most, seed)
@@ -259,7 +266,10 @@ def _with_teacher_labels(samples: Samples, store: FeatureStore, field: str) -> S
     for part in np.array_split(known, len(known) // LABELLED_AT_ONCE + 1):
         logits = store.gather(field, samples.rows[part], views=[reference_column(store)])
         labels[part] = logits[:, 0].astype(np.float32).argmax(axis=1)
-    note = f"labels are the teacher's: the largest of field {field}; scores are agreement with the teacher"
+    note = (
+        f"labels are the teacher's, the largest of field {field}, of {len(np.unique(labels[known]))} of {width} classes; "
+        "scores are agreement with the teacher"
+    )
     return dataclasses.replace(
         samples, labels=labels, class_names=tuple(names), notes=[*samples.notes, note]
     )

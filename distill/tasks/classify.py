@@ -40,11 +40,11 @@ class Classify(Task):
         return {"ce": cross_entropy(output.logits, batch.labels)}
 
     def probe(self, part: Split, seed: int) -> LinearProbe | None:
-        """A linear probe on the teacher's features of the run's labelled images; None where these need no row."""
+        """A linear probe on the teacher's features of the run's labelled images; None where none can be fitted."""
         from distill.data.joined import JoinedData
 
         data = self.data
-        if not isinstance(data, JoinedData) or data.settings.stored == "unlabelled":
+        if not isinstance(data, JoinedData) or not data.has_probe(part):
             return None
         return data.fit_probe(part, most=self.config.eval.probe_rows, seed=seed)
 

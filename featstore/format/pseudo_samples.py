@@ -29,11 +29,6 @@ LEAST = 50
 LEAST_PER_RANK = 10
 """Fewest images per unit of rank: directions of fewer images are nearly single images."""
 
-REVEALS = (
-    "the mean and the directions show what the images of a class have in common, the more of a single image the fewer "
-    "there are; no guarantee of privacy"
-)
-
 ALL = "all"
 """Second part of the ids of pseudo-samples without a class."""
 
@@ -96,11 +91,11 @@ class PseudoSamples:
         size = f"{self.size[0]} x {self.size[1]} pixels, {colour}"
         if self.kind == "noise":
             return f"pseudo-samples: noise, {size}; holds nothing of any image"
-        of = f"{len(self.classes)} classes" if self.classes else "all images together"
-        how = f"covariance of rank {self.rank}" if self.rank else "variance of each number"
+        of = f"{len(self.classes)} classes" if self.classes else "all images"
+        how = f"covariance of rank {self.rank}" if self.rank else "variances"
         return (
-            f"pseudo-samples: mean and {how} of {of}, at least {min(self.counts):,} images each, {size}; may reveal: "
-            f"{REVEALS}"
+            f"pseudo-samples: mean and {how} of {of}, {size}, from {min(self.counts):,} images or more; may reveal what "
+            "images of a class share, and single images of a small class"
         )
 
     def draw(self, sample_id: str) -> bytes:

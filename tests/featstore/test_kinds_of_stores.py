@@ -60,9 +60,9 @@ both stores that it matches."""
 
 @pytest.fixture(scope="module", params=sorted(KINDS))
 def stores(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Stores:
-    make, *expected = KINDS[request.param]
+    make, shown, pattern, count = KINDS[request.param]
     folder = tmp_path_factory.mktemp(request.param)
-    return make(folder / "a", 0), make(folder / "b", 1), *expected
+    return make(folder / "a", 0), make(folder / "b", 1), shown, pattern, count
 
 
 def command(*words: object) -> str:

@@ -16,7 +16,7 @@ from featstore.sources.decode import decode_image
 from featstore.sources.load import ViewRule
 from tests import pseudo
 
-BATCH = {"teacher": {"bn_mode": "batch"}}
+BATCH: dict[str, Any] = {"teacher": {"bn_mode": "batch"}}
 
 
 def all_logits(store: Any) -> Any:

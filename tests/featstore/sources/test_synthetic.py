@@ -93,9 +93,9 @@ def test_what_cannot_be_measured(tmp_path: Path) -> None:
     assert record.counts == (50, 51)
     assert len(skipped) == 1
     assert skipped[0].startswith("cat/000.png")
-    for settings in ({"side": 0}, {"side": 1000}, {"side": 4, "rank": -1}):
+    for side, rank in ((0, 0), (1000, 0), (4, -1)):
         with pytest.raises(ConfigError):
-            measure_images(source, **settings)
+            measure_images(source, side=side, rank=rank)
     bare = open_source(SourceConfig(kind="folder", path=str(folder), labels_from="none"))
     with pytest.raises(ConfigError, match="--overall"):
         measure_images(bare, side=4)
@@ -136,9 +136,9 @@ def test_a_source_of_pseudo_samples(tmp_path: Path) -> None:
 def test_settings_and_files_that_do_not_fit(tmp_path: Path) -> None:
     """A number of samples, and nothing in its place; a file that is no record, or is not there."""
     path = pseudo.write_record(tmp_path)
-    for settings in ({}, {"samples": -1}, {"samples": 2, "first_seed": -1}):
+    for samples, first_seed in ((0, 0), (-1, 0), (2, -1)):
         with pytest.raises(ConfigError, match="samples"):
-            SourceConfig(kind="synthetic", path=str(path), **settings)
+            SourceConfig(kind="synthetic", path=str(path), samples=samples, first_seed=first_seed)
     with pytest.raises(ConfigError, match="samples"):
         SourceConfig(kind="folder", path=str(tmp_path), samples=3)
     (tmp_path / "bad").write_bytes(path.read_bytes()[:-8])
