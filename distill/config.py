@@ -68,7 +68,8 @@ class DataConfig(PhotometricConfig, name="data", free=("fold", "label_seed")):
     """Shell patterns over sample ids: images that are used without their labels. Images drawn as labelled are left
     out."""
     test: list[str] = field(default_factory=lambda: ["test/*"])
-    """Shell patterns: held-out images. Exact copies of them are removed from the other two parts. Task none holds out
+    """Shell patterns: held-out images. Exact copies of them are removed from the other two parts, of texts also those
+    that differ in white space and capitals alone. Task none holds out
     5 %, at most 2,000, chosen by content, unless this is changed."""
     holdout: float = 0.0
     """Share of every class of the labelled images to hold out as the test part, in place of ``test``, e.g. 0.2; at

@@ -266,9 +266,10 @@ def _with_teacher_labels(samples: Samples, store: FeatureStore, field: str) -> S
     for part in np.array_split(known, len(known) // LABELLED_AT_ONCE + 1):
         logits = store.gather(field, samples.rows[part], views=[reference_column(store)])
         labels[part] = logits[:, 0].astype(np.float32).argmax(axis=1)
+    given = len(np.unique(labels[known]))
     note = (
-        f"labels are the teacher's, the largest of field {field}, of {len(np.unique(labels[known]))} of {width} classes; "
-        "scores are agreement with the teacher"
+        f"labels are the teacher's, the largest of field {field}, of {given} of {width} classes; scores are agreement "
+        "with the teacher"
     )
     return dataclasses.replace(
         samples, labels=labels, class_names=tuple(names), notes=[*samples.notes, note]

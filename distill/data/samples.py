@@ -31,6 +31,8 @@ NO_ROW = -1  # row of a sample when there is no store
 NO_HASH = bytes(32)
 """Content hash of a row whose store was made from arrays, without the bytes of the images."""
 
+WORDS = b"words "  # first bytes of a key of the words of a text
+
 
 @dataclass(frozen=True)
 class Samples:
@@ -446,7 +448,7 @@ def split_parts(samples: Samples, config: DataConfig, seed: int) -> Split:
         ConfigError: no label in a part that needs one, or a class with fewer images than are to be drawn.
     """
     notes: list[str] = []
-    keys = _keys_that_stay_together(samples, config)
+    keys = keys_that_stay_together(samples, config)
     labelled = samples.groups["labelled"]
     unlabelled = samples.groups["unlabelled"]
     chosen = samples.groups["test"]
@@ -454,7 +456,7 @@ def split_parts(samples: Samples, config: DataConfig, seed: int) -> Split:
         known = _with_labels(samples, labelled, "labelled", notes)
         chosen = _hold_out(samples, known, keys, share=config.holdout, fold=_fold(config, seed))
     test = _with_labels(samples, chosen, "test", notes)
-    held_out = _share_a_key(keys, chosen)
+    held_out = share_a_key(keys, chosen)
     both = np.union1d(labelled, unlabelled)
     dropped = both[held_out[both] & ~np.isin(both, chosen if config.holdout else [])]
     if len(dropped):
@@ -475,14 +477,14 @@ def split_parts(samples: Samples, config: DataConfig, seed: int) -> Split:
     validation = np.empty(0, np.int64)
     if config.validation:
         validation = _draw(samples, labelled, config.validation, [draw, 1], "validation")
-        held_back = np.union1d(validation, np.flatnonzero(_share_a_key(keys, validation)))
+        held_back = np.union1d(validation, np.flatnonzero(share_a_key(keys, validation)))
         labelled = np.setdiff1d(labelled, held_back)
         unlabelled = np.setdiff1d(unlabelled, held_back)
     if config.labels_per_class:
         labelled = _draw(samples, labelled, config.labels_per_class, [draw], "labels_per_class")
     if config.validation_share:
         validation = _validation_share(samples, labelled, keys, config.validation_share, seed)
-        held_back = np.flatnonzero(_share_a_key(keys, validation))
+        held_back = np.flatnonzero(share_a_key(keys, validation))
         labelled, unlabelled = (
             np.setdiff1d(labelled, held_back),
             np.setdiff1d(unlabelled, held_back),
@@ -501,7 +503,7 @@ def _validation_share(
     fold = seed % round(1 / share)
     # Another salt than that of the test part, whose hashes are all in one part of the range.
     validation = _hold_out(samples, labelled, keys, share=share, fold=fold, salt=b"validation")
-    if not len(validation) or _share_a_key(keys, validation)[labelled].all():
+    if not len(validation) or share_a_key(keys, validation)[labelled].all():
         raise ConfigError(
             f"--data.validation_share {share:g}: none of the {len(labelled)} labelled images can be held out of "
             "training to choose settings by; at least one class needs two. Give more labels, or name a method: "
@@ -510,9 +512,12 @@ def _validation_share(
     return validation
 
 
-def _keys_that_stay_together(samples: Samples, config: DataConfig) -> list[frozenset[bytes]]:
-    """For every sample, what it must not share with a sample on another side: its bytes, and its group."""
+def keys_that_stay_together(samples: Samples, config: DataConfig) -> list[frozenset[bytes]]:
+    """For every sample, what it must not share with a sample on another side: its bytes or words, and its group."""
     keys: list[set[bytes]] = [set() for _ in samples.ids]
+    if samples.source.kind == "text":
+        for own, position in zip(keys, samples.positions.tolist(), strict=True):
+            own.add(_words(samples.source.read(position)))
     if samples.hashes is not None:
         for own, row in zip(keys, samples.hashes, strict=True):
             if row.any():  # zeros: the store knows no content hash
@@ -530,7 +535,12 @@ def _keys_that_stay_together(samples: Samples, config: DataConfig) -> list[froze
     return [frozenset(own) for own in keys]
 
 
-def _share_a_key(keys: Sequence[frozenset[bytes]], members: Indices) -> npt.NDArray[np.bool_]:
+def _words(text: bytes) -> bytes:
+    """Key of a text that is the same for copies which differ in white space and capitals alone."""
+    return WORDS + content_sha256(" ".join(text.decode().casefold().split()).encode())
+
+
+def share_a_key(keys: Sequence[frozenset[bytes]], members: Indices) -> npt.NDArray[np.bool_]:
     """Which samples are one of the members, or must stay on their side."""
     taken = frozenset().union(*(keys[index] for index in members))
     shared = np.array([not taken.isdisjoint(own) for own in keys], dtype=np.bool_)
@@ -561,7 +571,8 @@ def _hold_out(
     """
     numbers = {}
     for index in members:
-        names = sorted(keys[index], key=lambda key: not key.startswith(b"group "))
+        names = sorted(key for key in keys[index] if not key.startswith(WORDS))
+        names.sort(key=lambda key: not key.startswith(b"group "))
         key = names[0] if names else _content(samples, index)
         digest = hashlib.sha256(salt + key).digest()
         numbers[int(index)] = int.from_bytes(digest[:8]) / 2**64
@@ -574,7 +585,7 @@ def _hold_out(
             # The nearest above the part's start, so that folds choose different ones.
             nearest = min(of_class, key=lambda index: (numbers[index] - fold * share) % 1)
             chosen.add(nearest)
-    together = _share_a_key(keys, np.array(sorted(chosen), np.int64))
+    together = share_a_key(keys, np.array(sorted(chosen), np.int64))
     return members[together[members]]
 
 

@@ -99,13 +99,14 @@ class Backbone(Task):
             raise ConfigError(
                 "--eval.part validation: --task none needs --data.validation_share, e.g. 0.05."
             )
-        from distill.data.samples import Split
+        from distill.data.samples import Split, keys_that_stay_together, share_a_key
 
         samples = self.data.samples
         given = samples.groups["test"]
         everything = np.arange(len(samples.ids))
         test = given if len(given) else held_out(samples)
-        train = np.setdiff1d(samples.groups["unlabelled"], _and_copies(samples, test))
+        keys = keys_that_stay_together(samples, DataConfig())
+        train = samples.groups["unlabelled"][~share_a_key(keys, test)[samples.groups["unlabelled"]]]
         if measured == "validation":
             test = held_out(samples, train, share, salt=b"validation")
             train = np.setdiff1d(train, test)
@@ -198,13 +199,6 @@ def held_out(
     count = min(MOST, max(round(share * len(keys)), min(FEWEST, len(keys) // 5)))
     last = sorted(keys)[count - 1] if count else b""
     return members[np.array([key <= last for key in keys], np.bool_)]
-
-
-def _and_copies(samples: Samples, members: Indices) -> Indices:
-    """The members, and all images with the same bytes as one of them."""
-    assert samples.hashes is not None
-    chosen = {samples.hashes[index].tobytes() for index in members}
-    return np.flatnonzero([row.tobytes() in chosen for row in samples.hashes])
 
 
 def labelled_quality(

@@ -94,8 +94,8 @@ class PseudoSamples:
         of = f"{len(self.classes)} classes" if self.classes else "all images"
         how = f"covariance of rank {self.rank}" if self.rank else "variances"
         return (
-            f"pseudo-samples: mean and {how} of {of}, {size}, from {min(self.counts):,} images or more; may reveal what "
-            "images of a class share, and single images of a small class"
+            f"pseudo-samples: mean and {how} of {of}, {size}, from {min(self.counts):,} images or more; may reveal "
+            "what images of a class share, and single images of a small class"
         )
 
     def draw(self, sample_id: str) -> bytes:
