@@ -17,7 +17,8 @@ from torch import Tensor
 from distill.config import DistillConfig
 from distill.data.feature_norm import FeatureNorm
 from distill.data.joined import JoinedData
-from distill.data.pictures import PictureCache, ViewDataset, load_batches, rule_of
+from distill.data.pictures import PictureCache, ViewDataset, load_batches
+from distill.data.rules import rule_of
 from distill.data.samples import Samples, Split
 from distill.data.schedule import Indices, Request, ViewPicker, make_epoch_plan
 from distill.data.stored_features import Features, Grid

@@ -166,7 +166,8 @@ def live_features(place: Place, stored: Any, device: Any) -> Any:
     import numpy as np
     import torch
 
-    from distill.data.pictures import ViewDataset, rule_of
+    from distill.data.pictures import ViewDataset
+    from distill.data.rules import rule_of
     from distill.data.schedule import Request
     from distill.data.stored_features import Features
 

@@ -78,7 +78,7 @@ def _viewer(
     """Open the images, join them to the store if there is one, and print what is measured."""
     from distill.data import joined
     from distill.data.images import open_images
-    from distill.data.pictures import rule_from_description
+    from distill.data.rules import rule_from_description
     from distill.evaluation import backbone
     from distill.evaluation.evaluate import Viewer
     from distill.training.saved_student import store_fingerprints

@@ -14,10 +14,10 @@ from distill.data.pictures import (
     BatchMaker,
     Changes,
     PictureCache,
-    TextRule,
     ViewDataset,
-    rule_of,
 )
+from distill.data.points import PointDataset, TurnedAboutZ
+from distill.data.rules import PointRule, TextRule, UncutRule, rule_of
 from distill.data.samples import (
     NO_ROW,
     Samples,
@@ -89,18 +89,31 @@ class Data:
         cache: PictureCache | None = None,
         rule: ViewRule | None = None,
     ) -> ViewDataset:
-        """Pictures at the student's size, or texts as it encodes them; ``rule`` replaces that of the data.
+        """Images at the student's size, texts as it encodes them, or point clouds; ``rule`` replaces that of the data.
 
         Raises:
-            ConfigError: a student of images is to be shown texts, or the other way round.
+            ConfigError: a student of one kind of samples is to be shown another, or they are prepared in another way.
         """
         rule = rule or self.rule
-        encode = getattr(student.model, "encode", None)
-        if (encode is not None) != isinstance(rule, TextRule):
-            kinds = ("images", "texts") if encode is None else ("texts", "images")
+        encode, points = (getattr(student.model, name, None) for name in ("encode", "points"))
+        takes = (
+            "images" if encode is points is None else "point clouds" if encode is None else "texts"
+        )
+        given = {TextRule: "texts", PointRule: "point clouds"}.get(type(rule), "images")
+        if takes != given:
             raise ConfigError(
-                f"--student.name {student.name}: takes {kinds[0]}, but the samples of {self.samples.source.uri} are "
-                f"{kinds[1]}. For texts: --student.name hashed_text."
+                f"--student.name {student.name}: takes {takes}, but the samples of {self.samples.source.uri} are "
+                f"{given}. For texts: --student.name hashed_text; for point clouds: pillars."
+            )
+        if isinstance(rule, PointRule):
+            assert points is not None
+            rule.check(points, student.name)
+            return PointDataset(
+                self.samples,
+                rule,
+                size=(points.most_points, points.columns),
+                changes=TurnedAboutZ(),
+                cache=cache,
             )
         if isinstance(rule, TextRule):
             assert encode is not None
@@ -281,7 +294,7 @@ def region_notes(rule: ViewRule, others: Sequence[StoredField]) -> list[str]:
     notes = []
     for other in others:
         theirs = rule_of(other.store, other.field)
-        if isinstance(rule, TextRule) or isinstance(theirs, TextRule):
+        if isinstance(rule, UncutRule) or isinstance(theirs, UncutRule):
             continue
         ours = (rule.size, rule.crop_pct, rule.crop_mode)
         found = (theirs.size, theirs.crop_pct, theirs.crop_mode)

@@ -6,7 +6,7 @@ The student is shown exactly the region that the teacher saw in the chosen store
 
 # B batch, S samples, V views, D teacher width, H W student input, C channels (3)
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -22,66 +22,26 @@ from distill.data.schedule import CANONICAL, Request
 from distill.data.stored_features import Features, Grid, StoredField
 from distill.data.targets import Targets
 from distill.losses import IGNORE
-from featstore import FeatureStore
 from featstore.errors import (
     ConfigError,
     DecodeError,
     MissingSamples,
     SourceError,
-    ViewMismatch,
     shorten,
 )
+from featstore.files.array_types import Array
 from featstore.format.ids import content_sha256
-from featstore.format.manifest import TextRecord
 from featstore.format.pictures import full_size
-from featstore.format.views import View, ViewSet
+from featstore.format.views import View
 from featstore.sources.load import Frame, ViewRule, decode, read_image
 from featstore.sources.loading import TIMEOUT_S, fit_workers, guarded
-
-
-class TextRule(ViewRule):
-    """Takes the place of another rule where samples are texts: nothing is cut."""
-
-    def __init__(self) -> None:
-        super().__init__(ViewSet(), (1, 1), 1.0, "center", "bicubic")
-
-    def describe(self) -> dict[str, Any]:
-        """As JSON values, for the file beside an exported student."""
-        return {"view": TEXT}
-
-
-TEXT = "text"
-
-
-def rule_from_description(values: dict[str, Any]) -> ViewRule:
-    """The inverse of ``describe`` of either rule."""
-    return TextRule() if values["view"] == TEXT else ViewRule.from_description(values)
-
-
-def rule_of(store: FeatureStore, field: str) -> ViewRule:
-    """Which region of an image the teacher of a field was shown; of texts, that nothing is cut.
-
-    Raises:
-        ManifestMismatch: no teacher made the field.
-        ViewMismatch: its teacher saw no images.
-    """
-    record = store.manifest.teacher_of(field).preprocessing
-    if isinstance(record, TextRecord):
-        return TextRule()
-    if record is None:
-        raise ViewMismatch(
-            f'{store.address}: field "{field}" has no preprocessing, so it is not known which region of an image '
-            "the teacher saw. If it was made from images, create or import the store again with its input size "
-            "(featstore import --size)."
-        )
-    return ViewRule.of_teacher(store.manifest.views, record)
 
 
 @dataclass(frozen=True)
 class Pictures:
     """What a loading process returns."""
 
-    pixels: Tensor  # (B, C, H, W) uint8
+    pixels: Tensor  # (B, C, H, W) uint8; of other samples than images, their inputs
     requests: Tensor  # (B, 4) int64: sample, column, labelled and strong of each ``Request``
     # reasons why pictures could not be made; if there are any, ``pixels`` must not be used
     problems: list[str]
@@ -128,7 +88,7 @@ class ViewDataset(torch.utils.data.Dataset[Pictures]):
         rule: ViewRule,
         *,
         size: tuple[int, int],
-        changes: "Changes | None" = None,
+        changes: "Callable[[Array, Request], Array] | None" = None,
         cache: PictureCache | None = None,
         targets: Targets | None = None,
     ) -> None:
@@ -153,7 +113,7 @@ class ViewDataset(torch.utils.data.Dataset[Pictures]):
 
     def __getitems__(self, requests: Sequence[Request]) -> Pictures:
         """Make a batch of pictures; failures are returned, so that the message is not a worker's traceback."""
-        pixels = np.zeros((len(requests), *self.size, 3), np.uint8)
+        pixels = self.blank(len(requests))
         problems: list[str] = []
         changed: list[str] = []
         failure = None
@@ -171,8 +131,7 @@ class ViewDataset(torch.utils.data.Dataset[Pictures]):
             else:
                 pixels[place] = view if self.changes is None else self.changes(view, request)
         return Pictures(
-            # Channels stay innermost in memory: nothing is copied, and convolutions run faster so.
-            torch.from_numpy(pixels).permute(0, 3, 1, 2),
+            self.as_tensor(pixels),
             request_table(requests),
             problems,
             changed,
@@ -180,7 +139,15 @@ class ViewDataset(torch.utils.data.Dataset[Pictures]):
             torch.stack(targets) if targets else None,
         )
 
-    def _view(self, request: Request, changed: list[str]) -> tuple[np.ndarray[Any, Any], Frame]:
+    def blank(self, count: int) -> Array:
+        """(B, H, W, C) uint8."""
+        return np.zeros((count, *self.size, 3), np.uint8)
+
+    def as_tensor(self, pixels: Array) -> Tensor:
+        """(B, C, H, W). Channels stay innermost in memory: nothing is copied, and convolutions run faster so."""
+        return torch.from_numpy(pixels).permute(0, 3, 1, 2)
+
+    def _view(self, request: Request, changed: list[str]) -> tuple[Array, Frame]:
         known = self.cache.get(request, self.size)
         if known is not None:
             return known
@@ -195,18 +162,25 @@ class ViewDataset(torch.utils.data.Dataset[Pictures]):
             and content_sha256(data) != samples.hashes[request.sample].tobytes()
         ):
             changed.append(samples.ids[request.sample])
+        pixels, frame = self.cut(request, data)
+        self.cache.put(request, pixels, frame)
+        return pixels, frame
+
+    def cut(self, request: Request, data: bytes) -> tuple[Array, Frame]:
+        """Decode one image and cut its view: (H, W, C) uint8 and its frame."""
+        samples = self.samples
+        row = int(samples.positions[request.sample])
         view = (
             View(kind="canonical")
             if request.column == CANONICAL
             else self.rule.views.views[request.column]
         )
         image = decode(samples.source, row, data)
-        shown = full_size(data) if copies else None
+        shown = full_size(data) if samples.source.content_sha256 is not None else None
         width, height = shown or image.size
         sample_id = samples.stored_ids[request.sample]
         pixels = self.rule.cut(image, view, sample_id=sample_id, size=self.size, full_size=shown)
         frame = self.rule.frame((height, width), view, sample_id=sample_id, size=self.size)
-        self.cache.put(request, pixels, frame)
         return pixels, frame
 
 
@@ -326,7 +300,7 @@ class BatchMaker:
         self.device = device
 
     def normalise(self, pixels: Tensor) -> Tensor:
-        """(B, C, H, W) uint8 anywhere -> float32 on the device, normalised; (B, L) of texts stay as they are."""
+        """(B, C, H, W) uint8 anywhere -> float32 on the device, normalised; other inputs stay as they are."""
         if pixels.dtype != torch.uint8:
             return pixels.to(self.device, non_blocking=True)
         images = pixels.to(self.device, non_blocking=True).float()

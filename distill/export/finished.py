@@ -12,7 +12,7 @@ from distill.config import DistillConfig
 from distill.data import joined
 from distill.data.images import open_images
 from distill.data.joined import Data
-from distill.data.pictures import TextRule, rule_from_description
+from distill.data.rules import UncutRule, rule_from_description
 from distill.data.samples import Split
 from distill.evaluation.embedding import EmbeddingHead
 from distill.register import config_of
@@ -43,13 +43,13 @@ class FinishedRun:
         """Which region of an image the student is shown.
 
         Raises:
-            ConfigError: it is shown texts; such students are not exported.
+            ConfigError: it is shown texts or point clouds; such students are not exported.
         """
         rule = rule_from_description(self.described["input"]["region"])
-        if isinstance(rule, TextRule):
+        if isinstance(rule, UncutRule):
             raise ConfigError(
-                f"--model {self.folder.absolute()}: export takes students of images; this one reads texts. Load it "
-                "with distill.load_student; its encode turns a text into its input."
+                f"--model {self.folder.absolute()}: export takes students of images; this one takes "
+                f"{rule.describe()['view']}. Load it with distill.load_student."
             )
         return rule
 

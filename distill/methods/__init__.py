@@ -10,6 +10,7 @@ from distill.methods.kd3 import KD3
 from distill.methods.labels import Labels
 from distill.methods.logits import DIST, DKD, KD, OFA, Logits
 from distill.methods.norm import NORM
+from distill.methods.pointdistiller import PointDistiller
 from distill.methods.queue_kl import QueueKL
 from distill.methods.relations import CC, CCCRD, PKT, RKD, SP
 from distill.methods.specmatch import SpecMatch
@@ -48,5 +49,6 @@ METHODS: dict[str, type[Method]] = {
     "assist": Assist,
     "tinysam": TinySAM,
     "autodistil": AutoDistil,
+    "pointdistiller": PointDistiller,
     "customkd": CustomKD,
 }

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import distill.student.hashed_text
+import distill.student.pillars
 import distill.student.slimmable
 import distill.student.wideresnet  # noqa: F401  registers it with timm
 from distill.config import FeatureTap, StudentConfig
@@ -238,7 +239,7 @@ class Student(nn.Module):
         model: Any = self.model
         generator = torch.Generator().manual_seed(0)
         picture = torch.rand(1, 3, *self.input_size, generator=generator)
-        if hasattr(model, "example_input"):  # of texts
+        if hasattr(model, "example_input"):  # of texts or point clouds
             picture = model.example_input()
         try:
             plain = model(picture)

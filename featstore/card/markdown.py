@@ -12,7 +12,7 @@ from featstore.card.licences import family_of, known
 from featstore.card.statement import NOTES_BEGIN, NOTES_END, Statement, teacher_licence
 from featstore.card.survey import Survey, class_name, survey
 from featstore.card.text import encoding_text, shape_text, source_name, title_of
-from featstore.format.manifest import Manifest, TeacherRecord, TextRecord
+from featstore.format.manifest import Manifest, PreprocessingRecord, TeacherRecord
 from featstore.format.pictures import PICTURES
 from featstore.reading.store import FeatureStore
 from featstore.text import count, format_bytes, markdown_table
@@ -180,7 +180,7 @@ def _content(counted: Survey) -> list[str]:
         known = code(weights) if weights.strip("0") else "not known"
         lines.append(f"  - SHA-256 of the weights: {known}")
         rule = teacher.preprocessing
-        if isinstance(rule, TextRecord):
+        if rule is not None and not isinstance(rule, PreprocessingRecord):
             lines.append(f"  - input: {rule}")
         elif rule is not None:
             lines.append(

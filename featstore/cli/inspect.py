@@ -16,10 +16,10 @@ from featstore.format.manifest import (
     FieldRecord,
     Int8Encoding,
     Manifest,
+    PreprocessingRecord,
     RaggedEncoding,
     Record,
     TeacherRecord,
-    TextRecord,
     TopKEncoding,
 )
 from featstore.maintenance.signing import changed_since_signed
@@ -171,7 +171,7 @@ def _preprocessing(manifest: Manifest) -> list[str]:
     for name, teacher in sorted(manifest.teachers.items()):
         item = teacher.preprocessing
         text = "none (no images)"
-        if isinstance(item, TextRecord):
+        if item is not None and not isinstance(item, PreprocessingRecord):
             text = str(item)
         elif item is not None:
             text = (

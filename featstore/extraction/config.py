@@ -16,7 +16,8 @@ DEFAULT_RECIPE = Path(__file__).parents[1] / "recipes" / "digits" / "extract.yam
 """Recipe that is used without ``--config``: the digits, and the small teacher beside it."""
 
 
-TEXT_LIBRARIES = ("transformers", "open_clip", "onnx")
+LIBRARIES = {"text": ("transformers", "open_clip", "onnx"), "points": ("python",)}
+"""Libraries of the teachers of samples that are no images, by kind of the source."""
 OF_TEXTS = ("tokenizer", "max_tokens", "pooling")
 OF_IMAGES = ("image_size", "crop_pct", "mean", "std", "interpolation")
 """Settings of a teacher that only texts, or only images have."""
@@ -255,7 +256,7 @@ class ExtractConfig:
         )
         named = [table.name for table in self.texts]
         require(len(set(named)) == len(named), f"--texts: names repeat: {named}.")
-        self._check_texts()
+        self._check_kind()
         if self.teacher.bn_mode == "batch":
             self._check_batch_statistics()
         require(self.batch_size > 0, f"--batch_size {self.batch_size} must be positive.")
@@ -289,14 +290,18 @@ class ExtractConfig:
         ):
             require(not found, f"--teacher.bn_mode batch: does not go with {what}.")
 
-    def _check_texts(self) -> None:
+    def _check_kind(self) -> None:
+        """Refuse settings that do not go with the kind of the samples."""
+        kind = self.source.kind
         if not self.of_texts:
             given = [name for name in OF_TEXTS if getattr(self.teacher, name)]
             require(not given, f"--teacher.{given and given[0]} is for texts (--source.kind text).")
+        if kind not in LIBRARIES:
             return
         require(
-            self.teacher.library in TEXT_LIBRARIES,
-            f"--teacher.library {self.teacher.library}: teachers of texts are of {', '.join(TEXT_LIBRARIES)}.",
+            self.teacher.library in LIBRARIES[kind],
+            f"--teacher.library {self.teacher.library}: with --source.kind {kind}, teachers are of "
+            f"{', '.join(LIBRARIES[kind])}.",
         )
         given = [f"--teacher.{name}" for name in OF_IMAGES if getattr(self.teacher, name)]
         given += [
@@ -306,4 +311,5 @@ class ExtractConfig:
         ]
         given += ["--store.pictures"] if self.store.pictures else []
         given += ["--texts"] if self.texts else []
-        require(not given, f"{', '.join(given)}: is for images, but --source.kind is text.")
+        given += ["--store.dtype int8"] if kind == "points" and self.store.dtype == "int8" else []
+        require(not given, f"{', '.join(given)}: is for images, but --source.kind is {kind}.")

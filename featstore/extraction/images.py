@@ -1,4 +1,4 @@
-"""What a teacher is given, in batches: decoded images in the views of a store, or the tokens of texts."""
+"""What a teacher is given, in batches: images in the views of a store, tokens of texts, or points of clouds."""
 
 import math
 from abc import abstractmethod
@@ -11,16 +11,17 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from featstore.errors import DecodeError, SourceError
+from featstore.errors import DecodeError, SourceError, TeacherError
 from featstore.extraction.teachers import Teacher
 from featstore.extraction.teachers.tokenizers import PADDING
 from featstore.files.array_types import Array
 from featstore.format.ids import content_sha256
-from featstore.format.manifest import PreprocessingRecord, TextRecord
+from featstore.format.manifest import PointRecord, PreprocessingRecord, TextRecord
 from featstore.format.pictures import PictureFormat
 from featstore.format.views import ViewSet
 from featstore.sources import Source
 from featstore.sources.load import ViewRule, decode, read_image, reason_unreadable
+from featstore.sources.points import decode_points, prepare_points
 
 MOST_COUNTED = 1000  # texts whose tokens are counted before a run
 
@@ -29,7 +30,8 @@ MOST_COUNTED = 1000  # texts whose tokens are counted before a run
 class InputBatch:
     """Inputs of consecutive rows."""
 
-    # (B, V, 3, H, W) uint8, zeros where the image is unusable; or (B, 1, L) int32 token numbers
+    # (B, V, 3, H, W) uint8, zeros where the image is unusable; or (B, 1, L) int32 token numbers; or (B, 1, P, C)
+    # float32 points
     inputs: Tensor
     # (B, 32) uint8, SHA-256 of the files or texts; zeros where the file could not be read
     hashes: Array
@@ -152,11 +154,40 @@ class TextInputs(InputDataset):
         return b""
 
 
+class PointInputs(InputDataset):
+    """Point clouds: decodes, sorts and thins them; one view."""
+
+    def __init__(self, source: Source, record: PointRecord) -> None:
+        super().__init__(source, (1, record.most_points, record.columns), np.float32)
+        self.record = record
+
+    def fill(self, out: Array, row: int, data: bytes) -> bytes:
+        points = decode_points(data, self.source.sample_ids[row])
+        out[0] = prepare_points(points, self.record)
+        return b""
+
+
 def inputs_of(
     source: Source, views: ViewSet, teacher: Teacher, pictures: PictureFormat | None = None
 ) -> InputDataset:
-    """The samples of a source as inputs of a teacher, and copies of images if a format is given."""
+    """The samples of a source as inputs of a teacher, and copies of images if a format is given.
+
+    Raises:
+        TeacherError: the teacher takes images and the samples are point clouds, or the other way round.
+    """
     record = teacher.preprocessing
+    if isinstance(record, PointRecord) != (source.kind == "points"):
+        kinds = (
+            ("point clouds", "images")
+            if isinstance(record, PointRecord)
+            else ("images", "point clouds")
+        )
+        raise TeacherError(
+            f"--teacher.name {teacher.record.name}: takes {kinds[0]}, but the samples of {source.uri} are {kinds[1]}. "
+            "A module of --teacher.library python that takes points has the attribute points."
+        )
+    if isinstance(record, PointRecord):
+        return PointInputs(source, record)
     if isinstance(record, TextRecord):
         return TextInputs(source, teacher.tokenizer, record.max_tokens)
     return ImageInputs(source, views, record, pictures)

@@ -35,7 +35,6 @@ from featstore.format.manifest import (
     Int8Encoding,
     PreprocessingRecord,
     TeacherRecord,
-    TextRecord,
     TopKEncoding,
     recorded_differences,
 )
@@ -222,8 +221,10 @@ def _why_not(name: str, record: TeacherRecord | None, given: Mapping[str, str]) 
     """Why a teacher cannot be built again; "" if it can be tried."""
     if record is None:
         return "no teacher made it"
-    if isinstance(record.preprocessing, TextRecord):
-        return "its teacher reads texts, which cannot be computed again"
+    if record.preprocessing is not None and not isinstance(
+        record.preprocessing, PreprocessingRecord
+    ):
+        return "its teacher reads no images, which cannot be computed again"
     if record.library in BY_PATH and not {name, ""} & given.keys():
         return f"made by {record.library}: give its model, --weights {printable(name)}=PATH"
     if record.library == "python":

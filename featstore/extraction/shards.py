@@ -59,6 +59,10 @@ from featstore.writing.shard import Shard
 TEACHER = "teacher"  # name of the run's teacher in the manifest
 
 
+Features = dict[str, Any]
+"""By field, a tensor (B, V, *shape); of a ragged field a list of B tensors (items, *shape)."""
+
+
 class Pending:
     """Features that a device may still be computing or copying to the CPU.
 
@@ -66,15 +70,15 @@ class Pending:
         features: By field, on the CPU; with CUDA they are valid when the work queued before is done.
     """
 
-    def __init__(self, features: dict[str, Tensor], device: torch.device) -> None:
+    def __init__(self, features: Features, device: torch.device) -> None:
         self._features = features
         cuda = device.type == "cuda"
         self._done = torch.cuda.Event() if cuda else None
         if self._done is not None:
             self._done.record()
 
-    def wait(self) -> dict[str, Tensor]:
-        """Return the features by field, (B, V, *shape) on the CPU, in the stored dtype."""
+    def wait(self) -> Features:
+        """Return the features by field, (B, V, *shape) on the CPU, in the stored dtype; of ragged fields, lists."""
         if self._done is not None:
             self._done.synchronize()
         return self._features
@@ -84,27 +88,30 @@ def start_teacher(teacher: Teacher, inputs: Tensor) -> Pending:
     """Run every view of a batch through the teacher; with CUDA, asynchronously.
 
     Args:
-        inputs: (B, V, 3, H, W) uint8 images, or (B, 1, L) int32 token numbers.
+        inputs: (B, V, 3, H, W) uint8 images, or (B, 1, L) int32 token numbers, or (B, 1, P, C) float32 points.
     """
     # One view at a time: memory does not grow with the number of views, and the batch stays the same size.
     outputs = [teacher.features(inputs[:, v]) for v in range(inputs.shape[1])]
-    stored = {
-        name: torch.stack([output[name] for output in outputs], dim=1)
-        .to(TORCH_DTYPES[spec.dtype])
-        .to("cpu", non_blocking=teacher.device.type == "cuda")  # into page-locked memory
-        for name, spec in teacher.fields.items()
-    }
+    stored: Features = {}
+    for name, spec in teacher.fields.items():
+        dtype = TORCH_DTYPES[spec.dtype]
+        if spec.encoding.kind == "ragged":  # one view
+            stored[name] = [items.to("cpu", dtype) for items in outputs[0][name]]
+        else:
+            views = torch.stack([output[name] for output in outputs], dim=1).to(dtype)
+            # into page-locked memory
+            stored[name] = views.to("cpu", non_blocking=teacher.device.type == "cuda")
     return Pending(stored, teacher.device)
 
 
-def run_teacher(teacher: Teacher, inputs: Tensor) -> dict[str, Tensor]:
+def run_teacher(teacher: Teacher, inputs: Tensor) -> Features:
     """Run every view of a batch through the teacher.
 
     Args:
-        inputs: (B, V, 3, H, W) uint8 images, or (B, 1, L) int32 token numbers.
+        inputs: As of ``start_teacher``.
 
     Returns:
-        By field, (B, V, *shape) on the CPU, in the dtype that is stored.
+        By field, (B, V, *shape) on the CPU, in the dtype that is stored; of a ragged field a list of B tensors.
     """
     return start_teacher(teacher, inputs).wait()
 
@@ -354,6 +361,9 @@ def _extract_shard(
     shard = _empty_shard(number, manifest, work.source)
     reasons: list[str | None] = []
     pictures: list[bytes] = []
+    ragged: dict[str, list[Any]] = {
+        name: [] for name, spec in work.teacher.fields.items() if spec.encoding.kind == "ragged"
+    }
     seconds = {"load": load_s, "teacher": 0.0}
     ahead: tuple[range, InputBatch, Pending] | None = None
     # Results of a batch are fetched after the next batch was submitted, so that a GPU does not idle.
@@ -366,14 +376,20 @@ def _extract_shard(
             loaded = time.perf_counter()
             ahead = batch_rows, batch, start_teacher(work.teacher, batch.inputs)
         if before is not None:
-            reasons += _keep(work, shard, rows.start, *before)
+            reasons += _keep(work, shard, rows.start, *before, ragged)
         seconds["load"] += loaded - start
         seconds["teacher"] += time.perf_counter() - loaded
         if before is not None:
             work.progress.add(number, len(before[0]), _sum(work.waits, seconds))
     bad = np.array([reason is not None for reason in reasons])
     shard.columns["valid"][:] = ~bad
-    for name in work.teacher.fields:
+    for name, spec in work.teacher.fields.items():
+        if spec.encoding.kind == "ragged":
+            items = [
+                [part[:0] if why else part] for part, why in zip(ragged[name], reasons, strict=True)
+            ]
+            put_ragged(manifest, shard.columns, name, number, items)
+            continue
         for column in field_columns(name, manifest.fields[name], len(manifest.views)):
             shard.columns[column.name][bad] = 0
     if pictures:
@@ -386,15 +402,28 @@ def _extract_shard(
 
 
 def _keep(
-    work: _Work, shard: Shard, first: int, batch_rows: range, batch: InputBatch, pending: Pending
+    work: _Work,
+    shard: Shard,
+    first: int,
+    batch_rows: range,
+    batch: InputBatch,
+    pending: Pending,
+    ragged: dict[str, list[Any]],
 ) -> list[str | None]:
-    """Copy a batch into its shard, whose first row is ``first``; returns the reason of each unusable row."""
+    """Copy a batch into its shard, whose first row is ``first``, and into lists of items of the ragged fields.
+
+    Returns:
+        Why each row is unusable, or None.
+    """
     features = pending.wait()
     why = refuse_non_finite(features, batch.reasons)
     unusable = [i for i, reason in enumerate(why) if reason is not None]
     at = slice(batch_rows.start - first, batch_rows.stop - first)
     shard.columns["content_sha256"][at] = batch.hashes
     for name, values in features.items():
+        if name in ragged:
+            ragged[name] += [as_array(items) for items in values]
+            continue
         array = as_array(values)
         array[unusable] = 0  # NaN has no code of eight bits
         put(work.manifest, shard.columns, name, at, array, channels=work.channels.get(name))
@@ -416,9 +445,7 @@ def _empty_shard(number: int, manifest: Manifest, source: Source) -> Shard:
     return Shard(number, columns, [], {})
 
 
-def refuse_non_finite(
-    features: dict[str, Tensor], reasons: Sequence[str | None]
-) -> list[str | None]:
+def refuse_non_finite(features: Features, reasons: Sequence[str | None]) -> list[str | None]:
     """Return the reasons, with one for every row whose features hold NaN or infinity.
 
     Args:
@@ -427,7 +454,11 @@ def refuse_non_finite(
     """
     out = list(reasons)
     for name, values in features.items():
-        finite = torch.isfinite(values.flatten(1)).all(dim=1)
+        if isinstance(values, list):
+            finite = torch.tensor([bool(torch.isfinite(items).all()) for items in values])
+            values = values[0]
+        else:
+            finite = torch.isfinite(values.flatten(1)).all(dim=1)
         for i in (~finite).nonzero().flatten().tolist():
             out[i] = out[i] or (
                 f'the teacher\'s field "{name}" is not finite as {str(values.dtype).removeprefix("torch.")}; '

@@ -106,6 +106,36 @@ class TextRecord(Record):
         )
 
 
+class PointRecord(Record):
+    """From a point cloud to the teacher's input."""
+
+    columns: int = Field(ge=3, le=64)
+    """Numbers per point: x, y, z, and further columns of the file in its order."""
+    most_points: int = Field(gt=0, le=2**24)
+    """A larger cloud is thinned evenly, in the order of its coordinates."""
+    grid: tuple[PositiveInt, PositiveInt]
+    """(along y, along x) cells over the bounds."""
+    bounds: tuple[float, float, float, float, float, float] | None = None
+    """x, y and z from, then x, y and z to, in the unit of the files; points outside are left out. None: every cloud is
+    centred, and scaled by its longest side."""
+
+    @field_validator("bounds")
+    @classmethod
+    def _ordered(cls, values: tuple[float, ...] | None) -> tuple[float, ...] | None:
+        if values and not all(low < high for low, high in zip(values[:3], values[3:], strict=True)):
+            raise ValueError(f"bounds {values}: expected x, y and z from, then larger ones to")
+        return values
+
+    def __str__(self) -> str:
+        within = (
+            f"bounds {self.bounds}" if self.bounds else "every cloud scaled by its longest side"
+        )
+        return (
+            f"point cloud, {self.columns} numbers per point, at most {self.most_points} points, {self.grid[0]} x "
+            f"{self.grid[1]} cells, {within}"
+        )
+
+
 class TeacherRecord(Record):
     """The frozen model that computed features."""
 
@@ -124,8 +154,8 @@ class TeacherRecord(Record):
     """0: a batch is the next ``model_args.batch_rows`` rows of the store; fewer at its end."""
     precision: Literal["fp32", "bf16", "fp16"]
     """Arithmetic of the forward pass."""
-    preprocessing: PreprocessingRecord | TextRecord | None = None
-    """None where the inputs are neither images nor texts, or it is not known how they were prepared."""
+    preprocessing: PreprocessingRecord | TextRecord | PointRecord | None = None
+    """None where the inputs are neither images, texts nor point clouds, or it is not known how they were prepared."""
 
     @field_validator("model_args")
     @classmethod

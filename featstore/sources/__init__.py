@@ -1,4 +1,4 @@
-"""Sources of images and texts, as ids and undecoded bytes. ``open_source`` opens one by its kind."""
+"""Sources of images, texts and point clouds, as ids and undecoded bytes. ``open_source`` opens one by its kind."""
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -11,7 +11,7 @@ from featstore.format.manifest import WorkRecord
 from featstore.sources.base import NO_LABEL, Source, matches
 from featstore.sources.config import SourceConfig, is_parquet
 from featstore.sources.digits import DigitsSource
-from featstore.sources.folder import FolderSource
+from featstore.sources.folder import FolderSource, PointsSource
 from featstore.sources.hf import HFSource
 from featstore.sources.label_file import apply_labels
 from featstore.sources.parquet import ParquetSource
@@ -30,6 +30,7 @@ KINDS: dict[str, Callable[[SourceConfig], Source]] = {
         config.path, allow_cut_tars=config.allow_cut_tars, image_member=config.image_member
     ),
     "text": TextSource,
+    "points": lambda config: PointsSource(config.path, labels_from=config.labels_from),
 }
 
 

@@ -1,4 +1,4 @@
-"""Base class of sources: an ordered list of sample ids, and the bytes of each image or text."""
+"""Base class of sources: an ordered list of sample ids, and the bytes of each image, text or point cloud."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
@@ -49,7 +49,7 @@ def image_suffixes() -> frozenset[str]:
 
 
 class Source(ABC):
-    """Images or texts of one origin. Picklable, so that loader processes can read; cheap to copy.
+    """Images, texts or point clouds of one origin. Picklable, so that loader processes can read; cheap to copy.
 
     Attributes:
         kind: name of the kind, as in ``SourceConfig.kind``.
@@ -87,7 +87,7 @@ class Source(ABC):
 
     @abstractmethod
     def read(self, row: int) -> bytes:
-        """Return the bytes of one image file, or of one text.
+        """Return the bytes of one file, or of one text.
 
         Raises:
             OSError: The file cannot be read. The caller retries or marks the row invalid (``featstore.sources.load``).

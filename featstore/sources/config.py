@@ -20,20 +20,21 @@ def require(condition: bool, message: str) -> None:
 class SourceConfig:
     """Where the images (or texts) are."""
 
-    kind: Literal["folder", "tars", "hf", "digits", "store", "text", "synthetic"] = "digits"
+    kind: Literal["folder", "tars", "hf", "digits", "store", "text", "synthetic", "points"] = "digits"
     """folder: image files below a folder. tars: WebDataset tars. hf: a Hugging Face data set (saved, or Parquet).
     digits: the 1,797 handwritten digits of scikit-learn. store: what a feature store holds of its images, for phase
     two: copies (--store.pictures), or the record of its pseudo-samples; without a path, of --store. text: a table with
     columns id and text. synthetic: pseudo-samples that are drawn from a record, which ``featstore statistics`` wrote.
-    If only a path is given, the kind is detected."""
+    points: point clouds below a folder, .npy, .bin (KITTI: N x 4 float32; .pcd.bin: N x 5) or .ply. If only a path is
+    given, the kind is detected, but for points."""
     path: str = ""
-    """folder: the folder, also as a URL. tars: a folder of tars, or a brace or glob pattern; also as a URL,
+    """folder, points: the folder, also as a URL. tars: a folder of tars, or a brace or glob pattern; also as a URL,
     s3://bucket/{000..999}.tar (gs://, az://, https://, ...). hf: what ``save_to_disk`` wrote, or Parquet files in the
     ways of tars, also hf://datasets/organisation/name. text: a .jsonl or .parquet file. synthetic: the record."""
     include: list[str] = field(default_factory=lambda: ["*"])
     """Shell patterns over sample ids ("train/*"); a sample is taken if any of them matches."""
     labels_from: Literal["parent", "top", "none"] = "parent"
-    """folder only: the class is the folder an image lies in, the topmost folder, or nothing."""
+    """folder and points: the class is the folder a sample lies in, the topmost folder, or nothing."""
     labels: str = ""
     """CSV or Parquet file with the label of each image (columns id and label), in place of labels_from. Images that it
     does not name have no label. An image is named by its id, or by its file name where that is unique. Several labels
@@ -133,7 +134,7 @@ def check_path(config: SourceConfig) -> None:
     """
     if "://" in config.path or (config.kind == "hf" and config.path.endswith(".parquet")):
         return
-    if config.kind in ("folder", "hf", "text", "synthetic") and not Path(config.path).exists():
+    if config.kind in ("folder", "hf", "text", "synthetic", "points") and not Path(config.path).exists():
         missing = Path(config.path).absolute()
         there = next(parent for parent in missing.parents if parent.exists())
         raise SourceError(

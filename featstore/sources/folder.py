@@ -1,4 +1,4 @@
-"""Image files below a folder, on a disk or behind a URL; the relative path is the sample id."""
+"""Image files or point clouds below a folder, on a disk or behind a URL; the relative path is the sample id."""
 
 import errno
 import os
@@ -14,11 +14,13 @@ from featstore.errors import RemoteNotFound, SourceError, shorten
 from featstore.sources.base import (
     HEIF_HINT,
     HEIF_SUFFIXES,
+    IMAGE_SUFFIXES,
     NO_LABEL,
     Source,
     image_suffixes,
     suffix_of,
 )
+from featstore.sources.points import POINT_SUFFIXES
 from featstore.sources.source_files import remote_refusals
 
 if TYPE_CHECKING:
@@ -47,20 +49,22 @@ class FolderSource(Source):
         SourceError: not a readable folder, or no images in it.
     """
 
+    kind = "folder"
+    noun = "images"
+
     def __init__(self, path: str, *, labels_from: LabelsFrom = "parent") -> None:
-        self.kind = "folder"
         self.uri = path
         self._place = _place_of(path) if "://" in path else None
-        listing = _Listing()
+        listing = _Listing(self.noun, self.suffixes())
         if self._place is not None:
             with remote_refusals(path):
                 listing.take(self._place.sizes())
         else:
             self._root = Path(path).absolute()
-            _check_folder(path, self._root)
+            _check_folder(path, self._root, self.noun)
             listing.walk(self._root)
         if not listing.images:
-            raise SourceError(_no_images(path, listing.others))
+            raise SourceError(_none_found(path, listing))
         self.sample_ids = sorted(listing.images)
         self.labels, self.class_names = _labels(self.sample_ids, labels_from)
         self.labels_refused = labels_from == "none"
@@ -79,11 +83,30 @@ class FolderSource(Source):
                 raise FileNotFoundError(errno.ENOENT, "no such file", name) from error
             raise
 
+    @staticmethod
+    def suffixes() -> frozenset[str]:
+        """Endings of the files that are samples, in lower case, with the dot."""
+        return image_suffixes()
+
+
+class PointsSource(FolderSource):
+    """Every file of a point cloud below a folder: .npy, .bin (KITTI), .ply; as ``FolderSource`` otherwise."""
+
+    kind = "points"
+    noun = "point clouds"
+
+    @staticmethod
+    def suffixes() -> frozenset[str]:
+        """See ``FolderSource.suffixes``."""
+        return POINT_SUFFIXES
+
 
 class _Listing:
-    """Images and other files found by walking a folder."""
+    """Samples and other files found by walking a folder."""
 
-    def __init__(self) -> None:
+    def __init__(self, noun: str, suffixes: frozenset[str]) -> None:
+        self.noun = noun
+        self.suffixes = suffixes
         self.images: list[str] = []
         self.others: Counter[str] = Counter()
         self.examples: dict[str, str] = {}
@@ -101,7 +124,7 @@ class _Listing:
             except OSError as error:
                 raise SourceError(
                     f"{root / prefix}: the folder cannot be listed: {error.strerror or error}. "
-                    "Images in it would be missing from the store; make it readable or move it out."
+                    f"{self.noun.capitalize()} in it would be missing from the store; make it readable or move it out."
                 ) from error
 
     def take(self, names: Iterable[str]) -> None:
@@ -111,7 +134,7 @@ class _Listing:
             if any(part.startswith(".") or part in SKIPPED_FOLDERS for part in parts):
                 continue
             suffix = suffix_of(parts[-1])
-            if suffix in image_suffixes():
+            if suffix in self.suffixes:
                 self.images.append(name)
             else:
                 self.others[suffix] += 1
@@ -124,7 +147,7 @@ class _Listing:
             pending.append(relative + "/")
         elif entry.is_dir():
             self.linked_folders.append(relative)
-        elif suffix_of(entry.name) not in image_suffixes():
+        elif suffix_of(entry.name) not in self.suffixes:
             suffix = suffix_of(entry.name)
             self.others[suffix] += 1
             self.examples.setdefault(suffix, relative)
@@ -144,10 +167,12 @@ class _Listing:
                     if suffix in self.examples
                 ]
             )
-            notes.append(f"{path}: left out {_count(self.others)}, not images by name: {named}.")
-        if self.others.keys() & HEIF_SUFFIXES:
+            notes.append(
+                f"{path}: left out {_count(self.others)}, not {self.noun} by name: {named}."
+            )
+        if self.others.keys() & HEIF_SUFFIXES and self.suffixes & IMAGE_SUFFIXES:
             notes.append(f"{path}: {HEIF_HINT}.")
-        if self.others[""]:
+        if self.others[""] and self.suffixes & IMAGE_SUFFIXES:
             notes.append(
                 f"{path}: {self.others['']:,} files without a suffix were left out, e.g. {self.examples['']}. If they "
                 "are images, give them one (.jpg), or put them into tars (--source.kind tars)."
@@ -172,28 +197,30 @@ def _place_of(url: str) -> "Place":
     return place
 
 
-def _check_folder(path: str, root: Path) -> None:
+def _check_folder(path: str, root: Path, noun: str) -> None:
     if root.is_dir():
         return
     if not root.exists():
         parents = (parent for parent in root.parents if parent.is_dir())
         raise SourceError(
             f"{path}: no such folder (the path exists up to {next(parents)}). "
-            "Set --source.path to the folder that holds the images."
+            f"Set --source.path to the folder that holds the {noun}."
         )
     kind = "A tar is read with --source.kind tars." if root.suffix == ".tar" else ""
     raise SourceError(
-        f"{path}: found a file, expected a folder of images. {kind or 'Name the folder it is in.'}"
+        f"{path}: found a file, expected a folder of {noun}. {kind or 'Name the folder it is in.'}"
     )
 
 
-def _no_images(path: str, others: Counter[str]) -> str:
-    found = f"found {_count(others)}, none an image" if others else "the folder is empty"
-    heif = f" {HEIF_HINT}." if others.keys() & HEIF_SUFFIXES else ""
+def _none_found(path: str, listing: _Listing) -> str:
+    others, noun, images = listing.others, listing.noun, listing.suffixes & IMAGE_SUFFIXES
+    found = f"found {_count(others)}, none of {noun}" if others else "the folder is empty"
+    heif = f" {HEIF_HINT}." if images and others.keys() & HEIF_SUFFIXES else ""
+    tars = ", or use --source.kind tars" if images and ".tar" in others else ""
+    points = ", or use --source.kind points" if images and others.keys() & POINT_SUFFIXES else ""
     return (
         f"{path}: {found} (hidden ones do not count).{heif} Expected files ending in "
-        f"{' '.join(sorted(image_suffixes()))}. Set --source.path to the folder that holds the "
-        f"images{', or use --source.kind tars' if '.tar' in others else ''}."
+        f"{' '.join(sorted(listing.suffixes))}. Set --source.path to the folder that holds the {noun}{tars}{points}."
     )
 
 

@@ -14,7 +14,7 @@ import featstore
 from distill.config import DataConfig, StudentConfig
 from distill.data import joined
 from distill.data.joined import JoinedData
-from distill.data.pictures import TextRule
+from distill.data.rules import TextRule
 from distill.data.schedule import CANONICAL, Request
 from distill.data.texts import TextDataset, Translations
 from distill.export.finished import read_finished_run

@@ -13,7 +13,7 @@ from featstore.cli.main import main
 from featstore.extraction.config import ExtractConfig, StoreConfig, TeacherConfig
 from featstore.extraction.run import run
 from featstore.sources.config import SourceConfig
-from tests import pseudo, texts
+from tests import points, pseudo, texts
 
 pytest.importorskip("onnxruntime")
 pytest.importorskip("tokenizers")
@@ -50,8 +50,16 @@ def pseudo_samples(folder: Path, number: int) -> Path:
     return pseudo.extract(folder, source={"first_seed": 12 * number}).path
 
 
+def point_store(folder: Path, number: int) -> Path:
+    """A store of 24 point clouds, with ragged records of their cells and nothing else."""
+    folder.mkdir()
+    clouds = points.write_clouds(folder / "clouds", first=8 * number)
+    return points.extract(clouds, folder / "store", fields=points.FIELDS[2:])
+
+
 KINDS: dict[str, tuple[Make, str, str, int]] = {
     "text": (text_store, "wordpiece tokenizer", "train/*", 40),
+    "points": (point_store, "5 x 4 cells", "train/*", 36),
     "pseudo-samples": (pseudo_samples, "may reveal", "*/dog/*", 24),
 }
 """By kind: how its stores are made, what ``inspect`` and the card must show, and a pattern with the number of rows of

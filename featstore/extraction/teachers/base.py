@@ -12,10 +12,16 @@ from torch import Tensor, nn
 from featstore.errors import TeacherError
 from featstore.extraction.config import TeacherConfig
 from featstore.extraction.field_names import split_prefix
-from featstore.extraction.teachers.fields import describe_field, select_field
+from featstore.extraction.teachers.fields import describe_field, describe_ragged, select_field
 from featstore.extraction.teachers.intermediate import watch
 from featstore.files.array_types import Array
-from featstore.format.manifest import FloatType, PreprocessingRecord, TeacherRecord, TextRecord
+from featstore.format.manifest import (
+    FloatType,
+    PointRecord,
+    PreprocessingRecord,
+    TeacherRecord,
+    TextRecord,
+)
 from featstore.format.views import CropMode, Interpolation
 from featstore.sources.decode import DECODE_RULE
 
@@ -45,7 +51,8 @@ class Tower(nn.Module):
         """Run the encoder.
 
         Args:
-            images: (B, 3, H, W) normalised; of a text encoder (B, L) int32 token numbers.
+            images: (B, 3, H, W) normalised; of a text encoder (B, L) int32 token numbers; of an encoder of point
+                clouds (B, P, C) float32.
 
         Returns:
             Some of: ``cls`` (B, D); ``map`` (B, h, w, D) patch features; ``tokens`` (B, N, D); ``registers``
@@ -89,7 +96,7 @@ class Built:
     """What a library's module makes of a config."""
 
     tower: Tower  # the model, with its weights
-    preprocessing: PreprocessingRecord | TextRecord  # how a picture or a text becomes its input
+    preprocessing: PreprocessingRecord | TextRecord | PointRecord  # how a sample becomes its input
     licence: str = ""  # of the weights, where the library states one
     # name in the manifest, where the config's is a path; "" for the config's
     recorded_name: str = ""
@@ -106,7 +113,7 @@ class Teacher:
 
     Attributes:
         record: which model this is, with the hash of its weights.
-        preprocessing: how a picture or a text becomes its input.
+        preprocessing: how a sample becomes its input.
         tokenizer: of a text teacher; None where inputs are images.
         fields: what it was asked for, by name.
         notes: sentences for the user about how it was built.
@@ -118,7 +125,7 @@ class Teacher:
         tower: Tower,
         *,
         record: TeacherRecord,
-        preprocessing: PreprocessingRecord | TextRecord,
+        preprocessing: PreprocessingRecord | TextRecord | PointRecord,
         fields: Sequence[str],
         dtype: FloatType,
         device: torch.device,
@@ -141,6 +148,8 @@ class Teacher:
             inputs = torch.zeros(1, min(2, preprocessing.max_tokens), dtype=torch.int32)
             if preprocessing.pooling == "model":  # a context of fixed length
                 inputs = torch.zeros(1, preprocessing.max_tokens, dtype=torch.int32)
+        elif isinstance(preprocessing, PointRecord):
+            inputs = torch.zeros(1, preprocessing.most_points, preprocessing.columns)
         else:
             self._mean = torch.tensor(preprocessing.mean, device=device).view(1, 3, 1, 1)
             self._std = torch.tensor(preprocessing.std, device=device).view(1, 3, 1, 1)
@@ -149,21 +158,25 @@ class Teacher:
         trial = self.features(inputs)
         self.fields = {
             name: describe_field(name, value.shape[1:], dtype, texts=tokenizer is not None)
+            if isinstance(value, Tensor)
+            else describe_ragged(name, value[0], dtype, preprocessing)
             for name, value in trial.items()
         }
 
     @torch.inference_mode()
-    def features(self, inputs: Tensor) -> dict[str, Tensor]:
+    def features(self, inputs: Tensor) -> dict[str, Any]:
         """Run the teacher on one batch.
 
         Args:
-            inputs: (B, 3, H, W) uint8, RGB, of the size that ``preprocessing`` states; or (B, L) int32 token numbers.
+            inputs: (B, 3, H, W) uint8, RGB, of the size that ``preprocessing`` states; or (B, L) int32 token numbers;
+                or (B, P, C) float32 points.
 
         Returns:
-            By field name, (B, *shape) in the precision of the forward pass, on the teacher's device.
+            By field name, (B, *shape) in the precision of the forward pass, on the teacher's device; of a ragged
+            field a list of B tensors.
         """
         ready = inputs.to(self.device, non_blocking=True)
-        if self.tokenizer is None:
+        if isinstance(self.preprocessing, PreprocessingRecord):
             ready = ready.to(torch.float32, memory_format=self._tower.layout)
             ready = ready.div_(255).sub_(self._mean).div_(self._std)
         precision = self.record.precision

@@ -3,12 +3,22 @@
 # B images, N tokens, D teacher width, h w patch grid, C classes
 
 from collections.abc import Mapping, Sequence
+from typing import Any, cast
 
 from torch import Tensor, nn
 
 from featstore.errors import TeacherError, shorten
 from featstore.extraction.field_names import GRID, TOP_K, split_prefix
-from featstore.format.manifest import FieldRecord, FloatType, TopKEncoding
+from featstore.format.manifest import (
+    FieldRecord,
+    FloatType,
+    NumberType,
+    PointRecord,
+    PreprocessingRecord,
+    RaggedEncoding,
+    TextRecord,
+    TopKEncoding,
+)
 
 SCALARS = {
     "confidence": "largest softmax of the model's classifier",
@@ -17,7 +27,7 @@ SCALARS = {
 """Fields of one number per view, made from the logits."""
 
 
-def select_field(name: str, parts: Mapping[str, Tensor]) -> Tensor:
+def select_field(name: str, parts: Mapping[str, Tensor]) -> Any:
     """Make one field from a tower's output.
 
     Raises:
@@ -81,6 +91,11 @@ _MEANINGS_OF_TEXTS = {
     "projected": "text embedding after the contrastive projection, not normalised",
     "tokens": "all tokens, zeros behind the end of a text",
 }
+_MEANINGS_OF_CELLS = {
+    "voxel_coords": "occupied cells of each cloud as (z, y, x)",
+    "voxel_counts": "points in each occupied cell",
+    "voxel_features": "features of each occupied cell",
+}
 _MEANINGS_OF_BLOCKS = {
     "cls": "class token",
     "mean": "mean of the patch tokens",
@@ -127,6 +142,29 @@ def describe_field(
     dims = ("class",) if name == "logits" else axes[len(shape)]
     meaning = _meaning(name, tuple(shape), _MEANINGS_OF_TEXTS if texts else {})
     return FieldRecord(shape=tuple(shape), dtype=dtype, dims=dims, meaning=meaning)
+
+
+def describe_ragged(
+    name: str,
+    items: Tensor,
+    dtype: FloatType,
+    preprocessing: PreprocessingRecord | TextRecord | PointRecord,
+) -> FieldRecord:
+    """Record of a field with any number of items per sample, each of a known shape.
+
+    Raises:
+        TeacherError: the teacher's input is no point cloud, so that the most items of a sample are not known.
+    """
+    if not isinstance(preprocessing, PointRecord):
+        raise TeacherError(f"field {name!r}: lists of tensors are for teachers of point clouds.")
+    kind = dtype if items.is_floating_point() else str(items.dtype).removeprefix("torch.")
+    return FieldRecord(
+        shape=tuple(items.shape[1:]),
+        dtype=cast(NumberType, kind),
+        dims=tuple(f"axis{number}" for number in range(items.dim() - 1)),
+        meaning=_MEANINGS_OF_CELLS.get(name, f"the model's output {name!r}"),
+        encoding=RaggedEncoding(most_items=preprocessing.most_points),
+    )
 
 
 def _meaning(name: str, shape: tuple[int, ...], own: Mapping[str, str]) -> str:

@@ -7,6 +7,10 @@ of the user's own. Module attributes that are read, all optional:
     preprocessing       dict with size, mean, std, crop_pct, crop_mode, interpolation
     num_prefix_tokens   tokens in front of the patches, for fields such as grid7 and block8.grid7
     licence             licence of the weights
+    points              dict with columns, most_points, grid, bounds (featstore.format.manifest.PointRecord), of an
+                        encoder of point clouds: its input is (B, P, C) float32, NaN behind the last point of a cloud
+
+An entry that is a list of B tensors, of any number of rows each, becomes a ragged field (features of occupied cells).
 """
 
 import math
@@ -19,6 +23,7 @@ from featstore.extraction.config import TeacherConfig
 from featstore.extraction.teachers.base import Built, Tower, brief, stated_preprocessing
 from featstore.extraction.teachers.weights import load_state, read_state
 from featstore.files.user_code import find_function
+from featstore.format.manifest import PointRecord, PreprocessingRecord
 
 
 def split_tokens(tokens: Tensor, prefix: int) -> dict[str, Tensor]:
@@ -53,7 +58,7 @@ class PythonTower(Tower):
             name = {2: "pooled", 3: "tokens"}.get(out.ndim, "output")
             out = {name: out} if out.ndim != 4 else {"map": out.permute(0, 2, 3, 1)}
         if not isinstance(out, dict) or not all(
-            isinstance(value, Tensor) and len(value) == len(images) for value in out.values()
+            isinstance(value, Tensor | list) and len(value) == len(images) for value in out.values()
         ):
             raise TeacherError(
                 "the module of --teacher.library python must return a tensor, or a dict of tensors by name, each with "
@@ -91,7 +96,16 @@ def build(config: TeacherConfig) -> Built:
             where=f"--teacher.weights {config.weights}",
             name=config.name,
         )
-    preprocessing = stated_preprocessing(config, dict(getattr(model, "preprocessing", {})))
+    preprocessing: PreprocessingRecord | PointRecord
+    if hasattr(model, "points"):
+        try:
+            preprocessing = PointRecord.model_validate(model.points)
+        except ValueError as error:
+            raise TeacherError(
+                f"--teacher.name {config.name}: its attribute points is wrong ({brief(error)})."
+            ) from error
+    else:
+        preprocessing = stated_preprocessing(config, dict(getattr(model, "preprocessing", {})))
     return Built(
         PythonTower(model),
         preprocessing,

@@ -15,8 +15,8 @@ from distill.data.pictures import (
     PictureCache,
     ViewDataset,
     load_batches,
-    rule_of,
 )
+from distill.data.rules import rule_of
 from distill.data.samples import Samples, join_samples, split_parts
 from distill.data.schedule import CANONICAL, Request
 from distill.data.stored_features import Features

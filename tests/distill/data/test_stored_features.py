@@ -10,7 +10,8 @@ from PIL import Image
 
 from distill.config import DataConfig, TeacherConfig
 from distill.data.feature_norm import Columns, FeatureNorm, measure_channels, shares
-from distill.data.pictures import BatchMaker, Changes, ViewDataset, load_batches, rule_of
+from distill.data.pictures import BatchMaker, Changes, ViewDataset, load_batches
+from distill.data.rules import rule_of
 from distill.data.samples import Samples, join_samples, match_views
 from distill.data.schedule import Request, allowed_columns
 from distill.data.stored_features import Features, Grid, StoredField, find_grid

@@ -47,7 +47,7 @@ from tests.distill.stores import WIDTH, draw_images, write_store
 
 METHODS_WITHOUT_LABELS = (
     "fitnet", "fitnet_grid", "rkd", "cc", "cc_crd", "sp", "pkt", "crd", "at", "queue_kl", "specmatch", "tffd",
-    "embedding", "autodistil",
+    "pointdistiller", "embedding", "autodistil",
 )  # fmt: skip
 """Every registered method that needs neither labels nor a classifier."""
 

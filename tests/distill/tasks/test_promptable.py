@@ -20,7 +20,7 @@ from distill.commands.evaluate import run as evaluate
 from distill.commands.export import run as export
 from distill.commands.train import run
 from distill.config import DataConfig, EvaluateConfig
-from distill.data.pictures import rule_of
+from distill.data.rules import rule_of
 from distill.export.config import CalibrationConfig, ExportConfig, LatencyConfig
 from distill.losses.masks import (
     draw_objects,

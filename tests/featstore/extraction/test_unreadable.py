@@ -14,7 +14,7 @@ import pytest
 from distill.config import DataConfig
 from distill.data.pictures import ViewDataset as StudentDataset
 from distill.data.pictures import load_batches as load_pictures
-from distill.data.pictures import rule_of
+from distill.data.rules import rule_of
 from distill.data.samples import join_samples
 from distill.data.schedule import CANONICAL, Request
 from featstore import FeatureStore

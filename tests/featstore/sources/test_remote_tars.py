@@ -10,7 +10,8 @@ import pytest
 import torch
 
 from distill.config import DataConfig
-from distill.data.pictures import ViewDataset, load_batches, rule_of
+from distill.data.pictures import ViewDataset, load_batches
+from distill.data.rules import rule_of
 from distill.data.samples import join_samples
 from distill.data.schedule import Request
 from featstore import FeatureStore
