@@ -189,13 +189,14 @@ def test_other_methods(place: Path, tmp_path: Path, method: str) -> None:
 
 def test_what_the_method_refuses(place: Path, tmp_path: Path) -> None:
     """A field that is no record of cells, a map of another grid, and a store without a grid of patches."""
-    for number, (changes, shown) in enumerate((
+    cases: list[tuple[dict[str, Any], str]] = [
         ({"pointdistiller": {"field": "pooled"}}, "pooled"),
         ({"pointdistiller": {"field": "absent"}}, "absent"),
         ({"pointdistiller": {"field": "voxel_counts"}}, "voxel_counts"),
         ({"pointdistiller": {}}, "grid"),
         ({"pointdistiller": {"field": "voxel_features", "neighbours": 0}}, "neighbours 0"),
-    )):  # fmt: skip
+    ]
+    for number, (changes, shown) in enumerate(cases):
         with pytest.raises(ConfigError, match=shown):
             distill.run(**settings(place, tmp_path / str(number), **changes))
 

@@ -107,7 +107,9 @@ def test_features_and_loss_against_loops() -> None:
     total = 0.0
     for i in range(4):
         total += float(graph.weights[i]) * float(((both[0][i] - both[1][i]) ** 2).mean()) / 4
-    assert float(local_graph_loss(*both, graph.weights)) == pytest.approx(total, rel=1e-5)
+    assert float(local_graph_loss(both[0], both[1], graph.weights)) == pytest.approx(
+        total, rel=1e-5
+    )
 
 
 @settings(deadline=None, max_examples=30)
@@ -120,8 +122,8 @@ def test_the_order_of_places_does_not_matter(order: list[int]) -> None:
         graph = local_graph(
             teacher[chosen], [9], counts[chosen], queries=5, neighbours=4, temperature=2.0
         )
-        pair = (graph_features(part[chosen], graph) for part in (student, teacher))
-        return float(local_graph_loss(*pair, graph.weights))
+        own, other = (graph_features(part[chosen], graph) for part in (student, teacher))
+        return float(local_graph_loss(own, other, graph.weights))
 
     assert loss(torch.tensor(order)) == pytest.approx(loss(torch.arange(9)), rel=1e-5)
 
