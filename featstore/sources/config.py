@@ -20,7 +20,9 @@ def require(condition: bool, message: str) -> None:
 class SourceConfig:
     """Where the images (or texts) are."""
 
-    kind: Literal["folder", "tars", "hf", "digits", "store", "text", "synthetic", "points"] = "digits"
+    kind: Literal["folder", "tars", "hf", "digits", "store", "text", "synthetic", "points"] = (
+        "digits"
+    )
     """folder: image files below a folder. tars: WebDataset tars. hf: a Hugging Face data set (saved, or Parquet).
     digits: the 1,797 handwritten digits of scikit-learn. store: what a feature store holds of its images, for phase
     two: copies (--store.pictures), or the record of its pseudo-samples; without a path, of --store. text: a table with
@@ -134,7 +136,10 @@ def check_path(config: SourceConfig) -> None:
     """
     if "://" in config.path or (config.kind == "hf" and config.path.endswith(".parquet")):
         return
-    if config.kind in ("folder", "hf", "text", "synthetic", "points") and not Path(config.path).exists():
+    if (
+        config.kind in ("folder", "hf", "text", "synthetic", "points")
+        and not Path(config.path).exists()
+    ):
         missing = Path(config.path).absolute()
         there = next(parent for parent in missing.parents if parent.exists())
         raise SourceError(
