@@ -57,7 +57,7 @@ class PointDistillerConfig(
     """The teacher's W: a random matrix, or trained with the student as in the paper."""
 
 
-class Places(NamedTuple):
+class GraphPlaces(NamedTuple):
     """The places of the samples of a batch, on the device, those of a sample together."""
 
     features: Tensor  # (T, D) float32
@@ -97,7 +97,7 @@ class PointDistiller(Method):
         generator = torch.Generator().manual_seed(setup.seed)
         weight = torch.randn(2 * self.width, self.teacher_width, generator=generator)
         self.frozen = (weight / self.teacher_width**0.5).to(setup.device)
-        self.places: Places | None = None
+        self.places: GraphPlaces | None = None
 
     @classmethod
     def needs(cls, options: PointDistillerConfig) -> Needs:
@@ -169,7 +169,7 @@ class PointDistiller(Method):
         )
         return {"graph": options.weight * loss}
 
-    def _cells(self, batch: Batch) -> Places:
+    def _cells(self, batch: Batch) -> GraphPlaces:
         """Stored features of the occupied cells of the clouds of a batch."""
         store, samples = self.setup.features.store, self.setup.samples
         rows = samples.rows[batch.indices.numpy()]
@@ -188,12 +188,14 @@ class PointDistiller(Method):
             torch.from_numpy(stored[place].values.astype(np.float32)).to(self.setup.device)
             for place in (0, 2)
         )
-        return Places(features, counts, sizes.tolist(), torch.from_numpy(cells).to(features.device))
+        return GraphPlaces(
+            features, counts, sizes.tolist(), torch.from_numpy(cells).to(features.device)
+        )
 
 
-def _patches(batch: Batch) -> Places:
+def _patches(batch: Batch) -> GraphPlaces:
     """Every patch of the stored grids; its importance is its largest channel."""
     assert batch.grid is not None  # needs
     count, side, _, _ = batch.grid.shape
     features = batch.grid.flatten(0, 2).float()
-    return Places(features, features.amax(1), [side * side] * count, None)
+    return GraphPlaces(features, features.amax(1), [side * side] * count, None)
