@@ -18,7 +18,7 @@ from functools import cached_property
 from pathlib import Path
 
 from featstore.containers import make_backend
-from featstore.containers.base import Backend
+from featstore.containers.base import Backend, EncodedObject
 from featstore.containers.metadata import metadata_files
 from featstore.errors import (
     ConfigError,
@@ -71,6 +71,9 @@ DESIGN_NAME = f"{TEMPORARY_PREFIX}extraction.json"
 """Manifest and artefacts of a store that is being created: one object, so that those of one process are used."""
 
 MARK_NAME = f"{LEDGER_FOLDER}/{COMPLETE_NAME}"
+
+UPLOADS = 4
+"""Objects of a shard that are sent at a time."""
 
 LOOK_S = 2.0
 """Seconds between two listings of ledger and leases."""
@@ -273,16 +276,9 @@ class BucketStore:
         start = time.perf_counter()
         if self.is_committed(shard.number):
             return False
-        objects: dict[str, ObjectRecord] = {}
-        for item in self.backend.encode(shard.number, shard.columns):
-            data = b"".join(item.parts)  # type: ignore[arg-type]  # arrays are buffers
-            if not self._put_object(shard.number, item.name, data):
-                return False
-            crc32c = checksum_blocks([data], item.block_bytes)
-            objects[item.name] = ObjectRecord(
-                bytes=len(data), block_bytes=item.block_bytes, crc32c=crc32c
-            )
-            del data
+        objects = self._put_objects(shard)
+        if objects is None:
+            return False
         record = entry_record(self.backend, shard, objects, write_s=time.perf_counter() - start)
         content, name = entry_bytes(record), entry_name(shard.number)
         if not self._holds(shard.number) or not create_file(self.place, name, content):
@@ -290,6 +286,35 @@ class BucketStore:
         entry_path(self.folder, shard.number).write_bytes(content)
         self._committed.add(shard.number)
         return True
+
+    def _put_objects(self, shard: Shard) -> dict[str, ObjectRecord] | None:
+        """Write the objects of a shard, some at a time; None if the shard is another process's now.
+
+        Returns:
+            Records in the order in which the container has the objects.
+        """
+        pool = ThreadPoolExecutor(UPLOADS, "featstore-upload")
+        try:
+            sent = {
+                item.name: pool.submit(self._send, shard.number, item)
+                for item in self.backend.encode(shard.number, shard.columns)
+            }
+            objects: dict[str, ObjectRecord] = {}
+            for name, future in sent.items():
+                record = future.result()
+                if record is None:
+                    return None
+                objects[name] = record
+            return objects
+        finally:
+            pool.shutdown(cancel_futures=True)
+
+    def _send(self, shard: int, item: EncodedObject) -> ObjectRecord | None:
+        data = b"".join(item.parts)  # type: ignore[arg-type]  # arrays are buffers
+        if not self._put_object(shard, item.name, data):
+            return None
+        crc32c = checksum_blocks([data], item.block_bytes)
+        return ObjectRecord(bytes=len(data), block_bytes=item.block_bytes, crc32c=crc32c)
 
     def _put_object(self, shard: int, name: str, data: bytes) -> bool:
         """Write an object, unless it is there already; False if the shard is another process's now."""

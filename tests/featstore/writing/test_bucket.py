@@ -107,6 +107,48 @@ def test_one_job(s3: OwnBucket, straight: dict[str, Any], tmp_path: Path) -> Non
     assert store.num_rows == MANIFEST.num_rows
 
 
+def test_objects_of_a_shard_are_sent_at_the_same_time(
+    s3: OwnBucket, straight: dict[str, Any], tmp_path: Path
+) -> None:
+    """Each waits until another one is on its way; the bytes and the order in the ledger are those of a folder."""
+    meeting = threading.Barrier(2)
+
+    def meet(bucket: BucketStore) -> None:
+        put = bucket._put_object
+
+        def put_object(shard: int, name: str, data: bytes) -> bool:
+            meeting.wait(timeout=30)
+            return put(shard, name, data)
+
+        bucket._put_object = put_object  # type: ignore[method-assign]
+
+    run_bucket_job(f"{s3.url}/s", change=meet)
+    assert fetched(s3, tmp_path / "copy") == straight
+
+
+def test_one_object_that_fails_ends_the_shard(s3: OwnBucket) -> None:
+    """No entry is written, whichever object it is; the next run writes the shard."""
+    for number in range(4):
+        url, left = f"{s3.url}/s{number}", [number]
+
+        def fail(bucket: BucketStore, left: list[int] = left) -> None:
+            put = bucket._put_object
+
+            def put_object(shard: int, name: str, data: bytes) -> bool:
+                if not left[0]:
+                    raise RemoteError("no more")
+                left[0] -= 1
+                return put(shard, name, data)
+
+            bucket._put_object = put_object  # type: ignore[method-assign]
+
+        with pytest.raises(RemoteError, match="no more"):
+            run_bucket_job(url, SMALL, change=fail)
+        assert not [name for name in s3.names() if f"s{number}/ledger/0" in name]
+        run_bucket_job(url, SMALL, lease_s=0.2)
+        assert s3_has_mark(s3, f"s{number}")
+
+
 class Death:
     """Lets no request of a destination through after the n-th one that changes something: as kill -9 does.
 
