@@ -144,7 +144,7 @@ def test_one_object_that_fails_ends_the_shard(s3: OwnBucket) -> None:
 
         with pytest.raises(RemoteError, match="no more"):
             run_bucket_job(url, SMALL, change=fail)
-        assert not [name for name in s3.names() if f"s{number}/ledger/0" in name]
+        assert not [key for key in s3.names() if f"s{number}/ledger/0" in key]
         run_bucket_job(url, SMALL, lease_s=0.2)
         assert s3_has_mark(s3, f"s{number}")
 
