@@ -133,7 +133,13 @@ def run(
     file = (
         RECIPES / "distill.yaml" if recipe == "digits" else None if recipe is None else Path(recipe)
     )
-    config = build_config(DistillConfig, values, kinds(values.get("plugins") or ()), recipe=file)
+    config = build_config(
+        DistillConfig,
+        values,
+        kinds(values.get("plugins") or ()),
+        recipe=file,
+        recipe_is_default=recipe == "digits",
+    )
     with _quiet(not progress):
         records = train(config, callbacks)
     return Runs(
@@ -171,7 +177,9 @@ def evaluate(
 
     values = {**settings, "model": _folder(model), **_given(store=_address(store))}
     if images is not None:
-        values["source"] = {**_source(images), **dict(values.get("source", {}))}
+        # The kind is detected, so that a path alone names another place of the run's own kind.
+        named = {"kind": "digits"} if images == "digits" else {"path": os.fspath(images)}
+        values["source"] = {**named, **dict(values.get("source", {}))}
     config = build_config(EvaluateConfig, values)
     with _quiet(not progress):
         return measure(config)

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from distill.config import DataConfig, DistillConfig, EvaluateConfig
+from featstore.cli.schema import recorded
 from featstore.errors import ConfigError, FeatstoreError
 from featstore.sources.config import SourceConfig
 
@@ -41,7 +42,9 @@ def run(config: EvaluateConfig) -> dict[str, object]:
     own_images = config.source is None and own is not None
     as_backbone = config.backbone or (task_of(described) == "none" and not own_images)
     named = config.data is not None
-    viewer = _viewer(given, described, accelerator, as_backbone and not named, bool(config.store))
+    viewer = _viewer(
+        given, own, described, accelerator, as_backbone and not named, bool(config.store)
+    )
     student.to(accelerator.device)
     for note in viewer.data.samples.notes + student.notes:
         say(f"note: {note}")
@@ -70,6 +73,7 @@ def task_of(described: dict[str, Any]) -> str:
 
 def _viewer(
     given: EvaluateConfig,
+    own: DistillConfig | None,
     described: dict[str, Any],
     accelerator: "Accelerator",
     all_images: bool,
@@ -96,8 +100,15 @@ def _viewer(
     if store is None:
         data = joined.prepare_without_store(source, settings, rule)
     else:
+        same = own is not None and given.store == own.store
         data = joined_data = joined.join_data(
-            source, store, settings, given.field or "cls", teachers=given.teachers
+            source,
+            store,
+            settings,
+            given.field or "cls",
+            weight=own.teacher_weight if own is not None and same else 1.0,
+            teachers=given.teachers,
+            grid_field=own.grid_field if own is not None and same else "",
         )
         say(f"store     {store.address}")
         if joined_data.fingerprints != store_fingerprints(described):
@@ -203,7 +214,7 @@ def _taken_over(config: EvaluateConfig, own: DistillConfig | None) -> dict[str, 
         found["source"] = own.source
         found["data"] = config.data or own.data
         found["store"] = config.store or own.store
-    elif source == SourceConfig(path=source.path) and source.path:
+    elif _path_alone(source):
         # A path alone: the run's own kind of source in another place. A run without labels says nothing of theirs.
         made = own.source.kind in ("digits", "store", "synthetic")  # not files of a folder
         kind = "folder" if made else own.source.kind
@@ -215,6 +226,14 @@ def _taken_over(config: EvaluateConfig, own: DistillConfig | None) -> dict[str, 
     if found.get("store") == own.store or not config.teachers:
         found["teachers"] = config.teachers or (own.teachers if source is None else [])
     return found
+
+
+def _path_alone(source: SourceConfig) -> bool:
+    """Whether the user named a place of images and nothing else of them."""
+    named = recorded(source)
+    if named is not None and named != {"path"}:
+        return False
+    return bool(source.path) and source == SourceConfig(path=source.path)
 
 
 def open_store(address: str, *, required: bool, say: Any) -> Any:

@@ -1,6 +1,7 @@
 """Open the images of phase two: a source of files, or those that a feature store provides."""
 
 from featstore import FeatureStore
+from featstore.cli.schema import given
 from featstore.errors import ConfigError
 from featstore.reading.stored_pictures import images_of, provides_images
 from featstore.sources import open_source, select_samples
@@ -28,6 +29,7 @@ def open_images(config: SourceConfig, store: FeatureStore | None) -> Source:
 
 def default_source(config: SourceConfig, store: FeatureStore) -> SourceConfig:
     """Return the settings of the images: where none were named, those in the store if it provides them."""
-    if config == SourceConfig() and provides_images(store.manifest):
+    unnamed = config == SourceConfig() and "kind" not in given(config)
+    if unnamed and provides_images(store.manifest):
         return SourceConfig(kind="store")
     return config

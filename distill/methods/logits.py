@@ -12,10 +12,17 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
-from distill.lazy import Tensor
+from distill.lazy import Tensor, no_grad
 from distill.losses.logits import dist, dkd, kd_kl, logit_mse, ofa
-from distill.methods.base import Batch, Method, Needs, Output, Setup, Side, Student
-from distill.methods.probe_logits import ProbeLogits, check_class_logits, classes_of, linear_ramp
+from distill.methods.base import Batch, Needs, Output, Setup, Side, Student
+from distill.methods.probe_logits import (
+    ClassLogits,
+    ProbeLogits,
+    check_class_logits,
+    classes_of,
+    linear_ramp,
+    probe_layer,
+)
 from distill.options import CheckedOptions, Target
 from featstore.errors import ConfigError
 
@@ -38,7 +45,7 @@ class KDConfig(CheckedOptions, name="kd", positive=("temperature",)):
     them; no probe is fitted."""
 
 
-class KD(ProbeLogits):
+class KD(ClassLogits):
     """weight T^2 KL(z_t || z_s), also called Soft Target ("Distilling the knowledge in a neural network").
 
     z_t is probe(f_t), or what is stored (``--kd.target field``): softmax(z_t / T) is the same for logits and for their
@@ -49,10 +56,9 @@ class KD(ProbeLogits):
     options: KDConfig
 
     def __init__(self, setup: Setup, options: KDConfig) -> None:
-        if options.target == "field":
-            Method.__init__(self, setup, options)
-        else:
-            super().__init__(setup, options)
+        super().__init__(setup, options)
+        stored = options.target == "field"
+        self.probe = None if stored else probe_layer(setup.probe, setup.device)
 
     @classmethod
     def needs(cls, options: KDConfig) -> Needs:
@@ -65,11 +71,13 @@ class KD(ProbeLogits):
         if options.target == "field":
             check_class_logits(data, "--kd.target field")
 
+    @no_grad
     def target(self, batch: Batch) -> Tensor:
-        if self.options.target == "probe":
-            return super().target(batch)
         assert batch.teacher is not None  # needs
-        return batch.teacher
+        if self.probe is None:
+            return batch.teacher
+        logits: Tensor = self.probe(batch.teacher)
+        return logits
 
     def terms(self, output: Output, batch: Batch, student: Student) -> dict[str, Tensor]:
         first = batch.num_labelled if self.setup.config.data.stored == "unlabelled" else 0

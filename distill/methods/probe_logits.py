@@ -84,14 +84,14 @@ def linear_ramp(epoch: int, warmup_epochs: int) -> float:
     return min((epoch + 1) / warmup_epochs, 1.0)
 
 
-class ProbeLogits(Method):
-    """L = CE(D_L) + a comparison of the student's logits with probe(f_t) over all images."""
+class ClassLogits(Method):
+    """L = CE(D_L) + a comparison of the student's logits with target logits over all images."""
 
     NEEDS = Needs(labels=True)
 
-    def __init__(self, setup: Setup, options: Any) -> None:
-        super().__init__(setup, options)
-        self.probe = probe_layer(setup.probe, setup.device)
+    @abstractmethod
+    def target(self, batch: Batch) -> Tensor:
+        """(B, K) logits, without gradient."""
 
     @abstractmethod
     def compare(self, student_BK: Tensor, target_BK: Tensor, labels_B: Tensor) -> Tensor:
@@ -99,9 +99,20 @@ class ProbeLogits(Method):
 
         Args:
             student_BK: (B, K) logits of the student.
-            target_BK: (B, K) logits of the probe, without gradient.
+            target_BK: (B, K) target logits, without gradient.
             labels_B: (B,) int64, ``IGNORE`` where there is no label.
         """
+
+    def terms(self, output: Output, batch: Batch, student: Student) -> dict[str, Tensor]:
+        return {"logits": self.compare(output.logits, self.target(batch), batch.labels)}
+
+
+class ProbeLogits(ClassLogits):
+    """The target logits are probe(f_t)."""
+
+    def __init__(self, setup: Setup, options: Any) -> None:
+        super().__init__(setup, options)
+        self.probe = probe_layer(setup.probe, setup.device)
 
     @no_grad
     def target(self, batch: Batch) -> Tensor:
@@ -109,6 +120,3 @@ class ProbeLogits(Method):
         assert batch.teacher is not None  # needs
         logits: Tensor = self.probe(batch.teacher)
         return logits
-
-    def terms(self, output: Output, batch: Batch, student: Student) -> dict[str, Tensor]:
-        return {"logits": self.compare(output.logits, self.target(batch), batch.labels)}

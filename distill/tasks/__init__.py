@@ -17,6 +17,7 @@ from distill.tasks.promptable import Promptable
 from distill.tasks.segment import Segment
 from distill.tasks.zeroshot import ZeroShot
 from featstore import FeatureStore
+from featstore.cli.schema import given
 from featstore.errors import ConfigError, shorten
 from featstore.sources.base import NO_LABEL, Source, matches
 
@@ -85,7 +86,9 @@ def _means_labels(data: DataConfig, source: Source, store: FeatureStore) -> bool
     if not data.labelled:
         return False
     chosen = [name for name in CHOOSES_LABELS if hasattr(data, name)]
-    if any(getattr(data, name) != getattr(default, name) for name in chosen):
+    if given(data).intersection(chosen) or any(
+        getattr(data, name) != getattr(default, name) for name in chosen
+    ):
         return True
     labels = source.labels if source.labels is not None else store.labels
     if source.labels_refused:

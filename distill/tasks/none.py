@@ -17,6 +17,7 @@ from distill.config import DataConfig, DistillConfig
 from distill.lazy import Tensor, torch
 from distill.measures.score import Measure
 from distill.tasks.base import Task
+from featstore.cli.schema import given
 from featstore.errors import ConfigError
 from featstore.sources.base import NO_LABEL
 
@@ -235,10 +236,9 @@ def labelled_quality(
 
 def without_labels(settings: DataConfig) -> DataConfig:
     """The same settings with no labelled part; all images train, and none is named as held out unless a user did."""
-    default = DataConfig()
     return dataclasses.replace(
         settings,
         labelled=[],
         unlabelled=settings.unlabelled or ["*"],
-        test=[] if settings.test == default.test else settings.test,
+        test=settings.test if "test" in given(settings) else [],
     )

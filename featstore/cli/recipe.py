@@ -55,7 +55,8 @@ def parse(
     others = ("source", "source.path", "source.kind")
     own = any(name in others and text != "digits" for name, text in given)
     recipe = own_recipe if own else default_recipe
-    if recipe is not None and not any(name == "config" for name, _ in given):
+    takes_default = recipe is not None and not any(name == "config" for name, _ in given)
+    if takes_default:
         given.insert(0, ("config", str(recipe)))
     layers = [
         _recipe(Path(text or "")) if name == "config" else (name, text) for name, text in given
@@ -65,13 +66,18 @@ def parse(
         print_help(schema, arguments[wants_help + 1 :], program or Path(sys.argv[0]).name)
         sys.exit(0)
     settings: Settings = {}
+    defaults: set[str] = set()
     for layer in layers:
         new = schema.flatten(layer) if isinstance(layer, dict) else _flag(schema, *layer)
         for name in new:  # a whole dictionary replaces single entries of an earlier layer
             for old in [item for item in settings if item.startswith(f"{name}.")]:
                 del settings[old]
         settings |= new
-    return schema.build(settings)
+        if takes_default and layer is layers[0]:
+            defaults = {*new}
+        else:
+            defaults -= new.keys()
+    return schema.build(settings, defaults=defaults)
 
 
 def split_flags(arguments: Sequence[str]) -> Iterator[tuple[str, str | None]]:

@@ -7,7 +7,7 @@ values by dotted name ("train.lr"); ``Schema`` checks them and builds the datacl
 import dataclasses
 import difflib
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import UnionType
 from typing import Any, Generic, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
@@ -20,6 +20,7 @@ Config = TypeVar("Config")
 Settings = dict[str, Node]  # values by dotted name, e.g. "train.lr"
 Kinds = Mapping[str, Any]
 """Types by name of a setting: of further sections, or narrower ones of known settings."""
+_GIVEN = "_given"  # attribute of a section
 OPTIONS = "options"  # field that takes the sections of ``Kinds``, by name; no setting by itself
 
 
@@ -104,18 +105,21 @@ class Schema(Generic[Config]):
             did_you_mean([f"--{item}" for item in dict.fromkeys(close)]) or "--help all lists all."
         )
 
-    def build(self, settings: Settings) -> Config:
+    def build(self, settings: Settings, *, defaults: Collection[str] = ()) -> Config:
         """Make the config; what is not given keeps its default.
+
+        Args:
+            defaults: Names of settings that a recipe gave which the user did not name; see ``given``.
 
         Raises:
             ConfigError: A value of the wrong type or out of range; names the setting, and file and line if it has any.
         """
         settings = _entries_joined(settings, self.leaves)
         try:
-            values = self._values(self.config_class, "", settings)
+            values = self._values(self.config_class, "", settings, defaults)
             if self.extra:
                 values[OPTIONS] = {
-                    name: kind(**self._values(kind, f"{name}.", settings))
+                    name: self._section(name, kind, settings, defaults)
                     for name, kind in self.extra.items()
                     if any(given.startswith(f"{name}.") for given in settings)
                 }
@@ -124,16 +128,51 @@ class Schema(Generic[Config]):
             where = _place_of(str(error), settings)
             raise ConfigError(f"{where}{error}") from None
 
-    def _values(self, config_class: Any, prefix: str, settings: Settings) -> dict[str, Any]:
+    def _section(self, name: str, kind: Any, settings: Settings, defaults: Collection[str]) -> Any:
+        values = self._values(kind, f"{name}.", settings, defaults)
+        section = kind(**values)
+        named = frozenset(item for item in values if f"{name}.{item}" not in defaults)
+        object.__setattr__(section, _GIVEN, named)  # sections are frozen
+        return section
+
+    def _values(
+        self, config_class: Any, prefix: str, settings: Settings, defaults: Collection[str]
+    ) -> dict[str, Any]:
         values = {}
         for name, kind in _fields(config_class).items():
             full = prefix + name
             if full in self.sections:
                 if any(given.startswith(f"{full}.") for given in settings):
-                    values[name] = kind(**self._values(kind, f"{full}.", settings))
+                    values[name] = self._section(full, kind, settings, defaults)
             elif full in settings:
                 values[name] = convert(settings[full], self.leaves[full], full)
         return values
+
+
+def recorded(section: Any) -> frozenset[str] | None:
+    """Names of the settings of a section that the user gave; None if the section was made or replaced in Python."""
+    return getattr(section, _GIVEN, None)
+
+
+def given(section: Any) -> frozenset[str]:
+    """Names of the settings of a section that the user gave, also where they equal their defaults.
+
+    Of a section that was made or replaced in Python, those that differ from their defaults.
+    """
+    found = recorded(section)
+    if found is not None:
+        return found
+    return frozenset(
+        item.name
+        for item in dataclasses.fields(section)
+        if getattr(section, item.name) != default_of(item)
+    )
+
+
+def default_of(item: "dataclasses.Field[Any]") -> Any:
+    """The default of a field."""
+    made = item.default_factory
+    return item.default if made is dataclasses.MISSING else made()
 
 
 def _fields(config_class: Any) -> dict[str, Any]:
@@ -261,11 +300,13 @@ def build_config(
     kinds: Kinds | None = None,
     *,
     recipe: Path | None = None,
+    recipe_is_default: bool = False,
 ) -> Config:
     """Make a config of plain nested values, as a recipe holds them.
 
     Args:
         values: By name, nested or dotted.
+        recipe_is_default: The user did not name the recipe; see ``given``.
 
     Raises:
         ConfigError: An unknown name, a value of the wrong type or out of range.
@@ -273,4 +314,6 @@ def build_config(
     schema = Schema(config_class, kinds)
     nodes = {name: node_of(value, f"--{name}") for name, value in values.items()}
     below = {} if recipe is None else schema.flatten(read_yaml(recipe).value)
-    return schema.build({**below, **schema.flatten(nodes)})
+    own = schema.flatten(nodes)
+    defaults = below.keys() - own.keys() if recipe_is_default else ()
+    return schema.build({**below, **own}, defaults=defaults)

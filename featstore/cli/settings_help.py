@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 from functools import cache
 from typing import Any, get_args, get_origin
 
-from featstore.cli.schema import Schema, choices_of
+from featstore.cli.schema import Schema, choices_of, default_of
 from featstore.errors import ConfigError
 
 WIDTH = 110
@@ -70,9 +70,7 @@ def _kind(kind: Any) -> str:
 
 def _default(owner: Any, name: str) -> str:
     item = next(item for item in dataclasses.fields(owner) if item.name == name)
-    made = (
-        item.default_factory() if item.default_factory is not dataclasses.MISSING else item.default
-    )
+    made = default_of(item)
     if isinstance(made, bool):
         return str(made).lower()
     if isinstance(made, list):

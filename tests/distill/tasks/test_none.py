@@ -38,6 +38,7 @@ from distill.training.run_folder import lock
 from distill.training.run_record import read_record
 from featstore import FeatureStore
 from featstore.cli.recipe import parse
+from featstore.cli.schema import build_config
 from featstore.errors import ConfigError, StoreBusy
 from featstore.sources import open_source
 from featstore.sources.config import SourceConfig
@@ -187,6 +188,20 @@ def samples_of(config: DistillConfig) -> Samples:
         without_labels(config.data),
         config.field,
     ).samples
+
+
+def test_a_test_part_that_is_named_is_measured(make_backbone: Any, tmp_path: Path) -> None:
+    """Also where the pattern is the default's, by flag; the digits' recipe does not name one."""
+    for flags, expected in (
+        (["--data.test", "[test/*]"], ["test/*"]),
+        (["--data.test", "[other/*]"], ["other/*"]),
+        (["--data.views", "canonical"], []),
+        ([], []),
+    ):
+        config = parse(DistillConfig, default_recipe=DIGITS, argv=flags, extend=kinds)
+        assert without_labels(config.data).test == expected
+    call = build_config(DistillConfig, {"data": {"test": ["test/*"]}}, kinds())
+    assert without_labels(call.data).test == ["test/*"]
 
 
 def test_held_out_images_follow_their_content(make_backbone: Any, tmp_path: Path) -> None:

@@ -8,7 +8,7 @@ from typing import Any, ClassVar, Literal
 import pytest
 
 from featstore.cli.recipe import command, parse
-from featstore.cli.schema import Schema, build_config
+from featstore.cli.schema import Schema, build_config, given, recorded
 from featstore.cli.yaml_with_lines import MOST_VALUES, read_yaml
 from featstore.errors import ConfigError
 from featstore.sources.config import require
@@ -234,3 +234,21 @@ def test_help_opens_with_the_common_settings(
 def test_a_command_can_be_pasted() -> None:
     """Words with spaces are quoted."""
     assert command("distill", "run", "--out", Path("a b")) == "distill run --out 'a b'"
+
+
+def test_what_was_given(tmp_path: Path) -> None:
+    """Flags, named recipes and calls count, also where they equal the default; the default recipe does not."""
+    base = "train: {lr: 0.1, steps: 5}"
+    assert given(read("--train.names", "[]", recipe=base, folder=tmp_path).train) == {"names"}
+    assert given(read("--train.lr", "0.1", recipe=base, folder=tmp_path).train) == {"lr"}
+    named = read("--config", str(tmp_path / "r.yaml"), recipe=base, folder=tmp_path)
+    assert given(named.train) == {"lr", "steps"}
+    call = build_config(Outer, {"train": {"steps": 3}}, recipe=tmp_path / "r.yaml")
+    assert given(call.train) == {"lr", "steps"}
+    call = build_config(
+        Outer, {"train": {"steps": 3}}, recipe=tmp_path / "r.yaml", recipe_is_default=True
+    )
+    assert given(call.train) == {"steps"}
+    made = Inner(lr=0.1, steps=4)
+    assert (recorded(made), given(made)) == (None, {"steps"})
+    assert call == dataclasses.replace(call, train=dataclasses.replace(call.train))
