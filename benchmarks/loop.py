@@ -3,11 +3,11 @@
     python pipelines/extract.py; python benchmarks/loop.py               the digits: about three minutes
     python benchmarks/loop.py --steps 40 --turns 3 --methods labels --profile
 
-Both sides take steps in turns, ten each. The bare loop has whole batches (pictures, labels, features) in memory: forward
-pass, the method's losses, backward pass, optimiser in PyTorch's default form. The project's loop takes decoded views from
-memory (``data.cache_mb``) and does all it does in a run: makes batches, reads the store, checks losses, takes the
-gradient's norm, logs. "steps" leaves out the ends of epochs; "whole" has them, with their checkpoints, but without stage 1
-of customkd, which is training too.
+Both sides take steps in turns, ten each. The bare loop has whole batches (pictures, labels, features) in memory:
+forward pass, the method's losses, backward pass, optimiser in PyTorch's default form. The project's loop takes
+decoded views from memory (``data.cache_mb``) and does all it does in a run: makes batches, reads the store, checks
+losses, takes the gradient's norm, logs. "steps" leaves out the ends of epochs; "whole" has them, with their
+checkpoints, but without stage 1 of customkd, which is training too.
 """
 
 import argparse
