@@ -104,7 +104,8 @@ def gradient_norm(
     accelerator.unscale_gradients()
     gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
     # As torch.nn.utils.get_total_norm, which sorts the tensors by device and type at every step.
-    return torch.linalg.vector_norm(torch.stack(torch._foreach_norm(gradients)))
+    norm: Tensor = torch.linalg.vector_norm(torch.stack(torch._foreach_norm(gradients)))
+    return norm
 
 
 def read_terms(

@@ -53,7 +53,7 @@ def test_settings_of_the_features(
     monkeypatch.setattr("distill.data.pictures.rule_from_description", lambda _: None)
     own = DistillConfig(store="s", grid_field="patches", teacher_weight=0.5)
     config = EvaluateConfig(store=store, source=SourceConfig())
-    described = {"input": {"region": {}}}
+    described: dict[str, Any] = {"input": {"region": {}}}
     evaluate._viewer(config, own, described, SimpleNamespace(print=print), False, True)  # type: ignore[arg-type]
     assert (seen["grid_field"], seen["weight"]) == (grid, weight)
 
