@@ -124,7 +124,9 @@ def _search(words: Sequence[str]) -> None:
     from distill.search import search
     from distill.search.config import SearchConfig
 
-    _with_recipe("search", search.run, SearchConfig, words)
+    of_runs = any(word.partition("=")[0] == "--slices" for word in words)
+    recipe = None if of_runs else RECIPES / "search.yaml"
+    run_main(search.run, SearchConfig, default_recipe=recipe, argv=words, program=command("search"))
 
 
 def _experiments(words: Sequence[str]) -> int:

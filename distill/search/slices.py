@@ -180,9 +180,9 @@ def _measured(
 ) -> list[Slice]:
     """The students, some of them with the task's numbers on the test part."""
     assert isinstance(task.data, JoinedData)
-    by_size = np.argsort([item.cost.parameters for item in found], kind="stable")
+    by_size = sorted(range(len(found)), key=lambda n: (found[n].cost.parameters, found[n].size))
     spread = np.linspace(0, len(found) - 1, min(config.measure, len(found))).round().astype(int)
-    places = dict.fromkeys([0, *by_size[spread].tolist()]) if config.measure else {}
+    places = dict.fromkeys([0, *(by_size[n] for n in spread)]) if config.measure else {}
     settings = found[0].sizes.config.eval
     viewer = Viewer(data=task.data, settings=settings, workers=0, accelerator=accelerator)
     part = task.split(config.seed)

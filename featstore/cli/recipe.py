@@ -28,7 +28,7 @@ EXTRA_PACKAGES = ("torch", "torchvision", "timm", "open_clip", "accelerate", "to
 def parse(
     config_class: type[Config],
     *,
-    default_recipe: Path,
+    default_recipe: Path | None,
     own_recipe: Path | None = None,
     argv: Sequence[str] | None = None,
     extend: Extend | None = None,
@@ -41,6 +41,7 @@ def parse(
     is relative to the working directory.
 
     Args:
+        default_recipe: None reads no recipe.
         own_recipe: Read in its place where other images are named.
         argv: Without the program's name; None takes the process's.
         program: How the command is called, for its help; "" takes the name of the process.

@@ -16,6 +16,7 @@ from distill.config import DistillConfig, EvaluateConfig, StudentConfig, TrainCo
 from distill.losses.token_relations import token_relation_mse
 from distill.methods.autodistil import AutoDistilConfig, relation_loss
 from distill.search import search
+from distill.search.bench import Bench
 from distill.search.config import LimitConfig, ProbeConfig, SearchConfig
 from distill.training.loop import Loop
 from featstore.errors import ConfigError
@@ -89,9 +90,12 @@ def ordinary(config: DistillConfig) -> DistillConfig:
 
 @pytest.mark.slow
 def test_from_a_store_to_a_slice(
-    config: DistillConfig, capsys: pytest.CaptureFixture[str], tmp_path: Path
+    config: DistillConfig,
+    capsys: pytest.CaptureFixture[str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """Training, search under a limit, an ordinary model with the super student's features, and its numbers."""
+    """Training, search under limits, an ordinary model with the super student's features, and its numbers."""
     run(config)
     trained = Path(config.out) / "autodistil" / "seed0"
     settings: dict[str, Any] = {
@@ -121,6 +125,9 @@ def test_from_a_store_to_a_slice(
     assert torch.equal(state["fc_norm.weight"], whole["fc_norm.weight"][:width])
     result = evaluate(EvaluateConfig(model=str(best), workers=0))
     assert result["neighbour_agreement"] == pytest.approx(float(rows[0]["neighbour_agreement"]))
+    monkeypatch.setattr(Bench, "latency_ms", lambda _, student: student.model_args["depth"])
+    shallow = search.run(SearchConfig(**settings, limit=LimitConfig(latency_ms=1)))
+    assert {item.student.model_args["depth"] for item in shallow} == {1}
     with pytest.raises(ConfigError, match=f"{sizes[0]:,} parameters"):
         search.run(SearchConfig(**settings, limit=LimitConfig(parameters=10)))
     with pytest.raises(ConfigError, match="--slices nowhere"):
