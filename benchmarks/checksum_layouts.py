@@ -35,6 +35,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import google_crc32c
 import numpy as np
 import zarr
+from zarr.codecs import Crc32cCodec
 
 from benchmarks._measure import (
     Case,
@@ -167,7 +168,7 @@ class Layout:
             dtype="float16",
             chunks=(self.chunk_rows, *self.data.shape),
             shards=(self.data.shard_rows, *self.data.shape),
-            compressors=[zarr.codecs.Crc32cCodec()] if self.stored else None,
+            compressors=[Crc32cCodec()] if self.stored else None,
             filters=None,
             fill_value=0,
         )
@@ -222,7 +223,7 @@ class Mapped:
         end = start + self.layout.chunk_bytes
         found = google_crc32c.value(self._bytes[start:end])
         if self._sums is None:
-            (expected,) = struct.unpack_from("<I", self._bytes, end)
+            (expected,) = struct.unpack_from("<I", self._bytes.data, end)
         else:
             expected = self._sums[block]
         if found != expected:
@@ -312,7 +313,7 @@ def write_file(path: Path, parts: list[bytes | Array]) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("wb", buffering=0) as file:
         for part in parts:
-            rest = memoryview(part)
+            rest = memoryview(part)  # type: ignore[arg-type]  # arrays are buffers
             while rest:
                 rest = rest[file.write(rest) :]
         os.fsync(file.fileno())
@@ -367,7 +368,7 @@ def save_plain(data: Data, path: Path) -> Array:
         head = {"descr": "<f2", "fortran_order": False, "shape": (data.rows, *data.shape)}
         np.lib.format.write_array_header_1_0(file, head)
         for shard in range(data.num_shards):
-            file.write(memoryview(data.shard(shard).reshape(-1).view(np.uint8)))
+            file.write(data.shard(shard).reshape(-1).view(np.uint8).data)
     return np.load(path, mmap_mode="r")
 
 
@@ -400,10 +401,17 @@ def compare(data: Data, folder: Path, turns: int) -> None:
         """Read some batches per slice; cold: before each slice, forget what was checked."""
         cases = {}
         for name, gather in gathers.items():
+
+            def step(n: int, read: Gather = gather) -> object:
+                return read(batches[order][n % len(batches[order])], out)
+
+            def warm(read: Gather = gather) -> object:
+                return [read(rows, out) for rows in batches["seq"]]
+
             cases[name] = Case(
-                step=lambda n, read=gather: read(batches[order][n % len(batches[order])], out),
+                step=step,
                 steps=steps,
-                warm=lambda read=gather: [read(rows, out) for rows in batches["seq"]],
+                warm=warm,
                 before=mapped[name].reset if cold and name in mapped else None,
             )
         return as_ratios(seconds_in_turn(cases, turns=turns, slices=slices))
@@ -485,7 +493,11 @@ def compare_stock(data: Data, folder: Path, turns: int) -> None:
                 read(batches[0]).view(np.uint16), expected[batches[0]].view(np.uint16)
             )
             assert same, title
-            cases[title] = Case(step=lambda n, r=read: r(batches[n % len(batches)]), steps=2)
+
+            def step(n: int, read: Any = read) -> object:
+                return read(batches[n % len(batches)])
+
+            cases[title] = Case(step=step, steps=2)
             seen[title] = _flipped(layout, path, name)
     ratios = as_ratios(seconds_in_turn(cases, turns=turns, slices=1))
     print_table(

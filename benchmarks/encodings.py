@@ -56,7 +56,7 @@ def rows_like_features(count: int, *, seed: int = 0) -> npt.NDArray[np.float32]:
     rows = generator.standard_normal((count, 64), dtype=np.float32) @ basis / 8
     rows += generator.standard_t(4, (count, WIDTH)).astype(np.float32) / 2
     rows[:, generator.integers(0, WIDTH, 4)] *= 50
-    return rows
+    return rows.astype(np.float32, copy=False)
 
 
 def encoding_of(result: Calibration) -> Int8Encoding:
@@ -77,14 +77,11 @@ def make_store(path: Path, rows: npt.NDArray[np.float32], result: Calibration) -
     files = {
         "half.channels": pack({"scale": result.channels.scale, "offset": result.channels.offset})
     }
-    plain = {"shape": (WIDTH,), "dims": ("channel",), "meaning": "synthetic"}
-    fields = {
-        "float16": FieldRecord(dtype="float16", **plain),  # type: ignore[arg-type]
-        "int8": FieldRecord(dtype="float32", encoding=encoding_of(result), **plain),  # type: ignore[arg-type]
-        **{
-            codec: FieldRecord(dtype="float16", codec=codec, **plain)  # type: ignore[arg-type]
-            for codec in CODECS
-        },
+    plain: dict[str, Any] = {"shape": (WIDTH,), "dims": ("channel",), "meaning": "synthetic"}
+    fields: dict[str, FieldRecord] = {
+        "float16": FieldRecord(dtype="float16", **plain),
+        "int8": FieldRecord(dtype="float32", encoding=encoding_of(result), **plain),
+        **{codec: FieldRecord(dtype="float16", codec=codec, **plain) for codec in CODECS},
     }
     manifest = new_manifest(
         teachers={},

@@ -45,6 +45,7 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from benchmarks._measure import Spread, print_table
+from featstore.format.manifest import PreprocessingRecord
 
 CASES = {"small": (160, 224), "large": (3000, 2000)}
 """Sides in pixels: those of small pictures lie between the two, large ones have exactly these."""
@@ -153,6 +154,7 @@ class Bench:
         weights.unlink()
         self.model.to(self.device).requires_grad_(False)
         rule = self.teacher.preprocessing
+        assert isinstance(rule, PreprocessingRecord)
         self.transform = timm.data.create_transform(
             input_size=(3, *rule.size),
             crop_pct=rule.crop_pct,
@@ -350,6 +352,7 @@ def compare(bench: Bench, name: str, folder: Path, tiny: Path) -> None:
 def show(bench: Bench, name: str, paths: Sequence[Path], found: dict[int, Turns]) -> None:
     """Print what was found."""
     count, rule, middle = len(paths), bench.teacher.preprocessing, statistics.median
+    assert isinstance(rule, PreprocessingRecord)
     size = sum(path.stat().st_size for path in paths) / count
     pairs = [paired for turns in found.values() for _, paired in turns.paired]
     title = (

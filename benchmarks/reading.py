@@ -185,7 +185,7 @@ def write_npy(folder: Path, data: Data) -> None:
         head = {"descr": "<f2", "fortran_order": False, "shape": (data.rows, *data.shape)}
         np.lib.format.write_array_header_1_0(file, head)
         for values in data.parts():
-            rest = memoryview(values.reshape(-1).view(np.uint8))
+            rest = values.reshape(-1).view(np.uint8).data
             while rest:
                 rest = rest[file.write(rest) :]
 
@@ -633,17 +633,19 @@ class Pattern:
     def step(self, reader: Reader) -> Callable[[int], object] | None:
         """One unit of work, or None where the format cannot do it."""
         data, out = self._data, self._out
+        rows, span, stream, shuffled = reader.rows, reader.span, reader.stream, reader.shuffled
         if self.name == "random":
-            if reader.rows is None:
+            if rows is None:
                 return None
-            return lambda n: reader.rows(self._batches[n % len(self._batches)], out)
+            return lambda n: rows(self._batches[n % len(self._batches)], out)
         if self.name == "seq":
-            if reader.stream is not None:
-                return lambda n: reader.stream(out)
+            if stream is not None:
+                return lambda n: stream(out)
+            assert span is not None
             count = data.rows // data.batch
-            return lambda n: reader.span(n % count * data.batch, out)
-        if reader.shuffled is not None:
-            return lambda n: [reader.shuffled(out[: len(part)]) for part in self._places]
+            return lambda n: span(n % count * data.batch, out)
+        if shuffled is not None:
+            return lambda n: [shuffled(out[: len(part)]) for part in self._places]
         if reader.rows is None:
             return None
         if reader.direct:
@@ -657,11 +659,13 @@ class Pattern:
         return self._firsts[start : start + POOL_BLOCKS]
 
     def _direct(self, reader: Reader, number: int) -> None:
+        assert reader.rows is not None
         rows = (self._blocks(number)[:, None] + np.arange(self._data.block)).reshape(-1)
         for places in self._places:
             reader.rows(rows[places], self._out[: len(places)])
 
     def _pooled(self, reader: Reader, number: int) -> None:
+        assert reader.span is not None
         for part, first in zip(
             self._pool.reshape(POOL_BLOCKS, self._data.block, *self._data.shape),
             self._blocks(number).tolist(),
@@ -769,11 +773,12 @@ def compare(peers: list[Peer], data: Data, folder: Path, patterns: list[str], tu
 
 def _mapped_again(reader: Reader, data: Data) -> Callable[[], object] | None:
     """What brings pages of memory maps back to where they were before the system took them."""
-    if not reader.direct:
+    span = reader.span
+    if not reader.direct or span is None:
         return None
     out = np.empty((data.block, *data.shape), np.float16)
     firsts = range(0, data.rows - data.block + 1, data.block)
-    return lambda: [reader.span(first, out) for first in firsts]
+    return lambda: [span(first, out) for first in firsts]
 
 
 def print_goals(data: Data, seconds: dict[str, dict[str, list[float]]]) -> None:

@@ -19,7 +19,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from pathlib import Path
 
 # Benchmarks run from a checkout, installed or not.
@@ -124,7 +124,10 @@ def http_server(store: Path, work: Path) -> Iterator[str]:
         yield running.share(store)
 
 
-SERVERS: dict[str, Callable[[Path, Path], object]] = {"s3": s3_server, "http": http_server}
+SERVERS: dict[str, Callable[[Path, Path], AbstractContextManager[str]]] = {
+    "s3": s3_server,
+    "http": http_server,
+}
 
 
 def first_epochs(url: str, local: FeatureStore, work: Path, repeats: int) -> dict[str, list[float]]:
@@ -191,11 +194,11 @@ def main() -> None:
                 continue
             folder = work / name
             folder.mkdir()
-            url = stack.enter_context(SERVERS[name](work / "store", folder))  # type: ignore[arg-type]
-            first = first_epochs(str(url), local, folder, arguments.repeats)
+            url = stack.enter_context(SERVERS[name](work / "store", folder))
+            first = first_epochs(url, local, folder, arguments.repeats)
             rows = [(what, Spread.of(ratios)) for what, ratios in first.items()]
             print_table(name, ("", "seconds, local copy = 1"), rows)
-            later = later_batches(str(url), local, folder, arguments.repeats)
+            later = later_batches(url, local, folder, arguments.repeats)
             print(f"later epochs, speed of the URL, local copy = 1: {later}")
 
 

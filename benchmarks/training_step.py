@@ -36,7 +36,13 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from benchmarks._measure import Spread, print_table
 
 CLASSES = 8
-TEACHER = {"img_size": 112, "embed_dim": 1024, "depth": 1, "num_heads": 16, "mlp_ratio": 0.25}
+TEACHER: dict[str, Any] = {
+    "img_size": 112,
+    "embed_dim": 1024,
+    "depth": 1,
+    "num_heads": 16,
+    "mlp_ratio": 0.25,
+}
 """A ViT as wide as ViT-L, with 7 x 7 patches and next to no depth: only the shape of its features matters here."""
 EDGE_STEPS = 3  # of the first steps nothing is kept: caches, allocators
 

@@ -131,7 +131,11 @@ def compare(title: str, kinds: dict[str, Samples], *, turns: int, slice_samples:
     cases = {}
     for name, samples in kinds.items():
         stream = endless(samples)
-        cases[name] = Case(step=lambda _, stream=stream: next(stream), steps=slice_samples)
+
+        def step(_: int, stream: Iterator[Any] = stream) -> object:
+            return next(stream)
+
+        cases[name] = Case(step=step, steps=slice_samples)
     seconds = seconds_in_turn(cases, turns=turns, slices=4)
     ratios = {name: speed_ratio(seconds[name], seconds[names[0]]) for name in names}
     rows = [(name, f"{1e6 * np.median(seconds[name]):,.0f}", ratios[name]) for name in names]
