@@ -100,7 +100,10 @@ def source_of(images: str | os.PathLike[str]) -> dict[str, Any]:
     if text == "digits":
         return {"kind": "digits"}
     folder = Path(text)
-    if text.endswith(TEXT_SUFFIXES) and folder.is_file():
+    table = (
+        text.endswith(".jsonl") and "://" not in text
+    )  # also one that is missing, so that the error names a file
+    if table or (text.endswith(TEXT_SUFFIXES) and folder.is_file()):
         kind = "text"
     elif text.endswith(".safetensors"):
         kind = "synthetic"
