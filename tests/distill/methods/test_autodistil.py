@@ -10,6 +10,7 @@ import timm
 import torch
 from safetensors.torch import load_file, save_file
 
+from distill import cli
 from distill.commands.evaluate import run as evaluate
 from distill.commands.train import run
 from distill.config import DistillConfig, EvaluateConfig, StudentConfig, TrainConfig
@@ -198,3 +199,12 @@ def test_two_fields_are_refused() -> None:
         AutoDistilConfig(fields=["q", "k"])
     with pytest.raises(ConfigError, match="expected three"):
         AutoDistilConfig(fields=["q", "q", "v"])
+
+
+def test_slices_read_no_recipe(capsys: pytest.CaptureFixture[str]) -> None:
+    """The default recipe of a search, with its limit and its space, does not apply; a folder without a run is named."""
+    with pytest.raises(SystemExit):
+        cli.main(["search", "--slices", "[nowhere]"])
+    assert "--slices nowhere" in capsys.readouterr().err
+    with pytest.raises(ConfigError, match="space"):
+        SearchConfig()
