@@ -10,6 +10,10 @@ from PIL import Image
 
 from featstore.cli.main import main
 from featstore.errors import ConfigError, SourceError
+from featstore.extraction.config import ExtractConfig, StoreConfig, TeacherConfig
+from featstore.extraction.run import run
+from featstore.format.ids import content_sha256
+from featstore.reading.stored_pictures import images_of
 from featstore.sources import open_source
 from featstore.sources.config import SourceConfig
 from featstore.sources.statistics import measure_images
@@ -150,3 +154,28 @@ def test_settings_and_files_that_do_not_fit(tmp_path: Path) -> None:
         open_source(
             SourceConfig(kind="synthetic", path=str(path), samples=1, classes=["cow", "horse"])
         )
+
+
+def test_dry_run_and_growth(tmp_path: Path) -> None:
+    """A dry run writes nothing; further seeds are appended behind the rows that are there, which stay."""
+    path = pseudo.write_record(tmp_path)
+    store = pseudo.extract(tmp_path)
+    before = store.gather("logits", np.arange(24)).tobytes()
+    config = ExtractConfig(
+        source=SourceConfig(kind="synthetic", path=str(path), samples=12),
+        teacher=TeacherConfig(
+            library="python", name=f"{tmp_path / 'net.py'}:make", precision="fp32"
+        ),
+        store=StoreConfig(path=str(tmp_path / "dry"), fields=["logits"]),
+        dry_run=True,
+        workers=0,
+    )
+    run(config, progress=False)
+    assert not (tmp_path / "dry").exists()
+    grown = pseudo.extract(tmp_path, append=True, source={"samples": 14})
+    assert (grown.num_rows, grown.manifest.version) == (28, 2)
+    assert grown.gather("logits", np.arange(24)).tobytes() == before
+    source = images_of(grown)
+    assert [content_sha256(source.read(row)) for row in range(28)] == [
+        row.tobytes() for row in grown.content_sha256
+    ]
