@@ -100,6 +100,7 @@ def main(arguments: list[str] | None = None) -> None:
                 run,
                 given.images,
                 store="none",
+                source={"kind": "folder", "labels_from": "parent", "include": ["*"]},
                 data={"labelled": ["train/*/*0.*"], "test": ["test/*"]},
                 workers=0,
                 progress=False,
