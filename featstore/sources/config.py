@@ -100,10 +100,9 @@ def source_of(images: str | os.PathLike[str]) -> dict[str, Any]:
     if text == "digits":
         return {"kind": "digits"}
     folder = Path(text)
-    table = (
-        text.endswith(".jsonl") and "://" not in text
-    )  # also one that is missing, so that the error names a file
-    if table or (text.endswith(TEXT_SUFFIXES) and folder.is_file()):
+    # One file that is missing is a table too: the error then names a file.
+    one_file = "://" not in text and not set(text) & set("*?[{")
+    if text.endswith(TEXT_SUFFIXES) and one_file:
         kind = "text"
     elif text.endswith(".safetensors"):
         kind = "synthetic"
