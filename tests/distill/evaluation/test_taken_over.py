@@ -50,7 +50,7 @@ def test_settings_of_the_features(
     monkeypatch.setattr("distill.data.images.open_images", lambda *_: _Images())
     monkeypatch.setattr(evaluate, "open_store", lambda *_, **__: SimpleNamespace(address="s"))
     monkeypatch.setattr("distill.training.saved_student.store_fingerprints", lambda _: [])
-    monkeypatch.setattr("distill.data.pictures.rule_from_description", lambda _: None)
+    monkeypatch.setattr("distill.data.rules.rule_from_description", lambda _: None)
     own = DistillConfig(store="s", grid_field="patches", teacher_weight=0.5)
     config = EvaluateConfig(store=store, source=SourceConfig())
     described: dict[str, Any] = {"input": {"region": {}}}
