@@ -455,7 +455,7 @@ def read_truth(path: Path) -> dict[str, Any]:
 def main(root: Path, part: int, of: int) -> None:
     """Use every store below ``root/cases``, or each ``of``-th of them; one line of JSON for each."""
     signal.signal(signal.SIGALRM, _alarm)
-    sys.dont_write_bytecode = True  # a module that is imported for the first time writes its cache beside itself
+    sys.dont_write_bytecode = True  # no caches of modules that are imported late
     os.fsync = lambda fd: None  # no power failure is tested here  # type: ignore[assignment]
     truths = {path.name: read_truth(path) for path in (root / "sound").iterdir()}
     watch = Watch(str(root))
