@@ -28,7 +28,7 @@ class Cutter(Listener):
 
     async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         """See ``Listener``."""
-        inner_reader, inner_writer = await asyncio.open_connection(HOST, self._upstream_port)
+        inner_reader, inner_writer = await self.connect(HOST, self._upstream_port)
         left = [self._chance.randint(*self._after)]
         both = [
             asyncio.create_task(self._pass(reader, inner_writer, left)),

@@ -217,7 +217,7 @@ class Proxy(Dealer, Listener):
 
     async def _ask(self, request: Message, method: str) -> Message:
         """Pass a request to the server, over a connection of its own."""
-        reader, writer = await asyncio.open_connection(*self._upstream)
+        reader, writer = await self.connect(*self._upstream)
         try:
             clean = request.without("connection", "content-length")
             writer.write(replace(clean, headers=(*clean.headers, ("connection", "close"))).encode())
