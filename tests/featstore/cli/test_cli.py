@@ -404,9 +404,9 @@ def test_plans_that_cannot_be_made(
 
 
 def test_few_descriptors_are_enough(tmp_path: Path) -> None:
-    """A store of many shards and columns is read and written with 24 open files; with 8 the error is clean."""
+    """A store of many shards and columns is read and written with 24 open files; with 6 the error is clean."""
     every_kind(rows=60).write(tmp_path / "s", "zarr")
-    for limit, status in ((24, 0), (8, 2)):
+    for limit, status in ((24, 0), (6, 2)):
         words = [sys.executable, "-m", "featstore.cli.main", "convert", str(tmp_path / "s")]
         words += [str(tmp_path / str(limit)), "--container", "webdataset"]
         shell = ["bash", "-c", f'ulimit -n {limit}; exec "$@"', "bash", *words]
