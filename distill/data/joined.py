@@ -246,9 +246,9 @@ def join_data(
         )
         for number, (other, teacher) in enumerate(zip(stores, teachers, strict=True))
     ]
+    features = Features(store, field, samples, weight=weight, others=others)  # checks the field
     rule = rule_of(store, field)
     samples.notes.extend(region_notes(rule, others))
-    features = Features(store, field, samples, weight=weight, others=others)
     return JoinedData(
         samples=samples,
         rule=rule,

@@ -104,6 +104,12 @@ def test_a_further_store_that_does_not_fit(
     assert canonical.columns == [0]
 
 
+def test_a_field_that_the_store_lacks(make_config: MakeConfig) -> None:
+    """A student may be evaluated beside the store of another teacher, whose fields have other names."""
+    with pytest.raises(ConfigError, match="pooled.*cls"):
+        data_of(make_config, field="pooled")
+
+
 def test_grids_are_looked_for_when_they_are_needed(make_config: MakeConfig) -> None:
     """A wrong name is no concern of a method that needs no grid."""
     assert data_of(make_config).grid.field == "grid2"
