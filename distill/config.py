@@ -97,6 +97,10 @@ class DataConfig(PhotometricConfig, name="data", free=("fold", "label_seed")):
     """Where labels come from. source: the source, else the store. teacher: the class with the largest stored logit of
     every image (--field must hold logits), so that no image needs a label; the score is then agreement with the
     teacher, not accuracy."""
+    classifier: Literal["probe", "stored"] = "probe"
+    """The teacher's classifier, for methods and measures that need one. probe: fitted to the stored features of
+    labelled images. stored: the teacher's own, an artefact of the store (--teacher.classifier in phase one), with
+    --field pooled."""
     stored: Literal["all", "unlabelled"] = "all"
     """Which images must have a row in the store. unlabelled: labelled and test images may lack one, as those of a team
     that shares soft labels of a transfer set (methods labels, and kd with --kd.target field)."""

@@ -29,6 +29,7 @@ from distill.data.samples import (
 from distill.data.schedule import Indices, ViewPicker, allowed_columns
 from distill.data.stored_features import Features, Grid, StoredField, check_vector, reference_column
 from distill.data.targets import Targets
+from distill.data.teacher_classifier import stored_classifier
 from distill.data.texts import TextDataset
 from distill.measures.feature_similarity import thin_out
 from distill.measures.linear_probe import LinearProbe
@@ -166,11 +167,18 @@ class JoinedData(Data):
         """Whether a probe can be fitted: labelled images have rows, and a teacher's labels are not all the same."""
         if self.settings.stored != "all":
             return False
-        own = self.settings.labels == "source"
-        return own or len(np.unique(self.samples.labels[part.labelled])) > 1
+        if self.settings.labels == "source" or self.settings.classifier == "stored":
+            return True
+        return len(np.unique(self.samples.labels[part.labelled])) > 1
 
     def fit_probe(self, part: Split, *, most: int, seed: int) -> LinearProbe:
-        """Fit a linear probe on the stored features of the labelled part (reference view)."""
+        """Fit a linear probe on the stored features of the labelled part (reference view), or read the stored one.
+
+        Raises:
+            ConfigError: fewer than two classes have a labelled image; or see ``stored_classifier``.
+        """
+        if self.settings.classifier == "stored":
+            return stored_classifier(self)
         chosen = few(part.labelled, most, seed)
         feature = self.features.take(chosen).numpy()
         return fit_probe(feature, self.samples.labels[chosen], num_classes=self.samples.num_classes)

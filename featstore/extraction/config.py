@@ -65,6 +65,9 @@ class TeacherConfig:
     """Statistics that the teacher's batch normalisation uses: its own (eval), or those of the batch, for inputs unlike
     its training images. batch makes a row depend on the rows beside it: batches are --batch_size rows in the order of
     the ids, and a store keeps its batch size."""
+    classifier: bool = False
+    """timm and run: also keep the classifier, one Linear on the field pooled, as the artefact classifier of the store.
+    Phase two takes it in place of a fitted probe (--data.classifier stored)."""
     compile: bool = False
     """Run the teacher through torch.compile."""
 

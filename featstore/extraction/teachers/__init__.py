@@ -12,6 +12,7 @@ from featstore.errors import TeacherError
 from featstore.extraction.config import TeacherConfig
 from featstore.extraction.teachers.base import (
     Built,
+    Head,
     Precision,
     Teacher,
     Tower,
@@ -21,6 +22,7 @@ from featstore.extraction.teachers.base import (
 from featstore.extraction.teachers.fields import select_field
 from featstore.extraction.teachers.hub import setting_restored
 from featstore.extraction.teachers.weights import state_sha256
+from featstore.format import classifier
 from featstore.format.manifest import BATCH_ROWS, FloatType, TeacherRecord
 
 __all__ = [
@@ -101,7 +103,25 @@ def build_teacher(
         use_batch_statistics(built.tower, config.name)
         arguments = config.model_args if built.recorded_args is None else built.recorded_args
         built.recorded_args = {**arguments, BATCH_ROWS: batch_rows}
+    if config.classifier:
+        built.heads[classifier.NAME] = _classifier(config, built.tower, fields)
     return _wrap(config, built, fields=fields, dtype=dtype, device=device, precision=precision)
+
+
+def _classifier(config: TeacherConfig, tower: Tower, fields: Sequence[str]) -> Head:
+    layer = tower.classifier()
+    if not isinstance(layer, torch.nn.Linear):
+        raise TeacherError(
+            f"--teacher.classifier: {config.name} ({config.library}) has no classifier of one Linear on the field "
+            f"pooled (found {'none' if layer is None else type(layer).__name__}). Leave it out: phase two then fits "
+            "a probe."
+        )
+    if classifier.FIELD not in fields:
+        raise TeacherError(
+            f"--teacher.classifier: classifies the field {classifier.FIELD}, which is not among --store.fields "
+            f"{list(fields)}. Add it."
+        )
+    return Head(classifier.MEANING, classifier.tensors_of(layer))
 
 
 def _check_files(config: TeacherConfig) -> None:

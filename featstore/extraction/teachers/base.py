@@ -64,6 +64,10 @@ class Tower(nn.Module):
         """Split the (B, N, D) tokens of any block into ``cls``, ``registers``, ``map`` and ``tokens``."""
         return {"tokens": tokens}
 
+    def classifier(self) -> nn.Module | None:
+        """The module that makes ``logits`` of ``pooled``; None if there is none, or not known to."""
+        return None
+
     def watch(self, fields: Sequence[str]) -> None:
         """Prepare for fields of intermediate blocks and for queries, keys and values.
 

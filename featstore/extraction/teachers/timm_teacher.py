@@ -29,6 +29,10 @@ class TimmTower(Tower):
     def split(self, tokens: Tensor) -> dict[str, Tensor]:
         return spatial_parts(self.model, tokens)
 
+    def classifier(self) -> nn.Module | None:
+        model = cast(Any, self.model)
+        return model.get_classifier() if model.num_classes else None
+
     def encode(self, images: Tensor) -> dict[str, Tensor]:
         model = cast(Any, self.model)
         features = model.forward_features(images)

@@ -106,7 +106,7 @@ def test_a_further_store_that_does_not_fit(
 
 def test_a_field_that_the_store_lacks(make_config: MakeConfig) -> None:
     """A student may be evaluated beside the store of another teacher, whose fields have other names."""
-    with pytest.raises(ConfigError, match="pooled.*cls"):
+    with pytest.raises(ConfigError, match=r"pooled.*cls"):
         data_of(make_config, field="pooled")
 
 
