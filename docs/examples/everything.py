@@ -1,5 +1,6 @@
-"""All masks of a picture by a student of task promptable: everything.py RUN PICTURE OUT.png [POINTS_A_SIDE [LEAST_IOU]].
+"""All masks of a picture by a student of task promptable: everything.py RUN PICTURE OUT.png [POINTS [LEAST_IOU]].
 
+POINTS is the number on a side of the fine grid, 32 if left out.
 A small student is rarely sure of its masks: 0.4 shows what it finds where 0.7 shows nothing.
 """
 
