@@ -178,7 +178,7 @@ class JoinedData(Data):
             ConfigError: fewer than two classes have a labelled image; or see ``stored_classifier``.
         """
         if self.settings.classifier == "stored":
-            return stored_classifier(self)
+            return stored_classifier(self.features, self.samples.class_names)
         chosen = few(part.labelled, most, seed)
         feature = self.features.take(chosen).numpy()
         return fit_probe(feature, self.samples.labels[chosen], num_classes=self.samples.num_classes)
