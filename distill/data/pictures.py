@@ -104,7 +104,6 @@ class ViewDataset(torch.utils.data.Dataset[Pictures]):
 
     @property
     def row_bytes(self) -> int:
-        """Bytes of one picture."""
         return 3 * self.size[0] * self.size[1]
 
     def __getitem__(self, request: Request) -> Pictures:

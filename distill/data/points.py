@@ -24,7 +24,6 @@ class PointDataset(ViewDataset):
 
     @property
     def row_bytes(self) -> int:
-        """Bytes of one input."""
         return 4 * self.size[0] * self.size[1]
 
     def blank(self, count: int) -> Array:

@@ -53,7 +53,6 @@ class Samples:
 
     @property
     def num_classes(self) -> int:
-        """K."""
         return len(self.class_names)
 
 

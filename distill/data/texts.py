@@ -83,7 +83,6 @@ class TextDataset(ViewDataset):
 
     @property
     def row_bytes(self) -> int:
-        """Bytes of one input."""
         return 4 * self.size[1]
 
     def __getitems__(self, requests: Sequence[Request]) -> Pictures:

@@ -49,7 +49,6 @@ class PlannedRun:
 
     @property
     def seed(self) -> int:
-        """Of the run."""
         return self.config.seeds[0]
 
     @property
@@ -64,7 +63,6 @@ class PlannedRun:
 
     @property
     def state(self) -> State:
-        """State of its folder."""
         if (self.folder / "run.json").exists():
             return "finished"
         return "started" if (self.folder / run_folder.CHECKPOINT_NAME).exists() else "new"

@@ -123,7 +123,6 @@ def read_choices(out: Path) -> dict[str, TunedSettings]:
 
 
 def write_choices(out: Path, choices: Mapping[str, TunedSettings]) -> None:
-    """Write tuned.json."""
     write_json(out / NAME, {name: dataclasses.asdict(choice) for name, choice in choices.items()})
 
 

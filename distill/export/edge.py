@@ -217,7 +217,6 @@ class Reloaded:
         self.model, self.mean, self.std = model, student.mean, student.std
 
     def plain(self) -> torch.nn.Module:
-        """The model."""
         return self.model
 
 

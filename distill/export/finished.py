@@ -55,7 +55,6 @@ class FinishedRun:
 
     @property
     def label_names(self) -> list[str]:
-        """K names."""
         return list(self.described["label_names"])
 
     @property

@@ -153,7 +153,6 @@ def require_installed() -> None:
 
 
 def missing_packages() -> list[str]:
-    """Packages that are not installed."""
     return [
         name
         for name in ("onnx", "onnxscript", "onnxruntime")

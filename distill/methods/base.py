@@ -167,7 +167,6 @@ class Setup:
 
     @property
     def student_width(self) -> int:
-        """C."""
         return self.student.width  # type: ignore[no-any-return]
 
     @property

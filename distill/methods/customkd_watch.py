@@ -106,7 +106,6 @@ class Watch:
         return {"norm/f_s": length, "norm/P_t(f_t)/f_s": ratio}
 
     def state(self) -> dict[str, Any]:
-        """For the checkpoint."""
         return {
             "student_norm": self.student_norm,
             "numbers": [self.first_variance, self.variance, self.custom_norm],

@@ -109,7 +109,6 @@ class KD3(FoldedHead):
         return confidence_U.argsort(descending=True, stable=True)[:count].numpy()
 
     def loss(self, output: Output, batch: Batch, student: Student) -> dict[str, Tensor]:
-        """See ``Method.loss``."""
         assert batch.teacher is not None  # needs
         options, own = self.options, output.projected["general"].float()
         weight = self.weights[batch.indices.to(self.weights.device)]
@@ -162,7 +161,6 @@ class KD3(FoldedHead):
         return {"weights": self.weights}
 
     def load_state(self, state: dict[str, Any]) -> None:
-        """See ``Component.load_state``."""
         self.weights.copy_(state["weights"])
 
 

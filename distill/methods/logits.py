@@ -67,7 +67,6 @@ class KD(ClassLogits):
 
     @classmethod
     def check(cls, options: KDConfig, config: DistillConfig, data: JoinedData) -> None:
-        """See ``check_class_logits``."""
         if options.target == "field":
             check_class_logits(data, "--kd.target field")
 

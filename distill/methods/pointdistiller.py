@@ -106,7 +106,6 @@ class PointDistiller(Method):
 
     @classmethod
     def check(cls, options: PointDistillerConfig, config: DistillConfig, data: JoinedData) -> None:
-        """See ``Component.check``."""
         fields = data.store.manifest.fields
         wanted = [(options.field, 1), (COORDS, 1), (COUNTS, 0)] if options.field else []
         wrong = [

@@ -65,7 +65,6 @@ class TinySAM(GridMethod):
         self.prompter = found[0]
 
     def terms(self, output: Output, batch: Batch, student: Student) -> dict[str, Tensor]:
-        """See ``Method.terms``."""
         options, stored = self.options, self.target(batch)
         terms = {}
         if options.embedding:

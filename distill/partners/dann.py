@@ -52,7 +52,6 @@ class DANN(Partner):
         self.progress = Progress(setup, self.memory)
 
     def student_sides(self) -> dict[str, Side]:
-        """The discriminator."""
         return {SIDE: Side(self.discriminator)}
 
     def loss(

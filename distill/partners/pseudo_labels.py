@@ -84,7 +84,6 @@ class PseudoLabel(FixMatch):
 
     @classmethod
     def strong_views(cls, options: Any) -> int:
-        """None."""
         return 0
 
     def loss(

@@ -41,7 +41,6 @@ class SelfTraining(Partner):
 
     @classmethod
     def strong_views(cls, options: Any) -> int:
-        """One."""
         return 1
 
     def guess(self, weak: Output, batch: Batch) -> Tensor:

@@ -82,7 +82,6 @@ class SENTRY(Partner):
 
     @classmethod
     def strong_views(cls, options: SENTRYConfig) -> int:
-        """The committee."""
         return options.committee
 
     def begin_epoch(self, epoch: int, student: Student) -> dict[str, float]:

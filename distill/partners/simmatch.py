@@ -82,7 +82,6 @@ class SimMatch(SelfTraining):
         self.memory["queue"] = torch.zeros(self.options.queue, self.num_classes, device=device)
 
     def student_sides(self) -> dict[str, Side]:
-        """The embedding."""
         return {SIDE: Side(self.embedding)}
 
     def loss(

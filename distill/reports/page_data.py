@@ -127,7 +127,6 @@ def thumbnail(data: bytes) -> Image.Image:
 
 
 def jpeg(image: Image.Image) -> bytes:
-    """An RGB image as JPEG."""
     buffer = io.BytesIO()
     image.save(buffer, "JPEG", quality=82)
     return buffer.getvalue()

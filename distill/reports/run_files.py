@@ -47,7 +47,6 @@ class ReportedRun:
 
     @property
     def seed(self) -> int:
-        """Seed of the run."""
         return int(self.record["seed"])
 
     @property
@@ -68,7 +67,6 @@ class ReportedRun:
 
     @property
     def value(self) -> float:
-        """Value of the score."""
         return score.score_of(self.record)[1]
 
     @property

@@ -46,13 +46,11 @@ def over(cost: Cost, limit: LimitConfig) -> float:
 
 
 def described(cost: Cost) -> str:
-    """A cost in words."""
     latency = "" if cost.latency_ms is None else f", {cost.latency_ms:.2f} ms"
     return f"{cost.parameters:,} parameters, {cost.macs:,} MACs{latency}"
 
 
 def limits(limit: LimitConfig) -> str:
-    """The limits in words."""
     named = {"parameters": limit.parameters, "MACs": limit.macs, "ms": limit.latency_ms}
     return ", ".join(f"{value:,.10g} {name}" for name, value in named.items() if value) or "none"
 

@@ -242,7 +242,6 @@ def _report(config: SearchConfig, space: Space, search: _Search, say: Say = prin
 
 
 def next_command(config: SearchConfig, student: StudentConfig) -> str:
-    """The command that trains a student."""
     flags = {"store": config.store, "field": config.field, "source.kind": config.source.kind}
     flags |= _changed("source", config.source, SourceConfig())
     flags |= _changed("data", config.data, DataConfig())

@@ -100,7 +100,6 @@ class Sizes:
         )
 
     def slice(self, size: Size) -> Student:
-        """The student of a size, with its weights."""
         found = build_student(self.student_config(size), self.student.num_classes)
         found.library_model.load_state_dict(self.model.slices(size))
         return found

@@ -65,7 +65,6 @@ class Space:
         return sum(math.prod(len(gene.values) for gene in genes) for genes in self._genes.values())
 
     def genes(self, family: str) -> Sequence[Gene]:
-        """The choices of a family."""
         return self._genes[family]
 
     def first(self, family: str) -> Candidate:

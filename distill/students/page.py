@@ -35,7 +35,6 @@ def write_students_page(out: Path, choice: StudentComparison, cost: ExperimentCo
 
 
 def build_students_page(choice: StudentComparison, cost: ExperimentCost) -> Page:
-    """Build the page."""
     measure = choice.measure
     reference = [
         Tile(name[:1].upper() + name[1:], measure.text(value), "on the stored features")

@@ -30,7 +30,6 @@ class Classify(Task):
 
     @property
     def num_outputs(self) -> int:
-        """K."""
         return self.data.samples.num_classes
 
     def loss(self, output: Output, batch: Batch) -> dict[str, Tensor]:
@@ -58,7 +57,6 @@ class Classify(Task):
     def measure(
         self, viewer: Viewer, student: Student, part: Split, *, seed: int, probe: LinearProbe | None
     ) -> Evaluation:
-        """See ``evaluate``."""
         from distill.evaluation.evaluate import evaluate
 
         return evaluate(viewer, student, part, seed=seed, probe=probe)
@@ -74,11 +72,9 @@ class Classify(Task):
         }
 
     def check_names(self, names: Sequence[str], model: str) -> None:
-        """See ``check_classes``."""
         from distill.evaluation.evaluate import check_classes
 
         check_classes(self.data.samples, list(names), model)
 
     def label_names(self) -> Sequence[str]:
-        """Names of the classes."""
         return self.data.samples.class_names

@@ -100,7 +100,6 @@ class Keypoints(Task):
 
     @cached_property
     def table(self) -> tuple[list[str], npt.NDArray[np.float64], list[str]]:
-        """See ``read_points``."""
         if not self.options.points:
             raise ConfigError(
                 "--task keypoints needs --keypoints.points: a file with the coordinates of each image."
@@ -109,12 +108,10 @@ class Keypoints(Task):
 
     @property
     def point_names(self) -> list[str]:
-        """K names."""
         return self.table[2]
 
     @property
     def num_outputs(self) -> int:
-        """2 K."""
         return 2 * len(self.point_names)
 
     def label_names(self) -> Sequence[str]:

@@ -37,11 +37,9 @@ class MultiLabel(Task):
 
     @property
     def num_outputs(self) -> int:
-        """K."""
         return len(self.label_names())
 
     def label_names(self) -> Sequence[str]:
-        """Names of the labels."""
         return self.data.samples.source.class_names
 
     def targets(self, samples: Samples) -> Targets:

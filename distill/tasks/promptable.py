@@ -120,16 +120,13 @@ class Promptable(Task):
 
     @property
     def num_outputs(self) -> int:
-        """D."""
         return self.grid.width
 
     def label_names(self) -> Sequence[str]:
-        """Names of the objects."""
         return self.options.objects
 
     @classmethod
     def head(cls, student: Student, outputs: int, options: PromptableConfig) -> nn.Module:
-        """See ``PromptableHead``."""
         from distill.tasks.promptable_parts import PromptableHead
 
         return PromptableHead(student, outputs, options.side)

@@ -35,7 +35,6 @@ class Prompted(NamedTuple):
     masks: DecodedMasks
 
     def losses(self) -> dict[str, Tensor]:
-        """See ``mask_losses``."""
         return mask_losses(self.masks.logits, self.masks.iou, self.truth, self.valid)
 
 

@@ -72,7 +72,6 @@ class Segment(Task):
 
     @property
     def num_outputs(self) -> int:
-        """K."""
         if len(self.options.classes) < 2:
             raise ConfigError(
                 "--task segment needs --segment.classes: the names of the classes 0, 1, 2, ... of the masks, e.g. "
@@ -81,12 +80,10 @@ class Segment(Task):
         return len(self.options.classes)
 
     def label_names(self) -> Sequence[str]:
-        """Names of the classes."""
         return self.options.classes
 
     @classmethod
     def head(cls, student: Student, outputs: int, options: SegmentConfig) -> nn.Module:
-        """See ``SegmentHead``."""
         from distill.tasks.segment_parts import SegmentHead
 
         return SegmentHead(student, outputs, width=options.width)

@@ -36,7 +36,6 @@ class Best:
             self.score, self.step, self.weights, self.waited = score, step, weights, 0
 
     def state(self) -> dict[str, Any]:
-        """For the checkpoint."""
         names = ("score", "step", "weights", "waited")
         return {name: getattr(self, name) for name in names}
 

@@ -106,7 +106,6 @@ def lists_of_ids(data: DataConfig) -> dict[str, str]:
 
 
 def contract_hash(values: Contract) -> str:
-    """SHA-256 of a contract."""
     return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
 
 

@@ -95,7 +95,6 @@ class ZarrBackend(Backend):
         return self.manifest.work.shard_rows * column.capacity
 
     def chunk_entries(self, column: Column) -> int:
-        """Entries of an inner chunk."""
         return chunk_rows(self.shard_entries(column), column.entry_bytes)
 
     def object_name(self, shard: int, column: Column) -> str:
@@ -363,7 +362,6 @@ class BlockColumn(ColumnReader):
         """Forget what may be half changed; nothing here."""
 
     def _groups(self, shard: int) -> slice:
-        """The groups of rows of a shard."""
         per_shard = self.backend.manifest.work.shard_rows // self.block_rows
         return slice(shard * per_shard, (shard + 1) * per_shard)
 

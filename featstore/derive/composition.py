@@ -89,7 +89,6 @@ class Composition:
 
     @property
     def axes(self) -> list[RowAxis]:
-        """All axes, each once."""
         return list(dict.fromkeys([self.samples, *(axis for axis, _ in self.fields.values())]))
 
 
@@ -192,7 +191,6 @@ class Readers:
         self._of: dict[int, RowReader] = {}  # they keep their stores alive, so ids are not reused
 
     def __getitem__(self, store: FeatureStore) -> RowReader:
-        """The reader of a store."""
         if id(store) not in self._of:
             self._of[id(store)] = RowReader(store.storage)
         return self._of[id(store)]

@@ -116,7 +116,6 @@ def export(
 
 
 def _check_packages(form: Format) -> None:
-    """Check that the packages of a format are installed."""
     for name in PACKAGES[form]:
         if importlib.util.find_spec(name) is None:
             raise ConfigError(

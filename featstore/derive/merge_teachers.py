@@ -135,7 +135,6 @@ class _Renamed:
         }
 
     def new(self, name: str) -> str:
-        """What a name becomes."""
         return f"{self.name}_{name}" if self.name else name
 
     def files(self) -> dict[str, bytes]:

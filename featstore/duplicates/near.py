@@ -188,7 +188,6 @@ class _Search:
                 progress(done, total)
 
     def run_cells(self, cells: Rows, progress: Callable[[int, int], None]) -> None:
-        """Compare the rows of each cell with each other."""
         assert self.symmetric
         assert len(cells) == len(self.left)
         places = np.repeat(np.arange(len(cells)), cells.shape[1])
@@ -258,7 +257,6 @@ class _Search:
             self.floor = max(self.floor, cosine[order[-1]])
 
     def pairs(self, field: str) -> NearDuplicates:
-        """The pairs that were found."""
         self._prune()
         rows, cosine = self.kept[0]
         return NearDuplicates(

@@ -48,11 +48,9 @@ class ObjectRecord(_Record):
 
     @property
     def num_blocks(self) -> int:
-        """Blocks of the file."""
         return -(-self.bytes // self.block_bytes)
 
     def block(self, number: int) -> range:
-        """Bytes of one block."""
         start = number * self.block_bytes
         return range(start, min(start + self.block_bytes, self.bytes))
 

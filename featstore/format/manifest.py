@@ -420,7 +420,6 @@ class Manifest(Record):
         return np.concatenate([[0], np.cumsum(self.work.shard_sizes)]).astype(np.int64)
 
     def shard_range(self, shard: int) -> range:
-        """Rows of one shard."""
         if self.shard_starts is not None:
             return range(int(self.shard_starts[shard]), int(self.shard_starts[shard + 1]))
         start = shard * self.work.shard_rows

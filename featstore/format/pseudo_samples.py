@@ -81,7 +81,6 @@ class PseudoSamples:
 
     @property
     def rank(self) -> int:
-        """R."""
         return int(self.factor.shape[1])
 
     @property

@@ -27,7 +27,6 @@ class TextTable:
 
     @property
     def width(self) -> int:
-        """D."""
         return int(self.embedding.shape[1])
 
     @classmethod

@@ -224,7 +224,6 @@ class NewStore:
 
     @property
     def num_rows(self) -> int:
-        """Rows that the store will have."""
         return self.manifest.num_rows
 
     @property

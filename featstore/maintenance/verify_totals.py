@@ -33,7 +33,6 @@ class Totals:
         self._invalid = self._bytes = 0
 
     def add(self, found: ShardFindings) -> None:
-        """Add one shard."""
         if found.entry is not None:
             store = self._backend.store
             path = entry_path(store, found.shard).relative_to(store).as_posix()

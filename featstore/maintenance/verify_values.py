@@ -151,7 +151,6 @@ def _by_row(mask: Mask) -> Mask:
 
 
 def _rows(bad: Mask, text: str) -> Iterator[Problem]:
-    """One problem for all rows of a mask."""
     rows = np.flatnonzero(bad)
     if rows.size:
         span = range(int(rows[0]), int(rows[-1]) + 1)

@@ -178,7 +178,6 @@ class Place(ABC):
             return None
 
     def _stamp(self, name: str) -> tuple[int, str]:
-        """See ``stamp``."""
         size = self._size(name)
         return size, str(size)
 
@@ -279,7 +278,6 @@ class Place(ABC):
             ) from None
 
     def _put_if(self, name: str, data: bytes, tag: Tag | None) -> Tag | None:
-        """See ``put_if``."""
         raise NotImplementedError
 
     def put_if(self, name: str, data: bytes, tag: Tag | None) -> Tag | None:
@@ -295,7 +293,6 @@ class Place(ABC):
         return self._persist(name, lambda: self._put_if(name, data, tag))
 
     def _tag(self, name: str) -> Tag:
-        """See ``tag``."""
         raise NotImplementedError
 
     def tag(self, name: str) -> Tag | None:
@@ -306,7 +303,6 @@ class Place(ABC):
             return None
 
     def _entity_tags(self, folder: str) -> dict[str, str]:
-        """See ``entity_tags``."""
         raise NotImplementedError
 
     def entity_tags(self, folder: str) -> dict[str, str]:

@@ -110,7 +110,6 @@ class Meter:
             )
 
     def report(self, place: Place, manifest: Manifest, *, dry_run: bool = False) -> TransferReport:
-        """Build the report."""
         with self._lock:
             return TransferReport(
                 url=place.url,

@@ -116,7 +116,6 @@ class _Push:
         return report
 
     def whole(self, store: Path) -> TransferReport:
-        """Push a store."""
         place, contents = self.place, local_contents(store)
         if changed := changed_since_signed(store):
             raise StoreError(

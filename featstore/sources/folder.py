@@ -71,7 +71,6 @@ class FolderSource(Source):
         self.notes = listing.notes(path)
 
     def read(self, row: int) -> bytes:
-        """Return the bytes of one file."""
         name = self.sample_ids[row]
         if self._place is None:
             return (self._root / name).read_bytes()
@@ -97,7 +96,6 @@ class PointsSource(FolderSource):
 
     @staticmethod
     def suffixes() -> frozenset[str]:
-        """See ``FolderSource.suffixes``."""
         return POINT_SUFFIXES
 
 

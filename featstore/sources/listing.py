@@ -43,7 +43,6 @@ class Ids(Sequence[str]):
 
     @classmethod
     def of(cls, texts: Sequence[str]) -> "Ids":
-        """Pack texts."""
         packed = [text.encode("utf-8", "surrogateescape") for text in texts]
         return cls(b"".join(packed), np.cumsum([len(text) for text in packed], dtype=np.int64))
 

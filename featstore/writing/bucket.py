@@ -243,7 +243,6 @@ class BucketStore:
 
     @contextmanager
     def open(self, lease_s: float) -> Iterator[BucketLeases]:
-        """See ``Destination``."""
         self._look_s = min(LOOK_S, lease_s / 10)
         with BucketLeases(self.place, self._listed_leases, lease_s=lease_s) as self._leases:
             yield self._leases

@@ -41,7 +41,6 @@ class FolderStore:
 
     @contextmanager
     def open(self, lease_s: float) -> Iterator[Leases]:
-        """See ``Destination``."""
         with shared(self._store), self._disk, Leases(self._store, lease_s=lease_s) as leases:
             yield leases
 

@@ -86,7 +86,6 @@ class ArrowExporter(Exporter):
         return f"data-{part:05d}-of-{self._num_parts:05d}.arrow"
 
     def begin(self, part: int) -> None:
-        """Begin a file."""
         self._path = self._folder / self._name(part)
         with refused(self._path, 0):
             self._file = self._path.open("wb")

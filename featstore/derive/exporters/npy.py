@@ -92,7 +92,6 @@ class NpyExporter(Exporter):
         self.state()
 
     def close(self) -> None:
-        """Close all files."""
         for file in [self._ids, *(array.file for array in self._arrays.values())]:
             with suppress(OSError):  # a full disk was reported before
                 file.handle.close()
