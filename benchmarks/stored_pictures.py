@@ -81,9 +81,9 @@ def make_store(images: Path, out: Path, copies: str, weights: Path) -> Any:
 def loads(source: Any, store: Any, size_px: int, *, megabytes: int = 0) -> Case:
     """One view of every image, as phase two's loader makes it."""
     from distill.config import DataConfig
+    from distill.data.join_samples import join_samples
     from distill.data.pictures import PictureCache, ViewDataset
     from distill.data.rules import rule_of
-    from distill.data.samples import join_samples
     from distill.data.schedule import Request
 
     samples = join_samples(source, store, DataConfig(labelled=[], unlabelled=["*"], test=[]))

@@ -10,6 +10,8 @@ import numpy as np
 import torch
 
 from distill.config import DataConfig, EvalConfig, TeacherConfig
+from distill.data.join_samples import join_samples
+from distill.data.match_views import match_views
 from distill.data.pictures import (
     BatchMaker,
     Changes,
@@ -18,15 +20,9 @@ from distill.data.pictures import (
 )
 from distill.data.points import PointDataset, TurnedAboutZ
 from distill.data.rules import PointRule, TextRule, UncutRule, rule_of
-from distill.data.samples import (
-    NO_ROW,
-    Samples,
-    Split,
-    join_samples,
-    match_views,
-    split_parts,
-)
+from distill.data.samples import NO_ROW, Samples, Split
 from distill.data.schedule import Indices, ViewPicker, allowed_columns
+from distill.data.split_parts import split_parts
 from distill.data.stored_features import Features, Grid, StoredField, check_vector, reference_column
 from distill.data.targets import Targets
 from distill.data.teacher_classifier import stored_classifier
@@ -66,7 +62,7 @@ class Data:
             measured: Part that takes the place of the test part.
 
         Raises:
-            ConfigError: see ``samples.split_parts``; or there is no validation part.
+            ConfigError: see ``split_parts``; or there is no validation part.
         """
         part = split_parts(self.samples, self.settings, seed)
         if measured == "test":

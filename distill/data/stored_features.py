@@ -1,6 +1,6 @@
 """Stored features by sample: the vectors of one teacher or of several side by side, and patch grids.
 
-No pictures and no student here; which row of a store belongs to a sample is decided in ``samples.join_samples``.
+No pictures and no student here; which row of a store belongs to a sample is decided in ``join_samples``.
 """
 
 # S samples, V views, D width of all teachers' vectors together, g side of a patch grid

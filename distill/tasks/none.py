@@ -100,7 +100,8 @@ class Backbone(Task):
             raise ConfigError(
                 "--eval.part validation: --task none needs --data.validation_share, e.g. 0.05."
             )
-        from distill.data.samples import Split, keys_that_stay_together, share_a_key
+        from distill.data.samples import Split
+        from distill.data.split_parts import keys_that_stay_together, share_a_key
 
         samples = self.data.samples
         given = samples.groups["test"]

@@ -97,9 +97,10 @@ def load(faces: Path, masks: Path) -> tuple[Tensor, Tensor]:
     import numpy as np
 
     from distill.config import DataConfig
+    from distill.data.join_samples import join_samples
     from distill.data.pictures import ViewDataset
-    from distill.data.samples import join_samples, split_parts
     from distill.data.schedule import CANONICAL, Request
+    from distill.data.split_parts import split_parts
     from distill.tasks.segment_parts import open_masks
     from featstore.format.views import ViewSet
     from featstore.sources import open_source

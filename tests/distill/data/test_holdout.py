@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 
 from distill.config import DataConfig
-from distill.data.samples import Samples, Split, split_parts
+from distill.data.samples import Samples, Split
+from distill.data.split_parts import split_parts
 from featstore.errors import ConfigError
 from featstore.format.ids import content_sha256
 from featstore.sources.base import Source

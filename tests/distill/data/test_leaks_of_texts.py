@@ -9,7 +9,8 @@ import pytest
 
 import featstore
 from distill.config import DataConfig
-from distill.data.samples import join_samples, split_parts
+from distill.data.join_samples import join_samples
+from distill.data.split_parts import split_parts
 from featstore.cli.main import main
 from featstore.format.ids import content_sha256
 from featstore.sources import open_source

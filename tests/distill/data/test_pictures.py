@@ -9,6 +9,7 @@ import torch
 from PIL import Image
 
 from distill.config import DataConfig
+from distill.data.join_samples import join_samples
 from distill.data.pictures import (
     BatchMaker,
     Changes,
@@ -17,8 +18,9 @@ from distill.data.pictures import (
     load_batches,
 )
 from distill.data.rules import rule_of
-from distill.data.samples import Samples, join_samples, split_parts
+from distill.data.samples import Samples
 from distill.data.schedule import CANONICAL, Request
+from distill.data.split_parts import split_parts
 from distill.data.stored_features import Features
 from distill.losses import IGNORE
 from featstore import FeatureStore

@@ -10,9 +10,11 @@ from PIL import Image
 
 from distill.config import DataConfig, TeacherConfig
 from distill.data.feature_norm import Columns, FeatureNorm, measure_channels, shares
+from distill.data.join_samples import join_samples
+from distill.data.match_views import match_views
 from distill.data.pictures import BatchMaker, Changes, ViewDataset, load_batches
 from distill.data.rules import rule_of
-from distill.data.samples import Samples, join_samples, match_views
+from distill.data.samples import Samples
 from distill.data.schedule import Request, allowed_columns
 from distill.data.stored_features import Features, Grid, StoredField, find_grid
 from featstore import FeatureStore

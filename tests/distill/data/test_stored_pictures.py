@@ -13,9 +13,9 @@ from distill.commands.evaluate import run as evaluate
 from distill.commands.train import run as train
 from distill.config import DataConfig, DistillConfig, EvaluateConfig
 from distill.data.images import default_source, open_images
+from distill.data.join_samples import join_samples
 from distill.data.pictures import ViewDataset, load_batches
 from distill.data.rules import rule_of
-from distill.data.samples import join_samples
 from distill.data.schedule import Request
 from featstore import FeatureStore
 from featstore.errors import ConfigError, MissingSamples

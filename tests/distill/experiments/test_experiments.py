@@ -313,7 +313,8 @@ def test_runs_share_what_is_read_and_decoded(write: Write, monkeypatch: pytest.M
         "seeds: [0]\nvariants: {labels: {methods: [labels]}, kd: {methods: [kd]}, "
         "fewer: {methods: [kd], data.labels_per_class: 2}}\n"
     )
-    from distill.data import joined, samples
+    from distill.data import joined
+    from distill.data.join_samples import join_samples
     from featstore.sources import load as data
 
     count = {"join": 0, "decode": 0, "probe": 0}
@@ -325,7 +326,7 @@ def test_runs_share_what_is_read_and_decoded(write: Write, monkeypatch: pytest.M
 
         return call
 
-    monkeypatch.setattr(joined, "join_samples", counted("join", samples.join_samples))
+    monkeypatch.setattr(joined, "join_samples", counted("join", join_samples))
     monkeypatch.setattr(data, "decode", counted("decode", data.decode))
     monkeypatch.setattr(joined, "fit_probe", counted("probe", joined.fit_probe))
     assert start(path) == 0

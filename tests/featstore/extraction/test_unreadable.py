@@ -12,10 +12,10 @@ from typing import Any
 import pytest
 
 from distill.config import DataConfig
+from distill.data.join_samples import join_samples
 from distill.data.pictures import ViewDataset as StudentDataset
 from distill.data.pictures import load_batches as load_pictures
 from distill.data.rules import rule_of
-from distill.data.samples import join_samples
 from distill.data.schedule import CANONICAL, Request
 from featstore import FeatureStore
 from featstore.errors import MissingSamples, SourceError

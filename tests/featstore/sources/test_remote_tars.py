@@ -10,9 +10,9 @@ import pytest
 import torch
 
 from distill.config import DataConfig
+from distill.data.join_samples import join_samples
 from distill.data.pictures import ViewDataset, load_batches
 from distill.data.rules import rule_of
-from distill.data.samples import join_samples
 from distill.data.schedule import Request
 from featstore import FeatureStore
 from featstore.errors import SourceError
