@@ -80,15 +80,7 @@ def prepare_runs(config: DistillConfig) -> "tuple[DistillConfig, JoinedData]":
         config.partner if partner is not None and partner.labels else "none",
     )
     check_stored(config, config.methods)
-    data = joined.join_data(
-        source,
-        store,
-        config.data,
-        config.field,
-        weight=config.teacher_weight,
-        teachers=config.teachers,
-        grid_field=config.grid_field,
-    )
+    data = joined.join_run(config, source, store)
     for name in named:
         METHODS[name].check(options_of(config, name), config, data)
     return config, data

@@ -9,7 +9,7 @@ from typing import Any, Literal
 import numpy as np
 import torch
 
-from distill.config import DataConfig, EvalConfig, TeacherConfig
+from distill.config import DataConfig, DistillConfig, EvalConfig, TeacherConfig
 from distill.data.join_samples import join_samples
 from distill.data.match_views import match_views
 from distill.data.pictures import (
@@ -261,6 +261,19 @@ def join_data(
         features=features,
         columns=columns,
         grid_field=grid_field,
+    )
+
+
+def join_run(config: DistillConfig, source: Source, store: FeatureStore) -> JoinedData:
+    """``join_data`` with the settings of a run."""
+    return join_data(
+        source,
+        store,
+        config.data,
+        config.field,
+        weight=config.teacher_weight,
+        teachers=config.teachers,
+        grid_field=config.grid_field,
     )
 
 

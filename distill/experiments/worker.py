@@ -143,15 +143,7 @@ class RunWorker:
             source = config.store
         if source not in self._sources:
             self._sources[source] = open_images(images, store)
-        return joined.join_data(
-            self._sources[source],
-            store,
-            config.data,
-            config.field,
-            weight=config.teacher_weight,
-            teachers=config.teachers,
-            grid_field=config.grid_field,
-        )
+        return joined.join_run(config, self._sources[source], store)
 
     def _share_pictures(self, new: JoinedData) -> JoinedData:
         """Reuse the decoded pictures of data with the same images and regions."""

@@ -148,15 +148,7 @@ def open_data(run: FinishedRun, *, store: str = "", images: str = "") -> RunData
         source_config = dataclasses.replace(config.source, path=images or config.source.path)
     source = open_images(source_config, opened)
     if opened is not None and not missing:
-        data: Data = joined.join_data(
-            source,
-            opened,
-            config.data,
-            config.field,
-            weight=config.teacher_weight,
-            teachers=config.teachers,
-            grid_field=config.grid_field,
-        )
+        data: Data = joined.join_run(config, source, opened)
     else:
         data = joined.prepare_without_store(source, config.data, run.rule)
         if config.task == "none":

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from distill.config import TeacherConfig
-from distill.data.joined import JoinedData, join_data
+from distill.data.joined import JoinedData, join_run
 from distill.training import run_folder as runs
 from featstore import FeatureStore
 from featstore.errors import ConfigError, StoreNotFound, ViewMismatch
@@ -18,15 +18,7 @@ from tests.distill.stores import WIDTH, write_store
 def data_of(make_config: MakeConfig, **changes: object) -> JoinedData:
     """As ``pipelines/distill.py`` prepares it."""
     config = make_config(**changes)
-    return join_data(
-        open_source(config.source),
-        FeatureStore.open(config.store),
-        config.data,
-        config.field,
-        weight=config.teacher_weight,
-        teachers=config.teachers,
-        grid_field=config.grid_field,
-    )
+    return join_run(config, open_source(config.source), FeatureStore.open(config.store))
 
 
 @pytest.fixture
