@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import distill.student.hashed_text
+import distill.student.one_step
 import distill.student.pillars
 import distill.student.slimmable
 import distill.student.wideresnet  # noqa: F401  registers it with timm

@@ -10,6 +10,7 @@ import numpy as np
 from distill.config import DataConfig, DistillConfig
 from distill.tasks.base import Task
 from distill.tasks.classify import Classify
+from distill.tasks.generate import Generate
 from distill.tasks.keypoints import Keypoints
 from distill.tasks.multilabel import MultiLabel
 from distill.tasks.none import Backbone
@@ -34,6 +35,7 @@ TASKS: dict[str, type[Task]] = {
     "segment": Segment,
     "zeroshot": ZeroShot,
     "promptable": Promptable,
+    "generate": Generate,
 }
 
 CHOOSES_LABELS = ("labelled", "labels", "labels_per_class", "validation", "holdout", "group")

@@ -27,6 +27,7 @@ ARGUMENTS = {
         "directions of the covariance that are kept, for each class; 0: variances alone (default: 0)", int, default=0
     ),
     "--overall": flag("measure all images together, without classes"),
+    "--classes": value("noise only: names of classes; every class has noise of its own", nargs="+", default=[], metavar="NAME"),
     "--include": value("only images whose id matches, e.g. 'train/*'", nargs="+", default=["*"], metavar="PATTERN"),
     "--allow-few": flag(
         f"also measure classes of fewer than {LEAST} images, or {LEAST_PER_RANK} for each unit of --rank; such a "
@@ -40,8 +41,12 @@ def run(arguments: argparse.Namespace) -> int:
     skipped: list[str] = []
     if arguments.out.exists():
         raise ConfigError(f"{arguments.out}: exists. Choose another name, or delete it.")
+    if arguments.classes and arguments.images != "noise":
+        raise ConfigError(
+            f"--classes {' '.join(arguments.classes)}: for noise only; the classes of {arguments.images} are its own."
+        )
     if arguments.images == "noise":
-        record = PseudoSamples.noise(arguments.size)
+        record = PseudoSamples.noise(arguments.size, arguments.classes)
     else:
         source = open_source(SourceConfig(**source_of(arguments.images), include=arguments.include))
         record, skipped = measure_images(

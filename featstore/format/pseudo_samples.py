@@ -8,7 +8,7 @@ the seed, in integer arithmetic alone, so that every machine draws the same byte
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, Literal, get_args
@@ -33,6 +33,10 @@ ALL = "all"
 """Second part of the ids of pseudo-samples without a class."""
 
 Kind = Literal["noise", "moments", "covariance"]
+
+CONDITION_MEAN = (127.5 / 255, 0.0, 0.0)
+CONDITION_STD = (32 / 255, 1 / 255, 1 / 255 / 256)
+"""Normalisation of noise with classes: red becomes standard normal noise, green and blue add up to the class."""
 
 MOST_SIDE = 256  # pixels
 MOST_VALUE = 4096.0  # of mean, deviation and factor, so that sums fit into 64 bits
@@ -89,7 +93,8 @@ class PseudoSamples:
         colour = "grey" if self.channels == 1 else "RGB"
         size = f"{self.size[0]} x {self.size[1]} pixels, {colour}"
         if self.kind == "noise":
-            return f"pseudo-samples: noise, {size}; holds nothing of any image"
+            of = f" for {len(self.classes)} classes" if self.classes else ""
+            return f"pseudo-samples: noise{of}, {size}; holds nothing of any image"
         of = f"{len(self.classes)} classes" if self.classes else "all images"
         how = f"covariance of rank {self.rank}" if self.rank else "variances"
         return (
@@ -177,11 +182,36 @@ class PseudoSamples:
             raise ConfigError(f"no record of pseudo-samples: {error!r}.") from None
 
     @classmethod
-    def noise(cls, side: int) -> "PseudoSamples":
-        """Grey level 127.5 with a standard deviation of 63.75 in every number, in colour."""
-        values = np.full((1, 3 * side * side), 127.5, np.float32)
-        none = np.zeros((1, 0, 3 * side * side), np.float32)
-        return cls("noise", (side, side), 3, (), (0,), values, values * np.float32(0.5), none)
+    def noise(cls, side: int, classes: Sequence[str] = ()) -> "PseudoSamples":
+        """Noise in colour: grey level 127.5 with a standard deviation of 63.75 in every number.
+
+        With classes, the input of a generator: red is 127.5 with a deviation of 32, green and blue hold the number of
+        the class, see ``split_condition``.
+        """
+        _require(len(classes) <= 2**16, f"{len(classes)} classes; at most 65,536")
+        mean = np.full((max(1, len(classes)), side * side, 3), 127.5, np.float32)
+        deviation = mean / 2
+        if classes:
+            numbers = np.arange(len(classes))[:, None]
+            mean[..., 1], mean[..., 2] = numbers % 256, numbers // 256
+            deviation[..., 0], deviation[..., 1:] = 32, 0
+        mean, deviation = (values.reshape(len(mean), -1) for values in (mean, deviation))
+        none = np.zeros((len(mean), 0, mean.shape[1]), np.float32)
+        return cls(
+            "noise", (side, side), 3, tuple(classes), (0,) * len(mean), mean, deviation, none
+        )
+
+
+def split_condition(images: Any) -> tuple[Any, Any]:
+    """Noise and class of pictures of noise with classes.
+
+    Args:
+        images: (B, 3, H, W) tensor, normalised with ``CONDITION_MEAN`` and ``CONDITION_STD``.
+
+    Returns:
+        (B, 1, H, W) noise and (B,) int64 classes, those of the upper left pixel.
+    """
+    return images[:, :1], (images[:, 1, 0, 0] + images[:, 2, 0, 0]).round().long()
 
 
 def _require(condition: bool, message: str) -> None:

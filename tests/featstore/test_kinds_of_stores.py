@@ -13,7 +13,7 @@ from featstore.cli.main import main
 from featstore.extraction.config import ExtractConfig, StoreConfig, TeacherConfig
 from featstore.extraction.run import run
 from featstore.sources.config import SourceConfig
-from tests import points, pseudo, texts
+from tests import noise, points, pseudo, texts
 
 pytest.importorskip("onnxruntime")
 pytest.importorskip("tokenizers")
@@ -57,9 +57,16 @@ def point_store(folder: Path, number: int) -> Path:
     return points.extract(clouds, folder / "store", fields=points.FIELDS[2:])
 
 
+def sampled_pictures(folder: Path, number: int) -> Path:
+    """A store of 24 pictures that a diffusion model draws from noise; both differ in the seeds."""
+    folder.mkdir()
+    return noise.extract(folder, first_seed=8 * number)
+
+
 KINDS: dict[str, tuple[Make, str, str, int]] = {
     "text": (text_store, "wordpiece tokenizer", "train/*", 40),
     "points": (point_store, "5 x 4 cells", "train/*", 36),
+    "sampled pictures": (sampled_pictures, "noise for 3 classes", "*/dog/*", 16),
     "pseudo-samples": (pseudo_samples, "may reveal", "*/dog/*", 24),
 }
 """By kind: how its stores are made, what ``inspect`` and the card must show, and a pattern with the number of rows of
