@@ -143,9 +143,7 @@ class OneStep(nn.Module):
         if num_classes:
             raise ValueError("one_step is a generator for --task generate; it has no classifier")
         if size % 4 or min(classes, size, width, depth) < 1:
-            raise ValueError(
-                f"size {size} must divide by 4; classes, width and depth be positive"
-            )
+            raise ValueError(f"size {size} must divide by 4; classes, width and depth be positive")
         students = students or [{"where": [f"0-{classes - 1}"]}]
         self.register_buffer("route", torch.tensor(route_of(students, classes)), persistent=False)
         self.students = nn.ModuleList(

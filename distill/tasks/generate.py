@@ -28,7 +28,7 @@ from featstore.sources.config import require
 
 if TYPE_CHECKING:
     from distill.config import DistillConfig
-    from distill.data.joined import Data, JoinedData
+    from distill.data.joined import Data
     from distill.data.pictures import Batch
     from distill.data.samples import Samples, Split
     from distill.data.schedule import Indices
@@ -125,15 +125,17 @@ class Generate(Task):
         from distill.data.joined import JoinedData
 
         if not isinstance(self.data, JoinedData):
-            raise ConfigError("--task generate: the pictures are in the feature store; give --store.")
+            raise ConfigError(
+                "--task generate: the pictures are in the feature store; give --store."
+            )
         settings = self.config.data
         changed = [
             f"--data.{name}" for name in ("jitter", "grayscale", "blur") if getattr(settings, name)
         ]
         if changed or len(self.data.columns) > 1 or samples.source.kind != "synthetic":
             raise ConfigError(
-                f"--task generate: takes pseudo-samples of noise in one view and as they are; {samples.source.uri} is of "
-                f"kind {samples.source.kind}, with {len(self.data.columns)} views and {', '.join(changed) or 'no'} "
+                f"--task generate: takes pseudo-samples of noise in one view and as they are; {samples.source.uri} is "
+                f"of kind {samples.source.kind}, with {len(self.data.columns)} views and {', '.join(changed) or 'no'} "
                 "changes of colour."
             )
         return Pairs(self.data.features, samples.labels)
@@ -206,9 +208,7 @@ class Generate(Task):
 
         judge = judge_of(folder)
         (features, seen), (stored, told) = judge(drawn), judge(teacher)
-        reference = (
-            real_features(folder, images, math.isqrt(drawn.shape[1])) if images else stored
-        )
+        reference = real_features(folder, images, math.isqrt(drawn.shape[1])) if images else stored
         found |= {
             "frechet_distance": frechet_distance(features, reference),
             "classified": float((seen == classes).double().mean()),
@@ -227,9 +227,7 @@ class Generate(Task):
 
     def errors(self, *kept: Tensor) -> npt.NDArray[np.float64]:
         """(N,) mean absolute error of each picture."""
-        found: npt.NDArray[np.float64] = (
-            (kept[0] - kept[1][:, :-1]).abs().double().mean(1).numpy()
-        )
+        found: npt.NDArray[np.float64] = (kept[0] - kept[1][:, :-1]).abs().double().mean(1).numpy()
         return found
 
     def draw(self, pixels: Tensor, seen: StudentOutput, targets: Tensor) -> Tensor:

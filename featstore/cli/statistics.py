@@ -27,7 +27,9 @@ ARGUMENTS = {
         "directions of the covariance that are kept, for each class; 0: variances alone (default: 0)", int, default=0
     ),
     "--overall": flag("measure all images together, without classes"),
-    "--classes": value("noise only: names of classes; every class has noise of its own", nargs="+", default=[], metavar="NAME"),
+    "--classes": value(
+        "noise only: names of classes; every class has noise of its own", nargs="+", default=[], metavar="NAME"
+    ),
     "--include": value("only images whose id matches, e.g. 'train/*'", nargs="+", default=["*"], metavar="PATTERN"),
     "--allow-few": flag(
         f"also measure classes of fewer than {LEAST} images, or {LEAST_PER_RANK} for each unit of --rank; such a "

@@ -190,15 +190,21 @@ class PseudoSamples:
         """
         _require(len(classes) <= 2**16, f"{len(classes)} classes; at most 65,536")
         mean = np.full((max(1, len(classes)), side * side, 3), 127.5, np.float32)
-        deviation = mean / 2
+        deviation = mean * np.float32(0.5)
         if classes:
             numbers = np.arange(len(classes))[:, None]
             mean[..., 1], mean[..., 2] = numbers % 256, numbers // 256
             deviation[..., 0], deviation[..., 1:] = 32, 0
-        mean, deviation = (values.reshape(len(mean), -1) for values in (mean, deviation))
-        none = np.zeros((len(mean), 0, mean.shape[1]), np.float32)
+        flat = len(mean), 3 * side * side
         return cls(
-            "noise", (side, side), 3, tuple(classes), (0,) * len(mean), mean, deviation, none
+            kind="noise",
+            size=(side, side),
+            channels=3,
+            classes=tuple(classes),
+            counts=(0,) * len(mean),
+            mean=mean.reshape(flat),
+            deviation=deviation.reshape(flat),
+            factor=np.zeros((len(mean), 0, flat[1]), np.float32),
         )
 
 

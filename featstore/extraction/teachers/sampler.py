@@ -1,4 +1,4 @@
-"""A class-conditional diffusion model as a teacher: for a pseudo-sample of noise it gives the picture that is sampled from it.
+"""Class-conditional diffusion models as teachers: for a pseudo-sample of noise the picture that is sampled from it.
 
 Preconditioning, noise levels and Heun's method are those of EDM (Karras et al., NeurIPS 2022, arXiv:2206.00364),
 deterministic. The network is yours: a function for ``--teacher.library python`` that returns a ``Sampler`` of it.
@@ -7,8 +7,8 @@ deterministic. The network is yours: a function for ``--teacher.library python``
 # B pictures, H W sides, S steps
 
 from collections.abc import Callable
+from itertools import pairwise
 
-import torch
 from torch import Tensor, nn
 
 from featstore.errors import TeacherError
@@ -30,7 +30,7 @@ def heun(denoise: Callable[[Tensor, float], Tensor], x: Tensor, levels: list[flo
         x: noise times the first level.
         levels: descending; after the step to 0 there is no correction.
     """
-    for now, after in zip(levels[:-1], levels[1:], strict=True):
+    for now, after in pairwise(levels):
         slope = (x - denoise(x, now)) / now
         there = x + (after - now) * slope
         if after:
@@ -83,7 +83,8 @@ class Sampler(nn.Module):
         s = level.view(-1, 1, 1, 1)
         total = s.square() + self.data**2
         found = self.network(noisy / total.sqrt(), level.log() / 4, classes)
-        return noisy * self.data**2 / total + found * s * self.data / total.sqrt()
+        denoised: Tensor = noisy * self.data**2 / total + found * s * self.data / total.sqrt()
+        return denoised
 
     def forward(self, images: Tensor) -> dict[str, Tensor]:
         """Sample one picture from each.

@@ -2,7 +2,7 @@
 
     python pipelines/recipes/msd/teacher.py
 
-Reads ``data/mnist/train/CLASS/*``, writes ``outputs/msd/teacher.safetensors`` and the settings of the network beside it.
+Reads ``data/mnist/train/CLASS/*``, writes ``outputs/msd/teacher.safetensors`` and its settings.
 """
 
 # B images of a step
@@ -38,7 +38,9 @@ def sampler(*, classes: int, size: int, width: int, depth: int = 1, steps: int =
     return Sampler(network, size=size, classes=classes, steps=steps)
 
 
-def main(images: str, out: Path, *, network: dict[str, int], steps: int, batch: int, seed: int) -> None:
+def main(
+    images: str, out: Path, *, network: dict[str, int], steps: int, batch: int, seed: int
+) -> None:
     """Train, and write the averaged weights."""
     import torch
     from safetensors.torch import save_file

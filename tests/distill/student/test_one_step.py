@@ -68,7 +68,9 @@ def test_students_partition_the_rows() -> None:
         value.data.add_(0.1)
     same = (changed(images) == found).all(1)
     assert same.tolist() == [True, False, True, False, True]
-    torch.testing.assert_close(model._selected(images[:, :1], torch.tensor(classes)).flatten(1), found)
+    torch.testing.assert_close(
+        model._selected(images[:, :1], torch.tensor(classes)).flatten(1), found
+    )
 
 
 def test_gradients_stay_with_the_student_of_the_class() -> None:

@@ -89,7 +89,10 @@ def test_a_student_without_samples_is_refused(place: Path) -> None:
     for changed, named in (
         ({}, r"student 1.*\[10, 0\]"),
         ({"student": StudentConfig(name="one_step", model_args={**MODEL, "size": 12})}, "144"),
-        ({"student": StudentConfig(name="one_step", model_args={**MODEL, "classes": 4})}, "classes 4"),
+        (
+            {"student": StudentConfig(name="one_step", model_args={**MODEL, "classes": 4})},
+            "classes 4",
+        ),
     ):
         task = task_of(dataclasses.replace(config, **changed))
         with pytest.raises(ConfigError, match=named):

@@ -28,7 +28,9 @@ def normalised(record: PseudoSamples, sample_ids: list[str]) -> Tensor:
     drawn = [record.draw(name)[-height * width * 3 :] for name in sample_ids]
     pixels = np.stack([np.frombuffer(data, np.uint8).reshape(height, width, 3) for data in drawn])
     images = torch.from_numpy(pixels.copy()).permute(0, 3, 1, 2).float() / 255
-    mean, std = (torch.tensor(values).view(1, 3, 1, 1) for values in (CONDITION_MEAN, CONDITION_STD))
+    mean, std = (
+        torch.tensor(values).view(1, 3, 1, 1) for values in (CONDITION_MEAN, CONDITION_STD)
+    )
     return (images - mean) / std
 
 
