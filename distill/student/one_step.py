@@ -1,7 +1,7 @@
 """Student ``one_step``: generators of grey pictures from noise and a class in one pass. timm knows it.
 
 Several of them share the classes: each gets the rows of its own classes, in training and afterwards (multi-student
-distillation, Song et al., ICML 2025). ``UNet`` is also small enough to be the network of a diffusion model.
+distillation, arXiv:2410.23274). ``UNet`` is also small enough to be the network of a diffusion model.
 """
 
 # B pictures, H W sides, C width, E width of the embedding of class and noise level, K classes
@@ -35,7 +35,8 @@ class Block(nn.Module):
         """(B, C, h, w), (B, E) -> (B, C, h, w)."""
         scale, shift = self.modulate(embedding)[:, :, None, None].chunk(2, 1)
         hidden = self.norm2(self.conv1(F.silu(self.norm1(x)))) * (1 + scale) + shift
-        return x + self.conv2(F.silu(hidden))
+        changed: Tensor = x + self.conv2(F.silu(hidden))
+        return changed
 
 
 class UNet(nn.Module):
@@ -155,7 +156,7 @@ class OneStep(nn.Module):
 
     def example_input(self) -> Tensor:
         """(1, 3, H, W), of class 0."""
-        return torch.zeros(self.pretrained_cfg["input_size"])[None]  # type: ignore[arg-type]
+        return torch.zeros(self.pretrained_cfg["input_size"])[None]
 
     def get_classifier(self) -> nn.Module:
         """None: Identity."""
@@ -168,7 +169,7 @@ class OneStep(nn.Module):
         if len(self.students) == 1:
             found: Tensor = self.students[0](noise, None, classes)
             return found
-        if torch.compiler.is_exporting() or torch.jit.is_tracing():  # type: ignore[no-untyped-call]
+        if torch.compiler.is_exporting() or torch.jit.is_tracing():
             return self._selected(noise, classes)
         route, out = self.route[classes], torch.zeros_like(noise)
         for number, student in enumerate(self.students):

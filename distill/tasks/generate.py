@@ -89,7 +89,7 @@ class Generate(Task):
     name = "generate"
     Options = GenerateConfig
     options: GenerateConfig
-    measures = (*JUDGED, ERROR)
+    measures: Sequence[Measure] = (*JUDGED, ERROR)
     methods = ("labels",)
     draws = True
     kind = "unconditional-image-generation"
