@@ -145,6 +145,7 @@ class OneStep(nn.Module):
             raise ValueError("one_step is a generator for --task generate; it has no classifier")
         if size % 4 or min(classes, size, width, depth) < 1:
             raise ValueError(f"size {size} must divide by 4; classes, width and depth be positive")
+        self.size = size
         students = students or [{"where": [f"0-{classes - 1}"]}]
         self.register_buffer("route", torch.tensor(route_of(students, classes)), persistent=False)
         self.students = nn.ModuleList(
@@ -156,7 +157,7 @@ class OneStep(nn.Module):
 
     def example_input(self) -> Tensor:
         """(1, 3, H, W), of class 0."""
-        return torch.zeros(self.pretrained_cfg["input_size"])[None]
+        return torch.zeros(1, 3, self.size, self.size)
 
     def get_classifier(self) -> nn.Module:
         """None: Identity."""

@@ -86,15 +86,13 @@ def test_a_student_without_samples_is_refused(place: Path) -> None:
     """Before training: names the student and the counts; so are a wrong size and a wrong number of classes."""
     data = DataConfig(labelled=["noise/cat/*", "noise/fox/*"], test=[], holdout=0.25)
     config = settings(place, data=data)
-    for changed, named in (
-        ({}, r"student 1.*\[10, 0\]"),
-        ({"student": StudentConfig(name="one_step", model_args={**MODEL, "size": 12})}, "144"),
-        (
-            {"student": StudentConfig(name="one_step", model_args={**MODEL, "classes": 4})},
-            "classes 4",
-        ),
+    for model_args, named in (
+        (ROUTED, r"student 1.*\[10, 0\]"),
+        ({**MODEL, "size": 12}, "144"),
+        ({**MODEL, "classes": 4}, "classes 4"),
     ):
-        task = task_of(dataclasses.replace(config, **changed))
+        student = StudentConfig(name="one_step", model_args=model_args)
+        task = task_of(dataclasses.replace(config, student=student))
         with pytest.raises(ConfigError, match=named):
             task.begin(task.student(), task.split(0), None)
 
