@@ -15,7 +15,9 @@ from distill.config import DataConfig
 from distill.data.pictures import ViewDataset
 from distill.data.samples import join_samples
 from distill.data.schedule import CANONICAL, Request
-from distill.training.saved_student import load_exported
+from distill.student.files import WEIGHTS, read_config, student_config
+from distill.student.model import build_student
+from distill.student.start_weights import load_saved
 from featstore.errors import ConfigError
 from featstore.format.views import ViewSet
 from featstore.sources import open_source
@@ -39,12 +41,14 @@ class Judge:
     """
 
     def __init__(self, folder: str) -> None:
-        self.student, described = load_exported(Path(folder))
+        described = read_config(Path(folder)) or {"task": "none that is finished"}
         if described.get("task", "classify") != "classify":
             raise ConfigError(
-                f"--generate.classifier {folder}: is a run of task {described['task']}; expected one of classify."
+                f"--generate.classifier {Path(folder).absolute()}: expected a run of task classify, found task "
+                f"{described['task']}."
             )
-        self.student.eval()
+        self.student = build_student(student_config(described), described["num_classes"]).eval()
+        load_saved(self.student.model, Path(folder) / WEIGHTS)
         self.class_names = tuple(described["label_names"])
 
     @torch.no_grad()

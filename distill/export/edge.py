@@ -33,12 +33,12 @@ from distill.export.manifest import MANIFEST, describe_export
 from distill.export.parity import answers, torch_runner
 from distill.export.quiet import reason
 from distill.export.work import Say, Work
-from distill.student.files import TASK_HEAD
+from distill.student.files import TASK_HEAD, student_config
 from distill.student.model import Student, build_student
 from distill.student.start_weights import load_saved
 from distill.student.tapped import TappedModel
 from distill.training import run_folder
-from distill.training.saved_student import plain_state, student_config
+from distill.training.saved_student import plain_state
 from featstore.errors import ConfigError
 from featstore.files.atomic import make_folder, refused, sync_tree, write_bytes, write_json
 

@@ -4,6 +4,7 @@ import hashlib
 from pathlib import Path
 from typing import Any
 
+from distill.config import StudentConfig
 from featstore.errors import ConfigError
 from featstore.format.checksummed_json import unseal
 
@@ -55,3 +56,21 @@ def read_config(folder: Path) -> dict[str, Any] | None:
     if not isinstance(values, dict):
         raise ConfigError(f"{path.absolute()}: expected an object, found {type(values).__name__}.")
     return values
+
+
+def student_config(values: dict[str, Any]) -> StudentConfig:
+    """Settings that build the student of a config.json, without starting weights. Raises KeyError: a key is missing."""
+    factory = values.get("factory", "")
+    # Torchvision's functions would download these once more.
+    fetched = ("weights", "weights_backbone") if factory.startswith("torchvision.") else ()
+    args = {key: None if key in fetched else value for key, value in values["model_args"].items()}
+    return StudentConfig(
+        **({"factory": factory} if factory else {"name": values["architecture"]}),
+        features=values.get("features", ""),
+        map=values.get("map", ""),
+        model_args=args,
+        feature=values["feature"],
+        image_size=values["input"]["size"][0],
+        mean=values["input"]["mean"],
+        std=values["input"]["std"],
+    )

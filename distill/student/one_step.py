@@ -21,7 +21,7 @@ NAME = "one_step"
 CELL = 2  # sides of the cells that become channels; the network halves the map once more
 
 
-class Block(nn.Module):
+class ResidualBlock(nn.Module):
     """Two convolutions around a residual; class and noise level scale and shift the map between them."""
 
     def __init__(self, width: int, embed: int) -> None:
@@ -59,7 +59,7 @@ class UNet(nn.Module):
         self.up = nn.Conv2d(2 * width, width, 1)
         self.join = nn.Conv2d(2 * width, width, 1)
         self.fine, self.coarse, self.late = (
-            nn.ModuleList(Block(size, embed) for _ in range(count))
+            nn.ModuleList(ResidualBlock(size, embed) for _ in range(count))
             for size, count in ((width, depth), (2 * width, 2 * depth), (width, depth))
         )
         self.last = nn.Conv2d(width, CELL**2, 3, padding=1)

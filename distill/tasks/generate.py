@@ -70,7 +70,7 @@ class GenerateConfig(CheckedOptions, name="generate", positive=("beta",)):
         )
 
 
-class Pairs(Targets):
+class StoredPairs(Targets):
     """The stored picture of each sample, and behind it its class."""
 
     def __init__(self, features: Features, labels: Indices) -> None:
@@ -138,7 +138,7 @@ class Generate(Task):
                 f"of kind {samples.source.kind}, with {len(self.data.columns)} views and {', '.join(changed) or 'no'} "
                 "changes of colour."
             )
-        return Pairs(self.data.features, samples.labels)
+        return StoredPairs(self.data.features, samples.labels)
 
     def prepare(self, data: Data) -> Data:
         """With the stored pictures."""

@@ -26,6 +26,7 @@ from distill.student.files import (
     TASK_HEAD,
     WEIGHTS,
     read_config,
+    student_config,
 )
 from distill.student.model import Student, build_student
 from distill.student.start_weights import load_saved
@@ -244,21 +245,3 @@ def _load_head(folder: Path, student: Student, values: dict[str, Any]) -> nn.Mod
     head = task.head(student, described["outputs"], options)
     head.load_state_dict(load(data))
     return head
-
-
-def student_config(values: dict[str, Any]) -> StudentConfig:
-    """Settings that build the student of a config.json, without starting weights. Raises KeyError: a key is missing."""
-    factory = values.get("factory", "")
-    # Torchvision's functions would download these once more.
-    fetched = ("weights", "weights_backbone") if factory.startswith("torchvision.") else ()
-    args = {key: None if key in fetched else value for key, value in values["model_args"].items()}
-    return StudentConfig(
-        **({"factory": factory} if factory else {"name": values["architecture"]}),
-        features=values.get("features", ""),
-        map=values.get("map", ""),
-        model_args=args,
-        feature=values["feature"],
-        image_size=values["input"]["size"][0],
-        mean=values["input"]["mean"],
-        std=values["input"]["std"],
-    )
