@@ -12,8 +12,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from distill.config import DataConfig
+from distill.data.join_samples import join_samples
 from distill.data.pictures import ViewDataset
-from distill.data.samples import join_samples
 from distill.data.schedule import CANONICAL, Request
 from distill.student.files import WEIGHTS, read_config, student_config
 from distill.student.model import build_student
