@@ -39,6 +39,7 @@ import statistics
 import sys
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -63,9 +64,10 @@ from benchmarks._live import (
     steps_per_epoch,
 )
 from benchmarks._measure import print_table
-from distill.config import DataConfig, DistillConfig
+from distill.config import DataConfig, DistillConfig, EvalConfig
 from distill.data import joined
 from distill.experiments.cost import StoreCost, store_cost
+from distill.measures.linear_probe import LinearProbe
 from distill.measures.score import TOP1
 from distill.methods import METHODS
 from distill.register import kinds, options_of
@@ -99,6 +101,20 @@ COUNTS = (1, 2, 4, 8)
 MOST_SAME = 4  # replayed crops of live-same-K, or the most below it that are there
 STATISTICS_VIEWS = 8  # stored crops whose statistics stand for those of fresh ones
 SPENT_NAME = "teacher.json"  # in the folder of a live run: what its teacher has cost so far
+
+
+class Probes:
+    """The teacher's probe of every seed, fitted once however many methods use it."""
+
+    def __init__(self, data: joined.JoinedData, settings: EvalConfig) -> None:
+        self._fit: Any = lru_cache(maxsize=None)(
+            lambda seed: data.fit_probe(data.split(seed), most=settings.probe_rows, seed=seed)
+        )
+
+    def __call__(self, seed: int) -> LinearProbe:
+        """The probe of one seed."""
+        probe: LinearProbe = self._fit(seed)
+        return probe
 
 
 def options(argv: Sequence[str] | None) -> tuple[argparse.Namespace, list[str], list[str]]:
@@ -169,7 +185,7 @@ class Bench:
     fields: dict[str, list[str]]  # of the store that the methods read, by method
     cost: StoreCost  # of the store
     tasks: dict[Row, joined.JoinedData]  # over the store, by row
-    probes: joined.Probes  # of the teacher, by seed
+    probes: Probes  # of the teacher, by seed
 
     def config_of(self, row: Row) -> DistillConfig:
         """The settings of a row's runs."""
@@ -293,7 +309,7 @@ def prepare(
     every = dict.fromkeys([config.field, *itertools.chain(*fields.values())])
     device = make_accelerator(config).device
     teacher = same_teacher(extract.teacher, store, list(every), device)
-    probes = joined.Probes(tasks[rows[0]], config.eval)
+    probes = Probes(tasks[rows[0]], config.eval)
     return Bench(config, store, teacher, fields, store_cost(store), tasks, probes), rows
 
 

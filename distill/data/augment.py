@@ -73,18 +73,6 @@ def photometric(pixels: Picture, config: PhotometricConfig, bits: int) -> Pictur
     return np.asarray(image)
 
 
-def weakly(pixels: Picture, config: AugmentConfig, bits: int) -> Picture:
-    """Shift and mirror only: for pictures with labels that no teacher's loss sees.
-
-    Args:
-        pixels: View to change.
-        config: ``translate`` and ``flip`` count.
-        bits: Seed of all random draws, 64 bits.
-    """
-    with _seeded(bits):
-        return _moved(pixels, config)
-
-
 def strongly(pixels: Picture, config: AugmentConfig, bits: int) -> Picture:
     """Shift, mirror, RandAugment (Cubuk et al. 2020, timm's), cutout (DeVries and Taylor 2017), in this order.
 

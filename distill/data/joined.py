@@ -3,13 +3,12 @@
 import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import lru_cache
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 import torch
 
-from distill.config import DataConfig, DistillConfig, EvalConfig, TeacherConfig
+from distill.config import DataConfig, DistillConfig, TeacherConfig
 from distill.data.join_samples import join_samples
 from distill.data.match_views import match_views
 from distill.data.pictures import (
@@ -336,17 +335,3 @@ def few(members: Indices, most: int, seed: int) -> Indices:
     """At most ``most`` of the members, by a seed alone."""
     chosen: Indices = members[thin_out(len(members), most, seed=seed).numpy()]
     return chosen
-
-
-class Probes:
-    """The teacher's probe of every seed, fitted once however many methods use it."""
-
-    def __init__(self, data: JoinedData, settings: EvalConfig) -> None:
-        self._fit: Any = lru_cache(maxsize=None)(
-            lambda seed: data.fit_probe(data.split(seed), most=settings.probe_rows, seed=seed)
-        )
-
-    def __call__(self, seed: int) -> LinearProbe:
-        """The probe of one seed."""
-        probe: LinearProbe = self._fit(seed)
-        return probe

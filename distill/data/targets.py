@@ -66,11 +66,3 @@ def in_view(points_S2: Array, frame: Frame) -> Array:
     if frame.mirrored:
         points = points * (-1, 1)
     return points.astype(np.float32)
-
-
-def in_image(points_S2: Array, frame: Frame) -> Array:
-    """The inverse of ``in_view``."""
-    left, upper, right, lower = frame.box
-    points = points_S2 * (-1, 1) if frame.mirrored else points_S2
-    found: Array = (points + 0.5) * (right - left, lower - upper) + (left, upper)
-    return found

@@ -11,13 +11,28 @@ from PIL import Image, ImageEnhance
 from torch.utils.data import DataLoader, Dataset
 
 from distill.config import AugmentConfig, PhotometricConfig
-from distill.data.augment import GRAY, OPERATIONS, _operations, photometric, strongly, weakly
+from distill.data.augment import (
+    GRAY,
+    OPERATIONS,
+    Picture,
+    _moved,
+    _operations,
+    _seeded,
+    photometric,
+    strongly,
+)
 from featstore.errors import ConfigError
 
 PICTURE = np.random.default_rng(0).integers(0, 256, (24, 20, 3), dtype=np.uint8)
 STRONG = AugmentConfig(flip=True)
 OFF = AugmentConfig(ops=0, cutout=0, translate=0)
 ALL = PhotometricConfig(jitter=0.4, hue=0.1, grayscale=0.5, blur=0.5)
+
+
+def weakly(pixels: Picture, config: AugmentConfig, bits: int) -> Picture:
+    """The first part of ``strongly``: shift and mirror."""
+    with _seeded(bits):
+        return _moved(pixels, config)
 
 
 def changed(bits: int) -> bytes:

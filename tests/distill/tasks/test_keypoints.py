@@ -18,7 +18,7 @@ from safetensors.torch import load_file
 from distill.commands.evaluate import run as evaluate
 from distill.commands.train import run
 from distill.config import DataConfig, DistillConfig, EvaluateConfig
-from distill.data.targets import in_image, in_view
+from distill.data.targets import Array, in_view
 from distill.methods import METHODS
 from distill.methods.assist import AssistConfig, assistive, ridge, smoothed
 from distill.register import options_of
@@ -39,6 +39,14 @@ SIDES = st.integers(20, 90)
 
 
 @settings(deadline=None, max_examples=60)
+def in_image(points_S2: Array, frame: Frame) -> Array:
+    """The inverse of ``in_view``."""
+    left, upper, right, lower = frame.box
+    points = points_S2 * (-1, 1) if frame.mirrored else points_S2
+    found: Array = (points + 0.5) * (right - left, lower - upper) + (left, upper)
+    return found
+
+
 @given(
     image=st.tuples(SIDES, SIDES),
     size=st.sampled_from([(32, 32), (24, 40)]),
