@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 import distill
 import featstore
@@ -168,3 +169,19 @@ def test_a_classifier_of_other_classes(place: Path, classifier: Path) -> None:
     assert task_of(config).measures[0].name == "frechet_distance"
     with pytest.raises(ConfigError, match="nowhere"):
         task_of(settings(place, options={"generate": GenerateConfig(classifier="nowhere")}))
+
+
+def test_distances_to_real_images(place: Path, classifier: Path, tmp_path: Path) -> None:
+    """Of the teacher's pictures themselves: 0 to their own files, for the student as for the teacher."""
+    pictures = torch.rand(6, 64, generator=torch.Generator().manual_seed(0)) * 2 - 1
+    for number, picture in enumerate(pictures):
+        grey = ((picture + 1) * 127.5).round().to(torch.uint8).view(8, 8).numpy()
+        Image.fromarray(grey).save(tmp_path / f"{number}.png")
+    chosen = GenerateConfig(classifier=str(classifier), images=str(tmp_path))
+    task = task_of(settings(place, options={"generate": chosen}))
+    numbers = task.numbers(pictures, torch.cat([pictures, torch.zeros(6, 1)], 1))
+    assert numbers["frechet_distance"] == pytest.approx(0, abs=1e-3)
+    assert numbers["teacher"]["frechet_distance"] == numbers["frechet_distance"]
+    assert task.record(numbers)["reference"]["value"] == numbers["frechet_distance"]
+    other = task.numbers(-pictures, torch.cat([pictures, torch.zeros(6, 1)], 1))
+    assert other["frechet_distance"] > 10 * numbers["frechet_distance"]

@@ -179,3 +179,19 @@ def test_dry_run_and_growth(tmp_path: Path) -> None:
     assert [content_sha256(source.read(row)) for row in range(28)] == [
         row.tobytes() for row in grown.content_sha256
     ]
+
+
+def test_noise_with_classes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Every class by its name; statistics of images have classes of their own."""
+    out = tmp_path / "noise.safetensors"
+    words = ["statistics", "noise", str(out), "--size", "4", "--classes", "cat", "dog", "--json"]
+    assert main(words) == 0
+    assert json.loads(capsys.readouterr().out)["classes"] == ["cat", "dog"]
+    source = open_source(SourceConfig(kind="synthetic", path=str(out), samples=2, first_seed=3))
+    assert list(source.sample_ids) == [
+        "noise/cat/00000003", "noise/cat/00000004", "noise/dog/00000003", "noise/dog/00000004",
+    ]  # fmt: skip
+    assert source.labels is not None
+    assert source.labels.tolist() == [0, 0, 1, 1]
+    assert main(["statistics", "digits", str(tmp_path / "x"), "--classes", "cat"]) != 0
+    assert "--classes cat" in capsys.readouterr().err
