@@ -23,6 +23,7 @@ COMMANDS = {
     "experiments": "run many settings and seeds over one store from one file, and compare them",
     "students": "compare students: accuracy against latency and size",
     "search": "find a student's architecture under limits, without training",
+    "prefer": "align a teacher that writes text to its students, by their preferences",
 }
 """Name and summary of each command, in the order of the help."""
 
@@ -129,6 +130,13 @@ def _search(words: Sequence[str]) -> None:
     run_main(search.run, SearchConfig, default_recipe=recipe, argv=words, program=command("search"))
 
 
+def _prefer(words: Sequence[str]) -> None:
+    from distill.preferences import prefer
+    from distill.preferences.config import PreferConfig
+
+    run_main(prefer.run, PreferConfig, default_recipe=None, argv=words, program=command("prefer"))
+
+
 def _experiments(words: Sequence[str]) -> int:
     from distill.experiments import cli
 
@@ -149,6 +157,7 @@ RUN: dict[str, Callable[[Sequence[str]], int | None]] = {
     "experiments": _experiments,
     "students": _students,
     "search": _search,
+    "prefer": _prefer,
 }
 
 if __name__ == "__main__":

@@ -10,6 +10,7 @@ import pytest
 from distill.config import RECIPES, DistillConfig, EvaluateConfig, ReportConfig
 from distill.experiments import cli as experiments
 from distill.export.config import ExportConfig
+from distill.preferences.config import PreferConfig
 from distill.register import kinds, schema
 from distill.search.config import SearchConfig
 from distill.students import cli as students
@@ -123,9 +124,11 @@ def check_command(name: str, words: list[str]) -> None:
     else:
         kinds_of = {
             "evaluate": EvaluateConfig, "export": ExportConfig, "report": ReportConfig, "search": SearchConfig,
+            "prefer": PreferConfig,
         }  # fmt: skip
         kind = kinds_of[name]
-        parse(kind, default_recipe=RECIPES / f"{name}.yaml", argv=words)
+        recipe = None if name == "prefer" else RECIPES / f"{name}.yaml"
+        parse(kind, default_recipe=recipe, argv=words)
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda path: path.name)

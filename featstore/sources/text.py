@@ -26,7 +26,7 @@ class TextSource(Source):
     def __init__(self, config: SourceConfig) -> None:
         self.kind = "text"
         self.uri = config.path
-        rows = _read(Path(config.path))
+        rows = read_table(Path(config.path))
         columns = list(dict.fromkeys(name for row in rows for name in row))
         language = _language_column(config, columns)
         for name in (ID, config.text_column):
@@ -57,7 +57,12 @@ class TextSource(Source):
             self.labels = np.array([number.get(name, NO_LABEL) for name in names], np.int64)
 
 
-def _read(path: Path) -> list[Row]:
+def read_table(path: Path) -> list[Row]:
+    """Return the rows of a JSONL or Parquet file, at least one.
+
+    Raises:
+        SourceError: it cannot be read, holds no rows, or a row is not an object.
+    """
     if path.suffix not in TEXT_SUFFIXES:
         raise SourceError(f"{path}: expected a file that ends in {' or '.join(TEXT_SUFFIXES)}.")
     try:

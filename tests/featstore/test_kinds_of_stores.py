@@ -13,7 +13,7 @@ from featstore.cli.main import main
 from featstore.extraction.config import ExtractConfig, StoreConfig, TeacherConfig
 from featstore.extraction.run import run
 from featstore.sources.config import SourceConfig
-from tests import noise, points, pseudo, texts
+from tests import noise, points, pseudo, rationales, texts
 
 pytest.importorskip("onnxruntime")
 pytest.importorskip("tokenizers")
@@ -63,7 +63,26 @@ def sampled_pictures(folder: Path, number: int) -> Path:
     return noise.extract(folder, first_seed=8 * number)
 
 
+def candidate_store(folder: Path, number: int) -> Path:
+    """A store of 24 rationales of two strategies, with texts and log-probabilities in place of features."""
+    pytest.importorskip("transformers")
+    from distill.preferences.candidates import store_candidates
+    from distill.preferences.config import PreferConfig
+    from distill.preferences.language_models import load_model
+
+    folder.mkdir()
+    table = rationales.candidates(12, first=12 * number)
+    config = PreferConfig(
+        teacher=str(rationales.write_model(folder / "teacher")),
+        candidates=str(rationales.write_rows(folder / "candidates.jsonl", table)),
+    )
+    teacher = load_model(config.teacher)._replace(name="tiny")
+    store_candidates(config, teacher, folder / "store")
+    return folder / "store"
+
+
 KINDS: dict[str, tuple[Make, str, str, int]] = {
+    "candidates": (candidate_store, "rationale", "*/short/*", 24),
     "text": (text_store, "wordpiece tokenizer", "train/*", 40),
     "points": (point_store, "5 x 4 cells", "train/*", 36),
     "sampled pictures": (sampled_pictures, "noise for 3 classes", "*/dog/*", 16),

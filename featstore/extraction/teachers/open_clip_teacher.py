@@ -16,8 +16,8 @@ from featstore.extraction.config import TeacherConfig
 from featstore.extraction.teachers.base import Built, Tower, brief, make_preprocessing
 from featstore.extraction.teachers.hub import go_offline_if_unreachable
 from featstore.extraction.teachers.timm_teacher import spatial_parts
-from featstore.extraction.teachers.weights import state_sha256
 from featstore.files.array_types import Array
+from featstore.format.weights_hash import state_sha256
 
 PREPROCESSING = ("mean", "std", "interpolation", "resize_mode")
 

@@ -1,27 +1,11 @@
-"""Weights: read from a file without running code, loaded key by key, and hashed."""
+"""Weights: read from a file without running code, loaded key by key."""
 
-import hashlib
 from collections.abc import Mapping
 
-import torch
 from torch import Tensor, nn
 
 from featstore.errors import TeacherError, shorten
 from featstore.extraction.teachers.base import brief
-
-
-def state_sha256(module: nn.Module) -> str:
-    """Hash the weights a module runs with, independent of the file they came from.
-
-    SHA-256 over, for each key of the state dict in sorted order: the key, a zero byte, dtype and shape as text, a zero
-    byte, the little-endian bytes.
-    """
-    digest = hashlib.sha256()
-    for key, value in sorted(module.state_dict().items()):
-        tensor = value.detach().cpu().contiguous()
-        digest.update(f"{key}\0{tensor.dtype} {tuple(tensor.shape)}\0".encode())
-        digest.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
-    return digest.hexdigest()
 
 
 def read_state(path: str) -> dict[str, Tensor]:

@@ -1,0 +1,1 @@
+"""Candidates of a teacher that writes text, their scores by students, preference pairs, and alignment by DPO."""
