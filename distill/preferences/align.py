@@ -11,7 +11,7 @@ import featstore
 from distill.preferences.candidates import LOGP, fill, read_candidates
 from distill.preferences.config import DpoConfig
 from distill.preferences.language_models import INSTALL, LanguageModel
-from distill.preferences.pairs import Pair
+from distill.preferences.pairs import PreferencePair
 from featstore.errors import ConfigError, ManifestMismatch
 from featstore.files.atomic import write_json
 
@@ -27,7 +27,7 @@ def check_trl() -> None:
 
 
 def align(
-    store: featstore.FeatureStore, pairs: Sequence[Pair], teacher: LanguageModel, out: Path, *, prompt: str,
+    store: featstore.FeatureStore, pairs: Sequence[PreferencePair], teacher: LanguageModel, out: Path, *, prompt: str,
     settings: DpoConfig,
 ) -> dict[str, Any]:  # fmt: skip
     """Train the teacher on preference pairs and write it to ``out``; a finished one is not trained again.
@@ -94,7 +94,7 @@ def _check_weights(store: featstore.FeatureStore, teacher: LanguageModel) -> Non
         )
 
 
-def _dataset(store: featstore.FeatureStore, pairs: Sequence[Pair], prompt: str) -> Any:
+def _dataset(store: featstore.FeatureStore, pairs: Sequence[PreferencePair], prompt: str) -> Any:
     from datasets import Dataset
 
     rows = list(read_candidates(store))

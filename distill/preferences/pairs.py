@@ -11,14 +11,14 @@ from featstore.errors import ConfigError, shorten
 from featstore.files.array_types import Array
 
 
-class Pair(NamedTuple):
+class PreferencePair(NamedTuple):
     """Rows of one question in the store."""
 
     chosen: int
     rejected: int
 
 
-def make_pairs(store: featstore.FeatureStore, student: str) -> list[Pair]:
+def make_pairs(store: featstore.FeatureStore, student: str) -> list[PreferencePair]:
     """Choose best and worst candidate of every question, in the order of the questions.
 
     Equal scores are decided by the row: the first is chosen, the last rejected. A question whose candidates
@@ -39,7 +39,7 @@ def make_pairs(store: featstore.FeatureStore, student: str) -> list[Pair]:
     for row, question in enumerate(questions):
         rows.setdefault(question, []).append(row)
     pairs = [
-        Pair(
+        PreferencePair(
             max(mine, key=lambda row: (scores[row], -row)),
             min(mine, key=lambda row: (scores[row], -row)),
         )

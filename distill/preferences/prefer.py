@@ -18,7 +18,7 @@ from distill.preferences.candidates import (
 )
 from distill.preferences.config import PreferConfig
 from distill.preferences.language_models import check_model, load_model
-from distill.preferences.pairs import Pair, make_pairs
+from distill.preferences.pairs import PreferencePair, make_pairs
 from distill.preferences.scores import PREFIX, store_scores
 from distill.training.run_folder import lock
 from featstore.errors import ConfigError
@@ -33,7 +33,7 @@ class Preferred(NamedTuple):
     """What a run of ``distill prefer`` wrote; None and empty for steps that were not asked for."""
 
     store: featstore.FeatureStore
-    pairs: list[Pair]
+    pairs: list[PreferencePair]
     aligned: Path | None
 
 
@@ -119,7 +119,9 @@ def table(store: featstore.FeatureStore) -> list[list[str]]:
     return [head, *lines]
 
 
-def _write_pairs(store: featstore.FeatureStore, pairs: Sequence[Pair], path: Path) -> None:
+def _write_pairs(
+    store: featstore.FeatureStore, pairs: Sequence[PreferencePair], path: Path
+) -> None:
     """One line per question that prefers a candidate."""
     lines: list[Any] = [[store.sample_ids[row] for row in pair] for pair in pairs]
     with path.open("w", encoding="utf-8", newline="") as file:

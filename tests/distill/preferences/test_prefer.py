@@ -11,7 +11,7 @@ import pytest
 import featstore
 from distill.preferences.candidates import LOGP, TEXTS, read_candidates, store_candidates
 from distill.preferences.config import DecodingConfig, DpoConfig, PreferConfig, ScoreConfig
-from distill.preferences.pairs import Pair, make_pairs
+from distill.preferences.pairs import PreferencePair, make_pairs
 from featstore.errors import ConfigError, ManifestMismatch, SourceError
 from tests import rationales
 
@@ -75,7 +75,7 @@ def test_pairs_by_hand(tmp_path: Path) -> None:
     scores = [0.1, 0.9, 0.4, 0.5, 0.5, 0.7, 0.2, 0.7, 0.2]
     questions = ["a", "a", "a", "b", "b", "c", "c", "c", "c"]
     store = scored(tmp_path / "store", scores, questions)
-    assert make_pairs(store, "s") == [Pair(1, 0), Pair(5, 8)]
+    assert make_pairs(store, "s") == [PreferencePair(1, 0), PreferencePair(5, 8)]
 
 
 def test_log_probability_by_hand(models: Path) -> None:
@@ -190,7 +190,9 @@ def test_dpo_uses_the_stored_reference(models: Path, tmp_path: Path) -> None:
     teacher = lms.load_model(config.teacher)
     store = store_candidates(config, teacher, tmp_path / "store")
     trainer = _trainer(
-        _dataset(store, [Pair(1, 0), Pair(2, 3)], config.prompt), teacher, config.dpo
+        _dataset(store, [PreferencePair(1, 0), PreferencePair(2, 3)], config.prompt),
+        teacher,
+        config.dpo,
     )
     trainer.accelerator.wait_for_everyone()
     batch = trainer.data_collator([trainer.train_dataset[0], trainer.train_dataset[1]])
@@ -281,6 +283,6 @@ def test_log_probabilities_of_another_teacher(models: Path, tmp_path: Path) -> N
     store = store_candidates(config, lms.load_model(models / "student"), tmp_path / "store")
     with pytest.raises(ManifestMismatch, match=LOGP):
         align(
-            store, [Pair(0, 1)], lms.load_model(config.teacher), tmp_path / "aligned",
+            store, [PreferencePair(0, 1)], lms.load_model(config.teacher), tmp_path / "aligned",
             prompt=config.prompt, settings=config.dpo,
         )  # fmt: skip
