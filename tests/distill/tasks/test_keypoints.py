@@ -38,7 +38,6 @@ FLIP = np.array([1, 0, 2])
 SIDES = st.integers(20, 90)
 
 
-@settings(deadline=None, max_examples=60)
 def in_image(points_S2: Array, frame: Frame) -> Array:
     """The inverse of ``in_view``."""
     left, upper, right, lower = frame.box
@@ -47,6 +46,7 @@ def in_image(points_S2: Array, frame: Frame) -> Array:
     return found
 
 
+@settings(deadline=None, max_examples=60)
 @given(
     image=st.tuples(SIDES, SIDES),
     size=st.sampled_from([(32, 32), (24, 40)]),
