@@ -238,8 +238,8 @@ def test_a_run(make_prompts: Any, images: Path, monkeypatch: pytest.MonkeyPatch)
     example: Any = runpy.run_path(str(ROOT / "docs" / "examples" / "everything.py"))
     picture = images / "test" / "top" / "000.png"
     assert example["main"](str(folder), str(picture), str(folder / "all.png"), "4") >= 0
-    with Image.open(folder / "all.png") as drawn:
-        assert drawn.size == (32, 32)
+    with Image.open(folder / "all.png") as drawn, Image.open(picture) as whole:
+        assert drawn.size == whole.size
     with pytest.raises(ConfigError, match="--store"):
         evaluate(EvaluateConfig(model=str(folder), store="none", workers=0))
 
