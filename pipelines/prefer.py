@@ -1,8 +1,8 @@
 """Align a teacher that writes text to its students: candidates, scores by students, preference pairs, DPO.
 
-    python pipelines/prefer.py --config pipelines/recipes/arte/prefer.yaml    start, or resume
+    python pipelines/prefer.py --config prefer.yaml --teacher TEACHER --students '{small: STUDENT}'    start, or resume
 
-The steps and their files: docs/tasks.md. Any causal language model by folder or name, of teacher and students.
+Any causal language model by folder or name. Steps and files: pipelines/recipes/arte/README.md.
 """
 
 import sys
