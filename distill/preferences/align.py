@@ -72,9 +72,26 @@ def align(
     return record
 
 
+def read_record(path: Path) -> dict[str, Any]:
+    """Read a JSON object that an earlier run wrote.
+
+    Raises:
+        ConfigError: It is cut off or damaged.
+    """
+    try:
+        found = json.loads(path.read_bytes())
+    except ValueError:
+        found = None
+    if not isinstance(found, dict):
+        raise ConfigError(
+            f"{path}: is damaged, expected a JSON object. Restore it, or delete {path.parent} and run again."
+        )
+    return found
+
+
 def _finished(out: Path, contract: dict[str, Any]) -> dict[str, Any]:
-    record: dict[str, Any] = json.loads((out / RECORD).read_text(encoding="utf-8"))
-    found = record["contract"]
+    record = read_record(out / RECORD)
+    found = record.get("contract", {})
     differing = [key for key, value in contract.items() if found.get(key) != value]
     if differing:
         raise ConfigError(

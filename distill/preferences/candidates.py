@@ -1,5 +1,6 @@
 """A store whose rows are candidates: question, strategy, rationale, and the teacher's log-probability of each."""
 
+import dataclasses
 import hashlib
 import json
 from collections.abc import Iterator, Sequence
@@ -81,7 +82,7 @@ def planned(config: PreferConfig) -> list[Candidate]:
         rows = read_questions(config.candidates, "question_id", "question", "strategy", "rationale")
         found = [_given(row) for row in rows]
     else:
-        decoding = json.dumps(vars(config.decoding), sort_keys=True)
+        decoding = json.dumps(dataclasses.asdict(config.decoding), sort_keys=True)
         found = [
             {
                 "question_id": row["id"],
@@ -182,7 +183,10 @@ def _record(config: PreferConfig, teacher: LanguageModel) -> TeacherRecord:
     """What decides the rows."""
     settings: dict[str, Any] = {"prompt": config.prompt}
     if not config.candidates:
-        settings |= {"strategies": config.strategies, "decoding": vars(config.decoding)}
+        settings |= {
+            "strategies": config.strategies,
+            "decoding": dataclasses.asdict(config.decoding),
+        }
     return TeacherRecord(
         library="transformers", name=teacher.name, model_args=settings, weights_sha256=teacher.weights_sha256,
         precision="fp32",

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from featstore.errors import ConfigError
+from featstore.errors import ConfigError, shorten
 from featstore.files.array_types import Array
 
 if TYPE_CHECKING:
@@ -68,10 +68,10 @@ def check_model(name: str, setting: str) -> None:
 
 
 def load_model(name: str | Path, setting: str = "model") -> LanguageModel:
-    """Load a causal language model with its tokenizer, in eval mode, onto the accelerator if there is one.
+    """Load a causal language model in float32, in eval mode, with its tokenizer, onto the accelerator if there is one.
 
     Raises:
-        ConfigError: it is none, or its weights or tokenizer cannot be read.
+        ConfigError: it is none, its weights or tokenizer cannot be read, or tensors are missing.
     """
     check_model(str(name), setting)
     import torch
@@ -79,12 +79,22 @@ def load_model(name: str | Path, setting: str = "model") -> LanguageModel:
 
     try:
         tokenizer = AutoTokenizer.from_pretrained(name, padding_side="left")
-        model: Any = AutoModelForCausalLM.from_pretrained(name)
-    except (OSError, ValueError) as error:
+        loaded: Any = AutoModelForCausalLM.from_pretrained(name, output_loading_info=True)
+    except (
+        Exception
+    ) as error:  # safetensors, the hub's client and transformers each raise their own
         reason = str(error).strip().splitlines()[0]
         raise ConfigError(
-            f"{setting} {name}: weights or tokenizer cannot be read ({reason})."
-        ) from None
+            f"{setting} {name}: weights or tokenizer cannot be read ({reason}). Fetch the model again."
+        ) from error
+    model, told = loaded
+    missing = sorted(told["missing_keys"])
+    if missing:
+        raise ConfigError(
+            f"{setting} {name}: {len(missing)} tensors are not in its weights, e.g. {shorten(missing)}; they would be "
+            "random. Fetch the model again."
+        )
+    model = model.float()
     if tokenizer.eos_token is None:
         raise ConfigError(f"{setting} {name}: its tokenizer has no end-of-text token (eos_token).")
     if tokenizer.pad_token is None:

@@ -1,6 +1,7 @@
 """``distill prefer``: candidates of a teacher, scores by students, pairs, and the teacher aligned to them."""
 
 import csv
+import dataclasses
 import hashlib
 import json
 import statistics
@@ -9,7 +10,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import featstore
-from distill.preferences.align import align, check_trl
+from distill.preferences.align import align, check_trl, read_record
 from distill.preferences.candidates import (
     held_out_items,
     planned,
@@ -66,7 +67,7 @@ def run(config: PreferConfig) -> Preferred:
         measured = {
             "held_out": items,
             "answer_after": config.answer_after,
-            "score": vars(config.score),
+            "score": dataclasses.asdict(config.score),
         }
         weights = {f"students.{name}": lm.weights_sha256 for name, lm in students.items()}
         _check_inputs(out / INPUTS, measured | weights)
@@ -90,7 +91,7 @@ def _check_inputs(path: Path, asked: dict[str, Any]) -> None:
     Raises:
         ConfigError: Something differs; names it.
     """
-    found: dict[str, str] = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    found = read_record(path) if path.exists() else {}
     hashes = {
         key: hashlib.sha256(json.dumps(value).encode()).hexdigest() for key, value in asked.items()
     }

@@ -163,6 +163,12 @@ class Generate(Task):
                 f"{student.input_size[0]} x {student.input_size[1]} pixels; --field {self.config.field} holds "
                 f"{features.width} = {side} x {side}. one_step: --student.model_args '{{size: {side}, ...}}'."
             )
+        if self.options.images:
+            from distill.evaluation.judge import real_features
+
+            real_features(
+                self.options.classifier, self.options.images, side
+            )  # kept; a wrong path ends here
         route = getattr(student.model, "route", None)
         if route is None:
             return

@@ -2,13 +2,17 @@
 
 import dataclasses
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import torch
+from safetensors.torch import load_file, save_file
 
 import featstore
+from distill.cli import main
 from distill.preferences.candidates import LOGP, TEXTS, read_candidates, store_candidates
 from distill.preferences.config import DecodingConfig, DpoConfig, PreferConfig, ScoreConfig
 from distill.preferences.pairs import PreferencePair, make_pairs
@@ -80,8 +84,6 @@ def test_pairs_by_hand(tmp_path: Path) -> None:
 
 def test_log_probability_by_hand(models: Path) -> None:
     """The sum over the completion and its end alone, whatever else is in the batch."""
-    import torch
-
     lm = lms.load_model(models / "teacher")
     end = lm.tokenizer.eos_token
     ids = lm.tokenizer(f"1+2=>3{end}", return_tensors="pt")["input_ids"]
@@ -255,6 +257,57 @@ def test_models_that_are_none(models: Path, tmp_path: Path) -> None:
     )
     with pytest.raises(ConfigError, match=r"--students\.small.*BertForMaskedLM"):
         run(make_config(models, tmp_path, students={"small": str(other)}))
+
+
+@pytest.mark.parametrize(("damage", "found"), [("cut", "cannot be read"), ("missing", "q_proj")])
+def test_weights_that_are_not_whole(models: Path, tmp_path: Path, damage: str, found: str) -> None:
+    """Cut off, or without a tensor, which transformers would fill with random numbers."""
+    folder = tmp_path / "damaged"
+    shutil.copytree(models / "student", folder)
+    file = folder / "model.safetensors"
+    if damage == "cut":
+        file.write_bytes(file.read_bytes()[:-100])
+    else:
+        state = {name: value for name, value in load_file(file).items() if "q_proj" not in name}
+        save_file(state, file, metadata={"format": "pt"})
+    with pytest.raises(ConfigError, match=found):
+        lms.load_model(folder, "--teacher")
+
+
+def test_weights_of_half_precision_compute_in_float32(models: Path, tmp_path: Path) -> None:
+    """As the manifest records it."""
+    half = lms.load_model(models / "student")
+    half.model.bfloat16().save_pretrained(tmp_path / "half")
+    half.tokenizer.save_pretrained(tmp_path / "half")
+    assert lms.load_model(tmp_path / "half").model.dtype == torch.float32
+
+
+@pytest.mark.slow
+def test_from_the_command_line(
+    models: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """Flags and paths with a space; again changes nothing; a damaged record is named."""
+    monkeypatch.chdir(tmp_path)
+    questions = rationales.write_rows(tmp_path / "the questions.jsonl", rationales.questions(7))
+    words = [
+        "prefer", "--teacher", str(models / "teacher"), "--students", f"{{small: {models / 'student'}}}",
+        "--questions", questions.name, "--held_out", questions.name, "--out", "an out",
+        "--strategies", "{a: 'a {question}=', b: '{question}>'}", "--prompt", "{question}=",
+        "--decoding.max_tokens", "6", "--score.steps", "2", "--score.max_tokens", "6",
+    ]  # fmt: skip
+    assert main(words) == 0
+    assert capsys.readouterr().out.splitlines()[-1].split()[:2] == ["b", "7"]
+    files = {path: path.read_bytes() for path in Path("an out").rglob("*") if path.is_file()}
+    assert main(words) == 0
+    assert {path: path.read_bytes() for path in files} == files
+    record = Path("an out/inputs.json")
+    record.write_bytes(record.read_bytes()[:20])
+    with pytest.raises(SystemExit, match="2"):
+        main(words)
+    assert "inputs.json" in capsys.readouterr().err
 
 
 def test_settings_and_tables(models: Path, tmp_path: Path) -> None:

@@ -17,7 +17,7 @@ from distill.config import DataConfig, DistillConfig, StudentConfig
 from distill.data.schedule import CANONICAL, Request
 from distill.tasks import build_task
 from distill.tasks.generate import Generate, GenerateConfig
-from featstore.errors import ConfigError
+from featstore.errors import ConfigError, SourceError
 from featstore.format.pseudo_samples import split_condition
 from featstore.sources.config import SourceConfig
 from tests import noise
@@ -185,3 +185,11 @@ def test_distances_to_real_images(place: Path, classifier: Path, tmp_path: Path)
     assert task.record(numbers)["reference"]["value"] == numbers["frechet_distance"]
     other = task.numbers(-pictures, torch.cat([pictures, torch.zeros(6, 1)], 1))
     assert other["frechet_distance"] > 10 * numbers["frechet_distance"]
+
+
+def test_real_images_that_are_not_there(place: Path, classifier: Path) -> None:
+    """Said before training, not after the first epoch."""
+    chosen = GenerateConfig(classifier=str(classifier), images=str(place / "no images"))
+    task = task_of(settings(place, options={"generate": chosen}))
+    with pytest.raises(SourceError, match="no images"):
+        task.begin(task.student(), task.split(0), None)
