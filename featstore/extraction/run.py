@@ -149,6 +149,10 @@ def _repair(config: ExtractConfig, source: "Source", say: Callable[[str], None])
 def _next_flags(config: ExtractConfig, source: "Source", store: Path | str) -> list[str]:
     """Flags with which the second phase can start from here."""
     flags = ["--store", str(store)]
+    fields = config.store.fields
+    if "cls" not in fields:  # the field that phase two reads unless it is told another
+        vectors = [name for name in ("pooled", "projected", "mean", "logits") if name in fields]
+        flags += ["--field", (vectors or fields)[0]]
     if config.source.kind != "digits" and not (config.store.pictures or source.artefacts):
         flags += ["--source.kind", config.source.kind, "--source.path", config.source.path]
     if config.source.labels:

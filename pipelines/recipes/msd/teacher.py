@@ -103,6 +103,12 @@ if __name__ == "__main__":
     parser.add_argument("--batch", type=int, default=64)
     parser.add_argument("--seed", type=int, default=0)
     given = parser.parse_args()
+    if given.steps < 100:
+        parser.error(f"--steps {given.steps}: at least 100, a twentieth of which are the warm-up.")
+    if not Path(given.images).is_dir():
+        parser.error(
+            f"--images {given.images}: no such folder; expected one folder per class in it."
+        )
     main(
         given.images, given.out,
         network={"size": given.size, "width": given.width, "depth": given.depth},

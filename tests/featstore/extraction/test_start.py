@@ -3,13 +3,14 @@
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 from featstore.errors import TeacherError
 from featstore.extraction.config import ExtractConfig, StoreConfig, TeacherConfig
-from featstore.extraction.run import run
+from featstore.extraction.run import _next_flags, run
 from featstore.sources.config import SourceConfig
 from tests.conftest import ROOT
 
@@ -70,3 +71,29 @@ def test_teachers_and_fields_are_checked_first(
     with pytest.raises(TeacherError):
         run(config, progress=False)
     assert not (tmp_path / "s").exists()
+
+
+@pytest.mark.parametrize(
+    ("fields", "named"),
+    [
+        (["grid2", "cls"], []),
+        (["confidence", "logits", "pooled"], ["--field", "pooled"]),
+        (["sample"], ["--field", "sample"]),
+    ],
+)
+def test_the_next_command_names_a_field_that_is_there(fields: list[str], named: list[str]) -> None:
+    """Phase two reads cls unless it is told another."""
+    source = SourceConfig(kind="folder", path="the photos")
+    teacher = TeacherConfig(library="python", name="mine.py:build")
+    config = ExtractConfig(source=source, teacher=teacher, store=StoreConfig(fields=fields))
+    source_without_labels: Any = SimpleNamespace(labels=None, artefacts={})
+    flags = _next_flags(config, source_without_labels, "s")
+    assert flags == [
+        "--store",
+        "s",
+        *named,
+        "--source.kind",
+        "folder",
+        "--source.path",
+        "the photos",
+    ]
