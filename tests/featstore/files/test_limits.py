@@ -16,7 +16,7 @@ sys.path.insert(0, {root!r})
 from featstore.extraction.accelerator import start_accelerator
 import torch
 start_accelerator(workers=2)
-print("threads", torch.get_num_threads())
+print(f"threads {{torch.get_num_threads()}}\\n", end="")  # one write: two processes share the pipe
 """
 
 
