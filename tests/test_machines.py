@@ -168,6 +168,7 @@ def test_three_machines_and_a_bucket(
         path = write_recipe(tmp_path / f"{name}.json", image_folder, tmp_path, teacher_file)
         values = json.loads(path.read_text())
         values["source"] = {"kind": "tars", "path": images}
+        values["views"]["seeded"] = 100  # leases live for seconds, not for less than a look
         values["store"] |= {"path": store, "lease_s": 5}
         path.write_text(json.dumps(values))
         return str(path)

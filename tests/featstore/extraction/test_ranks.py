@@ -122,7 +122,7 @@ def test_a_job_joins_one_that_is_at_work(image_folder: Path, tmp_path: Path) -> 
     assert joined.rows == 26
     assert FeatureStore.open(tmp_path / "s").complete
     assert joined.written + wait(first) == 26
-    assert 8 <= joined.written <= 22
+    assert 0 < joined.written < 26
     assert snapshot(tmp_path / "s") == snapshot(tmp_path / "straight")
 
 
