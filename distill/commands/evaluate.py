@@ -215,13 +215,14 @@ def _taken_over(config: EvaluateConfig, own: DistillConfig | None) -> dict[str, 
         found["data"] = config.data or own.data
         found["store"] = config.store or own.store
     elif _path_alone(source):
-        # A path alone: the run's own kind of source in another place. A run without labels says nothing of theirs.
+        # A path alone: the run's own kind of source in another place, all of its images. A run without labels says
+        # nothing of theirs.
         made = own.source.kind in ("digits", "store", "synthetic")  # not files of a folder
         kind = "folder" if made else own.source.kind
         labels = own.source.labels_from if own.source.labels_from != "none" else source.labels_from
         found["source"] = dataclasses.replace(
-            own.source, kind=kind, path=source.path, labels_from=labels, samples=0, first_seed=0
-        )
+            own.source, kind=kind, path=source.path, labels_from=labels, include=source.include, samples=0, first_seed=0
+        )  # fmt: skip
     found["field"] = config.field or own.field
     if found.get("store") == own.store or not config.teachers:
         found["teachers"] = config.teachers or (own.teachers if source is None else [])

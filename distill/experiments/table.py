@@ -150,7 +150,7 @@ def cost_lines(cost: ExperimentCost) -> list[str]:
             f"{format_bytes(store.bytes)} in {store.path}."
         )
     found.append(f"students trained from it: {cost.runs} runs, {_hours(cost.hours)} in all.")
-    if cost.live_hours is not None:
+    if cost.live_hours:
         once = sum(store.seconds.get("teacher", 0.0) for store in cost.stores) / 3600
         found.append(
             f"with a live teacher in every run: {_hours(cost.live_hours)} of teacher more, against {_hours(once)} once "

@@ -384,7 +384,7 @@ class Loop(RunParts):
 
     def _teacher_images(self) -> int:
         """How often a step looked at what is stored of an image; a live teacher would have run as often."""
-        looks = self.needs.vector or self.needs.grid
+        looks = bool(self.needs.vector or self.needs.grid or self.needs.fields)
         return self.step * (self.plan.labelled + self.plan.unlabelled) * self.plan.pieces * looks
 
     def _record(

@@ -22,8 +22,10 @@ def taken_over(own: DistillConfig, *flags: str) -> SourceConfig | None:
 
 @pytest.mark.parametrize("kind", ["folder", "tars"])
 def test_flags_that_equal_their_defaults_stand(tmp_path: Path, kind: str) -> None:
-    """A path alone names another place of the run's kind; with any other flag of the source, the flags are all."""
-    source = SourceConfig(kind=kind, path="/old", labels_from="top")  # type: ignore[arg-type]
+    """A path alone names another place of the run's kind, with all that lies there; with any other flag of the source,
+    the flags are all.
+    """
+    source = SourceConfig(kind=kind, path="/old", labels_from="top", include=["train/*"])  # type: ignore[arg-type]
     own = DistillConfig(source=source)
     assert taken_over(own) == source
     place = taken_over(own, "--source.path", str(tmp_path))

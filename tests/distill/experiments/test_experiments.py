@@ -16,11 +16,12 @@ import yaml
 from distill.evaluation.predictions import read_predictions as read_predictions
 from distill.experiments import command
 from distill.experiments.cli import main, parse
-from distill.experiments.cost import store_cost
+from distill.experiments.cost import ExperimentCost, store_cost
 from distill.experiments.plan import Planner, baseline_of, rows_of
 from distill.experiments.pool import Failure, OnProgress
 from distill.experiments.runs_to_do import RunsToDo
 from distill.experiments.spec import read_experiment
+from distill.experiments.table import cost_lines
 from distill.experiments.tune import DIVERGED, choose_try
 from distill.experiments.worker import RunWorker
 from featstore import FeatureStore
@@ -415,6 +416,13 @@ def test_cost_of_a_store_is_the_sum_of_its_ledger(store: FeatureStore) -> None:
     assert cost.bytes == sum(item.bytes for entry in entries for item in entry.objects.values())
     timed = dataclasses.replace(cost, seconds={"teacher": 14.4, "load": 3.0})
     assert timed.teacher_s == pytest.approx(0.1)
+    for hours, lines in (
+        (2.0, 3),
+        (0.0, 2),
+        (None, 2),
+    ):  # runs that read no features need no live teacher
+        total = ExperimentCost([timed], runs=1, hours=1, teacher_images=10, live_hours=hours)
+        assert len(cost_lines(total)) == lines
 
 
 # -- several processes -------------------------------------------------------------------------------------------------
