@@ -2,6 +2,7 @@
 
 # N samples, D width of the feature, K classes
 
+import warnings
 from dataclasses import dataclass
 
 import numpy as np
@@ -63,7 +64,10 @@ def fit_probe(
         )
     mean, std = feature.mean(0), np.maximum(feature.std(0), 1e-6)
     model = LogisticRegression(C=strength, max_iter=1000)
-    model.fit((feature - mean) / std, labels)
+    with warnings.catch_warnings():
+        # A few images per class are what few-shot probes are for.
+        warnings.filterwarnings("ignore", "The number of unique classes", UserWarning)
+        model.fit((feature - mean) / std, labels)
     coefficients, intercept = model.coef_, model.intercept_
     if len(found) == 2:
         # scikit-learn keeps one row for two classes: the log-odds of the second.
