@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from featstore.text import columns
+from featstore.display.text import columns
 
 Step = Callable[[int], object]
 """One unit of work; its argument is a running number, from 0, which says e.g. which batch to read."""

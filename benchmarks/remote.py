@@ -38,12 +38,12 @@ from benchmarks._measure import (
     speed_ratio,
 )
 from featstore import FeatureStore
+from featstore.display.text import format_bytes
 from featstore.format.ledger import mark_complete, read_entry
 from featstore.places.base import FileSink
 from featstore.places.open_place import open_place
 from featstore.reading.cached.cache import CacheConfig
 from featstore.reading.shuffling import BatchSampler, Order
-from featstore.text import format_bytes
 from tests.featstore.stores import field, make_manifest
 from tests.servers.s3 import S3, serve_s3
 from tests.servers.web import INSTALL, nginx, serve_folder

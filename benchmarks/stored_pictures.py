@@ -20,7 +20,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from benchmarks._measure import Case, print_table, seconds_in_turn, speed_ratio
-from featstore.text import format_rate
+from featstore.display.text import format_rate
 
 TEACHER: dict[str, Any] = {"img_size": 32, "embed_dim": 48, "depth": 1, "num_heads": 3}
 

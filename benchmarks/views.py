@@ -76,6 +76,7 @@ from distill.training import run_folder as runs
 from distill.training.launch import make_accelerator
 from featstore import FeatureStore
 from featstore.cli.recipe import parse
+from featstore.display.text import format_bytes
 from featstore.errors import FeatstoreError
 from featstore.extraction.config import ExtractConfig
 from featstore.extraction.teachers import Teacher
@@ -84,7 +85,6 @@ from featstore.format.views import View, ViewSet
 from featstore.planning.costs import stored_bytes
 from featstore.sources import open_source
 from featstore.sources.config import require
-from featstore.text import format_bytes
 
 RECIPES = Path(__file__).resolve().parents[1] / "pipelines" / "recipes" / "digits"
 SETTINGS = (

@@ -13,7 +13,7 @@ from distill.config import RECIPES, DistillConfig, EvaluateConfig, ReportConfig
 from distill.export.config import ExportConfig
 from featstore.cli.recipe import run_main
 from featstore.errors import command
-from featstore.version import __version__
+from featstore.format.version import __version__
 
 COMMANDS = {
     "run": "train students from a feature store and images",

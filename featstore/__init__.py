@@ -31,7 +31,7 @@ from featstore.errors import (
     TooManyInvalid,
     ViewMismatch,
 )
-from featstore.version import __version__
+from featstore.format.version import __version__
 
 if TYPE_CHECKING:
     from featstore.api import (

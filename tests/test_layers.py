@@ -30,7 +30,8 @@ FLOORS = {
 }
 """Folders and files at the top of a package, floor by floor from the lowest, as CONTRIBUTING.md lists them."""
 
-MOST_ROOMS = 22
+MOST_ROOMS = {"featstore": 22, "distill": 23}
+"""Most folders and files at the top of a package; ``__init__`` and ``__main__`` do not count."""
 
 FACES = ("hf", "torch", "webdataset")
 """Files at the top of featstore that are public names, as api.py is, and stand on its floor."""
@@ -110,7 +111,9 @@ def test_rooms_import_downwards_only(package: str) -> None:
     inner = {name: room for name, room in inner.items() if room != "__main__"}
     inner = {name: "api" if room in FACES else room for name, room in inner.items()}
     assert set(inner.values()) == floors.keys()
-    assert len(floors) <= MOST_ROOMS
+    top = {path.stem for path in (ROOT / package).glob("*.py")}
+    top |= {path.parent.name for path in (ROOT / package).glob("*/*")}
+    assert len([room for room in top if not room.startswith("__")]) <= MOST_ROOMS[package]
     wrong = [
         f"{name} imports {item}"
         for name, room in inner.items()

@@ -74,7 +74,7 @@ def test_files_of_the_wheel(wheel: Path) -> None:
         if path.is_file() and path.suffix != ".pyc"
     }
     assert names == expected
-    assert "featstore/recipes/digits/teacher.safetensors" in names
+    assert "featstore/extraction/recipes/digits/teacher.safetensors" in names
 
 
 @pytest.mark.slow

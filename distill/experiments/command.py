@@ -18,9 +18,9 @@ from distill.measures.score import part_of, score_of
 from distill.register import load_plugins
 from distill.reports.report import draw_comparison
 from distill.training.run_folder import lock
+from featstore.display.text import columns
 from featstore.errors import FeatstoreError, command
 from featstore.files.locks import LOCK_NAME
-from featstore.text import columns
 
 if TYPE_CHECKING:
     from distill.experiments.worker import RunWorker

@@ -13,8 +13,8 @@ from distill.experiments.spec import Experiment
 from distill.measures.paired_tests import detectable, sign_test
 from distill.measures.score import TOP1, Measure, score_of
 from distill.reports.tables import write_csv, write_page
+from featstore.display.text import format_bytes
 from featstore.files.atomic import write_json
-from featstore.text import format_bytes
 
 COLUMNS = (
     "row", "method", "seed", "state", "measure", "score", "top1", "teacher_probe_top1", "seconds", "steps",

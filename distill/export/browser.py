@@ -22,10 +22,10 @@ import jinja2
 from distill.export import onnx_model
 from distill.export.preprocessing import NAME as PREPROCESSING
 from distill.export.preprocessing import PICTURE
+from featstore.display.text import count
 from featstore.errors import ConfigError
 from featstore.files import cache_folder as cache
 from featstore.files.atomic import write_bytes
-from featstore.text import count
 
 NAME = "browser/index.html"
 WEB = Path(__file__).parent / "web"

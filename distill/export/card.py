@@ -22,9 +22,9 @@ from distill.training.saved_student import factory_snippet
 from featstore import FeatureStore
 from featstore.card.escape import code, escape
 from featstore.card.statement import Statement, hub_licence, read_card, teacher_licence
+from featstore.display.text import count, markdown_table
 from featstore.errors import ConfigError, shorten
 from featstore.files.atomic import write_bytes
-from featstore.text import count, markdown_table
 
 CARD = "README.md"
 LATENCY = "latency.json"

@@ -11,8 +11,8 @@ from distill.export.config import ALL_FORMATS, wants
 from distill.export.parity import Logits, distance_text
 from distill.export.work import Work
 from distill.measures.score import Measure
-from featstore.text import columns
-from featstore.version import __version__
+from featstore.display.text import columns
+from featstore.format.version import __version__
 
 MANIFEST = "export.json"
 FORMAT_VERSION = 1

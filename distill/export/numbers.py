@@ -10,9 +10,9 @@ from distill.export.memory import weigh
 from distill.export.runtimes import Dtype, ModelFile, Precision, Runtime
 from distill.export.work import Work
 from distill.student.files import WEIGHTS
+from featstore.display.text import columns, count
 from featstore.files.atomic import write_json
 from featstore.files.limits import cores
-from featstore.text import columns, count
 
 LATENCY = "latency.json"
 PYTORCH = "PyTorch"

@@ -22,9 +22,9 @@ from distill.preferences.language_models import check_model, load_model
 from distill.preferences.pairs import PreferencePair, make_pairs
 from distill.preferences.scores import PREFIX, store_scores
 from distill.training.run_folder import lock
+from featstore.display.text import columns
 from featstore.errors import ConfigError
 from featstore.files.atomic import write_json
-from featstore.text import columns
 
 INPUTS = "inputs.json"
 """SHA-256 of the inputs that a store does not record."""

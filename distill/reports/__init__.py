@@ -9,7 +9,7 @@
     compare_page.py  page of all runs
     report.py        console table, results.csv, and the functions that write pages
 
-HTML and the style of figures are in ``featstore.pages``. Nothing here trains or needs a GPU; only ``page_data`` reads
+HTML and the style of figures are in ``featstore.display``. Nothing here trains or needs a GPU; only ``page_data`` reads
 images and the store. The name of the score and of all measures comes from each run's own record
 (``distill.measures.score``).
 """

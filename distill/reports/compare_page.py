@@ -11,9 +11,9 @@ from distill.reports import comparison, figures
 from distill.reports.comparison import Groups, mean
 from distill.reports.run_files import BASELINE, REPORT, ReportedRun, Row
 from distill.reports.run_page import MOST_CELLS
-from featstore.pages import style
-from featstore.pages.parts import Block, Page, Section, Table, Text, Tile
-from featstore.text import count, format_bytes, format_seconds
+from featstore.display import style
+from featstore.display.parts import Block, Page, Section, Table, Text, Tile
+from featstore.display.text import count, format_bytes, format_seconds
 
 MOST_LINES = 10  # methods in a figure with a line for each; the best ones
 

@@ -11,9 +11,9 @@ import numpy as np
 
 from distill.measures.score import MINUS, Measure
 from distill.reports.run_files import Row
-from featstore.pages import style
-from featstore.pages.parts import Plot
-from featstore.pages.style import (
+from featstore.display import style
+from featstore.display.parts import Plot
+from featstore.display.style import (
     BLUE,
     GREEN,
     GREY,

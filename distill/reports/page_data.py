@@ -23,9 +23,9 @@ from distill.measures.feature_similarity import thin_out
 from distill.reports.run_files import EXTRACTION, FEATURE_MAP, HARDEST, REPORT, Row
 from distill.reports.tables import write_csv
 from featstore import FeatureStore
+from featstore.display.feature_map import embed
 from featstore.errors import FeatstoreError
 from featstore.files.atomic import write_bytes, write_json
-from featstore.pages.feature_map import embed
 from featstore.sources.decode import decode_image
 
 Customise = Callable[[Tensor], Tensor]  # stored features (N, D) to the student's target, (N, C)

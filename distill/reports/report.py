@@ -6,15 +6,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from distill.measures.score import Record, measures_of, part_of, reference_of, score_of
+from featstore.display.text import columns
 from featstore.errors import command
 from featstore.files.atomic import write_bytes, write_json
-from featstore.text import columns
 
 if TYPE_CHECKING:
     from distill.config import DistillConfig
     from distill.reports.run_files import Row
     from distill.training.results import TrainedRun
-    from featstore.pages.parts import Page
+    from featstore.display.parts import Page
 
 COLUMNS = (
     "teacher_probe_top1", "seconds", "steps", "num_labelled", "num_unlabelled", "num_test", "peak_memory_mb",
@@ -154,7 +154,7 @@ def rebuild(out: Path) -> list[Path]:
 def _write_page(folder: Path, page: "Page", shown: "dict[str, list[Row]]") -> Path:
     from distill.reports.run_files import REPORT
     from distill.reports.tables import write_csv
-    from featstore.pages.render import render
+    from featstore.display.render import render
 
     for name, rows in shown.items():
         write_csv(folder / REPORT / f"{name}.csv", rows)

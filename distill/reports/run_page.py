@@ -8,9 +8,9 @@ import yaml
 from distill.measures.score import TOP1
 from distill.reports import figures, tables
 from distill.reports.run_files import BASELINE, REPORT, ReportedRun, Row
-from featstore.pages import style
-from featstore.pages.parts import Block, Gallery, Page, Picture, Plot, Section, Table, Text, Tile
-from featstore.text import count, format_bytes, format_seconds
+from featstore.display import style
+from featstore.display.parts import Block, Gallery, Page, Picture, Plot, Section, Table, Text, Tile
+from featstore.display.text import count, format_bytes, format_seconds
 
 MOST_CLASSES = 30
 """Classes that are shown one by one; of more, those with the largest gains and losses."""

@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from distill.reports.run_files import ReportedRun, Row
+from featstore.display.text import markdown_table
 from featstore.files.atomic import write_bytes
-from featstore.text import markdown_table
 
 NOT_SERIES = {"step", "epoch", "warning"}
 HARDEST_COLUMNS = ("rank", "place", "id", "image", "loss", "drawn")

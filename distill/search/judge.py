@@ -20,8 +20,8 @@ from distill.search.config import SearchConfig
 from distill.search.found import Cost
 from distill.search.scores import SCORES
 from featstore.cli.schema import build_config
+from featstore.display.text import columns, count
 from featstore.errors import ConfigError
-from featstore.text import columns, count
 
 FEWEST = 3
 """Students that are needed for a rank correlation."""

@@ -16,10 +16,10 @@ from distill.search.config import SearchConfig
 from distill.search.evolution import evolve, smallest
 from distill.search.found import Cost, Found, cells, described, limits, over
 from distill.search.space import Candidate, Space
+from featstore.display.text import columns, count
 from featstore.errors import ConfigError, command
 from featstore.files.atomic import write_bytes, write_json
 from featstore.sources.config import SourceConfig
-from featstore.text import columns, count
 
 if TYPE_CHECKING:
     from distill.search.bench import Bench

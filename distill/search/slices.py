@@ -37,9 +37,9 @@ from distill.student.slimmable import Size
 from distill.tasks import Task
 from distill.training.run_settings import read_settings, write_settings
 from distill.training.saved_student import load_exported, save_student
+from featstore.display.text import columns, count
 from featstore.errors import ConfigError, command
 from featstore.files.atomic import write_json
-from featstore.text import columns, count
 
 METHOD = "autodistil"
 BEST = "student"  # folder of the best student

@@ -38,8 +38,8 @@ def main(
     from distill.export.onnx_model import require_installed
     from distill.students import page, tables
     from distill.students.measure import measure_students
+    from featstore.display.text import columns
     from featstore.files.limits import cores
-    from featstore.text import columns
 
     require_installed()
     todo = checked(path, flags)

@@ -10,10 +10,9 @@ from distill.measures.score import Measure
 from distill.students import tables
 from distill.students.measure import MeasuredStudent, StudentComparison
 from distill.students.pareto_front import steps
-from featstore.files.atomic import write_bytes
-from featstore.pages.parts import Page, Plot, Section, Table, Tile
-from featstore.pages.render import render
-from featstore.pages.style import (
+from featstore.display.parts import Page, Plot, Section, Table, Tile
+from featstore.display.render import render
+from featstore.display.style import (
     BLUE,
     GREY,
     empty_figure,
@@ -23,7 +22,8 @@ from featstore.pages.style import (
     spec,
     text_positions,
 )
-from featstore.text import count, format_bytes, format_seconds
+from featstore.display.text import count, format_bytes, format_seconds
+from featstore.files.atomic import write_bytes
 
 NAME = "students.html"
 

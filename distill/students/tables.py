@@ -11,8 +11,8 @@ from distill.export.numbers import milliseconds
 from distill.measures.score import Measure
 from distill.reports.tables import write_csv, write_page
 from distill.students.measure import MeasuredStudent, StudentComparison
+from featstore.display.text import count
 from featstore.files.atomic import write_json
-from featstore.text import count
 
 NAMES = ("students.json", "students.csv", "students.md")
 

@@ -10,6 +10,7 @@
     explore.py      map of the samples with neighbours; pictures.py: their thumbnails
     findings.py     all data of the page
     figures.py      plotly figures; page.py: the HTML page; templates/: its own templates
+    selection_page.py   HTML page of chosen images
 
 The Markdown card needs the core packages only; the page needs the extra ``card``.
 """

@@ -12,10 +12,10 @@ import numpy.typing as npt
 from featstore.card.escape import plain
 from featstore.card.statistics import read_vectors
 from featstore.card.survey import Sample, class_name
+from featstore.display.feature_map import PCA_WIDTH, embed
+from featstore.display.parts import Block
 from featstore.files.array_types import Rows
 from featstore.format.manifest import Manifest
-from featstore.pages.feature_map import PCA_WIDTH, embed
-from featstore.pages.parts import Block
 from featstore.reading.store import FeatureStore
 
 Floats = npt.NDArray[np.float32]

@@ -9,9 +9,8 @@ import numpy.typing as npt
 from featstore.card.explore import Map
 from featstore.card.statistics import FieldStatistics
 from featstore.card.survey import class_name
-from featstore.format.manifest import Manifest
-from featstore.pages.parts import Plot
-from featstore.pages.style import (
+from featstore.display.parts import Plot
+from featstore.display.style import (
     BLUE,
     GREEN,
     GREY,
@@ -28,6 +27,7 @@ from featstore.pages.style import (
     rounded,
     spec,
 )
+from featstore.format.manifest import Manifest
 
 Floats = npt.NDArray[Any]
 

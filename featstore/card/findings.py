@@ -12,11 +12,11 @@ from featstore.card.explore import Map, make_map
 from featstore.card.pictures import thumbnails
 from featstore.card.statistics import FieldStatistics, measurable, measure_field
 from featstore.card.survey import Sample, Survey, draw_rows, survey
-from featstore.duplicates.groups import exact_duplicates
-from featstore.duplicates.near import THRESHOLD, NearDuplicates, near_duplicates
-from featstore.duplicates.unit_vectors import default_field
 from featstore.errors import ConfigError, ViewMismatch
 from featstore.reading.store import FeatureStore
+from featstore.selection.groups import exact_duplicates
+from featstore.selection.near_duplicates import THRESHOLD, NearDuplicates, near_duplicates
+from featstore.selection.unit_vectors import default_field
 
 MOST_PRODUCTS = 4 * 10**11
 """Multiplications for a comparison of all images (20,000 rows of 1,000 numbers, about ten seconds). Of a larger store,

@@ -12,10 +12,10 @@ from featstore.card.licences import family_of, known
 from featstore.card.statement import NOTES_BEGIN, NOTES_END, Statement, teacher_licence
 from featstore.card.survey import Survey, class_name, survey
 from featstore.card.text import encoding_text, shape_text, source_name, title_of
+from featstore.display.text import count, format_bytes, markdown_table
 from featstore.format.manifest import Manifest, PreprocessingRecord, TeacherRecord
 from featstore.format.pictures import PICTURES
 from featstore.reading.store import FeatureStore
-from featstore.text import count, format_bytes, markdown_table
 
 MOST_SKIPS = 20  # skipped images in the list
 MOST_VIEWS = 12  # views in the list

@@ -15,10 +15,10 @@ from featstore.card.statement import Statement, teacher_licence
 from featstore.card.statistics import canonical
 from featstore.card.survey import OTHERS, class_name
 from featstore.card.text import encoding_text, shape_text, source_name, title_of
-from featstore.duplicates.near import THRESHOLD
-from featstore.pages.parts import Block, Page, Section, Table, Text, Tile
-from featstore.pages.render import render
-from featstore.text import count, format_bytes, format_rate, format_seconds
+from featstore.display.parts import Block, Page, Section, Table, Text, Tile
+from featstore.display.render import render
+from featstore.display.text import count, format_bytes, format_rate, format_seconds
+from featstore.selection.near_duplicates import THRESHOLD
 
 MORE = Path(__file__).parent / "templates"
 

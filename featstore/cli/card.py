@@ -9,13 +9,13 @@ from tqdm import tqdm
 
 from featstore.card.statement import Statement, read_card
 from featstore.cli.arguments import STORE, Arguments, positive, repeated, show, value
+from featstore.display.text import count
 from featstore.errors import ConfigError, StoreBusy, StoreWriteError
 from featstore.files.atomic import TEMPORARY_PREFIX, write_bytes
 from featstore.files.locks import exclusive
 from featstore.format.file_names import CARD_NAME, CARD_PAGE_NAME, SIGNATURE_NAME
 from featstore.format.manifest import Manifest
 from featstore.reading.store import FeatureStore
-from featstore.text import count
 from featstore.writing.commit import remove_leftovers
 
 DESCRIPTION = """\

@@ -11,7 +11,11 @@ import numpy as np
 from tqdm import tqdm
 
 from featstore.cli.arguments import flag, positive, value
-from featstore.duplicates.groups import (
+from featstore.display.text import format_seconds
+from featstore.errors import ConfigError, ViewMismatch, shorten
+from featstore.files.array_types import Rows
+from featstore.reading.store import FeatureStore
+from featstore.selection.groups import (
     TEST,
     Overlap,
     exact_duplicates,
@@ -19,18 +23,14 @@ from featstore.duplicates.groups import (
     overlaps,
     select_parts,
 )
-from featstore.duplicates.near import (
+from featstore.selection.near_duplicates import (
     THRESHOLD,
     NearDuplicates,
     comparison_seconds,
     near_duplicates,
     own_crops,
 )
-from featstore.duplicates.unit_vectors import ROUNDING, Floats, default_field
-from featstore.errors import ConfigError, ViewMismatch, shorten
-from featstore.files.array_types import Rows
-from featstore.reading.store import FeatureStore
-from featstore.text import format_seconds
+from featstore.selection.unit_vectors import ROUNDING, Floats, default_field
 
 SHOWN = 20  # pairs and groups that are printed
 

@@ -7,7 +7,7 @@ from tqdm import tqdm
 
 from featstore.cli import arguments as cli
 from featstore.derive.export import PACKAGES, export
-from featstore.text import format_bytes
+from featstore.display.text import format_bytes
 
 DESCRIPTION = """\
 Write features for tools that do not read stores:

@@ -5,7 +5,7 @@ from typing import get_args
 
 from featstore.cli.arguments import FIELDS, OUT, STORE, bar, choice, made, show, value
 from featstore.derive.fuse import PREFIX, Rule, fuse
-from featstore.text import columns
+from featstore.display.text import columns
 
 DESCRIPTION = """\
 Fuse the class logits of several teams over one transfer set into one target per team (KnFu). The teams are teachers of

@@ -9,6 +9,7 @@ from typing import Any
 from featstore.card.statement import read_card
 from featstore.cli import duplicates
 from featstore.cli.arguments import STORE_OR_URL, flag, show
+from featstore.display.text import format_bytes
 from featstore.errors import ConfigError, StoreError, command, shorten
 from featstore.format.file_names import CARD_NAME, SIGNATURE_NAME
 from featstore.format.ledger import read_complete
@@ -26,7 +27,6 @@ from featstore.maintenance.signing import changed_since_signed
 from featstore.places.open_place import is_url, open_place
 from featstore.reading.cached.cache import CacheConfig
 from featstore.reading.store import FeatureStore
-from featstore.text import format_bytes
 
 SHOWN = 20
 

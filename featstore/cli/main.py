@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from featstore.errors import FeatstoreError, printable
-from featstore.version import __version__
+from featstore.format.version import __version__
 
 COMMANDS = {
     "extract": "run a teacher over images and write its features into a store",

@@ -5,9 +5,9 @@ import shlex
 from pathlib import Path
 
 from featstore.cli import arguments as cli
-from featstore.duplicates.near import THRESHOLD
 from featstore.reading.store import FeatureStore
 from featstore.selection.choose import select
+from featstore.selection.near_duplicates import THRESHOLD
 
 DESCRIPTION = """\
 Choose images by their stored features and write their ids to a file, one per line, for phase two
@@ -71,7 +71,7 @@ def run(arguments: argparse.Namespace) -> int:
     with cli.bar(arguments, " products", unit_scale=True) as progress:
         found = select(store, arguments.out, **options, progress=progress)
     if arguments.page:
-        from featstore.selection.page import write_page
+        from featstore.card.selection_page import write_page
 
         write_page(arguments.page, store, found, asked=_asked(arguments), images=arguments.images)
     steps = [

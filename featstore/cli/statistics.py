@@ -5,13 +5,13 @@ import sys
 from pathlib import Path
 
 from featstore.cli.arguments import flag, positive, show, value
+from featstore.display.text import format_bytes
 from featstore.errors import ConfigError
 from featstore.files.atomic import write_bytes
 from featstore.format.pseudo_samples import LEAST, LEAST_PER_RANK, PseudoSamples
 from featstore.sources import open_source
 from featstore.sources.config import SourceConfig, source_of
 from featstore.sources.statistics import MOST_IMAGES, measure_images
-from featstore.text import format_bytes
 
 DESCRIPTION = (
     "Measure mean and covariance of images and write them as one small file. Another team draws pseudo-samples from it "

@@ -3,8 +3,8 @@
 from dataclasses import asdict
 from typing import Any
 
+from featstore.display.text import columns, format_bytes
 from featstore.maintenance.list_and_delete import StoreSummary
-from featstore.text import columns, format_bytes
 
 
 def summary_json(summary: StoreSummary) -> dict[str, Any]:

@@ -7,9 +7,9 @@ from dataclasses import asdict
 from typing import Any
 
 from featstore.cli import arguments as cli
+from featstore.display.text import count, format_bytes, format_seconds
 from featstore.sharing.part import Part
 from featstore.sharing.progress import TransferReport
-from featstore.text import count, format_bytes, format_seconds
 
 TRANSFER: cli.Arguments = {
     "--fields": cli.FIELDS,

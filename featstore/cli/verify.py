@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 from featstore.cli import arguments as cli
+from featstore.display.text import columns, format_bytes
 from featstore.errors import ConfigError, command, printable, shorten
 from featstore.format.manifest import read_manifest
 from featstore.maintenance import signing
@@ -15,7 +16,6 @@ from featstore.maintenance.signing import Signed
 from featstore.maintenance.verify import VerifyReport
 from featstore.sharing.verify_url import verify_url
 from featstore.sources.config import SourceConfig
-from featstore.text import columns, format_bytes
 
 if TYPE_CHECKING:
     from featstore.extraction.recompute import Recomputed

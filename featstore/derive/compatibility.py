@@ -21,8 +21,8 @@ from featstore.format.manifest import (
     RaggedEncoding,
     recorded_differences,
 )
+from featstore.format.version import __version__
 from featstore.reading.store import FeatureStore
-from featstore.version import __version__
 
 _MEASURED = ("sample_rows", "relative_l2", "cosine_mean", "cosine_worst")
 

@@ -6,9 +6,9 @@ from featstore.derive.composition import Composition, artefact_bytes, compose, d
 from featstore.errors import ConfigError
 from featstore.files.progress import Progress, no_progress
 from featstore.format.manifest import Codec, Container, Manifest, WorkRecord
+from featstore.format.version import __version__
 from featstore.planning.costs import shard_rows as fitting_rows
 from featstore.reading.store import FeatureStore
-from featstore.version import __version__
 
 MOST_SHARD_MB = 256
 """Most megabytes of the widest column of a shard, where the size of shards has to be chosen."""

@@ -21,13 +21,13 @@ from featstore.derive.exporters.base import ExportColumn, Exporter
 from featstore.derive.exporters.fieldreader import FieldReader
 from featstore.derive.exporters.npy import NpyExporter, files_of
 from featstore.derive.exporters.selection import RowSelection
+from featstore.display.text import format_bytes
 from featstore.errors import ConfigError, StoreWriteError
 from featstore.files.atomic import TEMPORARY_PREFIX, make_folder, refused, sync_folder, write_bytes
 from featstore.files.disk import free_bytes
 from featstore.files.locks import LOCK_NAME, exclusive
+from featstore.format.version import __version__
 from featstore.reading.store import FeatureStore
-from featstore.text import format_bytes
-from featstore.version import __version__
 from featstore.writing.fill import check_apart
 
 Format = Literal["npy", "parquet", "hf"]

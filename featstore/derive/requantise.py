@@ -25,9 +25,9 @@ from featstore.format.manifest import (
     Manifest,
     PlainEncoding,
 )
+from featstore.format.version import __version__
 from featstore.reading.store import FeatureStore
 from featstore.reading.stored_rows import RowReader
-from featstore.version import __version__
 
 StoredType = Literal["int8", "bfloat16", "float16", "float32"]
 

@@ -28,9 +28,9 @@ from featstore.files.array_types import Rows
 from featstore.files.progress import Progress, no_progress
 from featstore.format.ids import ids_sha256
 from featstore.format.manifest import ArtefactRecord, Int8Encoding, Manifest
+from featstore.format.version import __version__
 from featstore.format.views import View
 from featstore.reading.store import FeatureStore
-from featstore.version import __version__
 
 COMPARE: dict[str, Callable[[npt.NDArray[Any], float], npt.NDArray[np.bool_]]] = {
     ">=": operator.ge,

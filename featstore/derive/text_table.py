@@ -17,9 +17,9 @@ from featstore.format.artefacts import artefact_record
 from featstore.format.ids import check_name
 from featstore.format.manifest import Manifest
 from featstore.format.text_table import TextTable, artefact_name, meaning_of
+from featstore.format.version import __version__
 from featstore.format.views import View
 from featstore.reading.store import FeatureStore
-from featstore.version import __version__
 from featstore.writing.commit import open_or_create
 from featstore.writing.fill import check_apart, make_store
 

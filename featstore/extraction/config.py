@@ -12,7 +12,7 @@ from featstore.extraction.field_names import check_fields
 from featstore.format.pictures import PICTURES, PictureFormat
 from featstore.sources.config import SourceConfig, require
 
-DEFAULT_RECIPE = Path(__file__).parents[1] / "recipes" / "digits" / "extract.yaml"
+DEFAULT_RECIPE = Path(__file__).parent / "recipes" / "digits" / "extract.yaml"
 """Recipe that is used without ``--config``: the digits, and the small teacher beside it."""
 
 

@@ -45,11 +45,11 @@ from featstore.format.manifest import (
 )
 from featstore.format.pictures import PICTURES
 from featstore.format.text_table import artefact_name, meaning_of
+from featstore.format.version import __version__
 from featstore.format.views import ViewSet, make_views
 from featstore.planning.costs import Rates, power_of_two, shard_rows
 from featstore.reading.store import FeatureStore
 from featstore.sources import Source, mirror_work
-from featstore.version import __version__
 
 MOST_NUMBERS = 2**24
 """Most numbers in a calibration sample, about 100 MB; wide fields get fewer rows."""

@@ -9,10 +9,10 @@ import math
 import numpy as np
 import numpy.typing as npt
 
+from featstore.display.text import format_bytes
 from featstore.errors import StoreError
 from featstore.files.array_types import Array
 from featstore.files.limits import free_memory
-from featstore.text import format_bytes
 
 LARGE_BYTES = 256 * 2**20  # less is asked for without a look at what is free
 

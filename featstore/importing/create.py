@@ -36,6 +36,7 @@ from featstore.format.manifest import (
     WorkRecord,
     new_manifest,
 )
+from featstore.format.version import __version__
 from featstore.format.views import View, ViewSet
 from featstore.importing.given_values import (
     NO_WEIGHTS,
@@ -53,7 +54,6 @@ from featstore.importing.given_values import (
 )
 from featstore.places.open_place import is_url
 from featstore.planning.costs import shard_rows as fitting_rows
-from featstore.version import __version__
 from featstore.writing.commit import ShardWriter, commit, finish, open_or_create, remove_leftovers
 from featstore.writing.shard import Shard
 

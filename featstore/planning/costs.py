@@ -8,12 +8,12 @@ from typing import get_args
 
 from featstore.containers import make_backend
 from featstore.containers.metadata import metadata_files
+from featstore.display.text import format_bytes, format_rate, format_seconds
 from featstore.errors import StoreWriteError
 from featstore.files.disk import free_bytes
 from featstore.format.fields import Column, field_columns
 from featstore.format.manifest import ITEM_BYTES, Codec, FieldRecord, Manifest
 from featstore.format.pictures import PICTURES, typical_bytes
-from featstore.text import format_bytes, format_rate, format_seconds
 
 CODECS: tuple[Codec, ...] = get_args(Codec)
 

@@ -22,10 +22,10 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Literal
 
+from featstore.display.text import format_bytes
 from featstore.errors import StoreWriteError, command
 from featstore.files.disk import existing_parent, free_bytes, measure_disk
 from featstore.files.limits import SHARED_MEMORY, cores, free_memory, free_shared_memory
-from featstore.text import format_bytes
 
 State = Literal["ok", "warn", "fail"]
 

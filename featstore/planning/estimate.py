@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from featstore.display.text import format_bytes, format_rate, format_seconds
 from featstore.errors import ConfigError
 from featstore.files.disk import free_bytes, measure_disk
 from featstore.format.ids import check_name
@@ -14,7 +15,6 @@ from featstore.format.manifest import FieldRecord
 from featstore.planning.costs import TYPICAL_RATIO, Choice, shard_rows, typical_choices
 from featstore.planning.types_and_codecs import measured_choices, sample_rows
 from featstore.reading.store import FeatureStore
-from featstore.text import format_bytes, format_rate, format_seconds
 
 SHARD_MB = 256
 SAMPLE_COLUMNS = 4  # columns beside those of fields: id, hash, validity, label

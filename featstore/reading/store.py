@@ -4,11 +4,11 @@ import html
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
+from featstore.display.text import format_bytes
 from featstore.errors import printable
 from featstore.files.array_types import Rows
 from featstore.reading.field_array import FieldArray
 from featstore.reading.open_store import OpenStore
-from featstore.text import format_bytes
 
 if TYPE_CHECKING:
     from featstore.reading.torch_data import FeatureDataset, FeatureLoader

@@ -17,9 +17,6 @@ import numpy as np
 import numpy.typing as npt
 
 from featstore.derive.subset import choose_rows
-from featstore.duplicates.groups import exact_duplicates, join_groups
-from featstore.duplicates.near import THRESHOLD, near_duplicates
-from featstore.duplicates.unit_vectors import Floats, UnitVectors, blocks, default_field
 from featstore.errors import ConfigError, ManifestMismatch, shorten
 from featstore.files.array_types import Rows
 from featstore.files.progress import Progress, no_progress
@@ -28,6 +25,9 @@ from featstore.format.manifest import MANIFEST_NAME, differences
 from featstore.places.open_place import is_url
 from featstore.reading.store import FeatureStore
 from featstore.selection.clusters import clustered
+from featstore.selection.groups import exact_duplicates, join_groups
+from featstore.selection.near_duplicates import THRESHOLD, near_duplicates
+from featstore.selection.unit_vectors import Floats, UnitVectors, blocks, default_field
 
 LABELLED = "labelled"  # instead of a store or pattern: the rows of the store that have a label
 MOST_CLUSTERS = 1024  # most clusters; for more rows, several are chosen of each cluster

@@ -6,10 +6,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from featstore.duplicates.unit_vectors import Floats, UnitVectors, blocks
 from featstore.errors import ConfigError
 from featstore.files.array_types import Rows
 from featstore.files.progress import Progress
+from featstore.selection.unit_vectors import Floats, UnitVectors, blocks
 
 AXES = 64  # principal components that features are reduced to
 

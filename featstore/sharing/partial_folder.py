@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+from featstore.display.text import format_bytes
 from featstore.errors import ManifestMismatch, StoreBusy, StoreNotFound, StoreWriteError, shorten
 from featstore.files.atomic import (
     TEMPORARY_PREFIX,
@@ -31,7 +32,6 @@ from featstore.maintenance.list_and_delete import (
     remove_interrupted_deletions,
 )
 from featstore.reading.cached.published_store import UNFINISHED_NAME, Contents
-from featstore.text import format_bytes
 
 UNFINISHED_MARK = f"{TEMPORARY_PREFIX}complete.json"
 """The mark of the store whose files are in a folder so far, when its ledger entries are known to be of that store."""

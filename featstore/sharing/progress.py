@@ -6,11 +6,11 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
+from featstore.display.text import format_bytes
 from featstore.errors import StoreError
 from featstore.files.progress import Progress
 from featstore.format.manifest import Manifest
 from featstore.places.base import Place
-from featstore.text import format_bytes
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -10,9 +10,9 @@ from collections.abc import Iterable, Iterator
 from functools import cache
 from typing import TypeVar
 
+from featstore.display.text import format_bytes
 from featstore.errors import SourceError
 from featstore.files.limits import SHARED_MEMORY, free_files, free_shared_memory
-from featstore.text import format_bytes
 
 Batch = TypeVar("Batch")
 

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from featstore.display.text import format_bytes
 from featstore.errors import FeatstoreError, SourceError, shorten
 from featstore.sources.base import NO_LABEL
 from featstore.sources.hf import INSTALL, class_numbers, encode_array, named_labels
@@ -19,7 +20,6 @@ from featstore.sources.listed_files import ListedFiles
 from featstore.sources.listing import FileListing, Ids
 from featstore.sources.row_groups import RowGroupCache
 from featstore.sources.source_files import SourceFile
-from featstore.text import format_bytes
 
 MOST_GROUP_BYTES = 2 * 2**30
 """The images of one row group are in memory at a time."""

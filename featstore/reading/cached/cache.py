@@ -33,6 +33,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from featstore.display.text import format_bytes
 from featstore.errors import ConfigError, StoreBusy, StoreWriteError
 from featstore.files.atomic import refused
 from featstore.files.cache_folder import cache_folder
@@ -43,7 +44,6 @@ from featstore.format.artefacts import FOLDER as ARTEFACT_FOLDER
 from featstore.format.ledger import LEDGER_FOLDER
 from featstore.format.manifest import MANIFEST_NAME
 from featstore.places.base import Retry
-from featstore.text import format_bytes
 
 MOST_BYTES = 100 * 10**9
 """Limit where none is set, or half of what the disk has for it, if that is less."""

@@ -16,11 +16,11 @@ from distill.measures import score
 from distill.measures.score import Measure
 from distill.reports import comparison, report, run_page, tables
 from distill.reports.run_files import find_baseline, find_runs, read_run
+from featstore.display import style
+from featstore.display.feature_map import embed
+from featstore.display.parts import Page, Section, Table
+from featstore.display.render import render
 from featstore.errors import ConfigError
-from featstore.pages import style
-from featstore.pages.feature_map import embed
-from featstore.pages.parts import Page, Section, Table
-from featstore.pages.render import render
 from tests.distill import browser
 from tests.distill.finished import HOSTILE, HOSTILE_IMAGE, finished_run
 

@@ -20,8 +20,8 @@ from distill.students import cli as command
 from distill.students import page, tables
 from distill.students.measure import MeasuredStudent, StudentComparison
 from distill.students.pareto_front import front, steps
+from featstore.display.text import columns
 from featstore.errors import ConfigError
-from featstore.text import columns
 from tests.distill.conftest import MakeConfig
 
 FILE = command.DEFAULT_RECIPE

@@ -575,7 +575,9 @@ def test_the_page_names_the_extra(
 ) -> None:
     """Without its libraries, the page says what to install, and the card needs none of them."""
     for name in [
-        name for name in sys.modules if name.startswith(("featstore.card.page", "featstore.pages"))
+        name
+        for name in sys.modules
+        if name.startswith(("featstore.card.page", "featstore.display"))
     ]:
         monkeypatch.delitem(sys.modules, name)
     for name in ("jinja2", "plotly", "sklearn"):

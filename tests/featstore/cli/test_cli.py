@@ -18,10 +18,10 @@ from featstore.files import locks
 from featstore.files import untrusted as plainfiles
 from featstore.format.ledger import entry_path, remove_entries
 from featstore.format.manifest import read_manifest
+from featstore.format.version import __version__
 from featstore.maintenance import list_and_delete as lifecycle
 from featstore.planning import estimate as estimates
 from featstore.reading import shards as reader
-from featstore.version import __version__
 from tests.conftest import ROOT
 from tests.featstore import golden
 from tests.featstore.backend_tests import every_kind

@@ -14,7 +14,6 @@ import torch
 
 from featstore import FeatureStore
 from featstore.cli.main import main
-from featstore.duplicates.groups import exact_duplicates
 from featstore.errors import (
     ConfigError,
     ManifestMismatch,
@@ -32,6 +31,7 @@ from featstore.format.manifest import (
 from featstore.format.views import make_views
 from featstore.importing.create import create, from_arrays
 from featstore.maintenance.verify import verify
+from featstore.selection.groups import exact_duplicates
 from tests.conftest import ROOT
 from tests.featstore.stores import snapshot
 

@@ -12,14 +12,14 @@ from PIL import Image
 
 import featstore
 from featstore import FeatureStore
+from featstore.card.selection_page import write_page
 from featstore.cli.main import main
-from featstore.duplicates import unit_vectors
-from featstore.duplicates.near import near_duplicates
 from featstore.errors import ConfigError, ManifestMismatch, MissingSamples
 from featstore.format.ids import read_ids, write_ids
 from featstore.importing.create import from_arrays
+from featstore.selection import unit_vectors
 from featstore.selection.choose import select
-from featstore.selection.page import write_page
+from featstore.selection.near_duplicates import near_duplicates
 
 WIDTH = 6
 Floats = npt.NDArray[np.float32]

@@ -8,13 +8,13 @@ import numpy as np
 
 from featstore.card.pictures import thumbnails
 from featstore.card.survey import Sample
-from featstore.duplicates.unit_vectors import Floats
+from featstore.display.parts import Block, Gallery, Page, Picture, Section, Table, Tile
+from featstore.display.render import render
 from featstore.files.array_types import Rows
 from featstore.files.atomic import write_bytes
-from featstore.pages.parts import Block, Gallery, Page, Picture, Section, Table, Tile
-from featstore.pages.render import render
 from featstore.reading.store import FeatureStore
 from featstore.selection.choose import Selection, Step
+from featstore.selection.unit_vectors import Floats
 
 SHOWN = 12  # images at each end
 

@@ -13,7 +13,7 @@ from pathlib import Path
 import jinja2
 from plotly.offline import get_plotlyjs
 
-from featstore.pages.parts import Page
+from featstore.display.parts import Page
 
 TEMPLATES = Path(__file__).parent / "templates"
 

@@ -1,6 +1,6 @@
 """Find equal files in a store, join duplicates into groups, and find images that two parts share.
 
-Files are compared by their stored SHA-256. Near duplicates come from ``featstore.duplicates.near``.
+Files are compared by their stored SHA-256. Near duplicates come from ``featstore.selection.near_duplicates``.
 """
 
 # N rows of the store, P pairs

@@ -14,7 +14,10 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from featstore.duplicates.unit_vectors import (
+from featstore.errors import ConfigError
+from featstore.files.array_types import Rows
+from featstore.reading.store import FeatureStore
+from featstore.selection.unit_vectors import (
     BLOCK_BYTES,
     ROUNDING,
     Floats,
@@ -22,9 +25,6 @@ from featstore.duplicates.unit_vectors import (
     blocks,
     comparable_field,
 )
-from featstore.errors import ConfigError
-from featstore.files.array_types import Rows
-from featstore.reading.store import FeatureStore
 
 THRESHOLD = 0.97
 """Cosine from which two images count as near duplicates. Photographs saved again as JPEG of lower quality, at three

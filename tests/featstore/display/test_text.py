@@ -2,7 +2,7 @@
 
 import pytest
 
-from featstore import text
+from featstore.display import text
 
 
 def test_columns_are_as_wide_as_their_longest_cell() -> None:

@@ -15,19 +15,20 @@ from scipy.sparse.csgraph import connected_components
 
 from featstore import FeatureStore
 from featstore.cli.main import main
-from featstore.duplicates import near, unit_vectors
-from featstore.duplicates.groups import (
+from featstore.errors import ConfigError, ViewMismatch
+from featstore.format.manifest import Container
+from featstore.format.views import ViewSet, make_views
+from featstore.selection import near_duplicates as near
+from featstore.selection import unit_vectors
+from featstore.selection.groups import (
     TEST,
     exact_duplicates,
     join_groups,
     overlaps,
     select_parts,
 )
-from featstore.duplicates.near import NearDuplicates, near_duplicates, own_crops
-from featstore.duplicates.unit_vectors import default_field
-from featstore.errors import ConfigError, ViewMismatch
-from featstore.format.manifest import Container
-from featstore.format.views import ViewSet, make_views
+from featstore.selection.near_duplicates import NearDuplicates, near_duplicates, own_crops
+from featstore.selection.unit_vectors import default_field
 from tests.conftest import ROOT
 from tests.featstore.backend_tests import Rows, every_kind, int8_field, spec
 

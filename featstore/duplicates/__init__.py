@@ -1,1 +1,0 @@
-"""Find equal files and near duplicates, and test images in other parts."""
