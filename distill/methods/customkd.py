@@ -24,12 +24,18 @@ from typing import Any, Literal
 
 from distill.lazy import F, Tensor, nn, torch
 from distill.losses import cross_entropy, feature_mse, layernorm_mse
-from distill.losses.logits import dist, dkd, kd_kl, logit_mse
+from distill.losses.logits import dist, dkd, kd_kl, logit_mse, ofa
 from distill.measures.feature_similarity import thin_out
 from distill.measures.linear_probe import fit_probe
 from distill.methods.base import Batch, Needs, Output, Setup, Side, Student, VectorMethod
 from distill.methods.customkd_watch import Watch
-from distill.methods.probe_logits import classes_of, linear_ramp, probe_layer, set_probe
+from distill.methods.probe_logits import (
+    classes_of,
+    linear_ramp,
+    probe_layer,
+    set_probe,
+    stage_exits,
+)
 from distill.options import Norm, Target, VectorOptions
 from featstore.errors import ConfigError
 from featstore.sources.config import require
@@ -40,7 +46,8 @@ class CustomKDConfig(
     VectorOptions,
     name="customkd",
     positive=(
-        "temperature", "logits_warmup_epochs", "stage1_epochs", "stage2_epochs", "stage1_batch", "stage1_lr",
+        "temperature", "ofa_eps", "logits_warmup_epochs", "stage1_epochs", "stage2_epochs", "stage1_batch",
+        "stage1_lr",
     ),
 ):  # fmt: skip
     """Method ``customkd``. No source gives these values of the paper: all are choices of this product.
@@ -71,10 +78,11 @@ class CustomKDConfig(
     """Weight of an additional term that compares logits; 0 switches it off."""
     logits_from: Literal["custom", "probe"] = "custom"
     """Where the target logits come from. custom: the head of stage 1 on P_t(f_t). probe: a linear probe on f_t."""
-    logits_loss: Literal["kl", "mse", "dkd", "dist"] = "kl"
-    """Loss on the logits, as in the methods kd (kl), logits (mse), dkd and dist."""
+    logits_loss: Literal["kl", "mse", "dkd", "dist", "ofa"] = "kl"
+    """Loss on the logits, as in the methods kd (kl), logits (mse), dkd, dist and ofa, which adds an exit at every stage
+    of the student and wants a temperature of 1."""
     temperature: float = 4.0
-    """Temperature of kl, dkd and dist."""
+    """Temperature of kl, dkd, dist and ofa."""
     logits_warmup_epochs: int = 1
     """Epochs in which the weight of the logit term rises to w_logits."""
     dkd_alpha: float = 1.0
@@ -88,6 +96,8 @@ class CustomKDConfig(
     """Weight of the relations between classes (rows) in dist."""
     dist_gamma: float = 1.0
     """Weight of the relations between images (columns) in dist."""
+    ofa_eps: float = 1.0
+    """Exponent of the target class's probability in ofa."""
 
     stage1: Literal["cycle", "once", "never"] = "cycle"
     """When stage 1 trains P_t: at the start of every cycle, once in the first cycle, or never (P_t stays random)."""
@@ -163,6 +173,9 @@ class CustomKD(VectorMethod):
         self.general = projection(own_width, width, **shape) if options.w_general else None
         if options.w_logits and options.logits_from == "probe":
             self.probe = probe_layer(setup.probe, setup.device)
+        with_exits = options.w_logits > 0 and options.logits_loss == "ofa"
+        settings = ("--customkd.logits_loss ofa", "--customkd.logits_loss kl")
+        self.exits = stage_exits(setup, *settings) if with_exits else None
         self.first = options.stage2_epochs if options.start == "stage2" else 0
         self.epoch = 0
         if not options.customises:
@@ -188,8 +201,9 @@ class CustomKD(VectorMethod):
         return Needs(unlabelled=distils, vector=distils, labels=labels)
 
     def student_sides(self) -> dict[str, Side]:
-        """P_s: student width -> teacher width. P_t is not here: the loop must never train it."""
-        return {} if self.general is None else {"general": Side(self.general)}
+        """P_s: student width -> teacher width; the exits of ofa. P_t is not here: the loop must never train it."""
+        sides = {} if self.general is None else {"general": Side(self.general)}
+        return sides if self.exits is None else sides | {"exits": Side(self.exits, tap="stages")}
 
     def owned(self) -> list[nn.Module]:
         """P_t, and the teacher's own head if it has one."""
@@ -271,7 +285,7 @@ class CustomKD(VectorMethod):
         if options.w_logits and options.logits_from == "probe":
             with torch.no_grad():
                 target = self.probe(batch.teacher)
-            terms["logits"] = self._logit_term(output.logits, target, labels)
+            terms |= self._logit_terms(output, target, labels, 1.0)
         if not options.customises:
             return terms
         self.watch.student(output.features)
@@ -285,12 +299,23 @@ class CustomKD(VectorMethod):
         if options.w_logits and options.logits_from == "custom":
             with torch.no_grad():
                 target = self._head(student)(customised)
-            terms["logits"] = ready * self._logit_term(output.logits, target, labels)
+            terms |= self._logit_terms(output, target, labels, ready)
         return terms
 
     def _over(self, target_BD: Tensor) -> float:
         """Factor between a mean over the width and ``--customkd.reduction``."""
         return float(target_BD.shape[1]) if self.options.reduction == "sum" else 1.0
+
+    def _logit_terms(
+        self, output: Output, target_BK: Tensor, labels_B: Tensor, weight: float
+    ) -> dict[str, Tensor]:
+        """The term of the student's logits, and one for each exit."""
+        found = {"logits": output.logits}
+        found |= {f"exit{n}": logits for n, logits in enumerate(output.projected.get("exits", ()))}
+        return {
+            name: weight * self._logit_term(logits, target_BK, labels_B)
+            for name, logits in found.items()
+        }
 
     def _logit_term(self, student_BK: Tensor, target_BK: Tensor, labels_B: Tensor) -> Tensor:
         options, student, target = self.options, student_BK, target_BK
@@ -304,6 +329,9 @@ class CustomKD(VectorMethod):
         elif options.logits_loss == "dist":
             weights = {"beta": options.dist_beta, "gamma": options.dist_gamma}
             value = dist(student, target, **weights, **temperature)
+        elif options.logits_loss == "ofa":
+            classes = classes_of("teacher", labels_B, target)
+            value = ofa(student, target, classes, eps=options.ofa_eps, **temperature)
         else:
             value = kd_kl(student, target, **temperature)
         return options.w_logits * linear_ramp(self.epoch, options.logits_warmup_epochs) * value

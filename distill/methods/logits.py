@@ -22,9 +22,9 @@ from distill.methods.probe_logits import (
     classes_of,
     linear_ramp,
     probe_layer,
+    stage_exits,
 )
 from distill.options import CheckedOptions, Target
-from featstore.errors import ConfigError
 
 if TYPE_CHECKING:
     from distill.config import DistillConfig
@@ -214,15 +214,8 @@ class OFA(ProbeLogits):
 
     def __init__(self, setup: Setup, options: OFAConfig) -> None:
         super().__init__(setup, options)
-        from distill.methods.modules import Exits
-
-        channels = setup.student.stage_channels
-        if self.options.stages and not channels:
-            raise ConfigError(
-                f"--ofa.stages true: {setup.student.name} cannot give the maps of its stages. Choose a student whose "
-                "timm model has forward_intermediates, or --ofa.stages false."
-            )
-        self.exits = Exits(channels, setup.student.num_classes) if self.options.stages else None
+        settings = ("--ofa.stages true", "--ofa.stages false")
+        self.exits = stage_exits(setup, *settings) if options.stages else None
 
     def student_sides(self) -> dict[str, Side]:
         """One exit per stage."""

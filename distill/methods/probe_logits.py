@@ -19,6 +19,7 @@ from featstore.format.class_logits import are_probabilities, class_names_of
 
 if TYPE_CHECKING:
     from distill.data.joined import JoinedData
+    from distill.methods.modules import Exits
 
 CHECKED_ROWS = 1000
 """Rows of a field that are looked at to tell probabilities from logits."""
@@ -72,6 +73,27 @@ def set_probe(layer: nn.Linear, probe: LinearProbe) -> None:
     """Write a fitted probe into a Linear of its shape."""
     layer.weight.copy_(torch.from_numpy(probe.weight_KD))
     layer.bias.copy_(torch.from_numpy(probe.bias_K))
+
+
+def stage_exits(setup: Setup, setting: str, otherwise: str) -> Exits:
+    """An exit with logits at every stage of the student, as in OFA-KD; dropped after training.
+
+    Args:
+        setting: That asks for them, for the message.
+        otherwise: A setting that needs none.
+
+    Raises:
+        ConfigError: the student cannot give the maps of its stages.
+    """
+    from distill.methods.modules import Exits
+
+    channels = setup.student.stage_channels
+    if not channels:
+        raise ConfigError(
+            f"{setting}: {setup.student.name} cannot give the maps of its stages. Choose a student whose timm model "
+            f"has forward_intermediates, or {otherwise}."
+        )
+    return Exits(channels, setup.student.num_classes)
 
 
 def classes_of(target: Target, labels_B: Tensor, logits_BK: Tensor) -> Tensor:

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from distill.config import DistillConfig
 from distill.data import joined
-from distill.losses.logits import dist, dkd, kd_kl, logit_mse, target_classes
+from distill.losses.logits import dist, dkd, kd_kl, logit_mse, ofa, target_classes
 from distill.measures.linear_probe import fit_probe
 from distill.methods.base import Needs
 from distill.methods.customkd import CustomKD
@@ -130,6 +130,7 @@ LOGIT_LOSSES = {
         s, t, target_classes(labels, t), alpha=0.5, beta=3.0, temperature=2.0
     ),
     "dist": lambda s, t, labels: dist(s, t, beta=0.5, gamma=3.0, temperature=2.0),
+    "ofa": lambda s, t, labels: ofa(s, t, target_classes(labels, t), eps=1.5, temperature=2.0),
 }
 
 
@@ -141,7 +142,7 @@ def test_the_logit_term_uses_frozen_targets(
     """Targets from the student's own head on P_t(f_t), or from the probe; neither gets a gradient from it."""
     bench = CustomBench(
         make_config, w_logits=0.7, logits_from=source, logits_loss=kind, temperature=2.0, dkd_alpha=0.5, dkd_beta=3.0,
-        dist_beta=0.5, dist_gamma=3.0, logits_warmup_epochs=4,
+        dist_beta=0.5, dist_gamma=3.0, ofa_eps=1.5, logits_warmup_epochs=4,
     )  # fmt: skip
     bench.trainee.eval()
     bench.method.epoch = 1
@@ -153,6 +154,11 @@ def test_the_logit_term_uses_frozen_targets(
     expected = LOGIT_LOSSES[kind](output.logits, target, bench.batch.labels)
     # 2 of 4 epochs into the warm-up.
     torch.testing.assert_close(terms["logits"], 0.5 * 0.7 * expected)
+    exits = output.projected.get("exits", [])
+    assert bool(len(exits)) == (kind == "ofa")
+    for number, logits in enumerate(exits):
+        of_exit = LOGIT_LOSSES[kind](logits, target, bench.batch.labels)
+        torch.testing.assert_close(terms[f"exit{number}"], 0.5 * 0.7 * of_exit)
     head = bench.student.head.weight
     assert isinstance(head, Tensor)
     (through,) = torch.autograd.grad(terms["logits"], head, retain_graph=True)
