@@ -29,13 +29,13 @@ from featstore.containers.zarr import encoded_bytes
 from featstore.format.artefacts import artefact_record, pack
 from featstore.format.fields import empty_columns, put
 from featstore.format.int8 import Calibration, calibrate
-from featstore.format.manifest import (
+from featstore.format.manifest import new_manifest
+from featstore.format.manifest_records import (
     Codec,
     FieldRecord,
     Int8Encoding,
     SourceRecord,
     WorkRecord,
-    new_manifest,
 )
 from featstore.format.views import ViewSet
 from featstore.reading.shuffling import Order

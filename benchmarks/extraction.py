@@ -45,7 +45,7 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from benchmarks._measure import Spread, print_table
-from featstore.format.manifest import PreprocessingRecord
+from featstore.format.manifest_records import PreprocessingRecord
 
 CASES = {"small": (160, 224), "large": (3000, 2000)}
 """Sides in pixels: those of small pictures lie between the two, large ones have exactly these."""

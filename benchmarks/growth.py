@@ -36,14 +36,8 @@ from featstore.format.ledger import (
     mark_complete,
     write_entry,
 )
-from featstore.format.manifest import (
-    FieldRecord,
-    Manifest,
-    SourceRecord,
-    WorkRecord,
-    new_manifest,
-    write_manifest,
-)
+from featstore.format.manifest import Manifest, new_manifest, write_manifest
+from featstore.format.manifest_records import FieldRecord, SourceRecord, WorkRecord
 from featstore.format.views import ViewSet
 from featstore.maintenance.verify import verify
 

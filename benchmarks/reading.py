@@ -119,12 +119,12 @@ def write_store(folder: Path, data: Data) -> None:
     from featstore.containers import make_backend
     from featstore.format.ids import ids_sha256
     from featstore.format.ledger import mark_complete, read_entry
-    from featstore.format.manifest import (
+    from featstore.format.manifest import new_manifest
+    from featstore.format.manifest_records import (
         FieldRecord,
         SourceRecord,
         TeacherRecord,
         WorkRecord,
-        new_manifest,
     )
     from featstore.format.views import ViewSet
     from featstore.writing.commit import commit, open_or_create

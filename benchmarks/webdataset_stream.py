@@ -29,7 +29,8 @@ from benchmarks._measure import Case, print_table, seconds_in_turn, speed_ratio
 from featstore import FeatureStore
 from featstore.containers import make_backend
 from featstore.format.fields import empty_columns, put
-from featstore.format.manifest import Container, FieldRecord, SourceRecord, WorkRecord, new_manifest
+from featstore.format.manifest import new_manifest
+from featstore.format.manifest_records import Container, FieldRecord, SourceRecord, WorkRecord
 from featstore.format.views import ViewSet
 from featstore.reading.paired_tars import PairStream
 from featstore.writing.commit import commit, open_or_create

@@ -26,7 +26,8 @@ import numpy.typing as npt
 from benchmarks._measure import Spread, print_table, speed_ratio
 from featstore.containers import make_backend
 from featstore.format.fields import empty_columns
-from featstore.format.manifest import FieldRecord, Manifest, SourceRecord, WorkRecord, new_manifest
+from featstore.format.manifest import Manifest, new_manifest
+from featstore.format.manifest_records import FieldRecord, SourceRecord, WorkRecord
 from featstore.format.views import ViewSet
 from featstore.writing.claims import Claims
 from featstore.writing.commit import open_or_create

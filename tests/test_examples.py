@@ -9,7 +9,8 @@ import pytest
 
 import featstore
 from featstore.format.ids import ids_sha256
-from featstore.format.manifest import SourceRecord, WorkRecord, new_manifest
+from featstore.format.manifest import new_manifest
+from featstore.format.manifest_records import SourceRecord, WorkRecord
 from featstore.format.views import ViewSet, make_views
 from tests.featstore.stores import CLASSES, TEACHER, field, make_columns, write_store
 

@@ -4,7 +4,7 @@ from typing import Any
 
 from featstore import FeatureStore
 from featstore.errors import ConfigError, ViewMismatch
-from featstore.format.manifest import PointRecord, TextRecord
+from featstore.format.manifest_records import PointRecord, TextRecord
 from featstore.format.views import ViewSet
 from featstore.sources.load import ViewRule
 

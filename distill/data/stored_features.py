@@ -19,7 +19,7 @@ from distill.data.schedule import Indices
 from distill.options import Norm
 from featstore import FeatureStore
 from featstore.errors import ConfigError, shorten
-from featstore.format.manifest import FieldRecord
+from featstore.format.manifest_records import FieldRecord
 from featstore.format.views import View
 from featstore.reading.torch_data import as_tensor
 

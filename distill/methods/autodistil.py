@@ -21,7 +21,7 @@ from distill.losses.token_relations import Compared, token_relation_mse
 from distill.methods.base import Batch, Method, Needs, Output, Setup, Side, Student
 from distill.options import CheckedOptions
 from featstore.errors import ConfigError
-from featstore.format.manifest import FieldRecord
+from featstore.format.manifest_records import FieldRecord
 from featstore.sources.config import require
 
 INPUTS = "autodistil_inputs"

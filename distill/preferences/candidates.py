@@ -16,7 +16,7 @@ from distill.preferences.language_models import (
     log_probabilities,
 )
 from featstore.errors import ConfigError, SourceError, shorten
-from featstore.format.manifest import FieldRecord, TeacherRecord
+from featstore.format.manifest_records import FieldRecord, TeacherRecord
 from featstore.sources.text import read_table
 
 SHARD_ROWS = 256

@@ -11,7 +11,7 @@ from distill.preferences.candidates import Candidate, fill, read_candidates
 from distill.preferences.config import PreferConfig
 from distill.preferences.language_models import Item, LanguageModel, accuracy, fine_tune
 from featstore.files.array_types import Array
-from featstore.format.manifest import FieldRecord
+from featstore.format.manifest_records import FieldRecord
 
 PREFIX = "score_"
 """Name of a score column without the student's name."""

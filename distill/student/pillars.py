@@ -17,7 +17,7 @@ import torch
 from timm.models import register_model
 from torch import Tensor, nn
 
-from featstore.format.manifest import PointRecord
+from featstore.format.manifest_records import PointRecord
 
 NAME = "pillars"
 OFFSETS = 6  # numbers that are added to each point: from its pillar's centre and mean point, and the pillar's count

@@ -11,7 +11,7 @@ from distill.data.stored_features import Grid
 from featstore import FeatureStore
 from featstore.errors import ConfigError, shorten
 from featstore.format import mask_decoder
-from featstore.format.manifest import ArtefactRecord
+from featstore.format.manifest_records import ArtefactRecord
 
 
 class DecodedMasks(NamedTuple):

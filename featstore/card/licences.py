@@ -5,7 +5,7 @@ A licence that is not in the table is kept as text.
 
 from dataclasses import dataclass
 
-from featstore.format.manifest import TeacherRecord
+from featstore.format.manifest_records import TeacherRecord
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,8 @@ from featstore.card.statement import NOTES_BEGIN, NOTES_END, Statement, teacher_
 from featstore.card.survey import Survey, class_name, survey
 from featstore.card.text import encoding_text, shape_text, source_name, title_of
 from featstore.display.text import count, format_bytes, markdown_table
-from featstore.format.manifest import Manifest, PreprocessingRecord, TeacherRecord
+from featstore.format.manifest import Manifest
+from featstore.format.manifest_records import PreprocessingRecord, TeacherRecord
 from featstore.format.pictures import PICTURES
 from featstore.reading.store import FeatureStore
 

@@ -10,7 +10,8 @@ import numpy.typing as npt
 
 from featstore.card.survey import Sample
 from featstore.files.array_types import Array, Rows
-from featstore.format.manifest import FieldRecord, Manifest
+from featstore.format.manifest import Manifest
+from featstore.format.manifest_records import FieldRecord
 from featstore.reading.store import FeatureStore
 
 Floats = npt.NDArray[np.float64]

@@ -4,10 +4,10 @@ from pathlib import PurePosixPath
 
 from featstore.card.escape import plain
 from featstore.card.statement import Statement
-from featstore.format.manifest import (
+from featstore.format.manifest import Manifest
+from featstore.format.manifest_records import (
     FieldRecord,
     Int8Encoding,
-    Manifest,
     RaggedEncoding,
     SourceRecord,
     TopKEncoding,

@@ -14,7 +14,8 @@ from typing import Any, get_args
 from featstore.cli.progress_bar import progress_bar
 from featstore.errors import printable
 from featstore.files.progress import Progress
-from featstore.format.manifest import Codec, Container, Manifest
+from featstore.format.manifest import Manifest
+from featstore.format.manifest_records import Codec, Container
 from featstore.places.base import Retry
 from featstore.places.open_place import is_url
 

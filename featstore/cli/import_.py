@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import get_args
 
 from featstore.cli import arguments as cli
-from featstore.format.manifest import FloatType
+from featstore.format.manifest_records import FloatType
 from featstore.importing.given_values import NO_WEIGHTS
 from featstore.importing.imports import import_
 from featstore.importing.tables import Kind

@@ -13,10 +13,10 @@ from featstore.display.text import format_bytes
 from featstore.errors import ConfigError, StoreError, command, shorten
 from featstore.format.file_names import CARD_NAME, SIGNATURE_NAME
 from featstore.format.ledger import read_complete
-from featstore.format.manifest import (
+from featstore.format.manifest import Manifest
+from featstore.format.manifest_records import (
     FieldRecord,
     Int8Encoding,
-    Manifest,
     PreprocessingRecord,
     RaggedEncoding,
     Record,

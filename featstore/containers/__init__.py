@@ -5,7 +5,8 @@ from pathlib import Path
 from featstore.containers.base import Backend, ColumnReader, EncodedObject
 from featstore.containers.webdataset import WebDatasetBackend
 from featstore.containers.zarr import ZarrBackend
-from featstore.format.manifest import Container, Manifest
+from featstore.format.manifest import Manifest
+from featstore.format.manifest_records import Container
 
 BACKENDS: dict[Container, type[Backend]] = {"zarr": ZarrBackend, "webdataset": WebDatasetBackend}
 

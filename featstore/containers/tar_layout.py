@@ -16,7 +16,8 @@ from featstore.errors import ConfigError, StoreError
 from featstore.files.array_types import Array
 from featstore.files.tar_headers import MOST_MEMBER_BYTES
 from featstore.format.fields import Column, columns_of
-from featstore.format.manifest import Manifest, RaggedEncoding
+from featstore.format.manifest import Manifest
+from featstore.format.manifest_records import RaggedEncoding
 
 FOLDER = "shards"
 

@@ -34,7 +34,7 @@ from featstore.files.limits import cores
 from featstore.files.thread_lock import ThreadLock
 from featstore.format.fields import Column, check_columns
 from featstore.format.ledger import ObjectRecord, entry_path
-from featstore.format.manifest import Codec
+from featstore.format.manifest_records import Codec
 
 CHUNK_BYTES = 256 * 1024
 """Inner chunks are at most this large (or one row): what a stock reader fetches to get at a row, and what shares a

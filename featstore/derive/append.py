@@ -43,8 +43,8 @@ from featstore.files.locks import exclusive
 from featstore.files.progress import Progress, no_progress
 from featstore.format.ids import ids_sha256
 from featstore.format.ledger import LEDGER_FOLDER, entry_path
-from featstore.format.manifest import (
-    Manifest,
+from featstore.format.manifest import Manifest
+from featstore.format.manifest_records import (
     RaggedEncoding,
     SourceRecord,
     VersionRecord,

@@ -13,13 +13,12 @@ import numpy as np
 from featstore.derive.composition import artefact_bytes
 from featstore.errors import ConfigError, ManifestMismatch, command, shorten
 from featstore.files.array_types import Rows
-from featstore.format.manifest import (
+from featstore.format.manifest import Manifest, recorded_differences
+from featstore.format.manifest_records import (
     ArtefactRecord,
     FieldRecord,
     Int8Encoding,
-    Manifest,
     RaggedEncoding,
-    recorded_differences,
 )
 from featstore.format.version import __version__
 from featstore.reading.store import FeatureStore

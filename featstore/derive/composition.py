@@ -22,7 +22,8 @@ from featstore.files.progress import Progress, no_progress
 from featstore.format.artefacts import artefact_path
 from featstore.format.fields import empty_columns, field_columns, put, put_ragged
 from featstore.format.int8 import Channels
-from featstore.format.manifest import Manifest, RaggedEncoding, WorkRecord, new_manifest
+from featstore.format.manifest import Manifest, new_manifest
+from featstore.format.manifest_records import RaggedEncoding, WorkRecord
 from featstore.reading.store import FeatureStore
 from featstore.reading.stored_rows import RowReader
 from featstore.writing.fill import check_apart, make_store

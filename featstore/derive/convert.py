@@ -5,7 +5,8 @@ from pathlib import Path
 from featstore.derive.composition import Composition, artefact_bytes, compose, derived, whole
 from featstore.errors import ConfigError
 from featstore.files.progress import Progress, no_progress
-from featstore.format.manifest import Codec, Container, Manifest, WorkRecord
+from featstore.format.manifest import Manifest
+from featstore.format.manifest_records import Codec, Container, WorkRecord
 from featstore.format.version import __version__
 from featstore.planning.costs import shard_rows as fitting_rows
 from featstore.reading.store import FeatureStore

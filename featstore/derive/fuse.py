@@ -25,7 +25,8 @@ from featstore.files.array_types import Array, Rows
 from featstore.files.progress import Progress, no_progress
 from featstore.format.artefacts import artefact_record, pack
 from featstore.format.class_logits import are_probabilities, class_names_of
-from featstore.format.manifest import FieldRecord, Manifest, new_manifest
+from featstore.format.manifest import Manifest, new_manifest
+from featstore.format.manifest_records import FieldRecord
 from featstore.format.version import __version__
 from featstore.reading.store import FeatureStore
 from featstore.reading.stored_rows import RowReader

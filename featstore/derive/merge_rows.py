@@ -20,7 +20,7 @@ from featstore.derive.matching import RowKeys, first_of, samples_of, views_depen
 from featstore.errors import ConfigError, shorten
 from featstore.files.array_types import Mask, Rows
 from featstore.format.ids import ids_sha256
-from featstore.format.manifest import SourceRecord, WorkRecord
+from featstore.format.manifest_records import SourceRecord, WorkRecord
 from featstore.reading.store import FeatureStore
 
 Duplicates = Literal["refuse", "skip", "keep"]

@@ -21,15 +21,14 @@ from featstore.derive.matching import RowKeys, samples_of, views_depend_on_ids
 from featstore.errors import ConfigError, ManifestMismatch, shorten
 from featstore.files.array_types import Rows
 from featstore.format.ids import check_name, ids_sha256
-from featstore.format.manifest import (
+from featstore.format.manifest import Manifest, differences
+from featstore.format.manifest_records import (
     ArtefactRecord,
     FieldRecord,
     Int8Encoding,
-    Manifest,
     SourceRecord,
     TeacherRecord,
     WorkRecord,
-    differences,
 )
 from featstore.reading.store import FeatureStore
 

@@ -17,12 +17,12 @@ from featstore.files.progress import Progress, no_progress
 from featstore.format.artefacts import artefact_record, pack, read_channels
 from featstore.format.fields import numpy_dtype
 from featstore.format.int8 import Channels, RoundingError, calibrate, dequantise, rounding_error
-from featstore.format.manifest import (
+from featstore.format.manifest import Manifest
+from featstore.format.manifest_records import (
     ArtefactRecord,
     FieldRecord,
     FloatType,
     Int8Encoding,
-    Manifest,
     PlainEncoding,
 )
 from featstore.format.version import __version__

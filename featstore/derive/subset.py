@@ -27,7 +27,8 @@ from featstore.errors import ConfigError, MissingSamples, shorten
 from featstore.files.array_types import Rows
 from featstore.files.progress import Progress, no_progress
 from featstore.format.ids import ids_sha256
-from featstore.format.manifest import ArtefactRecord, Int8Encoding, Manifest
+from featstore.format.manifest import Manifest
+from featstore.format.manifest_records import ArtefactRecord, Int8Encoding
 from featstore.format.version import __version__
 from featstore.format.views import View
 from featstore.reading.store import FeatureStore

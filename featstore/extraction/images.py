@@ -16,7 +16,7 @@ from featstore.extraction.teachers import Teacher
 from featstore.extraction.teachers.tokenizers import PADDING
 from featstore.files.array_types import Array
 from featstore.format.ids import content_sha256
-from featstore.format.manifest import PointRecord, PreprocessingRecord, TextRecord
+from featstore.format.manifest_records import PointRecord, PreprocessingRecord, TextRecord
 from featstore.format.pictures import PictureFormat
 from featstore.format.views import ViewSet
 from featstore.sources import Source

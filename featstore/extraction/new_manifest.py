@@ -31,17 +31,14 @@ from featstore.format.artefacts import artefact_record, pack
 from featstore.format.ids import ids_sha256
 from featstore.format.int8 import calibrate
 from featstore.format.ledger import committed_shards
-from featstore.format.manifest import (
-    MANIFEST_NAME,
+from featstore.format.manifest import MANIFEST_NAME, Manifest, new_manifest, read_manifest
+from featstore.format.manifest_records import (
     ArtefactRecord,
     FieldRecord,
     FloatType,
     Int8Encoding,
-    Manifest,
     SourceRecord,
     WorkRecord,
-    new_manifest,
-    read_manifest,
 )
 from featstore.format.pictures import PICTURES
 from featstore.format.text_table import artefact_name, meaning_of

@@ -30,13 +30,13 @@ from featstore.extraction.images import inputs_of
 from featstore.extraction.shards import run_teacher
 from featstore.extraction.teachers import Teacher, build_teacher
 from featstore.files.array_types import Array
-from featstore.format.manifest import (
+from featstore.format.manifest import recorded_differences
+from featstore.format.manifest_records import (
     FieldRecord,
     Int8Encoding,
     PreprocessingRecord,
     TeacherRecord,
     TopKEncoding,
-    recorded_differences,
 )
 from featstore.reading.store import FeatureStore
 from featstore.sources import Source, open_source

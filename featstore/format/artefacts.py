@@ -18,7 +18,8 @@ from featstore.files.array_types import Array
 from featstore.files.atomic import write_bytes
 from featstore.files.untrusted import open_plain, plain_size
 from featstore.format.int8 import Channels
-from featstore.format.manifest import ArtefactRecord, Int8Encoding, Manifest
+from featstore.format.manifest import Manifest
+from featstore.format.manifest_records import ArtefactRecord, Int8Encoding
 
 FOLDER = "artefacts"
 

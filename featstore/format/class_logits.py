@@ -3,7 +3,7 @@
 import numpy as np
 
 from featstore.files.array_types import Array
-from featstore.format.manifest import CLASS_NAMES, TeacherRecord
+from featstore.format.manifest_records import CLASS_NAMES, TeacherRecord
 
 
 def class_names_of(teacher: TeacherRecord) -> list[str] | None:

@@ -19,11 +19,11 @@ import featstore.files.machine as memory
 from featstore.errors import ConfigError
 from featstore.files.array_types import Array, Rows
 from featstore.format.int8 import Channels, quantise
-from featstore.format.manifest import (
+from featstore.format.manifest import Manifest
+from featstore.format.manifest_records import (
     Codec,
     FieldRecord,
     Int8Encoding,
-    Manifest,
     RaggedEncoding,
     TopKEncoding,
 )

@@ -18,7 +18,8 @@ from featstore.errors import ManifestMismatch, ShardCorrupt, StoreError, command
 from featstore.files.atomic import sync_folder, write_bytes
 from featstore.files.untrusted import check_real_folder, read_plain
 from featstore.format.checksummed_json import seal, unseal
-from featstore.format.manifest import MANIFEST_NAME, SHA256
+from featstore.format.manifest import MANIFEST_NAME
+from featstore.format.manifest_records import SHA256
 
 LEDGER_FOLDER = "ledger"
 COMPLETE_NAME = "complete.json"

@@ -9,7 +9,7 @@ import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from featstore.format.manifest import FieldRecord, RaggedEncoding
+from featstore.format.manifest_records import FieldRecord, RaggedEncoding
 
 if TYPE_CHECKING:
     from PIL import Image

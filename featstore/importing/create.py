@@ -23,18 +23,17 @@ from featstore.files.locks import exclusive
 from featstore.format.fields import empty_columns, put, put_ragged
 from featstore.format.ids import check_sample_ids, ids_sha256
 from featstore.format.ledger import pending_shards
-from featstore.format.manifest import (
+from featstore.format.manifest import Manifest, new_manifest
+from featstore.format.manifest_records import (
     Codec,
     Container,
     FieldRecord,
-    Manifest,
     PreprocessingRecord,
     RaggedEncoding,
     SourceRecord,
     TeacherRecord,
     TopKEncoding,
     WorkRecord,
-    new_manifest,
 )
 from featstore.format.version import __version__
 from featstore.format.views import View, ViewSet

@@ -8,7 +8,7 @@ import numpy as np
 from featstore.errors import ConfigError, shorten
 from featstore.files.array_types import Array, Bytes, Rows
 from featstore.format.fields import numpy_dtype
-from featstore.format.manifest import (
+from featstore.format.manifest_records import (
     Codec,
     FieldRecord,
     Int8Encoding,

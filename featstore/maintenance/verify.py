@@ -37,7 +37,8 @@ from featstore.format.ledger import (
     read_entry,
     remove_entries,
 )
-from featstore.format.manifest import MANIFEST_NAME, Int8Encoding, Manifest, read_manifest
+from featstore.format.manifest import MANIFEST_NAME, Manifest, read_manifest
+from featstore.format.manifest_records import Int8Encoding
 from featstore.maintenance.verify_shard import (
     MENDABLE,
     Damage,

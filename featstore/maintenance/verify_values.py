@@ -13,7 +13,8 @@ import numpy as np
 from featstore.files.array_types import Array, Mask, Rows
 from featstore.format.fields import Column
 from featstore.format.int8 import LARGEST
-from featstore.format.manifest import FieldRecord, Manifest, RaggedEncoding, TopKEncoding
+from featstore.format.manifest import Manifest
+from featstore.format.manifest_records import FieldRecord, RaggedEncoding, TopKEncoding
 
 STEP_BYTES = 8 * 2**20
 """Values are checked in pieces of about this size, so that temporary arrays stay small."""

@@ -12,7 +12,8 @@ from featstore.display.text import format_bytes, format_rate, format_seconds
 from featstore.errors import StoreWriteError
 from featstore.files.disk import free_bytes
 from featstore.format.fields import Column, field_columns
-from featstore.format.manifest import ITEM_BYTES, Codec, FieldRecord, Manifest
+from featstore.format.manifest import Manifest
+from featstore.format.manifest_records import ITEM_BYTES, Codec, FieldRecord
 from featstore.format.pictures import PICTURES, typical_bytes
 
 CODECS: tuple[Codec, ...] = get_args(Codec)

@@ -11,7 +11,7 @@ from featstore.display.text import format_bytes, format_rate, format_seconds
 from featstore.errors import ConfigError
 from featstore.files.disk import free_bytes, measure_disk
 from featstore.format.ids import check_name
-from featstore.format.manifest import FieldRecord
+from featstore.format.manifest_records import FieldRecord
 from featstore.planning.costs import TYPICAL_RATIO, Choice, shard_rows, typical_choices
 from featstore.planning.types_and_codecs import measured_choices, sample_rows
 from featstore.reading.store import FeatureStore

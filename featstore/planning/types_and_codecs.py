@@ -12,7 +12,12 @@ from featstore.errors import ConfigError
 from featstore.files.array_types import Array, Rows
 from featstore.format.fields import field_columns
 from featstore.format.int8 import Scheme, calibrate, quantise
-from featstore.format.manifest import FieldRecord, Int8Encoding, RaggedEncoding, TopKEncoding
+from featstore.format.manifest_records import (
+    FieldRecord,
+    Int8Encoding,
+    RaggedEncoding,
+    TopKEncoding,
+)
 from featstore.planning.costs import CODECS, Choice
 from featstore.reading.store import FeatureStore
 

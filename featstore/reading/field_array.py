@@ -9,7 +9,7 @@ import numpy.typing as npt
 from featstore.errors import ConfigError
 from featstore.files.array_types import Array, Rows
 from featstore.format.fields import numpy_dtype
-from featstore.format.manifest import Int8Encoding
+from featstore.format.manifest_records import Int8Encoding
 from featstore.reading.open_store import OpenStore
 
 BLOCK_ROWS = 1024  # rows that are read together when the array is iterated over

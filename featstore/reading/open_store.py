@@ -14,7 +14,12 @@ from featstore.files.array_types import Array, Bytes, Mask, Rows
 from featstore.format.fields import Codes, Ragged, TopK, field_columns
 from featstore.format.int8 import Channels, dequantise
 from featstore.format.ledger import InvalidRow, ShardRecord
-from featstore.format.manifest import FieldRecord, Int8Encoding, RaggedEncoding, TopKEncoding
+from featstore.format.manifest_records import (
+    FieldRecord,
+    Int8Encoding,
+    RaggedEncoding,
+    TopKEncoding,
+)
 from featstore.format.views import describe_views
 from featstore.places.open_place import is_url
 from featstore.reading.shards import LocalShards, Shards

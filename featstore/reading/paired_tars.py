@@ -18,7 +18,7 @@ from featstore.errors import ConfigError, FeatstoreError, MissingSamples, Source
 from featstore.files.array_types import Mask, Rows
 from featstore.files.tar_headers import BadTar
 from featstore.format.fields import Ragged, TopK
-from featstore.format.manifest import RaggedEncoding, TopKEncoding
+from featstore.format.manifest_records import RaggedEncoding, TopKEncoding
 from featstore.reading.store import FeatureStore
 from featstore.sources.find_files import find_local_files
 from featstore.sources.tarstream import TarImage, TarReader

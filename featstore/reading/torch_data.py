@@ -16,7 +16,7 @@ from torch.utils.data import DataLoader, Dataset, get_worker_info
 from featstore.errors import ConfigError
 from featstore.files.array_types import Array, Rows
 from featstore.format.fields import Codes, Ragged, TopK
-from featstore.format.manifest import Int8Encoding, NumberType, RaggedEncoding, TopKEncoding
+from featstore.format.manifest_records import Int8Encoding, NumberType, RaggedEncoding, TopKEncoding
 from featstore.reading.open_store import OpenStore
 from featstore.reading.shuffling import BatchSampler, Order
 

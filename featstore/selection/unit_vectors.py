@@ -13,7 +13,7 @@ import numpy.typing as npt
 
 from featstore.errors import ConfigError, shorten
 from featstore.files.array_types import Rows
-from featstore.format.manifest import FieldRecord
+from featstore.format.manifest_records import FieldRecord
 from featstore.reading.store import FeatureStore
 
 Floats = npt.NDArray[np.float32]

@@ -7,7 +7,7 @@ import numpy as np
 
 from featstore.errors import ConfigError, SourceError, shorten
 from featstore.format.ids import check_sample_ids
-from featstore.format.manifest import WorkRecord
+from featstore.format.manifest_records import WorkRecord
 from featstore.sources.base import NO_LABEL, Source, matches
 from featstore.sources.config import SourceConfig, is_parquet
 from featstore.sources.digits import DigitsSource

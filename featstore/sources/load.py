@@ -16,7 +16,7 @@ import numpy.typing as npt
 from PIL import Image
 
 from featstore.errors import SourceError
-from featstore.format.manifest import PreprocessingRecord
+from featstore.format.manifest_records import PreprocessingRecord
 from featstore.format.views import Box, CropMode, Interpolation, View, ViewSet, cut, view_box
 from featstore.sources.base import Source
 from featstore.sources.decode import decode_image

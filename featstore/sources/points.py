@@ -15,7 +15,7 @@ from numpy.lib import format as npy
 
 from featstore.errors import DecodeError
 from featstore.files.array_types import Array
-from featstore.format.manifest import PointRecord
+from featstore.format.manifest_records import PointRecord
 
 POINT_SUFFIXES = frozenset((".npy", ".bin", ".ply"))
 PLY_TYPES = {

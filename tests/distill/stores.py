@@ -11,13 +11,13 @@ from PIL import Image
 from featstore import FeatureStore
 from featstore.containers import ZarrBackend
 from featstore.format.ids import content_sha256, ids_sha256
-from featstore.format.manifest import (
+from featstore.format.manifest import new_manifest
+from featstore.format.manifest_records import (
     FieldRecord,
     PreprocessingRecord,
     SourceRecord,
     TeacherRecord,
     WorkRecord,
-    new_manifest,
 )
 from featstore.format.views import ViewSet, cut, make_views, view_box
 from featstore.sources.base import Source

@@ -32,11 +32,11 @@ from featstore.format.artefacts import artefact_record, pack
 from featstore.format.fields import Ragged, TopK, columns_of, empty_columns, put, put_ragged
 from featstore.format.int8 import Channels, Scheme, calibrate
 from featstore.format.ledger import read_entry
-from featstore.format.manifest import (
+from featstore.format.manifest import Manifest
+from featstore.format.manifest_records import (
     Container,
     FieldRecord,
     Int8Encoding,
-    Manifest,
     RaggedEncoding,
     TopKEncoding,
 )

@@ -19,12 +19,11 @@ from featstore.format.fields import empty_columns, numpy_dtype, put, put_ragged
 from featstore.format.ids import ids_sha256
 from featstore.format.int8 import Channels
 from featstore.format.ledger import mark_complete, read_entry
-from featstore.format.manifest import (
-    FORMAT_VERSION,
+from featstore.format.manifest import FORMAT_VERSION, Manifest
+from featstore.format.manifest_records import (
     Container,
     FieldRecord,
     Int8Encoding,
-    Manifest,
     RaggedEncoding,
     SourceRecord,
     TopKEncoding,

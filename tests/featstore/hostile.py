@@ -34,7 +34,8 @@ from featstore.files.locks import shared
 from featstore.format.checksummed_json import seal, unseal
 from featstore.format.fields import empty_columns
 from featstore.format.ledger import entry_path, mark_complete, read_entry, remove_entries
-from featstore.format.manifest import MANIFEST_NAME, Container, WorkRecord, read_manifest
+from featstore.format.manifest import MANIFEST_NAME, read_manifest
+from featstore.format.manifest_records import Container, WorkRecord
 from featstore.maintenance.verify import repair
 from featstore.writing.commit import commit, open_or_create, remove_leftovers
 from featstore.writing.shard import Shard

@@ -14,7 +14,8 @@ from featstore import FeatureStore
 from featstore.containers import make_backend
 from featstore.format.fields import columns_of
 from featstore.format.ids import ids_sha256
-from featstore.format.manifest import Container, Manifest, RaggedEncoding
+from featstore.format.manifest import Manifest
+from featstore.format.manifest_records import Container, RaggedEncoding
 from featstore.maintenance.verify import verify
 from featstore.writing.commit import finish
 from tests.featstore.backend_tests import POINTS, Array, Rows, heavy_tailed, points, spec, values_of

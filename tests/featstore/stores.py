@@ -11,14 +11,13 @@ import numpy.typing as npt
 from featstore.containers import make_backend
 from featstore.format.ids import ids_sha256
 from featstore.format.ledger import mark_complete, pending_shards, read_entry
-from featstore.format.manifest import (
+from featstore.format.manifest import Manifest, new_manifest
+from featstore.format.manifest_records import (
     FieldRecord,
-    Manifest,
     PreprocessingRecord,
     SourceRecord,
     TeacherRecord,
     WorkRecord,
-    new_manifest,
 )
 from featstore.format.views import ViewSet, make_views
 from featstore.sources.decode import DECODE_RULE

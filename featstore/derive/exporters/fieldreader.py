@@ -20,7 +20,7 @@ from featstore.derive.exporters.base import (
 from featstore.errors import ConfigError
 from featstore.files.array_types import Array, Mask, Rows
 from featstore.format.fields import Ragged, numpy_dtype
-from featstore.format.manifest import FieldRecord, RaggedEncoding, TopKEncoding
+from featstore.format.manifest_records import FieldRecord, RaggedEncoding, TopKEncoding
 from featstore.reading.store import FeatureStore
 
 

@@ -22,7 +22,7 @@ from featstore.extraction.teachers.base import (
 from featstore.extraction.teachers.fields import select_field
 from featstore.extraction.teachers.hub import setting_restored
 from featstore.format import classifier
-from featstore.format.manifest import BATCH_ROWS, FloatType, TeacherRecord
+from featstore.format.manifest_records import BATCH_ROWS, FloatType, TeacherRecord
 from featstore.format.weights_hash import state_sha256
 
 __all__ = [

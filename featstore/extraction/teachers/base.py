@@ -15,7 +15,7 @@ from featstore.extraction.field_names import split_prefix
 from featstore.extraction.teachers.fields import describe_field, describe_ragged, select_field
 from featstore.extraction.teachers.intermediate import watch
 from featstore.files.array_types import Array
-from featstore.format.manifest import (
+from featstore.format.manifest_records import (
     FloatType,
     PointRecord,
     PreprocessingRecord,

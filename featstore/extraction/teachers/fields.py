@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from featstore.errors import TeacherError, shorten
 from featstore.extraction.field_names import GRID, TOP_K, split_prefix
-from featstore.format.manifest import (
+from featstore.format.manifest_records import (
     FieldRecord,
     FloatType,
     NumberType,

@@ -7,8 +7,8 @@ of the user's own. Module attributes that are read, all optional:
     preprocessing       dict with size, mean, std, crop_pct, crop_mode, interpolation
     num_prefix_tokens   tokens in front of the patches, for fields such as grid7 and block8.grid7
     licence             licence of the weights
-    points              dict with columns, most_points, grid, bounds (featstore.format.manifest.PointRecord), of an
-                        encoder of point clouds: its input is (B, P, C) float32, NaN behind the last point of a cloud
+    points              dict with columns, most_points, grid, bounds (``PointRecord`` of the manifest), of an encoder
+                        of point clouds: its input is (B, P, C) float32, NaN behind the last point of a cloud
 
 An entry that is a list of B tensors, of any number of rows each, becomes a ragged field (features of occupied cells).
 """
@@ -23,7 +23,7 @@ from featstore.extraction.config import TeacherConfig
 from featstore.extraction.teachers.base import Built, Tower, brief, stated_preprocessing
 from featstore.extraction.teachers.weights import load_state, read_state
 from featstore.files.user_code import find_function
-from featstore.format.manifest import PointRecord, PreprocessingRecord
+from featstore.format.manifest_records import PointRecord, PreprocessingRecord
 
 
 def split_tokens(tokens: Tensor, prefix: int) -> dict[str, Tensor]:

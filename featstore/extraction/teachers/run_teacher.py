@@ -13,7 +13,7 @@ from featstore.extraction.config import TeacherConfig
 from featstore.extraction.teachers.base import Built, brief, stated_preprocessing
 from featstore.extraction.teachers.timm_teacher import TimmTower
 from featstore.extraction.teachers.weights import load_state, read_state
-from featstore.format.manifest import CLASS_NAMES
+from featstore.format.manifest_records import CLASS_NAMES
 
 WEIGHTS = "student.safetensors"
 CONFIG = "config.json"

@@ -30,7 +30,7 @@ from featstore.extraction.teachers.tokenizers import (
     read_tokenizer,
 )
 from featstore.extraction.teachers.transformers_teacher import load_model as load_transformers
-from featstore.format.manifest import TextRecord
+from featstore.format.manifest_records import TextRecord
 
 Pooling = Literal["mean", "cls"]
 

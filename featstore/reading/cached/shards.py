@@ -20,7 +20,7 @@ from featstore.files.array_types import Array, Mask, Rows
 from featstore.files.thread_lock import ThreadLock
 from featstore.format.int8 import Channels
 from featstore.format.ledger import ObjectRecord, ShardRecord, read_complete
-from featstore.format.manifest import Int8Encoding
+from featstore.format.manifest_records import Int8Encoding
 from featstore.reading.cached.mirror import Mirror, Objects
 from featstore.reading.cached.published_store import url_in_errors
 from featstore.reading.shards import Shards

@@ -18,7 +18,7 @@ from distill.config import DistillConfig, TeacherConfig
 from distill.data.pictures import Batch
 from distill.methods.logits import KD
 from featstore.errors import ConfigError, MissingSamples
-from featstore.format.manifest import PreprocessingRecord, TeacherRecord
+from featstore.format.manifest_records import PreprocessingRecord, TeacherRecord
 from featstore.sources.decode import DECODE_RULE
 from tests.conftest import ROOT
 from tests.distill.bench import Bench

@@ -23,7 +23,7 @@ from featstore.containers.address_range import SideBySide
 from featstore.containers.tar_layout import LONGEST_KEY, key_of
 from featstore.errors import ConfigError, FeatstoreError, ShardCorrupt, StoreError
 from featstore.format.ledger import ObjectRecord, read_entry, write_entry
-from featstore.format.manifest import WorkRecord
+from featstore.format.manifest_records import WorkRecord
 from featstore.maintenance.verify import verify
 from featstore.sources import mirror_work
 from featstore.sources.tars import TarSource

@@ -28,7 +28,8 @@ from featstore.errors import (
 )
 from featstore.files import atomic
 from featstore.files.locks import shared
-from featstore.format.manifest import Container, Manifest
+from featstore.format.manifest import Manifest
+from featstore.format.manifest_records import Container
 from tests.featstore.backend_tests import Rows, vectors
 from tests.featstore.jobs import Steps
 from tests.featstore.parts import check, in_memory, joined, made, manifest_of, sound, taken, write

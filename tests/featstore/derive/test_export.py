@@ -28,7 +28,7 @@ from featstore.errors import (
 from featstore.files.locks import exclusive
 from featstore.format.fields import Ragged, TopK
 from featstore.format.ledger import remove_entries
-from featstore.format.manifest import Container
+from featstore.format.manifest_records import Container
 from featstore.format.views import ViewSet, make_views
 from tests.featstore.backend_tests import (
     NUM_ROWS,

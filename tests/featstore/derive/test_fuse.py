@@ -12,7 +12,7 @@ from featstore.cli.main import main
 from featstore.derive.fuse import fuse, fusion_weights, softmax
 from featstore.errors import ConfigError
 from featstore.files.array_types import Array
-from featstore.format.manifest import TeacherRecord
+from featstore.format.manifest_records import TeacherRecord
 
 ROWS, CLASSES = 40, 3
 LIKE = {"a": (3, 0, 0), "b": (2.5, 0.2, 0), "c": (0, 0, 3)}

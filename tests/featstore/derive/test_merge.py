@@ -18,7 +18,7 @@ from featstore.derive.requantise import requantise
 from featstore.derive.subset import subset
 from featstore.errors import ConfigError, ManifestMismatch, StoreIncomplete
 from featstore.format.artefacts import artefact_record, pack
-from featstore.format.manifest import Container
+from featstore.format.manifest_records import Container
 from featstore.format.views import ViewSet, make_views
 from featstore.writing import commit as writer
 from tests.featstore.backend_tests import Rows, heavy_tailed, spec

@@ -17,7 +17,7 @@ from featstore.errors import ConfigError, ManifestMismatch, ShardCorrupt, StoreI
 from featstore.format.fields import numpy_dtype
 from featstore.format.int8 import rounding_error
 from featstore.format.ledger import read_complete, remove_entries
-from featstore.format.manifest import Container, FieldRecord, Int8Encoding
+from featstore.format.manifest_records import Container, FieldRecord, Int8Encoding
 from featstore.maintenance.verify import verify
 from featstore.writing import commit as writer
 from tests.featstore.backend_tests import (

@@ -18,7 +18,7 @@ from featstore.derive.split import assign, split
 from featstore.derive.subset import choose_rows, content_keys, subset
 from featstore.errors import ConfigError, MissingSamples, ShardCorrupt, StoreIncomplete
 from featstore.format.ledger import remove_entries
-from featstore.format.manifest import Container
+from featstore.format.manifest_records import Container
 from featstore.reading import stored_rows as rowreader
 from featstore.writing import commit as writer
 from tests.featstore.backend_tests import any_rows, every_kind, points, spec, vectors

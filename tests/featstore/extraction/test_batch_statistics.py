@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from featstore.errors import ConfigError, ManifestMismatch, TeacherError
-from featstore.format.manifest import PreprocessingRecord
+from featstore.format.manifest_records import PreprocessingRecord
 from featstore.format.views import View
 from featstore.sources import open_source
 from featstore.sources.config import SourceConfig

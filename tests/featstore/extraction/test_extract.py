@@ -25,7 +25,7 @@ from featstore.extraction.shards import (
 from featstore.extraction.teachers import Teacher, build_teacher
 from featstore.format.ids import content_sha256
 from featstore.format.ledger import InvalidRow
-from featstore.format.manifest import PreprocessingRecord
+from featstore.format.manifest_records import PreprocessingRecord
 from featstore.format.views import ViewSet
 from featstore.sources import Source, open_source
 from featstore.sources.config import SourceConfig

@@ -19,7 +19,7 @@ from featstore.extraction.config import StoreConfig
 from featstore.extraction.new_manifest import design_store, resolve_precision
 from featstore.extraction.teachers import Teacher
 from featstore.format.ledger import remove_entries
-from featstore.format.manifest import Int8Encoding
+from featstore.format.manifest_records import Int8Encoding
 from featstore.planning.costs import Rates
 from featstore.sources import open_source
 from featstore.sources.config import SourceConfig

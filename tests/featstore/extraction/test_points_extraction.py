@@ -13,7 +13,7 @@ from distill.student import pillars
 from featstore.errors import FeatstoreError, ManifestMismatch, TeacherError, TooManyInvalid
 from featstore.extraction.config import ExtractConfig, StoreConfig, TeacherConfig
 from featstore.extraction.run import run
-from featstore.format.manifest import PointRecord
+from featstore.format.manifest_records import PointRecord
 from featstore.sources.config import SourceConfig
 from featstore.sources.points import prepare_points
 from tests import points

@@ -29,7 +29,7 @@ from featstore.extraction.config import ExtractConfig, StoreConfig, TeacherConfi
 from featstore.extraction.new_manifest import design_store, forward_dtype
 from featstore.extraction.recompute import INT8_MOST, FieldComparison, recompute, tolerance
 from featstore.extraction.teachers import build_teacher
-from featstore.format.manifest import Int8Encoding, TopKEncoding
+from featstore.format.manifest_records import Int8Encoding, TopKEncoding
 from featstore.sources import open_source
 from featstore.sources.config import SourceConfig
 from tests.conftest import TINY_ARGS

@@ -29,7 +29,7 @@ from featstore.extraction.teachers import (
 from featstore.extraction.teachers.fields import describe_field
 from featstore.extraction.teachers.open_clip_teacher import OpenClipTower
 from featstore.extraction.teachers.timm_teacher import TimmTower
-from featstore.format.manifest import PreprocessingRecord, TeacherRecord
+from featstore.format.manifest_records import PreprocessingRecord, TeacherRecord
 from tests.conftest import ROOT, TINY_ARGS
 from tests.featstore.stores import RULE
 

@@ -15,7 +15,7 @@ from featstore.extraction.config import ExtractConfig, StoreConfig, TeacherConfi
 from featstore.extraction.images import TextInputs, inputs_of, text_notes
 from featstore.extraction.run import run
 from featstore.extraction.teachers import Teacher, build_teacher
-from featstore.format.manifest import TextRecord
+from featstore.format.manifest_records import TextRecord
 from featstore.format.views import ViewSet
 from featstore.sources import open_source
 from featstore.sources.config import SourceConfig

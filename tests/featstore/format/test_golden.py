@@ -13,7 +13,7 @@ import pytest
 
 from featstore import FeatureStore
 from featstore.format.artefacts import unpack_texts
-from featstore.format.manifest import (
+from featstore.format.manifest_records import (
     Container,
     FieldRecord,
     Int8Encoding,

@@ -21,7 +21,7 @@ from featstore.errors import (
     StoreBusy,
     StoreIncomplete,
 )
-from featstore.format.manifest import (
+from featstore.format.manifest_records import (
     Container,
     FieldRecord,
     Int8Encoding,

@@ -14,7 +14,7 @@ import pytest
 
 from featstore import FeatureStore
 from featstore.errors import FeatstoreError
-from featstore.format.manifest import RaggedEncoding, TopKEncoding
+from featstore.format.manifest_records import RaggedEncoding, TopKEncoding
 from featstore.maintenance.verify import verify
 from tests.featstore import golden
 

@@ -14,7 +14,7 @@ from featstore.extraction.config import StoreConfig
 from featstore.extraction.teachers import Teacher
 from featstore.files import disk as measure
 from featstore.files.disk import measure_disk, measure_rate
-from featstore.format.manifest import FieldRecord
+from featstore.format.manifest_records import FieldRecord
 from featstore.planning.costs import Plan, Rates, make_plan, shard_rows, stored_bytes
 from featstore.sources import open_source
 from tests.featstore import golden

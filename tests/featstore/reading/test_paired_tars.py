@@ -18,7 +18,8 @@ from hypothesis import strategies as st
 from featstore import FeatureStore
 from featstore.errors import ConfigError, MissingSamples, ShardCorrupt, SourceError
 from featstore.format.fields import Ragged, TopK
-from featstore.format.manifest import Manifest, TopKEncoding
+from featstore.format.manifest import Manifest
+from featstore.format.manifest_records import TopKEncoding
 from featstore.reading.paired_tars import PairStream, buffered_order
 from featstore.sources import mirror_work
 from featstore.sources.tars import TarSource

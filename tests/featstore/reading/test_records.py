@@ -18,10 +18,10 @@ from featstore.errors import ConfigError, ManifestMismatch, MissingSamples, Shar
 from featstore.format.artefacts import artefact_record, pack, pack_texts, unpack_texts
 from featstore.format.fields import empty_columns, put, put_ragged
 from featstore.format.int8 import Channels, Scheme, calibrate
-from featstore.format.manifest import (
+from featstore.format.manifest import Manifest
+from featstore.format.manifest_records import (
     FieldRecord,
     Int8Encoding,
-    Manifest,
     RaggedEncoding,
     TeacherRecord,
     TopKEncoding,

@@ -17,7 +17,8 @@ from featstore import FeatureStore
 from featstore.containers.zarr import CHUNK_BYTES, chunk_rows
 from featstore.errors import ConfigError, MissingSamples
 from featstore.format.fields import columns_of
-from featstore.format.manifest import FieldRecord, Manifest
+from featstore.format.manifest import Manifest
+from featstore.format.manifest_records import FieldRecord
 from tests.featstore.stores import (
     CLASSES,
     field,

@@ -11,7 +11,7 @@ import pytest
 
 from featstore import FeatureStore
 from featstore.containers import zarr
-from featstore.format.manifest import Container
+from featstore.format.manifest_records import Container
 from featstore.places.base import Retry
 from featstore.reading import stored_rows
 from featstore.reading.cached.cache import CacheConfig

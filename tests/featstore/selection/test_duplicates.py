@@ -16,7 +16,7 @@ from scipy.sparse.csgraph import connected_components
 from featstore import FeatureStore
 from featstore.cli.main import main
 from featstore.errors import ConfigError, ViewMismatch
-from featstore.format.manifest import Container
+from featstore.format.manifest_records import Container
 from featstore.format.views import ViewSet, make_views
 from featstore.selection import near_duplicates as near
 from featstore.selection import unit_vectors

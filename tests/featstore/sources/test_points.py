@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from featstore.errors import ConfigError, DecodeError, SourceError
 from featstore.extraction.config import ExtractConfig, StoreConfig, TeacherConfig
-from featstore.format.manifest import PointRecord
+from featstore.format.manifest_records import PointRecord
 from featstore.sources import open_source
 from featstore.sources.config import SourceConfig
 from featstore.sources.points import decode_points, prepare_points
