@@ -99,7 +99,7 @@ class Data:
         if takes != given:
             raise ConfigError(
                 f"--student.name {student.name}: takes {takes}, but the samples of {self.samples.source.uri} are "
-                f"{given}. For texts: --student.name hashed_text; for point clouds: pillars."
+                f"{given}. For texts: --student.name hashed_text or text_transformer; for point clouds: pillars."
             )
         if isinstance(rule, PointRule):
             assert points is not None

@@ -188,8 +188,9 @@ def count_macs(model: nn.Module, size: tuple[int, int]) -> int:
         model: in eval mode.
         size: (H, W) of the input, pixels.
     """
+    example = getattr(model, "example_input", None)  # of texts or point clouds
     with torch.inference_mode(), FlopCounterMode(display=False) as counter:
-        model(torch.zeros(1, 3, *size))
+        model(torch.zeros(1, 3, *size) if example is None else example())
     return int(counter.get_total_flops()) // 2
 
 

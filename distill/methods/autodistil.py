@@ -21,7 +21,8 @@ from distill.losses.token_relations import Compared, token_relation_mse
 from distill.methods.base import Batch, Method, Needs, Output, Setup, Side, Student
 from distill.options import CheckedOptions
 from featstore.errors import ConfigError
-from featstore.format.manifest_records import FieldRecord
+from featstore.format.manifest import Manifest
+from featstore.format.manifest_records import TextRecord
 from featstore.sources.config import require
 
 INPUTS = "autodistil_inputs"
@@ -64,8 +65,7 @@ class AutoDistil(Method):
 
     def __init__(self, setup: Setup, options: AutoDistilConfig) -> None:
         super().__init__(setup, options)
-        record = setup.features.store.manifest.fields[options.fields[0]]
-        check_student(setup.student, record, options)
+        check_student(setup.student, setup.features.store.manifest, options)
 
     @classmethod
     def needs(cls, options: AutoDistilConfig) -> Needs:
@@ -144,18 +144,19 @@ def slimmable(student: Student) -> Any:
     model = student.library_model
     if not isinstance(model, Slimmable):
         raise ConfigError(
-            f"--methods autodistil: trains slimmable students (--student.name slimmable_vit), not {student.name}."
+            f"--methods autodistil: trains slimmable students (--student.name slimmable_vit, of texts slimmable_text), not {student.name}."
         )
     return model
 
 
-def check_student(student: Student, record: FieldRecord, options: AutoDistilConfig) -> None:
-    """Refuse a student whose tokens or widths do not fit.
+def check_student(student: Student, manifest: Manifest, options: AutoDistilConfig) -> None:
+    """Refuse a student whose tokenizer, tokens or widths do not fit.
 
     Raises:
         ConfigError: names the sizes.
     """
     model, heads = slimmable(student), options.relation_heads
+    record = manifest.fields[options.fields[0]]
     unfit = sorted({size.width for size in model.sizes if size.width % heads})
     require(
         not unfit,
@@ -167,5 +168,12 @@ def check_student(student: Student, record: FieldRecord, options: AutoDistilConf
     require(
         tokens == expected,
         f"--autodistil.fields: the teacher has {expected} tokens ({record.shape}), the student {tokens}. Choose its "
-        "img_size and patch_size (max_tokens) to match.",
+        "img_size and patch_size (texts: length) to match.",
+    )
+    teacher = manifest.teacher_of(options.fields[0]).preprocessing
+    own = str(getattr(model, "tokenizer_sha256", ""))
+    require(
+        not isinstance(teacher, TextRecord) or own == teacher.tokenizer_sha256,
+        f"--student.model_args tokenizer: SHA-256 {own[:12]}; the teacher: {teacher}. Relations between tokens "
+        "need the same tokens: give the file that the teacher was given.",
     )

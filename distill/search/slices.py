@@ -79,7 +79,7 @@ class Sizes:
         self.options: AutoDistilConfig = options_of(self.config, METHOD)
         AutoDistil.check(self.options, self.config, bench.data)
         fields = [bench.data.field(name) for name in self.options.fields]
-        check_student(self.student, fields[0].record, self.options)
+        check_student(self.student, bench.data.store.manifest, self.options)
         self.model = slimmable(self.student)
         column = np.full((len(chosen), 1), bench.data.features.reference)
         self._stored = [field.read(chosen, column)[:, 0].to(bench.device) for field in fields]

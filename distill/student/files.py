@@ -12,6 +12,9 @@ WEIGHTS = "student.safetensors"
 TASK_HEAD = "task_head.safetensors"
 CONFIG = "config.json"
 OUTPUT_LAYER = "output_layer.safetensors"
+TOKENIZERS = ("tokenizer.json", "tokenizer.txt")
+"""Copy of the tokenizer of a text student, of which a run has at most one; its name says which kind it is."""
+TOKENIZER_SHA256 = "tokenizer_sha256"
 SHA256 = "weights_sha256"
 CHECKSUMS = {WEIGHTS: SHA256, OUTPUT_LAYER: "output_layer_sha256"}
 """Files of a run's student, and the keys of config.json with their checksums. The output layer has a file of its own
@@ -56,6 +59,25 @@ def read_config(folder: Path) -> dict[str, Any] | None:
     if not isinstance(values, dict):
         raise ConfigError(f"{path.absolute()}: expected an object, found {type(values).__name__}.")
     return values
+
+
+def with_own_tokenizer(folder: Path, values: dict[str, Any]) -> dict[str, Any]:
+    """The values of a config.json, with the path of the tokenizer that lies beside it, if there is one.
+
+    Raises:
+        ConfigError: It is missing or other than the one that the run used.
+    """
+    args = values.get("model_args", {})
+    if TOKENIZER_SHA256 not in values:
+        return values
+    path = folder / args["tokenizer"]
+    found = hashlib.sha256(path.read_bytes()).hexdigest() if path.is_file() else "no file"
+    if found != values[TOKENIZER_SHA256]:
+        raise ConfigError(
+            f"{path.absolute()}: SHA-256 {found[:16]}, expected {values[TOKENIZER_SHA256][:16]} ({CONFIG}). Restore "
+            "the file, or run again."
+        )
+    return {**values, "model_args": {**args, "tokenizer": str(path)}}
 
 
 def student_config(values: dict[str, Any]) -> StudentConfig:

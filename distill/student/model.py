@@ -18,6 +18,7 @@ import distill.student.hashed_text
 import distill.student.one_step
 import distill.student.pillars
 import distill.student.slimmable
+import distill.student.text_transformer
 import distill.student.wideresnet  # noqa: F401  registers it with timm
 from distill.config import FeatureTap, StudentConfig
 from distill.student import tapped

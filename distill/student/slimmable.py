@@ -35,12 +35,14 @@ class Slimmable:
 
     Attributes:
         sizes: All sizes of the sub-space.
+        given: Arguments that all sizes share.
         plain_name: Name in timm of the ordinary model.
         num_tokens: N, class token included.
     """
 
     plain_name: str
     num_tokens: int
+    given: dict[str, Any]
     blocks: nn.Sequential
 
     def prepare(
@@ -75,7 +77,10 @@ class Slimmable:
 
     def plain_args(self, size: Size) -> dict[str, Any]:
         """Arguments of ``timm.create_model(plain_name, ...)`` for a size."""
-        raise NotImplementedError
+        return {
+            **self.given, "embed_dim": size.width, "depth": size.depth, "num_heads": size.heads,
+            "mlp_ratio": size.ratio,
+        }  # fmt: skip
 
     def plain(self, size: Size) -> nn.Module:
         """The ordinary model of a size, without memory for its weights."""
@@ -153,12 +158,6 @@ class SlimmableViT(Slimmable, VisionTransformer):
             "architecture": "slimmable_vit", "input_size": (3, side, side), "mean": (0.5,) * 3, "std": (0.5,) * 3,
             "classifier": "head",
         }  # fmt: skip
-
-    def plain_args(self, size: Size) -> dict[str, Any]:
-        sizes = {
-            "embed_dim": size.width, "depth": size.depth, "num_heads": size.heads, "mlp_ratio": size.ratio,
-        }  # fmt: skip
-        return {**self.given, **sizes}
 
     def plain(self, size: Size) -> nn.Module:
         with torch.device("meta"):

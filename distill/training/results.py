@@ -14,7 +14,7 @@ from distill.data.schedule import Indices
 from distill.evaluation import predictions
 from distill.evaluation.embedding import HEAD
 from distill.evaluation.evaluate import Evaluation
-from distill.student.files import CONFIG, OUTPUT_LAYER, TASK_HEAD, WEIGHTS
+from distill.student.files import CONFIG, OUTPUT_LAYER, TASK_HEAD, TOKENIZERS, WEIGHTS
 from distill.student.model import Student
 from distill.tasks import Task
 from distill.training.run_record import write_record
@@ -23,6 +23,7 @@ from featstore.files.atomic import write_json
 
 RECORDED = (
     "config.yaml", CONFIG, WEIGHTS, OUTPUT_LAYER, TASK_HEAD, HEAD, "evaluation.json", predictions.NAME, "metrics.jsonl",
+    *TOKENIZERS,
 )  # fmt: skip
 """Files whose checksums go into the record of a run."""
 

@@ -24,9 +24,11 @@ from distill.student.files import (
     OUTPUT_LAYER,
     SHA256,
     TASK_HEAD,
+    TOKENIZER_SHA256,
     WEIGHTS,
     read_config,
     student_config,
+    with_own_tokenizer,
 )
 from distill.student.model import Student, build_student
 from distill.student.start_weights import load_saved
@@ -52,6 +54,7 @@ def save_student(
         files[OUTPUT_LAYER] = save(plain_state(student.model.output_layer))
     described = describe_student(student, config, task.data, label_names=task.label_names())
     described["task"] = task.name
+    described |= _write_tokenizer(folder, student, config)
     if head:
         described["embedding_head"] = HEAD
     if student.task_head is not None:
@@ -74,6 +77,24 @@ def plain_state(model: nn.Module) -> dict[str, Any]:
     return {
         key: value.detach().cpu().contiguous().clone() for key, value in model.state_dict().items()
     }
+
+
+def _write_tokenizer(folder: Path, student: Student, config: StudentConfig) -> dict[str, Any]:
+    """Copy the tokenizer of a text student beside it. Returns what config.json has of it; nothing without one."""
+    data: bytes = getattr(student.library_model, "tokenizer_data", b"")
+    if not data:
+        return {}
+    name = own_tokenizer_name(config)
+    write_bytes(folder / name, data)
+    return {
+        "model_args": {**config.model_args, "tokenizer": name},
+        TOKENIZER_SHA256: hashlib.sha256(data).hexdigest(),
+    }
+
+
+def own_tokenizer_name(config: StudentConfig) -> str:
+    """File name of the copy of a text student's tokenizer."""
+    return "tokenizer" + Path(config.model_args["tokenizer"]).suffix
 
 
 HEAD_KEY = "task_head."
@@ -164,7 +185,10 @@ def snippet(folder: Path, student: Student, config: StudentConfig) -> str:
         return f'import distill\nmodel = distill.load_student("{folder}")'
     if config.factory and isinstance(student.model, TappedModel):
         return factory_snippet(folder / WEIGHTS, student.model, config)
-    extra = "".join(f", {key}={value!r}" for key, value in config.model_args.items())
+    args = dict(config.model_args)
+    if hasattr(student.library_model, "tokenizer_data"):
+        args["tokenizer"] = str(folder / own_tokenizer_name(config))
+    extra = "".join(f", {key}={value!r}" for key, value in args.items())
     classes = 0 if isinstance(student.model, TappedModel) else student.num_classes
     module = type(student.library_model).__module__
     ours = "" if module.startswith("timm.") else f"import {module}  # registers it with timm\n"
@@ -214,6 +238,7 @@ def load_exported(folder: Path) -> tuple[Student, dict[str, Any]]:
             "such as outputs/distill/customkd/seed0."
         )
     try:
+        values = with_own_tokenizer(folder, values)
         student = build_student(student_config(values), values["num_classes"])
         notes = load_saved(student.model, folder / WEIGHTS)
         if "task_head" in values:

@@ -13,11 +13,11 @@ from torch.utils.data import Dataset
 
 from featstore.errors import DecodeError, SourceError, TeacherError
 from featstore.extraction.teachers import Teacher
-from featstore.extraction.teachers.tokenizers import PADDING
 from featstore.files.array_types import Array
 from featstore.format.ids import content_sha256
 from featstore.format.manifest_records import PointRecord, PreprocessingRecord, TextRecord
 from featstore.format.pictures import PictureFormat
+from featstore.format.tokenizers import pad
 from featstore.format.views import ViewSet
 from featstore.sources import Source
 from featstore.sources.load import ViewRule, decode, read_image, reason_unreadable
@@ -148,9 +148,7 @@ class TextInputs(InputDataset):
         super().__init__(source, (1, max_tokens), np.int32)
 
     def fill(self, out: Array, row: int, data: bytes) -> bytes:
-        tokens = self.tokenizer(data.decode())
-        out[0] = PADDING
-        out[0, : len(tokens)] = tokens
+        out[0] = pad(self.tokenizer(data.decode()), out.shape[1])
         return b""
 
 

@@ -21,16 +21,15 @@ from featstore.extraction.config import TeacherConfig
 from featstore.extraction.teachers.base import Built, Tower, brief
 from featstore.extraction.teachers.onnx_teacher import file_sha256, find_model, open_session
 from featstore.extraction.teachers.open_clip_teacher import load_model as load_open_clip
-from featstore.extraction.teachers.tokenizers import (
+from featstore.extraction.teachers.tokenizers import open_clip_tokenizer, own_tokenizer
+from featstore.extraction.teachers.transformers_teacher import load_model as load_transformers
+from featstore.format.manifest_records import TextRecord
+from featstore.format.tokenizers import (
     MOST_TOKENS,
     PADDING,
     FastTokenizer,
-    open_clip_tokenizer,
-    own_tokenizer,
     read_tokenizer,
 )
-from featstore.extraction.teachers.transformers_teacher import load_model as load_transformers
-from featstore.format.manifest_records import TextRecord
 
 Pooling = Literal["mean", "cls"]
 
