@@ -144,7 +144,8 @@ def slimmable(student: Student) -> Any:
     model = student.library_model
     if not isinstance(model, Slimmable):
         raise ConfigError(
-            f"--methods autodistil: trains slimmable students (--student.name slimmable_vit, of texts slimmable_text), not {student.name}."
+            "--methods autodistil: trains slimmable students (--student.name slimmable_vit, of texts slimmable_text), "
+            f"not {student.name}."
         )
     return model
 
