@@ -101,7 +101,7 @@ def test_from_a_store_of_texts_to_a_slice(place: Path, tmp_path: Path) -> None:
         )
     )
     assert len(found) == 4
-    assert "linear_probe_top1" in found[0].measured
+    assert "linear_probe_top1" in found[0].row()
     best = tmp_path / "search" / "student"
     moved = shutil.move(best, tmp_path / "moved")
     Path(own).unlink()
