@@ -87,7 +87,7 @@ def main() -> None:
     parser.add_argument("folder", type=Path)
     parser.add_argument("out", type=Path)
     parser.add_argument("--vocabulary", type=int, default=4000, help="tokens of the tokenizer")
-    parser.add_argument("--epochs", type=int, default=6)
+    parser.add_argument("--epochs", type=int, default=4)
     chosen = parser.parse_args()
     parts = {part: read_rows(chosen.folder, part) for part in PARTS}
     teacher = chosen.out / "teacher"
@@ -100,7 +100,7 @@ def main() -> None:
     torch.manual_seed(0)
     model = BertForSequenceClassification(
         BertConfig(
-            vocab_size=tokenizer.get_vocab_size(), hidden_size=128, num_hidden_layers=4,
+            vocab_size=tokenizer.get_vocab_size(), hidden_size=128, num_hidden_layers=2,
             num_attention_heads=4, intermediate_size=512, max_position_embeddings=LONGEST,
         )
     )  # fmt: skip
