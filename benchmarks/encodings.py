@@ -25,7 +25,7 @@ import zarr
 from benchmarks._measure import Case, print_table, seconds_in_turn, speed_ratio
 from featstore import FeatureStore
 from featstore.containers import make_backend
-from featstore.containers.zarr import encoded_bytes
+from featstore.containers.zarr_chunks import encoded_bytes
 from featstore.format.artefacts import artefact_record, pack
 from featstore.format.fields import empty_columns, put
 from featstore.format.int8 import Calibration, calibrate

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import ml_dtypes
 import numpy as np
 
-from featstore.containers.zarr import encoded_bytes
+from featstore.containers.zarr_chunks import encoded_bytes
 from featstore.errors import ConfigError
 from featstore.files.array_types import Array, Rows
 from featstore.format.fields import field_columns

@@ -9,7 +9,8 @@ import pytest
 
 from featstore import FeatureStore
 from featstore.containers.address_range import PAGE_BYTES, SideBySide
-from featstore.containers.zarr import MappedColumn, ShardColumn, ZarrBackend
+from featstore.containers.zarr import ZarrBackend
+from featstore.containers.zarr_columns import MappedColumn, ShardColumn
 from featstore.errors import ConfigError, MissingSamples, ShardCorrupt
 from tests.featstore.stores import Array, field, make_columns, make_manifest, write_store
 

@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from featstore import FeatureStore
-from featstore.containers.zarr import CHUNK_BYTES, chunk_rows
+from featstore.containers.zarr_chunks import CHUNK_BYTES, chunk_rows
 from featstore.errors import ConfigError, MissingSamples
 from featstore.format.fields import columns_of
 from featstore.format.manifest import Manifest

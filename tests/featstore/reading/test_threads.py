@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from featstore import FeatureStore
-from featstore.containers import zarr
+from featstore.containers import zarr_columns
 from featstore.format.manifest_records import Container
 from featstore.places.base import Retry
 from featstore.reading import stored_rows
@@ -57,7 +57,7 @@ def written(
 @pytest.fixture
 def crowded(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Caches that hold less than the threads need at a time, and threads that are exchanged all the time."""
-    monkeypatch.setattr(zarr, "CACHE_BYTES", 3 * 8 * 512)
+    monkeypatch.setattr(zarr_columns, "CACHE_BYTES", 3 * 8 * 512)
     monkeypatch.setattr(stored_rows, "HELD_BYTES", 4096)
     before = sys.getswitchinterval()
     sys.setswitchinterval(1e-6)
