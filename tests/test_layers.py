@@ -34,7 +34,7 @@ MOST_ROOMS = {"featstore": 22, "distill": 23}
 """Most folders and files at the top of a package; ``__init__`` and ``__main__`` do not count."""
 
 FACES = ("hf", "torch", "webdataset")
-"""Files at the top of featstore that are public names, as api.py is, and stand on its floor."""
+"""Files at the top of featstore that are public names, as api/ is, and stand on its floor."""
 
 
 def modules() -> dict[str, Path]:

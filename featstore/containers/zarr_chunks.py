@@ -57,6 +57,7 @@ def shard_index(slots: int, sizes: Sequence[int]) -> bytes:
 
 
 def raw_bytes(values: Array) -> Array:
+    """View contiguous numbers as bytes."""
     return values.reshape(-1).view(np.uint8)
 
 
@@ -76,6 +77,7 @@ def encoded_bytes(values: Array, codec: Codec) -> int:
 
 
 def zarr_codec(codec: Codec, column: Column) -> Any:
+    """Codecs of an array for zarr-python, as its metadata names them."""
     if codec == "zstd":
         return [zarr.codecs.ZstdCodec(level=ZSTD_LEVEL, checksum=False)]
     if codec == "bitshuffle":
@@ -90,6 +92,7 @@ def zarr_codec(codec: Codec, column: Column) -> Any:
 
 
 def codec_of(column: Column) -> Any:
+    """The codec that encodes and decodes the chunks of a column."""
     if column.codec == "zstd":
         return numcodecs.Zstd(level=ZSTD_LEVEL)
     assert column.dtype is not None
