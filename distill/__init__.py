@@ -20,11 +20,11 @@ if TYPE_CHECKING:
         load_student,
         run,
     )
+    from distill.commands.config import EvaluateConfig
     from distill.config import (
         DataConfig,
         DistillConfig,
         EvalConfig,
-        EvaluateConfig,
         StudentConfig,
         TeacherConfig,
         TrainConfig,

@@ -171,8 +171,8 @@ def evaluate(
     Raises:
         ConfigError: The folder is not that of a run, or a setting does not fit.
     """
+    from distill.commands.config import EvaluateConfig
     from distill.commands.evaluate import run as measure
-    from distill.config import EvaluateConfig
     from featstore.cli.schema import build_config
 
     values = {**settings, "model": _folder(model), **_given(store=_address(store))}

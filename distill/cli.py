@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from distill.commands import evaluate, export, report, train
-from distill.config import RECIPES, DistillConfig, EvaluateConfig, ReportConfig
+from distill.commands.config import EvaluateConfig, ReportConfig
+from distill.config import RECIPES, DistillConfig
 from distill.export.config import ExportConfig
 from featstore.cli.recipe import run_main
 from featstore.errors import command

@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from distill.config import RECIPES, DistillConfig, EvaluateConfig, ReportConfig
+from distill.commands.config import EvaluateConfig, ReportConfig
+from distill.config import RECIPES, DistillConfig
 from distill.experiments import cli as experiments
 from distill.export.config import ExportConfig
 from distill.preferences.config import PreferConfig

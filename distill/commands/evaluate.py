@@ -4,7 +4,8 @@ import dataclasses
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from distill.config import DataConfig, DistillConfig, EvaluateConfig
+from distill.commands.config import EvaluateConfig
+from distill.config import DataConfig, DistillConfig
 from featstore.cli.schema import recorded
 from featstore.errors import ConfigError, FeatstoreError
 from featstore.sources.config import SourceConfig

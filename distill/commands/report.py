@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from distill.config import ReportConfig
+from distill.commands.config import ReportConfig
 from featstore.errors import ConfigError
 
 

@@ -135,25 +135,17 @@ def create(
     }
     if not made:
         raise ConfigError(f"{path}: no fields. Give at least one, such as cls=(768, 'float16').")
-    rows = shard_rows or min(
-        SHARD_ROWS, fitting_rows(made, num_views=len(views), most_rows=SHARD_ROWS, most_mb=SHARD_MB)
-    )
     try:
-        manifest = new_manifest(
-            teachers={TEACHER: record} if record else {},
-            views=ViewSet(views=tuple(views)),
-            fields=made,
-            source=SourceRecord(
-                kind=source[0],
-                uri=source[1],
-                num_samples=len(names),
-                ids_sha256=ids_sha256(names),
-                has_labels=numbers is not None,
-                class_names=classes,
-            ),
-            work=WorkRecord(shard_rows=rows, batch_size=rows),
-            created_by={"featstore": __version__, "numpy": np.__version__},
-            container=container,
+        rows = SourceRecord(
+            kind=source[0],
+            uri=source[1],
+            num_samples=len(names),
+            ids_sha256=ids_sha256(names),
+            has_labels=numbers is not None,
+            class_names=classes,
+        )
+        manifest = _new_manifest(
+            record, ViewSet(views=tuple(views)), made, rows, container, shard_rows
         )
     except (ValueError, FeatstoreError) as error:
         raise ConfigError(f"{path}: {error}") from None
@@ -164,6 +156,29 @@ def create(
         labels=numbers,
         hashes=content_hashes(content_sha256, len(names)),
         non_finite=non_finite,
+    )
+
+
+def _new_manifest(
+    teacher: TeacherRecord | None,
+    views: ViewSet,
+    fields: dict[str, FieldRecord],
+    source: SourceRecord,
+    container: Container,
+    shard_rows: int | None,
+) -> Manifest:
+    rows = shard_rows or min(
+        SHARD_ROWS,
+        fitting_rows(fields, num_views=len(views), most_rows=SHARD_ROWS, most_mb=SHARD_MB),
+    )
+    return new_manifest(
+        teachers={TEACHER: teacher} if teacher else {},
+        views=views,
+        fields=fields,
+        source=source,
+        work=WorkRecord(shard_rows=rows, batch_size=rows),
+        created_by={"featstore": __version__, "numpy": np.__version__},
+        container=container,
     )
 
 

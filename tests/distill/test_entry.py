@@ -11,9 +11,10 @@ import pytest
 import yaml
 
 from distill import register
+from distill.commands.config import EvaluateConfig
 from distill.commands.evaluate import run as evaluate_main
 from distill.commands.train import run as main
-from distill.config import RECIPES, DataConfig, DistillConfig, EvaluateConfig
+from distill.config import RECIPES, DataConfig, DistillConfig
 from featstore.cli.recipe import parse
 from featstore.errors import ConfigError
 from featstore.sources.config import SourceConfig

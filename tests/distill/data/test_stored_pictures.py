@@ -9,9 +9,10 @@ import pytest
 import torch
 from PIL import Image
 
+from distill.commands.config import EvaluateConfig
 from distill.commands.evaluate import run as evaluate
 from distill.commands.train import run as train
-from distill.config import DataConfig, DistillConfig, EvaluateConfig
+from distill.config import DataConfig, DistillConfig
 from distill.data.images import default_source, open_images
 from distill.data.join_samples import join_samples
 from distill.data.pictures import ViewDataset, load_batches

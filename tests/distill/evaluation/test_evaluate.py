@@ -12,9 +12,10 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import balanced_accuracy_score, confusion_matrix, log_loss
 from sklearn.neighbors import KNeighborsClassifier
 
+from distill.commands.config import EvaluateConfig
 from distill.commands.evaluate import run as evaluate_main
 from distill.commands.train import run as main
-from distill.config import EvalConfig, EvaluateConfig
+from distill.config import EvalConfig
 from distill.data import joined
 from distill.evaluation import predictions
 from distill.evaluation.evaluate import Evaluation, Viewer, corruption_names, evaluate

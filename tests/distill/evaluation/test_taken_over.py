@@ -7,8 +7,9 @@ from typing import Any
 import pytest
 
 from distill.commands import evaluate
+from distill.commands.config import EvaluateConfig
 from distill.commands.evaluate import _taken_over
-from distill.config import RECIPES, DistillConfig, EvaluateConfig
+from distill.config import RECIPES, DistillConfig
 from featstore.cli.recipe import parse
 from featstore.sources.config import SourceConfig
 

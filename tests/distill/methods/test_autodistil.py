@@ -11,9 +11,10 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from distill import cli
+from distill.commands.config import EvaluateConfig
 from distill.commands.evaluate import run as evaluate
 from distill.commands.train import run
-from distill.config import DistillConfig, EvaluateConfig, StudentConfig, TrainConfig
+from distill.config import DistillConfig, StudentConfig, TrainConfig
 from distill.losses.token_relations import token_relation_mse
 from distill.methods.autodistil import AutoDistilConfig, relation_loss
 from distill.search import search

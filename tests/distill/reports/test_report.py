@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
+from distill.commands.config import ReportConfig
 from distill.commands.report import run as report_main
 from distill.commands.train import run as distill_main
-from distill.config import ReportConfig
 from distill.reports import page_data, report, run_page
 from featstore.errors import ConfigError
 from tests.distill.conftest import MakeConfig

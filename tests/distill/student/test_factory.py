@@ -13,9 +13,10 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 import distill
+from distill.commands.config import EvaluateConfig
 from distill.commands.evaluate import run as evaluate
 from distill.commands.train import run
-from distill.config import DataConfig, EvaluateConfig, StudentConfig
+from distill.config import DataConfig, StudentConfig
 from distill.student.model import Student, build_student
 from distill.student.tapped import TappedModel
 from featstore.errors import ConfigError

@@ -15,9 +15,10 @@ from hypothesis import strategies as st
 from PIL import Image
 from safetensors.torch import load_file
 
+from distill.commands.config import EvaluateConfig
 from distill.commands.evaluate import run as evaluate
 from distill.commands.train import run
-from distill.config import DataConfig, DistillConfig, EvaluateConfig
+from distill.config import DataConfig, DistillConfig
 from distill.data.targets import Array, in_view
 from distill.methods import METHODS
 from distill.methods.assist import AssistConfig, assistive, ridge, smoothed

@@ -9,9 +9,10 @@ import numpy as np
 import pytest
 import torch
 
+from distill.commands.config import EvaluateConfig
 from distill.commands.evaluate import run as evaluate
 from distill.commands.train import run
-from distill.config import DataConfig, EvaluateConfig
+from distill.config import DataConfig
 from distill.tasks.multilabel import MultiLabel
 from featstore.errors import ConfigError
 from featstore.sources.config import SourceConfig

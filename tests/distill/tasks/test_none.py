@@ -15,17 +15,11 @@ from safetensors.torch import load_file
 from torch.nn import functional as F
 
 from distill import cli
+from distill.commands.config import EvaluateConfig, ReportConfig
 from distill.commands.evaluate import run as evaluate
 from distill.commands.report import run as redraw
 from distill.commands.train import run
-from distill.config import (
-    RECIPES,
-    DataConfig,
-    DistillConfig,
-    EvaluateConfig,
-    ReportConfig,
-    StudentConfig,
-)
+from distill.config import RECIPES, DataConfig, DistillConfig, StudentConfig
 from distill.data import joined
 from distill.data.samples import Samples
 from distill.evaluation import embedding

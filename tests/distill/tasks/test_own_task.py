@@ -12,9 +12,10 @@ import yaml
 
 import distill
 from distill import register
+from distill.commands.config import EvaluateConfig
 from distill.commands.evaluate import run as evaluate
 from distill.commands.train import run
-from distill.config import DataConfig, EvaluateConfig
+from distill.config import DataConfig
 from distill.methods import METHODS
 from distill.register import config_of
 from distill.tasks import TASKS

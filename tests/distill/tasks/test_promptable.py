@@ -16,10 +16,11 @@ from safetensors.torch import load_file
 
 import distill
 import featstore
+from distill.commands.config import EvaluateConfig
 from distill.commands.evaluate import run as evaluate
 from distill.commands.export import run as export
 from distill.commands.train import run
-from distill.config import DataConfig, EvaluateConfig
+from distill.config import DataConfig
 from distill.data.rules import rule_of
 from distill.export.config import CalibrationConfig, ExportConfig, LatencyConfig
 from distill.losses.masks import (

@@ -16,9 +16,10 @@ from PIL import Image
 from safetensors.torch import load_file
 
 import distill
+from distill.commands.config import EvaluateConfig
 from distill.commands.evaluate import run as evaluate
 from distill.commands.train import run
-from distill.config import DataConfig, EvaluateConfig
+from distill.config import DataConfig
 from distill.tasks.segment import Segment, SegmentConfig
 from distill.tasks.segment_parts import Masks, open_masks
 from featstore.errors import ConfigError, SourceError

@@ -12,9 +12,10 @@ import timm
 import torch
 from torch.nn import functional as F
 
+from distill.commands.config import EvaluateConfig
 from distill.commands.evaluate import run as evaluate
 from distill.commands.train import run
-from distill.config import DataConfig, DistillConfig, EvaluateConfig, StudentConfig
+from distill.config import DataConfig, DistillConfig, StudentConfig
 from distill.data import joined
 from distill.evaluation.embedding import HEAD, EmbeddingHead
 from distill.export.config import ExportConfig
