@@ -171,7 +171,8 @@ def inputs_of(
     """The samples of a source as inputs of a teacher, and copies of images if a format is given.
 
     Raises:
-        TeacherError: the teacher takes images and the samples are point clouds, or the other way round.
+        TeacherError: the teacher takes images and the samples are point clouds, or the other way round; or pictures of
+            another size that cannot be made of those of the source.
     """
     record = teacher.preprocessing
     if isinstance(record, PointRecord) != (source.kind == "points"):
@@ -188,6 +189,11 @@ def inputs_of(
         return PointInputs(source, record)
     if isinstance(record, TextRecord):
         return TextInputs(source, teacher.tokenizer, record.max_tokens)
+    if source.fixed_size not in (None, record.size):
+        raise TeacherError(
+            f"{source.uri}: noise of {source.fixed_size} pixels cannot be resized, and the teacher takes "
+            f"{record.size}. Write noise of that size: featstore statistics noise FILE --size N."
+        )
     return ImageInputs(source, views, record, pictures)
 
 

@@ -65,6 +65,7 @@ class Source(ABC):
         tars: (name, samples) of each tar, in order, where samples lie in tars; those of one tar are consecutive.
         content_sha256: (N, 32) of the original files where ``read`` returns copies of them; else None.
         artefacts: meaning and bytes of files that a store of these samples keeps, by name.
+        fixed_size: (height, width) of all pictures where no other size may be made of them; else None.
         notes: sentences for the user about this source, e.g. a tar that was taken in part.
     """
 
@@ -80,6 +81,7 @@ class Source(ABC):
     tars: Sequence[tuple[str, int]] = ()
     content_sha256: npt.NDArray[np.uint8] | None = None
     artefacts: dict[str, tuple[str, bytes]] = {}  # noqa: RUF012 - as notes
+    fixed_size: tuple[int, int] | None = None
     notes: list[str] = []  # noqa: RUF012 - a subclass assigns its own list, nothing appends here
 
     def __len__(self) -> int:

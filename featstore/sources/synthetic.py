@@ -31,6 +31,8 @@ class SyntheticSource(Source):
 
     def __init__(self, record: PseudoSamples, sample_ids: Sequence[str], uri: str) -> None:
         self.uri = uri
+        # Noise with classes is the start of a diffusion process, which no other size can be made of.
+        self.fixed_size = record.size if record.kind == "noise" and record.classes else None
         self.sample_ids = sample_ids
         self._record = record
         number = {name: index for index, name in enumerate(record.classes)}
