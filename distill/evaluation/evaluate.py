@@ -47,7 +47,8 @@ class Evaluation:
     head: EmbeddingHead | None = None
     # (N,) how wrong the student is on each test image, to show the worst; None where predictions say it
     errors: npt.NDArray[np.float64] | None = None
-    # (3, h, w) uint8 of those with the largest errors, drawn by the task, by their place in the test part
+    # (3, h, w) uint8 of those with the largest errors and of ``typical`` ones, drawn by the task, by their place in the
+    # test part
     drawn: dict[int, Tensor] = field(default_factory=dict)
 
 
@@ -174,6 +175,12 @@ class Viewer:
 def largest(errors_N: npt.NDArray[np.float64]) -> npt.NDArray[np.int64]:
     """Places of the ``MOST_SHOWN`` largest errors, the largest first; NaN comes last."""
     return np.argsort(-errors_N, kind="stable")[:MOST_SHOWN]
+
+
+def typical(count: int) -> npt.NDArray[np.int64]:
+    """At most ``MOST_SHOWN`` of ``count`` places at random, in order; the same for the same ``count``."""
+    chosen = np.random.default_rng(0).choice(count, min(count, MOST_SHOWN), replace=False)
+    return np.sort(chosen)
 
 
 @torch.no_grad()

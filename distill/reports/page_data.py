@@ -17,10 +17,10 @@ from torch import Tensor
 from distill.data.joined import JoinedData
 from distill.data.samples import Samples
 from distill.data.schedule import Indices
-from distill.evaluation.evaluate import Evaluation, largest
+from distill.evaluation.evaluate import Evaluation, largest, typical
 from distill.evaluation.predictions import Predictions
 from distill.measures.feature_similarity import thin_out
-from distill.reports.run_files import EXTRACTION, FEATURE_MAP, HARDEST, REPORT, Row
+from distill.reports.run_files import EXTRACTION, FEATURE_MAP, HARDEST, REPORT, TYPICAL, Row
 from distill.reports.tables import write_csv
 from featstore import FeatureStore
 from featstore.display.feature_map import embed
@@ -45,7 +45,9 @@ def write_page_data(
     customise: Customise | None = None,
     device: torch.device | str = "cpu",
 ) -> None:
-    """Write hardest.csv with thumbnails, feature_map.csv and extraction.json below ``folder/report``.
+    """Write hardest.csv and, of tasks that draw, typical.csv with thumbnails, feature_map.csv and extraction.json.
+
+    All are written below ``folder/report``.
 
     Args:
         test: (N,) indices of the test images in ``Samples``.
@@ -54,7 +56,10 @@ def write_page_data(
     """
     loss = losses(data, test, measured)
     if loss is not None:
-        write_hardest(folder, data.samples, test, loss, measured.drawn)
+        write_pictures(folder, HARDEST, largest(loss), data.samples, test, loss, measured.drawn)
+        if measured.drawn:
+            chosen = typical(len(loss))
+            write_pictures(folder, TYPICAL, chosen, data.samples, test, loss, measured.drawn)
     places, features = features_of(data, test, measured, customise, device)
     write_feature_map(folder, named(data.samples, test, measured.predictions, places), features)
     write_extraction(folder, data)
@@ -90,17 +95,25 @@ def hardness(answers: Predictions) -> npt.NDArray[np.float64]:
     return np.concatenate(losses)
 
 
-def write_hardest(
+def write_pictures(
     folder: Path,
+    table: str,
+    places: npt.NDArray[np.int64],
     samples: Samples,
     test: Indices,
     loss: npt.NDArray[np.float64],
     drawn: dict[int, Tensor],
 ) -> None:
-    """The images with the largest loss, as a table and small JPEGs, as the task draws them where it does."""
+    """Some test images, as a table and small JPEGs, as the task draws them where it does.
+
+    Args:
+        table: File name of the table, ``HARDEST`` or ``TYPICAL``.
+        places: The images, by their place in the test part.
+    """
     rows = []
-    for rank, place in enumerate(largest(loss).tolist(), start=1):
-        name = f"images/{rank:02d}.jpg"
+    start = "" if table == HARDEST else f"{Path(table).stem}-"
+    for rank, place in enumerate(places.tolist(), start=1):
+        name = f"images/{start}{rank:02d}.jpg"
         try:
             if place in drawn:
                 image = Image.fromarray(drawn[place].permute(1, 2, 0).numpy())
@@ -112,7 +125,7 @@ def write_hardest(
         row: Row = {"rank": rank, "place": place, "loss": round(float(loss[place]), 4)}
         shown = {"drawn": "yes" if place in drawn else ""} if drawn else {}
         rows.append({**row, "id": samples.ids[test[place]], "image": name, **shown})
-    write_csv(folder / REPORT / HARDEST, rows)
+    write_csv(folder / REPORT / table, rows)
 
 
 def thumbnail(data: bytes) -> Image.Image:

@@ -20,7 +20,8 @@ from featstore.errors import ConfigError
 
 REPORT = "report"
 """Folder inside a run's folder (and inside OUT) with the data of the page as CSV and JSON."""
-HARDEST, FEATURE_MAP, EXTRACTION = "hardest.csv", "feature_map.csv", "extraction.json"
+HARDEST, TYPICAL, FEATURE_MAP = "hardest.csv", "typical.csv", "feature_map.csv"
+EXTRACTION = "extraction.json"
 """Files there that are written at the end of the run; all others are written with every page."""
 
 BASELINE = "labels"  # method that others are compared with: cross entropy on the labels alone
@@ -116,8 +117,13 @@ class ReportedRun:
 
     @cached_property
     def hardest(self) -> list[Row]:
-        """Rows of ``page_data.write_hardest``."""
+        """Rows of ``page_data.write_pictures``: the images with the largest loss."""
         return read_csv(self.folder / REPORT / HARDEST)
+
+    @cached_property
+    def typical(self) -> list[Row]:
+        """Rows of ``page_data.write_pictures``: images at random, of tasks that draw; empty otherwise."""
+        return read_csv(self.folder / REPORT / TYPICAL)
 
     @cached_property
     def feature_map(self) -> list[Row]:

@@ -57,7 +57,8 @@ def build_run_page(
         "confusion": tables.confusion(run),
         "reliability": run.evaluation.get("reliability", []),
         "corruptions": tables.corruptions(run),
-        "hardest": tables.hardest(run),
+        "hardest": tables.pictures(run, run.hardest),
+        "typical": tables.pictures(run, run.typical),
         "feature_map": run.feature_map,
         "cost": [tables.cost(run)],
     }
@@ -71,6 +72,7 @@ def build_run_page(
             _classes(run, shown["per_class"], shown["confusion"]),
             _measures(run, shown["reliability"], shown["corruptions"]),
             _images(run, shown["hardest"]),
+            *([_typical(run, shown["typical"])] if run.typical else []),
             _map(run),
             _record(run, shown["cost"][0]),
         ],
@@ -296,7 +298,13 @@ def _measures(run: ReportedRun, bins: list[Row], corruptions: list[Row]) -> Sect
     return Section("Measures", blocks)
 
 
-def _images(run: ReportedRun, rows: list[Row]) -> Section:
+def _typical(run: ReportedRun, rows: list[Row]) -> Section:
+    title = "Target (left) and output of the student (right)"
+    lead = f"{count(len(rows), 'image')} of the test part at random, whatever their loss."
+    return Section("Typical images", [Gallery(title, _pictures(run, rows))], lead)
+
+
+def _pictures(run: ReportedRun, rows: list[Row]) -> list[Picture]:
     pictures = []
     for row in rows:
         lines: list[tuple[str, str, Literal["right", "wrong", ""]]] = []
@@ -315,6 +323,11 @@ def _images(run: ReportedRun, rows: list[Row]) -> Section:
             data = base64.b64encode(path.read_bytes()).decode()
             source = f"data:image/jpeg;base64,{data}"
         pictures.append(Picture(source, row["id"], lines))
+    return pictures
+
+
+def _images(run: ReportedRun, rows: list[Row]) -> Section:
+    pictures = _pictures(run, rows)
     if not pictures:
         return Section("Hardest images", [])
     lead = f"The {count(len(rows), 'image')} with the largest loss"

@@ -88,11 +88,11 @@ def corruptions(run: ReportedRun) -> list[Row]:
     ]
 
 
-def hardest(run: ReportedRun) -> list[Row]:
-    """Rows of hardest.csv with the answers and confidences of the student and of the teacher's probe, where known."""
+def pictures(run: ReportedRun, kept_rows: list[Row]) -> list[Row]:
+    """Rows of hardest.csv or typical.csv, with answers and confidences of student and teacher's probe where known."""
     answers = run.predictions
     rows = []
-    for kept in run.hardest:
+    for kept in kept_rows:
         place = int(kept["place"])
         row: Row = {key: kept[key] for key in HARDEST_COLUMNS if key in kept}
         rows.append(row)

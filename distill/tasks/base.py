@@ -240,7 +240,7 @@ class Task(ABC):
             seed: Seed of the run; decides which images are drawn where there are too many.
             probe: See ``probe``.
         """
-        from distill.evaluation.evaluate import Evaluation, largest
+        from distill.evaluation.evaluate import Evaluation, largest, typical
 
         def take(seen: StudentOutput, targets: Tensor | None) -> Sequence[Tensor]:
             return (seen.features.float(), *self.take(seen, targets))
@@ -249,7 +249,7 @@ class Task(ABC):
         result = {"num_images": len(part.test), **self.numbers(*kept)}
         errors, drawn = self.errors(*kept), {}
         if self.draws and errors is not None:
-            places = largest(errors)
+            places = np.union1d(largest(errors), typical(len(errors)))
             pictures = viewer.drawn(student, part.test[places], self.draw)
             drawn = dict(zip(places.tolist(), pictures, strict=True))
         return Evaluation(result, features, errors=errors, drawn=drawn)

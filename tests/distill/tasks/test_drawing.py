@@ -6,18 +6,31 @@ from pathlib import Path
 import torch
 from PIL import Image
 
+from distill.evaluation.evaluate import typical
 from distill.tasks.drawing import DOT_PX, dots, enlarge, paint, palette
 
 
 def check_drawn(folder: Path, images: int) -> None:
-    """The hardest images of a run are drawn, target and output side by side, and the page says so."""
-    with (folder / "report" / "hardest.csv").open(newline="") as file:
-        rows = list(csv.DictReader(file))
-    assert [row["drawn"] for row in rows] == ["yes"] * images
-    for row in rows:
-        with Image.open(folder / "report" / row["image"]) as picture:
-            assert picture.width == 2 * picture.height
-    assert "(left)" in (folder / "report.html").read_text()
+    """The hardest images of a run, and some at random, are drawn, target and output side by side, on the page too."""
+    for table in ("hardest.csv", "typical.csv"):
+        with (folder / "report" / table).open(newline="") as file:
+            rows = list(csv.DictReader(file))
+        assert [row["drawn"] for row in rows] == ["yes"] * images
+        for row in rows:
+            with Image.open(folder / "report" / row["image"]) as picture:
+                assert picture.width == 2 * picture.height
+    page = (folder / "report.html").read_text()
+    assert "(left)" in page
+    assert "Typical images" in page
+
+
+def test_typical_images_are_drawn_at_random() -> None:
+    """Each once, the same again; all where there are few."""
+    found = typical(1000)
+    assert len({*found.tolist()}) == 24
+    assert found.tolist() == typical(1000).tolist()
+    assert found.max() > 500
+    assert typical(3).tolist() == [0, 1, 2]
 
 
 def test_masks_inside_others_stay_visible() -> None:

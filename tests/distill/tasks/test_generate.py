@@ -21,6 +21,7 @@ from featstore.errors import ConfigError, SourceError
 from featstore.format.pseudo_samples import split_condition
 from featstore.sources.config import SourceConfig
 from tests import noise
+from tests.distill.tasks.test_drawing import check_drawn
 
 MODEL: dict[str, Any] = {"classes": 3, "size": 8, "width": 4}
 ROUTED = {**MODEL, "students": [{"where": [0, 2]}, {"where": [1]}]}
@@ -159,6 +160,23 @@ def test_a_run(place: Path, classifier: Path) -> None:
     assert again["frechet_distance"] == pytest.approx(record["score"]["value"], rel=1e-4)
     loaded = distill.load_student(folder)
     assert loaded(torch.zeros(2, 3, 8, 8)).shape == (2, 64)
+    check_drawn(folder, record["num_test"])
+    check_onnx(folder, loaded)
+
+
+def check_onnx(folder: Path, model: torch.nn.Module) -> None:
+    """The exported graph draws the same pictures for every class, each from the student that the router chooses."""
+    ort = pytest.importorskip("onnxruntime")
+    distill.export_student(folder, out=folder / "exported", formats=["onnx"], progress=False)
+    session = ort.InferenceSession(str(folder / "exported" / "model.onnx"))
+    noise_B3HW = torch.randn(3, 3, 8, 8, generator=torch.Generator().manual_seed(0))
+    noise_B3HW[:, 1] = torch.arange(3.0)[:, None, None]
+    noise_B3HW[:, 2] = 0
+    (found,) = session.run(None, {session.get_inputs()[0].name: noise_B3HW.numpy()})
+    with torch.no_grad():
+        expected = model(noise_B3HW)
+    torch.testing.assert_close(torch.from_numpy(found), expected, atol=1e-4, rtol=0)
+    assert (expected[0] - expected[1]).abs().max() > 1e-2  # the class decides
 
 
 def test_a_classifier_of_other_classes(place: Path, classifier: Path) -> None:
