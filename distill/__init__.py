@@ -39,8 +39,9 @@ _PLACES = {
     "distill.api": (
         "Run", "Runs", "compare_students", "evaluate", "export_student", "load_student", "run",
     ),
+    "distill.commands.config": ("EvaluateConfig",),
     "distill.config": (
-        "DataConfig", "DistillConfig", "EvalConfig", "EvaluateConfig", "StudentConfig", "TeacherConfig", "TrainConfig",
+        "DataConfig", "DistillConfig", "EvalConfig", "StudentConfig", "TeacherConfig", "TrainConfig",
     ),
     "distill.export.config": ("ExportConfig",),
     "distill.methods.base": ("Method", "Needs", "Output", "Setup", "Side"),

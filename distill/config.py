@@ -390,10 +390,9 @@ class DistillConfig:
     """Phase two: train students from a feature store and images. The teacher is not needed."""
 
     COMMON: ClassVar[tuple[str, ...]] = (
-        "store", "field", "source.kind", "source.path", "source.labels_from", "source.labels", "data.labelled",
-        "data.unlabelled", "data.test", "data.holdout", "data.labels_per_class", "student.name", "student.weights",
-        "student.image_size", "methods", "auto.budget", "partner", "seeds", "out", "train.epochs", "train.lr",
-        "train.labelled_batch", "train.unlabelled_batch", "train.precision", "train.workers",
+        "store", "field", "source.kind", "source.path", "source.labels_from", "data.labelled", "data.test",
+        "data.holdout", "data.labels_per_class", "student.name", "student.weights", "student.image_size", "task",
+        "methods", "seeds", "out", "train.epochs", "train.lr", "train.labelled_batch", "train.workers",
     )  # fmt: skip
     """What ``--help`` shows first."""
 

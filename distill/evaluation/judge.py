@@ -34,7 +34,7 @@ class Judge:
     """The student of a finished run of task classify.
 
     Args:
-        folder: of the run.
+        folder: Folder of the run.
 
     Raises:
         ConfigError: no such run, or one of another task.

@@ -29,7 +29,7 @@ def check_class_logits(data: JoinedData, setting: str) -> None:
     """Check that the field of the run holds one logit for each class of the labels, in their order.
 
     Args:
-        data: Of the run.
+        data: Images and rows of the run.
         setting: For the message.
 
     Raises:

@@ -226,7 +226,7 @@ def test_the_common_settings_exist(capsys: pytest.CaptureFixture[str]) -> None:
     ]
     for item in every:
         assert set(item.config_class.COMMON) <= item.leaves.keys()
-        assert len(item.config_class.COMMON) <= 25
+        assert len(item.config_class.COMMON) <= 20
         print_help(item, ["all"], "x")
         shown = capsys.readouterr().out
         assert not re.search(r"\[[CISPM]\]|``|^  --.*\n      \(default", shown, re.M)

@@ -152,7 +152,7 @@ def test_a_candidate_that_cannot_be_trained_is_left_out(
     assert "not finite" in errors["far"]
     assert errors["labels"] == ""
     monkeypatch.setattr(auto, "WITH_LABELS", bad[1:])
-    with pytest.raises(ConfigError, match=r"unfit.*no stages"):
+    with pytest.raises(ConfigError, match="unfit"):
         run(dataclasses.replace(asked, out=asked.out + "2"))
 
 

@@ -169,9 +169,7 @@ def test_what_is_refused(run_folder: Path, tmp_path: Path, monkeypatch: pytest.M
     """An operator without a counterpart, keys that do not match, a missing runtime, another store: nothing is left."""
     spec = InputSpec((8, 8), (0.5,) * 3, (0.5,) * 3)
     graph = program.trace(Sorts(), spec)
-    with pytest.raises(
-        ConfigError, match=r"has an operator without an ONNX form.*(eigvalsh|linalg)"
-    ):
+    with pytest.raises(ConfigError, match=r"eigvalsh|linalg"):
         onnx_model.write_onnx(tmp_path, graph, spec)
 
     def refused(message: str, **changes: Any) -> None:

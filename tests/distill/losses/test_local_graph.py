@@ -40,7 +40,7 @@ def test_few_places() -> None:
         assert near == [query, 3 - query, query]
     none = local_graph(draw(0, 2), [0], torch.ones(0), queries=2, neighbours=2, temperature=1.0)
     assert none.neighbours.shape == (0, 2)
-    with pytest.raises(ValueError, match="sizes sum to 2"):
+    with pytest.raises(ValueError, match=r"3.*\b2\b"):
         local_graph(draw(3, 2), [2], torch.ones(3), queries=1, neighbours=1, temperature=1.0)
 
 

@@ -30,9 +30,9 @@ def test_where_a_t_test_does_not_apply() -> None:
     assert (gains.low, gains.p, gains.better) == (None, None, 3)
     same = paired_test(rounded, [0.7, 0.8, 0.9])
     assert (same.p, same.better, same.worse, same.sign_p) == (1.0, 0, 0, 1.0)
-    with pytest.raises(ValueError, match="no pairs"):
+    with pytest.raises(ValueError, match=r"0.*0"):
         paired_test([], [])
-    with pytest.raises(ValueError, match="no pairs"):
+    with pytest.raises(ValueError, match=r"1.*2"):
         paired_test([1.0], [1.0, 2.0])
 
 

@@ -60,7 +60,7 @@ def test_the_cut_into_shards_does_not_matter(tmp_path: Path) -> None:
 def test_another_batch_size_is_another_store(tmp_path: Path) -> None:
     """Refused with both sizes where a store is there; elsewhere another fingerprint, whatever the bytes."""
     store = pseudo.extract(tmp_path, **BATCH)
-    with pytest.raises(ManifestMismatch, match=r"batch_rows: the store has 8, now asked for 12"):
+    with pytest.raises(ManifestMismatch, match=r"batch_rows.*8.*12"):
         pseudo.extract(tmp_path, **BATCH, batch_size=12)
     other = pseudo.extract(tmp_path, "other", **BATCH, batch_size=12)
     assert other.fingerprint != store.fingerprint
@@ -70,7 +70,7 @@ def test_another_batch_size_is_another_store(tmp_path: Path) -> None:
 
 def test_what_does_not_go_with_it(tmp_path: Path) -> None:
     """No such layer, a last batch of one row, and whatever would put rows into other batches."""
-    with pytest.raises(TeacherError, match="no batch normalisation"):
+    with pytest.raises(TeacherError, match=r"bn_mode"):
         pseudo.extract(tmp_path, teacher={"bn_mode": "batch", "model_args": {"norm": False}})
     with pytest.raises(ConfigError, match="23"):
         pseudo.extract(tmp_path, **BATCH, batch_size=23)

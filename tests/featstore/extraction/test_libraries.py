@@ -186,12 +186,12 @@ def test_blocks_that_are_not_there(name: str, message: str) -> None:
 
 def test_a_model_without_blocks_or_class_token() -> None:
     """A CNN has no blocks; a ViT that pools by attention has no class token, and the message names pooled."""
-    with pytest.raises(TeacherError, match="no list of transformer blocks"):
+    with pytest.raises(TeacherError, match="block0"):
         wrap(TimmTower(timm.create_model("test_resnet", num_classes=0)), ["block0.cls"], size=64)
     args = {**TINY_ARGS, "class_token": False, "global_pool": "map"}
     model = timm.create_model("vit_tiny_patch16_224", img_size=32, **args)
     assert wrap(TimmTower(model), ["pooled", "mean"]).fields["pooled"].shape == (16,)
-    with pytest.raises(TeacherError, match="pooled is its image vector"):
+    with pytest.raises(TeacherError, match="pooled"):
         wrap(TimmTower(model), ["cls"])
 
 
@@ -318,7 +318,7 @@ def test_vision_transformers_of_transformers(
     if registers:
         torch.testing.assert_close(out["registers"], tokens[:, 1:4])
     if not prefix:
-        with pytest.raises(TeacherError, match="pooled is its image vector"):
+        with pytest.raises(TeacherError, match="pooled"):
             build(config, ["cls"])
     assert out["q"].shape == out["tokens"].shape
     rule = teacher.preprocessing
@@ -552,7 +552,7 @@ def test_a_finished_run_as_a_teacher(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text("[]")
     with pytest.raises(TeacherError, match=r"config\.json"):
         build(config, ["pooled"])
-    with pytest.raises(TeacherError, match=r"has no student\.safetensors"):
+    with pytest.raises(TeacherError, match=r"student\.safetensors"):
         build(dataclasses.replace(config, name=str(tmp_path / "nowhere")), ["pooled"])
 
 

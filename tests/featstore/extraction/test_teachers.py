@@ -363,7 +363,7 @@ def test_fields_that_are_not_there(config: TeacherConfig, name: str) -> None:
     """Asking for a field this teacher lacks is found when it is built, and the message lists what it has."""
     with pytest.raises(
         TeacherError,
-        match=r"field '.*': (this teacher can give cls|the teacher's patch grid is 2 x 2)",
+        match=rf"{name}.*(cls|2 x 2)",
     ):
         build(config, [name])
 

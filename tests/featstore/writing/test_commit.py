@@ -138,9 +138,7 @@ def test_foreign_places_are_not_written_to(image_folder: Path, tmp_path: Path, k
     else:
         place.mkdir()
         (place / "thesis.tex").write_bytes(b"mine")
-    with pytest.raises(
-        StoreNotFound, match=r"exists but is not a feature store .it holds: (a file|thesis.tex)"
-    ):
+    with pytest.raises(StoreNotFound, match=rf"{place}.*(file|thesis\.tex)"):
         run(make_config(image_folder, place))
     held = place.read_bytes() if kind == "file" else (place / "thesis.tex").read_bytes()
     assert held == b"mine"
@@ -352,7 +350,7 @@ def test_columns_must_be_those_of_the_store(tmp_path: Path) -> None:
     manifest = make_manifest()
     columns = make_columns(manifest)
     del columns["valid"]
-    with pytest.raises(ValueError, match="the store has"):
+    with pytest.raises(ValueError, match="valid"):
         write_store(tmp_path / "s", manifest, columns)
     assert FeatureStore.open(tmp_path / "s", allow_incomplete=True).shards == []
     assert not list((tmp_path / "s").rglob("c"))
