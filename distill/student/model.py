@@ -347,7 +347,7 @@ def build_student(config: StudentConfig, num_classes: int, *, seed: int = 0) -> 
 
     Args:
         num_classes: K; 0 builds a backbone without a classifier.
-        seed: Seed of the run, for the weights of layers that start at random; takes the place of ``{seed}`` in ``config.weights``.
+        seed: Seed of the run, for layers that start at random; takes the place of ``{seed}`` in ``config.weights``.
 
     Raises:
         ConfigError: unknown model, weights that cannot be fetched or do not fit, or a model that cannot be split.
