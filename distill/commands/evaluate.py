@@ -161,11 +161,7 @@ def _measure_task(
     given: EvaluateConfig,
     described: dict[str, Any],
 ) -> dict[str, Any]:
-    """The numbers of a task other than classify, with the run's own options.
-
-    Raises:
-        ConfigError: the run's settings are not at hand; or a backbone is to be measured without its store.
-    """
+    """The numbers of a task other than classify, with the run's own options."""
     from distill.data.joined import JoinedData
     from distill.tasks import build_task
 
@@ -185,11 +181,7 @@ def _measure_task(
 
 
 def settings_of(folder: Path) -> DistillConfig | None:
-    """The settings that a student was trained with; None if its folder holds none.
-
-    Raises:
-        ConfigError: they are damaged.
-    """
+    """The settings that a student was trained with; None if its folder holds none."""
     from distill.register import config_of
     from distill.training.run_settings import read_settings
 

@@ -41,11 +41,7 @@ class Texts:
     table: TextTable  # names and embeddings
 
     def of_classes(self, samples: Samples, part: Split) -> "ClassTexts":
-        """The texts of the classes of the images, and which of them are trained on.
-
-        Raises:
-            ConfigError: classes without a text, or images without classes.
-        """
+        """The texts of the classes of the images, and which of them are trained on."""
         if not samples.num_classes:
             raise ConfigError(
                 f"{samples.source.uri}: its images have no classes to look up in the text table."
@@ -69,9 +65,6 @@ def read_texts(features: Features, name: str, *, setting: str) -> Texts:
 
     Args:
         name: of the table; empty takes the only one.
-
-    Raises:
-        ConfigError: no such table, several where none is named, another width, or several teachers.
     """
     store = features.store
     if len(features.teachers) > 1:

@@ -30,9 +30,6 @@ def measure_channels(chunks: Iterable[Tensor]) -> ChannelStatistics:
 
     Args:
         chunks: (n, D) parts of the feature.
-
-    Raises:
-        ConfigError: there is nothing to measure.
     """
     count, total, squares = 0, torch.zeros(0), torch.zeros(0)
     for chunk in chunks:

@@ -121,12 +121,7 @@ def _hashes(
 def _taught_by(
     source: Source, positions: Indices, store: FeatureStore, config: DataConfig
 ) -> Indices:
-    """Positions of the samples whose stored rows teach: of texts, their translation where ``config`` asks for it.
-
-    Raises:
-        ConfigError: the table names no languages or pairs.
-        MissingSamples: texts without a translation in that language, or whose stored row is of another text.
-    """
+    """Positions of the samples whose stored rows teach: of texts, their translation where ``config`` asks for it."""
     if source.kind != "text":
         return positions
     found = positions

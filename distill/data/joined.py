@@ -59,9 +59,6 @@ class Data:
         Args:
             seed: Seed of the run; decides which labels are drawn.
             measured: Part that takes the place of the test part.
-
-        Raises:
-            ConfigError: see ``split_parts``; or there is no validation part.
         """
         part = split_parts(self.samples, self.settings, seed)
         if measured == "test":
@@ -85,11 +82,7 @@ class Data:
         cache: PictureCache | None = None,
         rule: ViewRule | None = None,
     ) -> ViewDataset:
-        """Images at the student's size, texts as it encodes them, or point clouds; ``rule`` replaces that of the data.
-
-        Raises:
-            ConfigError: a student of one kind of samples is to be shown another, or they are prepared in another way.
-        """
+        """Images at the student's size, texts as it encodes them, or point clouds, cut by ``rule`` or by the data's."""
         rule = rule or self.rule
         encode, points = (getattr(student.model, name, None) for name in ("encode", "points"))
         takes = (
@@ -277,11 +270,7 @@ def join_run(config: DistillConfig, source: Source, store: FeatureStore) -> Join
 
 
 def _with_teacher_labels(samples: Samples, store: FeatureStore, field: str) -> Samples:
-    """Give every image with a row the class of its largest stored logit.
-
-    Raises:
-        ConfigError: the field holds no vector, or one of another length than the teacher's names of classes.
-    """
+    """Give every image with a row the class of its largest stored logit."""
     check_vector(store, field, "--data.labels teacher: --field")
     width = store.manifest.fields[field].shape[0]
     names = class_names_of(store.manifest.teacher_of(field)) or list(map(str, range(width)))

@@ -21,10 +21,6 @@ def match_views(
 
     Returns:
         (V,) column in ``other`` for each of ``store``; -1 where it has none.
-
-    Raises:
-        ViewMismatch: the other store lacks a view that is read, cut its seeded views with other settings, or knows
-            images under another id, on which a seeded view depends.
     """
     first, second = store.manifest.views, other.manifest.views
     held = {view: column for column, view in enumerate(second.views)}

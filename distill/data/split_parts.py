@@ -25,9 +25,6 @@ def split_parts(samples: Samples, config: DataConfig, seed: int) -> Split:
 
     Args:
         seed: Seed of the run; decides the draw unless ``config.label_seed`` does.
-
-    Raises:
-        ConfigError: no label in a part that needs one, or a class with fewer images than are to be drawn.
     """
     notes: list[str] = []
     keys = keys_that_stay_together(samples, config)

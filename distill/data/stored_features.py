@@ -199,9 +199,6 @@ def check_vector(store: FeatureStore, field: str, setting: str) -> None:
 
     Args:
         setting: Setting that names the field, for the message.
-
-    Raises:
-        ConfigError: it is not there, or not a vector; names those that are.
     """
     fields = store.manifest.fields
     if field not in fields:
@@ -224,9 +221,6 @@ def find_grid(store: FeatureStore, asked: str, teacher: str = "") -> str:
     Args:
         asked: Name of the field, or "" for the largest grid of a teacher.
         teacher: Name in the store; "" for any.
-
-    Raises:
-        ConfigError: there is none, or what was asked for is none.
     """
     fields = store.manifest.fields
     grids = {name: record for name, record in fields.items() if _is_grid(record)}

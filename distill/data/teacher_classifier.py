@@ -14,10 +14,6 @@ def stored_classifier(stored: Features, names: Sequence[str]) -> LinearProbe:
 
     Args:
         names: Classes of the labels, in their order.
-
-    Raises:
-        ConfigError: several teachers, another field than ``pooled``, no such artefact, or classes that are not those
-            of the labels.
     """
     store = stored.store
     where = f"--data.classifier stored: {store.address}"

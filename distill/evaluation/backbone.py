@@ -31,9 +31,6 @@ def labelled_split(data: Data, *, seed: int, named: bool) -> Split:
     Args:
         seed: of the draw of labels, where the settings ask for one.
         named: whether the settings say which images are which; otherwise a fifth of each class is measured.
-
-    Raises:
-        ConfigError: no labels, or fewer than two classes.
     """
     if named:
         return data.split(seed)

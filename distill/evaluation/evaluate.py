@@ -291,11 +291,7 @@ def evaluate(
 
 
 def check_classes(samples: Samples, label_names: list[str], model: str) -> None:
-    """Compare the classes of a source to those of an exported student.
-
-    Raises:
-        ConfigError: they differ; the numbers would be of other classes.
-    """
+    """Compare the classes of a source to those of an exported student."""
     if list(samples.class_names) != list(label_names):
         raise ConfigError(
             f"--model {model}: was trained on {len(label_names)} classes "

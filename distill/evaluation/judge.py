@@ -83,9 +83,6 @@ def grey_pictures(images: str, side: int, *, most: int = 0) -> tuple[Tensor, Ten
 
     Args:
         most: of them, evenly spaced; 0 takes all.
-
-    Raises:
-        ConfigError: an image cannot be decoded.
     """
     samples = join_samples(
         open_source(SourceConfig(**source_of(images))),

@@ -67,11 +67,7 @@ def write_predictions(folder: Path, values: Predictions) -> Path:
 
 
 def read_predictions(folder: Path) -> Predictions | None:
-    """Read the file of a run, without running any code in it; None if there is none.
-
-    Raises:
-        ConfigError: it is not such a file.
-    """
+    """Read the file of a run, without running any code in it; None if there is none."""
     path = folder / NAME
     try:
         return Predictions(**read_npz(path.read_bytes()))

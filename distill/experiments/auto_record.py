@@ -45,11 +45,7 @@ class AutoRecord:
 
     @classmethod
     def read(cls, out: Path, budget: str, held_out: int, measure: Measure) -> "AutoRecord":
-        """What was tried with this budget before; a new record if there is none.
-
-        Raises:
-            ConfigError: The file is damaged.
-        """
+        """What was tried with this budget before; a new record if there is none."""
         path = out / "auto" / "auto.json"
         fresh = cls(budget, held_out, measure)
         try:

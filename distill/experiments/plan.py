@@ -127,11 +127,7 @@ class Planner:
         return settle(dataclasses.replace(config, task=task))
 
     def tries(self, row: Row) -> list[list[PlannedRun]]:
-        """The tuning runs of a row: for every setting of its search one run per tuning seed.
-
-        Raises:
-            ConfigError: as ``run``; or nothing would be held out.
-        """
+        """The tuning runs of a row: for every setting of its search one run per tuning seed."""
         tune = self.experiment.tune
         if tune is None or not row.search:
             return []
@@ -173,11 +169,7 @@ def rows_of(experiment: Experiment) -> list[Row]:
 
 
 def baseline_of(experiment: Experiment, rows: Sequence[Row]) -> dict[str, str]:
-    """Name of the row that each row is compared to: the baseline's row in the same cell, or the one row that is named.
-
-    Raises:
-        ConfigError: there is no such row.
-    """
+    """Row that each row is compared to: the baseline's row in the same cell, or the one row that is named."""
     name = experiment.baseline
     if not name:
         return {}
@@ -195,11 +187,7 @@ def baseline_of(experiment: Experiment, rows: Sequence[Row]) -> dict[str, str]:
 
 
 def select_rows(experiment: Experiment, rows: Sequence[Row], only: Sequence[str]) -> list[Row]:
-    """The rows of some variants, or some rows by their full names; all if none are named.
-
-    Raises:
-        ConfigError: a name is neither.
-    """
+    """The rows of some variants, or some rows by their full names; all if none are named."""
     for name in only:
         if not any(name in (row.variant, row.name) for row in rows):
             raise ConfigError(

@@ -75,9 +75,6 @@ def read_experiment(path: Path, flags: Mapping[str, Any] | None = None) -> Exper
     Args:
         flags: settings by dotted name that replace those of the recipe and of every row; ``out`` and ``seeds`` replace
             the file's own.
-
-    Raises:
-        ConfigError: names file, line and key, what was found and what was expected.
     """
     top = read_yaml(path).mapping(path.name)
     _check_keys(top, KEYS, "")

@@ -95,11 +95,7 @@ def rank(measure: Measure, tried: Try) -> float:
 
 
 def read_choices(out: Path) -> dict[str, TunedSettings]:
-    """Read tuned.json: settings by name of the row; empty without the file.
-
-    Raises:
-        ConfigError: it is not such a file.
-    """
+    """Read tuned.json: settings by name of the row; empty without the file."""
     path = out / NAME
     try:
         values = json.loads(path.read_bytes())

@@ -55,9 +55,6 @@ def web_runtime(given: str = "") -> WebRuntime:
     Args:
         given: npm's tarball, or its unpacked folder; "" for the pinned version in the cache folder, which npm downloads
             the first time.
-
-    Raises:
-        ConfigError: missing, another package, or the download failed.
     """
     path = Path(given) if given else fetched()
     if path.is_dir():
@@ -105,11 +102,7 @@ def runtime_folder() -> Path:
 
 
 def fetched() -> Path:
-    """The pinned tarball, downloaded once by npm from its configured registry.
-
-    Raises:
-        ConfigError: npm is missing or failed, or the file has another checksum.
-    """
+    """The pinned tarball, downloaded once by npm from its configured registry."""
     path = runtime_folder() / f"{PACKAGE}-{VERSION}.tgz"
     if not path.is_file():
         npm = shutil.which("npm")

@@ -221,11 +221,7 @@ class Reloaded:
 
 
 def reload(folder: Path, run: FinishedRun) -> Any:
-    """What ``timm.create_model`` or the user's function makes of the folder, with the head of the task if there is one.
-
-    Raises:
-        ConfigError: it does not load it.
-    """
+    """What ``timm.create_model`` or the user's function makes of the folder, with the task's head if it has one."""
     student = run.student
     if isinstance(student.model, TappedModel):
         loaded = build_student(student_config(run.described), student.num_classes)
@@ -266,11 +262,7 @@ def write_preprocessing(work: Work) -> None:
 
 
 def make_browser_page(work: Work, web: browser.WebRuntime) -> dict[str, Any]:
-    """Write the page that runs the ONNX files; return its values for the manifest.
-
-    Raises:
-        ConfigError: there is no ONNX file.
-    """
+    """Write the page that runs the ONNX files; return its values for the manifest."""
     names = [name for name in browser.FILES if name in work.files and wants(work.config, name)]
     if not names:
         raise ConfigError(f"--browser true: there is no ONNX file to run. {onnx_model.MISSING}")

@@ -36,9 +36,6 @@ def write_executorch(
     Returns:
         The file, and of it: ``xnnpack_parts`` of the graph that XNNPACK took, ``portable_operators`` that it left,
         and ``most_images`` of one call, for which its memory is planned.
-
-    Raises:
-        ConfigError: not installed, or the graph cannot be lowered.
     """
     if not installed():
         raise ConfigError(MISSING)

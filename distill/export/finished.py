@@ -40,11 +40,7 @@ class FinishedRun:
 
     @property
     def rule(self) -> ViewRule:
-        """Which region of an image the student is shown.
-
-        Raises:
-            ConfigError: it is shown texts or point clouds; such students are not exported.
-        """
+        """Which region of an image the student is shown."""
         rule = rule_from_description(self.described["input"]["region"])
         if isinstance(rule, UncutRule):
             raise ConfigError(
@@ -91,11 +87,7 @@ class RunData:
 
 
 def read_finished_run(folder: Path) -> FinishedRun:
-    """Read the folder of a finished run.
-
-    Raises:
-        ConfigError: it is no such folder, the run is not finished, or its files do not fit each other.
-    """
+    """Read the folder of a finished run."""
     where = f"--model {folder.absolute()}"
     if not (folder / "config.yaml").is_file():
         raise ConfigError(

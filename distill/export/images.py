@@ -38,9 +38,6 @@ def draw_images(samples: Samples, part: Split, config: CalibrationConfig) -> Dra
 
     Args:
         part: of the run; its labelled and unlabelled images are drawn from.
-
-    Raises:
-        ConfigError: there is no image, only one, or images of one class where the student has several.
     """
     pool = np.union1d(part.labelled, part.unlabelled)
     if len(pool) < 2:

@@ -28,11 +28,7 @@ class Memory:
 
 
 def weigh(candidate: ModelFile) -> Memory | None:
-    """Run a batch of one on one thread in a fresh process. None where the system does not tell (no /proc).
-
-    Raises:
-        ConfigError: the process failed.
-    """
+    """Run a batch of one on one thread in a fresh process. None where the system does not tell (no /proc)."""
     if not STATUS.exists():
         return None
     told = json.dumps({**dataclasses.asdict(candidate), "path": str(candidate.path.absolute())})

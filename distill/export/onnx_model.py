@@ -114,9 +114,6 @@ def session(path: Path, *, threads: int = 0, exact: bool = False) -> Any:
         threads: for one operator; 0 takes PyTorch's number.
         exact: compute quantised operators in float between their QuantizeLinear and DequantizeLinear, without integer
             sums that may saturate.
-
-    Raises:
-        ConfigError: onnxruntime cannot run it, or is not installed.
     """
     require_installed()
     import onnxruntime

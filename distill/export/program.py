@@ -28,9 +28,6 @@ def trace(module: nn.Module, spec: InputSpec, *, most: int | None = None) -> Pro
     Args:
         module: one input, one output or a tuple of them.
         most: largest batch; None sets no bound. Runtimes that plan their memory ahead need one.
-
-    Raises:
-        ConfigError: an operator, or control flow that depends on values, cannot be traced.
     """
     batch = torch.export.Dim("batch", min=1, max=most)
     try:

@@ -92,9 +92,6 @@ def quantise(
 
     Returns:
         ``out``.
-
-    Raises:
-        ConfigError: onnxruntime cannot quantise this graph with this setting.
     """
     onnx_model.require_installed()
     from onnxruntime.quantization import CalibrationMethod, QuantFormat, QuantType, quantize_static

@@ -76,9 +76,6 @@ def search(
 
     Returns:
         The setting that was taken, all that were tried, and by name of the others why they failed.
-
-    Raises:
-        ConfigError: no setting works.
     """
     reference = _run(path, held_out, spec)
     trials: list[Int8Trial] = []

@@ -19,9 +19,6 @@ def token_relations(
 
     Args:
         mask_BN: Whether a token belongs to its sample; others take no part in the softmax. None: all do.
-
-    Raises:
-        ValueError: The width does not divide by the heads.
     """
     width = tokens_BND.shape[-1]
     if width % heads:

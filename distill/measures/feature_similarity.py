@@ -14,9 +14,6 @@ def linear_cka(x_ND: Tensor, y_NE: Tensor) -> float:
     Args:
         x_ND: (N, D).
         y_NE: (N, E) of the same samples.
-
-    Raises:
-        ValueError: unlike numbers of samples, or fewer than two.
     """
     if x_ND.dim() != 2 or y_NE.dim() != 2 or len(x_ND) != len(y_NE) or len(x_ND) < 2:
         raise ValueError(

@@ -17,11 +17,7 @@ def gaussian_distance(mean_D: Tensor, cov_DD: Tensor, other_D: Tensor, other_DD:
 
 
 def frechet_distance(features_ND: Tensor, others_MD: Tensor) -> float:
-    """Distance of the Gaussians with the mean and covariance of each set.
-
-    Raises:
-        ValueError: fewer than two rows, or other widths.
-    """
+    """Distance of the Gaussians with the mean and covariance of each set."""
     if min(len(features_ND), len(others_MD)) < 2 or features_ND.shape[1:] != others_MD.shape[1:]:
         raise ValueError(
             f"features of shape {tuple(features_ND.shape)} and {tuple(others_MD.shape)}; expected two rows or more, "

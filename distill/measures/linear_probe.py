@@ -47,9 +47,6 @@ def fit_probe(
         labels_N: (N,) classes; rows with a negative one are left out.
         num_classes: K; a class without an example gets zero weights and never wins.
         strength: scikit-learn's C, the inverse of the L2 penalty.
-
-    Raises:
-        ConfigError: fewer than two classes have an example.
     """
     from sklearn.linear_model import LogisticRegression
 

@@ -42,9 +42,6 @@ def paired_test(
         values: (n,) of the method.
         baseline: (n,) of the baseline, in the same order.
         confidence: of the interval, between 0 and 1.
-
-    Raises:
-        ValueError: no pair, or unequal numbers of values.
     """
     if len(values) != len(baseline) or not len(values):
         raise ValueError(f"{len(values)} values and {len(baseline)} of the baseline: no pairs")
@@ -87,9 +84,6 @@ def mcnemar(
 
     Returns:
         Images that only the model has right, that only the baseline has right, and the two-sided p.
-
-    Raises:
-        ValueError: unequal numbers of images.
     """
     if right.shape != baseline_right.shape:
         raise ValueError(f"{right.shape} and {baseline_right.shape}: not the same images")

@@ -31,9 +31,6 @@ def check_class_logits(data: JoinedData, setting: str) -> None:
     Args:
         data: Images and rows of the run.
         setting: For the message.
-
-    Raises:
-        ConfigError: Several teachers, another number or order of classes, or probabilities.
     """
     stored, names = data.features, list(data.samples.class_names)
     where = f"{setting}: field {stored.field} of {data.store.address}"
@@ -81,9 +78,6 @@ def stage_exits(setup: Setup, setting: str, otherwise: str) -> Exits:
     Args:
         setting: That asks for them, for the message.
         otherwise: A setting that needs none.
-
-    Raises:
-        ConfigError: the student cannot give the maps of its stages.
     """
     from distill.methods.modules import Exits
 

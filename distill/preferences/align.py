@@ -73,11 +73,7 @@ def align(
 
 
 def read_record(path: Path) -> dict[str, Any]:
-    """Read a JSON object that an earlier run wrote.
-
-    Raises:
-        ConfigError: It is cut off or damaged.
-    """
+    """Read a JSON object that an earlier run wrote."""
     try:
         found = json.loads(path.read_bytes())
     except ValueError:

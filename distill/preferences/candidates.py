@@ -39,11 +39,7 @@ Candidate = dict[str, str]
 
 
 def read_questions(path: str, *needed: str) -> list[dict[str, str]]:
-    """Rows of a table of questions as text; an absent answer is "".
-
-    Raises:
-        SourceError: a row lacks one of the columns, or an id comes twice.
-    """
+    """Rows of a table of questions as text; an absent answer is ""."""
     rows = [{name: _text(value) for name, value in row.items()} for row in read_table(Path(path))]
     for number, row in enumerate(rows, 1):
         missing = [name for name in needed if not row.get(name, "").strip()]
@@ -203,11 +199,7 @@ def content_sha256(row: Candidate) -> bytes:
 
 
 def read_candidates(store: featstore.FeatureStore) -> Iterator[Candidate]:
-    """The texts of all rows.
-
-    Raises:
-        ConfigError: it is no store of candidates.
-    """
+    """The texts of all rows."""
     missing = [name for name in TEXTS if name not in store.manifest.fields]
     if missing:
         raise ConfigError(

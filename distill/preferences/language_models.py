@@ -40,11 +40,7 @@ class LanguageModel(NamedTuple):
 
 
 def check_model(name: str, setting: str) -> None:
-    """Refuse what is no causal language model, before anything heavy is loaded.
-
-    Raises:
-        ConfigError: transformers is missing, cannot read the model's configuration, or has no causal model of it.
-    """
+    """Refuse what is no causal language model, before anything heavy is loaded."""
     try:
         from transformers import AutoConfig
         from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
@@ -68,11 +64,7 @@ def check_model(name: str, setting: str) -> None:
 
 
 def load_model(name: str | Path, setting: str = "model") -> LanguageModel:
-    """Load a causal language model in float32, in eval mode, with its tokenizer, onto the accelerator if there is one.
-
-    Raises:
-        ConfigError: it is none, its weights or tokenizer cannot be read, or tensors are missing.
-    """
+    """Load a causal language model and its tokenizer: float32, eval mode, on the accelerator if there is one."""
     check_model(str(name), setting)
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer

@@ -27,10 +27,6 @@ def make_pairs(store: featstore.FeatureStore, student: str) -> list[PreferencePa
     Args:
         store: Candidates with score columns.
         student: Name of the student whose scores decide.
-
-    Raises:
-        ConfigError: There is no such column, a score is not finite, a question has a single candidate, or no question
-            prefers any candidate.
     """
     scores = _scores(store, student)
     questions = store.gather("question_id", range(store.num_rows)).reshape(-1).tolist()

@@ -86,11 +86,7 @@ def run(config: PreferConfig) -> Preferred:
 
 
 def _check_inputs(path: Path, asked: dict[str, Any]) -> None:
-    """Compare what decides the results with the inputs of an earlier run in the same folder, and record it.
-
-    Raises:
-        ConfigError: Something differs; names it.
-    """
+    """Compare what decides the results with the inputs of an earlier run in the same folder, and record it."""
     found = read_record(path) if path.exists() else {}
     hashes = {
         key: hashlib.sha256(json.dumps(value).encode()).hexdigest() for key, value in asked.items()

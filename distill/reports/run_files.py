@@ -143,9 +143,6 @@ def read_run(folder: Path, out: Path | None = None) -> ReportedRun:
 
     Args:
         out: OUT folder above it, which the name is relative to; None takes the method's name.
-
-    Raises:
-        ConfigError: a file is missing or has another form.
     """
     try:
         record = read_record(folder)
@@ -171,9 +168,6 @@ def find_runs(out: Path, setting: str = "--out") -> list[ReportedRun]:
     """All finished runs below a folder, by path.
 
     Runs on a validation part, made to choose settings, are returned only if there are no others.
-
-    Raises:
-        ConfigError: there is none, or one cannot be read.
     """
     runs = [read_run(mark.parent, out) for mark in sorted(out.rglob("seed*/run.json"))]
     if not runs:

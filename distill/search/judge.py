@@ -61,11 +61,7 @@ class Trained:
 
 
 def run(config: SearchConfig, bench: Bench, say: Say = print) -> list[dict[str, Any]]:
-    """Score the students of finished runs with every score, and compare. Returns one row per score.
-
-    Raises:
-        ConfigError: too few students, runs that are judged by different numbers, or no finished run.
-    """
+    """Score the students of finished runs with every score, and compare. Returns one row per score."""
     runs = find_runs(Path(config.against), "--against")
     measures = {item.score for item in runs}
     if len(measures) > 1:

@@ -62,11 +62,7 @@ class Probe:
 
     @classmethod
     def read(cls, path: Path) -> "Probe":
-        """Read what ``write`` wrote.
-
-        Raises:
-            ConfigError: the file is damaged.
-        """
+        """Read what ``write`` wrote."""
         try:
             arrays = load(path.read_bytes())
             if arrays.pop(CHECKSUM) != _checksum(arrays):
@@ -93,9 +89,6 @@ def make_probe(task: Task, config: SearchConfig) -> Probe:
     Args:
         task: With the joined data.
         config: Of the command.
-
-    Raises:
-        ConfigError: too few images, or too few labels for a classifier.
     """
     data = task.data
     assert isinstance(data, JoinedData)

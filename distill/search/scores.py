@@ -27,9 +27,6 @@ def semantic(trial: Trial) -> float:
     """-sum_k ||E_k^T - E_k^S||_F^2 / (C K), E_k the C x C products of the gradient of class k, with rows of length 1.
 
     The paper's S_sem. E_k has rank one: its rows are +- g_k / ||g_k||, so that it is never built.
-
-    Raises:
-        ConfigError: the student has another width than the teacher.
     """
     teacher, student = _teacher_gradient(trial), trial.gradient
     if student.shape != teacher.shape:

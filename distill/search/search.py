@@ -154,11 +154,7 @@ class _Search:
         return None if found is None else statistics.fmean(found)
 
     def start(self) -> Candidate:
-        """The smallest student.
-
-        Raises:
-            ConfigError: no student fits, or none can be built.
-        """
+        """The smallest student."""
         best = smallest(self.space, self.size)
         if not self.fits(best) and self.space.size <= self.config.tries:
             best = min(self.space, key=lambda item: (not self.fits(item), self.size(item)))
@@ -178,11 +174,7 @@ class _Search:
         return next(iter(self.refused.values()), "")
 
     def run(self) -> list[Found]:
-        """Students that fit, the best first.
-
-        Raises:
-            ConfigError: there is none, or none has a score.
-        """
+        """Students that fit, the best first."""
         config, start = self.config, self.start()
         found = evolve(
             self.space, start, self.score, tries=config.tries, population=config.population,

@@ -48,11 +48,7 @@ Say = Callable[[str], None]
 
 
 def settings_of(folder: str) -> DistillConfig:
-    """The settings of a run of method autodistil.
-
-    Raises:
-        ConfigError: no such run.
-    """
+    """The settings of a run of method autodistil."""
     values = read_settings(Path(folder))
     if values is None or values["methods"] != [METHOD]:
         raise ConfigError(

@@ -91,11 +91,7 @@ class Space:
         return Candidate(parent.family, tuple(choices))
 
     def student(self, candidate: Candidate) -> StudentConfig:
-        """Settings of a student.
-
-        Raises:
-            ConfigError: they are no settings of a student.
-        """
+        """Settings of a student."""
         genes = self._genes[candidate.family]
         chosen = {
             gene.path: gene.values[n] for gene, n in zip(genes, candidate.choices, strict=True)

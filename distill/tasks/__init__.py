@@ -60,11 +60,7 @@ def resolve(config: DistillConfig, source: Source, store: FeatureStore) -> Disti
 
 
 def settle(config: DistillConfig) -> DistillConfig:
-    """Fill in the methods and the images of the task that a config names.
-
-    Raises:
-        ConfigError: no such task; or settings that need labels where the task has none.
-    """
+    """Fill in the methods and the images of the task that a config names."""
     name = config.task
     if name not in TASKS:
         raise ConfigError(f"--task {name}: no such task. Tasks: auto, {shorten(list(TASKS))}.")

@@ -117,11 +117,7 @@ class Generate(Task):
         return 0
 
     def targets(self, samples: Samples) -> Targets:
-        """The stored pictures.
-
-        Raises:
-            ConfigError: no store, a store of other samples than noise, or views that change the noise.
-        """
+        """The stored pictures."""
         from distill.data.joined import JoinedData
 
         if not isinstance(self.data, JoinedData):
@@ -150,11 +146,7 @@ class Generate(Task):
         return samples
 
     def begin(self, student: Student, part: Split, targets: Any) -> None:
-        """Compare the student with the pairs.
-
-        Raises:
-            ConfigError: pictures or noise of another size, other classes, or a student of a router without samples.
-        """
+        """Compare the student with the pairs."""
         features, samples = self.data.features, self.data.samples  # type: ignore[attr-defined]
         side = math.isqrt(features.width)
         if student.width != features.width or student.input_size != (side, side):

@@ -119,11 +119,7 @@ class Keypoints(Task):
         return [f"{name}.{axis}" for name in self.point_names for axis in "xy"]
 
     def targets(self, samples: Samples) -> Targets:
-        """Points of the images, with those outside their image left out.
-
-        Raises:
-            ConfigError: The file does not fit the images, or an option names no point.
-        """
+        """Points of the images, with those outside their image left out."""
         from distill.tasks.keypoint_targets import Points
 
         names, rows, points = self.table

@@ -43,11 +43,7 @@ class MultiLabel(Task):
         return self.data.samples.source.class_names
 
     def targets(self, samples: Samples) -> Targets:
-        """(n, K) of 0 and 1, NaN where it is not known.
-
-        Raises:
-            ConfigError: the source has one label per image, or none.
-        """
+        """(n, K) of 0 and 1, NaN where it is not known."""
         from distill.data.targets import Values
 
         sets = samples.source.label_sets

@@ -73,11 +73,7 @@ class Backbone(Task):
 
     @classmethod
     def settings(cls, data: DataConfig) -> DataConfig:
-        """All images train.
-
-        Raises:
-            ConfigError: a setting draws labels.
-        """
+        """All images train."""
         said = [
             f"--data.{item} {getattr(data, item)}"
             for item in ("labels_per_class", "validation")
@@ -91,9 +87,6 @@ class Backbone(Task):
         """All images train, but for those that are held out; the same for every seed.
 
         A validation part is another one, held out of those that would train.
-
-        Raises:
-            ConfigError: too few images; or a validation part is asked for without its share.
         """
         share = self.config.data.validation_share
         if measured == "validation" and not share:

@@ -102,9 +102,6 @@ def read_decoder(
         name: Of the artefact.
         grid: Embeddings that it must fit; not compared if None.
         setting: That names it, for messages.
-
-    Raises:
-        ConfigError: No such artefact, or it is no mask decoder or does not fit the embeddings; transformers is missing.
     """
     where = f"{setting} {name}"
     if name not in store.manifest.artefacts:

@@ -139,11 +139,7 @@ class Promptable(Task):
         return student
 
     def targets(self, samples: Samples) -> Targets:
-        """Mask images.
-
-        Raises:
-            ConfigError: No object is named, no mask is found, or one has another size than its image or another value.
-        """
+        """Mask images."""
         from distill.tasks.segment_parts import open_masks
 
         options = self.options

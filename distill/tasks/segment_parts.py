@@ -72,11 +72,7 @@ class Masks(Targets):
         return np.array(shown, np.int32)
 
     def read(self, sample: int, image: tuple[int, int]) -> npt.NDArray[np.int32]:
-        """The whole mask of an image of (height, width).
-
-        Raises:
-            SourceError: It cannot be read, has another size or an unknown value; names it.
-        """
+        """The whole mask of an image of (height, width)."""
         row = int(self.rows[sample])
         where = f"mask {self.source.sample_ids[row]} of {self.source.uri}"
         try:
@@ -103,11 +99,7 @@ class Masks(Targets):
         return mask
 
     def check_some(self, samples: Samples) -> None:
-        """Read at most ``MOST_CHECKED`` masks and their images, evenly spread over all.
-
-        Raises:
-            ConfigError: One does not fit.
-        """
+        """Read at most ``MOST_CHECKED`` masks and their images, evenly spread over all."""
         members = np.flatnonzero(self.known)
         for sample in members[:: -(-len(members) // MOST_CHECKED)]:
             try:
@@ -140,9 +132,6 @@ def open_masks(
         classes: K.
         ignore: Value of pixels without a class.
         task: Its name.
-
-    Raises:
-        ConfigError: No sample has a mask.
     """
     if not folder and not member:
         raise ConfigError(

@@ -58,11 +58,7 @@ def _read_npy(path: Path, where: str) -> tuple[list[str], Floats, list[str]]:
 
 
 def _pairs(names: Sequence[str], where: str) -> list[str]:
-    """Names of the points of columns x0, y0, ... or NAME_x, NAME_y.
-
-    Raises:
-        ConfigError: A column has no partner.
-    """
+    """Names of the points of columns x0, y0, ... or NAME_x, NAME_y."""
     found = []
     for x, y in zip(names[::2], [*names[1::2], ""], strict=False):
         plain = [_point(name, axis) for name, axis in ((x, "x"), (y, "y"))]
@@ -106,9 +102,6 @@ def by_sample(
 
     Returns:
         (n, ...).
-
-    Raises:
-        ConfigError: A name twice, or none that is an image.
     """
     index = {name: number for number, name in enumerate(names)}
     if len(index) < len(names):

@@ -95,9 +95,6 @@ def look(
         field: field of the map and of the duplicates; "" for cls or the best substitute.
         points: most images of the map and of the statistics.
         images: folder of the images, for thumbnails; None for none.
-
-    Raises:
-        ConfigError: the field cannot be mapped, no row is valid, or no image is found.
     """
     step("counts")
     counted = survey(store)

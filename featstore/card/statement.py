@@ -43,11 +43,7 @@ class Statement(BaseModel):
         image_licence: str | None = None,
         teacher_licences: Mapping[str, str] | None = None,
     ) -> "Statement":
-        """A copy with the given values; None leaves a value, "" removes it.
-
-        Raises:
-            ConfigError: the homepage is not a URL.
-        """
+        """A copy with the given values; None leaves a value, "" removes it."""
         if homepage and not re.fullmatch(r"https?://[!-~]+", homepage):
             raise ConfigError(f"homepage {homepage!r} is not a URL; expected https://...")
         given = {"title": title, "homepage": homepage, "image_licence": image_licence}
@@ -71,11 +67,7 @@ class Kept:
 
 
 def read_card(path: Path) -> Kept:
-    """Read the statement and the notes of a card; both are empty if there is no card.
-
-    Raises:
-        ConfigError: the file was not written by this package.
-    """
+    """Read the statement and the notes of a card; both are empty if there is no card."""
     try:
         data = read_plain(path.parent, path.name, most_bytes=MOST_BYTES)
     except FileNotFoundError:

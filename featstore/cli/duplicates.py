@@ -72,11 +72,7 @@ ARGUMENTS = {
 
 
 def asked_for(arguments: argparse.Namespace) -> bool:
-    """Return whether duplicates were asked for.
-
-    Raises:
-        ConfigError: An option of the search was given without --duplicates.
-    """
+    """Return whether duplicates were asked for."""
     if arguments.duplicates:
         if arguments.parts and arguments.recipe:
             raise ConfigError("--parts and --recipe both name parts; give one of them.")

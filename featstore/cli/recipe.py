@@ -82,11 +82,7 @@ def parse(
 
 
 def split_flags(arguments: Sequence[str]) -> Iterator[tuple[str, str | None]]:
-    """Names and texts of ``--name text``, ``--name=text`` and bare ``--name``, with - taken as _ in names.
-
-    Raises:
-        ConfigError: A word that belongs to no flag.
-    """
+    """Names and texts of ``--name text``, ``--name=text`` and bare ``--name``, with - taken as _ in names."""
     rest = list(arguments)
     while rest:
         item = rest.pop(0)

@@ -57,11 +57,7 @@ class Schema(Generic[Config]):
                 self.leaves[prefix + name] = kind if prefix else self.kinds.get(name, kind)
 
     def flatten(self, members: Mapping[str, Node]) -> Settings:
-        """Settings by dotted name, from nested names, dotted names, or both.
-
-        Raises:
-            ConfigError: There is no such setting, or one is given twice.
-        """
+        """Settings by dotted name, from nested names, dotted names, or both."""
         found: Settings = {}
         for name, node in self._flat(members, ""):
             if name in found:
@@ -110,9 +106,6 @@ class Schema(Generic[Config]):
 
         Args:
             defaults: Names of settings that a recipe gave which the user did not name; see ``given``.
-
-        Raises:
-            ConfigError: A value of the wrong type or out of range; names the setting, and file and line if it has any.
         """
         settings = _entries_joined(settings, self.leaves)
         try:

@@ -16,11 +16,7 @@ ALL = "all"
 
 
 def print_help(schema: Schema[Any], topics: Sequence[str], program: str) -> None:
-    """Print ``--help``, ``--help SECTION`` or ``--help all``.
-
-    Raises:
-        ConfigError: There is no such section or setting.
-    """
+    """Print ``--help``, ``--help SECTION`` or ``--help all``."""
     common = getattr(schema.config_class, "COMMON", None)
     topic = topics[0].removeprefix("--") if topics else ""
     names = [

@@ -63,9 +63,6 @@ def read_yaml(path: Path) -> Node:
     """Read a YAML file whose top is a mapping.
 
     A text that begins with ``./`` or ``../`` is a path relative to the file's own folder, as in every recipe.
-
-    Raises:
-        ConfigError: It cannot be read, is not YAML, names a key twice, or is not a mapping.
     """
     try:
         content = path.read_bytes()

@@ -180,9 +180,6 @@ def check_tars(old: FeatureStore, new: WorkRecord, *, where: object) -> None:
 
     Args:
         where: Address of the new rows, for the message.
-
-    Raises:
-        ConfigError: The store mirrors tars, and the new rows are of no tar or of tars that it mirrors already.
     """
     names = old.manifest.work.shard_names
     repeated = sorted(set(names) & set(new.shard_names))

@@ -143,9 +143,6 @@ def common_classes(
 
     Returns:
         Names, and per store the new number of each class; None if the numbers are unchanged.
-
-    Raises:
-        ConfigError: Some classes have names and some have not.
     """
     named = [s.manifest.source.class_names for s in stores if s.manifest.source.has_labels]
     if len(set(named)) <= 1:

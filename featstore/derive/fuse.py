@@ -80,11 +80,7 @@ def fuse(
 def plan_fuse(
     store: FeatureStore, *, rule: Rule, beta: float, fields: Sequence[str]
 ) -> tuple[Composition, Array]:
-    """Plan the new store.
-
-    Raises:
-        ConfigError: See ``fuse``.
-    """
+    """Plan the new store."""
     if beta < 0:
         raise ConfigError(f"--beta {beta:g} must not be negative.")
     teams = _teams(store, fields)
@@ -135,11 +131,7 @@ def plan_fuse(
 
 
 def _teams(store: FeatureStore, asked: Sequence[str]) -> list[str]:
-    """Fields of the teams, in the order of the manifest.
-
-    Raises:
-        ConfigError: See ``fuse``.
-    """
+    """Fields of the teams, in the order of the manifest."""
     fields = store.manifest.fields
     unknown = [name for name in asked if name not in fields]
     if unknown:
@@ -198,11 +190,7 @@ def softmax(logits: Array) -> Array:
 
 
 def mean_soft_labels(store: FeatureStore, teams: Sequence[str]) -> Array:
-    """(K, C) float64: the mean soft label of every team over valid rows and their views.
-
-    Raises:
-        ConfigError: No row is valid, or a field holds probabilities.
-    """
+    """(K, C) float64: the mean soft label of every team over valid rows and their views."""
     rows = np.flatnonzero(store.valid)
     if not len(rows):
         raise ConfigError(f"{store.path}: no row is valid; there is nothing to fuse.")

@@ -84,9 +84,6 @@ def without_duplicates(
 
     Args:
         all_known: To find all images of the later stores in the first one is no error; nothing is added then.
-
-    Raises:
-        ConfigError: Rows repeat and ``duplicates`` is refuse, or two images have the same id.
     """
     stores = samples.axis.stores
     repeated, clashing = repeats(samples)

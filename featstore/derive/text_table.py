@@ -100,9 +100,6 @@ def class_means(store: FeatureStore, field: str, rows: Rows | None = None) -> Te
         store: Complete, with labels.
         field: Name of a vector field; of several views, the canonical one (or the first) is read.
         rows: (n,) rows to average over; all if not given. Invalid rows and rows without a label are left out.
-
-    Raises:
-        ConfigError: No row has a label, or the field is no vector.
     """
     width, labels = vector_width(store, field), store.labels
     taken = np.arange(store.num_rows) if rows is None else np.asarray(rows)
@@ -133,9 +130,6 @@ def prompts(lines: Sequence[str], templates: Sequence[str]) -> dict[str, list[st
     Args:
         lines: ``name``, or ``name<TAB>text`` with a text to use in place of the name; several lines of one name add up.
         templates: Texts with ``{}`` for the name, in which ``_`` becomes a space; a text is put in as it is.
-
-    Raises:
-        ConfigError: A template has no place for the name.
     """
     wrong = [template for template in templates if "{}" not in template]
     if wrong or not templates:

@@ -38,9 +38,6 @@ def start_accelerator(*, workers: int = 0, **settings: Any) -> Accelerator:
     Args:
         workers: loading processes of this process, which share the cores with it.
         settings: further arguments of ``Accelerator``.
-
-    Raises:
-        ConfigError: accelerate was told to train in a way that is not supported.
     """
     use_cores(workers)
     unfit = [name for name in OWN_LOOPS if _asked(f"USE_{name}", "false").lower() == "true"]

@@ -43,11 +43,7 @@ class InputBatch:
     pictures: list[bytes] = field(default_factory=list)
 
     def check(self) -> "InputBatch":
-        """Return this batch, if the machine could load it.
-
-        Raises:
-            SourceError: the disk, the network or the memory failed.
-        """
+        """Return this batch, if the machine could load it."""
         if self.failure is not None:
             raise SourceError(self.failure)
         return self
@@ -168,12 +164,7 @@ class PointInputs(InputDataset):
 def inputs_of(
     source: Source, views: ViewSet, teacher: Teacher, pictures: PictureFormat | None = None
 ) -> InputDataset:
-    """The samples of a source as inputs of a teacher, and copies of images if a format is given.
-
-    Raises:
-        TeacherError: the teacher takes images and the samples are point clouds, or the other way round; or pictures of
-            another size that cannot be made of those of the source.
-    """
+    """The samples of a source as inputs of a teacher, and copies of images if a format is given."""
     record = teacher.preprocessing
     if isinstance(record, PointRecord) != (source.kind == "points"):
         kinds = (

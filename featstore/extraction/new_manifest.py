@@ -250,11 +250,7 @@ def _cut_work(
 
 
 def _whole_batches(rows: int, batch_size: int, samples: int) -> int:
-    """Rows of a shard, such that the batches are the same for every size of shards.
-
-    Raises:
-        ConfigError: the last batch would have one row, which has no variance.
-    """
+    """Rows of a shard, such that the batches are the same for every size of shards."""
     if samples % batch_size == 1:
         raise ConfigError(
             f"--teacher.bn_mode batch: {samples:,} samples in batches of {batch_size} leave one for the last batch. "

@@ -113,10 +113,6 @@ def make_table(
 
     Returns:
         The table, the field, and its origin for the manifest.
-
-    Raises:
-        ConfigError: arguments that exclude each other, no names, or a field that is no vector.
-        TeacherError: the teacher has no text side, or its weights are others.
     """
     from featstore.extraction.recompute import recorded_config
 

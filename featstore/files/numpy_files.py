@@ -34,11 +34,7 @@ def _plain(path: Path) -> Array:
 
 
 def read_npz(data: bytes) -> dict[str, Array]:
-    """Return the arrays of an .npz file by name.
-
-    Raises:
-        ValueError: It is damaged, holds Python objects, or is no .npz file.
-    """
+    """Return the arrays of an .npz file by name."""
     try:
         # From memory: numpy leaves a damaged file open.
         with np.load(io.BytesIO(data), allow_pickle=False) as arrays:

@@ -15,10 +15,6 @@ def find_function(name: str, *, setting: str) -> Callable[..., Any]:
 
     Args:
         setting: Flag that it was given with, for messages.
-
-    Raises:
-        ConfigError: No such file, module or function; the import failed; or it is of Python's own library, whose
-            functions build no model.
     """
     place, colon, function = name.rpartition(":")
     if not colon or not place or not function.isidentifier():

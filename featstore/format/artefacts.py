@@ -48,11 +48,7 @@ def artefact_record(data: bytes, *, meaning: str, teacher: str = "") -> Artefact
 
 
 def write_artefacts(store: Path, manifest: Manifest, data: Mapping[str, bytes]) -> None:
-    """Write every artefact that a manifest lists.
-
-    Raises:
-        ConfigError: The bytes given are not those that the manifest lists.
-    """
+    """Write every artefact that a manifest lists."""
     for name, record in manifest.artefacts.items():
         found = data.get(name)
         if found is None or hashlib.sha256(found).hexdigest() != record.sha256:
@@ -132,11 +128,7 @@ def pack_texts(texts: Sequence[str]) -> dict[str, Array]:
 
 
 def unpack_texts(tensors: Mapping[str, Array]) -> list[str]:
-    """The inverse of ``pack_texts``.
-
-    Raises:
-        ConfigError: There is no table of texts among the arrays, or it does not follow the format.
-    """
+    """The inverse of ``pack_texts``."""
     try:
         data = tensors["text.values"].astype(np.uint8, casting="equiv").tobytes()
         offsets = tensors["text.offsets"].astype(np.int64, casting="equiv").tolist()

@@ -40,9 +40,6 @@ def check_classifier(tensors: Mapping[str, Array], width: int) -> tuple[Array, A
 
     Args:
         width: D of the field.
-
-    Raises:
-        ConfigError: The arrays are no classifier of this width.
     """
     weight, bias = tensors.get("weight"), tensors.get("bias")
     if weight is None or bias is None or weight.ndim != 2 or weight.shape[1] != width:

@@ -163,9 +163,6 @@ def put(
         name: Of the field; not a ragged one.
         values: (rows, V, *shape); for a top-k field the whole axis, (rows, V, ..., num_classes).
         channels: Scales and offsets of a quantised field, from the artefact that its encoding names.
-
-    Raises:
-        ConfigError: The values have another shape.
     """
     field = manifest.fields[name]
     encoding = field.encoding
@@ -203,9 +200,6 @@ def put_ragged(
     Args:
         columns: Of the shard, from ``empty_columns``.
         rows: Per row, one array (items, *shape) for each view; a single array where the field is not per view.
-
-    Raises:
-        ConfigError: An array has another shape, or a row more items than the manifest allows.
     """
     field = manifest.fields[name]
     encoding = field.encoding
@@ -242,10 +236,6 @@ def top_k(values: Array, k: int) -> tuple[Array, Array]:
 
 
 def check_columns(columns: Mapping[str, Column], given: Mapping[str, Array]) -> None:
-    """Check that exactly the columns of the store are given.
-
-    Raises:
-        ValueError: They are not; an error of the program.
-    """
+    """Check that exactly the columns of the store are given."""
     if given.keys() != columns.keys():
         raise ValueError(f"columns {sorted(given)} given, the store has {sorted(columns)}")

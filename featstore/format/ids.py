@@ -86,11 +86,7 @@ def content_sha256(data: bytes) -> bytes:
 
 
 def write_ids(path: Path, sample_ids: Sequence[str]) -> None:
-    """Write ids to a text file, one per line.
-
-    Raises:
-        ConfigError: An id holds a line break, or the file exists with other content.
-    """
+    """Write ids to a text file, one per line."""
     odd = [sample_id for sample_id in sample_ids if len(sample_id.splitlines()) > 1]
     if odd:
         raise ConfigError(f"ids with line breaks cannot be lines of a file: {shorten(odd)}.")

@@ -53,11 +53,7 @@ def tensors_of(model: Any) -> dict[str, Array]:
 
 
 def settings_of(tensors: Mapping[str, Array]) -> dict[str, dict[str, Any]]:
-    """The settings of an artefact, by section of ``SamConfig``.
-
-    Raises:
-        ConfigError: It holds no mask decoder.
-    """
+    """The settings of an artefact, by section of ``SamConfig``."""
     try:
         (text,) = unpack_texts(tensors)
         values = json.loads(text)

@@ -36,9 +36,6 @@ class TextTable:
         Args:
             names: (n,).
             embedding: (n, D) of any float type.
-
-        Raises:
-            ConfigError: names repeat or are empty; another number of rows; a row is zero or not finite.
         """
         rows = np.asarray(embedding)
         if rows.ndim != 2 or rows.dtype.kind not in "fiu" or len(rows) != len(names):

@@ -52,9 +52,6 @@ def read_tokenizer(
 
     Returns:
         The tokenizer, its kind and the SHA-256 of the file.
-
-    Raises:
-        TeacherError: not installed, no such file, or neither format.
     """
     try:
         import tokenizers

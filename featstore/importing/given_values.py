@@ -47,11 +47,7 @@ def as_numpy(value: Any) -> Array:
 def label_numbers(
     labels: Any, class_names: Sequence[str], ids: Sequence[str]
 ) -> tuple[Rows | None, tuple[str, ...]]:
-    """Class numbers of labels that are numbers or names, and the names.
-
-    Raises:
-        ConfigError: A label is neither -1 nor the number or name of a class, or there are too many or too few.
-    """
+    """Class numbers of labels that are numbers or names, and the names."""
     if labels is None:
         return None, tuple(class_names)
     given = as_numpy(labels).tolist()
@@ -165,11 +161,7 @@ def is_finite(values: Array) -> bool:
 
 
 def cast_to(values: Array, dtype: str, where: str) -> Array:
-    """Numbers in the dtype of the field; what is too large for a float becomes infinity, and is refused as such.
-
-    Raises:
-        ConfigError: Numbers would lose more than digits: fractions, or integers out of range.
-    """
+    """Numbers in the dtype of the field; what is too large for a float becomes infinity, and is refused as such."""
     wanted = numpy_dtype(dtype)
     assert wanted is not None
     floating = dtype in ("float16", "bfloat16", "float32")

@@ -102,9 +102,6 @@ def check_signature(store: str | Path, public_key: str | Path) -> Signed:
 
     Args:
         public_key: PEM file that its owner gave you, by another way than the store.
-
-    Raises:
-        ConfigError: the key cannot be used, or model-signing is not installed.
     """
     store, public_key = Path(store), Path(public_key)
     library = _library()

@@ -128,11 +128,7 @@ def estimate(
     images_per_second: float | None = None,
     path: Path | None = None,
 ) -> Estimate:
-    """Compute the costs of a store; arguments as for ``featstore.plan``.
-
-    Raises:
-        ConfigError: A number is out of range, or a field is named twice.
-    """
+    """Compute the costs of a store; arguments as for ``featstore.plan``."""
     if min(images, views, shard_rows) < 1:
         raise ConfigError(
             f"images {images}, views {views}, shard_rows {shard_rows}: expected positive numbers."

@@ -155,11 +155,7 @@ class PairStream:
         return self.batches_per_worker * self.batch_size
 
     def split(self, worker: int, num_workers: int) -> "PairStream":
-        """The same stream as one of several loader processes reads it, at the begin of the same epoch.
-
-        Raises:
-            ConfigError: this one is in the middle of an epoch.
-        """
+        """The same stream as one of several loader processes reads it, at the begin of the same epoch."""
         if self.position:
             raise ConfigError(
                 f"{self.position} samples of epoch {self.epoch} were given already. Split a stream at the begin of an "
@@ -190,11 +186,7 @@ class PairStream:
         return {**order, "epoch": self.epoch, "position": self.position}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on where another stream of the same settings was.
-
-        Raises:
-            ConfigError: the settings or the store differ, and with them the order of the samples.
-        """
+        """Go on where another stream of the same settings was."""
         now = {**self.state_dict(), "epoch": state.get("epoch"), "position": state.get("position")}
         differing = [
             f"{key} {state.get(key)!r}, now {value!r}"

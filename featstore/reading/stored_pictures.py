@@ -38,11 +38,7 @@ def provides_images(manifest: Manifest) -> bool:
 
 
 def images_of(store: FeatureStore) -> Source:
-    """The images that a store provides.
-
-    Raises:
-        ConfigError: it holds neither copies nor a record, or the record is not that of its rows.
-    """
+    """The images that a store provides."""
     if PICTURES in store:
         return StoredPictures(store)
     for name in _records(store.manifest):

@@ -59,9 +59,6 @@ def clustered(
         count: K; each row is a cluster by itself if there are no more rows.
         seed: Seed of the clustering.
         progress: Called with the rows read and to read.
-
-    Raises:
-        ConfigError: scikit-learn is missing.
     """
     try:
         from sklearn.cluster import MiniBatchKMeans

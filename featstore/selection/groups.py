@@ -85,9 +85,6 @@ def select_parts(store: FeatureStore, patterns: Mapping[str, Sequence[str]]) -> 
 
     Args:
         patterns: Shell patterns by name of the part; ``*`` also spans slashes.
-
-    Raises:
-        ConfigError: A part's patterns match no valid row.
     """
     ids, valid = store.sample_ids, np.flatnonzero(store.valid).tolist()
     parts = {}

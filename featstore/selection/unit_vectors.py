@@ -88,11 +88,7 @@ class UnitVectors:
 
 
 def default_field(store: FeatureStore) -> str:
-    """The field to compare by: ``cls`` if there is one, else the shortest vector that a teacher made.
-
-    Raises:
-        ConfigError: No field can be compared.
-    """
+    """The field to compare by: ``cls`` if there is one, else the shortest vector that a teacher made."""
     fields = store.manifest.fields
     known = {
         name: math.prod(spec.shape) for name, spec in fields.items() if _comparable(store, name)
@@ -120,11 +116,7 @@ def _comparable(store: FeatureStore, field: str) -> bool:
 
 
 def comparable_field(store: FeatureStore, field: str) -> FieldRecord:
-    """The record of a field that can be compared.
-
-    Raises:
-        ConfigError: There is no such field, or it cannot be compared.
-    """
+    """The record of a field that can be compared."""
     fields = store.manifest.fields
     if field not in fields or not _comparable(store, field):
         known = [name for name in sorted(fields) if _comparable(store, name)]

@@ -106,9 +106,6 @@ def mirror_work(source: Source, *, batch_size: int) -> WorkRecord:
     """Cut the work as the images are cut: one shard per tar, of the same name and with the same keys.
 
     For stores with ``container="webdataset"``, which can then be streamed in step with the image tars.
-
-    Raises:
-        ConfigError: the samples do not lie in tars.
     """
     if not source.tars:
         raise ConfigError(

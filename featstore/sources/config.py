@@ -131,11 +131,7 @@ def is_parquet(path: str) -> bool:
 
 
 def check_path(config: SourceConfig) -> None:
-    """Look whether the place of the images or texts is there, before anything heavy is imported.
-
-    Raises:
-        SourceError: it is not.
-    """
+    """Look whether the place of the images or texts is there, before anything heavy is imported."""
     if "://" in config.path or (config.kind == "hf" and config.path.endswith(".parquet")):
         return
     if (

@@ -31,9 +31,6 @@ def apply_labels(source: Source, path: Path) -> None:
     Args:
         source: Changed in place: labels or label_sets, class names and notes.
         path: CSV (with a header) or Parquet.
-
-    Raises:
-        ConfigError: The file cannot be read, names an image twice with different labels, or none of the images.
     """
     where = f"--source.labels {path.absolute()}"
     head, columns = read_columns(path, "--source.labels")
@@ -122,9 +119,6 @@ def read_columns(path: Path, setting: str) -> tuple[list[str], list[Sequence[obj
 
     Args:
         setting: For messages, e.g. ``--source.labels``.
-
-    Raises:
-        ConfigError: The file cannot be read, has less than two columns, or rows of another length.
     """
     where = f"{setting} {path.absolute()}"
     try:

@@ -29,9 +29,6 @@ def check_labels(
 
     Returns:
         (N,) classes, None if no class is known; and names of the classes, empty where numbers were kept.
-
-    Raises:
-        SourceError: there are more different numbers than classes can be.
     """
     labels = ignore_negative(labels, where=where, notes=notes)
     values, counts = np.unique(labels[labels != NO_LABEL], return_counts=True)

@@ -66,11 +66,7 @@ def fit_workers(workers: int, *, batch_bytes: int, ahead: int = 2, tensors: int 
 
 
 def guarded(batches: Iterable[Batch]) -> Iterator[Batch]:
-    """Iterate over a loader; a loading process that ended or hangs is an error with advice.
-
-    Raises:
-        SourceError: a loading process ended, or handed over nothing for ``TIMEOUT_S``.
-    """
+    """Iterate over a loader; a loading process that ended or hangs is an error with advice."""
     try:
         yield from batches
     except RuntimeError as error:

@@ -34,9 +34,6 @@ def decode_points(data: bytes, name: str) -> Array:
 
     Returns:
         (N, C) float32, N >= 1, C >= 3, all finite.
-
-    Raises:
-        DecodeError: no points, numbers that are not finite, a truncated file, or another format.
     """
     lower = name.lower()
     if not data:
@@ -70,9 +67,6 @@ def prepare_points(points: Array, record: PointRecord) -> Array:
 
     Returns:
         (P, C) float32: x, y and z within -1..1, sorted; NaN behind the last point.
-
-    Raises:
-        DecodeError: fewer columns than the encoder takes, or no point within its bounds.
     """
     if points.shape[1] < record.columns:
         raise DecodeError(

@@ -342,12 +342,7 @@ def _refuse_hostile(tar: str, member: Member) -> None:
 
 
 def _members(tar: SourceFile, file: BinaryIO, notes: list[str]) -> Iterator[Member]:
-    """Yield the members that are complete.
-
-    Raises:
-        SourceError: the file is not a tar, or holds a sparse file.
-        _Break: the rest cannot be read.
-    """
+    """Yield the members that are complete."""
 
     def read(start: int, stop: int) -> bytes:
         file.seek(start)

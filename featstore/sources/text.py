@@ -58,11 +58,7 @@ class TextSource(Source):
 
 
 def read_table(path: Path) -> list[Row]:
-    """Return the rows of a JSONL or Parquet file, at least one.
-
-    Raises:
-        SourceError: it cannot be read, holds no rows, or a row is not an object.
-    """
+    """Return the rows of a JSONL or Parquet file, at least one."""
     if path.suffix not in TEXT_SUFFIXES:
         raise SourceError(f"{path}: expected a file that ends in {' or '.join(TEXT_SUFFIXES)}.")
     try:

@@ -92,11 +92,7 @@ class BucketStore:
     """
 
     def __init__(self, url: str, *, retry: Retry = RETRY) -> None:
-        """See the class.
-
-        Raises:
-            ConfigError: Stores cannot be written to such a URL.
-        """
+        """See the class."""
         self.place = open_place(url, retry=retry)
         self.url = self.place.url
         if not self.place.conditional:
@@ -214,11 +210,7 @@ class BucketStore:
         self.place.remove([DESIGN_NAME])
 
     def _put_design(self, content: bytes) -> None:
-        """Write all files of a new store, the manifest last.
-
-        Raises:
-            StoreNotFound: The design is damaged.
-        """
+        """Write all files of a new store, the manifest last."""
         try:
             design = unseal(content)
             data = base64.b64decode(design["manifest"])

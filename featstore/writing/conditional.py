@@ -14,11 +14,7 @@ TRIES = 4
 
 
 def check_conditions(place: Place) -> None:
-    """Check with a file of its own that the server heeds the conditions of requests.
-
-    Raises:
-        ConfigError: It does not.
-    """
+    """Check with a file of its own that the server heeds the conditions of requests."""
     names = [f"{LEASE_FOLDER}/{TEMPORARY_PREFIX}probe-{secrets.token_hex(8)}" for _ in range(TRIES)]
     try:
         heeded = any(_heeds_conditions(place, name) for name in names)

@@ -163,11 +163,7 @@ def make_store(
 
 
 def check_apart(out: Path, *sources: Path) -> None:
-    """Refuse to write a store into one of its own sources.
-
-    Raises:
-        ConfigError: ``out`` is a source, or a folder inside one.
-    """
+    """Refuse to write a store into one of its own sources."""
     for source in sources:
         if out.resolve() == source.resolve() or source.resolve() in out.resolve().parents:
             raise ConfigError(

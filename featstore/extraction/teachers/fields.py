@@ -28,11 +28,7 @@ SCALARS = {
 
 
 def select_field(name: str, parts: Mapping[str, Tensor]) -> Any:
-    """Make one field from a tower's output.
-
-    Raises:
-        TeacherError: this teacher cannot give the field; the message lists what it can.
-    """
+    """Make one field from a tower's output."""
     prefix, base = ("", name) if name in parts else split_prefix(name)
     start = f"{prefix}." if prefix else ""
     found = parts.get(f"{start}map")
@@ -112,11 +108,7 @@ _PREFIXES = {
 def describe_field(
     name: str, shape: Sequence[int], dtype: FloatType, *, texts: bool = False
 ) -> FieldRecord:
-    """Record of a field whose single-view, single-row shape is known; ``texts`` where inputs are texts.
-
-    Raises:
-        TeacherError: more logits are to be kept than there are, or the output has no shape that is known.
-    """
+    """Record of a field whose single-view, single-row shape is known; ``texts`` where inputs are texts."""
     top_k = TOP_K.fullmatch(name)
     if top_k:
         kept, classes = int(top_k.group(1)), shape[0]
@@ -150,11 +142,7 @@ def describe_ragged(
     dtype: FloatType,
     preprocessing: PreprocessingRecord | TextRecord | PointRecord,
 ) -> FieldRecord:
-    """Record of a field with any number of items per sample, each of a known shape.
-
-    Raises:
-        TeacherError: the teacher's input is no point cloud, so that the most items of a sample are not known.
-    """
+    """Record of a field with any number of items per sample, each of a known shape."""
     if not isinstance(preprocessing, PointRecord):
         raise TeacherError(f"field {name!r}: lists of tensors are for teachers of point clouds.")
     kind = dtype if items.is_floating_point() else str(items.dtype).removeprefix("torch.")

@@ -51,9 +51,6 @@ def watch(model: nn.Module, prefixes: Iterable[str], found: dict[str, Tensor]) -
         model: with transformer blocks.
         prefixes: block0, block1, ..., q, k, v.
         found: is written to.
-
-    Raises:
-        TeacherError: the model has no such block, or no such projection.
     """
     blocks = find_blocks(model)
     for prefix in sorted(set(prefixes)):

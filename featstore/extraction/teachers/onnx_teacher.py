@@ -122,11 +122,7 @@ def find_model(config: TeacherConfig) -> Path:
 
 
 def build(config: TeacherConfig, *, cuda: bool = False) -> Built:
-    """Open the model file that a config names.
-
-    Raises:
-        TeacherError: onnxruntime is not installed, no such file, or a model that takes no images.
-    """
+    """Open the model file that a config names."""
     path = find_model(config)
     prefix = config.model_args.get("prefix_tokens")
     unknown = sorted(config.model_args.keys() - {"prefix_tokens"})
@@ -145,11 +141,7 @@ def build(config: TeacherConfig, *, cuda: bool = False) -> Built:
 
 
 def file_sha256(path: Path) -> str:
-    """SHA-256 over the model file and the files with external data that it names, in the order of their names.
-
-    Raises:
-        TeacherError: it cannot be read, or names a file outside of its folder.
-    """
+    """SHA-256 over the model file and the files with external data that it names, in the order of their names."""
     digest = hashlib.sha256()
     try:
         for part in [path, *_external_files(path)]:

@@ -71,10 +71,6 @@ def build(config: TeacherConfig, *, skeleton: bool = False) -> Built:
 
     Args:
         skeleton: leave the weights out.
-
-    Raises:
-        TeacherError: unknown name or tag, weights that cannot be had or do not fit, or nothing says which activation
-            and preprocessing local weights need.
     """
     import open_clip
 

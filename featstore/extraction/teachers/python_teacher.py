@@ -70,11 +70,7 @@ class PythonTower(Tower):
 
 
 def build(config: TeacherConfig) -> Built:
-    """Call the function that a config names.
-
-    Raises:
-        TeacherError: no such file, module or function, or it did not return a module.
-    """
+    """Call the function that a config names."""
     try:
         function = find_function(config.name, setting="--teacher.name")
     except ConfigError as error:

@@ -24,11 +24,7 @@ _RECORDED = ("name", "tag", "weights_sha256", "store_fingerprint", "field", CHAI
 
 
 def build(config: TeacherConfig) -> Built:
-    """Load the student of a run.
-
-    Raises:
-        TeacherError: the folder is not that of a finished run, or its model is not one of timm's.
-    """
+    """Load the student of a run."""
     import timm
 
     folder = Path(config.name)

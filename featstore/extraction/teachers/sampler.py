@@ -87,11 +87,7 @@ class Sampler(nn.Module):
         return denoised
 
     def forward(self, images: Tensor) -> dict[str, Tensor]:
-        """Sample one picture from each.
-
-        Raises:
-            TeacherError: they are not noise with classes, or have a class that the network does not know.
-        """
+        """Sample one picture from each."""
         noise, classes = split_condition(images)
         flat = (images[:, 1:] == images[:, 1:, :1, :1]).all()
         if not flat or int(classes.max()) >= self.classes:

@@ -246,11 +246,7 @@ def _check_vocabulary(tokenizer: FastTokenizer, size: int, name: str) -> None:
 
 
 def _stated_pooling(folder: Path) -> Pooling:
-    """Pooling as a folder of sentence-transformers states it; mean where it states none.
-
-    Raises:
-        TeacherError: it states another one than mean and cls.
-    """
+    """Pooling as a folder of sentence-transformers states it; mean where it states none."""
     try:
         values = json.loads((folder / "1_Pooling" / "config.json").read_text())
     except OSError:

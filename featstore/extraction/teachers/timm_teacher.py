@@ -69,9 +69,6 @@ def build(config: TeacherConfig, *, skeleton: bool = False) -> Built:
 
     Args:
         skeleton: leave the weights out.
-
-    Raises:
-        TeacherError: unknown name or tag, or weights that cannot be had or do not fit.
     """
     import timm
     import timm.data

@@ -35,11 +35,7 @@ def open_clip_tokenizer(name: str, length: int) -> tuple[Tokenizer, str, str]:
 
 
 def own_tokenizer(name: str, max_tokens: int) -> tuple[FastTokenizer, str, str]:
-    """The tokenizer that transformers loads for a model, its kind and a hash of its description.
-
-    Raises:
-        TeacherError: there is none, or it is written in Python.
-    """
+    """The tokenizer that transformers loads for a model, its kind and a hash of its description."""
     from transformers import AutoTokenizer
 
     try:

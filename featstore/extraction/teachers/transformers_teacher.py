@@ -104,11 +104,7 @@ def _heads(model: Any) -> dict[str, Head]:
 
 
 def load_model(config: TeacherConfig, *, skeleton: bool = False) -> tuple[Any, Any]:
-    """The settings and the AutoModel that a config names; ``skeleton`` leaves the weights out.
-
-    Raises:
-        TeacherError: transformers is not installed, unknown name, or weights that cannot be had or lack keys.
-    """
+    """The settings and the AutoModel that a config names; ``skeleton`` leaves the weights out."""
     try:
         import transformers
     except ImportError as error:
@@ -160,9 +156,6 @@ def _processor(values: dict[str, Any]) -> dict[str, Any]:
     """Preprocessing as preprocessor_config.json states it.
 
     SAM resizes the longer side and pads the shorter one; views cut the central square instead, which needs no padding.
-
-    Raises:
-        TeacherError: it pads in another way, or keeps the aspect ratio without a crop.
     """
     own: dict[str, Any] = {}
     longest = isinstance(values.get("size"), dict) and values["size"].get("longest_edge")

@@ -9,11 +9,7 @@ from featstore.extraction.teachers.base import brief
 
 
 def read_state(path: str) -> dict[str, Tensor]:
-    """Read a state dict from safetensors or from a PyTorch file of plain tensors.
-
-    Raises:
-        TeacherError: it is neither; pickled objects are refused.
-    """
+    """Read a state dict from safetensors or from a PyTorch file of plain tensors."""
     from timm.models import load_state_dict
 
     try:
@@ -31,11 +27,7 @@ def read_state(path: str) -> dict[str, Tensor]:
 
 
 def load_state(model: nn.Module, state: Mapping[str, Tensor], *, where: str, name: str) -> None:
-    """Load a state dict; every key must fit. A missing ``num_batches_tracked`` counts as zero: it is not used.
-
-    Raises:
-        TeacherError: keys are missing, unknown, or of another shape.
-    """
+    """Load a state dict; every key must fit. A missing ``num_batches_tracked`` counts as zero: it is not used."""
     own = model.state_dict()
     counters = {
         key: own[key] for key in own.keys() - state.keys() if key.endswith("num_batches_tracked")
