@@ -71,8 +71,6 @@ def measure_backbone(viewer: Viewer, student: Student, part: Split, *, seed: int
 
     Args:
         viewer: of the images; where they are joined to a store, the teacher's features are measured beside.
-        part: see ``labelled_split``.
-        seed: of the draws.
 
     Returns:
         ``num_images`` and ``num_labelled``; ``knn_top1``, ``linear_probe_top1`` and ``few_shot`` of the student, and

@@ -128,9 +128,7 @@ def compare_embeddings(
 
     Args:
         student_NC: features of images that neither student nor head were fitted on.
-        head: see ``fit_head``.
         rows: which of the images the CKA is computed on.
-        neighbours: see ``neighbour_agreement``.
 
     Returns:
         ``neighbour_agreement``; ``explained_variance``: 1 - squared error / variance, of the head's output; ``cosine``

@@ -46,7 +46,6 @@ def run_all(todo: RunsToDo, *, jobs: int, say: Say = tqdm.write) -> None:
     """Train all runs that are not finished.
 
     Args:
-        todo: gets the results.
         jobs: runs at a time; 0 chooses by GPUs, cores and memory.
 
     Raises:

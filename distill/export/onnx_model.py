@@ -34,9 +34,6 @@ def write_onnx(
 ) -> Path:
     """Translate an exported program.
 
-    Args:
-        program: see ``program.trace``.
-
     Returns:
         The file.
 

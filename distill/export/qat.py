@@ -90,7 +90,6 @@ def finetune(
     Args:
         data: images of the run, joined to its store.
         setting: of int8; decides the steps of the weights.
-        workers: loading processes.
 
     Returns:
         The plain student in eval mode on the CPU, and the record of the short run.

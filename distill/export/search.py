@@ -72,7 +72,6 @@ def search(
         out: of the int8 one.
         calibration: (S, 3, H, W) uint8.
         config: the type of weights, and the method, if it is not auto.
-        classes: see ``parity.compare_answers``.
 
     Returns:
         The setting that was taken, all that were tried, and by name of the others why they failed.

@@ -35,7 +35,6 @@ def local_graph(
     """Join the most important places of each sample to their neighbours.
 
     Args:
-        features_TD: of the teacher.
         sizes: (B,) number of places of each sample; a sample may have none.
         importance_T: e.g. number of points.
         queries: most queries of a sample.

@@ -30,7 +30,6 @@ def check_class_logits(data: JoinedData, setting: str) -> None:
 
     Args:
         data: Images and rows of the run.
-        setting: For the message.
     """
     stored, names = data.features, list(data.samples.class_names)
     where = f"{setting}: field {stored.field} of {data.store.address}"

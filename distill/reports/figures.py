@@ -261,7 +261,6 @@ def seeds(
     Args:
         groups: values by name, from top to bottom.
         references: values by label, one per seed.
-        measure: the score.
     """
     names = list(groups)
     figure = empty_figure(x=measure.title.lower())
@@ -305,7 +304,6 @@ def against(
 
     Args:
         rows: name, cost and score.
-        measure: the score.
     """
     figure = empty_figure(x=x, y=measure.title.lower())
     names, xs, ys = (list(column) for column in zip(*rows, strict=True))

@@ -52,7 +52,6 @@ def write_page_data(
     Args:
         test: (N,) indices of the test images in ``Samples``.
         customise: Maps stored features to the student's target, for methods that have one.
-        device: Device of ``customise``.
     """
     loss = losses(data, test, measured)
     if loss is not None:

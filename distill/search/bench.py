@@ -36,9 +36,7 @@ class Bench:
     """Where students are built, timed and scored.
 
     Args:
-        config: Of the command.
         task: With the joined data.
-        device: Of the scores.
     """
 
     def __init__(self, config: SearchConfig, task: Task, device: torch.device) -> None:

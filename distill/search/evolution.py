@@ -44,13 +44,11 @@ def evolve(
     A space of no more than ``tries`` students is gone through as a whole.
 
     Args:
-        space: That is searched.
         start: A student that fits, from which others come if no student that is drawn does.
         judge: Is called once for every student.
         tries: Students that are drawn, those that are drawn again included.
         population: Best students that are kept; as many of the tries are drawn from all.
         mutations: Choices that are changed.
-        seed: Of all draws.
     """
     if space.size <= tries:
         yield from (item for item in space if judge(item) is not None)

@@ -98,9 +98,6 @@ def compare(
     """One score against what the students reached.
 
     Args:
-        students: That were trained.
-        name: Of the score.
-        measure: What the students reached.
         bins: Bins of equally many students, by parameters.
 
     Returns:

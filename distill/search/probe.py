@@ -88,7 +88,6 @@ def make_probe(task: Task, config: SearchConfig) -> Probe:
 
     Args:
         task: With the joined data.
-        config: Of the command.
     """
     data = task.data
     assert isinstance(data, JoinedData)

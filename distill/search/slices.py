@@ -59,13 +59,7 @@ def settings_of(folder: str) -> DistillConfig:
 
 
 class Sizes:
-    """One trained slimmable student in front of some images.
-
-    Args:
-        folder: Of its run.
-        bench: Of the search.
-        chosen: The images.
-    """
+    """One trained slimmable student in front of some images."""
 
     def __init__(self, folder: str, bench: Bench, chosen: Indices) -> None:
         self.name = folder

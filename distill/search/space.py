@@ -41,9 +41,6 @@ class Candidate:
 class Space:
     """Students by family.
 
-    Args:
-        families: As in ``SearchConfig.space``.
-
     Raises:
         ConfigError: a family is no set of settings of a student, or a choice has no value.
     """

@@ -42,7 +42,6 @@ def everything(
     """Find masks at the points of two grids.
 
     Args:
-        decoder: Of the teacher.
         embedding: (D, g, g) of one image.
         coarse: Points a side of the first grid.
         fine: Points a side of the second grid; 0 leaves it out.

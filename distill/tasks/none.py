@@ -202,7 +202,6 @@ def labelled_quality(
     """k-NN and linear probe on the images whose labels are known.
 
     Args:
-        data: images.
         features_SC: the student's features of ``indices``.
         indices: (S,) the measured images first, then those that may fit a classifier.
         count: of the measured ones.

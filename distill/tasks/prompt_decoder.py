@@ -28,9 +28,6 @@ class DecodedMasks(NamedTuple):
 class PromptDecoder(nn.Module):
     """Prompt encoder and mask decoder of a SAM: one mask for each point.
 
-    Args:
-        settings: See ``featstore.format.mask_decoder.settings_of``.
-
     Attributes:
         width: D.
         side: g.
@@ -98,8 +95,6 @@ def read_decoder(
     """The decoder that a store holds for its embeddings.
 
     Args:
-        store: Of a SAM.
-        name: Of the artefact.
         grid: Embeddings that it must fit; not compared if None.
         setting: That names it, for messages.
     """

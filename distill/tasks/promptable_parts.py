@@ -74,7 +74,6 @@ class Prompter:
     """Draws prompts and decodes masks with the frozen decoder of the teacher.
 
     Args:
-        decoder: Of the teacher.
         objects: K.
         overlap: Whether bit k of a pixel's value says that object k covers it; otherwise value k + 1 does.
         prompts: P.

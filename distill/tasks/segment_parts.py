@@ -125,13 +125,10 @@ def open_masks(
     """Find the mask of each sample.
 
     Args:
-        config: Of the images.
-        samples: Of the images.
         folder: Option ``masks`` of the task.
         member: Option ``member`` of the task.
         classes: K.
         ignore: Value of pixels without a class.
-        task: Its name.
     """
     if not folder and not member:
         raise ConfigError(

@@ -98,7 +98,6 @@ def by_sample(
         names: N of images: ids, or the last part of an id where that is unique.
         rows: (N, ...).
         sample_ids: n.
-        setting: For messages.
 
     Returns:
         (n, ...).

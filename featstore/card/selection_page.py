@@ -30,9 +30,7 @@ def write_page(
     """Write the page.
 
     Args:
-        path: HTML file.
         store: Whose rows were chosen.
-        selection: What was chosen.
         asked: What was asked for, in a line.
         images: Folder of the images: show them instead of their ids alone.
 

@@ -61,7 +61,6 @@ def fuse(
         beta: Of rule knfu; 0 is uniform.
         fields: Of the teams, at least two; empty takes every field that a teacher made with one vector of as many
             classes as the first one.
-        progress: See ``featstore.files.progress.Progress``.
 
     Returns:
         The manifest of the new store, and the (K, K) weights, a row per team.

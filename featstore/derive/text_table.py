@@ -43,7 +43,6 @@ def add_text_table(
         name: Name of the table; ``texts.`` is put before it.
         field: Vector field in whose space the texts lie.
         origin: How the embeddings were made, for the manifest.
-        progress: See ``featstore.files.progress.Progress``.
 
     Returns:
         The manifest of the new store.

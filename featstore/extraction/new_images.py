@@ -147,7 +147,6 @@ def find_new(source: Source, store: FeatureStore, *, workers: int) -> list[int]:
     """Return the positions, in a source, of images that are not in a store; compare the content of all others.
 
     Args:
-        store: The opened store.
         workers: Number of reading threads.
 
     Raises:

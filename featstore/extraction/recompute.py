@@ -151,7 +151,6 @@ def recompute(
     Args:
         source: the reader's own copy of the images; not what the manifest says of theirs.
         rows: how many to draw, among the valid ones whose ids the source has.
-        seed: of the draw.
         weights: by name of teacher, "" for the only one: the file of weights, where the hub is not to be asked; of
             transformers, onnx and run the folder or file of the model, which only the reader can name.
         device: where teachers run; the first GPU, or the CPU, if not given.

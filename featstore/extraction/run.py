@@ -178,7 +178,6 @@ def fill_store(
     Args:
         growth: of the store that the rows are for, if they are for another one.
         bucket: The store, if it is in a bucket; ``config.store.path`` is then its local copy.
-        progress: as for ``run``.
     """
     from featstore.extraction import dry_run, new_manifest, shards
     from featstore.extraction.images import text_notes

@@ -52,8 +52,6 @@ def encode_table(
     """Embed all prompts; a name's row is the mean direction of its prompts.
 
     Args:
-        lines: see ``prompts``.
-        templates: see ``prompts``.
         weights_sha256: of the image side that made the store's features.
 
     Raises:
@@ -103,7 +101,6 @@ def make_table(
     """Make a table for a store: from an array, else by prompts and the text side of its teacher, else class means.
 
     Args:
-        store: complete.
         field: vector field in whose space the texts lie; empty takes projected, or the only vector.
         names: (n,) names, see ``prompts``; none takes the class names of the store.
         array: (n, D) embeddings of the names.

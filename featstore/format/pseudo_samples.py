@@ -103,11 +103,7 @@ class PseudoSamples:
         )
 
     def draw(self, sample_id: str) -> bytes:
-        """Draw one picture as a binary PGM or PPM file.
-
-        Args:
-            sample_id: see ``id_of``.
-        """
+        """Draw one picture as a binary PGM or PPM file."""
         name, seed = self.parse(sample_id)
         row = self.classes.index(name) if self.classes else 0
         mean, deviation, factor = (values[row] for values in self._fixed)

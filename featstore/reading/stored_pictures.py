@@ -10,11 +10,7 @@ from featstore.sources.synthetic import SyntheticSource
 
 
 class StoredPictures(Source):
-    """The stored copies of a store's images, in the order of its rows.
-
-    Args:
-        store: opened.
-    """
+    """The stored copies of a store's images, in the order of its rows."""
 
     def __init__(self, store: FeatureStore) -> None:
         self.kind = "store"

@@ -101,7 +101,6 @@ def own_crops(store: FeatureStore, field: str, *, most: int = 512) -> Floats:
 
     Args:
         store: May be incomplete.
-        field: As for ``near_duplicates``.
         most: Images, evenly spread.
 
     Returns:

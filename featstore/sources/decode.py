@@ -68,7 +68,6 @@ def decode_image(data: bytes, *, max_pixels: int = MAX_PIXELS) -> Image.Image:
     """Decode one image file.
 
     Args:
-        data: the whole file.
         max_pixels: largest accepted width x height.
 
     Returns:

@@ -28,7 +28,6 @@ def fit_workers(workers: int, *, batch_bytes: int, ahead: int = 2, tensors: int 
     """Lower a number of loading processes to what shared memory and open files allow; prints why, once.
 
     Args:
-        workers: asked for.
         batch_bytes: of one batch as it is handed over.
         ahead: batches that each loading process makes in advance.
 

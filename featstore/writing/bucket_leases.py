@@ -34,7 +34,6 @@ class BucketLeases:
     """The leases of this process, and what it has observed of other leases. Use as a context manager.
 
     Args:
-        place: The store.
         listed: Returns the entity tags of all leases by name, of a moment ago.
         lease_s: Seconds without a change after which another process's lease is stale.
     """

@@ -50,7 +50,6 @@ def watch(model: nn.Module, prefixes: Iterable[str], found: dict[str, Tensor]) -
     Args:
         model: with transformer blocks.
         prefixes: block0, block1, ..., q, k, v.
-        found: is written to.
     """
     blocks = find_blocks(model)
     for prefix in sorted(set(prefixes)):

@@ -46,7 +46,6 @@ class Sampler(nn.Module):
     Args:
         network: called with scaled noisy pictures (B, 1, H, W), log(level) / 4 (B,) and classes (B,) int64.
         size: H = W, pixels.
-        classes: number of classes.
         steps: S; the network runs 2 S - 1 times.
         data: standard deviation of the pictures that the network was trained on.
 
