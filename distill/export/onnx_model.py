@@ -104,11 +104,10 @@ def check_onnx(path: Path) -> None:
         raise ConfigError(f"{path.name}: onnx finds it invalid: {reason(error)}.") from error
 
 
-def session(path: Path, *, threads: int = 0, exact: bool = False) -> Any:
+def session(path: Path, *, exact: bool = False) -> Any:
     """An onnxruntime session on the CPU.
 
     Args:
-        threads: for one operator; 0 takes PyTorch's number.
         exact: compute quantised operators in float between their QuantizeLinear and DequantizeLinear, without integer
             sums that may saturate.
     """
@@ -116,7 +115,7 @@ def session(path: Path, *, threads: int = 0, exact: bool = False) -> Any:
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = threads or torch.get_num_threads()
+    options.intra_op_num_threads = torch.get_num_threads()
     options.inter_op_num_threads = 1
     options.log_severity_level = 3
     if exact:

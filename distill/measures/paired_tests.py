@@ -33,15 +33,12 @@ class PairedTest:
     sign_p: float
 
 
-def paired_test(
-    values: Sequence[float], baseline: Sequence[float], *, confidence: float = 0.95
-) -> PairedTest:
+def paired_test(values: Sequence[float], baseline: Sequence[float]) -> PairedTest:
     """Compare paired numbers, e.g. the accuracies of two methods with the same seeds.
 
     Args:
         values: (n,) of the method.
         baseline: (n,) of the baseline, in the same order.
-        confidence: of the interval, between 0 and 1.
     """
     if len(values) != len(baseline) or not len(values):
         raise ValueError(f"{len(values)} values and {len(baseline)} of the baseline: no pairs")
@@ -52,7 +49,7 @@ def paired_test(
     low = high = p = None
     if count > 1 and differences.std(ddof=1) > NO_SPREAD:
         tested = stats.ttest_1samp(differences, 0.0)
-        interval = tested.confidence_interval(confidence)
+        interval = tested.confidence_interval(0.95)
         low, high, p = float(interval.low), float(interval.high), float(tested.pvalue)
     elif count > 1 and abs(mean) <= NO_SPREAD:
         p = 1.0  # t is 0 / 0; with equal gains it is infinite, and a few equal gains are not certainty
@@ -66,9 +63,9 @@ def sign_test(better: int, worse: int) -> float:
     return float(stats.binomtest(better, better + worse, 0.5).pvalue)
 
 
-def detectable(count: int, *, level: float = 0.05) -> float:
-    """Smallest mean of n > 1 differences that a paired t test calls significant, in their standard deviations."""
-    return float(stats.t.ppf(1 - level / 2, count - 1) / count**0.5)
+def detectable(count: int) -> float:
+    """Smallest mean of n > 1 differences that a paired t test calls significant (5 %), in their standard deviations."""
+    return float(stats.t.ppf(1 - 0.05 / 2, count - 1) / count**0.5)
 
 
 def mcnemar(

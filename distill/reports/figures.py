@@ -197,7 +197,7 @@ def reliability(title: str, rows: Sequence[Row], note: str = "") -> Plot:
     return Plot(title, spec(figure), alt, note, height=320)
 
 
-def stacked(title: str, parts: Mapping[str, tuple[float, str]], note: str = "") -> Plot:
+def stacked(title: str, parts: Mapping[str, tuple[float, str]]) -> Plot:
     """Shares of a whole as one bar; value and colour by name."""
     figure = empty_figure()
     for name, (share, colour) in parts.items():
@@ -209,12 +209,10 @@ def stacked(title: str, parts: Mapping[str, tuple[float, str]], note: str = "") 
     figure.update_xaxes(visible=False, range=[0, 1])
     figure.update_yaxes(visible=False)
     alt = "; ".join(f"{name}: {share:.1%}" for name, (share, _) in parts.items())
-    return Plot(title, spec(figure), alt, note, height=150, wide=True)
+    return Plot(title, spec(figure), alt, height=150, wide=True)
 
 
-def points(
-    title: str, rows: Sequence[Row], space: str, classes: Sequence[str], note: str = ""
-) -> Plot:
+def points(title: str, rows: Sequence[Row], space: str, classes: Sequence[str]) -> Plot:
     """One feature map; colours are classes, crosses are images that the student classifies wrongly.
 
     Args:
@@ -246,7 +244,7 @@ def points(
         )  # fmt: skip
     style.name_classes(figure, places, names)
     alt = f"{title}: {len(rows)} images" + (f" of {len(classes)} classes" if classes else "")
-    return Plot(title, spec(figure), alt, note, height=340)
+    return Plot(title, spec(figure), alt, height=340)
 
 
 def seeds(

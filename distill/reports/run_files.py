@@ -185,14 +185,12 @@ def conditions(run: ReportedRun) -> str:
     return json.dumps([run.seed, run.contract.get("source"), parts, student], sort_keys=True)
 
 
-def find_baseline(
-    run: ReportedRun, runs: Sequence[ReportedRun], method: str = BASELINE
-) -> ReportedRun | None:
-    """The best run of a method under the same conditions; None if there is none, or the run is of that method."""
+def find_baseline(run: ReportedRun, runs: Sequence[ReportedRun]) -> ReportedRun | None:
+    """The best run of the baseline under the same conditions; None if there is none other."""
     found = [
         other
         for other in runs
-        if other.method == method
+        if other.method == BASELINE
         and other.folder != run.folder
         and other.score == run.score
         and conditions(other) == conditions(run)

@@ -31,6 +31,9 @@ THRESHOLD = 0.97
 quarters of the size or slightly brighter, reach about this value; other photographs of the same object do not
 (docs/sharing.md)."""
 
+MOST_OWN_CROPS = 512
+"""Images whose own crops are compared, evenly spread over the store."""
+
 MOST_PAIRS = 1_000_000
 """Most pairs in the result; the ones with the highest cosine are kept, and all are counted."""
 
@@ -96,12 +99,11 @@ def near_duplicates(
     return search.pairs(field)
 
 
-def own_crops(store: FeatureStore, field: str, *, most: int = 512) -> Floats:
-    """Cosine of images with crops of themselves, to judge a threshold for cropped copies.
+def own_crops(store: FeatureStore, field: str) -> Floats:
+    """Cosine of some images with crops of themselves, to judge a threshold for cropped copies.
 
     Args:
         store: May be incomplete.
-        most: Images, evenly spread.
 
     Returns:
         (n * (V - 1),) cosines of the canonical view with each other view; empty if there is none.
@@ -114,7 +116,9 @@ def own_crops(store: FeatureStore, field: str, *, most: int = 512) -> Floats:
     rest = [view for view in range(len(store.manifest.views)) if [view] != features.views]
     if features.views is None or not rest or not len(valid):
         return np.empty(0, np.float32)
-    rows = valid[np.unique(np.linspace(0, len(valid) - 1, min(most, len(valid))).astype(np.int64))]
+    rows = valid[
+        np.unique(np.linspace(0, len(valid) - 1, min(MOST_OWN_CROPS, len(valid))).astype(np.int64))
+    ]
     found = []
     for block in blocks(rows, features.block_rows):
         canonical = features.units(block)

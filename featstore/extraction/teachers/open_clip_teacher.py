@@ -19,6 +19,7 @@ from featstore.extraction.teachers.timm_teacher import spatial_parts
 from featstore.files.array_types import Array
 from featstore.format.weights_hash import state_sha256
 
+TEXTS_BATCH = 256  # texts per forward pass
 PREPROCESSING = ("mean", "std", "interpolation", "resize_mode")
 
 
@@ -93,14 +94,8 @@ def build(config: TeacherConfig, *, skeleton: bool = False) -> Built:
     return Built(OpenClipTower(model.visual), preprocessing)
 
 
-def encode_texts(
-    config: TeacherConfig, texts: Sequence[str], *, batch: int = 256
-) -> tuple[Array, str]:
+def encode_texts(config: TeacherConfig, texts: Sequence[str]) -> tuple[Array, str]:
     """Run the text side of the model that a config names.
-
-    Args:
-        texts: n texts.
-        batch: texts per forward pass.
 
     Returns:
         (n, D) float32, and the hash of the image side's weights, which tells whether both sides belong together.
@@ -114,8 +109,8 @@ def encode_texts(
     tokenizer, model = open_clip.get_tokenizer(config.name), model.eval()
     with torch.inference_mode():
         parts = [
-            model.encode_text(tokenizer(list(texts[start : start + batch]))).float().numpy()
-            for start in range(0, len(texts), batch)
+            model.encode_text(tokenizer(list(texts[start : start + TEXTS_BATCH]))).float().numpy()
+            for start in range(0, len(texts), TEXTS_BATCH)
         ]
     return np.concatenate(parts), state_sha256(OpenClipTower(model.visual))
 
