@@ -110,7 +110,7 @@ def pretrained(
     lm = load_model(folder)
     fine_tune(lm, pairs, steps=steps, batch=batch, lr=3e-3, seed=0)
     lm.model.save_pretrained(folder)
-    items = held_out(given, 200, seed=99)
+    items = held_out(given, min(200, given.measured), seed=99)
     parts = {
         style: accuracy(lm, [Item(MARKS[style] + i.prompt, i.answer) for i in items], **measure())
         for style in STYLES
@@ -157,7 +157,7 @@ def taught(
     """Accuracy of a student after all its steps on what a teacher wrote."""
     lm = load_model(student)
     fine_tune(lm, pairs, steps=given.steps, batch=32, lr=given.lr, seed=seed)
-    return accuracy(lm, held_out(given, 500, seed=1000 + seed), **measure())
+    return accuracy(lm, held_out(given, given.measured, seed=1000 + seed), **measure())
 
 
 def one_seed(
@@ -167,7 +167,7 @@ def one_seed(
     folder = given.out / f"seed{seed}"
     rng = np.random.default_rng([31, seed])
     asked = sums(given.questions, given.digits, rng)
-    measured = sums(200, given.digits, np.random.default_rng([29, seed]))
+    measured = sums(min(200, given.measured), given.digits, np.random.default_rng([29, seed]))
     config = PreferConfig(
         teacher=str(teacher), questions=str(write_table(folder / "questions.jsonl", asked)),
         strategies={style: MARKS[style] + PLAIN for style in STYLES}, prompt=PLAIN, answer_after=">",
@@ -260,6 +260,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument(
         "--steps", type=int, default=200, help="of a student on what a teacher wrote"
     )
+    parser.add_argument("--measured", type=int, default=500, help="held-out sums")
     parser.add_argument("--lr", type=float, default=2e-3, help="of students")
     parser.add_argument("--dpo-lr", type=float, default=2e-4)
     parser.add_argument("--dpo-epochs", type=float, default=2.0)

@@ -14,6 +14,7 @@ from featstore.extraction.config import ExtractConfig, StoreConfig, TeacherConfi
 from featstore.extraction.run import run
 from featstore.sources.config import SourceConfig
 from tests import noise, points, pseudo, rationales, texts
+from tests.featstore.extraction.test_text_teachers import save_encoder
 
 pytest.importorskip("onnxruntime")
 pytest.importorskip("tokenizers")
@@ -37,6 +38,30 @@ def text_store(folder: Path, number: int) -> Path:
                 tokenizer=str(texts.write_vocabulary(folder / "vocab.txt")),
             ),
             store=StoreConfig(path=str(folder / "store"), fields=["pooled"], shard_s=0),
+            workers=0,
+        ),
+        progress=False,
+    )
+    return folder / "store"
+
+
+def token_store(folder: Path, number: int) -> Path:
+    """A store of queries, keys and values of 24 texts, each as many as the longest input has."""
+    pytest.importorskip("transformers")
+    folder.mkdir()
+    texts.write(folder / "texts.jsonl", texts.rows(24, languages=["en"], first=24 * number))
+    texts.write_vocabulary(folder / "vocab.txt")
+    save_encoder(folder, folder / "encoder")
+    run(
+        ExtractConfig(
+            source=SourceConfig(kind="text", path=str(folder / "texts.jsonl")),
+            teacher=TeacherConfig(
+                library="transformers",
+                name=str(folder / "encoder"),
+                tokenizer=str(folder / "vocab.txt"),
+                max_tokens=8,
+            ),
+            store=StoreConfig(path=str(folder / "store"), fields=["q", "k", "v"], shard_s=0),
             workers=0,
         ),
         progress=False,
@@ -84,6 +109,7 @@ def candidate_store(folder: Path, number: int) -> Path:
 KINDS: dict[str, tuple[Make, str, str, int]] = {
     "candidates": (candidate_store, "rationale", "*/short/*", 24),
     "text": (text_store, "wordpiece tokenizer", "train/*", 40),
+    "text tokens": (token_store, "at most 8 tokens", "train/*", 40),
     "points": (point_store, "5 x 4 cells", "train/*", 36),
     "sampled pictures": (sampled_pictures, "noise for 3 classes", "*/dog/*", 16),
     "pseudo-samples": (pseudo_samples, "may reveal", "*/dog/*", 24),

@@ -1,10 +1,14 @@
 """Candidates, scores, preference pairs and DPO: hand values, the same bytes again, refusals, and one small run."""
 
+import csv
 import dataclasses
 import json
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
+from zlib import crc32
 
 import numpy as np
 import pytest
@@ -18,10 +22,12 @@ from distill.preferences.config import DecodingConfig, DpoConfig, PreferConfig, 
 from distill.preferences.pairs import PreferencePair, make_pairs
 from featstore.errors import ConfigError, ManifestMismatch, SourceError
 from tests import rationales
+from tests.conftest import ROOT
 
 pytest.importorskip("transformers")
 
 from distill.preferences import language_models as lms
+from distill.preferences import scores
 from distill.preferences.prefer import run
 
 
@@ -308,6 +314,51 @@ def test_from_the_command_line(
     with pytest.raises(SystemExit, match="2"):
         main(words)
     assert "inputs.json" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_the_recipe(models: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """prefer.yaml with a teacher and a student: candidates of its four prompts, a score of each, an aligned teacher."""
+    monkeypatch.chdir(tmp_path)
+    # Untrained models answer nothing right, so that all scores would be alike.
+    monkeypatch.setattr(
+        scores, "accuracy", lambda *_, example, **kw: crc32(example.encode()) / 2**32
+    )
+    for name, first in (("questions", 0), ("held_out", 50)):
+        path = tmp_path / "data" / "arte" / f"{name}.jsonl"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        rationales.write_rows(path, rationales.questions(3, first=first))
+    words = [
+        "prefer", "--config", str(ROOT / "pipelines" / "recipes" / "arte" / "prefer.yaml"),
+        "--teacher", str(models / "teacher"), "--students", f"{{small: {models / 'student'}}}",
+        "--decoding.max_tokens", "4", "--score.max_tokens", "4",
+    ]  # fmt: skip
+    assert main(words) == 0
+    found = list(read_candidates(featstore.open("outputs/arte/scored")))
+    assert sorted({row["strategy"] for row in found}) == ["short", "simple", "steps", "symbols"]
+    assert len(found) == 12
+    assert list(Path("outputs/arte").rglob("model.safetensors"))
+
+
+@pytest.mark.slow
+def test_the_script(tmp_path: Path) -> None:
+    """scripts/arte.py, a few steps of everything: every row of its tables, and the same teacher again."""
+    out = tmp_path / "an out"
+    small = {
+        "seeds": 0, "digits": 1, "questions": 8, "teacher-steps": 60, "student-steps": 60, "score-steps": 8,
+        "steps": 2, "measured": 60, "dpo-epochs": 1,
+    }  # fmt: skip
+    flags = [word for name, value in small.items() for word in (f"--{name}", str(value))]
+    command = [sys.executable, str(ROOT / "scripts" / "arte.py"), str(out), *flags]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    table = list(csv.DictReader((out / "students.csv").read_text().splitlines()))
+    assert [row["row"] for row in table if not row["row"].startswith("style ")] in (
+        ["original teacher", "random style", "aligned teacher", "preferred style"],
+    )
+    assert len(table) == 8
+    assert (out / "shares.csv").read_text().count("teacher,0,") == 2
+    assert (out / "spearman.csv").is_file()
 
 
 def test_settings_and_tables(models: Path, tmp_path: Path) -> None:
