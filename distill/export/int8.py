@@ -95,30 +95,11 @@ def finetune_int8(
         (N, K) of the test images; None if the plain int8 file is kept.
     """
     config, data = work.config, work.data
-    if why := _not_tunable(work):
-        if config.qat == "always":
-            raise ConfigError(f"--qat always: {why}")
-        work.notes.append(why)
-        record["fine_tuned"] = {"skipped": why}
+    tuned = _finetune(work, taken, record)
+    if tuned is None:
         return None
+    student, short = tuned
     assert isinstance(data.images, JoinedData)
-    work.say(
-        f"int8      fine-tuning: {config.finetune.epochs} epochs of {work.run.record['method']}"
-    )
-    try:
-        student, short = qat.finetune(
-            work.run,
-            data.images,
-            data.part,
-            config.finetune,
-            setting=taken.setting,
-            out=work.folder / qat.FOLDER,
-            workers=config.workers,
-        )
-    except TrainingDiverged as error:
-        work.notes.append(f"fine-tuning diverged, the plain int8 file is kept: {error}")
-        record["fine_tuned"] = {"skipped": str(error)}
-        return None
     plain, scratch = work.folder / onnx_model.INT8, work.folder / ".partial-tuned.onnx"
     _quantise_student(work, student, scratch, taken, calibration)
     after = answers(
@@ -158,6 +139,37 @@ def finetune_int8(
         teachers=work.run.teachers,
     )
     return after["int8"]
+
+
+def _finetune(
+    work: Work, taken: Int8Trial, record: dict[str, Any]
+) -> tuple[Student, dict[str, Any]] | None:
+    """The fine-tuned student and the record of its run; None, with a note, if that cannot be done or diverges."""
+    config, data = work.config, work.data
+    if why := _not_tunable(work):
+        if config.qat == "always":
+            raise ConfigError(f"--qat always: {why}")
+        work.notes.append(why)
+        record["fine_tuned"] = {"skipped": why}
+        return None
+    assert isinstance(data.images, JoinedData)
+    work.say(
+        f"int8      fine-tuning: {config.finetune.epochs} epochs of {work.run.record['method']}"
+    )
+    try:
+        return qat.finetune(
+            work.run,
+            data.images,
+            data.part,
+            config.finetune,
+            setting=taken.setting,
+            out=work.folder / qat.FOLDER,
+            workers=config.workers,
+        )
+    except TrainingDiverged as error:
+        work.notes.append(f"fine-tuning diverged, the plain int8 file is kept: {error}")
+        record["fine_tuned"] = {"skipped": str(error)}
+        return None
 
 
 def _not_tunable(work: Work) -> str:

@@ -173,30 +173,16 @@ def fill_store(
     bucket: "BucketStore | None" = None,
     progress: bool = True,
 ) -> "ExtractionSummary | None":
-    """Make a store of the images of a source, or go on with it; None if that was a dry run.
+    """Make a store of the images of a source, or resume it; None if that was a dry run.
 
     Args:
         growth: of the store that the rows are for, if they are for another one.
         bucket: The store, if it is in a bucket; ``config.store.path`` is then its local copy.
     """
     from featstore.extraction import dry_run, new_manifest, shards
-    from featstore.extraction.images import text_notes
-    from featstore.extraction.teachers import build_teacher
 
     say = accelerator.print if progress else _print_nothing
-    say(f"teacher   loading {config.teacher.name}")
-    # Frozen: eval mode, no gradients. Nothing is trained in phase one.
-    teacher = build_teacher(
-        config.teacher,
-        fields=config.store.fields,
-        dtype=new_manifest.forward_dtype(config),
-        precision=new_manifest.resolve_precision(config, accelerator.device),
-        device=accelerator.device,
-        texts=config.of_texts,
-        batch_rows=config.batch_size,
-    )
-    for note in teacher.notes + text_notes(source, teacher):
-        say(f"note: {note}")
+    teacher = _load_teacher(config, source, accelerator, say)
     design = partial(
         new_manifest.design_store,
         config,
@@ -246,6 +232,29 @@ def fill_store(
 
     say("\n".join(_result_lines(summary, bucket.url if bucket else "")))
     return summary
+
+
+def _load_teacher(
+    config: ExtractConfig, source: "Source", accelerator: "Accelerator", say: Callable[[str], None]
+) -> "Teacher":
+    """The teacher, frozen: eval mode, no gradients. Nothing is trained in phase one."""
+    from featstore.extraction import new_manifest
+    from featstore.extraction.images import text_notes
+    from featstore.extraction.teachers import build_teacher
+
+    say(f"teacher   loading {config.teacher.name}")
+    teacher = build_teacher(
+        config.teacher,
+        fields=config.store.fields,
+        dtype=new_manifest.forward_dtype(config),
+        precision=new_manifest.resolve_precision(config, accelerator.device),
+        device=accelerator.device,
+        texts=config.of_texts,
+        batch_rows=config.batch_size,
+    )
+    for note in teacher.notes + text_notes(source, teacher):
+        say(f"note: {note}")
+    return teacher
 
 
 def _on_a_copy(url: str, flag: str) -> str:
