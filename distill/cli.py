@@ -33,7 +33,7 @@ EXAMPLES = (
     "distill run --store STORE --source.path PHOTOS                 a backbone; no label is needed",
     "distill evaluate --model outputs/distill/customkd/seed0",
 )
-"""What the help shows; the first one tries methods and weights by itself."""
+"""What the help shows; the first one chooses method and weights automatically."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:

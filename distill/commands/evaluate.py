@@ -169,7 +169,7 @@ def _measure_task(
     if own is None or (name == "none" and not isinstance(data, JoinedData)):
         raise ConfigError(
             f"--model {Path(given.model).absolute()}: a student of task {name} is measured by its config.yaml and, as "
-            "a backbone, against its feature store, which is not at hand. Give --store, or --source of images with "
+            "a backbone, against its feature store, which was not given. Give --store, or --source of images with "
             "labels and --backbone true."
         )
     source = given.source or own.source

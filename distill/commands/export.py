@@ -28,5 +28,5 @@ def run(config: ExportConfig) -> dict[str, object]:
     print(f"\n{formats_table(manifest)}\n")
     for note in manifest["notes"]:
         print(f"note: {note}")
-    print(f"written to {folder}; what it is and how to load it: {folder / 'README.md'}")
+    print(f"written to {folder}; contents and how to load it: {folder / 'README.md'}")
     return manifest

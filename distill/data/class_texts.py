@@ -37,7 +37,7 @@ class Texts:
     """Texts in the space of the stored vector."""
 
     artefact: str  # name in the store
-    origin: str  # what the store says of it: how the texts were embedded
+    origin: str  # how the texts were embedded, from the manifest
     table: TextTable  # names and embeddings
 
     def of_classes(self, samples: Samples, part: Split) -> "ClassTexts":
@@ -69,7 +69,7 @@ def read_texts(features: Features, name: str, *, setting: str) -> Texts:
     store = features.store
     if len(features.teachers) > 1:
         raise ConfigError(
-            f"{setting}: texts lie in the space of one teacher; leave out --teachers."
+            f"{setting}: texts are in the space of one teacher; leave out --teachers."
         )
     known = tables_of(store.manifest)
     chosen = [name] if name in known else [artefact_name(name)] if name else known

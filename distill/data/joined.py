@@ -312,7 +312,7 @@ def region_notes(rule: ViewRule, others: Sequence[StoredField]) -> list[str]:
 
 
 def prepare_without_store(source: Source, data: DataConfig, rule: ViewRule) -> Data:
-    """Join nothing: images and the source's own labels, to measure a student where no store is at hand.
+    """Join nothing: images and the source's own labels, to measure a student without a store.
 
     Raises:
         ConfigError: patterns that match nothing, or no labels.

@@ -31,7 +31,7 @@ from featstore.errors import ConfigError
 SHARE, SHARE_WITHOUT_LABELS = 0.2, 0.05
 """Held-out share of the training images: of every class; of all."""
 ENOUGH, MOST_FOLDS = 200, 3  # with fewer held-out images than this, round 2 trains on several folds
-KEPT = 3  # one of so many candidates goes on to round 2
+KEPT = 3  # one of so many candidates is kept for round 2
 SHORTEST = 10  # fewest optimiser steps of a run that is compared
 RUNS = 6  # default budget, in runs of full length
 TRIAL = 20  # steps of the run that measures the speed, for a budget in time

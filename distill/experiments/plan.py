@@ -119,7 +119,7 @@ class Planner:
             )
         if AUTO in config.methods:
             raise ConfigError(
-                f"{row.where}: {row.name}: methods: [{AUTO}] chooses by itself; in an experiment, name methods and "
+                f"{row.where}: {row.name}: methods: [{AUTO}] chooses automatically; in an experiment, name methods and "
                 "give their settings under search."
             )
         # Without a word about the task, the rows train classifiers.

@@ -22,7 +22,7 @@ from typing import Any, Literal, NoReturn
 from featstore.errors import FeatstoreError
 
 STOP_S = 10.0
-"""Seconds in which a process may stop by itself before it is killed; checkpoints are written atomically."""
+"""Seconds that a process has to stop before it is killed; checkpoints are written atomically."""
 LOOK_S = 1.0  # seconds between two checks whether all workers are alive
 PROGRESS_S = 0.5  # least seconds between two progress messages of one item
 OnProgress = Callable[[float], None]  # called with the progress of an item, in units of the caller

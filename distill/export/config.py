@@ -21,7 +21,7 @@ class CalibrationConfig:
     method: Literal["auto", "minmax", "entropy", "percentile"] = "auto"
     """How a range is computed from the measured values; auto chooses on the held-out images."""
     percentile: float = 99.99
-    """Share of the values, in percent, that lies inside the range (percentile)."""
+    """Share of the values, in percent, that is inside the range (percentile)."""
     weights: Literal["int7", "uint8", "int8"] = "int7"
     """Type of the weights. int7: int8 of which 7 bits are used; right on every processor and taken by every runtime.
     uint8: finer, and not for NNAPI or XNNPACK. int8: all 8 bits, for ARM and x86 with VNNI only. The others are tried

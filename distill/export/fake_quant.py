@@ -82,7 +82,7 @@ class FakeWeight(nn.Module):
 def attach(student: Student, *, levels: int) -> None:
     """Let a student compute as if it were quantised. Statistics of batch norm stay as they are from then on.
 
-    The ranges lie in ``student.fake_quantisers``, beside the model.
+    The ranges are in ``student.fake_quantisers``, beside the model.
 
     Args:
         student: to be changed in place.

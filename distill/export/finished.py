@@ -80,7 +80,7 @@ class FinishedRun:
 class RunData:
     """The images of a run, joined again."""
 
-    images: Data  # images of the run, joined to its store if that is at hand
+    images: Data  # images of the run, joined to its store if that was found
     part: Split  # the parts of the run
     missing: str  # why there is no store; "" if there is one
     task: Task  # of the run

@@ -98,7 +98,7 @@ def _scaled(logits_NK: Tensor, labels_N: Tensor) -> tuple[Tensor, float]:
 
 
 def _reliability(probabilities_NK: Tensor, labels_N: Tensor, bins: int) -> list[dict[str, float]]:
-    """Per bin of confidence: its ends, and the count, mean confidence and accuracy of what lies in it."""
+    """Per bin of confidence: its ends, and the count, mean confidence and accuracy of the images in it."""
     confidence, chosen = probabilities_NK.double().max(1)
     right = (chosen == labels_N).double()
     place = (confidence * bins).long().clamp(max=bins - 1)

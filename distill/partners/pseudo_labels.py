@@ -154,7 +154,7 @@ class FreeMatch(TrustedGuess):
     """weight mean_u [max p_u >= tau p_c / max p] CE(z_strong, c) + w_fairness fairness, arXiv:2205.07246.
 
     tau, p and h are moving means of max p_u, of p_u and of the histogram of argmax p_u, which all start uniform and
-    include the batch at hand. Fairness compares p and h with a process's own strong views.
+    include the current batch. Fairness compares p and h with a process's own strong views.
     """
 
     Options = FreeMatchConfig
@@ -202,7 +202,7 @@ class SoftMatch(TrustedGuess):
     """weight mean_u exp(-min(max p' - mu, 0)^2 / (2 var / 4)) CE(z_strong, c), arXiv:2301.10921.
 
     p' is p_u aligned to the uniform distribution by the moving mean of p_u, for the weight alone. mu and var are moving
-    mean and variance of max p'; they start at 1 / K and 1 and include the batch at hand.
+    mean and variance of max p'; they start at 1 / K and 1 and include the current batch.
     """
 
     Options = SoftMatchConfig

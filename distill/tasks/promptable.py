@@ -102,7 +102,7 @@ class Promptable(Task):
         super().__init__(config, data, options)
         if not isinstance(data, JoinedData):
             raise ConfigError(
-                "--task promptable: masks are made by the decoder in the feature store, which is not at hand. Give "
+                "--task promptable: masks are made by the decoder in the feature store, which was not given. Give "
                 "--store."
             )
         self.grid = data.grid

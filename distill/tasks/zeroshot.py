@@ -1,4 +1,4 @@
-"""Task ``zeroshot``: the student's embedding lies in the teacher's space and is classified against stored texts.
+"""Task ``zeroshot``: the student's embedding is in the teacher's space and is classified against stored texts.
 
 While it trains, the student's last Linear is the embedding head, C -> D. The finished student is a plain classifier of
 all classes: cosine to fixed texts has its maximum where text . (W f + b) has, which is one Linear of f. The embedding

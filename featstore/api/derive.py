@@ -297,7 +297,7 @@ def text_table(
     rows: "npt.ArrayLike | None" = None,
     progress: bool = True,
 ) -> FeatureStore:
-    """Write a store with one more text table: names, and where they lie in the teacher's space, for task zeroshot.
+    """Write a store with one more text table: names and their embeddings in the teacher's space, for task zeroshot.
 
     Args:
         store: A complete store.

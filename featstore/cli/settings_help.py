@@ -76,7 +76,7 @@ def _default(owner: Any, name: str) -> str:
 
 @cache
 def _docs(owner: Any) -> dict[str, str]:
-    """The text that stands below each field."""
+    """The docstring below each field."""
     found: dict[str, str] = {}
     for kind in reversed(owner.__mro__[:-1]):
         (tree,) = ast.parse(textwrap.dedent(inspect.getsource(kind))).body

@@ -16,8 +16,8 @@ from featstore.format.ids import read_ids
 from featstore.reading.store import FeatureStore
 
 DESCRIPTION = """\
-Write a store with one more text table: names of classes, and where they lie in the teacher's space. Rows are not copied
-where the disk has hard links. Students of task zeroshot are classified against such a table.
+Write a store with one more text table: names of classes and their embeddings in the teacher's space. Rows are not
+copied where the disk has hard links. Students of task zeroshot are classified against such a table.
 
   featstore text-table STORE OUT --template 'a photo of a {}.'      # text side of the store's open_clip teacher
   featstore text-table STORE OUT --names names.txt --array table.npy --origin 'SigLIP, German prompts'

@@ -1,7 +1,7 @@
 """Map the payloads of many files side by side into one address range, so that they are one array.
 
 The range is reserved first, which costs nothing, and a file is mapped into its place when it is first needed. Rows of a
-hundred million images are then gathered by one ``numpy.take``, whatever shards they lie in.
+hundred million images are then gathered by one ``numpy.take``, whatever their shards.
 """
 
 import ctypes

@@ -1,4 +1,4 @@
-"""The small interface between a store and the container its bytes lie in.
+"""The small interface between a store and the container of its bytes.
 
 A container holds *columns*: arrays whose entries belong to rows. It turns one shard of every column into objects
 (files), and reads rows back out of them. It does not handle images, teachers or ledgers, and it writes no shard to
@@ -60,7 +60,7 @@ class Backend(ABC):
         """Read one column of one shard, memory-mapped where the container allows.
 
         Args:
-            objects: what the ledger says of the shard's objects; checked before anything is returned.
+            objects: ledger records of the shard's objects; checked before anything is returned.
 
         Returns:
             (entries of the shard, *shape), read-only.
@@ -103,7 +103,7 @@ class ColumnReader(ABC):
         """Compare the blocks that hold some rows to the ledger, and make them readable.
 
         Args:
-            objects: what the ledger says of the shard's objects.
+            objects: ledger records of the shard's objects.
             rows: (n,) rows of the store, all in this shard.
 
         Raises:

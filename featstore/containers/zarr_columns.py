@@ -169,7 +169,7 @@ class BlockColumn(ColumnReader):
 
 
 class MappedColumn(BlockColumn):
-    """Shard payloads side by side in one range of addresses: one array, whatever shards its rows lie in."""
+    """Shard payloads side by side in one range of addresses: one array, whatever the shards of its rows."""
 
     def __init__(self, backend: ZarrLayout, column: Column) -> None:
         super().__init__(backend, column)

@@ -93,7 +93,7 @@ def vector_width(store: FeatureStore, field: str) -> int:
 
 
 def class_means(store: FeatureStore, field: str, rows: Rows | None = None) -> TextTable:
-    """Mean direction of every class in a field: a stand-in where no text tower is at hand.
+    """Mean direction of every class in a field: in place of a text tower.
 
     Args:
         store: Complete, with labels.

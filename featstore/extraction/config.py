@@ -255,7 +255,7 @@ class ExtractConfig:
         check_fields(self.store.fields, library=self.teacher.library)
         require(
             not self.texts or "projected" in self.store.fields,
-            f"--texts: texts lie in the space of field projected; --store.fields has {self.store.fields}.",
+            f"--texts: texts are in the space of field projected; --store.fields has {self.store.fields}.",
         )
         named = [table.name for table in self.texts]
         require(len(set(named)) == len(named), f"--texts: names repeat: {named}.")

@@ -301,7 +301,7 @@ def recorded_config(store: FeatureStore, name: str, weights: str) -> TeacherConf
 
 
 def _arguments(record: TeacherRecord) -> dict[str, Any]:
-    """What the library is told of the model; the rest of the record follows from the model itself."""
+    """Arguments of the library for the model; the rest of the record follows from the model itself."""
     if record.library == "run":
         return {}
     return {name: value for name, value in record.model_args.items() if name != "model_type"}

@@ -133,13 +133,13 @@ def _repair(config: ExtractConfig, source: "Source", say: Callable[[str], None])
     """Remove damaged shards, and those with images that can be read now, so that they are made again."""
     from featstore.errors import shorten
     from featstore.extraction.new_images import in_stored_order
-    from featstore.extraction.unreadable import take_back_readable
+    from featstore.extraction.unreadable import remove_shards_readable_now
     from featstore.maintenance.verify import repair
 
     store = Path(config.store.path)
     shards = repair(store, workers=max(1, config.workers), say=say)
     say(f"repair    {len(shards)} damaged shards will be made again: {shorten(shards)}")
-    shards, images = take_back_readable(store, in_stored_order(source, store))
+    shards, images = remove_shards_readable_now(store, in_stored_order(source, store))
     if shards:
         say(
             f"repair    {len(shards)} shards are made again for images that can be read now: {images}"

@@ -1,4 +1,4 @@
-"""Find rows of a store whose image could not be read then and can be read now, and take back their shards."""
+"""Find rows of a store whose image could not be read then and can be read now, and remove their shards."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,8 +11,8 @@ from featstore.sources import Source
 from featstore.sources.load import decode, read_image, was_unreadable
 
 
-def take_back_readable(path: Path, source: Source) -> tuple[list[int], str]:
-    """Take back every shard that has a row whose image can be used now; the next run makes those shards again.
+def remove_shards_readable_now(path: Path, source: Source) -> tuple[list[int], str]:
+    """Remove every shard that has a row whose image can be used now; the next run makes those shards again.
 
     Args:
         source: the images, in the order of the store's rows.

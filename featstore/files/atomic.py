@@ -73,7 +73,7 @@ def stage(
         folder: where it lies until then; exists, on the same file system.
         block_bytes: bytes of a block; blocks do not care where parts end.
         tag: goes into the temporary name.
-        pool: syncs the file while the caller goes on; without, it is synced when this returns.
+        pool: syncs the file while the caller continues; without, it is synced when this returns.
 
     Raises:
         StoreWriteError: the disk is full, read-only or broken. Nothing is left behind.

@@ -77,7 +77,7 @@ def open_plain(path: Path | str, *, dir_fd: int | None = None) -> int:
 
 @contextmanager
 def folder_below(store: Path, name: str, *, create: bool = False) -> Iterator[tuple[int, str]]:
-    """Open the folder that a file lies in, one part of its path after another, so that no link is ever followed.
+    """Open the folder of a file, one part of its path after another, so that no link is ever followed.
 
     Args:
         store: folder of the store, which may be reached through links.

@@ -138,7 +138,7 @@ class Manifest(Record):
         return range(start, min(start + self.work.shard_rows, self.num_rows))
 
     def shards_of(self, rows: Rows) -> Rows:
-        """Shard of each row; rows must lie inside the store."""
+        """Shard of each row; rows must be inside the store."""
         if self.shard_starts is not None:
             return np.searchsorted(self.shard_starts, rows, side="right") - 1
         return rows // self.work.shard_rows

@@ -20,7 +20,7 @@ EMBEDDING = "embedding"  # name of the tensor beside the texts
 
 @dataclass(frozen=True, eq=False)
 class TextTable:
-    """Texts, mostly names of classes, and where they lie in a teacher's space."""
+    """Texts, mostly names of classes, and their embeddings in a teacher's space."""
 
     names: tuple[str, ...]  # (n,) different texts
     embedding: npt.NDArray[np.float32]  # (n, D) float32, rows of length 1
@@ -87,7 +87,7 @@ def artefact_name(name: str) -> str:
 
 
 def meaning_of(names: Sequence[str], field: str, origin: str) -> str:
-    """What the manifest says of a table: the field in whose space its texts lie, and how they were embedded."""
+    """Record of a table in the manifest: the field in whose space its texts are, and how they were embedded."""
     return f'{len(names)} texts in the space of field "{field}": {origin}'
 
 

@@ -54,7 +54,7 @@ class Damage:
     shard: int | None = None  # number of the shard, if it is about one
     column: str = ""  # name of the column, if it is about one
     rows: range | None = None  # rows of the store, if it is about some
-    remedy: str = ""  # what to do about it, where it is not what ``ADVICE`` says of its kind
+    remedy: str = ""  # what to do about it, where it differs from ``ADVICE`` of its kind
 
     @property
     def advice(self) -> str:

@@ -56,7 +56,7 @@ def clustered(
     Args:
         vectors: Reader of the features.
         rows: (n,) rows to cluster.
-        count: K; each row is a cluster by itself if there are no more rows.
+        count: K; each row is a cluster of its own if there are no more rows.
         seed: Seed of the clustering.
         progress: Called with the rows read and to read.
     """

@@ -70,7 +70,7 @@ def near_duplicates(
         threshold: Smallest cosine of a pair, in (-1, 1].
         rows: (n,) rows that are compared; all if not given.
         others: Rows that they are compared with; all if not given.
-        cells: (n, k) different cells that each of ``rows``, ascending and valid, lies in: only rows that share one
+        cells: (n, k) different cells that each of ``rows``, ascending and valid, is in: only rows that share one
             are compared, and ``nearest`` is the nearest among these. Without ``others``, or with the same rows.
         progress: Called with the numbers of products of two rows done and to do.
 

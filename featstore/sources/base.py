@@ -62,7 +62,7 @@ class Source(ABC):
         labels_refused: the user asked for no labels, so that those of a store must not be used either.
         languages: language of each sample, where samples are texts that name one; else empty.
         pairs: what translations of each other share, where samples are texts that name it; else empty.
-        tars: (name, samples) of each tar, in order, where samples lie in tars; those of one tar are consecutive.
+        tars: (name, samples) of each tar, in order, where samples are in tars; those of one tar are consecutive.
         content_sha256: (N, 32) of the original files where ``read`` returns copies of them; else None.
         artefacts: meaning and bytes of files that a store of these samples keeps, by name.
         fixed_size: (height, width) of all pictures where no other size may be made of them; else None.

@@ -36,13 +36,13 @@ class SourceConfig:
     include: list[str] = field(default_factory=lambda: ["*"])
     """Shell patterns over sample ids ("train/*"); a sample is taken if any of them matches."""
     labels_from: Literal["parent", "top", "none"] = "parent"
-    """folder and points: the class is the folder a sample lies in, the topmost folder, or nothing."""
+    """folder and points: the class is the folder of a sample, the topmost folder, or nothing."""
     labels: str = ""
     """CSV or Parquet file with the label of each image (columns id and label), in place of labels_from. Images that it
     does not name have no label. An image is named by its id, or by its file name where that is unique. Several labels
     per image: in one cell with ; or | between them, or a column of 0 and 1 for each label."""
     classes: list[str] = field(default_factory=list)
-    """Names of all classes in their order, where the images at hand may be of some of them only; images of others count
+    """Names of all classes in their order, where these images may be of some of them only; images of others count
     as not labelled. Empty: the names that are found, sorted."""
     image_column: str = "image"
     """hf only."""

@@ -3,7 +3,7 @@
 Every mode becomes RGB in a stated way (part of the manifest's ``preprocessing.decode``): EXIF
 orientation is applied, transparency is laid over white, CMYK is converted, 16-bit grey is scaled by
 1/257 (16-bit colour is cut to its high byte by Pillow, at most one level away), of an animation the
-first frame counts. An integer picture whose values lie in 1..255 is refused: they are 8-bit values in
+first frame counts. An integer picture whose values are in 1..255 is refused: they are 8-bit values in
 a wider type, and scaling would make the picture black.
 
 Memory and time of one picture are limited: a file that declares more pixels than ``max_pixels`` is

@@ -42,7 +42,7 @@ class FolderSource(Source):
     and folders are skipped and links to folders are not followed (a loop would never end).
 
     Args:
-        labels_from: the class is the name of the folder an image lies in (``parent``), of the
+        labels_from: the class is the name of the folder of an image (``parent``), of the
             topmost one (``top``), or there is none; an image in ``path`` itself has no class.
 
     Raises:

@@ -1,4 +1,4 @@
-"""Base class of sources whose samples lie in large files that are listed once: tars and Parquet files."""
+"""Base class of sources whose samples are in large files that are listed once: tars and Parquet files."""
 
 import threading
 from abc import abstractmethod

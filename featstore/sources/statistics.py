@@ -23,7 +23,7 @@ def measure_images(
     Args:
         side: height and width of a picture, pixels; images are cut to a square.
         rank: of the covariance; 0 keeps the variance of each number alone.
-        per_class: whether every class is measured by itself; images without a label are then left out.
+        per_class: whether every class is measured separately; images without a label are then left out.
         least: fewest images of a class.
 
     Returns:

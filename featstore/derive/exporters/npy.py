@@ -1,7 +1,7 @@
 """One ``.npy`` file per column, to be memory-mapped: ``numpy.load(file, mmap_mode="r")``. No pickle.
 
-Files only grow, so a run that was stopped cuts them back to its last sure state and goes on. The header's count of rows
-is filled in at the end; numpy leaves room for it.
+Files only grow, so a run that was stopped cuts them back to its last complete state and resumes. The header's count of
+rows is filled in at the end; numpy leaves room for it.
 """
 
 import os

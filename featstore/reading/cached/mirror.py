@@ -58,7 +58,7 @@ STALLED_S = 900.0
 T = TypeVar("T")
 
 Objects = Mapping[str, tuple[int, ObjectRecord]]
-"""Objects by name: the number of their shard, and what the ledger says of them."""
+"""Objects by name: the number of their shard, and their ledger records."""
 
 
 @dataclass(eq=False)

@@ -213,7 +213,7 @@ def test_other_images_take_nothing_back(images: Path, tmp_path: Path) -> None:
     (images / "cat/02.png").write_bytes(b"")
     run(make_config(images, tmp_path / "s", max_invalid_share=1.0))
     (images / "cat/999.png").write_bytes(picture(5))
-    assert unreadable.take_back_readable(tmp_path / "s", folder_source(images)) == ([], "")
+    assert unreadable.remove_shards_readable_now(tmp_path / "s", folder_source(images)) == ([], "")
 
 
 def test_append_tells_a_failing_disk_from_changed_images(
