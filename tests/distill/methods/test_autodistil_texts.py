@@ -103,6 +103,10 @@ def test_from_a_store_of_texts_to_a_slice(place: Path, tmp_path: Path) -> None:
     assert len(found) == 4
     assert "linear_probe_top1" in found[0].row()
     best = tmp_path / "search" / "student"
+    again = distill.evaluate(best, workers=0, progress=False)
+    assert again["neighbour_agreement"] == pytest.approx(found[0].row()["neighbour_agreement"])
+    with pytest.raises(ConfigError, match="load_student"):
+        distill.export_student(run)
     moved = shutil.move(best, tmp_path / "moved")
     Path(own).unlink()
     model: Any = distill.load_student(moved)
