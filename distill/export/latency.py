@@ -20,6 +20,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 from tqdm import tqdm
 
@@ -189,7 +190,9 @@ def count_macs(model: nn.Module, size: tuple[int, int]) -> int:
         size: (H, W) of the input, pixels.
     """
     example = getattr(model, "example_input", None)  # of texts or point clouds
-    with torch.inference_mode(), FlopCounterMode(display=False) as counter:
+    # PyTorch counts no fused attention on a CPU.
+    unfused = sdpa_kernel(SDPBackend.MATH)
+    with torch.inference_mode(), unfused, FlopCounterMode(display=False) as counter:
         model(torch.zeros(1, 3, *size) if example is None else example())
     return int(counter.get_total_flops()) // 2
 

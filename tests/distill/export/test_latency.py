@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import save_file
+from timm.models.vision_transformer import Block
 from torch import nn
 
 from distill.config import StudentConfig
@@ -101,6 +102,13 @@ def test_multiply_adds_by_hand() -> None:
     """A convolution of 3 x 3 from 3 to 5 channels at 8 x 8 places, then a linear layer."""
     model = nn.Sequential(nn.Conv2d(3, 5, 3, padding=1), nn.ReLU(), nn.Flatten(), nn.Linear(320, 7))
     assert count_macs(model, (8, 8)) == 64 * 5 * 27 + 320 * 7
+
+
+def test_multiply_adds_of_attention() -> None:
+    """Of 5 tokens of width 8: four products with matrices of 8 x 8, an MLP of width 16, and two products of tokens."""
+    tokens = nn.Unflatten(3, (5, 8))  # (1, 3, 1, 40) -> (1, 3, 1, 5, 8)
+    model = nn.Sequential(tokens, nn.Flatten(0, 2), Block(8, 2, mlp_ratio=2))  # 3 sequences
+    assert count_macs(model, (1, 40)) == 3 * (5 * (4 * 64 + 2 * 128) + 2 * 5 * 5 * 8)
 
 
 @pytest.fixture(scope="module")
