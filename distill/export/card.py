@@ -286,7 +286,11 @@ def measures(manifest: dict[str, Any], run: FinishedRun) -> str:
     shown = ", ".join(
         f"{escape(item.label)} {item.text(value)}" for item, value in measures_of(run.record)
     )
-    lines = ["## Measures", "", f"On {count(manifest['num_test_images'], 'test image')}: {shown}."]
+    lines = [
+        "## Measures",
+        "",
+        f"On {count(manifest['num_test_images'], 'test image', 'test images')}: {shown}.",
+    ]
     if len(values) > 1:
         lines.append(
             f"{escape(measure.label)} of {len(values)} seeds: {measure.spread(values)} (mean and deviation)."

@@ -120,7 +120,8 @@ def run(
     chosen = few(np.union1d(part.labelled, part.unlabelled), config.probe.images, config.seed)
     students = [Sizes(folder, bench, chosen) for folder in config.slices]
     total = sum(len(item.model.sizes) for item in students)
-    say(f"space     {count(total, 'size')} of {count(len(students), 'slimmable student')}")
+    supers = count(len(students), "slimmable student", "slimmable students")
+    say(f"space     {count(total, 'size')} of {supers}")
     say(f"limit     {limits(config.limit)}")
     found = _rank(config, bench, students)
     largest = max(found, key=lambda item: (item.cost.parameters, item.cost.macs))
