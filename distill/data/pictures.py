@@ -6,7 +6,7 @@ The student is shown exactly the region that the teacher saw in the chosen store
 
 # B batch, S samples, V views, D teacher width, H W student input, C channels (3)
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -189,7 +189,7 @@ def request_table(requests: Sequence[Request]) -> Tensor:
         (request.sample, request.column, int(request.labelled), request.strong)
         for request in requests
     ]
-    return torch.tensor(table, dtype=torch.int64).reshape(-1, 4)
+    return torch.from_numpy(np.array(table, np.int64).reshape(-1, 4))
 
 
 class Changes:
@@ -228,17 +228,19 @@ def load_batches(
     """
     first = next(iter(batches), [])
     workers = fit_workers(workers, batch_bytes=len(first) * dataset.row_bytes, tensors=2)
-    loader = DataLoader(
-        dataset,
-        batch_sampler=batches,
-        num_workers=workers,
-        timeout=TIMEOUT_S if workers else 0,
-        collate_fn=_same,
-        # A generator of its own: otherwise starting the loader would move the global one, and a resumed run differ.
-        generator=torch.Generator().manual_seed(0),
-    )
+    made: Iterable[Pictures] = map(dataset.__getitems__, batches)
+    if workers:
+        made = DataLoader(
+            dataset,
+            batch_sampler=batches,
+            num_workers=workers,
+            timeout=TIMEOUT_S,
+            collate_fn=_same,
+            # A generator of its own: starting the loader would move the global one, and a resumed run differ.
+            generator=torch.Generator().manual_seed(0),
+        )
     where = dataset.samples.source.uri
-    for pictures in guarded(loader):
+    for pictures in guarded(made):
         if pictures.failure is not None:
             raise SourceError(pictures.failure)
         if pictures.changed:
@@ -291,31 +293,34 @@ class BatchMaker:
         fields: Mapping[str, StoredField] | None = None,
     ) -> None:
         self._fields = fields or {}
-        self._labels = torch.from_numpy(samples.labels)
+        self._labels = samples.labels
         self._features = features
         self._grid = grid
-        self._mean = torch.tensor(mean, device=device).reshape(1, -1, 1, 1)
-        self._std = torch.tensor(std, device=device).reshape(1, -1, 1, 1)
+        self._mean, self._std = (torch.tensor(value, device=device) for value in (mean, std))
         self.device = device
 
     def normalise(self, pixels: Tensor) -> Tensor:
         """(B, C, H, W) uint8 anywhere -> float32 on the device, normalised; other inputs stay as they are."""
         if pixels.dtype != torch.uint8:
             return pixels.to(self.device, non_blocking=True)
-        images = pixels.to(self.device, non_blocking=True).float()
-        return images.div_(255).sub_(self._mean).div_(self._std)
+        # By rows of pixels, in which the channels lie innermost: a quarter of the time on a CPU, the same bits.
+        rows = pixels.to(self.device, non_blocking=True).permute(0, 2, 3, 1).flatten(2).float()
+        mean, std = (value.repeat(pixels.shape[3]) for value in (self._mean, self._std))
+        images = rows.div_(255).sub_(mean).div_(std)
+        return images.unflatten(2, (pixels.shape[3], -1)).permute(0, 3, 1, 2)
 
     def __call__(self, pictures: Pictures) -> Batch:
         """Add labels, and what is stored of the same views."""
-        strong = pictures.requests[:, 3]
-        plain = pictures.requests[strong == 0]
-        indices, columns, labelled, _ = plain.unbind(1)
-        labels = torch.where(labelled.bool(), self._labels[indices], IGNORE)
+        requests = pictures.requests.numpy()  # its operations on few numbers take less time than torch's
+        strong = requests[:, 3]
+        plain = requests[strong == 0]
+        indices, columns, labelled, _ = plain.T.copy()
+        labels = torch.from_numpy(np.where(labelled, self._labels[indices], IGNORE))
         count = int(labelled.sum())
         stored = [
             None
             if part is None
-            else part.take(indices.numpy(), columns.numpy()).to(self.device, non_blocking=True)
+            else part.take(indices, columns).to(self.device, non_blocking=True)
             for part in (self._features, self._grid)
         ]
         return Batch(
@@ -323,13 +328,13 @@ class BatchMaker:
             labels=labels.to(self.device),
             teacher=stored[0],
             grid=stored[1],
-            indices=indices,
+            indices=torch.from_numpy(indices),
             num_labelled=count,
             num_unlabelled=len(plain) - count,
             num_strong=int(strong.max()) if len(strong) else 0,
             targets=None if pictures.targets is None else pictures.targets.to(self.device),
             fields={
-                name: stored.read(indices.numpy(), columns.numpy()[:, None])[:, 0].to(self.device)
+                name: stored.read(indices, columns[:, None])[:, 0].to(self.device)
                 for name, stored in self._fields.items()
             },
         )

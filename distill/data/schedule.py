@@ -8,6 +8,7 @@ Every image is thus shown equally often up to one, and a part that is smaller th
 import hashlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import NamedTuple
 
 import numpy as np
@@ -36,8 +37,16 @@ CANONICAL = -1  # column number of the canonical view, whether or not the store 
 
 def random_bits(*parts: int | str) -> int:
     """64 bits from SHA-256 over the parts; equal everywhere, unlike ``hash``."""
-    text = "|".join(str(part) for part in parts)
-    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "little")
+    *first, last = parts
+    hashed = _hash_of(*first).copy()
+    hashed.update(str(last).encode())
+    return int.from_bytes(hashed.digest()[:8], "little")
+
+
+@lru_cache(maxsize=64)
+def _hash_of(*parts: int | str) -> "hashlib._Hash":
+    """SHA-256 that has read the parts, which are the same for many images of a pass."""
+    return hashlib.sha256("".join(f"{part}|" for part in parts).encode())
 
 
 class Stream:
@@ -58,18 +67,23 @@ class Stream:
 
     def take(self, start: int, stop: int) -> list[tuple[int, int]]:
         """(index of the sample, number of the pass) at positions start to stop - 1."""
-        return [self._at(position) for position in range(start, stop)]
+        taken: list[tuple[int, int]] = []
+        while start < stop:
+            number, place = divmod(start, len(self.members))
+            chosen = self._shuffled(number)[place : place + stop - start]
+            taken += [(index, number) for index in chosen.tolist()]
+            start += len(chosen)
+        return taken
 
-    def _at(self, position: int) -> tuple[int, int]:
-        number, place = divmod(position, len(self.members))
+    def _shuffled(self, number: int) -> Indices:
+        """(n,) the members in the order of one pass."""
         if number not in self._passes:
             # Positions rise, so an old pass is never asked for again; two cover a batch across the border.
             for old in [key for key in self._passes if key < number - 1]:
                 del self._passes[old]
-            self._passes[number] = np.random.default_rng([self._key, number]).permutation(
-                len(self.members)
-            )
-        return int(self.members[self._passes[number][place]]), number
+            order = np.random.default_rng([self._key, number]).permutation(len(self.members))
+            self._passes[number] = self.members[order]
+        return self._passes[number]
 
 
 def allowed_columns(views: ViewSet, config: DataConfig) -> list[int]:
@@ -114,7 +128,7 @@ class ViewPicker:
 
     def strong(self, index: int, number: int, copy: int) -> int:
         """Random bits of the strong changes of copy 1, 2, ... of sample ``index`` in pass ``number``."""
-        return random_bits("distill-strong", self._seed, number, self._ids[index], copy)
+        return random_bits("distill-strong", self._seed, number, f"{self._ids[index]}|{copy}")
 
 
 @dataclass(frozen=True)

@@ -19,11 +19,26 @@ def linear_cka(x_ND: Tensor, y_NE: Tensor) -> float:
         raise ValueError(
             f"linear_cka: {tuple(x_ND.shape)} and {tuple(y_NE.shape)}; expected (N, D) and (N, E) with N at least 2."
         )
+    if len(x_ND) <= max(x_ND.shape[1], y_NE.shape[1]):
+        return gram_cka(gram(x_ND), gram(y_NE))
     x, y = x_ND.double(), y_NE.double()
     x, y = x - x.mean(0), y - y.mean(0)
     cross = (y.T @ x).square().sum()
     own = (x.T @ x).norm() * (y.T @ y).norm()
     return float(cross / own) if own > 0 else 0.0
+
+
+def gram(x_ND: Tensor) -> Tensor:
+    """(N, N) float64 inner products of the centred rows: all that CKA needs of a feature, for few rows."""
+    x = x_ND.double()
+    x = x - x.mean(0)
+    return x @ x.T
+
+
+def gram_cka(x_NN: Tensor, y_NN: Tensor) -> float:
+    """``linear_cka`` of two features, from the ``gram`` of each."""
+    own = x_NN.norm() * y_NN.norm()
+    return float((x_NN * y_NN).sum() / own) if own > 0 else 0.0
 
 
 def mean_norm(x_ND: Tensor) -> float:

@@ -117,7 +117,7 @@ class CustomKDConfig(
     stage1_weight_decay: float = 1e-4
     """Weight decay of stage 1; not applied to biases and normalisation layers."""
 
-    watch_every: int = 1
+    watch_every: int = 5
     """Cycles between two measurements of the alignment (CKA) of student, teacher and customised feature, on at most
     1,024 test images; 0 switches them off. Does not change the training."""
 
@@ -233,7 +233,7 @@ class CustomKD(VectorMethod):
             numbers = self._stage1(cycle, student)
         look = options.watch_every > 0 and cycle % options.watch_every == 0
         head = self._head(student)
-        return numbers | self.watch.customised(self.customise, head, with_student=look)
+        return numbers | self.watch.customised(self.customise, head, with_cka=look)
 
     def _stage1(self, cycle: int, student: Student) -> dict[str, float]:
         """Train P_t alone (with ``--customkd.head random`` its head too) on labelled features."""

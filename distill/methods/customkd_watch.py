@@ -11,7 +11,7 @@ from collections.abc import Callable
 from typing import Any
 
 from distill.lazy import Tensor, no_grad, torch
-from distill.measures.feature_similarity import linear_cka, mean_norm, mean_variance, thin_out, top1
+from distill.measures.feature_similarity import gram, gram_cka, mean_norm, mean_variance, thin_out, top1
 from distill.methods.base import FeatureNorm, Setup
 
 WATCHED = 1024  # most training rows, and most test rows, that are measured
@@ -45,14 +45,14 @@ class Watch:
 
     @no_grad
     def customised(
-        self, customise: Function, head: Function, *, with_student: bool
+        self, customise: Function, head: Function, *, with_cka: bool
     ) -> dict[str, float]:
         """Measure at the start of a cycle, after its stage 1 if it has one.
 
         Args:
             customise: (N, D) raw stored features -> (N, C).
             head: (N, C) -> (N, K), the head of stage 1.
-            with_student: also run the student on the test list.
+            with_cka: run the student on the test list, too, and compare the three features.
 
         Returns:
             Numbers for the log. "cka/" are on the test list, with f_t as it is stored.
@@ -70,12 +70,12 @@ class Watch:
             "norm/P_t(f_t)": self.custom_norm,
             "variance/P_t(f_t)": self.variance,
         }
-        if len(self.held_out) > 1:
-            numbers["cka/P_t(f_t),f_t"] = linear_cka(test_custom, test_feature)
-            if with_student:
-                student = setup.predict(self.held_out)[0].to(setup.device)
-                numbers["cka/f_s,f_t"] = linear_cka(student, test_feature)
-                numbers["cka/f_s,P_t(f_t)"] = linear_cka(student, test_custom)
+        if with_cka and len(self.held_out) > 1:
+            stored, custom = gram(test_feature), gram(test_custom)
+            student = gram(setup.predict(self.held_out)[0].to(setup.device))
+            numbers["cka/P_t(f_t),f_t"] = gram_cka(custom, stored)
+            numbers["cka/f_s,f_t"] = gram_cka(student, stored)
+            numbers["cka/f_s,P_t(f_t)"] = gram_cka(student, custom)
         return numbers
 
     @no_grad

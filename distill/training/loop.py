@@ -41,6 +41,9 @@ both also name method and seed."""
 CHECKPOINT_S = 5.0
 """At the end of an epoch a checkpoint is written if the one before is older than this, and at the end of the run."""
 
+CHECKPOINT_SHARE = 0.01
+"""Largest share of the time that these checkpoints may take: where writing one takes long, fewer are written."""
+
 StepHook = Callable[[int], None]
 """Called with the number of finished optimiser steps, after a checkpoint that is due."""
 
@@ -345,7 +348,12 @@ class Loop(RunParts):
             callback(dict(values))
 
     def _save(self) -> None:
-        self._due = time.monotonic() + CHECKPOINT_S
+        began = time.monotonic()
+        self._write_checkpoint()
+        now = time.monotonic()
+        self._due = now + max(CHECKPOINT_S, (now - began) / CHECKPOINT_SHARE)
+
+    def _write_checkpoint(self) -> None:
         states = gather_object([checkpoint.rng_state(self.accelerator.device)])
         if not self.accelerator.is_main_process:
             return

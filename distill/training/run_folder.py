@@ -26,6 +26,7 @@ FREE = {
     "train": {"workers", "checkpoint_every", "log_every", "time_limit"},
     "eval": {"every", "batch_size"},
     "source": {"path", "allow_cut_tars", "image_member", "cache_gb"},
+    "customkd": {"watch_every"},
 }
 """Settings that do not change a result, or where files merely lie; they may differ between two starts of one run."""
 
@@ -66,8 +67,10 @@ def contract(
     for name in (method, config.partner):
         if has_options(name):
             parts[name] = dataclasses.asdict(options_of(config, name))
-    for section, names in FREE.items():
-        parts[section] = {key: value for key, value in parts[section].items() if key not in names}
+    for section in FREE.keys() & parts.keys():
+        parts[section] = {
+            key: value for key, value in parts[section].items() if key not in FREE[section]
+        }
     if config.task not in ("auto", "classify"):  # the only task of older versions
         parts["task"] = config.task
         if has_options(config.task):

@@ -58,6 +58,7 @@ def _every_epoch_has_a_checkpoint(monkeypatch: pytest.MonkeyPatch) -> None:
     from distill.training import loop
 
     monkeypatch.setattr(loop, "CHECKPOINT_S", 0.0)
+    monkeypatch.setattr(loop, "CHECKPOINT_SHARE", float("inf"))
 
 
 @pytest.fixture

@@ -54,6 +54,10 @@ def test_cka_is_one_for_itself_and_blind_to_rotation_and_scale() -> None:
     assert linear_cka(x, 3 * x @ rotation + 5) == pytest.approx(1)
     assert linear_cka(x, torch.randn(50, 8)) < 0.6
     assert linear_cka(x, torch.ones(50, 2)) == 0
+    wide = torch.randn(8, 60, dtype=torch.float64)
+    left, scale, _ = torch.linalg.svd(wide, full_matrices=False)
+    # Of the same feature turned into 60 columns (products of rows) and into 8 (products of columns).
+    assert linear_cka(x, x @ wide) == pytest.approx(linear_cka(x, x @ left * scale))
     with pytest.raises(ValueError, match="linear_cka"):
         linear_cka(x, x[:3])
 

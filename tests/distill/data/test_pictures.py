@@ -304,6 +304,19 @@ def test_a_batch_hides_the_labels_of_unlabelled_images(images: Path, store: Feat
     )
 
 
+@pytest.mark.parametrize("form", [torch.channels_last, torch.contiguous_format])
+def test_pixels_are_normalised_by_channel(
+    images: Path, store: FeatureStore, form: torch.memory_format
+) -> None:
+    """To the last bit (pixel / 255 - mean) / std of its channel, wherever channels lie in memory."""
+    samples = join_samples(folder(images), store, DATA)
+    mean, std = (0.5, 0.25, 0.1), (0.2, 0.3, 0.7)
+    maker = BatchMaker(samples, mean=mean, std=std, device=torch.device("cpu"))
+    pixels = torch.randint(256, (2, 3, 5, 7), dtype=torch.uint8).contiguous(memory_format=form)
+    centre, scale = (torch.tensor(value).reshape(1, 3, 1, 1) for value in (mean, std))
+    assert torch.equal(maker.normalise(pixels), (pixels.float() / 255 - centre) / scale)
+
+
 def test_the_cache_changes_nothing(images: Path, store: FeatureStore) -> None:
     """Same pictures with and without, also when it is full after a few."""
     samples = join_samples(folder(images), store, DATA)

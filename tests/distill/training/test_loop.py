@@ -3,6 +3,7 @@
 import dataclasses
 import importlib.util
 import json
+import math
 import os
 import signal
 import subprocess
@@ -98,24 +99,23 @@ def test_an_interrupted_run_ends_bit_identical(make_config: MakeConfig, stop_aft
 def test_short_epochs_share_a_checkpoint(
     make_config: MakeConfig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Epochs that end within seconds of each other write one at the end of the run, which is bit-identical."""
+    """Epochs that end soon after each other, or sooner than a checkpoint is worth, share one; the end is identical."""
     saved: list[int] = []
     monkeypatch.setattr(
         checkpoint, "save", lambda folder, contract, values: saved.append(values["step"])
     )
-    for seconds, steps in ((1e9, [9]), (0.0, [3, 6, 9])):
+    cases = ((1e9, math.inf, [9]), (0.0, 1e-12, [3, 9]), (0.0, math.inf, [3, 6, 9]))
+    ends = []
+    for seconds, share, steps in cases:
         monkeypatch.setattr(train, "CHECKPOINT_S", seconds)
-        config = make_config(
-            train__epochs=3, methods=["labels"], out=f"{make_config().out}{seconds}"
-        )
+        monkeypatch.setattr(train, "CHECKPOINT_SHARE", share)
+        out = f"{make_config().out}{seconds}-{share}"
+        config = make_config(train__epochs=3, methods=["labels"], out=out)
         start(config, "labels")
         assert saved == steps
         saved.clear()
-    ends = [
-        (Path(f"{make_config().out}{seconds}") / "labels/seed0/student.safetensors").read_bytes()
-        for seconds in (1e9, 0.0)
-    ]
-    assert ends[0] == ends[1]
+        ends.append((Path(out) / "labels/seed0/student.safetensors").read_bytes())
+    assert ends[0] == ends[1] == ends[2]
 
 
 KILLED = """
@@ -207,6 +207,9 @@ def test_settings_that_a_version_did_not_have_yet() -> None:
         other[section][key] = "another"
         with pytest.raises(ConfigError, match=f"--{section}.{key}: there .*, now 'another'"):
             run_folder.check_same_run(Path("there/run.json"), found=found, asked=other)
+    found = json.loads(json.dumps(asked))
+    found["customkd"]["watch_every"] = 1  # of versions for which it was part of the contract
+    run_folder.check_same_run(Path("there/run.json"), found=found, asked=asked)
     found = {name: values for name, values in asked.items() if name != "customkd"}
     run_folder.check_same_run(Path("there/run.json"), found=found, asked=asked)
 
