@@ -42,6 +42,9 @@ WHOLE_BYTES = 8 * 2**20
 STREAM_BYTES = 2**18
 """Downloads are passed on in pieces of about this size."""
 
+PART_REPEATS = 2
+"""How often a part of a large file is sent again alone; after that, the file is sent again from its first byte."""
+
 MOST_PARTS = 9_000
 """S3 takes 10,000."""
 
@@ -78,8 +81,8 @@ class ObjectPlace(Place):
     boto3 is installed.
     """
 
-    own: ClassVar = {**Place.own, "_store": lambda: None}
-    _store: "ObjectStore | None"
+    own: ClassVar = {**Place.own, "_stores": dict}
+    _stores: "dict[int, ObjectStore]"  # connections by the number of times that they repeat a request
 
     def __init__(self, url: str, retry: Retry, options: Mapping[str, str]) -> None:
         """See the class.
@@ -100,10 +103,10 @@ class ObjectPlace(Place):
         if not _state.forked:
             self._connect()
 
-    def _connect(self) -> "ObjectStore":
-        if self._store is None:
-            self._store = _open(self._url, self.retry, self._options)
-        return self._store
+    def _connect(self, repeats: int = 0) -> "ObjectStore":
+        if repeats not in self._stores:
+            self._stores[repeats] = _open(self._url, self.retry, self._options, repeats)
+        return self._stores[repeats]
 
     def _size(self, name: str) -> int:
         if _state.forked:
@@ -197,6 +200,7 @@ class ObjectPlace(Place):
         else:
             part = max(WHOLE_BYTES, -(-size // MOST_PARTS))
             # One part at a time of each file: several files are sent at once, and memory stays small.
+            store = self._connect(repeats=min(PART_REPEATS, self.retry.attempts - 1))
             store.put(name, file_pieces(data, progress), chunk_size=part, max_concurrency=1)
 
     def _put_if(self, name: str, data: bytes, tag: Tag | None) -> Tag | None:
@@ -438,7 +442,13 @@ def without_secrets(url: str) -> str:
     return urlunsplit(parts._replace(netloc=f"{user}{host}")).rstrip("/")
 
 
-def _open(url: str, retry: Retry, options: Mapping[str, str]) -> "ObjectStore":
+def _open(url: str, retry: Retry, options: Mapping[str, str], repeats: int) -> "ObjectStore":
+    """Connect to a bucket or web server.
+
+    Args:
+        repeats: How often obstore itself repeats a request. Others are repeated in one place, ``Place``, which also
+            knows at which byte to resume.
+    """
     try:
         import obstore.exceptions as errors
         from obstore.store import AzureStore, GCSStore, HTTPStore, S3Store
@@ -447,10 +457,16 @@ def _open(url: str, retry: Retry, options: Mapping[str, str]) -> "ObjectStore":
             f"{without_secrets(url)}: needs obstore. Install it with: pip install 'featstore-distill[remote]'"
         ) from None
     scheme = urlsplit(url).scheme
-    # Requests are repeated in one place, ``Place``, which also knows at which byte to resume.
     patience = datetime.timedelta(seconds=retry.timeout_s)
     common: dict[str, Any] = {
-        "retry_config": {"max_retries": 0},
+        "retry_config": {
+            "max_retries": repeats,
+            "backoff": {
+                "init_backoff": datetime.timedelta(seconds=retry.first_s),
+                "max_backoff": datetime.timedelta(seconds=retry.most_s),
+                "base": 2,
+            },
+        },
         "client_options": {
             "timeout": datetime.timedelta(days=7),  # of a whole body; it may be large
             "read_timeout": patience,

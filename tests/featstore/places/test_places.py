@@ -28,8 +28,10 @@ from featstore.places.buckets import WHOLE_BYTES, ObjectPlace
 from featstore.places.open_place import is_url, open_place
 from tests.featstore.processes import fork, wait
 from tests.servers.answers import serve_answers
+from tests.servers.cutter import serve_cutter
 from tests.servers.fixtures import OwnBucket
 from tests.servers.hub import serve_hub
+from tests.servers.programs import HOST
 from tests.servers.sftp import Sftp
 from tests.servers.web import Web
 
@@ -335,6 +337,21 @@ def test_a_bucket_that_does_not_exist(s3: OwnBucket) -> None:
             call()
         assert not isinstance(caught.value, RemoteNotFound)
         assert "<" not in str(caught.value)
+
+
+def test_a_part_that_is_cut_is_sent_again_alone(s3: OwnBucket, tmp_path: Path) -> None:
+    """Two cut connections within a large upload: no byte of the parts before is sent twice."""
+    big = tmp_path / "big"
+    big.write_bytes(bytes(range(256)) * (2 * WHOLE_BYTES // 256) + b"the end")
+    port = int(s3.endpoint.rpartition(":")[2])
+    with serve_cutter(port, seed=0, most=2, after=(5 * 2**20, 6 * 2**20)) as cutter:
+        s3.patch.setenv("AWS_ENDPOINT_URL", f"http://{HOST}:{cutter.port}")
+        place, moved = open_place(f"{s3.url}/there", retry=QUICK), list[int]()
+        place.write("big", big, progress=moved.append)
+        assert cutter.cuts == 2
+    assert min(moved) == 0
+    assert sum(moved) == big.stat().st_size
+    assert s3.get("there/big") == big.read_bytes()
 
 
 @pytest.mark.parametrize(
