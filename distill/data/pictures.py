@@ -311,16 +311,16 @@ class BatchMaker:
 
     def __call__(self, pictures: Pictures) -> Batch:
         """Add labels, and what is stored of the same views."""
-        requests = pictures.requests.numpy()  # its operations on few numbers take less time than torch's
+        requests = (
+            pictures.requests.numpy()
+        )  # its operations on few numbers take less time than torch's
         strong = requests[:, 3]
         plain = requests[strong == 0]
         indices, columns, labelled, _ = plain.T.copy()
         labels = torch.from_numpy(np.where(labelled, self._labels[indices], IGNORE))
         count = int(labelled.sum())
         stored = [
-            None
-            if part is None
-            else part.take(indices, columns).to(self.device, non_blocking=True)
+            None if part is None else part.take(indices, columns).to(self.device, non_blocking=True)
             for part in (self._features, self._grid)
         ]
         return Batch(

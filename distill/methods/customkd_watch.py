@@ -11,7 +11,14 @@ from collections.abc import Callable
 from typing import Any
 
 from distill.lazy import Tensor, no_grad, torch
-from distill.measures.feature_similarity import gram, gram_cka, mean_norm, mean_variance, thin_out, top1
+from distill.measures.feature_similarity import (
+    gram,
+    gram_cka,
+    mean_norm,
+    mean_variance,
+    thin_out,
+    top1,
+)
 from distill.methods.base import FeatureNorm, Setup
 
 WATCHED = 1024  # most training rows, and most test rows, that are measured

@@ -64,6 +64,9 @@ METADATA_SERVICES = ("169.254.169.254", "169.254.170.2", "metadata.google.intern
 REGION = ("PermanentRedirect", "AuthorizationHeaderMalformed", "IllegalLocationConstraintException")
 """Error codes of a bucket in another region."""
 
+FULL = ("XMinioStorageFull", "QuotaExceeded", "InsufficientStorage")
+"""Error codes of a bucket that is full."""
+
 CODE_ADVICE = {
     "ExpiredToken": "Get new credentials, then run the same command again: it resumes.",
     "RequestTimeTooSkewed": "Set the clock of this machine (NTP), then run the same command again.",
@@ -82,7 +85,9 @@ class ObjectPlace(Place):
     """
 
     own: ClassVar = {**Place.own, "_stores": dict}
-    _stores: "dict[int, ObjectStore]"  # connections by the number of times that they repeat a request
+    _stores: (
+        "dict[int, ObjectStore]"  # connections by the number of times that they repeat a request
+    )
 
     def __init__(self, url: str, retry: Retry, options: Mapping[str, str]) -> None:
         """See the class.
@@ -320,6 +325,16 @@ class ObjectPlace(Place):
             return RemoteError(
                 f"{where}: the bucket is in another region than was asked. Set AWS_REGION, or --option "
                 f"region=... ({text})"
+            )
+        if self.scheme in ("s3", "s3a") and "performing HEAD" in text and "400 Bad Request" in text:
+            # Such answers have no body.
+            return AccessRefused(
+                f"{where}: access refused, without a reason (400). Expired credentials are answered so, and those of "
+                "another region: get new ones, or set AWS_REGION; then run the same command again: it resumes."
+            )
+        if any(code in text for code in FULL):
+            return RemoteError(
+                f"{where}: the bucket is full ({text}). Make room, then run the same command again: it resumes."
             )
         for code, advice in CODE_ADVICE.items():
             if code in text:

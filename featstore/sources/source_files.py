@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
-from featstore.errors import RemoteError, SourceError
+from featstore.errors import RemoteError, RemoteNotFound, SourceError
 
 if TYPE_CHECKING:
     from featstore.places.base import Place
@@ -130,7 +130,7 @@ def remote_refusals(name: str) -> Iterator[None]:
     try:
         yield
     except RemoteError as error:
-        raise SourceError(
-            f"{name}: cannot be read: {error}. Files that were listed must stay there; run the same command "
-            "again to resume."
-        ) from error
+        advice = "The same command resumes."
+        if isinstance(error, RemoteNotFound):
+            advice = "Files that were listed must stay there: put it back, then run the same command again to resume."
+        raise SourceError(f"{name}: cannot be read: {str(error).rstrip('.')}. {advice}") from error

@@ -45,6 +45,13 @@ DAMAGED_UPLOADS = (
 )
 """Faults of requests that the server takes for what was sent."""
 
+REFUSED = {
+    "expired": ("400 Bad Request", "ExpiredToken"),
+    "denied": ("403 Forbidden", "AccessDenied"),
+    "full": ("507 Insufficient Storage", "XMinioStorageFull"),
+}
+"""Status and error code of answers that a repeated request gets again; not among ``KINDS``."""
+
 KINDS = (*BROKEN, *SLOW, *DAMAGE, *DAMAGED_UPLOADS)
 
 CHANGES = {*DAMAGE, *DAMAGED_UPLOADS} - {"twice"}
@@ -75,7 +82,7 @@ class Plan:
     piece_s: float = 0.002  # pause between two pieces of a dripping answer, seconds
 
     def __post_init__(self) -> None:
-        unknown = set(self.kinds) - set(KINDS)
+        unknown = set(self.kinds) - {*KINDS, *REFUSED}
         assert not unknown, unknown
 
 

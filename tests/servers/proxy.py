@@ -14,15 +14,18 @@ from urllib.parse import urlsplit
 from weakref import WeakSet
 
 from tests.servers.background import Listener, listening
-from tests.servers.faults import Dealer, Fault, Plan
+from tests.servers.faults import REFUSED, Dealer, Fault, Plan
 from tests.servers.programs import HOST
 
 END = b"\r\n\r\n"
 ENDLESS = 2**40
 PAGE = b"<!doctype html><html><title>Log in</title><p>Please accept the terms of this network.</p></html>"
-SLOW_DOWN = (
-    b"<?xml version='1.0'?><Error><Code>SlowDown</Code><Message>Reduce your rate.</Message></Error>"
-)
+ERRORS = {
+    "error 500": ("500 Internal Server Error", "SlowDown"),
+    "error 503": ("503 Slow Down", "SlowDown"),
+    **REFUSED,
+}
+"""Status and code of errors, by kind of fault."""
 
 
 @dataclass(frozen=True)
@@ -103,10 +106,13 @@ class Proxy(Dealer, Listener):
             self.record(fault)
             await asyncio.sleep(self.plan.stall_s)
             return False
-        if fault and kind.startswith("error"):
+        if fault and kind in ERRORS:
             self.record(fault)
-            reason = {"error 500": "500 Internal Server Error", "error 503": "503 Slow Down"}[kind]
-            writer.write(Message(f"HTTP/1.1 {reason}", (), SLOW_DOWN).encode())
+            status, code = ERRORS[kind]
+            text = (
+                f"<?xml version='1.0'?><Error><Code>{code}</Code><Message>{kind}</Message></Error>"
+            )
+            writer.write(Message(f"HTTP/1.1 {status}", (), text.encode()).encode())
             return True
         if fault and kind == "redirect":
             self.record(fault)

@@ -383,6 +383,16 @@ def test_errors_that_stay(
             assert "<" not in str(caught.value)
 
 
+def test_an_answer_without_a_reason(monkeypatch: pytest.MonkeyPatch) -> None:
+    """S3 answers a HEAD with expired credentials by 400 and nothing else."""
+    with serve_answers(lambda request: (400, {}, b"")) as server:
+        monkeypatch.setenv("AWS_ENDPOINT_URL", server.url)
+        monkeypatch.setenv("AWS_ACCESS_KEY_ID", "a")
+        monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "b")
+        with pytest.raises(AccessRefused, match=r"credentials.*AWS_REGION"):
+            open_place("s3://bucket/store", retry=SLOW).size("x")
+
+
 def test_no_credentials(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """One attempt at the cloud's own service for them, then what to set."""
     for name in [name for name in os.environ if name.startswith("AWS_")]:

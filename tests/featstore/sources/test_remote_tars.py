@@ -23,7 +23,7 @@ from featstore.sources.listing import Ids, listing_path, read_listing
 from featstore.sources.source_files import RemoteFile, SourceFile
 from tests.featstore.formula import make_config, run
 from tests.images import picture
-from tests.servers.faults import Plan
+from tests.servers.faults import NONE, Plan
 from tests.servers.fixtures import MakeProxy, OwnBucket
 from tests.servers.web import Web
 
@@ -151,6 +151,24 @@ def test_requests_that_fail_are_repeated(bucket: OwnBucket, faulty: MakeProxy) -
     proxy = faulty(bucket.endpoint, Plan(kinds=("error 500", "cut body"), most=1))
     bucket.through(proxy)
     assert contents(tars(f"{bucket.url}/tars"))[14] == picture(14)
+
+
+@pytest.mark.parametrize(
+    ("kind", "named"), [("expired", "credentials"), ("denied", "AWS_ACCESS_KEY_ID")]
+)
+def test_rights_that_end_while_images_are_read(
+    bucket: OwnBucket, faulty: MakeProxy, kind: str, named: str
+) -> None:
+    """An error of the source that ends the run, not an image that cannot be read; afterwards it is read again."""
+    proxy = faulty(bucket.endpoint, NONE)
+    bucket.through(proxy)
+    source = tars(f"{bucket.url}/tars")
+    assert source.read(0) == picture(0)
+    proxy.plan = Plan(kinds=[kind], most=-1)
+    with pytest.raises(SourceError, match=named):
+        source.read(12)
+    proxy.plan = NONE
+    assert source.read(12) == picture(12)
 
 
 def test_memory_is_bounded_by_the_window(

@@ -338,7 +338,7 @@ REFUSALS = [
     (301, "PermanentRedirect", "AWS_REGION"),
     (501, "NotImplemented", "featstore push FOLDER"),
     (404, "NoSuchBucket", "no such bucket"),
-    (507, "XMinioStorageFull", "XMinioStorageFull"),
+    (507, "XMinioStorageFull", "bucket is full"),
 ]
 
 
@@ -400,10 +400,24 @@ def test_a_bad_network(
     assert fetched(s3, tmp_path / "copy") == straight
 
 
+@pytest.mark.parametrize(
+    ("kind", "named"),
+    [
+        ("error 503", "SlowDown"),
+        ("full", "bucket is full"),
+        ("expired", "new credentials"),
+        ("denied", "AWS_ACCESS_KEY_ID"),
+    ],
+)
 def test_a_bucket_that_fails_from_now_on(
-    s3: OwnBucket, faulty: MakeProxy, straight: dict[str, Any], tmp_path: Path
+    s3: OwnBucket,
+    faulty: MakeProxy,
+    straight: dict[str, Any],
+    tmp_path: Path,
+    kind: str,
+    named: str,
 ) -> None:
-    """It is full, or answers 503: the run ends with the error of the server; the same command resumes."""
+    """The run ends with the error of the server; the same command resumes."""
     writes = [0]
 
     def later(method: str, target: str) -> bool:
@@ -411,8 +425,8 @@ def test_a_bucket_that_fails_from_now_on(
         return method == "PUT" and writes[0] > 10
 
     url = f"{s3.url}/s"
-    s3.through(faulty(s3.endpoint, Plan(kinds=["error 503"], most=-1, only=later)))
-    with pytest.raises(RemoteError, match="SlowDown"):
+    s3.through(faulty(s3.endpoint, Plan(kinds=[kind], most=-1, only=later)))
+    with pytest.raises(RemoteError, match=named):
         run_bucket_job(url)
     s3.patch.setenv("AWS_ENDPOINT_URL", s3.endpoint)
     assert 0 < run_bucket_job(url, lease_s=0.3).rows < MANIFEST.num_rows
