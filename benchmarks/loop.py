@@ -79,6 +79,7 @@ class Turns:
         self._ends = False
         self._now = 0.0
         self._aside = 0.0  # seconds of the bare loop
+        stage1: Any
         begin, end, stage1 = (
             loop._begin_epoch, loop._end_epoch, getattr(loop.method, "_stage1", None),
         )  # fmt: skip

@@ -306,8 +306,8 @@ class BatchMaker:
         # By rows of pixels, in which the channels lie innermost: a quarter of the time on a CPU, the same bits.
         rows = pixels.to(self.device, non_blocking=True).permute(0, 2, 3, 1).flatten(2).float()
         mean, std = (value.repeat(pixels.shape[3]) for value in (self._mean, self._std))
-        images = rows.div_(255).sub_(mean).div_(std)
-        return images.unflatten(2, (pixels.shape[3], -1)).permute(0, 3, 1, 2)
+        rows.div_(255).sub_(mean).div_(std)
+        return rows.view(*rows.shape[:2], pixels.shape[3], -1).permute(0, 3, 1, 2)
 
     def __call__(self, pictures: Pictures) -> Batch:
         """Add labels, and what is stored of the same views."""
