@@ -194,6 +194,7 @@ def settings(place: Path, out: Path, **changes: Any) -> dict[str, Any]:
     }
 
 
+@pytest.mark.slow
 def test_both_phases(place: Path, tmp_path: Path) -> None:
     """Distilled against stored English, both languages are measured; the student loads and encodes; no export."""
     run = distill.run(**settings(place, tmp_path, partner="pairs", pairs={"share": 0.5}))[0]

@@ -51,6 +51,7 @@ def table(config: DistillConfig) -> list[dict[str, str]]:
         return list(csv.DictReader(file))
 
 
+@pytest.mark.slow
 def test_the_best_on_held_out_training_images_is_trained_with_all_seeds(
     asked: DistillConfig, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -81,6 +82,7 @@ def test_the_best_on_held_out_training_images_is_trained_with_all_seeds(
     assert not list(out.glob("auto/**/report.html"))
 
 
+@pytest.mark.slow
 def test_a_finished_choice_is_not_made_again(
     asked: DistillConfig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -99,6 +101,7 @@ def test_a_finished_choice_is_not_made_again(
     ]
 
 
+@pytest.mark.slow
 def test_a_choice_that_was_interrupted_resumes(
     asked: DistillConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -127,6 +130,7 @@ def test_a_choice_that_was_interrupted_resumes(
     assert [item["measures"] for item in records] == [item["measures"] for item in expected]
 
 
+@pytest.mark.slow
 def test_a_candidate_that_cannot_be_trained_is_left_out(
     asked: DistillConfig, monkeypatch: pytest.MonkeyPatch
 ) -> None:

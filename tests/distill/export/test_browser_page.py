@@ -138,6 +138,7 @@ def test_the_page_checks_itself(window: Browser) -> None:
     assert found["far"] < 1e-3
 
 
+@pytest.mark.slow
 def test_what_is_no_picture_is_refused(window: Browser, tmp_path: Path) -> None:
     """On the page, in a sentence; the next picture works."""
     (tmp_path / "notes.jpg").write_text("not a picture")

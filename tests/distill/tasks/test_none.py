@@ -143,6 +143,7 @@ def test_what_auto_means(make_backbone: Any, store: FeatureStore, tmp_path: Path
             resolve(broken, labelled, store)
 
 
+@pytest.mark.slow
 def test_a_backbone_resumes_to_the_bit(make_backbone: Any) -> None:
     """Stopped in the middle of an epoch, with batch norm, keeping the best: the same bytes."""
     settings = {

@@ -90,6 +90,7 @@ def test_a_task_from_a_file(make_quality: Any, capsys: Any) -> None:
     assert run(config)[0]["skipped"]
 
 
+@pytest.mark.slow
 def test_it_resumes_to_the_bit(make_quality: Any) -> None:
     """Stopped in an epoch, keeping the best, which is the lowest."""
     changes = {"train__epochs": 4, "train__checkpoint_every": 2, "train__keep_best": True}

@@ -207,6 +207,7 @@ def make_prompts(
     return make
 
 
+@pytest.mark.slow
 def test_a_run(make_prompts: Any, images: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Every term is there, the teacher's image encoder is never built, a stopped run ends in the same bits."""
     from transformers.models.sam import modeling_sam
@@ -245,6 +246,7 @@ def test_a_run(make_prompts: Any, images: Path, monkeypatch: pytest.MonkeyPatch)
         evaluate(EvaluateConfig(model=str(folder), store="none", workers=0))
 
 
+@pytest.mark.slow
 def test_the_embedding_comes_close_to_the_stored_one(make_prompts: Any) -> None:
     """The distance to the embedding falls, and all weights of the student's head are trained."""
     config = make_prompts()

@@ -158,6 +158,7 @@ def make_segment(make_config: MakeConfig, images: Path, tmp_path: Path) -> Any:
     return make
 
 
+@pytest.mark.slow
 def test_a_run_with_its_own_head(make_segment: Any) -> None:
     """Backbone with plain keys, head beside it; resumed to the bit; loaded and measured again."""
     straight = make_segment()

@@ -58,6 +58,7 @@ def make(make_config: MakeConfig, texts: FeatureStore) -> Any:
     return make
 
 
+@pytest.mark.slow
 def test_a_student_that_meets_a_new_class(make: Any, texts: FeatureStore, capsys: Any) -> None:
     """No image of the unseen class trains; a plain classifier of all classes and the embedding head come out."""
     config = make(methods=["labels", "embedding", "vlm_ood"], train__epochs=3, report=True)

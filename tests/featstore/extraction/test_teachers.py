@@ -250,6 +250,7 @@ def offline(monkeypatch: pytest.MonkeyPatch) -> None:
         ({"library": "open_clip", "name": "tiny-clip", "tag": "some"}, "tiny-clip"),
     ],
 )
+@pytest.mark.slow
 def test_an_unreachable_hub(
     monkeypatch: pytest.MonkeyPatch, tiny_clip: str, changes: dict[str, Any], place: str
 ) -> None:

@@ -111,6 +111,7 @@ def test_a_passing_failure_costs_nothing(
 
 @pytest.mark.parametrize("error", FAILURES, ids=lambda error: getattr(error, "strerror", "memory"))
 @pytest.mark.parametrize("workers", [0, 1])
+@pytest.mark.slow
 def test_a_lasting_failure_ends_the_run_and_marks_no_row(
     error: BaseException,
     workers: int,
@@ -160,6 +161,7 @@ def test_an_image_of_its_own_fault_stays_invalid(images: Path) -> None:
     assert load.was_unreadable(str(batch.reasons[3]))
 
 
+@pytest.mark.slow
 def test_repair_tries_unreadable_rows_again(
     images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

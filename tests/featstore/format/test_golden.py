@@ -186,6 +186,7 @@ def test_the_page_says_what_every_checksum_covers(name: str, tmp_path: Path) -> 
         path.write_bytes(data)
 
 
+@pytest.mark.slow
 def test_the_reader_of_the_page_imports_nothing_of_ours() -> None:
     """Only the standard library and numpy; numcodecs where a codec is not in the standard library."""
     tree = ast.parse(Path(page_reader.__file__).read_text())

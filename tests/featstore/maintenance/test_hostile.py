@@ -850,6 +850,7 @@ def test_nothing_outside_was_touched(seen: dict[str, Any]) -> None:
     assert seen["outside"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ATTACKS)
 def test_a_hostile_store(name: str, seen: dict[str, Any]) -> None:
     """No operation crashes, hangs, reaches outside or takes much memory; and somebody says what is wrong."""

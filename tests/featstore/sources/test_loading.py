@@ -105,6 +105,7 @@ class Lost(Dataset[Any]):
 
 
 @pytest.mark.parametrize("how", ["killed", "hangs"])
+@pytest.mark.slow
 def test_a_lost_process_is_an_error(how: str) -> None:
     """It ended, or it handed over nothing for the time-out: one sentence with advice, and no hang."""
     loader = DataLoader(Lost(how), num_workers=1, timeout=3)

@@ -103,6 +103,7 @@ def test_extraction_is_killed_at_random_moments(image_folder: Path, tmp_path: Pa
         stores += 1
 
 
+@pytest.mark.slow
 def test_loader_processes_die_with_their_run(image_folder: Path, tmp_path: Path) -> None:
     """A killed run's loader processes live on for seconds; the next run neither fails nor misses an image."""
     config = make_config(image_folder, tmp_path / "s", workers=1)
