@@ -28,7 +28,8 @@ class EvaluateConfig:
     teachers: list[TeacherConfig] = dataclasses.field(default_factory=list)
     """Further teachers, as the run was given them; the agreement is then with all of them side by side."""
     source: SourceConfig | None = None
-    """Images, as for training; empty takes the run's own. A path alone names another place of the same kind."""
+    """Images, as for training; empty takes the run's own. A path alone names another place of the same kind,
+    with all that lies there."""
     data: DataConfig | None = None
     """Which images play which part, as for training; empty takes those of the run with its own images. For a backbone,
     all images with labels take part, and a fifth of each class is measured."""

@@ -311,9 +311,7 @@ class BatchMaker:
 
     def __call__(self, pictures: Pictures) -> Batch:
         """Add labels, and what is stored of the same views."""
-        requests = (
-            pictures.requests.numpy()
-        )  # its operations on few numbers take less time than torch's
+        requests = pictures.requests.numpy()  # faster than torch on few numbers
         strong = requests[:, 3]
         plain = requests[strong == 0]
         indices, columns, labelled, _ = plain.T.copy()

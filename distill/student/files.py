@@ -65,11 +65,16 @@ def with_own_tokenizer(folder: Path, values: dict[str, Any]) -> dict[str, Any]:
     """The values of a config.json, with the path of the tokenizer that lies beside it, if there is one.
 
     Raises:
-        ConfigError: It is missing or other than the one that the run used.
+        ConfigError: It is missing, or another than the one that the run used, or lies elsewhere.
     """
     args = values.get("model_args", {})
     if TOKENIZER_SHA256 not in values:
         return values
+    if args.get("tokenizer") not in TOKENIZERS:
+        raise ConfigError(
+            f"{(folder / CONFIG).absolute()}: model_args.tokenizer: found {args.get('tokenizer')!r}, expected one of "
+            f"{', '.join(TOKENIZERS)}, in the same folder."
+        )
     path = folder / args["tokenizer"]
     found = hashlib.sha256(path.read_bytes()).hexdigest() if path.is_file() else "no file"
     if found != values[TOKENIZER_SHA256]:

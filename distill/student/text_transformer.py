@@ -6,6 +6,7 @@ one (``slimmable_text``) trains all sizes at once, see ``distill.student.slimmab
 
 # B batch, L longest input in tokens, C width, K classes
 
+import hashlib
 from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
@@ -18,6 +19,7 @@ from timm.models.vision_transformer import Block
 from torch import Tensor, nn
 
 from distill.student.slimmable import Size, Slimmable
+from featstore.errors import ConfigError
 from featstore.files.array_types import Array
 from featstore.format.tokenizers import MOST_TOKENS, PADDING, FastTokenizer, pad, read_tokenizer
 
@@ -28,7 +30,10 @@ NAME = "text_transformer"
 def tokenizer_of(path: str, length: int) -> tuple[FastTokenizer, str, bytes]:
     """The tokenizer in a file, the SHA-256 of the file, and its bytes; read once per process."""
     found, _, sha256 = read_tokenizer(Path(path), length, option="tokenizer")
-    return found, sha256, Path(path).read_bytes()
+    data = Path(path).read_bytes()
+    if hashlib.sha256(data).hexdigest() != sha256:
+        raise ConfigError(f"tokenizer {path}: was replaced while it was read. Run again.")
+    return found, sha256, data
 
 
 class TextTransformer(nn.Module):
@@ -104,7 +109,9 @@ class TextTransformer(nn.Module):
         """(B, C)."""
         mask_BL = ids_BL != PADDING
         tokens = self.token_embed(ids_BL.clamp(min=0).long()) + self.pos_embed
-        attended = mask_BL[:, None, None].expand(-1, 1, self.length, -1)
+        # Attention to no token at all would be NaN: a text without tokens looks everywhere, and its feature is 0.
+        seen_BL = mask_BL | ~mask_BL.any(1, keepdim=True)
+        attended = seen_BL[:, None, None].expand(-1, 1, self.length, -1)
         for block in self.blocks:
             tokens = block(tokens, attn_mask=attended)
         weights = mask_BL[..., None].to(tokens.dtype)

@@ -25,6 +25,7 @@ from distill.student.files import (
     SHA256,
     TASK_HEAD,
     TOKENIZER_SHA256,
+    TOKENIZERS,
     WEIGHTS,
     read_config,
     student_config,
@@ -94,7 +95,7 @@ def _write_tokenizer(folder: Path, student: Student, config: StudentConfig) -> d
 
 def own_tokenizer_name(config: StudentConfig) -> str:
     """File name of the copy of a text student's tokenizer."""
-    return "tokenizer" + Path(config.model_args["tokenizer"]).suffix
+    return TOKENIZERS[Path(config.model_args["tokenizer"]).suffix != ".json"]
 
 
 HEAD_KEY = "task_head."

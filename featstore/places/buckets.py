@@ -85,9 +85,8 @@ class ObjectPlace(Place):
     """
 
     own: ClassVar = {**Place.own, "_stores": dict}
-    _stores: (
-        "dict[int, ObjectStore]"  # connections by the number of times that they repeat a request
-    )
+    # Connections by how often they repeat a request.
+    _stores: "dict[int, ObjectStore]"
 
     def __init__(self, url: str, retry: Retry, options: Mapping[str, str]) -> None:
         """See the class.

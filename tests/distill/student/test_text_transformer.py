@@ -9,9 +9,11 @@ import torch
 from torch.func import functional_call
 
 from distill.config import StudentConfig
+from distill.student.files import with_own_tokenizer
 from distill.student.model import build_student
 from distill.student.slimmable import Size
 from distill.student.text_transformer import SlimmableText, TextTransformer
+from distill.training.saved_student import own_tokenizer_name
 from featstore.errors import ConfigError
 from tests import texts
 
@@ -119,3 +121,24 @@ def test_a_file_that_is_no_tokenizer(tmp_path: Path) -> None:
         build_student(
             StudentConfig(name="text_transformer", model_args={"tokenizer": str(path)}), 0
         )
+
+
+def test_a_text_without_tokens(vocabulary: str) -> None:
+    """Its feature is 0, not NaN, and other texts of the batch do not see it."""
+    big = model(vocabulary)
+    rows = batch(big)
+    features = big(torch.cat([rows, torch.full((1, 6), -1, dtype=torch.int32)]))
+    assert features[2].tolist() == [0.0] * features.shape[1]
+    torch.testing.assert_close(features[:2], big(rows))
+
+
+@pytest.mark.parametrize("place", ["../vocab.txt", "/etc/hostname", None])
+def test_a_tokenizer_elsewhere_is_not_read(tmp_path: Path, place: str | None) -> None:
+    """A config.json of others names no file outside its folder."""
+    values = {"model_args": {"tokenizer": place}, "tokenizer_sha256": "0" * 64}
+    with pytest.raises(ConfigError, match=r"tokenizer\.json, tokenizer\.txt"):
+        with_own_tokenizer(tmp_path, values)
+    assert (
+        own_tokenizer_name(StudentConfig(name="x", model_args={"tokenizer": "words"}))
+        == "tokenizer.txt"
+    )
