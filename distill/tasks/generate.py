@@ -158,9 +158,8 @@ class Generate(Task):
         if self.options.images:
             from distill.evaluation.judge import real_features
 
-            real_features(
-                self.options.classifier, self.options.images, side
-            )  # kept; a wrong path ends here
+            # Kept for later; a wrong path is found before training.
+            real_features(self.options.classifier, self.options.images, side)
         route = getattr(student.model, "route", None)
         if route is None:
             return
