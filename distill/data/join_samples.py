@@ -16,6 +16,7 @@ import numpy.typing as npt
 from distill.config import DataConfig
 from distill.data.samples import NO_ROW, Indices, Samples
 from featstore import FeatureStore
+from featstore.display.text import count
 from featstore.errors import ConfigError, MissingSamples, shorten
 from featstore.format.ids import content_sha256, read_ids
 from featstore.sources.base import NO_LABEL, Source, matches
@@ -59,7 +60,7 @@ def join_samples(
             dropped = [source.sample_ids[position] for position in positions[~usable]]
             where = "every store" if others else "the store"
             notes.append(
-                f"{len(dropped)} images have no usable feature in {where} and are left out: {shorten(dropped)}"
+                f"left out, without a usable feature in {where}: {count(len(dropped), 'image')}, {shorten(dropped)}"
             )
             positions, rows = positions[usable], rows[usable]
             other_rows = [found[usable] for found in other_rows]

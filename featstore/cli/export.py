@@ -7,7 +7,7 @@ from tqdm import tqdm
 
 from featstore.cli import arguments as cli
 from featstore.derive.export import PACKAGES, export
-from featstore.display.text import format_bytes
+from featstore.display.text import count, format_bytes
 
 DESCRIPTION = """\
 Write features for tools that do not read stores:
@@ -58,9 +58,11 @@ def run(arguments: argparse.Namespace) -> int:
     lines = [f"resumed after {made.resumed:,} rows"] if made.resumed else []
     lines.append(f"{made.path}: {made.rows:,} rows, {format_bytes(made.bytes)}")
     if made.invalid:
-        lines.append(f"left out: {made.invalid:,} images without a usable feature (--keep-invalid)")
+        lines.append(
+            f"left out: {count(made.invalid, 'image')} without a usable feature (--keep-invalid)"
+        )
     if made.unmatched:
-        lines.append(f"left out: {made.unmatched:,} images that --where does not match")
+        lines.append(f"left out: {count(made.unmatched, 'image')} that --where does not match")
     return cli.show(arguments, values, [*lines, f"next: {_next(arguments)}"])
 
 
