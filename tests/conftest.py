@@ -12,6 +12,10 @@ from hypothesis import settings
 
 from tests.images import picture
 
+if "PYTEST_XDIST_WORKER" in os.environ:
+    # The workers use all cores already; threads beside them only wait for each other.
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+
 # Examples share the machine with other tests: how long one takes says nothing.
 settings.register_profile("featstore", deadline=None)
 settings.load_profile("featstore")
@@ -30,6 +34,11 @@ TINY_ARGS: dict[str, Any] = {
 """What makes timm's vit_tiny_patch16_224 a model of 20 kB; with image_size 32 it sees 2 x 2 patches."""
 
 RunTwo = Callable[[Sequence[str]], subprocess.CompletedProcess[str]]
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The files of the whole product first: a few long tests each, which would be the last to end."""
+    items.sort(key=lambda item: item.path.parent != ROOT / "tests")
 
 
 @pytest.fixture(autouse=True)
