@@ -6,9 +6,10 @@ nearest neighbour is unchanged for 99 rows of 100 (docs/performance.md).
 
 # n rows, ... any axes between, C channels
 
+from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cached_property
-from typing import Literal
+from functools import cache, cached_property
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -19,6 +20,9 @@ Scheme = Literal["row", "channel", "channel_row"]
 
 TILE = 16
 """Rows that are multiplied by their channels' scales in one loop; twice as fast as row by row at 1,024 channels."""
+
+COMPILED_FROM = 65_536
+"""Codes from which on the compiled loop is used: importing numba and compiling take a second, once per process."""
 
 LARGEST = 127  # codes are -127 to 127: symmetric, so zero is exact
 
@@ -140,6 +144,12 @@ def dequantise(
     """
     if out is None:
         out = np.empty(codes.shape, dtype=np.float32)
+    if scale is not None and channels is not None and codes.size >= COMPILED_FROM:
+        loop, width = _compiled_loop(), codes.shape[-1]
+        if loop is not None:
+            rows = codes.reshape(-1, width), scale.reshape(-1)
+            loop(*rows, channels.scale, channels.offset, out.reshape(-1, width))
+            return out
     out[...] = codes
     if scale is not None:
         out *= scale[..., None]
@@ -155,3 +165,21 @@ def dequantise(
             part *= factor
             part += offset
     return out
+
+
+@cache
+def _compiled_loop() -> Callable[..., Any] | None:
+    """One pass in place of numpy's four, a sixth of the time and the same bits; None without the package numba."""
+    try:
+        import numba
+    except ImportError:
+        return None
+    return numba.njit(nogil=True)(_loop)  # type: ignore[no-any-return]
+
+
+def _loop(codes: Array, scale: Array, channel_scale: Array, offset: Array, out: Array) -> None:
+    for row in range(codes.shape[0]):
+        factor = scale[row]
+        for channel in range(codes.shape[1]):
+            value = np.float32(codes[row, channel]) * factor
+            out[row, channel] = value * channel_scale[channel] + offset[channel]
