@@ -2,8 +2,8 @@
 
     python pipelines/extract.py; python benchmarks/startup.py            about a minute
 
-``--train.log_every 1`` writes a line of metrics.jsonl after the first step; then the command is stopped. CPU seconds are
-those of the launcher and the training process together; wall time on a busy machine contains its other work.
+``--train.log_every 1`` writes a line of metrics.jsonl after the first step; then the command is stopped. CPU seconds
+are those of all its processes; wall time on a busy machine contains its other work.
 """
 
 import os
