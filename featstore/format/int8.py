@@ -145,10 +145,10 @@ def dequantise(
     if out is None:
         out = np.empty(codes.shape, dtype=np.float32)
     if scale is not None and channels is not None and codes.size >= COMPILED_FROM:
-        loop, width = _compiled_loop(), codes.shape[-1]
+        loop, shape = _compiled_loop(), (-1, codes.shape[-1])
         if loop is not None:
-            rows = codes.reshape(-1, width), scale.reshape(-1)
-            loop(*rows, channels.scale, channels.offset, out.reshape(-1, width))
+            flat = codes.reshape(shape), scale.reshape(-1)
+            loop(*flat, channels.scale, channels.offset, out.reshape(shape))
             return out
     out[...] = codes
     if scale is not None:
@@ -174,7 +174,8 @@ def _compiled_loop() -> Callable[..., Any] | None:
         import numba
     except ImportError:
         return None
-    return numba.njit(nogil=True)(_loop)  # type: ignore[no-any-return]
+    compiled: Callable[..., Any] = numba.njit(nogil=True)(_loop)
+    return compiled
 
 
 def _loop(codes: Array, scale: Array, channel_scale: Array, offset: Array, out: Array) -> None:
