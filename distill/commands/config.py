@@ -33,6 +33,9 @@ class EvaluateConfig:
     data: DataConfig | None = None
     """Which images play which part, as for training; empty takes those of the run with its own images. For a backbone,
     all images with labels take part, and a fifth of each class is measured."""
+    texts: str = ""
+    """Folder of a run of texts in the same teacher's space (both of task none): measures how often its test texts find
+    their image (column image of their table) among the run's own test images, and the other way round."""
     backbone: bool = False
     """Measure the features only, on any classes: k-NN, linear probe and few-shot accuracy."""
     seed: int = 0
@@ -49,6 +52,11 @@ class EvaluateConfig:
             0 <= self.seed <= MOST_SEED, f"--seed {self.seed} must lie between 0 and {MOST_SEED:,}."
         )
         require(self.workers >= 0, f"--workers {self.workers} must not be negative.")
+        require(
+            not self.texts or not (self.source or self.data or self.store or self.backbone),
+            f"--texts {self.texts}: measures both runs on their own test parts; leave out --source, --data, --store "
+            "and --backbone.",
+        )
 
 
 @dataclass(frozen=True, kw_only=True)

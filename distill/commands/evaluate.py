@@ -1,6 +1,8 @@
 """Measure the student of a finished run, on its own images or on others."""
 
 import dataclasses
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -29,13 +31,44 @@ def run(config: EvaluateConfig) -> dict[str, object]:
         FeatstoreError: something the user can mend.
     """
     from distill.training.run_folder import lock
-    from distill.training.saved_student import load_exported
     from featstore.extraction.accelerator import start_accelerator
     from featstore.files.atomic import write_json
 
     accelerator = start_accelerator()
-    say = accelerator.print
-    folder = Path(config.model)
+    say, main = accelerator.print, accelerator.is_main_process
+    measure = (_with_texts if config.texts else _alone)(config, accelerator)
+    name = "image_text.json" if config.texts else "reevaluation.json"
+    out = Path(config.out or Path(config.model) / name)
+    with lock(out.with_name(f".{out.name}.lock"), str(out.absolute()), enabled=main):
+        result = measure()
+        if main:
+            write_json(out, result)
+    for line in evaluation_lines(result):
+        say(line)
+    say(f"\n{result['num_images']:,} images measured; written to {out.absolute()}")
+    accelerator.end_training()
+    return result
+
+
+Measure = Callable[[], dict[str, Any]]
+
+
+def _with_texts(config: EvaluateConfig, accelerator: "Accelerator") -> Measure:
+    """The measurement of a student of images together with one of texts."""
+    from distill.commands import image_text
+
+    images, texts = (
+        image_text.embed(Path(folder), accelerator=accelerator, workers=config.workers)
+        for folder in (config.model, config.texts)
+    )
+    return partial(image_text.measure, images, texts)
+
+
+def _alone(config: EvaluateConfig, accelerator: "Accelerator") -> Measure:
+    """The measurement of one student."""
+    from distill.training.saved_student import load_exported
+
+    say, folder = accelerator.print, Path(config.model)
     student, described = load_exported(folder)
     say(f"model     {folder.absolute()}, {described['architecture']}, task {task_of(described)}")
     own = settings_of(folder)
@@ -49,22 +82,11 @@ def run(config: EvaluateConfig) -> dict[str, object]:
     student.to(accelerator.device)
     for note in viewer.data.samples.notes + student.notes:
         say(f"note: {note}")
-    out = Path(given.out or folder / "reevaluation.json")
-    main = accelerator.is_main_process
-    with lock(out.with_name(f".{out.name}.lock"), str(out.absolute()), enabled=main):
-        if as_backbone:
-            result = _measure_backbone(viewer, student, seed=given.seed, named=named)
-        elif task_of(described) == "classify":
-            result = _measure_classifier(viewer, student, given, described)
-        else:
-            result = _measure_task(own, viewer.data, viewer, student, given, described)
-        if main:
-            write_json(out, result)
-    for line in evaluation_lines(result):
-        say(line)
-    say(f"\n{result['num_images']:,} images measured; written to {out.absolute()}")
-    accelerator.end_training()
-    return result
+    if as_backbone:
+        return partial(_measure_backbone, viewer, student, seed=given.seed, named=named)
+    if task_of(described) == "classify":
+        return partial(_measure_classifier, viewer, student, given, described)
+    return partial(_measure_task, own, viewer.data, viewer, student, given, described)
 
 
 def task_of(described: dict[str, Any]) -> str:
@@ -253,6 +275,10 @@ def evaluation_lines(result: dict[str, Any]) -> list[str]:
     found += [
         f"{shots + ' labels per class':<28} {values['mean']:.4f} +- {values['std']:.4f}"
         for shots, values in result.get("few_shot", {}).items()
+    ]
+    found += [
+        f"{way:<28} " + "  ".join(f"{name} {value:.4f}" for name, value in recalls.items())
+        for way, recalls in result.get("image_text", {}).items()
     ]
     teacher = result.get("teacher", {})
     found += [

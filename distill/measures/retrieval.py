@@ -1,6 +1,6 @@
-"""Retrieval of the one right item: recall at 1, 5 and 10."""
+"""Retrieval of the right items: recall at 1, 5 and 10."""
 
-# P queries with one right item each, X width
+# P queries, Q items, X width
 
 from collections.abc import Mapping
 
@@ -13,17 +13,27 @@ from featstore.files.array_types import Array
 RANKS = (1, 5, 10)
 
 
-def recall(queries_PX: Tensor, items_PX: Tensor) -> dict[str, float]:
-    """How often the right item, that of the same row, is among the nearest 1, 5 and 10 by cosine.
+def recall(
+    queries_PX: Tensor,
+    items_QX: Tensor,
+    right_PQ: Tensor | None = None,
+    wrong_PQ: Tensor | None = None,
+) -> dict[str, float]:
+    """How often a right item is among the nearest 1, 5 and 10 by cosine.
 
     Args:
         queries_PX: one row per query.
+        right_PQ: bool, the right items of each query, at least one; None: that of the same row alone.
+        wrong_PQ: bool, the items that they compete with; None: all others.
 
     Returns:
-        ``recall_at_1``, ``recall_at_5``, ``recall_at_10``. Of equally near items the right one counts as the first.
+        ``recall_at_1``, ``recall_at_5``, ``recall_at_10``. Of equally near items a right one counts as the first.
     """
-    similarity = F.normalize(queries_PX.float(), dim=1) @ F.normalize(items_PX.float(), dim=1).T
-    nearer = (similarity > similarity.diagonal()[:, None]).sum(1)
+    right = torch.eye(len(queries_PX), dtype=torch.bool) if right_PQ is None else right_PQ
+    wrong = ~right if wrong_PQ is None else wrong_PQ
+    similarity = F.normalize(queries_PX.float(), dim=1) @ F.normalize(items_QX.float(), dim=1).T
+    nearest = similarity.masked_fill(~right, -torch.inf).amax(1, keepdim=True)
+    nearer = ((similarity > nearest) & wrong).sum(1)
     return {f"recall_at_{rank}": float((nearer < rank).double().mean()) for rank in RANKS}
 
 

@@ -6,7 +6,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from distill.lazy import Tensor, nn
+from distill.lazy import Tensor, nn, torch
+from distill.losses.contrast import symmetric_info_nce
 from distill.losses.features import attention_transfer, feature_mse, map_mse
 from distill.methods.base import Batch, Method, Needs, Output, Setup, Side, Student, VectorMethod
 from distill.options import CheckedOptions, Norm, VectorOptions
@@ -14,16 +15,22 @@ from featstore.errors import ConfigError
 
 
 @dataclass(frozen=True, kw_only=True)
-class FitNetConfig(VectorOptions, name="fitnet"):
+class FitNetConfig(VectorOptions, name="fitnet", positive=("temperature",)):
     """Method ``fitnet``: the student's feature, through one Linear, imitates the stored feature (MSE)."""
 
     weight: float = 100.0
     """Weight of the squared error beside the cross entropy; 10 did better on photographs (docs/results)."""
     norm: Norm = "standardize"
+    contrast: float = 0.0
+    """Weight of symmetric InfoNCE over the batch beside it: the own stored feature against the others' (CLIP)."""
+    temperature: float = 0.07
+    """Divides the cosines of the contrast."""
 
 
 class FitNet(VectorMethod):
-    """L = CE(D_L) + weight MSE(P_s(f_s), f_t) over all images. Trained: student, P_s. Frozen: the stored f_t.
+    """L = CE(D_L) + weight MSE(P_s(f_s), f_t) + contrast InfoNCE(P_s(f_s), f_t) over all images.
+
+    Trained: student, P_s. Frozen: the stored f_t. Samples that share a stored row are no negatives of each other.
 
     FitNets (Romero et al., ICLR 2015) match middle layers through a regressor; a store holds the last one.
     """
@@ -36,8 +43,14 @@ class FitNet(VectorMethod):
         return {"general": Side(nn.Linear(self.setup.student_width, self.setup.features.width))}
 
     def terms(self, output: Output, batch: Batch, student: Student) -> dict[str, Tensor]:
-        general = feature_mse(output.projected["general"], self.target(batch))
-        return {"general": self.options.weight * general}
+        own, target = output.projected["general"], self.target(batch)
+        terms = {"general": self.options.weight * feature_mse(own, target)}
+        if self.options.contrast:
+            rows = torch.from_numpy(self.setup.samples.rows[batch.indices.cpu().numpy()])
+            same = (rows[:, None] == rows[None]).to(own.device)
+            term = symmetric_info_nce(own, target, same, temperature=self.options.temperature)
+            terms["contrast"] = self.options.contrast * term
+        return terms
 
 
 class GridMethod(Method):

@@ -111,8 +111,8 @@ def from_arrays(
     """Make a store of whole arrays. For rows that come in batches, see ``featstore.create``.
 
     Args:
-        fields: Arrays by name of the field, (N, *shape) each, numpy or torch, e.g. memory-mapped. Types stay, except
-            that float64 is stored as float32.
+        fields: Arrays by name of the field, (N, *shape) each, or (N, V, *shape) with several ``views``; numpy or torch,
+            e.g. memory-mapped. Types stay, except that float64 is stored as float32.
         ids: (N,) sample ids. With images, use the paths below their folder, so that ``distill`` finds them.
         teacher: Name and version of the model that computed the arrays; None if no model did.
         options: Further arguments of ``featstore.create``: ``labels``, ``preprocessing``, ``content_sha256``, ...

@@ -407,7 +407,10 @@ def from_arrays(
     path: str | Path, fields: Mapping[str, Any], ids: Iterable[str], **options: Any
 ) -> Manifest:
     """Create a store of whole arrays, as ``featstore.from_arrays``; returns its manifest."""
-    specs: dict[str, Field] = {name: field_of(value[:1]) for name, value in fields.items()}
+    several = len(options.get("views", ())) > 1
+    specs: dict[str, Field] = {
+        name: field_of(value[:1, 0] if several else value[:1]) for name, value in fields.items()
+    }
     with create(path, fields=specs, ids=ids, **options) as out:
         counts = {name: len(value) for name, value in fields.items()}
         if set(counts.values()) != {out.num_rows}:

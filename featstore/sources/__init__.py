@@ -140,6 +140,7 @@ class SourcePart(Source):
         self.artefacts = whole.artefacts
         self.languages = [whole.languages[row] for row in rows] if whole.languages else ()
         self.pairs = [whole.pairs[row] for row in rows] if whole.pairs else ()
+        self.images = [whole.images[row] for row in rows] if whole.images else ()
         if whole.tars:
             ends = np.cumsum([count for _, count in whole.tars])
             of = np.searchsorted(ends, self._rows, side="right")

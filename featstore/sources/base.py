@@ -62,6 +62,7 @@ class Source(ABC):
         labels_refused: the user asked for no labels, so that those of a store must not be used either.
         languages: language of each sample, where samples are texts that name one; else empty.
         pairs: what translations of each other share, where samples are texts that name it; else empty.
+        images: id of the image that each describes, where samples are texts that name one; else empty.
         tars: (name, samples) of each tar, in order, where samples are in tars; those of one tar are consecutive.
         content_sha256: (N, 32) of the original files where ``read`` returns copies of them; else None.
         artefacts: meaning and bytes of files that a store of these samples keeps, by name.
@@ -78,6 +79,7 @@ class Source(ABC):
     labels_refused: bool = False
     languages: Sequence[str] = ()
     pairs: Sequence[str] = ()
+    images: Sequence[str] = ()
     tars: Sequence[tuple[str, int]] = ()
     content_sha256: npt.NDArray[np.uint8] | None = None
     artefacts: dict[str, tuple[str, bytes]] = {}  # noqa: RUF012 - as notes

@@ -1,4 +1,4 @@
-"""Texts in a table: a JSONL or Parquet file with the columns id and text, and language, pair and label where known."""
+"""Texts in a table, JSONL or Parquet: columns id and text, and language, pair, image and label where known."""
 
 import json
 from pathlib import Path
@@ -13,7 +13,7 @@ from featstore.sources.label_file import sort_classes
 
 Row = dict[str, Any]
 
-ID, PAIR = "id", "pair"
+ID, PAIR, IMAGE = "id", "pair", "image"
 
 
 class TextSource(Source):
@@ -41,7 +41,10 @@ class TextSource(Source):
             rows = _of_languages(rows, language, config)
         self.sample_ids = [str(row[ID]) for row in rows]
         self.languages = [row[language] for row in rows] if language else ()
-        self.pairs = [str(row.get(PAIR, "")) for row in rows] if PAIR in columns else ()
+        self.pairs, self.images = (
+            [str(row.get(name, "")) for row in rows] if name in columns else ()
+            for name in (PAIR, IMAGE)
+        )
         self._texts = [row[config.text_column] for row in rows]
         self._label([row.get(config.label_column) for row in rows])
 

@@ -170,6 +170,10 @@ def test_recall_between_languages() -> None:
     items = torch.eye(4)
     queries = torch.tensor([[1.0, 0, 0, 0], [2, 1, 0, 0], [4, 3, 1, 2], [0, 0, 0, 1]])
     assert recall(queries, items) == {"recall_at_1": 0.5, "recall_at_5": 1.0, "recall_at_10": 1.0}
+    right = torch.eye(4, dtype=torch.bool)
+    right[2, 0] = True  # the nearest of query 2 is right, too
+    assert recall(queries, items, right)["recall_at_1"] == 0.75
+    assert recall(queries, items, right & (torch.arange(4) > 0), ~right)["recall_at_1"] == 0.5
     features = torch.cat([queries, items])
     pairs = {("en", "xx"): np.array([[row, row + 4] for row in range(4)])}
     found = between_languages(features, features.flip(0), features.flip(0), pairs)

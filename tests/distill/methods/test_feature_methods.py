@@ -112,6 +112,13 @@ def test_terms_of_single_images_by_the_formula(make_config: MakeConfig) -> None:
     expected = 0.3 * feature_mse(output.projected["general"], normed(bench))
     torch.testing.assert_close(bench.terms()["general"], expected)
 
+    bench = bench_of(make_config, "fitnet", fitnet__contrast=2.0, fitnet__temperature=0.5)
+    bench.batch.indices[1] = bench.batch.indices[0]  # shares a stored row, and is no negative
+    own, same = bench.output().projected["general"], torch.eye(5, dtype=torch.bool)
+    same[0, 1] = same[1, 0] = True
+    expected = 2 * contrasts.symmetric_info_nce(own, normed(bench), same, temperature=0.5)
+    torch.testing.assert_close(bench.terms()["contrast"], expected)
+
     bench = bench_of(make_config, "fitnet_grid", fitnet_grid__weight=0.5)
     grid = bench.batch.grid
     assert grid is not None

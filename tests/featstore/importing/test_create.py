@@ -162,6 +162,11 @@ def test_whole_arrays(tmp_path: Path) -> None:
     np.testing.assert_array_equal(store.gather("cls", [3, 1])[:, 0], CLS[[3, 1]].astype(np.float16))
     with pytest.raises(ConfigError, match="20"):
         from_arrays(tmp_path / "t", {"cls": CLS[:20]}, IDS, teacher="t")
+    views = make_views(canonical=True, seeded=0, mirrored=True)
+    both = np.stack([CLS, -CLS], axis=1)
+    from_arrays(tmp_path / "views", {"cls": both}, IDS, teacher="t", views=views)
+    found = FeatureStore.open(tmp_path / "views").gather("cls", [3, 1])
+    np.testing.assert_array_equal(found, both[[3, 1]])
 
 
 def test_labels(tmp_path: Path) -> None:
