@@ -111,8 +111,8 @@ def test_from_photographs_to_a_measurement(tmp_path: Path) -> None:
     script("targets", data, tmp_path / "texts", tmp_path / "images")
     store = featstore.open(tmp_path / "images")
     assert (store.num_rows, len(store.manifest.views)) == (40, 16)
-    rows = words.rows_of([f"test/000_ab#{number}.en" for number in range(5)])
-    own = np.asarray(words.gather("pooled", rows), np.float32)[:, 0]
+    members = words.rows_of([f"test/000_ab#{number}.en" for number in range(5)])
+    own = np.asarray(words.gather("pooled", members), np.float32)[:, 0]
     expected = (own / np.linalg.norm(own, axis=1, keepdims=True)).mean(0)
     found = store.gather("captions", store.rows_of(["test/000_ab.jpg"]))[0]
     np.testing.assert_allclose(found, np.tile(expected, (16, 1)), rtol=1e-5)
