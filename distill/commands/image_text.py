@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class Embedded:
+class SpaceVectors:
     """Test samples in the teacher's space, less the mean of the stored vectors that the student was taught by.
 
     A student that knows little of a sample answers with that mean, which would decide the cosine of every pair.
@@ -28,12 +28,12 @@ class Embedded:
     images: np.ndarray[Any, Any]  # (N,) id of the image that a text describes; of an image its own
     languages: np.ndarray[Any, Any]  # (N,) of texts; "" of images
 
-    def part(self, members: Any) -> Embedded:
+    def part(self, members: Any) -> SpaceVectors:
         """Some of the samples, chosen by a mask."""
         chosen = np.flatnonzero(members)
-        return Embedded(self.vectors_ND[chosen], self.images[chosen], self.languages[chosen])
+        return SpaceVectors(self.vectors_ND[chosen], self.images[chosen], self.languages[chosen])
 
-    def recall(self, items: Embedded) -> dict[str, float]:
+    def recall(self, items: SpaceVectors) -> dict[str, float]:
         """How often one of the items of the same image is among the nearest; a sample is no item of its own.
 
         Samples without such an item are no queries; nothing is returned where none has one.
@@ -48,7 +48,9 @@ class Embedded:
         return recall(self.vectors_ND[asked], items.vectors_ND, right[asked], ~same[asked])
 
 
-def embed(folder: Path, *, accelerator: Accelerator, workers: int) -> tuple[Embedded, Embedded]:
+def embed(
+    folder: Path, *, accelerator: Accelerator, workers: int
+) -> tuple[SpaceVectors, SpaceVectors]:
     """Show a finished run of task none its own test part.
 
     Returns:
@@ -77,14 +79,16 @@ def embed(folder: Path, *, accelerator: Accelerator, workers: int) -> tuple[Embe
     images = np.array(source.images)[positions] if source.images else ids
     languages = np.array(source.languages or [""] * len(source))[positions]
     mean = data.features.take(opened.part.unlabelled).mean(0)
-    stored = Embedded(data.features.take(members) - mean, images, languages)
+    stored = SpaceVectors(data.features.take(members) - mean, images, languages)
     return (
-        Embedded(head(features) - mean, images, languages),
+        SpaceVectors(head(features) - mean, images, languages),
         stored.part(np.array(samples.stored_ids)[members] == ids),
     )
 
 
-def measure(images: tuple[Embedded, Embedded], texts: tuple[Embedded, Embedded]) -> dict[str, Any]:
+def measure(
+    images: tuple[SpaceVectors, SpaceVectors], texts: tuple[SpaceVectors, SpaceVectors]
+) -> dict[str, Any]:
     """Recall in both directions for every language; images and texts without a counterpart take no part.
 
     Args:

@@ -13,7 +13,7 @@ import torch
 
 import distill
 import featstore
-from distill.commands.image_text import Embedded, measure
+from distill.commands.image_text import SpaceVectors, measure
 from featstore.errors import ConfigError
 from tests import images, texts
 from tests.conftest import ROOT
@@ -22,9 +22,9 @@ pytest.importorskip("onnxruntime")
 pytest.importorskip("tokenizers")
 
 
-def embedded(rows: list[list[float]], names: str, languages: str = "") -> Embedded:
+def embedded(rows: list[list[float]], names: str, languages: str = "") -> SpaceVectors:
     """Samples of images with names of one letter."""
-    return Embedded(
+    return SpaceVectors(
         torch.tensor(rows), np.array(list(names)), np.array(list(languages) or [""] * len(rows))
     )
 
