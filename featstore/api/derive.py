@@ -2,8 +2,9 @@
 
 import os
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Literal
 
 from featstore.api.arguments import (
     Address,
@@ -55,8 +56,8 @@ def merge(
     from featstore.derive.merge import merge
 
     folders = [folder_of(store) for store in stores]
-    options = {"kind": kind, "duplicates": duplicates, "missing": missing, "names": names}
-    return _made(merge, folders, out, progress=progress, **options)
+    write = partial(merge, folders, kind=kind, duplicates=duplicates, missing=missing, names=names)
+    return _made(write, out, progress=progress)
 
 
 def subset(
@@ -107,7 +108,7 @@ def subset(
             labelled_per_class=labelled_per_class,
             seed=seed,
         )
-    return _made(subset, folder, out, progress=progress, rows=chosen, fields=fields)
+    return _made(partial(subset, folder, rows=chosen, fields=fields), out, progress=progress)
 
 
 def split(
@@ -202,7 +203,7 @@ def convert(
     from featstore.derive.convert import convert
 
     settings = given(container=container, codec=codec, shard_rows=shard_rows)
-    return _made(convert, folder_of(store), out, progress=progress, **settings)
+    return _made(partial(convert, folder_of(store), **settings), out, progress=progress)
 
 
 def requantise(
@@ -234,8 +235,14 @@ def requantise(
     """
     from featstore.derive.requantise import requantise
 
-    options = {"dtype": dtype, "allow_widening": allow_widening, "sample_rows": sample_rows}
-    return _made(requantise, folder_of(store), out, progress=progress, **options)
+    write = partial(
+        requantise,
+        folder_of(store),
+        dtype=dtype,
+        allow_widening=allow_widening,
+        sample_rows=sample_rows,
+    )
+    return _made(write, out, progress=progress)
 
 
 def fuse(
@@ -279,8 +286,8 @@ def fuse(
     """
     from featstore.derive.fuse import fuse
 
-    options = {"rule": rule, "beta": beta, "fields": fields}
-    return _made(fuse, folder_of(store), out, progress=progress, **options)
+    write = partial(fuse, folder_of(store), rule=rule, beta=beta, fields=fields)
+    return _made(write, out, progress=progress)
 
 
 def text_table(
@@ -348,15 +355,8 @@ def text_table(
     return FeatureStore.open(address_of(out))
 
 
-def _made(
-    write: Callable[..., object],
-    source: Path | list[Path],
-    out: Folder,
-    *,
-    progress: bool,
-    **options: Any,
-) -> FeatureStore:
-    """Run a function of ``featstore.derive`` with a progress bar and open what it wrote."""
+def _made(write: Callable[..., object], out: Folder, *, progress: bool) -> FeatureStore:
+    """Run a function of ``featstore.derive``, all but its folder given, with a progress bar; open what it wrote."""
     with progress_bar(" shards", show=progress) as report:
-        write(source, Path(out), **options, progress=report)
+        write(Path(out), progress=report)
     return FeatureStore.open(address_of(out))
