@@ -10,6 +10,7 @@ from distill.experiments.cost import ExperimentCost
 from distill.experiments.plan import changed_settings
 from distill.experiments.results import Images, RowResult
 from distill.experiments.spec import Experiment
+from distill.measures.advice import advice
 from distill.measures.paired_tests import detectable, sign_test
 from distill.measures.score import TOP1, Measure, score_of
 from distill.reports.tables import write_csv, write_page
@@ -111,6 +112,7 @@ def notes(experiment: Experiment, results: Sequence[RowResult], cost: Experiment
                 f"{measure.label} {measure.text(chosen.mean)} on {result.choice.validation} validation images per "
                 f"class, seeds {', '.join(map(str, result.choice.seeds))}."
             )
+    found += advice([record for result in results for record in result.records.values()])
     return found + cost_lines(cost)
 
 

@@ -19,6 +19,7 @@ def record(method: str, top1: float, probe: float) -> dict[str, Any]:
         ([("customkd", 0.5, 0.4)], ["40.0", "50.0", "--partner dan"]),
         ([("labels", 0.4, 0.8), ("kd", 0.6, 0.8)], []),
         ([("fitnet", 0.92, 0.93)], []),
+        ([("labels", 0.4, 0.42), ("kd", 0.4, 0.9)], []),  # two teachers
     ],
 )
 def test_advice(runs: list[tuple[str, float, float]], words: list[str]) -> None:
