@@ -88,7 +88,10 @@ def wait_until(
 def test_two_machines_under_one_launcher(
     recipe: Recipe, expected: dict[str, object], tmp_path: Path
 ) -> None:
-    """Two launchers on the loopback device, each for one machine of the job."""
+    """Two ``accelerate launch --num_machines 2`` on the loopback device, each for one machine of the job.
+
+    Both belong to one job: each counts the images of both.
+    """
     path = recipe("two")
     words = [str(LAUNCH / "machine.sh"), "pipelines/extract.py", "--config", str(path)]
     job = {**os.environ, **ENVIRONMENT, "MACHINES": "2", "MAIN": "127.0.0.1"}
@@ -103,6 +106,7 @@ def test_two_machines_under_one_launcher(
     for machine in machines:
         output, _ = machine.communicate(timeout=400)
         assert machine.returncode == 0, output[-3000:]
+        assert "26 of them from this run" in output
     assert snapshot(tmp_path / "two") == expected
 
 
