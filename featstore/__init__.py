@@ -112,7 +112,7 @@ _MODULES = {
 }
 
 
-_ADAPTORS = ("hf", "torch", "webdataset")
+_ADAPTORS = ("arrow", "hf", "torch", "webdataset")
 """Modules that are imported when they are used first: stored features in the loops of other libraries."""
 
 

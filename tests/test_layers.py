@@ -33,7 +33,7 @@ FLOORS = {
 MOST_ROOMS = {"featstore": 22, "distill": 23}
 """Most folders and files at the top of a package; ``__init__`` and ``__main__`` do not count."""
 
-FACES = ("hf", "torch", "webdataset")
+FACES = ("arrow", "hf", "torch", "webdataset")
 """Files at the top of featstore that are public names, as api/ is, and stand on its floor."""
 
 

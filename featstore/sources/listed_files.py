@@ -2,6 +2,7 @@
 
 import threading
 from abc import abstractmethod
+from bisect import bisect_right
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -13,7 +14,7 @@ from featstore.sources.base import Source
 from featstore.sources.find_files import find_files, unreadable
 from featstore.sources.listing import (
     FileListing,
-    Ids,
+    Listing,
     listing_path,
     read_listing,
     write_listing,
@@ -53,7 +54,8 @@ class ListedFiles(Source):
         self._handles: dict[int, SourceFile] = {}
         self._lock = threading.Lock()
         kept = listing_path(path, self._files, *key)
-        known = read_listing(kept)
+        listing = read_listing(kept)
+        known = {file.name: file for file in listing.files} if listing else {}
 
         def listed(at: int) -> FileListing:
             name, path = named[at]
@@ -66,15 +68,20 @@ class ListedFiles(Source):
 
         with ThreadPoolExecutor(LISTING_THREADS) as pool:
             files = list(pool.map(listed, range(len(named))))
+        # As kept, its arrays are mapped from the file, so that processes share them.
+        if listing is None or list(map(id, files)) != list(map(id, listing.files)):
+            listing = Listing.of(files)
+            write_listing(kept, listing)
+            listing = read_listing(kept) or listing
         self.notes = [note for file in files for note in file.notes]
-        self.sample_ids = Ids.joined([file.ids for file in files])
-        if any(known.get(file.name) is not file for file in files) or len(known) != len(files):
-            write_listing(kept, files)
+        self.sample_ids, self._spans = listing.ids, listing.spans
         self._stamps = [file.stamp for file in files]
-        sizes = [len(file.ids) for file in files]
-        self._file_of = np.repeat(np.arange(len(files), dtype=np.int32), sizes)
-        self._spans = np.concatenate([file.spans for file in files])
-        return files
+        self._ends = np.cumsum([len(file.ids) for file in files]).tolist()
+        return listing.files
+
+    def _file_of(self, row: int) -> int:
+        """The number of the file that holds a row."""
+        return bisect_right(self._ends, row)
 
     def __getstate__(self) -> dict[str, Any]:
         # File handles and locks belong to one process.
@@ -100,7 +107,7 @@ class ListedFiles(Source):
             return file
 
     def _check_same(self, file: SourceFile, number: int) -> None:
-        if self._place is not None and file.stamp != self._stamps[number]:
+        if file.stamp != self._stamps[number]:
             raise SourceError(
                 f"{file.name}: was replaced since it was listed ({file.stamp}, was {self._stamps[number]}). Run "
                 "the same command again to list it anew."

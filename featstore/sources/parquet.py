@@ -66,7 +66,7 @@ class ParquetSource(ListedFiles):
             OSError: the row has no image, or its row group is damaged.
             SourceError: the file was replaced since it was listed, or its server refuses.
         """
-        number = int(self._file_of[row])
+        number = self._file_of(row)
         group, at = (int(value) for value in self._spans[row])
         where = f"{self._place.url}/" if self._place is not None else ""
         key = f"{where}{self._files[number]} {self._stamps[number]} {self._image_column} {group}"

@@ -108,7 +108,7 @@ class TarSource(ListedFiles):
             SourceError: it was replaced since it was listed, or its server refuses.
         """
         offset, size = (int(value) for value in self._spans[row])
-        file = self._handle(int(self._file_of[row]))
+        file = self._handle(self._file_of(row))
         parts = []
         while size:
             part = file.pread(size, offset)

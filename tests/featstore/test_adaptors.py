@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow
 import pytest
 import torch
 from torch.utils.data import DataLoader, Subset
@@ -17,6 +18,7 @@ from torchvision.datasets import ImageFolder
 from torchvision.transforms.functional import to_tensor
 
 import featstore
+import featstore.arrow
 import featstore.hf
 import featstore.torch
 import featstore.webdataset
@@ -24,6 +26,7 @@ from featstore import FeatureStore
 from featstore.errors import ConfigError, MissingSamples, ViewMismatch
 from featstore.format.ids import ids_sha256
 from tests.conftest import ROOT
+from tests.featstore.parts import made, write
 from tests.featstore.stores import Array, field, make_columns, make_manifest, write_store
 from tests.images import picture
 
@@ -80,7 +83,7 @@ def feature(store: FeatureStore, name: str, sample_id: str) -> Array:
 
 def test_names_are_modules_of_the_package() -> None:
     """``featstore.torch`` and the others, also without an import of their own."""
-    for name in ("torch", "webdataset", "hf"):
+    for name in ("arrow", "torch", "webdataset", "hf"):
         assert getattr(featstore, name).__name__ == f"featstore.{name}"
 
 
@@ -321,6 +324,40 @@ def test_refusals_of_columns(images: Any, store: FeatureStore) -> None:
 
 
 # ---------------------------------------------------------------- examples
+
+# ---------------------------------------------------------------- Arrow
+
+
+def test_shards_as_tables(tmp_path: Path) -> None:
+    """Together they hold the valid rows of the store with their ids; numbers keep their type, lists their lengths."""
+    rows = made(20, invalid={3: "broken"})
+    store = FeatureStore.open(write(rows, tmp_path / "store"))
+    tables = [featstore.arrow.shard_table(tmp_path / "store", shard) for shard in store.shards]
+    table = pyarrow.concat_tables(tables)
+    valid = [row for row in range(20) if row != 3]
+    assert len(tables) > 1
+    assert table["row"].to_pylist() == valid
+    assert table["sample_id"].to_pylist() == [rows.ids[row] for row in valid]
+    assert table["label"].to_pylist() == store.labels[valid].tolist()
+    assert table["caption"].to_pylist() == rows.values["caption"][valid].tolist()
+    cls = table["cls"].combine_chunks()
+    assert cls.type == pyarrow.list_(pyarrow.list_(pyarrow.float16(), 6), 2)
+    numbers = cls.flatten().flatten().to_numpy(zero_copy_only=False).reshape(-1, 2, 6)
+    np.testing.assert_array_equal(numbers, rows.values["cls"][valid], strict=True)
+    for found, row in zip(table["points"].to_pylist(), valid, strict=True):
+        assert found == [view.tolist() for view in rows.values["points"][row]]
+
+
+def test_fields_and_types_of_a_table(store: FeatureStore) -> None:
+    """The fields that are asked for, as float32 where the engine has no float16."""
+    table = featstore.arrow.shard_table(store, 0, ["cls"], float32=True)
+    assert table.schema.field("cls").type == pyarrow.list_(pyarrow.list_(pyarrow.float32(), 4), 2)
+    assert "bits" not in table.column_names
+    with pytest.raises(ConfigError, match="nothing"):
+        featstore.arrow.shard_table(store, 0, ["nothing"])
+    with pytest.raises(ConfigError, match="99"):
+        featstore.arrow.shard_table(store, 99)
+
 
 EXAMPLES = ROOT / "docs" / "examples"
 

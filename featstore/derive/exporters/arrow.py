@@ -71,7 +71,7 @@ class ArrowExporter(Exporter):
         known = {"info": {"features": features}}
         metadata = {"huggingface": json.dumps(known), "featstore": self._description}
         if self._form == "parquet":
-            schema = pa.schema([(column.name, _type(column)) for column in self._columns])
+            schema = pa.schema([(column.name, arrow_type(column)) for column in self._columns])
             return schema.with_metadata(metadata)
         # Not needed for Parquet files.
         from datasets import DatasetInfo, Features
@@ -108,7 +108,7 @@ class ArrowExporter(Exporter):
     def add(self, batch: ExportBatch) -> None:
         """Write some rows: a row group, or a record batch."""
         arrays = [
-            _array(batch[column.name], column, self._schema.field(column.name).type)
+            arrow_array(batch[column.name], column, self._schema.field(column.name).type)
             for column in self._columns
         ]
         table = pa.Table.from_arrays(arrays, schema=self._schema)
@@ -176,7 +176,7 @@ def _feature(column: ExportColumn, class_names: Sequence[str], form: str) -> dic
     return feature
 
 
-def _type(column: ExportColumn) -> Any:
+def arrow_type(column: ExportColumn) -> Any:
     """A column's type in Arrow."""
     text = column.dtype is None or column.name == CONTENT
     kind = pa.string() if text else pa.from_numpy_dtype(column.dtype)
@@ -189,7 +189,7 @@ def _type(column: ExportColumn) -> Any:
     return kind
 
 
-def _array(rows: Array | Ragged, column: ExportColumn, kind: Any) -> Any:
+def arrow_array(rows: Array | Ragged, column: ExportColumn, kind: Any) -> Any:
     """Rows of a column as an Arrow array of the type in the schema."""
     if isinstance(rows, Ragged):
         lists = pa.ListArray.from_arrays(
