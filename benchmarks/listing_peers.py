@@ -5,8 +5,8 @@
 
 The tars of ``listing.py``. A shard index is made as ``widsindex create`` makes it (every tar is read once for its
 number of samples and its MD5), without its copy of each tar to /tmp; a start reads it and one sample. img2dataset
-writes its Parquet files beside the tars while it downloads, so making them costs nothing of its own: files of its schema
-are written here, and a start reads all keys. Seconds, CPU seconds and memory are those of a process.
+writes its Parquet files beside the tars while it downloads, so making them costs nothing of its own: files of its
+schema are written here, and a start reads all keys. Seconds, CPU seconds and memory are those of a process.
 """
 
 import argparse
