@@ -18,6 +18,12 @@ def feature_mse(student_BD: Tensor, target_BD: Tensor) -> Tensor:
     return F.mse_loss(student_BD.float(), target_BD.detach().float())
 
 
+def smooth_l1(student_BD: Tensor, target_BD: Tensor, *, beta: float) -> Tensor:
+    """Mean of d^2 / (2 beta) for differences below beta, else |d| - beta / 2, in float32; see ``feature_mse``."""
+    check_axes("smooth_l1", "BD BD", student_BD, target_BD)
+    return F.smooth_l1_loss(student_BD.float(), target_BD.detach().float(), beta=beta)
+
+
 def layernorm_mse(student_BD: Tensor, target_BD: Tensor) -> Tensor:
     """``feature_mse`` after both sides were brought to mean 0 and variance 1 over their width, row by row."""
     check_axes("layernorm_mse", "BD BD", student_BD, target_BD)

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from distill.lazy import Tensor, nn, torch
 from distill.losses.contrast import symmetric_info_nce
-from distill.losses.features import attention_transfer, feature_mse, map_mse
+from distill.losses.features import attention_transfer, feature_mse, map_mse, smooth_l1
 from distill.methods.base import Batch, Method, Needs, Output, Setup, Side, Student, VectorMethod
 from distill.options import CheckedOptions, Norm, VectorOptions
 from featstore.errors import ConfigError
@@ -21,6 +21,8 @@ class FitNetConfig(VectorOptions, name="fitnet", positive=("temperature",)):
     weight: float = 100.0
     """Weight of the squared error beside the cross entropy; 10 did better on photographs (docs/results)."""
     norm: Norm = "standardize"
+    beta: float = 0.0
+    """Threshold of smooth L1 in place of the squared error, as in DC-CLIP; 0: squared error."""
     contrast: float = 0.0
     """Weight of symmetric InfoNCE over the batch beside it: the own stored feature against the others' (CLIP)."""
     temperature: float = 0.07
@@ -44,7 +46,9 @@ class FitNet(VectorMethod):
 
     def terms(self, output: Output, batch: Batch, student: Student) -> dict[str, Tensor]:
         own, target = output.projected["general"], self.target(batch)
-        terms = {"general": self.options.weight * feature_mse(own, target)}
+        beta = self.options.beta
+        error = smooth_l1(own, target, beta=beta) if beta else feature_mse(own, target)
+        terms = {"general": self.options.weight * error}
         if self.options.contrast:
             rows = torch.from_numpy(self.setup.samples.rows[batch.indices.cpu().numpy()])
             same = (rows[:, None] == rows[None]).to(own.device)

@@ -112,6 +112,11 @@ def test_terms_of_single_images_by_the_formula(make_config: MakeConfig) -> None:
     expected = 0.3 * feature_mse(output.projected["general"], normed(bench))
     torch.testing.assert_close(bench.terms()["general"], expected)
 
+    bench = bench_of(make_config, "fitnet", fitnet__weight=2.0, fitnet__beta=0.5)
+    far = (bench.output().projected["general"] - normed(bench)).abs()
+    expected = 2 * torch.where(far < 0.5, far.square(), far - 0.25).mean()
+    torch.testing.assert_close(bench.terms()["general"], expected)
+
     bench = bench_of(make_config, "fitnet", fitnet__contrast=2.0, fitnet__temperature=0.5)
     bench.batch.indices[1] = bench.batch.indices[0]  # shares a stored row, and is no negative
     own, same = bench.output().projected["general"], torch.eye(5, dtype=torch.bool)
