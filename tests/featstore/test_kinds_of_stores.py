@@ -6,12 +6,14 @@ import shutil
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 import featstore
 from featstore.cli.main import main
 from featstore.extraction.config import ExtractConfig, StoreConfig, TeacherConfig
 from featstore.extraction.run import run
+from featstore.format.manifest_records import FieldRecord
 from featstore.sources.config import SourceConfig
 from tests import noise, points, pseudo, rationales, texts
 from tests.featstore.extraction.test_text_teachers import save_encoder
@@ -106,8 +108,26 @@ def candidate_store(folder: Path, number: int) -> Path:
     return folder / "store"
 
 
+def scored_store(folder: Path, number: int) -> Path:
+    """The same candidates with a column of numbers that belong to no teacher."""
+    store = featstore.open(candidate_store(folder, number))
+    field = FieldRecord(
+        shape=(), dtype="float32", dims=(), per_view=False, meaning="accuracy of student small"
+    )
+    with featstore.create(
+        folder / "scores", fields={"score_small": field}, ids=store.sample_ids, teacher=None,
+        content_sha256=store.content_sha256,
+    ) as written:  # fmt: skip
+        written.add({"score_small": np.linspace(0, 1, 24, dtype=np.float32)})
+    featstore.merge(
+        [store.path, folder / "scores"], folder / "scored", kind="teachers", progress=False
+    )
+    return folder / "scored"
+
+
 KINDS: dict[str, tuple[Make, str, str, int]] = {
     "candidates": (candidate_store, "rationale", "*/short/*", 24),
+    "scored candidates": (scored_store, "score_small", "*/short/*", 24),
     "text": (text_store, "wordpiece tokenizer", "train/*", 40),
     "text tokens": (token_store, "at most 8 tokens", "train/*", 40),
     "points": (point_store, "5 x 4 cells", "train/*", 36),
