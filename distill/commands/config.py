@@ -35,7 +35,8 @@ class EvaluateConfig:
     all images with labels take part, and a fifth of each class is measured."""
     texts: str = ""
     """Folder of a run of texts in the same teacher's space (both of task none): measures how often its test texts find
-    their image (column image of their table) among the run's own test images, and the other way round."""
+    their image (column image of their table; without it, images of the class in column label) among the run's own
+    test images, and the other way round."""
     backbone: bool = False
     """Measure the features only, on any classes: k-NN, linear probe and few-shot accuracy."""
     seed: int = 0

@@ -57,10 +57,9 @@ def _with_texts(config: EvaluateConfig, accelerator: "Accelerator") -> Measure:
     """The measurement of a student of images together with one of texts."""
     from distill.commands import image_text
 
-    images, texts = (
-        image_text.embed(Path(folder), accelerator=accelerator, workers=config.workers)
-        for folder in (config.model, config.texts)
-    )
+    embed = partial(image_text.embed, accelerator=accelerator, workers=config.workers)
+    texts = embed(Path(config.texts))
+    images = embed(Path(config.model), by_class=texts[0].by_class)
     return partial(image_text.measure, images, texts)
 
 

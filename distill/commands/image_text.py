@@ -1,4 +1,7 @@
-"""Measure an image student and a text student of one space: texts that find their image, images that find a text."""
+"""Measure an image student and a text student of one space: texts that find their image, images that find a text.
+
+A text belongs to the image that it names in column image; in a table without this column, to the images of its class.
+"""
 
 # N samples of a test part, D width of the common space
 
@@ -25,22 +28,26 @@ class SpaceVectors:
     """
 
     vectors_ND: Tensor
-    images: np.ndarray[Any, Any]  # (N,) id of the image that a text describes; of an image its own
+    subjects: np.ndarray[
+        Any, Any
+    ]  # (N,) id of an image, of a text that of its image; or the class, "" if unknown
     languages: np.ndarray[Any, Any]  # (N,) of texts; "" of images
+    by_class: bool = False  # whether subjects are classes
 
     def part(self, members: Any) -> SpaceVectors:
         """Some of the samples, chosen by a mask."""
         chosen = np.flatnonzero(members)
-        return SpaceVectors(self.vectors_ND[chosen], self.images[chosen], self.languages[chosen])
+        subjects, languages = self.subjects[chosen], self.languages[chosen]
+        return SpaceVectors(self.vectors_ND[chosen], subjects, languages, self.by_class)
 
     def recall(self, items: SpaceVectors) -> dict[str, float]:
-        """How often one of the items of the same image is among the nearest; a sample is no item of its own.
+        """How often one of the items of the same subject is among the nearest; a sample is no item of its own.
 
         Samples without such an item are no queries; nothing is returned where none has one.
         """
         from distill.measures.retrieval import recall
 
-        same = torch.from_numpy(self.images[:, None] == items.images[None])
+        same = torch.from_numpy(self.subjects[:, None] == items.subjects[None])
         right = same & ~torch.eye(len(same), dtype=torch.bool) if items is self else same
         asked = right.any(1)
         if not asked.any():
@@ -49,9 +56,12 @@ class SpaceVectors:
 
 
 def embed(
-    folder: Path, *, accelerator: Accelerator, workers: int
+    folder: Path, *, by_class: bool | None = None, accelerator: Accelerator, workers: int
 ) -> tuple[SpaceVectors, SpaceVectors]:
     """Show a finished run of task none its own test part.
+
+    Args:
+        by_class: what the subjects are; None: classes, unless the table of texts names images.
 
     Returns:
         The samples as the student sees them, and those of them that the teacher read itself, as it sees them.
@@ -75,13 +85,18 @@ def embed(
     features, _ = viewer.run(run.student.to(accelerator.device), members)
     samples, source = data.samples, data.samples.source
     positions = samples.positions[members]
-    ids = np.array(samples.ids)[members]
-    images = np.array(source.images)[positions] if source.images else ids
+    ids = subjects = np.array(samples.ids)[members]
+    by_class = not source.images if by_class is None else by_class
+    if by_class:
+        names = np.array([*samples.class_names, ""])  # the last one of samples without a label
+        subjects = names[samples.labels[members]]
+    elif source.images:
+        subjects = np.array(source.images)[positions]
     languages = np.array(source.languages or [""] * len(source))[positions]
     mean = data.features.take(opened.part.unlabelled).mean(0)
-    stored = SpaceVectors(data.features.take(members) - mean, images, languages)
+    stored = SpaceVectors(data.features.take(members) - mean, subjects, languages, by_class)
     return (
-        SpaceVectors(head(features) - mean, images, languages),
+        SpaceVectors(head(features) - mean, subjects, languages, by_class),
         stored.part(np.array(samples.stored_ids)[members] == ids),
     )
 
@@ -97,29 +112,37 @@ def measure(
     Returns:
         ``num_images``, ``num_texts`` and, under ``image_text``, recall at 1, 5 and 10 by direction. "en -> image": a
         text finds its image; "image -> en": an image finds one of its texts; with "stored en" the teacher's own vectors
-        of the texts; "stored en -> stored en": a text finds another one of its image.
+        of the texts; "stored en -> stored en": a text finds another one of its image. By class, "image -> en" at 1 is
+        the accuracy of zero-shot classification by the nearest text.
 
     Raises:
-        ConfigError: no text names a measured image, or the spaces have other widths.
+        ConfigError: no text belongs to a measured image, or the spaces have other widths.
     """
     pictures, words = images[0], texts[0]
     here, there = pictures.vectors_ND.shape[1], words.vectors_ND.shape[1]
-    described = np.isin(words.images, pictures.images)
-    if here != there or not described.any():
-        raise ConfigError(
-            f"--texts: {there} dimensions and texts of {shorten(sorted(set(words.images)), 2)}; --model: {here} "
-            f"dimensions and images {shorten(sorted(pictures.images), 2)}. One teacher must have taught both, and the "
-            "table of the texts must name the image of each in column image."
+    shared = np.setdiff1d(np.intersect1d(pictures.subjects, words.subjects), [""])
+    if here != there or not len(shared):
+        what = "classes" if words.by_class else "images"
+        theirs, ours = (
+            shorten(sorted(set(side.subjects.tolist())), 2) for side in (words, pictures)
         )
-    pictures = pictures.part(np.isin(pictures.images, words.images))
+        raise ConfigError(
+            f"--texts: {there} dimensions and {what} {theirs}; --model: {here} dimensions and {what} {ours}. One "
+            "teacher must have taught both, and the table of the texts must name the image of each in column image, or "
+            "its class in column label."
+        )
+    pictures = pictures.part(np.isin(pictures.subjects, shared))
     found: dict[str, dict[str, float]] = {}
     for prefix, side in zip(("", "stored "), texts, strict=True):
         for language in np.unique(side.languages):
-            chosen = np.isin(side.images, pictures.images) & (side.languages == language)
+            chosen = np.isin(side.subjects, shared) & (side.languages == language)
             items, name = side.part(chosen), f"{prefix}{language or 'text'}"
             found[f"{name} -> image"] = items.recall(pictures)
             found[f"image -> {name}"] = pictures.recall(items)
             if prefix:
                 found[f"{name} -> {name}"] = items.recall(items)
-    count = {"num_images": len(pictures.images), "num_texts": int(described.sum())}
+    count = {
+        "num_images": len(pictures.subjects),
+        "num_texts": int(np.isin(words.subjects, shared).sum()),
+    }
     return {**count, "image_text": {way: recalls for way, recalls in found.items() if recalls}}

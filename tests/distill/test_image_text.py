@@ -142,5 +142,14 @@ def test_from_photographs_to_a_measurement(tmp_path: Path) -> None:
         for value in measured["image_text"].values()
     )
     assert json.loads((viewer.folder / "image_text.json").read_text()) == measured
+    for number, row in enumerate(
+        rows
+    ):  # without the column, a text is one of the images of its class
+        row["label"] = "test" if number % 2 else "none"
+        del row["image"]
+    texts.write(data / "texts.jsonl", rows)
+    measured = distill.evaluate(viewer, texts=str(reader.folder), workers=0)
+    assert (measured["num_images"], measured["num_texts"]) == (10, 50)
+    assert set(measured["image_text"]) == {"zh -> image", "image -> zh"}
     with pytest.raises(ConfigError, match="--texts"):
         distill.evaluate(viewer, texts=str(reader.folder), backbone=True)
