@@ -52,7 +52,7 @@ def read(script: str, dtype: str, folder: Path) -> str:
     assert len(store.shards) > 1
     printed = run(
         [sys.executable, "-c", script, str(EXAMPLES), str(store.path)],
-        PYSPARK_PYTHON=sys.executable, PYTHONPATH=str(ROOT), RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO="0",
+        PYSPARK_PYTHON=sys.executable, PYTHONPATH=str(ROOT),
         SPARK_LOCAL_IP="127.0.0.1",
     )  # fmt: skip
     line = next(line for line in printed.splitlines() if "FOUND" in line)

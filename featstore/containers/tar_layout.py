@@ -5,7 +5,9 @@ Writer and reader share it; docs/format.md describes it.
 
 import hashlib
 import json
+import re
 from collections.abc import Mapping, Sequence
+from json.encoder import encode_basestring as quoted
 from typing import Any
 from urllib.parse import quote
 
@@ -29,6 +31,9 @@ STARTS = INDEX + "starts"
 
 LONGEST_KEY = 150
 """Bytes of the longest key that spells out its sample id; a file's name may have 255."""
+
+_PLAIN_ID = re.compile(r"(?!__)[A-Za-z0-9_.-]+(?:/[A-Za-z0-9_.-]+)*")
+"""Ids in which only dots are encoded."""
 
 
 class TarLayout:
@@ -120,20 +125,24 @@ class TarLayout:
                 )
         return keys
 
-    def json(self, row: int, columns: Mapping[str, Array]) -> bytes:
-        """What a sample's json member says."""
-        said: dict[str, Any] = {
-            "sample_id": columns["sample_id"][row],
-            "content_sha256": columns["content_sha256"][row].tobytes().hex(),
-            "valid": bool(columns["valid"][row]),
-        }
-        if "label" in columns:
-            said["label"] = int(columns["label"][row])
-        if self.texts:
-            said["text"] = {
-                name.removeprefix("fields/"): _nested(columns[name][row]) for name in self.texts
-            }
-        return json.dumps(said, ensure_ascii=False, separators=(",", ":")).encode()
+    def jsons(self, columns: Mapping[str, Array]) -> list[bytes]:
+        """What the json member of each sample holds, as ``json.dumps`` writes it, which takes five times as long."""
+        ids, valid = columns["sample_id"].tolist(), columns["valid"].tolist()
+        hashes = columns["content_sha256"].tobytes().hex()
+        labels = columns["label"].tolist() if "label" in columns else None
+        found = []
+        for row, sample_id in enumerate(ids):
+            text = f'"sample_id":{quoted(sample_id)},"content_sha256":"{hashes[64 * row : 64 * row + 64]}"'
+            text += ',"valid":true' if valid[row] else ',"valid":false'
+            if labels is not None:
+                text += f',"label":{labels[row]}'
+            if self.texts:
+                said = {
+                    name.removeprefix("fields/"): _nested(columns[name][row]) for name in self.texts
+                }
+                text += f',"text":{json.dumps(said, ensure_ascii=False, separators=(",", ":"))}'
+            found.append(f"{{{text}}}".encode())
+        return found
 
 
 def key_of(sample_id: str) -> str:
@@ -142,6 +151,10 @@ def key_of(sample_id: str) -> str:
     ASCII letters, digits, ``_``, ``-`` and ``/`` stay, so ``urllib.parse.unquote`` gives the id back. An id whose key
     would be longer than ``LONGEST_KEY`` gets ``~`` and its SHA-256 instead; the id is in the sample's json.
     """
+    if _PLAIN_ID.fullmatch(sample_id):
+        key = sample_id.replace(".", "%2E")
+        if len(key) <= LONGEST_KEY:
+            return key
     # Empty parts, as in "a//b", are no path.
     safe = "/" if all(sample_id.split("/")) else ""
     key = quote(sample_id, safe=safe).replace(".", "%2E").replace("~", "%7E")

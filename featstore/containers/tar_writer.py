@@ -40,7 +40,7 @@ class TarEncoder:
         for name, counts in self.counts.items():
             offsets = np.concatenate([np.zeros((rows, 1), int), counts.cumsum(axis=1)], axis=1)
             fixed.append(self._member(self.layout.ranges[name], offsets))
-        texts = [self.layout.json(row, self.columns) for row in range(rows)]
+        texts = self.layout.jsons(self.columns)
         varying = [self._items(name) for name in self.layout.ragged]
         if self.layout.texts:  # they may be long; else all jsons are padded to one size
             varying.append(self._varying("json", texts))

@@ -90,7 +90,7 @@ def extension_blocks(names: Sequence[str]) -> int:
 
     0 where every name is ASCII and fits the fields of a plain (ustar) header.
     """
-    if all(name.isascii() for name in names) and all(_split(name) for name in names):
+    if all(map(str.isascii, names)) and (_short(names) or all(map(_split, names))):
         return 0
     most = max(len(_record("path", name)) for name in names)
     return -(-(most + 12) // BLOCK_BYTES)  # 12: the shortest record that fills the rest
@@ -123,11 +123,19 @@ def headers(names: Sequence[str], sizes: Array, extensions: int) -> Bytes:
 
 def name_fields(names: Sequence[str]) -> tuple[Bytes, Bytes] | None:
     """Fields name (n, 100) and prefix (n, 155) of plain headers; None where a name does not fit."""
+    packed = [name.encode() for name in names]
+    if _short(packed):
+        return _text(packed, 100), np.zeros((len(packed), 155), dtype=np.uint8)
     split = [_split(name) for name in names]
     fitting = [part for part in split if part is not None]
     if len(fitting) < len(split):
         return None
     return _text([part[1] for part in fitting], 100), _text([part[0] for part in fitting], 155)
+
+
+def _short(names: Sequence[str] | Sequence[bytes]) -> bool:
+    """Whether all fit the name field alone."""
+    return max(map(len, names), default=0) <= 100
 
 
 def _split(name: str) -> tuple[bytes, bytes] | None:

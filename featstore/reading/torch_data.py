@@ -4,6 +4,7 @@ The one file of the store's core that imports torch.
 """
 
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from itertools import islice
 from typing import Any, get_args
 
@@ -26,6 +27,9 @@ BLOCK_BYTES = 4 * 2**20  # what is read together when rows are shuffled in block
 
 AHEAD_BATCHES = 4
 """So many batches ahead, the rows of a store at a URL are fetched while the caller works on a batch."""
+
+MIXED_SHARDS = 8
+"""Shards whose rows are mixed where rows are shuffled by shards."""
 
 TensorBatch = dict[str, Any]
 
@@ -214,7 +218,9 @@ class FeatureLoader:
         dataset: what to read.
         batch_size: rows per batch and rank.
         shuffle: "rows" mixes all rows; "blocks" mixes blocks of neighbours and then their rows, which compressed and
-            remote stores need; "auto" takes blocks for compressed fields; "none" keeps the order.
+            remote stores need; "shards" mixes shards, and then the rows of eight at a time: the first epoch from a URL
+            fetches the next eight while it reads these; "auto" takes blocks for compressed fields; "none" keeps the
+            order.
         workers: processes that read; 0 reads in this one, which is fastest for memory-mapped rows.
         rank, world_size, drop_last: see ``BatchSampler``.
         seed: chooses the orders.
@@ -234,15 +240,14 @@ class FeatureLoader:
         seed: int = 0,
         context: str | None = None,
     ) -> None:
-        if shuffle not in ("auto", "rows", "blocks", "none"):
-            raise ConfigError(f"shuffle {shuffle!r}: expected auto, rows, blocks or none.")
-        blocks = shuffle == "blocks" or (shuffle == "auto" and dataset.compressed())
-        order = Order(
-            num_rows=len(dataset),
-            seed=seed,
-            shuffle=shuffle != "none",
-            block_rows=dataset.block_rows() if blocks else 0,
-        )
+        if shuffle not in ("auto", "rows", "blocks", "shards", "none"):
+            raise ConfigError(f"shuffle {shuffle!r}: expected auto, rows, blocks, shards or none.")
+        order = Order(num_rows=len(dataset), seed=seed, shuffle=shuffle != "none")
+        if shuffle == "blocks" or (shuffle == "auto" and dataset.compressed()):
+            order = replace(order, block_rows=dataset.block_rows())
+        elif shuffle == "shards":
+            rows = dataset.store.manifest.work.shard_rows
+            order = replace(order, block_rows=rows, buffer_blocks=MIXED_SHARDS)
         self.dataset = dataset
         self.sampler = BatchSampler(
             order, batch_size=batch_size, rank=rank, world_size=world_size, drop_last=drop_last
@@ -266,13 +271,18 @@ class FeatureLoader:
         self._used = 0
         # Worker processes read ahead by themselves.
         alone = self.dataset.store.remote and not self._loader.num_workers
-        coming = islice(self.sampler, AHEAD_BATCHES, None) if alone else iter(())
+        coming = islice(self.sampler, self._ahead(), None) if alone else iter(())
         for batch in self._loader:
             self._used += 1
             for indices in islice(coming, 1):
                 self.dataset.store.fetch_ahead(self.dataset.fields, self.dataset.rows[indices])
             yield batch
         self.set_epoch(self.sampler.order.epoch + 1)
+
+    def _ahead(self) -> int:
+        """How many batches ahead rows are fetched: those of blocks that are mixed come together, a whole mix ahead."""
+        order = self.sampler.order
+        return max(AHEAD_BATCHES, order.block_rows * order.buffer_blocks // self.sampler.step_rows)
 
     def set_epoch(self, epoch: int) -> None:
         """Begin an epoch."""

@@ -146,6 +146,20 @@ def test_a_tar_that_is_replaced_is_refused(bucket: OwnBucket) -> None:
     assert contents(tars(f"{bucket.url}/tars"))[5] == picture(10)
 
 
+def test_a_tar_that_is_listed_but_gone(bucket: OwnBucket, folder: Path) -> None:
+    """Named by braces and deleted after the first start: an error that names it, in the bucket and on a disk."""
+    places = (f"{bucket.url}/tars", str(folder))
+    for place in places:
+        assert len(tars(f"{place}/{{000..002}}.tar")) == 15
+    bucket.delete("tars/001.tar")
+    (folder / "001.tar").unlink()
+    for place in places:
+        with pytest.raises(SourceError, match=r"001\.tar"):
+            tars(f"{place}/{{000..002}}.tar")
+    with pytest.raises(SourceError, match=r"same command"):
+        tars(f"{bucket.url}/tars/{{000..002}}.tar")
+
+
 def test_requests_that_fail_are_repeated(bucket: OwnBucket, faulty: MakeProxy) -> None:
     """Each request meets an error or a cut connection before it gets through."""
     proxy = faulty(bucket.endpoint, Plan(kinds=("error 500", "cut body"), most=1))

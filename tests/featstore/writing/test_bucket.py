@@ -309,6 +309,26 @@ def test_other_stores_and_files(s3: OwnBucket) -> None:
     assert [name for name in s3.files() if "probe" not in name] == list(before)
 
 
+def test_two_stores_at_one_prefix_at_once(
+    s3: OwnBucket, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """One that finds nothing, and another is created before it creates its own: refused; the other one is whole."""
+    run_bucket_job(f"{s3.url}/alone", SMALL)
+
+    def change(bucket: BucketStore) -> None:
+        create = bucket._create
+
+        def late(*arguments: Any) -> None:
+            run_bucket_job(f"{s3.url}/s", SMALL)
+            create(*arguments)
+
+        monkeypatch.setattr(bucket, "_create", late)
+
+    with pytest.raises(ManifestMismatch, match="num_samples"):
+        run_bucket_job(f"{s3.url}/s", MANIFEST, change=change)
+    assert fetched(s3, tmp_path / "s") == fetched(s3, tmp_path / "alone", "alone")
+
+
 def test_a_damaged_design(s3: OwnBucket) -> None:
     """A flipped bit in what a killed process left of a creation is found, and deleting it is enough."""
     content = seal({"artefacts": {}, "manifest": "e30="})

@@ -633,6 +633,38 @@ def test_incomplete_stores(
         FeatureStore.open((tmp_path / "empty").as_uri(), cache=config(tmp_path))
 
 
+def test_shards_are_fetched_in_the_order_of_the_epoch(
+    store: Path, far: type[Far], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Shuffled by shards, the first batch fetches those that are mixed, and the next ones come beside it."""
+    from featstore.reading import torch_data
+
+    monkeypatch.setattr(torch_data, "MIXED_SHARDS", 2)
+    monkeypatch.setattr(torch_data, "AHEAD_BATCHES", 1)
+    opened = FeatureStore.open(store.as_uri(), cache=config(tmp_path))
+    expected = [
+        batch["row"].tolist()
+        for batch in FeatureStore.open(store).loader(["cls"], batch_size=SHARD, shuffle="shards")
+    ]
+    assert (
+        sorted({row for rows in expected for row in rows}) == np.flatnonzero(opened.valid).tolist()
+    )
+    batches = iter(opened.loader(["cls"], batch_size=SHARD, shuffle="shards"))
+    found = [next(batches)["row"].tolist()]
+
+    def fetched() -> set[str]:
+        return {name for name in far.objects() if name.startswith("fields/cls/")}
+
+    assert isinstance(opened.storage, CachedShards)
+    assert opened.storage._ahead is not None
+    opened.storage._ahead.join(10)
+    needed = {row // SHARD for rows in (expected[0], expected[2]) for row in rows}
+    assert fetched() == {f"fields/cls/c/{shard}/0/0" for shard in needed}
+    assert len(needed) < len(opened.shards)
+    found += [batch["row"].tolist() for batch in batches]
+    assert found == expected
+
+
 def test_a_loader_fetches_ahead(store: Path, far: type[Far], tmp_path: Path) -> None:
     """While a batch is worked on, the objects of coming ones arrive; rows and order are those of a local store."""
     from featstore.reading.torch_data import FeatureDataset, FeatureLoader
