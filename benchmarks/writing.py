@@ -1,6 +1,7 @@
 """What a committed shard costs: a store written with fsync and checksums against np.save and fsync of the same bytes.
 
     python benchmarks/writing.py                        about two minutes, 2 GB of disk
+    python benchmarks/writing.py --container webdataset
 
 Both write the same shards into a new folder, in turn. np.save gets one file per shard, flushed and synced; the store
 gets ids, hashes, validity and features, each object checksummed, synced, renamed, its folder synced, and an entry in
@@ -17,6 +18,7 @@ import time
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
+from typing import get_args
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
@@ -27,7 +29,7 @@ from benchmarks._measure import Spread, print_table, speed_ratio
 from featstore.containers import make_backend
 from featstore.format.fields import empty_columns
 from featstore.format.manifest import Manifest, new_manifest
-from featstore.format.manifest_records import FieldRecord, SourceRecord, WorkRecord
+from featstore.format.manifest_records import Container, FieldRecord, SourceRecord, WorkRecord
 from featstore.format.views import ViewSet
 from featstore.writing.claims import Claims
 from featstore.writing.commit import open_or_create
@@ -37,7 +39,9 @@ from featstore.writing.shard import Shard
 CASES = {"A, rows of 1,024": (1024,), "B, rows of 257 x 1,024": (257, 1024)}
 
 
-def make_manifest(shape: tuple[int, ...], rows: int, shards: int) -> Manifest:
+def make_manifest(
+    shape: tuple[int, ...], rows: int, shards: int, container: Container = "zarr"
+) -> Manifest:
     """A store of one field of random float16."""
     dims = ("token", "channel")[-len(shape) :]
     return new_manifest(
@@ -53,6 +57,7 @@ def make_manifest(shape: tuple[int, ...], rows: int, shards: int) -> Manifest:
         ),
         work=WorkRecord(shard_rows=rows, batch_size=rows),
         created_by={},
+        container=container,
     )
 
 
@@ -117,6 +122,7 @@ def main() -> None:
     parser.add_argument("--mb", type=int, default=134, help="megabytes of a shard")
     parser.add_argument("--shards", type=int, default=6)
     parser.add_argument("--turns", type=int, default=5)
+    parser.add_argument("--container", choices=get_args(Container), default="zarr")
     parser.add_argument("--folder", type=Path, help="where to write; removed at the end")
     arguments = parser.parse_args()
     root = Path(tempfile.mkdtemp(prefix="writing-", dir=arguments.folder))
@@ -138,7 +144,7 @@ def _measure(
 ) -> tuple[Spread, str, Spread, str]:
     row = 2 * int(np.prod(shape))
     rows = 1 << (max(1, arguments.mb * 10**6 // row).bit_length() - 1)
-    manifest = make_manifest(shape, rows, arguments.shards)
+    manifest = make_manifest(shape, rows, arguments.shards, arguments.container)
     generator = np.random.default_rng(0)
     values = generator.integers(0, 2**14, (rows, 1, *shape), dtype=np.uint16).view(np.float16)
     ways = {"store": write_store, "np.save": save_arrays}
