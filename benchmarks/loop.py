@@ -56,6 +56,26 @@ class Enough(Exception):
     """Raised out of the loop when all steps are measured."""
 
 
+def in_memory(run: Any) -> list[Any]:
+    """The first 16 batches of a run."""
+    maker = run.data.stored_maker(
+        run.student, run.accelerator.device, vector=run.needs.vector, grid=run.needs.grid
+    )
+    pictures = run.pictures(0)
+    return [maker(next(pictures)) for _ in range(16)]
+
+
+def bare_step(run: Any, batch: Any) -> None:
+    """One optimiser step and nothing else."""
+    import torch
+
+    from distill.training.step_loss import loss_terms
+
+    torch.stack(list(loss_terms(run, batch, 0).values())).sum().backward()
+    run.optimiser.step()
+    run.optimiser.zero_grad()
+
+
 class Turns:
     """Take bare steps between those of the loop, and time both."""
 
@@ -64,11 +84,7 @@ class Turns:
         for group in bare.optimiser.param_groups:
             group["foreach"] = None  # PyTorch's default
         self.profile = cProfile.Profile(time.process_time) if chosen.profile else None
-        maker = bare.data.stored_maker(
-            bare.student, bare.accelerator.device, vector=bare.needs.vector, grid=bare.needs.grid
-        )
-        pictures = bare.pictures(0)
-        self.batches = [maker(next(pictures)) for _ in range(16)]
+        self.batches = in_memory(bare)
         self.steps: list[float] = []
         self.whole: list[float] = []
         self.other: list[float] = []
@@ -136,34 +152,30 @@ class Turns:
         return clock() - self._aside
 
     def _bare(self) -> None:
-        import torch
-
-        from distill.training.step_loss import loss_terms
-
-        bare = self.bare
-        bare.trainee.train()
+        self.bare.trainee.train()
         for number in range(SLICE):
             start = clock()
-            batch = self.batches[number % len(self.batches)]
-            torch.stack(list(loss_terms(bare, batch, 0).values())).sum().backward()
-            bare.optimiser.step()
-            bare.optimiser.zero_grad()
+            bare_step(self.bare, self.batches[number % len(self.batches)])
             self.other.append(clock() - start)
 
 
-def measure(chosen: argparse.Namespace, method: str, folder: Path) -> Turns:
-    """Train for a while on both sides."""
+def loop_maker(chosen: argparse.Namespace, method: str, folder: Path, *more: str) -> Any:
+    """Return a function that builds a run over the digits in a folder of some name.
+
+    Args:
+        more: further flags of the run.
+    """
     from distill.config import RECIPES, DistillConfig
     from distill.data import joined
     from distill.register import kinds
     from distill.tasks import build_task, resolve
-    from distill.training import loop as train
     from distill.training.launch import make_accelerator
+    from distill.training.loop import Loop
     from featstore import FeatureStore
     from featstore.cli.recipe import parse
     from featstore.sources import open_source
 
-    flags = ["--store", chosen.store, "--train.epochs", "10000", "--trackers", "[]"]
+    flags = ["--store", chosen.store, "--train.epochs", "10000", "--trackers", "[]", *more]
     flags += ["--data.views", "canonical"]  # every picture is in memory after one pass
     flags += ["--student.name", chosen.student] if chosen.student else []
     flags += ["--student.image_size", str(chosen.image_size)] if chosen.image_size else []
@@ -175,11 +187,19 @@ def measure(chosen: argparse.Namespace, method: str, folder: Path) -> Turns:
     probe = task.probe(task.split(0), 0)
 
     def make(name: str) -> Any:
-        return train.Loop(
+        return Loop(
             config, data, probe, method=method, seed=0, accelerator=make_accelerator(config),
             folder=folder / name, asked={},
         )  # fmt: skip
 
+    return make
+
+
+def measure(chosen: argparse.Namespace, method: str, folder: Path) -> Turns:
+    """Train for a while on both sides."""
+    from distill.training import loop as train
+
+    make = loop_maker(chosen, method, folder)
     loop, bare = make("loop"), make("bare")
     bare.method.begin_epoch(0, bare.student)
     loop.start(None)

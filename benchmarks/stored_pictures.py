@@ -58,6 +58,17 @@ def make_images(folder: Path, size: tuple[int, int], count: int) -> None:
         )
 
 
+def make_teacher(folder: Path) -> Path:
+    """Write the weights of a small random teacher."""
+    import timm
+    from safetensors.torch import save_file
+
+    weights = folder / "teacher.safetensors"
+    model = timm.create_model("vit_tiny_patch16_224", num_classes=0, **TEACHER)
+    save_file(model.state_dict(), weights)
+    return weights
+
+
 def make_store(images: Path, out: Path, copies: str, weights: Path) -> Any:
     """Extract with a small random teacher."""
     import featstore
@@ -102,9 +113,7 @@ def loads(source: Any, store: Any, size_px: int, *, megabytes: int = 0) -> Case:
 def main() -> None:
     """Measure every size of original with every form of copy."""
     chosen = options()
-    import timm
     import torch
-    from safetensors.torch import save_file
 
     from distill.data.images import open_images
     from featstore.sources import open_source
@@ -115,11 +124,7 @@ def main() -> None:
     rows = []
     with tempfile.TemporaryDirectory() as text:
         folder = Path(text)
-        weights = folder / "teacher.safetensors"
-        save_file(
-            timm.create_model("vit_tiny_patch16_224", num_classes=0, **TEACHER).state_dict(),
-            weights,
-        )
+        weights = make_teacher(folder)
         for name in chosen.sizes:
             width, height = (int(side) for side in name.split("x"))
             images = folder / name

@@ -115,6 +115,9 @@ class DataConfig(PhotometricConfig, name="data", free=("fold", "label_seed")):
     """Texts only: language that the teacher read. A text of another language is taught by the stored row of its
     translation in this one (same value in column pair). Empty: every text by its own row."""
     strong: AugmentConfig = field(default_factory=AugmentConfig)
+    decode: Literal["full", "reduced"] = "full"
+    """reduced: decode a JPEG at 1/2, 1/4 or 1/8 of its sides where the view needs no more. For photos much larger than
+    the student's input: several times faster, with slightly other pixels (docs/performance.md)."""
     cache_mb: int = 256
     """Memory for decoded views in MB per loading process, so that small data sets are decoded once; 0 is off."""
 
@@ -278,6 +281,9 @@ class TrainConfig(
     """Decay per step of a moving average of the student, 0 to below 1; the average is then exported. 0 is off."""
     precision: Literal["no", "bf16", "fp16"] = "no"
     """Arithmetic of the student's forward and backward pass: float32 (no), bf16 or fp16."""
+    compile: bool = False
+    """Compile the student's forward and backward pass in training (torch.compile; on a CPU it needs a C++ compiler).
+    Takes up to a minute at the first step; results differ in the last bits."""
     workers: int = 2
     """Processes that read and decode images, per training process; 0 decodes in the training process."""
     checkpoint_every: int = 0

@@ -120,6 +120,7 @@ class Data:
             changes=changes,
             cache=cache,
             targets=self.targets,
+            reduced=self.settings.decode == "reduced",
         )
 
     def maker(self, student: Student, device: torch.device) -> BatchMaker:

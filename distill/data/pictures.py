@@ -6,6 +6,7 @@ The student is shown exactly the region that the teacher saw in the chosen store
 
 # B batch, S samples, V views, D teacher width, H W student input, C channels (3)
 
+import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
@@ -80,6 +81,7 @@ class ViewDataset(torch.utils.data.Dataset[Pictures]):
         size: (H, W) of the student's input.
         changes: Photometric changes of every picture, and those of strong copies; None changes nothing.
         targets: Targets of the task, made for the labelled requests; None makes none.
+        reduced: Decode JPEGs at a smaller scale where a view needs no more (``--data.decode reduced``).
     """
 
     def __init__(
@@ -91,8 +93,10 @@ class ViewDataset(torch.utils.data.Dataset[Pictures]):
         changes: "Callable[[Array, Request], Array] | None" = None,
         cache: PictureCache | None = None,
         targets: Targets | None = None,
+        reduced: bool = False,
     ) -> None:
         self.targets = targets
+        self.reduced = reduced
         self.samples = samples
         self.rule = rule
         self.size = size
@@ -167,20 +171,39 @@ class ViewDataset(torch.utils.data.Dataset[Pictures]):
 
     def cut(self, request: Request, data: bytes) -> tuple[Array, Frame]:
         """Decode one image and cut its view: (H, W, C) uint8 and its frame."""
-        samples = self.samples
-        row = int(samples.positions[request.sample])
+        source = self.samples.source
+        shown = full_size(data) if source.content_sha256 is not None else None
+        seen: list[tuple[int, int]] = []
+
+        def least_size(width: int, height: int) -> tuple[int, int]:
+            seen.append((width, height))
+            return self._frame(request, shown or (width, height)).least_size
+
+        image = decode(
+            source,
+            int(self.samples.positions[request.sample]),
+            data,
+            least=least_size if self.reduced else None,
+        )
+        size = seen[0] if seen else image.size
+        frame = self._frame(request, shown or size)
+        return self.rule.cut_frame(image, frame, whole=unrounded(size, image.width)), frame
+
+    def _frame(self, request: Request, size: tuple[int, int]) -> Frame:
+        """The frame of a view in an image of (width, height)."""
         view = (
             View(kind="canonical")
             if request.column == CANONICAL
             else self.rule.views.views[request.column]
         )
-        image = decode(samples.source, row, data)
-        shown = full_size(data) if samples.source.content_sha256 is not None else None
-        width, height = shown or image.size
-        sample_id = samples.stored_ids[request.sample]
-        pixels = self.rule.cut(image, view, sample_id=sample_id, size=self.size, full_size=shown)
-        frame = self.rule.frame((height, width), view, sample_id=sample_id, size=self.size)
-        return pixels, frame
+        sample_id = self.samples.stored_ids[request.sample]
+        return self.rule.frame(size[::-1], view, sample_id=sample_id, size=self.size)
+
+
+def unrounded(size: tuple[int, int], width: int) -> tuple[float, float]:
+    """Sides of a picture at the JPEG scale at which it became ``width`` wide; JPEG rounds them up."""
+    scale = next(scale for scale in (1, 2, 4, 8) if math.ceil(size[0] / scale) == width)
+    return size[0] / scale, size[1] / scale
 
 
 def request_table(requests: Sequence[Request]) -> Tensor:

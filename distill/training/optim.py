@@ -29,13 +29,18 @@ class OutOfTime(FeatstoreError):
 
 @contextmanager
 def clean_errors() -> Iterator[None]:
-    """Turn torch's error on a batch of one image into ours.
+    """Turn torch's errors on a batch of one image and on compiling into ours.
 
     Raises:
-        ConfigError: batch norm has one value per channel, which has no variance.
+        ConfigError: batch norm has one value per channel, which has no variance; or the student cannot be compiled.
     """
     try:
         yield
+    except torch._dynamo.exc.TorchDynamoException as error:
+        why = " ".join(str(error).split())[:300]
+        raise ConfigError(
+            f"--train.compile true: {why}. Install a C++ compiler, or train with --train.compile false."
+        ) from error
     except ValueError as error:
         if "more than 1 value per channel" not in str(error):
             raise

@@ -103,6 +103,8 @@ class RunParts:
             self.partner = partner(setup, partner_options)
         self.trainee = Trainee(self.student, self._sides())
         self.trainee.to(memory_format=torch.channels_last)  # as the pictures are
+        if config.train.compile:
+            self.trainee.compile()  # the names of the weights stay, and measuring is not compiled
         self.optimiser, self.scheduler = make_optimiser(
             self.trainee, config.train, steps_per_epoch=self.plan.steps_per_epoch
         )

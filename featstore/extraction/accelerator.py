@@ -60,7 +60,7 @@ def start_accelerator(*, workers: int = 0, **settings: Any) -> Accelerator:
         if value is not None and (asked := _asked(name, str(value))).lower() != str(value)
     ]
     if (backend := _asked("DYNAMO_BACKEND", "no")).lower() != "no":
-        notes.append(f"accelerate's --dynamo_backend {backend} is ignored: models run uncompiled")
+        notes.append(f"accelerate's --dynamo_backend {backend} is ignored: --train.compile decides")
     # These two win over arguments.
     for name in ("GRADIENT_ACCUMULATION_STEPS", "DYNAMO_BACKEND"):
         os.environ.pop(f"ACCELERATE_{name}", None)

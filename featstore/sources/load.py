@@ -6,6 +6,7 @@ good again a moment later, and a row marked invalid would stay so.
 """
 
 import errno
+import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -19,7 +20,7 @@ from featstore.errors import SourceError
 from featstore.format.manifest_records import PreprocessingRecord
 from featstore.format.views import Box, CropMode, Interpolation, View, ViewSet, cut, view_box
 from featstore.sources.base import Source
-from featstore.sources.decode import decode_image
+from featstore.sources.decode import LeastSize, decode_image
 
 Result = TypeVar("Result")
 
@@ -50,14 +51,14 @@ def read_image(source: Source, row: int) -> bytes:
     return _with_retries(lambda: source.read(row), source, row)
 
 
-def decode(source: Source, row: int, data: bytes) -> Image.Image:
-    """Decode the bytes of one image; retry where memory is short.
+def decode(source: Source, row: int, data: bytes, *, least: LeastSize | None = None) -> Image.Image:
+    """Decode the bytes of one image, with ``least`` as for ``decode_image``; retry where memory is short.
 
     Raises:
         DecodeError: the bytes are not a usable picture.
         SourceError: there is not enough memory, also when tried again.
     """
-    return _with_retries(lambda: decode_image(data), source, row)
+    return _with_retries(lambda: decode_image(data, least=least), source, row)
 
 
 def reason_unreadable(error: OSError) -> str:
@@ -107,6 +108,13 @@ class Frame:
     mirrored: bool  # whether the view is mirrored left to right
     size: tuple[int, int]  # (height, width) of the view, pixels
 
+    @property
+    def least_size(self) -> tuple[int, int]:
+        """Least (width, height) of a copy of the whole image out of which the view is cut without enlarging it."""
+        left, upper, right, lower = self.box
+        share = max(self.size[1] / (right - left), self.size[0] / (lower - upper))
+        return math.ceil(self.image[1] * share), math.ceil(self.image[0] * share)
+
 
 @dataclass(frozen=True)
 class ViewRule:
@@ -144,18 +152,28 @@ class ViewRule:
             (H, W, 3) uint8.
         """
         width, height = full_size or image.size
-        frame = self.frame((height, width), view, sample_id=sample_id, size=size)
-        box = frame.box
-        if full_size:
-            x, y = image.width / width, image.height / height
-            left, upper, right, lower = box
-            box = left * x, upper * y, min(right * x, image.width), min(lower * y, image.height)
+        return self.cut_frame(
+            image, self.frame((height, width), view, sample_id=sample_id, size=size)
+        )
+
+    def cut_frame(
+        self, image: Image.Image, frame: Frame, *, whole: tuple[float, float] | None = None
+    ) -> npt.NDArray[np.uint8]:
+        """Cut a frame out of an upright RGB image, or out of a smaller copy of it: (H, W, 3) uint8.
+
+        Args:
+            whole: (width, height) in pixels of ``image`` that all of the frame's image spans; those of ``image``
+                unless given.
+        """
+        width, height = whole or image.size
+        x, y = width / frame.image[1], height / frame.image[0]
+        left, upper, right, lower = frame.box
         picture = cut(
             image,
-            box,
+            (left * x, upper * y, min(right * x, image.width), min(lower * y, image.height)),
             size=frame.size,
             interpolation=self.interpolation,
-            mirrored=view.mirrored,
+            mirrored=frame.mirrored,
         )
         return np.asarray(picture)
 

@@ -340,3 +340,28 @@ def test_jitter_reaches_training_pictures_only(images: Path, store: FeatureStore
     assert not torch.equal(
         dataset[Request(0, 1, 7, True)].pixels, plain[Request(0, 1, 7, True)].pixels
     )
+
+
+def test_reduced_decoding_shows_the_same_region(tmp_path: Path) -> None:
+    """``--data.decode reduced``: pixels within a few levels, frames the same, whatever the EXIF orientation."""
+    x, y = np.meshgrid(np.linspace(0, 1, 400), np.linspace(0, 1, 300))
+    waves = np.stack([np.sin(9 * x), np.cos(7 * y), np.sin(5 * (x + y))], axis=2)
+    image, exif = Image.fromarray((127 + 120 * waves).astype(np.uint8)), Image.Exif()
+    (tmp_path / "images/train").mkdir(parents=True)
+    for orientation, height in ((1, 300), (6, 296)):
+        exif[0x0112] = orientation
+        path = tmp_path / f"images/train/{orientation}.jpg"
+        image.crop((0, 0, 400, height)).save(path, quality=95, exif=exif)
+    store = write_store(tmp_path / "s", folder(tmp_path / "images"), seeded=2)
+    config = DataConfig(labelled=[], unlabelled=["*"], test=[])
+    samples = join_samples(folder(tmp_path / "images"), store, config)
+    full, reduced = (
+        ViewDataset(samples, rule_of(store, "cls"), size=(24, 24), reduced=reduced)
+        for reduced in (False, True)
+    )
+    for request in [Request(i, column, 0, False) for i in range(2) for column in (CANONICAL, 1, 2)]:
+        data = samples.source.read(int(samples.positions[request.sample]))
+        (one, frame), (other, same_frame) = full.cut(request, data), reduced.cut(request, data)
+        assert frame == same_frame
+        difference = np.abs(one.astype(int) - other)
+        assert 0 < difference.max() <= 4, difference.max()

@@ -16,6 +16,7 @@ import timm
 import torch
 import yaml
 from safetensors.torch import load_file
+from torch import nn
 
 from distill.config import DistillConfig
 from distill.data import joined
@@ -94,6 +95,50 @@ def test_an_interrupted_run_ends_bit_identical(make_config: MakeConfig, stop_aft
     start(stopped)
     for name in ("student.safetensors", "evaluation.json", "metrics.jsonl", "config.json"):
         assert (folder(straight) / name).read_bytes() == (folder(stopped) / name).read_bytes(), name
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:.*torch.jit.script:DeprecationWarning")
+def test_a_compiled_run_resumes_and_exports_as_any_other(
+    make_config: MakeConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """``--train.compile``: with a compiler that changes no bit, all files are those of a run without, also resumed."""
+    calls: list[int] = []
+
+    def compiler(graph: torch.fx.GraphModule, _: object) -> Any:
+        calls.append(1)
+        return graph.forward
+
+    plain = nn.Module.compile
+    monkeypatch.setattr(nn.Module, "compile", lambda self: plain(self, backend=compiler))
+    torch._dynamo.reset()
+    straight = full(make_config)
+    stopped = dataclasses.replace(
+        elsewhere(straight), train=dataclasses.replace(straight.train, compile=True)
+    )
+    start(straight)
+    assert not calls
+    with pytest.raises(Stop):
+        start(stopped, stop_after=5)
+    assert calls
+    start(stopped)
+    for name in ("student.safetensors", "evaluation.json", "metrics.jsonl", "config.json"):
+        assert (folder(straight) / name).read_bytes() == (folder(stopped) / name).read_bytes(), name
+
+
+def test_a_student_that_cannot_be_compiled(
+    make_config: MakeConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The reason of the compiler, and what to do."""
+
+    def compiler(graph: torch.fx.GraphModule, _: object) -> Any:
+        raise RuntimeError("no C++ here")
+
+    plain = nn.Module.compile
+    monkeypatch.setattr(nn.Module, "compile", lambda self: plain(self, backend=compiler))
+    torch._dynamo.reset()
+    with pytest.raises(ConfigError, match=r"--train\.compile true.*no C\+\+ here"):
+        start(make_config(train__compile=True), "labels")
 
 
 def test_short_epochs_share_a_checkpoint(

@@ -394,3 +394,42 @@ print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
         [sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT
     )
     assert int(done.stdout) < 2 * 2**20
+
+
+def picture_file(size: tuple[int, int], *, orientation: int = 1, kind: str = "JPEG") -> bytes:
+    """A smooth picture, wider than high unless it is turned."""
+    x, y = np.meshgrid(np.linspace(0, 1, size[0]), np.linspace(0, 1, size[1]))
+    pixels = (255 * np.stack([x, y, (x + y) / 2], axis=2)).astype(np.uint8)
+    exif, file = Image.Exif(), io.BytesIO()
+    exif[ORIENTATION] = orientation
+    Image.fromarray(pixels).save(file, kind, exif=exif, quality=95)
+    return file.getvalue()
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+@pytest.mark.parametrize(
+    ("least", "scale"), [((320, 240), 1), ((160, 120), 2), ((161, 100), 1), ((30, 20), 8)]
+)
+def test_a_jpeg_is_decoded_at_the_smallest_scale_that_suffices(
+    orientation: int, least: tuple[int, int], scale: int
+) -> None:
+    """Never below the size that is asked for, in upright coordinates; the same picture otherwise."""
+    data = picture_file((320, 240), orientation=orientation)
+    full = decode_image(data)
+    asked: list[tuple[int, int]] = []
+
+    def least_size(width: int, height: int) -> tuple[int, int]:
+        asked.append((width, height))
+        return least if width > height else least[::-1]
+
+    small = decode_image(data, least=least_size)
+    assert asked == [full.size]
+    assert small.size == (full.width // scale, full.height // scale)
+    expected = np.asarray(full.resize(small.size, Image.Resampling.BOX), np.int16)
+    assert np.abs(np.asarray(small, np.int16) - expected).max() <= 6
+
+
+def test_other_formats_are_decoded_whole() -> None:
+    """Only JPEG has scales."""
+    data = picture_file((320, 240), kind="PNG")
+    assert decode_image(data, least=lambda *_: (1, 1)).size == (320, 240)
