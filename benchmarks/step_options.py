@@ -30,7 +30,6 @@ CASES = {
     PLAIN: [],
     "--train.precision bf16": ["--train.precision", "bf16"],
     "--train.compile true": ["--train.compile", "true"],
-    "both": ["--train.compile", "true", "--train.precision", "bf16"],
 }
 
 
