@@ -283,7 +283,7 @@ class TrainConfig(
     """Arithmetic of the student's forward and backward pass: float32 (no), bf16 or fp16."""
     compile: bool = False
     """Compile the student's forward and backward pass in training (torch.compile; on a CPU it needs a C++ compiler).
-    Takes up to a minute at the first step; results differ in the last bits."""
+    The first step then takes a minute or more; results differ in the last bits."""
     workers: int = 2
     """Processes that read and decode images, per training process; 0 decodes in the training process."""
     checkpoint_every: int = 0
