@@ -15,9 +15,9 @@ from featstore.sources.find_files import find_files, unreadable
 from featstore.sources.listing import (
     FileListing,
     Listing,
+    keep_listing,
     listing_path,
     read_listing,
-    write_listing,
 )
 from featstore.sources.source_files import LocalFile, RemoteFile, SourceFile
 
@@ -70,9 +70,7 @@ class ListedFiles(Source):
             files = list(pool.map(listed, range(len(named))))
         # As kept, its arrays are mapped from the file, so that processes share them.
         if listing is None or list(map(id, files)) != list(map(id, listing.files)):
-            listing = Listing.of(files)
-            write_listing(kept, listing)
-            listing = read_listing(kept) or listing
+            listing = keep_listing(kept, Listing.of(files))
         self.notes = [note for file in files for note in file.notes]
         self.sample_ids, self._spans = listing.ids, listing.spans
         self._stamps = [file.stamp for file in files]

@@ -8,6 +8,7 @@ that is damaged, or was written by another version, is ignored.
 
 import hashlib
 import json
+import secrets
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -21,7 +22,7 @@ import numpy.typing as npt
 
 from featstore.errors import SourceError, StoreWriteError
 from featstore.files.array_types import Bytes
-from featstore.files.atomic import write_bytes
+from featstore.files.atomic import TEMPORARY_PREFIX, write_bytes
 from featstore.files.cache_folder import cache_folder
 from featstore.format.ids import check_sample_ids, ids_sha256
 
@@ -123,6 +124,11 @@ class Listing:
     ids: Ids  # (N,) ids of all files
     spans: Array  # (N, 2)
 
+    @property
+    def stamps(self) -> list[tuple[str, str]]:
+        """Name and stamp of each file."""
+        return [(file.name, file.stamp) for file in self.files]
+
     @classmethod
     def of(cls, files: list[FileListing]) -> "Listing":
         """Put those of single files after each other, and check the ids."""
@@ -166,8 +172,12 @@ def read_listing(path: Path) -> Listing | None:
     return Listing(files, Ids(blob, ends, sha256=sha256), spans)
 
 
-def write_listing(path: Path, listing: Listing) -> None:
-    """Keep a listing for later starts; without a folder that can be written, nothing is kept."""
+def keep_listing(path: Path, listing: Listing) -> Listing:
+    """Keep a listing for later starts, and return it as it is kept; without a folder that can be written, as it is.
+
+    A kept listing of the same files is not replaced: another machine may have mapped it, and on a network disk it would
+    lose what it maps.
+    """
     ids, rows = listing.ids, len(listing.ids)
     described = [
         [file.name, file.stamp, len(file.ids), file.ids.nbytes, file.notes, file.class_names]
@@ -186,4 +196,18 @@ def write_listing(path: Path, listing: Listing) -> None:
     tail = np.array([ids.nbytes, rows, len(head), crc, MAGIC], np.int64)
     with suppress(OSError, StoreWriteError):
         path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-        write_bytes(path, *parts, tail.tobytes())
+        temporary = path.with_name(f"{TEMPORARY_PREFIX}{secrets.token_hex(8)}")
+        write_bytes(temporary, *parts, tail.tobytes())
+        try:
+            path.hardlink_to(temporary)
+        except OSError:
+            if not _same_files(read_listing(path), listing):
+                temporary.replace(path)
+        temporary.unlink(missing_ok=True)
+    found = read_listing(path)
+    return found if found is not None and _same_files(found, listing) else listing
+
+
+def _same_files(one: Listing | None, other: Listing) -> bool:
+    """Whether two listings are of the same files, unchanged."""
+    return one is not None and one.stamps == other.stamps

@@ -16,7 +16,7 @@ from distill.data.rules import rule_of
 from distill.data.schedule import Request
 from featstore import FeatureStore
 from featstore.errors import SourceError
-from featstore.sources import Source, open_source
+from featstore.sources import Source, listed_files, open_source
 from featstore.sources import tars as tars_module
 from featstore.sources.config import SourceConfig, source_of
 from featstore.sources.listing import Ids, listing_path, read_listing
@@ -226,6 +226,22 @@ def test_a_listing_is_kept(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Non
     assert [Path(name).name for name in scanned] == ["001.tar"]
     assert changed.tars == [("000", 5), ("001", 3), ("002", 5)]
     assert contents(changed)[5] == picture(50)
+
+
+def test_two_that_list_at_the_same_time(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The second keeps the file of the first, which others map; one of changed tars takes its place."""
+    first = tars(str(folder))
+    (path,) = (tmp_path / "cache/listings").iterdir()
+    kept = path.stat().st_ino
+    monkeypatch.setattr(listed_files, "read_listing", lambda path: None)
+    again = tars(str(folder))
+    assert (path.stat().st_ino, contents(again)) == (kept, contents(first))
+    (folder / "001.tar").write_bytes(tar_of(range(50, 53)))
+    assert contents(tars(str(folder)))[5] == picture(50)
+    assert path.stat().st_ino != kept
+    assert list(path.parent.iterdir()) == [path]
 
 
 @pytest.mark.parametrize("damage", ["cut", "flip", "text", "empty"])
