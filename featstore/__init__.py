@@ -54,6 +54,7 @@ if TYPE_CHECKING:
         text_table,
         verify,
     )
+    from featstore.derive.exporters.shard_table import shard_table
     from featstore.format.manifest import Manifest, read_manifest
     from featstore.importing.create import create
     from featstore.reading.store import FeatureStore
@@ -97,6 +98,7 @@ __all__ = [
     "repair",
     "requantise",
     "select",
+    "shard_table",
     "split",
     "subset",
     "text_table",
@@ -109,10 +111,11 @@ _MODULES = {
     "create": "featstore.importing.create",
     "read_manifest": "featstore.format.manifest",
     "select": "featstore.selection.choose",
+    "shard_table": "featstore.derive.exporters.shard_table",
 }
 
 
-_ADAPTORS = ("arrow", "hf", "torch", "webdataset")
+_ADAPTORS = ("hf", "torch", "webdataset")
 """Modules that are imported when they are used first: stored features in the loops of other libraries."""
 
 

@@ -52,6 +52,7 @@ def test_the_public_names() -> None:
         "repair",
         "requantise",
         "select",
+        "shard_table",
         "split",
         "subset",
         "text_table",

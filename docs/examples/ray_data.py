@@ -6,13 +6,12 @@ import numpy as np
 import ray
 
 import featstore
-import featstore.arrow
 
 
 def read_store(store: str, fields: list[str]):
     def read_shard(batch):
         (shard,) = batch["id"].tolist()
-        return featstore.arrow.shard_table(store, shard, fields)
+        return featstore.shard_table(store, shard, fields)
 
     shards = len(featstore.open(store).shards)
     return ray.data.range(shards, override_num_blocks=shards).map_batches(read_shard, batch_size=1)

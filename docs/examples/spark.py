@@ -6,13 +6,12 @@ from pyspark.sql import SparkSession, functions
 from pyspark.sql.pandas.types import from_arrow_schema, to_arrow_schema
 
 import featstore
-import featstore.arrow
 
 
 def read_store(spark: SparkSession, store: str, fields: list[str]):
     def read_shard(shard: int):
         # Spark has no float16.
-        return featstore.arrow.shard_table(store, shard, fields, float32=True)
+        return featstore.shard_table(store, shard, fields, float32=True)
 
     def read_shards(batches):
         for batch in batches:

@@ -7,7 +7,6 @@ export is written to a temporary folder next to its destination, renamed when it
 # n rows of a batch, N rows of the store, V views
 
 import hashlib
-import importlib.util
 import json
 import shutil
 import time
@@ -17,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from featstore.derive.exporters.base import ExportColumn, Exporter
+from featstore.derive.exporters.base import ExportColumn, Exporter, check_packages
 from featstore.derive.exporters.fieldreader import FieldReader
 from featstore.derive.exporters.npy import NpyExporter, files_of
 from featstore.derive.exporters.selection import RowSelection
@@ -91,7 +90,7 @@ def export(
     Arguments and errors as for ``featstore.export``; ``announce`` is called once with the numbers of rows and, about,
     of bytes before anything is written, ``progress`` with the numbers of rows done and to do.
     """
-    _check_packages(form)
+    check_packages(f"--format {form}", PACKAGES[form])
     store = FeatureStore.open(source)
     check_apart(out, store.path)
     names = _names(store, fields)
@@ -113,14 +112,6 @@ def export(
                 aside.replace(out)  # a folder may replace an empty one
                 sync_folder(aside.parent)
     return Exported(out, rows.count, rows.invalid, rows.unmatched, _size(out), description, resumed)
-
-
-def _check_packages(form: Format) -> None:
-    for name in PACKAGES[form]:
-        if importlib.util.find_spec(name) is None:
-            raise ConfigError(
-                f"--format {form} needs {name}, which is not installed: pip install 'featstore-distill[hf]'."
-            )
 
 
 def _is_done(out: Path, data: bytes) -> bool:

@@ -18,7 +18,6 @@ from torchvision.datasets import ImageFolder
 from torchvision.transforms.functional import to_tensor
 
 import featstore
-import featstore.arrow
 import featstore.hf
 import featstore.torch
 import featstore.webdataset
@@ -83,7 +82,7 @@ def feature(store: FeatureStore, name: str, sample_id: str) -> Array:
 
 def test_names_are_modules_of_the_package() -> None:
     """``featstore.torch`` and the others, also without an import of their own."""
-    for name in ("arrow", "torch", "webdataset", "hf"):
+    for name in ("torch", "webdataset", "hf"):
         assert getattr(featstore, name).__name__ == f"featstore.{name}"
 
 
@@ -332,7 +331,7 @@ def test_shards_as_tables(tmp_path: Path) -> None:
     """Together they hold the valid rows of the store with their ids; numbers keep their type, lists their lengths."""
     rows = made(20, invalid={3: "broken"})
     store = FeatureStore.open(write(rows, tmp_path / "store"))
-    tables = [featstore.arrow.shard_table(tmp_path / "store", shard) for shard in store.shards]
+    tables = [featstore.shard_table(tmp_path / "store", shard) for shard in store.shards]
     table = pyarrow.concat_tables(tables)
     valid = [row for row in range(20) if row != 3]
     assert len(tables) > 1
@@ -350,13 +349,13 @@ def test_shards_as_tables(tmp_path: Path) -> None:
 
 def test_fields_and_types_of_a_table(store: FeatureStore) -> None:
     """The fields that are asked for, as float32 where the engine has no float16."""
-    table = featstore.arrow.shard_table(store, 0, ["cls"], float32=True)
+    table = featstore.shard_table(store, 0, ["cls"], float32=True)
     assert table.schema.field("cls").type == pyarrow.list_(pyarrow.list_(pyarrow.float32(), 4), 2)
     assert "bits" not in table.column_names
     with pytest.raises(ConfigError, match="nothing"):
-        featstore.arrow.shard_table(store, 0, ["nothing"])
+        featstore.shard_table(store, 0, ["nothing"])
     with pytest.raises(ConfigError, match="99"):
-        featstore.arrow.shard_table(store, 99)
+        featstore.shard_table(store, 99)
 
 
 EXAMPLES = ROOT / "docs" / "examples"

@@ -2,13 +2,15 @@
 
 # n rows of a batch, V views, T items
 
+import importlib.util
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
 import numpy as np
 
+from featstore.errors import ConfigError
 from featstore.files.array_types import Array
 from featstore.format.fields import Ragged
 
@@ -57,3 +59,12 @@ class Exporter(ABC):
     @abstractmethod
     def close(self) -> None:
         """Close all files, also in the middle of a part."""
+
+
+def check_packages(what: str, names: Sequence[str]) -> None:
+    """Refuse where an optional package is not installed."""
+    for name in names:
+        if importlib.util.find_spec(name) is None:
+            raise ConfigError(
+                f"{what} needs {name}, which is not installed: pip install 'featstore-distill[hf]'."
+            )

@@ -1,20 +1,18 @@
-"""Rows of a store as Arrow tables, one per shard: for Ray Data, Spark, DuckDB, polars and others that read Arrow.
-
-table = featstore.arrow.shard_table("stores/photos", 0, ["cls"])
-"""
+"""Rows of a store as Arrow tables, one per shard: for Ray Data, Spark, DuckDB, polars and others that read Arrow."""
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
-import pyarrow as pa
 
-from featstore.derive.exporters.arrow import arrow_array, arrow_type
+from featstore.derive.exporters.base import check_packages
 from featstore.derive.exporters.fieldreader import FieldReader
 from featstore.errors import ConfigError, shorten
 from featstore.reading.store import FeatureStore
 
-__all__ = ["shard_table"]
+if TYPE_CHECKING:
+    import pyarrow as pa
 
 
 def shard_table(
@@ -23,7 +21,7 @@ def shard_table(
     fields: Sequence[str] | None = None,
     *,
     float32: bool = False,
-) -> pa.Table:
+) -> "pa.Table":
     """Return the valid rows of one shard, with the columns that ``featstore export --format parquet`` writes.
 
     Columns: ``row``, ``sample_id``, ``label`` where the store has labels, ``valid``, ``content_sha256`` (hexadecimal),
@@ -36,9 +34,18 @@ def shard_table(
         float32: Widen float16, for engines that do not have it (Spark). int8 and bfloat16 fields are float32 always.
 
     Raises:
-        ConfigError: The store has no such field or shard.
+        ConfigError: The store has no such field or shard, or pyarrow is not installed.
         ShardCorrupt: Bytes are not those that were written.
+
+    Examples:
+        >>> featstore.shard_table("stores/photos", 0, ["cls"]).column_names
+        ['row', 'sample_id', 'label', 'valid', 'content_sha256', 'cls']
     """
+    check_packages("shard_table", ["pyarrow"])
+    import pyarrow as pa
+
+    from featstore.derive.exporters.arrow import arrow_array, arrow_type
+
     opened = store if isinstance(store, FeatureStore) else FeatureStore.open(store)
     names = list(opened) if fields is None else fields
     for name in names:
