@@ -52,6 +52,14 @@ def _fresh_accelerate() -> Iterator[None]:
 
 
 @pytest.fixture(scope="session", autouse=True)
+def _autograd_runs_before_compilers() -> None:
+    """A backward pass that first runs after torch's compiler was used starts threads, which forked children refuse."""
+    import torch
+
+    torch.zeros(1, requires_grad=True).sum().backward()
+
+
+@pytest.fixture(scope="session", autouse=True)
 def _own_listings(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     """No listing is kept in, or taken from, the cache folder of whoever runs the tests."""
     folder = tmp_path_factory.mktemp("cache")

@@ -139,11 +139,11 @@ def test_memory_that_is_short_while_decoding(images: Path, monkeypatch: pytest.M
     calls = Counter[str]()
     real = load.decode_image  # type: ignore[attr-defined]
 
-    def decode(data: bytes) -> Any:
+    def decode(data: bytes, **options: Any) -> Any:
         calls["decode"] += 1
         if calls["decode"] == 2:
             raise MemoryError
-        return real(data)
+        return real(data, **options)
 
     monkeypatch.setattr(load, "decode_image", decode)
     assert dataset.load(range(3)).reasons == [None] * 3
