@@ -129,7 +129,11 @@ class CachedShards(Shards):
 
         def work() -> Array:
             self.bring(column, np.array([shard]))
-            return self.backend.read_shard(shard, column, self.entry(shard).objects).copy()
+            found = self.backend.read_shard(shard, column, self.entry(shard).objects).copy()
+            if self._cache.generation != self._seen:
+                # It may be zeros. As part of other work it is looked at before that work is known to be done again.
+                raise _Evicted(column)
+            return found
 
         return self.run(work)
 

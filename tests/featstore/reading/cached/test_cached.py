@@ -306,6 +306,30 @@ def test_evicted_rows_give_back_the_disk_and_come_back_right(
     same_rows(half, written[2])
 
 
+def test_rows_are_not_refused_because_what_says_so_was_evicted(
+    store: Path, far: type[Far], tmp_path: Path, written: tuple[Path, Manifest, dict[str, Any]]
+) -> None:
+    """``valid`` is evicted while it is read for a batch: its zeros are no rows without a feature."""
+    opened = FeatureStore.open(store.as_uri(), cache=config(tmp_path))
+    cache = Cache(config(tmp_path, 1))
+    read, count = opened.storage.backend.read_shard, 0
+
+    def evict_then_read(shard: int, column: str, *given: Any) -> Any:
+        nonlocal count
+        count += 1
+        found = read(shard, column, *given)
+        if count == 1:
+            with cache.alone():
+                cache._make_room(0, 0, keep=())
+            return np.zeros_like(found)
+        return found
+
+    opened.storage.backend.read_shard = evict_then_read  # type: ignore[method-assign]
+    rows = np.arange(SHARD, 2 * SHARD)
+    np.testing.assert_array_equal(opened.gather("cls", rows), written[2]["fields/cls"][rows])
+    assert count > 1
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("container", ["zarr", "webdataset"])
 def test_processes_and_threads_that_crowd_each_other_out_read_the_right_rows(
