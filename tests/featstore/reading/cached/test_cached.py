@@ -307,7 +307,11 @@ def test_evicted_rows_give_back_the_disk_and_come_back_right(
 
 
 def test_rows_are_not_refused_because_what_says_so_was_evicted(
-    store: Path, far: type[Far], tmp_path: Path, written: tuple[Path, Manifest, dict[str, Any]]
+    store: Path,
+    far: type[Far],
+    tmp_path: Path,
+    written: tuple[Path, Manifest, dict[str, Any]],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """``valid`` is evicted while it is read for a batch: its zeros are no rows without a feature."""
     opened = FeatureStore.open(store.as_uri(), cache=config(tmp_path))
@@ -324,7 +328,7 @@ def test_rows_are_not_refused_because_what_says_so_was_evicted(
             return np.zeros_like(found)
         return found
 
-    opened.storage.backend.read_shard = evict_then_read  # type: ignore[method-assign]
+    monkeypatch.setattr(opened.storage.backend, "read_shard", evict_then_read)
     rows = np.arange(SHARD, 2 * SHARD)
     np.testing.assert_array_equal(opened.gather("cls", rows), written[2]["fields/cls"][rows])
     assert count > 1
