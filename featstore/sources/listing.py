@@ -29,6 +29,7 @@ from featstore.format.ids import check_sample_ids, ids_sha256
 VERSION = 2  # of the files; another version is ignored
 MAGIC = 0x32676E697473696C  # "listing2" in ASCII: the file is whole
 TAIL_BYTES = 5 * 8
+UNCHECKED_BYTES = 2 * 8  # of the tail: the checksum and MAGIC
 STEP = 65_536  # ids that are decoded at a time where all are wanted
 
 Array = npt.NDArray[np.int64]
@@ -155,7 +156,7 @@ def read_listing(path: Path) -> Listing | None:
         data = np.asarray(np.memmap(path, np.uint8, mode="r"))
         size, rows, head_bytes, crc, magic = data[-TAIL_BYTES:].view(np.int64).tolist()
         first, last = -(-size // 8) * 8, len(data) - TAIL_BYTES - head_bytes
-        if (magic, crc) != (MAGIC, google_crc32c.value(data[:-TAIL_BYTES])):
+        if (magic, crc) != (MAGIC, google_crc32c.value(data[:-UNCHECKED_BYTES])):
             return None
         blob, numbers = data[:size], data[first:last].view(np.int64)
         ends, spans, labels = np.split(numbers, [rows, 3 * rows])
@@ -189,11 +190,12 @@ def keep_listing(path: Path, listing: Listing) -> Listing:
         np.ascontiguousarray(part).view(np.uint8).reshape(-1)
         for part in (ids.ends, listing.spans, labels)
     ]
-    parts: list[bytes | Bytes] = [bytes(ids.blob), bytes(-ids.nbytes % 8), *arrays, head]
+    sizes = np.array([ids.nbytes, rows, len(head)], np.int64).tobytes()
+    parts: list[bytes | Bytes] = [bytes(ids.blob), bytes(-ids.nbytes % 8), *arrays, head, sizes]
     crc = 0
     for part in parts:
         crc = google_crc32c.extend(crc, part)
-    tail = np.array([ids.nbytes, rows, len(head), crc, MAGIC], np.int64)
+    tail = np.array([crc, MAGIC], np.int64)
     with suppress(OSError, StoreWriteError):
         path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
         temporary = path.with_name(f"{TEMPORARY_PREFIX}{secrets.token_hex(8)}")

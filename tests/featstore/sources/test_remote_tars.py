@@ -264,6 +264,18 @@ def test_a_damaged_listing_is_ignored(folder: Path, tmp_path: Path, damage: str)
     assert listing_path("a").parent == path.parent
 
 
+def test_any_flipped_bit_of_a_listing_is_found(folder: Path, tmp_path: Path) -> None:
+    """Also one in the counts at its end."""
+    tars(str(folder))
+    (path,) = (tmp_path / "cache/listings").iterdir()
+    whole = path.read_bytes()
+    for at in (0, 100, *range(len(whole) - 48, len(whole))):
+        path.write_bytes(whole[:at] + bytes([whole[at] ^ 1]) + whole[at + 1 :])
+        assert read_listing(path) is None, at - len(whole)
+    path.write_bytes(whole)
+    assert read_listing(path) is not None
+
+
 def test_ids_are_a_sequence_of_texts() -> None:
     """Indices, negative ones, slices and iteration, across steps of decoding; names that are no UTF-8 too."""
     texts = ["a", "", "ä/b", "\udcff", "x" * 300] * 40_000
