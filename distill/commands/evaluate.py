@@ -58,8 +58,8 @@ def _with_texts(config: EvaluateConfig, accelerator: "Accelerator") -> Measure:
     from distill.commands import image_text
 
     embed = partial(image_text.embed, accelerator=accelerator, workers=config.workers)
-    texts = embed(Path(config.texts))
-    images = embed(Path(config.model), by_class=texts[0].by_class)
+    texts = embed(Path(config.texts), flag="--texts")
+    images = embed(Path(config.model), flag="--model", by_class=texts[0].by_class)
     return partial(image_text.measure, images, texts)
 
 

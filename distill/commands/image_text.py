@@ -56,11 +56,17 @@ class SpaceVectors:
 
 
 def embed(
-    folder: Path, *, by_class: bool | None = None, accelerator: Accelerator, workers: int
+    folder: Path,
+    *,
+    flag: str,
+    by_class: bool | None = None,
+    accelerator: Accelerator,
+    workers: int,
 ) -> tuple[SpaceVectors, SpaceVectors]:
     """Show a finished run of task none its own test part.
 
     Args:
+        flag: that named the folder, for messages.
         by_class: what the subjects are; None: classes, unless the table of texts names images.
 
     Returns:
@@ -73,12 +79,12 @@ def embed(
     from distill.export.finished import open_data, read_finished_run
     from distill.tasks.none import Backbone
 
-    run = read_finished_run(folder)
+    run = read_finished_run(folder, flag=flag)
     head, opened = run.embedding_head, open_data(run)
     if head is None or not isinstance(opened.task, Backbone):
         raise ConfigError(
-            f"{folder.absolute()}: a run of task {run.config.task}; expected task none, whose embedding head maps the "
-            "student to the teacher's space."
+            f"{flag} {folder.absolute()}: a run of task {run.config.task}; expected task none, whose embedding "
+            "head maps the student to the teacher's space."
         )
     data, members = opened.task.data, opened.part.test
     viewer = Viewer(data=data, settings=run.config.eval, workers=workers, accelerator=accelerator)

@@ -86,9 +86,9 @@ class RunData:
     task: Task  # of the run
 
 
-def read_finished_run(folder: Path) -> FinishedRun:
-    """Read the folder of a finished run."""
-    where = f"--model {folder.absolute()}"
+def read_finished_run(folder: Path, *, flag: str = "--model") -> FinishedRun:
+    """Read the folder of a finished run, which ``flag`` named."""
+    where = f"{flag} {folder.absolute()}"
     if not (folder / "config.yaml").is_file():
         raise ConfigError(
             f"{where}: is not the folder of a run, config.yaml is missing. Expected one that distill.py wrote, "
