@@ -10,21 +10,36 @@ share the column pair; Chinese of the part test is human, of the part train by m
 import argparse
 import gzip
 import json
+import sys
 from pathlib import Path
+from typing import TextIO
 
 Captions = dict[tuple[str, int], str]
+
+
+def read_gzip(path: Path) -> str:
+    """The text of a file; ends the program where it is not there."""
+    if not path.is_file():
+        sys.exit(f"{path.absolute()} does not exist; get it from github.com/li-xirong/flickr8kcn")
+    return gzip.decompress(path.read_bytes()).decode()
 
 
 def read_captions(path: Path) -> Captions:
     """By (image, number of the caption): the text."""
     found: Captions = {}
-    with gzip.open(path, "rt", encoding="utf-8") as file:
-        for line in file:
-            key, _, text = line.rstrip("\n").partition(" ")
-            image, _, number = key.split("#")
-            if text.strip():
-                found[image.removesuffix(".jpg"), int(number)] = text.strip()
+    for line in read_gzip(path).splitlines():
+        key, _, text = line.partition(" ")
+        image, _, number = key.split("#")
+        if text.strip():
+            found[image.removesuffix(".jpg"), int(number)] = text.strip()
     return found
+
+
+def write_pairs(file: TextIO, prefix: str, texts: dict[str, str], **columns: str) -> None:
+    """Write a text and its translations, one line for each language; they share the value of column pair."""
+    for language, text in texts.items():
+        row = {"id": f"{prefix}.{language}", "language": language, "text": text} | columns
+        file.write(json.dumps(row, ensure_ascii=False) + "\n")
 
 
 def main() -> None:
@@ -45,18 +60,12 @@ def main() -> None:
     }
     with chosen.out.open("w", encoding="utf-8") as file:
         for part, translated in chinese.items():
-            listed = gzip.decompress((chosen.folder / f"flickr8k{part}.txt.gz").read_bytes())
-            for image in sorted(listed.decode().split()):
+            listed = read_gzip(chosen.folder / f"flickr8k{part}.txt.gz").split()
+            for image in sorted(listed):
                 for number in range(chosen.captions if part == "train" else 1):
-                    key = image, number
-                    for language, texts in (("en", english), ("zh", translated)):
-                        row = {
-                            "id": f"{part}/{image}#{number}.{language}",
-                            "language": language,
-                            "text": texts[key],
-                            "pair": f"{image}#{number}",
-                        }
-                        file.write(json.dumps(row, ensure_ascii=False) + "\n")
+                    pair = f"{image}#{number}"
+                    texts = {"en": english[image, number], "zh": translated[image, number]}
+                    write_pairs(file, f"{part}/{pair}", texts, pair=pair)
 
 
 if __name__ == "__main__":

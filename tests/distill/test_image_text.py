@@ -2,6 +2,7 @@
 
 import gzip
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -88,7 +89,16 @@ def captioned_photographs(folder: Path) -> Path:
 def test_from_photographs_to_a_measurement(tmp_path: Path) -> None:
     """The script's table and targets, a student of each kind, and both in one space."""
     given, data = captioned_photographs(tmp_path / "given"), tmp_path / "data"
-    script("table", given / "photos", given, data)
+    pacs = tmp_path / "pacs" / "photo"
+    for name in ("dog", "elephant", "giraffe", "guitar", "horse", "house", "person"):
+        (pacs / "train" / name).mkdir(parents=True)
+        shutil.copy(given / "photos" / "001_ab.jpg", pacs / "train" / name)
+    script("table", given / "photos", given, data, "--pacs", pacs)
+    classes = [json.loads(line) for line in (data / "classes.jsonl").read_text().splitlines()]
+    assert len(classes) == 300 + 7 * 4 * 2
+    assert classes[300]["id"] == "classes/dog#0.en"
+    assert classes[300]["label"] == "dog"
+    assert len(list((data / "photos" / "classes").glob("*/001_ab.jpg"))) == 7
     rows = [json.loads(line) for line in (data / "texts.jsonl").read_text().splitlines()]
     assert len(rows) == 400
     assert rows[0] == {
@@ -108,7 +118,7 @@ def test_from_photographs_to_a_measurement(tmp_path: Path) -> None:
         workers=0,
         progress=False,
     )
-    script("targets", data, tmp_path / "texts", tmp_path / "images")
+    script("targets", data / "texts.jsonl", tmp_path / "texts", tmp_path / "images")
     store = featstore.open(tmp_path / "images")
     assert (store.num_rows, len(store.manifest.views)) == (40, 16)
     members = words.rows_of([f"test/000_ab#{number}.en" for number in range(5)])
