@@ -1,15 +1,20 @@
 """Base class of sources whose samples are in large files that are listed once: tars and Parquet files."""
 
+import multiprocessing
+import signal
 import threading
+import warnings
 from abc import abstractmethod
 from bisect import bisect_right
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Executor, ProcessPoolExecutor, ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
+from tqdm import tqdm
 
 from featstore.errors import SourceError
+from featstore.files.limits import cores
 from featstore.sources.base import Source
 from featstore.sources.find_files import find_files, unreadable
 from featstore.sources.listing import (
@@ -24,7 +29,8 @@ from featstore.sources.source_files import LocalFile, RemoteFile, SourceFile
 MAX_OPEN_FILES = 64
 """Files that one process keeps open, far below the usual limit of 1,024."""
 
-LISTING_THREADS = 8  # files that are listed at a time
+LISTING_THREADS = 8  # files that are listed at a time by one process
+FILES_PER_PROCESS = 32  # fewer are not worth the start of a process
 
 
 class ListedFiles(Source):
@@ -50,24 +56,22 @@ class ListedFiles(Source):
         """
         self.uri = path
         self._place, named = find_files(path, suffix)
-        self._files = [file for _, file in named]
         self._handles: dict[int, SourceFile] = {}
         self._lock = threading.Lock()
-        kept = listing_path(path, self._files, *key)
+        kept = listing_path(path, [file for _, file in named], *key)
         listing = read_listing(kept)
         known = {file.name: file for file in listing.files} if listing else {}
 
-        def listed(at: int) -> FileListing:
-            name, path = named[at]
-            file = self._open(path)
-            found = known.get(name)
-            if found is not None and found.stamp == file.stamp:
-                file.close()
-                return found
-            return self._list(name, file)
+        def unchanged(item: tuple[str, str]) -> FileListing | None:
+            found = known.get(item[0])
+            return found if found is not None and found.stamp == self._open(item[1]).stamp else None
 
         with ThreadPoolExecutor(LISTING_THREADS) as pool:
-            files = list(pool.map(listed, range(len(named))))
+            earlier = list(pool.map(unchanged, named))
+        changed = [item for item, found in zip(named, earlier, strict=True) if found is None]
+        anew = iter(self._list_anew(changed))
+        files = [next(anew) if found is None else found for found in earlier]
+        self._files = [file for _, file in named]
         # As kept, its arrays are mapped from the file, so that processes share them.
         if listing is None or list(map(id, files)) != list(map(id, listing.files)):
             listing = keep_listing(kept, Listing.of(files))
@@ -76,6 +80,37 @@ class ListedFiles(Source):
         self._stamps = [file.stamp for file in files]
         self._ends = np.cumsum([len(file.ids) for file in files]).tolist()
         return listing.files
+
+    def _list_anew(self, named: list[tuple[str, str]]) -> list[FileListing]:
+        """List files in order, by processes where it pays; threads share one core but wait for a server together."""
+        processes = min(cores(), len(named) // FILES_PER_PROCESS)
+        pool: Executor
+        if processes > 1 and self._place is None and not multiprocessing.current_process().daemon:
+            # Forked, because other ways to start run the user's script once more; Ctrl-C is for the parent.
+            pool = ProcessPoolExecutor(
+                processes,
+                mp_context=multiprocessing.get_context("fork"),
+                initializer=signal.signal,
+                initargs=(signal.SIGINT, signal.SIG_IGN),
+            )
+        else:
+            pool = ThreadPoolExecutor(LISTING_THREADS)
+        with (
+            pool,
+            tqdm(desc="list", total=len(named), unit=" files", delay=3, leave=False) as bar,
+            warnings.catch_warnings(),
+        ):
+            # Python warns of any thread at a fork; these children read files and build arrays only.
+            warnings.filterwarnings("ignore", ".*fork", DeprecationWarning)
+            files = []
+            for found in pool.map(self._list_one, named, chunksize=4):
+                files.append(found)
+                bar.update()
+            return files
+
+    def _list_one(self, item: tuple[str, str]) -> FileListing:
+        name, file = item
+        return self._list(name, self._open(file))
 
     def _file_of(self, row: int) -> int:
         """The number of the file that holds a row."""

@@ -397,6 +397,23 @@ def test_tars_in_several_folders(tmp_path: Path) -> None:
     assert list(open_kind("tars", f"{tmp_path}/{{train,val}}/0.tar").sample_ids) == expected
 
 
+def test_tars_listed_by_processes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As by one process; a bad tar is the same error, and no listing of it is kept."""
+    for number in range(6):
+        write_shard(tmp_path / "tars" / f"{number}.tar", 3, start=3 * number)
+    one = open_kind("tars", tmp_path / "tars")
+    monkeypatch.setenv("FEATSTORE_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(listed_files, "FILES_PER_PROCESS", 2)
+    monkeypatch.setattr(listed_files, "cores", lambda: 3)
+    several = open_kind("tars", tmp_path / "tars")
+    assert list(several.sample_ids) == list(one.sample_ids)
+    assert [several.read(row) for row in range(18)] == [one.read(row) for row in range(18)]
+    assert str(several.labels) == str(one.labels)
+    (tmp_path / "tars" / "3.tar").write_bytes(b"<html>" * 200)
+    with pytest.raises(SourceError, match=r"3\.tar"):
+        open_kind("tars", tmp_path / "tars")
+
+
 def test_tars_relative_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Patterns without a folder work from the working folder, and reading survives leaving it."""
     write_shard(tmp_path / "x-0.tar", 1)
