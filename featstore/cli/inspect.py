@@ -222,7 +222,7 @@ def _rows(summary: dict[str, Any]) -> str:
         text += f"; {summary['rows_valid']:,} valid"
     if summary["rows_labelled"] is not None:
         text += f", {summary['rows_labelled']:,} with a label"
-    return f"{text} ({summary['classes']} classes)"
+    return f"{text} ({summary['classes']} classes)" if summary["classes"] else text
 
 
 def _field(name: str, field: FieldRecord) -> str:

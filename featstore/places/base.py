@@ -306,7 +306,7 @@ class Place(ABC):
         raise NotImplementedError
 
     def entity_tags(self, folder: str) -> dict[str, str]:
-        """Return the entity tag of every file below a folder, by name relative to the URL."""
+        """Return the entity tag of every file below a folder, without quotation marks, by name relative to the URL."""
         return self._persist(folder, lambda: self._entity_tags(folder))
 
     def remove(self, names: Iterable[str]) -> None:

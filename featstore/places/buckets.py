@@ -52,6 +52,8 @@ WEB = ("http", "https")
 AZURE = ("az", "azure", "adl", "abfs", "abfss")
 SCHEMES = ("s3", "s3a", "gs", *AZURE, *WEB)
 
+AWS_CREDENTIALS = "AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY"
+
 CREDENTIALS = {
     "gs": "GOOGLE_APPLICATION_CREDENTIALS",
     **dict.fromkeys(AZURE, "AZURE_STORAGE_ACCOUNT_NAME and AZURE_STORAGE_ACCOUNT_KEY"),
@@ -230,7 +232,9 @@ class ObjectPlace(Place):
         if _state.forked:
             return dict(self._pass_on("entity_tags", folder))
         batches = self._connect().list(folder or None, chunk_size=1000)
-        return {item["path"]: item["e_tag"] or "" for batch in batches for item in batch}
+        # Azure's list leaves out the quotation marks.
+        found = {item["path"]: item["e_tag"] or "" for batch in batches for item in batch}
+        return {name: tag.strip('"') for name, tag in found.items()}
 
     def _remove(self, name: str) -> None:
         if _state.forked:
@@ -353,7 +357,7 @@ class ObjectPlace(Place):
         return None
 
     def _credentials(self) -> str:
-        return CREDENTIALS.get(self.scheme, "AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY")
+        return CREDENTIALS.get(self.scheme, AWS_CREDENTIALS)
 
 
 def _tag_of(found: Any) -> Tag:
@@ -385,7 +389,7 @@ def _plain(error: object) -> str:
     text = str(error)
     found = [re.search(f"<{tag}>([^<]*)</{tag}>", text) for tag in ("Code", "Message")]
     if any(found):
-        return ": ".join(item[1][:300] for item in found if item)
+        return ": ".join(first_line(item[1])[:300] for item in found if item)
     line = first_line(text.split("<", 1)[0]).rstrip(": ")
     return re.sub(r"^(?:Generic \w+ error|Object at location .* not found): ", "", line)
 
@@ -500,7 +504,11 @@ def _open(url: str, retry: Retry, options: Mapping[str, str], repeats: int) -> "
         bucket = "s3://" + url.partition("://")[2]
         return S3Store.from_url(bucket, **_s3_settings(options), **common)
     except errors.BaseError as error:
-        raise ConfigError(f"{without_secrets(url)}: {first_line(error)}.") from None
+        names = CREDENTIALS.get(scheme, AWS_CREDENTIALS)
+        found = _plain(error).rstrip(".")
+        raise ConfigError(
+            f"{without_secrets(url)}: {found}. Check --option and the credentials ({names})."
+        ) from None
 
 
 def _s3_settings(options: Mapping[str, str]) -> dict[str, Any]:

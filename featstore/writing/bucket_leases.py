@@ -77,7 +77,8 @@ class BucketLeases:
         if time.monotonic() - since_s < self._lease_s:
             return False
         found = self._place.tag(_name(shard))
-        return (found is None or found[0] == listed) and self._put(shard, found)
+        same = found is None or found[0].strip('"') == listed
+        return same and self._put(shard, found)
 
     def release(self, shard: int) -> None:
         """Delete a lease of this process, unless another process has taken it over."""

@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.servers.azure import INSTALL as INSTALL_AZURITE
+from tests.servers.azure import Azure, azurite, serve_azure
 from tests.servers.faults import Plan
 from tests.servers.proxy import Proxy, serve_proxy
 from tests.servers.s3 import S3, serve_s3
@@ -49,6 +51,20 @@ def s3(
         monkeypatch.setenv(name, value)
     bucket.create()
     return bucket
+
+
+@pytest.fixture
+def azure(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Azure]:
+    """An Azure Blob server with one container, ``az://box``; address and key are in the environment."""
+    if azurite() is None:
+        pytest.skip(f"no Azurite: {INSTALL_AZURITE}")
+    folder = tmp_path / "azurite"
+    folder.mkdir()
+    with serve_azure(folder) as running:
+        for name, value in running.environment().items():
+            monkeypatch.setenv(name, value)
+        running.create("box")
+        yield running
 
 
 @pytest.fixture(scope="session")
