@@ -10,8 +10,8 @@ Flickr8k's test list are the part test, all others train. Chinese is by machine,
 FLICKR8K_CN is as for flickr8k_cn.py.
 
 With --pacs, also the photographs of PACS (all in folders named by their class), as OUT/photos/classes, and
-OUT/classes.jsonl: the captions of the part train without column image, and four descriptions of every class in each
-language, as the part classes with column label: for zero-shot classification.
+OUT/classes.jsonl: all captions of Flickr8k but those of its test list as the part train, and four descriptions of every
+class in each language as the part classes with column label: for zero-shot classification.
 
 `targets` gives every photograph beside the table the mean of the stored vectors of its captions, or of its class's
 descriptions, each of length 1. A text describes any part of a photograph alike, so that seeded crops and mirrored
@@ -21,7 +21,6 @@ views have the same target.
 import argparse
 import hashlib
 import json
-import os
 import shutil
 import sys
 from collections import defaultdict
@@ -66,10 +65,7 @@ def write_table(photos: Path, captions: Path, out: Path, pacs: Path | None) -> N
         sys.exit(f"{photos.absolute()} has no file *.jpg; expected photographs of Flickr8k")
     for part in ("train", "test"):
         (out / "photos" / part).mkdir(parents=True, exist_ok=True)
-    with (
-        (out / "texts.jsonl").open("w", encoding="utf-8") as file,
-        (out / "classes.jsonl" if pacs else Path(os.devnull)).open("w", encoding="utf-8") as other,
-    ):
+    with (out / "texts.jsonl").open("w", encoding="utf-8") as file:
         for photo in found:
             part = "test" if photo.stem in test else "train"
             image = f"{part}/{photo.name}"
@@ -80,10 +76,14 @@ def write_table(photos: Path, captions: Path, out: Path, pacs: Path | None) -> N
                 chinese = people if part == "test" else machine
                 texts = {"en": english[key], "zh": chinese[key]}
                 write_pairs(file, f"{part}/{pair}", texts, pair=pair, image=image)
-                if part == "train":
-                    write_pairs(other, f"{part}/{pair}", texts, pair=pair, label="")
-        if pacs:
-            write_classes(pacs, out / "photos/classes", other)
+    if pacs:
+        with (out / "classes.jsonl").open("w", encoding="utf-8") as file:
+            for image, number in sorted(english):
+                if image not in test and (image, number) in machine:
+                    pair = f"{image}#{number}"
+                    texts = {"en": english[image, number], "zh": machine[image, number]}
+                    write_pairs(file, f"train/{pair}", texts, pair=pair, label="")
+            write_classes(pacs, out / "photos/classes", file)
 
 
 def write_classes(pacs: Path, out: Path, file: TextIO) -> None:
