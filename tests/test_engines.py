@@ -34,30 +34,33 @@ ENVIRONMENT = {
 Recipe = Callable[[str], Path]
 
 
-@pytest.fixture
-def recipe(image_folder: Path, teacher_file: Path, tmp_path: Path) -> Recipe:
-    """A recipe of seven shards by the name of its store; leases end soon after their process.
+def write(path: Path, images: Path, teacher: Path) -> Path:
+    """A recipe of seven shards, its store named like the file; leases end soon after their process.
 
     With so many views seven shards take seconds: a task that is killed once there are leases has not finished.
     """
-
-    def write(name: str) -> Path:
-        path = tmp_path / f"{name}.json"
-        write_recipe(path, image_folder, tmp_path / name, teacher_file)
-        settings = json.loads(path.read_text())
-        settings["views"]["seeded"] = 500
-        settings["store"]["lease_s"] = 5
-        path.write_text(json.dumps(settings))
-        return path
-
-    return write
+    write_recipe(path, images, path.with_suffix(""), teacher)
+    settings = json.loads(path.read_text())
+    settings["views"]["seeded"] = 500
+    settings["store"]["lease_s"] = 5
+    path.write_text(json.dumps(settings))
+    return path
 
 
 @pytest.fixture
-def expected(recipe: Recipe, tmp_path: Path) -> dict[str, object]:
+def recipe(image_folder: Path, teacher_file: Path, tmp_path: Path) -> Recipe:
+    """A recipe by the name of its store."""
+    return lambda name: write(tmp_path / f"{name}.json", image_folder, teacher_file)
+
+
+@pytest.fixture(scope="module")
+def expected(
+    image_folder: Path, teacher_file: Path, tmp_path_factory: pytest.TempPathFactory
+) -> dict[str, object]:
     """The store that one process makes."""
-    run([sys.executable, "pipelines/extract.py", "--config", str(recipe("one"))])
-    return snapshot(tmp_path / "one")
+    path = write(tmp_path_factory.mktemp("one") / "one.json", image_folder, teacher_file)
+    run([sys.executable, "pipelines/extract.py", "--config", str(path)])
+    return snapshot(path.with_suffix(""))
 
 
 def run(words: list[str], *, timeout_s: float = 400, **environment: str) -> str:

@@ -248,7 +248,7 @@ def test_two_processes_choose_the_same(
 ) -> None:
     """Both take the decisions of the first."""
     recipe = write_recipe(tmp_path / "auto.yaml", dataclasses.replace(asked, seeds=[0]))
-    done = run_two(["-m", "distill", "run", "--config", str(recipe), "--auto.budget", "400"])
+    done = run_two(["-m", "distill", "run", "--config", str(recipe), "--auto.budget", "220"])
     assert done.returncode == 0, done.stderr
     assert "auto chose" in done.stdout
     assert (ROOT / asked.out / "auto.csv").is_file()
@@ -281,7 +281,7 @@ def test_auto_on_digits(tmp_path: Path) -> None:
     wanted = ["--store.path", store, *include, "--workers", "0", "--views.seeded", "0"]
     extract.run(parse(ExtractConfig, default_recipe=extract.DEFAULT_RECIPE, argv=wanted))
     flags = ["--store", store, "--out", str(tmp_path / "out"), *include, "--methods", "[auto]"]
-    flags += ["--data.labels_per_class", "8", "--train.epochs", "8", "--auto.budget", "400"]
+    flags += ["--data.labels_per_class", "8", "--train.epochs", "8", "--auto.budget", "220"]
     flags += ["--report", "false", "--trackers", "[]", "--student.name", "test_efficientnet"]
     assert cli.main(["run", *flags]) == 0
     with (tmp_path / "out" / "auto.csv").open() as file:

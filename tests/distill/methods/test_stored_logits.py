@@ -207,13 +207,13 @@ def test_rounds_of_teams(images: Path, store: featstore.FeatureStore, tmp_path: 
         "4",
     ]
     command += ["--transfer", "8", "--steps", "4", "--batch", "2", "--dirichlet", "5"]
-    command += ["--rules", "local", "uniform", "knfu:0", "knfu:10"]
+    command += ["--rules", "uniform", "knfu:0", "knfu:10"]
     for _ in range(2):
         done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path)
         assert done.returncode == 0, done.stderr
     table = (out / "alma.csv").read_text().splitlines()
     rows = {line.split(",")[0]: line.split(",")[2:] for line in table[1:]}
-    assert rows.keys() == {"first", "local", "uniform", "knfu:0", "knfu:10"}
+    assert rows.keys() == {"first", "uniform", "knfu:0", "knfu:10"}
     assert rows["knfu:0"] == rows["uniform"]
     here = out / "seed0" / "knfu_10" / "round1"
     described = json.loads((here / "team1" / "kd" / "seed0" / "config.json").read_text())
