@@ -13,6 +13,7 @@ exec > >(tee "$out/gpu.txt") 2>&1
 
 if [ -n "${TINY:-}" ]; then
     limit=300 images=24 batch=4
+    export TORCHDYNAMO_DISABLE=1  # compiling on a CPU takes a minute
     teacher=test_vit size=32 precision=fp32 live=test_vit
     extraction="--num-small 8 --num-large 0 --workers 1 --turns 1"
     step="--num-images 192 --batch-size 8 --steps 4 --workers 0 --turns 1"
