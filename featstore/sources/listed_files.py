@@ -8,13 +8,14 @@ from abc import abstractmethod
 from bisect import bisect_right
 from collections.abc import Sequence
 from concurrent.futures import Executor, ProcessPoolExecutor, ThreadPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from typing import Any
 
 import numpy as np
 from tqdm import tqdm
 
 from featstore.errors import SourceError
-from featstore.files.limits import cores
+from featstore.files.limits import share_of_cores
 from featstore.sources.base import Source
 from featstore.sources.find_files import find_files, unreadable
 from featstore.sources.listing import (
@@ -83,7 +84,7 @@ class ListedFiles(Source):
 
     def _list_anew(self, named: list[tuple[str, str]]) -> list[FileListing]:
         """List files in order, by processes where it pays; threads share one core but wait for a server together."""
-        processes = min(cores(), len(named) // FILES_PER_PROCESS)
+        processes = min(share_of_cores(0), len(named) // FILES_PER_PROCESS)
         pool: Executor
         if processes > 1 and self._place is None and not multiprocessing.current_process().daemon:
             # Forked, because other ways to start run the user's script once more; Ctrl-C is for the parent.
@@ -97,15 +98,28 @@ class ListedFiles(Source):
             pool = ThreadPoolExecutor(LISTING_THREADS)
         with (
             pool,
-            tqdm(desc="list", total=len(named), unit=" files", delay=3, leave=False) as bar,
+            tqdm(
+                desc="list",
+                total=len(named),
+                unit=" files",
+                delay=3,
+                leave=False,
+                disable=None,  # where nobody looks
+            ) as bar,
             warnings.catch_warnings(),
         ):
             # Python warns of any thread at a fork; these children read files and build arrays only.
             warnings.filterwarnings("ignore", ".*fork", DeprecationWarning)
             files = []
-            for found in pool.map(self._list_one, named, chunksize=4):
-                files.append(found)
-                bar.update()
+            try:
+                for found in pool.map(self._list_one, named, chunksize=4):
+                    files.append(found)
+                    bar.update()
+            except BrokenProcessPool:
+                raise SourceError(
+                    f"{self.uri}: a process that listed its files was killed, after {len(files):,} of {len(named):,} "
+                    "files. Where the machine has too little memory, close other programs; run the same command again."
+                ) from None
             return files
 
     def _list_one(self, item: tuple[str, str]) -> FileListing:

@@ -22,6 +22,7 @@ from featstore.sources import NO_LABEL, Source, listed_files, open_source
 from featstore.sources.base import IMAGE_SUFFIXES
 from featstore.sources.config import SourceConfig
 from featstore.sources.decode import decode_image
+from featstore.sources.tars import TarSource
 from featstore.sources.tarstream import TarReader
 from tests.images import gradient, picture
 
@@ -404,7 +405,7 @@ def test_tars_listed_by_processes(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     one = open_kind("tars", tmp_path / "tars")
     monkeypatch.setenv("FEATSTORE_CACHE", str(tmp_path / "cache"))
     monkeypatch.setattr(listed_files, "FILES_PER_PROCESS", 2)
-    monkeypatch.setattr(listed_files, "cores", lambda: 3)
+    monkeypatch.setattr(listed_files, "share_of_cores", lambda workers: 3)
     several = open_kind("tars", tmp_path / "tars")
     assert list(several.sample_ids) == list(one.sample_ids)
     assert [several.read(row) for row in range(18)] == [one.read(row) for row in range(18)]
@@ -412,6 +413,17 @@ def test_tars_listed_by_processes(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     (tmp_path / "tars" / "3.tar").write_bytes(b"<html>" * 200)
     with pytest.raises(SourceError, match=r"3\.tar"):
         open_kind("tars", tmp_path / "tars")
+
+
+def test_a_listing_process_is_killed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As by the system where memory is short: an error with advice, in place of a wait without end."""
+    for number in range(6):
+        write_shard(tmp_path / f"{number}.tar", 3, start=3 * number)
+    monkeypatch.setattr(listed_files, "FILES_PER_PROCESS", 2)
+    monkeypatch.setattr(listed_files, "share_of_cores", lambda workers: 3)
+    monkeypatch.setattr(TarSource, "_list", lambda *given: os._exit(9))
+    with pytest.raises(SourceError, match=r"0 of 6"):
+        open_kind("tars", tmp_path)
 
 
 def test_tars_relative_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
