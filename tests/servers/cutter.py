@@ -41,8 +41,8 @@ class Cutter(Listener):
         finally:
             for task in both:
                 task.cancel()
+            inner_writer.close()  # before the wait, which is broken off where the server ends
             await asyncio.gather(*both, return_exceptions=True)
-            inner_writer.close()
 
     async def _pass(
         self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, left: list[int]
