@@ -11,6 +11,7 @@ import sys
 import tarfile
 import threading
 from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -399,20 +400,30 @@ def test_tars_in_several_folders(tmp_path: Path) -> None:
 
 
 def test_tars_listed_by_processes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """As by one process; a bad tar is the same error, and no listing of it is kept."""
+    """As by one process; a bad tar is an error that names it. Each time in a cache folder of its own."""
     for number in range(6):
         write_shard(tmp_path / "tars" / f"{number}.tar", 3, start=3 * number)
     one = open_kind("tars", tmp_path / "tars")
-    monkeypatch.setenv("FEATSTORE_CACHE", str(tmp_path / "cache"))
+    pools = []
+
+    def counted(processes: int, **options: Any) -> Any:
+        pools.append(processes)
+        return ProcessPoolExecutor(processes, **options)
+
+    monkeypatch.setattr(listed_files, "ProcessPoolExecutor", counted)
     monkeypatch.setattr(listed_files, "FILES_PER_PROCESS", 2)
     monkeypatch.setattr(listed_files, "share_of_cores", lambda workers: 3)
+    monkeypatch.setattr("featstore.sources.listing.cache_folder", lambda: tmp_path / "second")
     several = open_kind("tars", tmp_path / "tars")
     assert list(several.sample_ids) == list(one.sample_ids)
     assert [several.read(row) for row in range(18)] == [one.read(row) for row in range(18)]
     assert str(several.labels) == str(one.labels)
     (tmp_path / "tars" / "3.tar").write_bytes(b"<html>" * 200)
+    monkeypatch.setattr("featstore.sources.listing.cache_folder", lambda: tmp_path / "third")
     with pytest.raises(SourceError, match=r"3\.tar"):
         open_kind("tars", tmp_path / "tars")
+    assert pools == [3, 3]
+    assert not (tmp_path / "third").exists()
 
 
 def test_a_listing_process_is_killed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

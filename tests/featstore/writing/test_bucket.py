@@ -285,6 +285,7 @@ def test_one_that_comes_back_after_its_lease(s3: OwnBucket, tmp_path: Path, afte
     assert check_whole(url, tmp_path, range(2)) == {1}
 
 
+@pytest.mark.slow
 def test_azure(azure: Azure, straight: dict[str, Any], tmp_path: Path) -> None:
     """Azure lists entity tags in another form than it answers: what a dead job holds is taken over all the same."""
     url = "az://box/s"
