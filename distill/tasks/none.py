@@ -80,7 +80,10 @@ class Backbone(Task):
             if getattr(data, item)
         ]
         if said:
-            raise ConfigError(f"--task none: trains without labels; leave out {', '.join(said)}.")
+            raise ConfigError(
+                f"--task none: trains without labels; leave out {', '.join(said)}. What a recipe says is taken back "
+                f"by {' '.join(item.rpartition(' ')[0] + ' 0' for item in said)}."
+            )
         return without_labels(data)
 
     def split(self, seed: int, *, measured: Literal["test", "validation"] = "test") -> Split:
