@@ -5,7 +5,9 @@ import hashlib
 import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+from tqdm import tqdm
 
 import featstore
 from distill.preferences.config import QUESTION, PreferConfig
@@ -18,6 +20,9 @@ from distill.preferences.language_models import (
 from featstore.errors import ConfigError, SourceError, shorten
 from featstore.format.manifest_records import FieldRecord, TeacherRecord
 from featstore.sources.text import read_table
+
+if TYPE_CHECKING:
+    from featstore.importing.create import NewStore
 
 SHARD_ROWS = 256
 """Rows that a killed run loses at most."""
@@ -148,17 +153,28 @@ def store_candidates(
         shape=(), dtype="float32", dims=(), meaning=meaning, teacher="teacher", per_view=False
     )
     contents: dict[str, bytes] = {}
-    with featstore.create(
-        out, fields={**texts, LOGP: logp}, ids=ids, teacher=_record(config, teacher), shard_rows=SHARD_ROWS,
-        content_sha256=contents.__getitem__, source=("candidates", config.candidates or config.questions),
-    ) as store:  # fmt: skip
+    with (
+        featstore.create(
+            out, fields={**texts, LOGP: logp}, ids=ids, teacher=_record(config, teacher), shard_rows=SHARD_ROWS,
+            content_sha256=contents.__getitem__, source=("candidates", config.candidates or config.questions),
+        ) as store,
+        progress("candidates", store) as bar,
+    ):  # fmt: skip
         for start in range(store.rows_done, len(rows), SHARD_ROWS):
             part = _with_rationales(config, teacher, rows[start : start + SHARD_ROWS], start)
             contents.update(zip(ids[start:], map(content_sha256, part), strict=False))
             pairs = [(fill(config.prompt, row["question"]), row["rationale"]) for row in part]
             columns = {name: [row[name] for row in part] for name in TEXTS}
             store.add({**columns, LOGP: log_probabilities(teacher, pairs)}, start=start)
+            bar.update(len(part))
     return featstore.open(out)
+
+
+def progress(name: str, store: "NewStore") -> "tqdm[Any]":
+    """A bar over the rows that a store still lacks."""
+    return tqdm(
+        desc=name, total=store.num_rows, initial=store.rows_done, unit="candidate", disable=None, leave=False
+    )  # fmt: skip
 
 
 def _with_rationales(

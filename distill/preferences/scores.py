@@ -1,17 +1,27 @@
 """Score columns: how well a student answers held-out questions after learning from a candidate."""
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
+from tqdm import tqdm
 
 import featstore
-from distill.preferences.candidates import Candidate, fill, read_candidates
+from distill.preferences.candidates import (
+    SHARD_ROWS,
+    Candidate,
+    fill,
+    progress,
+    read_candidates,
+)
 from distill.preferences.config import PreferConfig
 from distill.preferences.language_models import Item, LanguageModel, accuracy, fine_tune
-from featstore.files.array_types import Array
 from featstore.format.manifest_records import FieldRecord
+
+if TYPE_CHECKING:
+    from featstore.importing.create import NewStore
 
 PREFIX = "score_"
 """Name of a score column without the student's name."""
@@ -22,7 +32,8 @@ def score_strategies(
 ) -> dict[str, float]:
     """Accuracy of copies of a student after a few steps on each strategy's candidates."""
     settings, scores = config.score, {}
-    for strategy in dict.fromkeys(row["strategy"] for row in rows):
+    strategies = list(dict.fromkeys(row["strategy"] for row in rows))
+    for strategy in tqdm(strategies, desc="learn", unit="strategy", disable=None, leave=False):
         pairs = [
             (fill(config.prompt, row["question"]), row["rationale"])
             for row in rows
@@ -43,26 +54,19 @@ def score_strategies(
     return scores
 
 
-def score(
+def scorer(
     config: PreferConfig, student: LanguageModel, rows: Sequence[Candidate], items: Sequence[Item]
-) -> Array:
-    """Score of every candidate: (n,) float32 from 0 to 1."""
+) -> Callable[[Candidate], float]:
+    """What gives the score of a candidate, from 0 to 1; by steps, the student learns from all ``rows`` first."""
     if config.score.how == "steps":
         found = score_strategies(config, student, rows, items)
-        return np.array([found[row["strategy"]] for row in rows], np.float32)
-    examples = [f"{fill(config.prompt, row['question'])}{row['rationale']}\n" for row in rows]
-    return np.array(
-        [
-            accuracy(
-                student,
-                items,
-                after=config.answer_after,
-                max_tokens=config.score.max_tokens,
-                example=example,
-            )
-            for example in examples
-        ],
-        np.float32,
+        return lambda row: found[row["strategy"]]
+    return lambda row: accuracy(
+        student,
+        items,
+        after=config.answer_after,
+        max_tokens=config.score.max_tokens,
+        example=f"{fill(config.prompt, row['question'])}{row['rationale']}\n",
     )
 
 
@@ -73,24 +77,36 @@ def store_scores(
     items: Sequence[Item],
     out: Path,
 ) -> featstore.FeatureStore:
-    """Write a store with the candidates and one score column per student. Scores of a student are computed once.
+    """Write a store with the candidates and one score column per student. Resumes by whole shards.
 
     Raises:
         ManifestMismatch: ``out`` holds scores of other students or candidates.
     """
     parts = [store.path]
     for name, student in students.items():
-        part = out / "scores" / name
+        folder = out / "scores" / name
         field = FieldRecord(
             shape=(), dtype="float32", dims=(), per_view=False,
             meaning=f"accuracy of student {name} on {len(items)} held-out questions ({config.score.how})",
         )  # fmt: skip
         with featstore.create(
-            part, fields={PREFIX + name: field}, ids=store.sample_ids, teacher=None,
+            folder, fields={PREFIX + name: field}, ids=store.sample_ids, teacher=None, shard_rows=SHARD_ROWS,
             content_sha256=store.content_sha256, source=("candidates", str(store.path)),
         ) as written:  # fmt: skip
             if written.rows_done < written.num_rows:
                 rows = list(read_candidates(store))
-                written.add({PREFIX + name: score(config, student, rows, items)}, start=0)
-        parts.append(part)
+                _add_scores(written, PREFIX + name, rows, scorer(config, student, rows, items))
+        parts.append(folder)
     return featstore.merge(parts, out / "scored", kind="teachers", progress=False)
+
+
+def _add_scores(
+    store: "NewStore", field: str, rows: Sequence[Candidate], score: Callable[[Candidate], float]
+) -> None:
+    with progress(field, store) as bar:
+        for start in range(store.rows_done, len(rows), SHARD_ROWS):
+            found = []
+            for row in rows[start : start + SHARD_ROWS]:
+                found.append(score(row))
+                bar.update()
+            store.add({field: np.array(found, np.float32)}, start=start)

@@ -223,6 +223,31 @@ def test_scores_in_context(models: Path, tmp_path: Path) -> None:
         run(config)
 
 
+def test_scores_resume(models: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Scores of whole shards are not computed again after a stop, and the column is that of one run."""
+    monkeypatch.setattr("distill.preferences.scores.SHARD_ROWS", 4)
+    settings: dict[str, Any] = {"score": ScoreConfig(how="in_context", max_tokens=3)}
+    config = dataclasses.replace(make_config(models, tmp_path), **settings)
+    measured: list[str] = []
+    stopped: list[str] = []
+
+    def accuracy(*args: Any, example: str = "", **kwargs: Any) -> float:
+        if len(measured) == 6 and not stopped:
+            raise KeyboardInterrupt
+        measured.append(example)
+        return 0.5
+
+    monkeypatch.setattr("distill.preferences.scores.accuracy", accuracy)
+    with pytest.raises(KeyboardInterrupt):
+        run(config)
+    stopped[:], measured[:] = measured, []
+    resumed = run(config).store
+    assert len(stopped) == 6
+    assert len(measured) == 8  # of twelve; the first shard was there
+    assert measured[:2] == stopped[4:]
+    assert resumed.gather("score_small", range(12)).reshape(-1).tolist() == [0.5] * 12
+
+
 # ---------------------------------------------------------------- refusals
 
 
