@@ -1,17 +1,20 @@
-"""Advice from the numbers of finished runs: is the teacher good enough on these images to be imitated?"""
+"""Advice from the numbers of finished runs: is the teacher good enough to be imitated, and is the student near it?"""
 
 from collections.abc import Sequence
 
 from distill.measures.score import PROBE, Record, reference_of, score_of
 
 CLEARLY = 0.05  # a difference of accuracy from which on the advice is given
+FAR = 0.1  # behind the probe by so much, a student is limited by itself
 
 
 def advice(records: Sequence[Record]) -> list[str]:
-    """Advice on the choice of methods from the teacher's linear probe; empty if there is none to give.
+    """What to try next, from the teacher's linear probe; empty if there is no advice to give.
 
     Methods that imitate a teacher gain where its probe is clearly ahead of what labels alone reach, be it across
-    domains or within one; where it is not, a partner without a teacher can do more (docs/partners.md).
+    domains or within one; where it is not, a partner without a teacher can do more (docs/partners.md). A student that
+    stays far behind the probe gained more from larger pictures than from another method
+    (docs/results/2026-11-29/why.md).
     """
     found = [reference_of(record) for record in records]
     references = [item[1] for item in found if item is not None and item[0] == PROBE]
@@ -34,5 +37,11 @@ def advice(records: Sequence[Record]) -> list[str]:
         return [
             f"{shown}, labels alone {100 * reached:.1f} %: methods that imitate the teacher should gain, also across "
             "domains: --methods '[kd, fitnet, customkd]'"
+        ]
+    best = max(score_of(record)[1] for record in records)
+    if best + FAR < teacher:
+        return [
+            f"{shown}, the best student {100 * best:.1f} %: the student is the limit, not the teacher. Try larger "
+            "pictures (--student.image_size) first, then more --train.epochs, a larger student, or --methods '[auto]'"
         ]
     return []
