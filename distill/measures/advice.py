@@ -42,6 +42,6 @@ def advice(records: Sequence[Record]) -> list[str]:
     if best + FAR < teacher:
         return [
             f"{shown}, the best student {100 * best:.1f} %: the student is the limit, not the teacher. Try larger "
-            "pictures (--student.image_size) first, then more --train.epochs, a larger student, or --methods '[auto]'"
+            "pictures (--student.image_size), more --train.epochs, a larger student, or --methods '[auto]'"
         ]
     return []
