@@ -10,6 +10,7 @@ import yaml
 
 from distill import register
 from distill.config import DistillConfig
+from distill.experiments.spec import read_experiment
 from featstore import FeatureStore
 from featstore.cli.recipe import EXIT_ERROR, EXIT_TOO_MANY_INVALID, parse, run_main
 from featstore.errors import ConfigError
@@ -73,6 +74,18 @@ def test_every_recipe_parses(path: Path) -> None:
     key, value = next(iter(inner.items()))
     found = getattr(getattr(config, section), key)
     assert found == value or str(value).startswith("./")
+
+
+@pytest.mark.parametrize(
+    "path",
+    [path for path in RECIPES if "recipe" in yaml.safe_load(path.read_text())],
+    ids=lambda path: path.relative_to(ROOT / "pipelines" / "recipes").as_posix(),
+)
+def test_every_experiment_parses(path: Path) -> None:
+    """The recipe that it names is there, and every key of the file and of its rows is known."""
+    experiment = read_experiment(path)
+    assert experiment.variants or experiment.recipe["methods"]
+    assert not experiment.baseline or experiment.baseline.split(",")[0] in experiment.variants
 
 
 def test_flags_win_over_the_recipe(recipe: Path) -> None:
