@@ -4,6 +4,7 @@
     python benchmarks/views.py                                       the embedded digits: 42 runs of three epochs
     python benchmarks/views.py --seeds '[0]' --train.epochs 1 --train.warmup_epochs 0 --out outputs/try
     python benchmarks/views.py --recipe R.yaml --extract E.yaml --store DIR --teacher.weights vit.safetensors
+    python benchmarks/views.py --rows stored-8 live-fresh            some rows only
 
 Flags ``--teacher.*`` are those of extract.py, all others those of distill.py. Rows of the table:
 
@@ -100,6 +101,7 @@ SETTINGS = (
 COUNTS = (1, 2, 4, 8)
 MOST_SAME = 4  # replayed crops of live-same-K, or the most below it that are there
 STATISTICS_VIEWS = 8  # stored crops whose statistics stand for those of fresh ones
+FRESH_ROW = "live-fresh"
 SPENT_NAME = "teacher.json"  # in the folder of a live run: what its teacher has cost so far
 
 
@@ -131,6 +133,7 @@ def options(argv: Sequence[str] | None) -> tuple[argparse.Namespace, list[str], 
         "--extract", default=str(RECIPES / "extract.yaml"), help="of extract.py: the teacher"
     )
     parser.add_argument("--counts", nargs="+", type=int, default=list(COUNTS), metavar="K")
+    parser.add_argument("--rows", nargs="+", metavar="NAME", help="of the table; all without it")
     parser.add_argument("--threads", type=int, default=1, help="of torch")
     chosen, rest = parser.parse_known_args(argv)
     teacher: list[str] = []
@@ -172,7 +175,19 @@ def make_rows(views: ViewSet, counts: Sequence[int]) -> list[Row]:
     found += [Row(f"stored-{count}", "seeded", count) for count in kept]
     same = max([count for count in kept if count <= MOST_SAME] or kept[:1])
     found.append(Row(f"live-same-{same}", "seeded", same, LiveData))
-    return [*found, Row("live-fresh", "all", min(STATISTICS_VIEWS, held), FreshData)]
+    return [*found, Row(FRESH_ROW, "all", min(STATISTICS_VIEWS, held), FreshData)]
+
+
+def chosen_rows(rows: Sequence[Row], names: Sequence[str] | None) -> list[Row]:
+    """The rows of ``--rows``, in the order of the table. Raises ConfigError: there is none of that name."""
+    held = [row.name for row in rows]
+    missing = [name for name in names or [] if name not in held]
+    require(not missing, f"--rows {' '.join(missing)}: there are {', '.join(held)}.")
+    require(
+        not names or FRESH_ROW in names,
+        f"--rows: without {FRESH_ROW} nothing says at what pace the teacher works.",
+    )
+    return [row for row in rows if not names or row.name in names]
 
 
 @dataclass(frozen=True)
@@ -284,13 +299,16 @@ class Bench:
 
 
 def prepare(
-    config: DistillConfig, extract: ExtractConfig, counts: Sequence[int]
+    config: DistillConfig,
+    extract: ExtractConfig,
+    counts: Sequence[int],
+    names: Sequence[str] | None = None,
 ) -> tuple[Bench, list[Row]]:
     """Check everything against everything, and load the teacher. Raises FeatstoreError: something the user can mend."""
     require(not config.teachers, "--teachers: this compares one teacher's store to that teacher.")
     require(not config.data.mirror, "--data.mirror: this compares crops that are not mirrored.")
     store = FeatureStore.open(config.store)
-    rows = make_rows(store.manifest.views, counts)
+    rows = chosen_rows(make_rows(store.manifest.views, counts), names)
     tasks = {
         row: joined.join_data(
             open_source(config.source),
@@ -357,23 +375,30 @@ def cells(line: dict[str, Any], top1: Sequence[float]) -> list[str]:
 
 
 def notes(
-    same: Sequence[dict[str, Any]], pair: tuple[Row, Row], pace: Spent, cost: StoreCost
+    same: Sequence[dict[str, Any]], pair: Sequence[Row], pace: Spent, cost: StoreCost
 ) -> list[str]:
     """What a reader must know beside the numbers."""
-    worst = max(same, key=lambda item: item["difference"] / item["tolerance"])
-    first, whole = (
-        max(item[f"difference_of_{part}"] for item in same) for part in ("first_step", "whole_run")
-    )
     spent = ", ".join(f"{part} {seconds:.1f} s" for part, seconds in cost.seconds.items())
     return [
-        f"{pair[1].name} gives the losses of {pair[0].name}: {'yes' if is_within(worst) else 'NO'}. Largest difference "
-        f"in the first {TOLERATED_STEPS} steps {worst['difference']:.1e}, tolerated {worst['tolerance']:.0e} "
-        f"({worst['method']}, seed {worst['seed']}); in the first step {first:.1e}, in whole runs {whole:.1e}.",
+        *(same_losses(same, pair) if same else []),
         f"Pace of the teacher in live-fresh, by which once is reckoned: {1000 * pace.teacher_s / pace.images:.2f} ms "
         f"for an image, {1000 * pace.pictures_s / pace.images:.2f} ms to decode and cut it. The store's ledger: "
         f"{spent} for {cost.images:,} images x {cost.views} views.",
         "all s: once, decoding and cutting included, and the training of all runs. Training of live rows contains the "
         "teacher, and cutting its pictures.",
+    ]
+
+
+def same_losses(same: Sequence[dict[str, Any]], pair: Sequence[Row]) -> list[str]:
+    """Whether the live teacher gives the losses of its store."""
+    worst = max(same, key=lambda item: item["difference"] / item["tolerance"])
+    first, whole = (
+        max(item[f"difference_of_{part}"] for item in same) for part in ("first_step", "whole_run")
+    )
+    return [
+        f"{pair[1].name} gives the losses of {pair[0].name}: {'yes' if is_within(worst) else 'NO'}. Largest difference "
+        f"in the first {TOLERATED_STEPS} steps {worst['difference']:.1e}, tolerated {worst['tolerance']:.0e} "
+        f"({worst['method']}, seed {worst['seed']}); in the first step {first:.1e}, in whole runs {whole:.1e}.",
     ]
 
 
@@ -403,7 +428,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     settings = ["--config", chosen.extract, *of_teacher]
     extract = parse(ExtractConfig, default_recipe=extract_recipe, argv=settings)
 
-    bench, rows = prepare(dataclasses.replace(config, report=False), extract, chosen.counts)
+    bench, rows = prepare(
+        dataclasses.replace(config, report=False), extract, chosen.counts, chosen.rows
+    )
     records: dict[tuple[str, Row], list[dict[str, Any]]] = {
         pair: [] for pair in itertools.product(config.methods, rows)
     }
@@ -415,9 +442,12 @@ def main(argv: Sequence[str] | None = None) -> int:
             top1 = f"{100 * record['top1']:.1f} %"
             print(f"seed {seed} {method} {row.name}: {top1} ({how})", flush=True)
 
-    live = next(row for row in rows if row.live is LiveData)
-    pair = next(row for row in rows if not row.live and row.seeded == live.seeded), live
-    same = [bench.same(*pair, *run) for run in itertools.product(config.methods, config.seeds)]
+    lives = [row for row in rows if row.live is LiveData]
+    pairs = [
+        (row, live) for live in lives for row in rows if not row.live and row.seeded == live.seeded
+    ]
+    runs_of_each = itertools.product(config.methods, config.seeds)
+    same = [bench.same(*pair, *run) for run in runs_of_each for pair in pairs]
     live_runs = [found for (_, row), found in records.items() if row.live is FreshData]
     pace = pace_of(itertools.chain(*live_runs))
     lines = [bench.line(row, method, found, pace) for (method, row), found in records.items()]
@@ -428,7 +458,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         list(COLUMNS),
         [cells(line, top1) for line, top1 in zip(lines, top1s, strict=True)],
     )
-    said = notes(same, pair, pace, bench.cost)
+    said = notes(same, pairs[0] if pairs else (), pace, bench.cost)
     write(
         Path(config.out),
         lines,

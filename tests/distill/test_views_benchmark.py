@@ -106,6 +106,12 @@ def test_the_table(
     assert capsys.readouterr().out.count("finished before") == 4
     assert (tmp_path / "views.csv").read_text() == table
 
+    assert views.main([*argv, "--rows", "live-fresh", "canonical"]) == 0
+    assert capsys.readouterr().out.count("finished before") == 2
+    kept = json.loads((tmp_path / "views.json").read_text())
+    assert [row["features"] for row in kept["rows"]] == ["canonical", "live-fresh"]
+    assert kept["same"] == []
+
 
 def test_fresh_views_never_come_back(recipe: tuple[ExtractConfig, Path]) -> None:
     """Pass n shows crop n of an image, in the region of that number, and the teacher sees the same one."""
@@ -165,3 +171,7 @@ def test_what_does_not_fit(recipe: tuple[ExtractConfig, Path]) -> None:
         views.make_rows(held, [4])
     names = [row.name for row in views.make_rows(held, views.COUNTS)]
     assert names == ["canonical", "stored-1", "stored-2", "live-same-2", "live-fresh"]
+    with pytest.raises(ConfigError, match="live-freh: there are canonical, "):
+        views.chosen_rows(views.make_rows(held, views.COUNTS), ["live-freh"])
+    with pytest.raises(ConfigError, match="without live-fresh"):
+        views.chosen_rows(views.make_rows(held, views.COUNTS), ["canonical"])
