@@ -94,10 +94,12 @@ def run(
         store: Feature store, its folder or its URL. Default: that of the recipe, or ``outputs/store``.
         images: Folder of images, WebDataset tars, a saved Hugging Face data set, or ``"digits"``.
         out: Folder of the results: OUT/METHOD/seedK. Default: ``outputs/distill``.
-        student: timm's model name, or the settings of section ``student``.
+        student: timm's model name, or the settings of section ``student``. Default: mobilenetv3_small_100; any model of
+            timm starts from its pretrained weights, where there are some (``{"pretrained": False}``: from random ones).
         methods: Names of methods. Default: labels and customkd.
-        seeds: One run of each method per seed. Default: 0, 1, 2.
+        seeds: One run of each method per seed. Default: 0.
         recipe: YAML file with settings that hold where no argument is given; ``"digits"`` is the one of the package.
+            Default: that of ``distill run``, for images of your own ``distill/recipes/own_images.yaml``.
         progress: Show what is done.
         callbacks: Functions that get a dictionary while a student trains: every line of its metrics.jsonl (``step``,
             ``epoch``, ``loss/...``, the score) with ``method`` and ``seed``, and its record at the end, which alone
@@ -130,15 +132,15 @@ def run(
     values |= _given(store=_address(store), student=_named(student))
     if images is not None:
         values["source"] = {**_source(images), **dict(values.get("source", {}))}
-    file = (
-        RECIPES / "distill.yaml" if recipe == "digits" else None if recipe is None else Path(recipe)
-    )
+    digits = recipe == "digits" or (recipe is None and images == "digits")
+    ours = RECIPES / "distill.yaml" if digits else RECIPES.parent / "own_images.yaml"
+    theirs = None if digits or recipe is None else Path(recipe)
     config = build_config(
         DistillConfig,
         values,
         kinds(values.get("plugins") or ()),
-        recipe=file,
-        recipe_is_default=recipe == "digits",
+        recipe=theirs or ours,
+        recipe_is_default=theirs is None,
     )
     with _quiet(not progress):
         records = train(config, callbacks)

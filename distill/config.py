@@ -172,8 +172,9 @@ class StudentConfig(CheckedOptions, name="student"):
     module ends in one, else its output."""
     map: str = ""
     """The feature map for methods that compare grids, likewise. Empty: the last one before pooling."""
-    pretrained: bool = False
-    """Start from pretrained weights, which timm downloads."""
+    pretrained: bool | Literal["auto"] = False
+    """Start from pretrained weights, which timm downloads. auto: where timm has some for the model, and neither weights
+    nor factory are given."""
     weights: str = ""
     """Start from a local file (safetensors, or a PyTorch file of plain tensors) with timm's keys.
     ``{seed}`` in it is replaced by the run's seed."""
@@ -203,7 +204,7 @@ class StudentConfig(CheckedOptions, name="student"):
                 f"--student.{name} {value}: expected three numbers, deviations above 0.",
             )
         require(
-            not self.factory or (self.feature == "prelogits" and not self.pretrained),
+            not self.factory or (self.feature == "prelogits" and self.pretrained is not True),
             "--student.factory: --student.feature and --student.pretrained are for timm's models. Use "
             "--student.features, and the function's own arguments in --student.model_args.",
         )
@@ -212,11 +213,11 @@ class StudentConfig(CheckedOptions, name="student"):
             f"--student.feature {self.feature} excludes --student.features and --student.map; choose one.",
         )
         require(
-            not (self.pretrained and self.weights),
+            not (self.pretrained is True and self.weights),
             f"--student.pretrained true and --student.weights {self.weights} exclude each other; choose one.",
         )
         require(
-            not self.freeze or self.pretrained or bool(self.weights or self.factory),
+            not self.freeze or bool(self.pretrained or self.weights or self.factory),
             "--student.freeze true would keep random weights. Give a backbone: --student.weights RUN, or "
             "--student.pretrained true.",
         )

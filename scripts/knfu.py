@@ -78,7 +78,12 @@ def train(
     (run,) = distill.run(
         images=folder / "images",
         out=out,
-        student={"name": given.student, "image_size": given.size, "weights": str(weights)},
+        student={
+            "name": given.student,
+            "pretrained": False,
+            "image_size": given.size,
+            "weights": str(weights),
+        },
         seeds=[seed],
         source={"classes": classes_of(Path(given.images))},
         data={

@@ -16,6 +16,7 @@ from distill.export.parity import distance, distance_text
 from distill.export.preprocessing import NAME as PREPROCESSING
 from distill.export.timm_folder import WEIGHTS
 from distill.measures.score import TOP1, Measure, measures_of, score_of
+from distill.student.model import starts_pretrained
 from distill.student.tapped import TappedModel
 from distill.training.run_record import read_record
 from distill.training.saved_student import factory_snippet
@@ -207,7 +208,7 @@ def _start(run: FinishedRun) -> str:
         return code(Path(student.weights).name)
     if student.factory:
         return f"as {code(student.factory)} makes them"
-    return "timm, pretrained" if student.pretrained else "random"
+    return "timm, pretrained" if starts_pretrained(student) else "random"
 
 
 def _licence(data: RunData, teacher: dict[str, Any]) -> str:

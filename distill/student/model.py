@@ -361,6 +361,7 @@ def build_student(config: StudentConfig, num_classes: int, *, seed: int = 0) -> 
         if config.features or config.map or not _splits(model):
             # Without its own classifier, whose form is not known; the task's layer goes on the feature.
             model, notes = tapped.tap(_create(config, 0), config, num_classes)
+    notes += _starts_at_random(config)
     path = config.weights.replace("{seed}", str(seed))
     notes += load_weights(model, Path(path)) if path else []
     student = Student(model, image_size=config.image_size, feature=config.feature, notes=notes)
@@ -370,6 +371,26 @@ def build_student(config: StudentConfig, num_classes: int, *, seed: int = 0) -> 
     if config.freeze:
         student.freeze()
     return student
+
+
+def starts_pretrained(config: StudentConfig) -> bool:
+    """Whether its initial weights are those that timm downloads; ``auto`` is decided here."""
+    if config.pretrained == "auto":
+        own = config.weights or config.factory
+        return not own and timm.models.is_model_pretrained(config.name)
+    return config.pretrained
+
+
+def _starts_at_random(config: StudentConfig) -> list[str]:
+    """A note where ``auto`` found no weights. Raises ConfigError: they would be kept as they are."""
+    if config.pretrained != "auto" or config.weights or config.factory or starts_pretrained(config):
+        return []
+    known = f"timm {timm.__version__} has no pretrained weights of {config.name}"
+    if config.freeze:
+        raise ConfigError(
+            f"--student.freeze true would keep random weights, {known}. Give a backbone: --student.weights RUN."
+        )
+    return [f"{known}: it starts from random ones"]
 
 
 def _splits(model: Any) -> bool:
@@ -389,13 +410,14 @@ def _create(config: StudentConfig, num_classes: int) -> nn.Module:
             f"--student.name {config.name}: timm {timm.__version__} has no such model. "
             + did_you_mean([plain[name] for name in near])
         )
+    pretrained = starts_pretrained(config)
     try:
         return timm.create_model(
-            config.name, pretrained=config.pretrained, num_classes=num_classes, **config.model_args
+            config.name, pretrained=pretrained, num_classes=num_classes, **config.model_args
         )
     except Exception as error:  # the hub's client raises many unrelated types
         first = str(error).strip().split("\n")[0][:200]
-        if config.pretrained:
+        if pretrained:
             raise ConfigError(
                 f"--student.name {config.name}: its pretrained weights could not be had ({type(error).__name__}: "
                 f"{first}). Fetch them where there is a network and give the file, "

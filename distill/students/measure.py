@@ -17,6 +17,7 @@ from distill.export.latency import Timing, count_macs, describe_machine, measure
 from distill.export.memory import weigh
 from distill.export.runtimes import ModelFile
 from distill.measures.score import TOP1, Measure, reference_of, score_of
+from distill.student.model import starts_pretrained
 from distill.students.pareto_front import front
 from distill.training.saved_student import load_exported
 from featstore.errors import ConfigError
@@ -158,7 +159,7 @@ def start_of(config: StudentConfig) -> str:
     """What its weights began as, in words."""
     if config.weights:
         return "local weights"
-    return "timm's weights" if config.pretrained else "scratch"
+    return "timm's weights" if starts_pretrained(config) else "scratch"
 
 
 def export(folder: Path, out: Path, name: str) -> tuple[ModelFile, dict[str, int]]:

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
-from featstore.cli.schema import Kinds, Schema, Settings, convert
+from featstore.cli.schema import Kinds, Schema, Settings, convert, takes_bool
 from featstore.cli.settings_help import print_help
 from featstore.cli.yaml_with_lines import Node, parse_flag, read_yaml
 from featstore.errors import ConfigError, FeatstoreError, TooManyInvalid
@@ -121,7 +121,7 @@ def _flag(schema: Schema[Any], name: str, text: str | None) -> Settings:
     if text is None:
         if kind is None and name not in schema.sections:
             raise schema.unknown(name, f"--{name}")
-        if kind is not bool:
+        if not takes_bool(kind):
             raise ConfigError(f"--{name}: expected a value after it: --{name} VALUE.")
         text = "true"
     return schema.flatten({name: parse_flag(name, text)})

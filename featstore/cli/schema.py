@@ -211,6 +211,8 @@ def convert(node: Node, kind: Any, key: str) -> Any:
         ConfigError: It is of another type.
     """
     origin, value = get_origin(kind), node.value
+    if takes_bool(kind) and isinstance(value, bool):
+        return value
     if choices := choices_of(kind):
         return _choose(node, choices, key)
     if origin is list:
@@ -262,12 +264,17 @@ def _scalar(node: Node, kind: type, key: str) -> Any:
 EXPECTED = {bool: "true or false", int: "a whole number", float: "a number", str: "text"}
 
 
+def takes_bool(kind: Any) -> bool:
+    """Whether a setting is bool, or may be one beside the words of a Literal."""
+    return kind is bool or (get_origin(kind) in (Union, UnionType) and bool in get_args(kind))
+
+
 def choices_of(kind: Any) -> tuple[str, ...]:
     """The texts that a type allows; () for other types."""
     if get_origin(kind) is Literal:
         return get_args(kind)
     if get_origin(kind) in (Union, UnionType):
-        parts = [choices_of(part) for part in get_args(kind)]
+        parts = [("true", "false") if part is bool else choices_of(part) for part in get_args(kind)]
         return tuple(text for part in parts for text in part) if all(parts) else ()
     return ()
 

@@ -14,8 +14,11 @@ import torch
 import distill
 import featstore
 from distill.cli import COMMANDS, main
+from distill.config import DistillConfig
 from distill.methods import METHODS
+from distill.register import options_of
 from featstore import FeatureStore
+from featstore.cli.schema import given
 from featstore.errors import ConfigError
 from featstore.sources import open_source
 from featstore.sources.config import SourceConfig
@@ -63,7 +66,7 @@ QUICK: dict[str, Any] = {
         "unlabelled": "train/*",
         "test": "test/*",
     },
-    "student": {"name": "test_convnext", "image_size": 32},
+    "student": {"name": "test_convnext", "image_size": 32, "pretrained": False},
     "seeds": 0,
     "train": {
         "epochs": 1,
@@ -144,6 +147,33 @@ def test_wrong_names_are_named(store: FeatureStore, images: Path) -> None:
         distill.run(store, images, methods="customdk")
     with pytest.raises(ConfigError, match="nowhere"):
         distill.load_student("nowhere")
+
+
+@pytest.mark.parametrize(
+    ("call", "weight", "epochs"),
+    [
+        ({"images": "PHOTOS"}, 10, 30),
+        ({"images": "PHOTOS", "kd": {"weight": 2.0}, "train": {"epochs": 3}}, 2, 3),
+        ({"images": "digits"}, 1, 10),
+    ],
+)
+def test_a_call_has_the_settings_of_the_command(
+    call: dict[str, Any], weight: float, epochs: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Images of one's own take the recipe that ``distill run`` takes, and the digits theirs."""
+    seen: list[DistillConfig] = []
+
+    def train(config: DistillConfig, _: object) -> list[dict[str, Any]]:
+        seen.append(config)
+        return []
+
+    monkeypatch.setattr("distill.commands.train.run", train)
+    distill.run("store", **call)
+    (config,) = seen
+    assert options_of(config, "kd").weight == weight
+    assert config.train.epochs == epochs
+    assert config.student.pretrained == ("auto" if call["images"] == "PHOTOS" else False)
+    assert "pretrained" not in given(config.student)
 
 
 @pytest.mark.slow
@@ -310,6 +340,7 @@ def test_a_plain_folder_of_classes(tmp_path: Path, capsys: pytest.CaptureFixture
     source = open_source(SourceConfig(kind="folder", path=str(folder)))
     made = write_store(tmp_path / "my store", source)
     flags = ["--student.name", "test_convnext", "--student.image_size", "32", "--seeds", "0"]
+    flags += ["--student.pretrained", "false"]
     flags += ["--train.epochs", "1", "--train.warmup_epochs", "0", "--train.workers", "0"]
     flags += ["--trackers", "[]", "--report", "false", "--out", str(tmp_path / "out")]
     images = ["--source.path", str(folder), "--data.holdout", "0.3", "--methods", "kd"]

@@ -138,7 +138,7 @@ def test_from_photographs_to_a_measurement(tmp_path: Path) -> None:
         field="pooled", out=tmp_path / "read", data={**parts, "taught_by": "en"}, **common,
     ).best  # fmt: skip
     viewer = distill.run(
-        store, data / "photos", student={"name": "test_convnext", "image_size": 32},
+        store, data / "photos", student={"name": "test_convnext", "image_size": 32, "pretrained": False},
         field="captions", out=tmp_path / "view", data=parts, fitnet={"contrast": 1.0}, **common,
     ).best  # fmt: skip
     measured = distill.evaluate(viewer, texts=str(reader.folder), workers=0)

@@ -106,7 +106,7 @@ def test_a_run_without_any_image(place: Path, tmp_path: Path) -> None:
         tmp_path / "received",
         field="logits",
         out=tmp_path / "out",
-        student={"name": "test_resnet", "image_size": 32},
+        student={"name": "test_resnet", "image_size": 32, "pretrained": False},
         methods=["kd"],
         kd={"target": "field", "weight": 9.0},
         data={"labels": "teacher", "labelled": ["*"], "holdout": 0.2},

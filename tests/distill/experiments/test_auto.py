@@ -261,7 +261,7 @@ def test_auto_from_python(store: FeatureStore, images: Path, tmp_path: Path, few
         store,
         images,
         out=tmp_path / "out",
-        student="test_convnext",
+        student={"name": "test_convnext", "pretrained": False},
         methods=["auto"],
         seeds=0,
         progress=False,

@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import save_file
 
 from distill.config import FeatureTap, StudentConfig
-from distill.student.model import build_student
+from distill.student.model import build_student, starts_pretrained
 from featstore.errors import ConfigError
 
 SWIN = {
@@ -364,6 +364,31 @@ def test_an_unreachable_hub_points_to_local_weights(monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr("distill.student.model.timm.create_model", unreachable)
     with pytest.raises(ConfigError, match=r"mobilenetv3_small_050.*--student.weights PATH"):
         build_student(StudentConfig(pretrained=True), 5)
+
+
+def test_auto_starts_from_pretrained_weights_where_there_are_some(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Of timm, without weights or a function of one's own; a model without any starts at random, and says so."""
+    fetched: list[bool] = []
+    create = timm.create_model
+
+    def offline(name: str, *, pretrained: bool, **options: Any) -> Any:
+        fetched.append(pretrained)
+        return create(name, **options)
+
+    monkeypatch.setattr("distill.student.model.timm.create_model", offline)
+    small = StudentConfig(name="test_resnet", pretrained="auto")
+    assert not build_student(small, 5).notes
+    own = build_student(replace(small, name="wide_resnet28_2"), 5)
+    assert "random" in " ".join(own.notes)
+    save_file(create("test_resnet", num_classes=5).state_dict(), tmp_path / "w.safetensors")
+    build_student(replace(small, weights=str(tmp_path / "w.safetensors")), 5)
+    assert fetched == [True, False, False]
+    assert not starts_pretrained(StudentConfig(factory="a:b", pretrained="auto"))
+    assert starts_pretrained(StudentConfig(pretrained=True))
+    with pytest.raises(ConfigError, match=r"wide_resnet28_2.*--student\.weights RUN"):
+        build_student(replace(small, name="wide_resnet28_2", freeze=True), 5)
 
 
 def test_a_frozen_backbone_trains_its_last_layer_alone(tmp_path: Path) -> None:

@@ -116,7 +116,12 @@ def classifier(place: Path) -> Path:
         field="sample",
         source={"kind": "store"},
         data={"labelled": ["*"], "unlabelled": [], "test": [], "holdout": 0.25},
-        student={"name": "resnet10t", "image_size": 32, "model_args": {"stem_width": 8, "channels": [8, 8, 8, 8]}},
+        student={
+            "name": "resnet10t",
+            "pretrained": False,
+            "image_size": 32,
+            "model_args": {"stem_width": 8, "channels": [8, 8, 8, 8]},
+        },
         methods=["labels"],
         seeds=[0],
         train={"epochs": 1, "warmup_epochs": 0, "labelled_batch": 8, "workers": 0},

@@ -356,6 +356,7 @@ def test_images_of_ones_own_take_their_recipe(
     own = parse(DistillConfig, default_recipe=OWN, argv=[], extend=kinds)
     assert own.options["customkd"].w_general == 10
     assert own == dataclasses.replace(start(*words), source=own.source)
+    assert own.student.pretrained == "auto"
     assert start().source.kind == start("--source.kind", "digits").source.kind == "digits"
     assert start("--config", str(DIGITS), *words).train == start().train
 

@@ -35,6 +35,7 @@ class Outer:
     mode: Literal["no", "fast", "slow"] = "no"  # how
     text: str = "t"  # anything
     dry_run: bool = False  # only plan
+    start: bool | Literal["auto"] = False  # one of three
     kinds: list[Literal["a", "b"] | Literal["all"]] = dataclasses.field(default_factory=list)
     """Some."""
     args: dict[str, Any] = dataclasses.field(default_factory=dict)  # any names
@@ -71,6 +72,10 @@ def read(*argv: str, recipe: str = "mode: fast", folder: Path | None = None) -> 
         (["--dry-run"], "dry_run", True),
         (["--dry_run", "--mode", "slow"], "dry_run", True),
         (["--dry-run", "false"], "dry_run", False),
+        (["--start"], "start", True),
+        (["--start", "true"], "start", True),
+        (["--start", "auto", "--start", "false"], "start", False),
+        (["--start", "auto"], "start", "auto"),
         (["--args.size", "4", "--args.name", "x"], "args", {"size": 4, "name": "x"}),
         (["--args.size", "4", "--args", "{a: 1}"], "args", {"a": 1}),
         (["--parts", "[{lr: 2}, {steps: 1}]"], "parts", [Inner(lr=2.0), Inner(steps=1)]),
@@ -100,6 +105,7 @@ def test_what_a_flag_may_hold(argv: list[str], name: str, value: Any, tmp_path: 
         (["--train.steps"], ["--train.steps"]),
         (["--train", "3"], ["--train", "3"]),
         (["--mode", "fsat"], ["--mode", "fsat", "no, fast, slow", "Did you mean fast"]),
+        (["--start", "atuo"], ["--start", "true, false, auto", "Did you mean auto"]),
         (["--kinds", "[a, c]"], ["--kinds", "c", "a, b, all"]),
         (["--dry_run", "perhaps"], ["--dry_run", "true or false"]),
         (["--parts", "[{lrr: 2}]"], ["lrr", "lr"]),
