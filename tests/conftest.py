@@ -111,7 +111,7 @@ def run_two() -> RunTwo:
         return subprocess.run(
             [sys.executable, *launcher, *argv],
             cwd=ROOT,
-            env={**os.environ, "OMP_NUM_THREADS": "1"},
+            env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONFAULTHANDLER": "1"},
             capture_output=True,
             text=True,
             timeout=300,
