@@ -65,6 +65,10 @@ def start_accelerator(*, workers: int = 0, **settings: Any) -> Accelerator:
     for name in ("GRADIENT_ACCUMULATION_STEPS", "DYNAMO_BACKEND"):
         os.environ.pop(f"ACCELERATE_{name}", None)
     launched = "LOCAL_RANK" in os.environ
+    if launched:
+        # Its functions have the group of the time of their import as a default. Imported later, as torchmetrics does,
+        # they keep the group's threads beyond its end, and now and then these abort a process that has done its work.
+        import torch.distributed.nn.functional
     accelerator = Accelerator(cpu=launched and not torch.accelerator.is_available(), **settings)
     if accelerator.is_main_process:
         for note in notes:

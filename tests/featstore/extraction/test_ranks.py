@@ -46,6 +46,28 @@ def write_recipe(path: Path, images: Path, store: Path, teacher: Path) -> Path:
     return path
 
 
+THREADS = """
+from pathlib import Path
+from featstore.extraction.accelerator import start_accelerator
+accelerator = start_accelerator()
+accelerator.wait_for_everyone()
+import torchmetrics
+accelerator.end_training()
+print([path.read_text() for path in Path("/proc/self/task").glob("*/comm")])
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="threads are read from /proc")
+def test_no_thread_of_the_process_group_outlives_it(tmp_path: Path, run_two: RunTwo) -> None:
+    """Also where a library is imported meanwhile: a thread that is left may abort the process at its end."""
+    (tmp_path / "threads.py").write_text(THREADS)
+    done = run_two([str(tmp_path / "threads.py")])
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("python") >= 2
+    assert "gloo" not in done.stdout
+
+
 @pytest.mark.slow
 def test_two_processes_make_the_same_store(
     image_folder: Path, teacher_file: Path, tmp_path: Path, run_two: RunTwo
