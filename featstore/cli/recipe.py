@@ -1,5 +1,6 @@
 """Recipes and flags become checked settings; errors become one message and an exit status."""
 
+import gc
 import os
 import shlex
 import sys
@@ -136,10 +137,21 @@ def run_main(main: Callable[[Config], object], config_class: type[Config], **opt
 
     def work() -> int:
         main(parse(config_class, **options))
+        _end_process_group()
         return 0
 
     if status := exit_status(work):
         sys.exit(status)
+
+
+def _end_process_group() -> None:
+    """After work of several processes: join the group's threads, which may abort an interpreter that ends."""
+    distributed = sys.modules.get("torch.distributed")
+    if distributed is None or "LOCAL_RANK" not in os.environ:
+        return
+    gc.collect()  # models in reference cycles hold the group
+    if distributed.is_available() and distributed.is_initialized():
+        distributed.destroy_process_group()
 
 
 def run_alone(work: Callable[[], int]) -> int:
