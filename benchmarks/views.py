@@ -375,12 +375,15 @@ def cells(line: dict[str, Any], top1: Sequence[float]) -> list[str]:
 
 
 def notes(
-    same: Sequence[dict[str, Any]], pair: Sequence[Row], pace: Spent, cost: StoreCost
+    same: Sequence[dict[str, Any]],
+    pairs: Sequence[tuple[Row, Row]],
+    pace: Spent,
+    cost: StoreCost,
 ) -> list[str]:
     """What a reader must know beside the numbers."""
     spent = ", ".join(f"{part} {seconds:.1f} s" for part, seconds in cost.seconds.items())
     return [
-        *(same_losses(same, pair) if same else []),
+        *(same_losses(same, *pair) for pair in pairs),
         f"Pace of the teacher in live-fresh, by which once is reckoned: {1000 * pace.teacher_s / pace.images:.2f} ms "
         f"for an image, {1000 * pace.pictures_s / pace.images:.2f} ms to decode and cut it. The store's ledger: "
         f"{spent} for {cost.images:,} images x {cost.views} views.",
@@ -389,17 +392,17 @@ def notes(
     ]
 
 
-def same_losses(same: Sequence[dict[str, Any]], pair: Sequence[Row]) -> list[str]:
+def same_losses(same: Sequence[dict[str, Any]], stored: Row, live: Row) -> str:
     """Whether the live teacher gives the losses of its store."""
     worst = max(same, key=lambda item: item["difference"] / item["tolerance"])
     first, whole = (
         max(item[f"difference_of_{part}"] for item in same) for part in ("first_step", "whole_run")
     )
-    return [
-        f"{pair[1].name} gives the losses of {pair[0].name}: {'yes' if is_within(worst) else 'NO'}. Largest difference "
+    return (
+        f"{live.name} gives the losses of {stored.name}: {'yes' if is_within(worst) else 'NO'}. Largest difference "
         f"in the first {TOLERATED_STEPS} steps {worst['difference']:.1e}, tolerated {worst['tolerance']:.0e} "
-        f"({worst['method']}, seed {worst['seed']}); in the first step {first:.1e}, in whole runs {whole:.1e}.",
-    ]
+        f"({worst['method']}, seed {worst['seed']}); in the first step {first:.1e}, in whole runs {whole:.1e}."
+    )
 
 
 def is_within(found: dict[str, Any]) -> bool:
@@ -458,7 +461,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         list(COLUMNS),
         [cells(line, top1) for line, top1 in zip(lines, top1s, strict=True)],
     )
-    said = notes(same, pairs[0] if pairs else (), pace, bench.cost)
+    said = notes(same, pairs, pace, bench.cost)
     write(
         Path(config.out),
         lines,

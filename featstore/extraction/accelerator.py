@@ -1,5 +1,6 @@
 """Start accelerate so that the processes of every launcher find each other; both phases do."""
 
+import importlib
 import os
 from functools import cache
 from typing import Any
@@ -68,7 +69,7 @@ def start_accelerator(*, workers: int = 0, **settings: Any) -> Accelerator:
     if launched:
         # Its functions have the group of the time of their import as a default. Imported later, as torchmetrics does,
         # they keep the group's threads beyond its end, and now and then these abort a process that has done its work.
-        import torch.distributed.nn.functional
+        importlib.import_module("torch.distributed.nn.functional")
     accelerator = Accelerator(cpu=launched and not torch.accelerator.is_available(), **settings)
     if accelerator.is_main_process:
         for note in notes:
