@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from distill.training.loop import Callback
 
 LARGE = 50e6  # parameters of a student above which a user is warned
+MANY_PASSES = 10  # over one view of an image, from which on more views are advised
 
 Say = Callable[[str], None]
 
@@ -128,7 +129,8 @@ def train_all(
     for seed in config.seeds:
         part = task.split(seed)
         probe = task.probe(part, seed)
-        for note in [*(notes if not records else []), *part.notes]:
+        first = [*notes, *view_notes(config, data, part)] if not records else []
+        for note in [*first, *part.notes]:
             say(f"note: {note}")
         say(f"seed {seed}    {numbers(task, part)} images")
         for method in config.methods:
@@ -151,6 +153,26 @@ def train_all(
             )
             records.append(record)
     return records
+
+
+def view_notes(config: DistillConfig, data: "JoinedData", part: "Split") -> list[str]:
+    """Say that more views would help, where training shows the images many times through one view."""
+    from distill.data.rules import UncutRule
+
+    train = config.train
+    number, batch = max(
+        (len(part.labelled), train.labelled_batch), (len(part.unlabelled), train.unlabelled_batch)
+    )
+    steps = train.epochs * train.epoch_steps
+    passes = steps * batch / number if steps else train.epochs
+    if len(data.columns) > 1 or isinstance(data.rule, UncutRule) or passes < MANY_PASSES:
+        return []
+    stored = len(data.store.manifest.views) > 1
+    more = "--data.views all" if stored else "extract with --views.seeded 4 or 8"
+    return [
+        f"each image is shown {passes:.0f} times through one view. More views helped 2,020 photographs by 5 to 7 "
+        f"points (docs/results/2026-11-30/views.md): {more}"
+    ]
 
 
 def numbers(task: "Task", part: "Split") -> str:

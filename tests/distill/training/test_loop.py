@@ -5,6 +5,7 @@ import importlib.util
 import json
 import math
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -18,6 +19,7 @@ import yaml
 from safetensors.torch import load_file
 from torch import nn
 
+from distill.commands.train import view_notes
 from distill.config import DistillConfig
 from distill.data import joined
 from distill.measures.linear_probe import LinearProbe
@@ -171,6 +173,7 @@ from distill.training import loop as train
 from distill.data import joined
 from featstore import FeatureStore
 from featstore.sources import open_source
+from distill.commands.train import view_notes
 from distill.config import DistillConfig
 from distill import register
 from featstore.cli.recipe import parse
@@ -446,3 +449,26 @@ def test_lower_precision_and_other_optimisers_run(make_config: MakeConfig, metho
     if method == "fitnet":
         weights = load_file(folder(config, method) / "student.safetensors")
         assert all(value.dtype != torch.bfloat16 for value in weights.values())
+
+
+@pytest.mark.parametrize(
+    ("changes", "told"),
+    [
+        ({"data__views": "canonical", "train__epochs": 9}, ""),
+        ({"train__epochs": 30}, ""),
+        ({"data__views": "canonical", "train__epochs": 30}, "shown 30 times .* --data.views all"),
+        (
+            {"data__views": "canonical", "train__epochs": 30, "train__epoch_steps": 6},
+            "shown 60 times",  # 24 unlabelled images in batches of 8
+        ),
+    ],
+)
+def test_one_view_that_is_shown_many_times_is_told(
+    make_config: MakeConfig, changes: dict[str, Any], told: str
+) -> None:
+    """Where training passes ten times over the images and has one view of each."""
+    config = make_config(**changes)
+    data, _ = prepared(config)
+    found = "".join(view_notes(config, data, data.split(0)))
+    assert bool(found) == bool(told)
+    assert re.search(told, found)
