@@ -105,7 +105,8 @@ class ViewsConfig:
     canonical: bool = True
     """The region of the teacher's own evaluation transform."""
     seeded: int = 0
-    """Number of random resized crops per image; a student can replay them exactly."""
+    """Number of random resized crops per image; a student can replay them exactly. Each costs one more pass of the
+    teacher, and pays where training shows an image many times."""
     mirrored: bool = False
     """Store every view a second time, mirrored left to right."""
     seed: int = 0
