@@ -173,7 +173,6 @@ from distill.training import loop as train
 from distill.data import joined
 from featstore import FeatureStore
 from featstore.sources import open_source
-from distill.commands.train import view_notes
 from distill.config import DistillConfig
 from distill import register
 from featstore.cli.recipe import parse
