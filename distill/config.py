@@ -255,6 +255,9 @@ class TrainConfig(
     """Number of epochs; one epoch passes once over the larger of the labelled and the unlabelled part."""
     epoch_steps: int = 0
     """Optimiser steps of an epoch, for parts so large that a pass takes too long; 0: one pass."""
+    min_epoch_steps: int = 0
+    """Least optimiser steps of an epoch, for parts so small that a pass is a few steps: it then passes over them more
+    than once. Not used with epoch_steps."""
     finetune_epochs: int = 0
     """Number of last epochs that train on labels only, with all other loss terms switched off."""
     labelled_batch: int = 64

@@ -158,13 +158,20 @@ def train_all(
 def view_notes(config: DistillConfig, data: "JoinedData", part: "Split") -> list[str]:
     """Say that more views would help, where training shows the images many times through one view."""
     from distill.data.rules import UncutRule
+    from distill.data.schedule import make_epoch_plan
 
     train = config.train
     number, batch = max(
         (len(part.labelled), train.labelled_batch), (len(part.unlabelled), train.unlabelled_batch)
     )
-    steps = train.epochs * train.epoch_steps
-    passes = steps * batch / number if steps else train.epochs
+    plan = make_epoch_plan(
+        train,
+        num_labelled=len(part.labelled),
+        num_unlabelled=len(part.unlabelled),
+        use_unlabelled=True,
+        processes=1,
+    )
+    passes = train.epochs * plan.steps_per_epoch * batch / max(number, 1)
     if len(data.columns) > 1 or isinstance(data.rule, UncutRule) or passes < MANY_PASSES:
         return []
     stored = len(data.store.manifest.views) > 1

@@ -167,7 +167,7 @@ def make_epoch_plan(
     steps = -(-num_labelled // config.labelled_batch)
     if num_unlabelled:
         steps = max(steps, -(-num_unlabelled // config.unlabelled_batch))
-    steps = config.epoch_steps or steps
+    steps = config.epoch_steps or max(steps, config.min_epoch_steps)
     with_unlabelled = use_unlabelled and num_unlabelled > 0
     return EpochPlan(
         labelled=config.labelled_batch // pieces if num_labelled else 0,

@@ -1,6 +1,7 @@
 """Which image is shown when: the same for any number of processes, and from any step on."""
 
 import itertools
+from typing import Any
 
 import numpy as np
 import pytest
@@ -109,6 +110,24 @@ def test_steps_do_not_depend_on_the_method() -> None:
     )
     assert with_it.steps_per_epoch == without.steps_per_epoch == 3
     assert (with_it.unlabelled, without.unlabelled) == (16, 0)
+
+
+@pytest.mark.parametrize(
+    ("settings", "steps"),
+    [
+        ({}, 3),
+        ({"min_epoch_steps": 2}, 3),
+        ({"min_epoch_steps": 50}, 50),
+        ({"epoch_steps": 2, "min_epoch_steps": 50}, 2),
+    ],
+)
+def test_steps_of_an_epoch(settings: dict[str, Any], steps: int) -> None:
+    """One pass over the larger part; at least, or exactly, so many where that is asked for."""
+    config = TrainConfig(labelled_batch=8, unlabelled_batch=16, **settings)
+    plan = make_epoch_plan(
+        config, num_labelled=6, num_unlabelled=40, use_unlabelled=True, processes=1
+    )
+    assert plan.steps_per_epoch == steps
 
 
 def test_views_that_are_not_stored_are_refused() -> None:

@@ -460,6 +460,10 @@ def test_lower_precision_and_other_optimisers_run(make_config: MakeConfig, metho
             {"data__views": "canonical", "train__epochs": 30, "train__epoch_steps": 6},
             "shown 60 times",  # 24 unlabelled images in batches of 8
         ),
+        (
+            {"data__views": "canonical", "train__epochs": 5, "train__min_epoch_steps": 12},
+            "shown 20 times",
+        ),
     ],
 )
 def test_one_view_that_is_shown_many_times_is_told(
