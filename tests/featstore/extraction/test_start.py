@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 
 from featstore.errors import TeacherError
-from featstore.extraction.config import ExtractConfig, StoreConfig, TeacherConfig
-from featstore.extraction.run import _next_flags, run
+from featstore.extraction.config import ExtractConfig, StoreConfig, TeacherConfig, ViewsConfig
+from featstore.extraction.run import FEW_IMAGES, _next_flags, _view_notes, run
 from featstore.sources.config import SourceConfig
 from tests.conftest import ROOT
 
@@ -97,3 +97,24 @@ def test_the_next_command_names_a_field_that_is_there(fields: list[str], named: 
         "--source.path",
         "the photos",
     ]
+
+
+@pytest.mark.parametrize(
+    ("kind", "images", "seeded", "told"),
+    [
+        ("folder", 2020, 0, True),
+        ("folder", 2020, 4, False),
+        ("tars", FEW_IMAGES + 1, 0, False),
+        ("digits", 2020, 0, False),
+    ],
+)
+def test_few_images_with_one_view_each_are_told(
+    kind: Any, images: int, seeded: int, told: bool
+) -> None:
+    """Before the teacher's time is spent, because a store cannot be given crops later."""
+    source = SourceConfig(kind=kind, path="" if kind == "digits" else "photos")
+    config = ExtractConfig(source=source, views=ViewsConfig(seeded=seeded))
+    listed: Any = range(images)
+    found = "".join(_view_notes(config, listed))
+    assert bool(found) == told
+    assert ("2,020 images" in found and "--views.seeded" in found) == told
