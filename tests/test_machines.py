@@ -148,8 +148,8 @@ def train_flags(store: str, source: str, out: Path) -> list[str]:
         "--source.path", source, "--task", "none", "--data.labelled", "[]", "--data.test", "[]",
         "--data.unlabelled", "['*']", "--data.labels_per_class", "0", "--methods", "[fitnet]", "--seeds", "[0]",
         "--student.name", "test_convnext", "--student.pretrained", "false", "--student.image_size", "32",
-        "--train.epochs", "1", "--train.warmup_epochs", "0", "--train.workers", "0", "--trackers", "[]",
-        "--report", "false",
+        "--train.epochs", "1", "--train.min_epoch_steps", "0", "--train.warmup_epochs", "0", "--train.workers", "0",
+        "--trackers", "[]", "--report", "false",
     ]  # fmt: skip
 
 

@@ -38,7 +38,7 @@ WITH_LABELS = (
     AutoMethod("labels", "labels"),
     AutoMethod("kd-1", "kd", {"weight": 1.0}),
     AutoMethod("kd-10", "kd", {"weight": 10.0}),
-    AutoMethod("ofa-1", "ofa", {"weight": 1.0}),
+    AutoMethod("ofa-100", "ofa", {"weight": 100.0}),
     AutoMethod("fitnet-10", "fitnet", {"norm": "standardize", "weight": 10.0}),
     AutoMethod("fitnet-100", "fitnet", {"norm": "standardize", "weight": 100.0}),
     AutoMethod("customkd-10", "customkd", FEATURES | {"w_general": 10.0, "w_specific": 1.0, "w_logits": 0.0}),

@@ -70,6 +70,7 @@ QUICK: dict[str, Any] = {
     "seeds": 0,
     "train": {
         "epochs": 1,
+        "min_epoch_steps": 0,
         "warmup_epochs": 0,
         "labelled_batch": 4,
         "unlabelled_batch": 8,

@@ -129,7 +129,7 @@ def test_from_photographs_to_a_measurement(tmp_path: Path) -> None:
 
     common: dict[str, Any] = {
         "task": "none", "methods": ["fitnet"], "seeds": 0, "trackers": [], "report": False, "progress": False,
-        "train": {"epochs": 2, "workers": 0, "unlabelled_batch": 16},
+        "train": {"epochs": 2, "min_epoch_steps": 0, "workers": 0, "unlabelled_batch": 16},
     }  # fmt: skip
     parts = {"unlabelled": ["train/*"], "test": ["test/*"]}
     small = {"buckets": 512, "embed": 8, "hidden": 16, "width": 8, "length": 64}

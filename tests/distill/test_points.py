@@ -149,7 +149,7 @@ def settings(place: Path, out: Path, **changes: Any) -> dict[str, Any]:
         "field": "pooled",
         "out": out,
         "data": {"labelled": ["train/*"], "unlabelled": [], "test": ["test/*"]},
-        "train": {"epochs": 2, "workers": 0, "labelled_batch": 8},
+        "train": {"epochs": 2, "min_epoch_steps": 0, "workers": 0, "labelled_batch": 8},
         **changes,
     }
 
@@ -181,7 +181,10 @@ def test_other_methods(place: Path, tmp_path: Path, method: str) -> None:
     """Methods on vectors and logits take clouds as they are."""
     run = distill.run(
         **settings(
-            place, tmp_path, methods=[method], train={"epochs": 1, "warmup_epochs": 0, "workers": 0}
+            place,
+            tmp_path,
+            methods=[method],
+            train={"epochs": 1, "min_epoch_steps": 0, "warmup_epochs": 0, "workers": 0},
         )
     )[0]
     assert (run.folder / "evaluation.json").is_file()

@@ -194,7 +194,7 @@ def settings(place: Path, out: Path, **changes: Any) -> dict[str, Any]:
         "field": "pooled",
         "out": out,
         "data": {"unlabelled": ["train/*"], "test": ["test/*"], "taught_by": "en"},
-        "train": {"epochs": 2, "workers": 0, "unlabelled_batch": 16},
+        "train": {"epochs": 2, "min_epoch_steps": 0, "workers": 0, "unlabelled_batch": 16},
         **changes,
     }
 

@@ -266,7 +266,13 @@ def test_auto_from_python(store: FeatureStore, images: Path, tmp_path: Path, few
         seeds=0,
         progress=False,
         data={"unlabelled": "train/*"},
-        train={"epochs": 2, "workers": 0, "labelled_batch": 8, "unlabelled_batch": 8},
+        train={
+            "epochs": 2,
+            "min_epoch_steps": 0,
+            "workers": 0,
+            "labelled_batch": 8,
+            "unlabelled_batch": 8,
+        },
         trackers=[],
         report=False,
     )

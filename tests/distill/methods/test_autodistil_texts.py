@@ -71,7 +71,7 @@ def settings(place: Path, out: Path, **args: Any) -> dict[str, Any]:
         "field": "pooled",
         "out": out,
         "data": {"unlabelled": ["train/*"], "test": ["test/*"]},
-        "train": {"epochs": 2, "workers": 0, "unlabelled_batch": 16},
+        "train": {"epochs": 2, "min_epoch_steps": 0, "workers": 0, "unlabelled_batch": 16},
     }
 
 

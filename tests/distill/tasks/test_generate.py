@@ -124,7 +124,7 @@ def classifier(place: Path) -> Path:
         },
         methods=["labels"],
         seeds=[0],
-        train={"epochs": 1, "warmup_epochs": 0, "labelled_batch": 8, "workers": 0},
+        train={"epochs": 1, "min_epoch_steps": 0, "warmup_epochs": 0, "labelled_batch": 8, "workers": 0},
         trackers=[],
         report=False,
         progress=False,
