@@ -129,7 +129,7 @@ def train_all(
     for seed in config.seeds:
         part = task.split(seed)
         probe = task.probe(part, seed)
-        first = [*notes, *view_notes(config, data, part)] if not records else []
+        first = [*notes, *pass_notes(config, data, part)] if not records else []
         for note in [*first, *part.notes]:
             say(f"note: {note}")
         say(f"seed {seed}    {numbers(task, part)} images")
@@ -155,8 +155,8 @@ def train_all(
     return records
 
 
-def view_notes(config: DistillConfig, data: "JoinedData", part: "Split") -> list[str]:
-    """Say that more views would help, where training shows the images many times through one view."""
+def pass_notes(config: DistillConfig, data: "JoinedData", part: "Split") -> list[str]:
+    """Say how often few images are shown in an epoch, and that more views would help where one is shown many times."""
     from distill.data.rules import UncutRule
     from distill.data.schedule import make_epoch_plan
 
@@ -171,15 +171,25 @@ def view_notes(config: DistillConfig, data: "JoinedData", part: "Split") -> list
         use_unlabelled=True,
         processes=1,
     )
-    passes = train.epochs * plan.steps_per_epoch * batch / max(number, 1)
-    if len(data.columns) > 1 or isinstance(data.rule, UncutRule) or passes < MANY_PASSES:
-        return []
-    stored = len(data.store.manifest.views) > 1
-    more = "--data.views all" if stored else "extract with --views.seeded 4 or 8"
-    return [
-        f"each image is shown {passes:.0f} times through one view. More views helped 2,020 photographs by 5 to 7 "
-        f"points (docs/results/2026-11-30/views.md): {more}"
-    ]
+    passes = plan.steps_per_epoch * batch / max(number, 1)  # of one epoch
+    notes = []
+    if plan.steps_per_epoch == train.min_epoch_steps and passes >= 2:
+        notes.append(
+            f"few images: an epoch is {plan.steps_per_epoch} steps, {passes:.0f} passes over {number:,} images. "
+            "--train.min_epoch_steps 0 is one: quicker, and 4 points less accurate with 280 photographs"
+        )
+    if (
+        len(data.columns) == 1
+        and not isinstance(data.rule, UncutRule)
+        and train.epochs * passes >= MANY_PASSES
+    ):
+        stored = len(data.store.manifest.views) > 1
+        more = "--data.views all" if stored else "extract with --views.seeded 4 or 8"
+        notes.append(
+            f"each image is shown {train.epochs * passes:.0f} times through one view. More views helped 2,020 "
+            f"photographs by 5 to 7 points (docs/results/2026-11-30/views.md): {more}"
+        )
+    return notes
 
 
 def numbers(task: "Task", part: "Split") -> str:

@@ -19,7 +19,7 @@ import yaml
 from safetensors.torch import load_file
 from torch import nn
 
-from distill.commands.train import view_notes
+from distill.commands.train import pass_notes
 from distill.config import DistillConfig
 from distill.data import joined
 from distill.measures.linear_probe import LinearProbe
@@ -462,16 +462,17 @@ def test_lower_precision_and_other_optimisers_run(make_config: MakeConfig, metho
         ),
         (
             {"data__views": "canonical", "train__epochs": 5, "train__min_epoch_steps": 12},
-            "shown 20 times",
+            "12 steps, 4 passes over 24 images.* --train.min_epoch_steps 0.*shown 20 times",
         ),
+        ({"train__min_epoch_steps": 3}, ""),
     ],
 )
-def test_one_view_that_is_shown_many_times_is_told(
+def test_images_that_are_shown_many_times_are_told(
     make_config: MakeConfig, changes: dict[str, Any], told: str
 ) -> None:
-    """Where training passes ten times over the images and has one view of each."""
+    """Where an epoch passes more than once over few images, or training ten times over one view of each."""
     config = make_config(**changes)
     data, _ = prepared(config)
-    found = "".join(view_notes(config, data, data.split(0)))
+    found = "".join(pass_notes(config, data, data.split(0)))
     assert bool(found) == bool(told)
     assert re.search(told, found)
