@@ -199,7 +199,7 @@ def fill_store(
     manifest = made.manifest
     if growth is not None and accelerator.is_main_process:
         growth.check(manifest)
-    for note in _view_notes(config, source) if made.new else []:
+    for note in _view_notes(config, source) if made.new and growth is None else []:
         say(f"note: {note}")
     if accelerator.is_main_process:
         plan = dry_run.plan_run(
