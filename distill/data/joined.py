@@ -1,6 +1,7 @@
 """What all runs of one command share: checked store, joined images, views in use, the teacher's probe."""
 
 import dataclasses
+import functools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
@@ -137,7 +138,7 @@ class JoinedData(Data):
     columns: list[int]  # columns of the view axis that training picks from
     grid_field: str = ""  # field with patch grids; "" takes the largest when a method needs one
 
-    @property
+    @functools.cached_property
     def grid(self) -> Grid:
         """Stored patch grids of the samples, by the teacher that made the vectors.
 

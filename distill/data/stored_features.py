@@ -6,7 +6,7 @@ No pictures and no student here; which row of a store belongs to a sample is dec
 # S samples, V views, D width of all teachers' vectors together, g side of a patch grid
 
 import hashlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -22,6 +22,9 @@ from featstore.errors import ConfigError, shorten
 from featstore.format.manifest_records import FieldRecord
 from featstore.format.views import View
 from featstore.reading.torch_data import as_tensor
+
+MOST_MEASURED = 4096
+"""Grids that give the statistics of ``standardize``; each has many places."""
 
 
 @dataclass(frozen=True)
@@ -64,6 +67,29 @@ class StoredField:
         return as_tensor(stored).float()
 
 
+class _Norms:
+    """Normalisations; statistics are measured once for all methods and seeds that train on the same images."""
+
+    def __init__(self) -> None:
+        self._statistics: dict[tuple[bytes, tuple[int, ...]], ChannelStatistics] = {}
+
+    def __call__(
+        self,
+        kind: Norm,
+        chunks: Callable[[Indices, Sequence[int]], Iterator[Tensor]],
+        indices: Indices,
+        columns: Sequence[int],
+        blocks: Sequence[Columns] = (),
+    ) -> FeatureNorm:
+        """Args: chunks: reads (n, D) parts of some images' columns, for ``standardize``."""
+        if kind != "standardize":
+            return FeatureNorm(kind, blocks=blocks)
+        key = hashlib.sha256(indices.tobytes()).digest(), tuple(columns)
+        if key not in self._statistics:
+            self._statistics[key] = measure_channels(chunks(indices, columns))
+        return FeatureNorm(kind, self._statistics[key], blocks=blocks)
+
+
 class Features:
     """The stored vectors of every sample: one per view, as float32, those of several teachers side by side.
 
@@ -93,7 +119,7 @@ class Features:
         self.reference = reference_column(store)
         """Column of the reference view: the canonical one if it is stored, else the first."""
         self._samples = samples
-        self._statistics: dict[tuple[bytes, tuple[int, ...]], ChannelStatistics] = {}
+        self._norms = _Norms()
 
     def take(self, indices: Indices, columns: Indices | None = None) -> Tensor:
         """Read vectors.
@@ -128,13 +154,7 @@ class Features:
             columns: Columns of the view axis that training picks from.
         """
         blocks = [Columns(teacher.record.shape[0], teacher.weight) for teacher in self.teachers]
-        if kind != "standardize":
-            return FeatureNorm(kind, blocks=blocks)
-        # One pass over the training rows for all methods and seeds that train on the same ones.
-        key = hashlib.sha256(indices.tobytes()).digest(), tuple(columns)
-        if key not in self._statistics:
-            self._statistics[key] = measure_channels(self.chunks(indices, columns))
-        return FeatureNorm(kind, self._statistics[key], blocks=blocks)
+        return self._norms(kind, self.chunks, indices, columns, blocks)
 
 
 class Grid:
@@ -158,6 +178,7 @@ class Grid:
         self.field = field
         self.side, _, self.width = self._stored.record.shape
         self.reference = reference_column(store)
+        self._norms = _Norms()
 
     def take(self, indices: Indices, columns: Indices | None = None) -> Tensor:
         """Read grids.
@@ -171,6 +192,23 @@ class Grid:
         """
         chosen = np.full(len(indices), self.reference) if columns is None else columns
         return self._stored.read(indices, chosen[:, None])[:, 0]
+
+    def chunks(self, indices: Indices, columns: Sequence[int]) -> Iterator[Tensor]:
+        """Every place of all the given views of all the given samples, in parts of (n, D), 64 MiB at a time."""
+        chosen = np.array(columns, dtype=np.int64)
+        size = max(1, 2**24 // (self.side**2 * self.width * len(chosen)))
+        for start in range(0, len(indices), size):
+            yield self._stored.read(indices[start : start + size], chosen).reshape(-1, self.width)
+
+    def norm(self, kind: Norm, indices: Indices, columns: Sequence[int]) -> FeatureNorm:
+        """Normalisation of a place of what ``take`` returns, the statistics over all places.
+
+        Args:
+            indices: Training images. Evenly spread ones, so that it is at most 4,096 grids, give the statistics.
+            columns: Columns of the view axis that training picks from.
+        """
+        every = max(1, -(-len(indices) * len(columns) // MOST_MEASURED))
+        return self._norms(kind, self.chunks, indices[::every], columns)
 
 
 def reference_column(store: FeatureStore) -> int:

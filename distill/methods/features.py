@@ -70,11 +70,14 @@ class GridMethod(Method):
 
 
 @dataclass(frozen=True, kw_only=True)
-class FitNetGridConfig(CheckedOptions, name="fitnet_grid"):
+class FitNetGridConfig(VectorOptions, name="fitnet_grid"):
     """Method ``fitnet_grid``: the student's last map, through a 1x1 convolution, imitates the stored grid (MSE)."""
 
     weight: float = 1.0
     """Weight of the squared error beside the cross entropy; published code for maps uses 100."""
+    norm: Norm = "standardize"
+    """Normalisation of every place of the stored grid before it is compared: none, standardize (zero mean and unit
+    variance per channel over places and training images), layernorm (per place) or l2 (length 1)."""
 
 
 class FitNetGrid(GridMethod):
@@ -86,6 +89,12 @@ class FitNetGrid(GridMethod):
     Options = FitNetGridConfig
     options: FitNetGridConfig
 
+    def __init__(self, setup: Setup, options: FitNetGridConfig) -> None:
+        super().__init__(setup, options)
+        assert setup.grid is not None  # needs
+        norm = setup.grid.norm(options.norm, setup.training, setup.picker.columns)
+        self.norm = norm.to(setup.device)
+
     def student_sides(self) -> dict[str, Side]:
         """P_s: the student's last map -> the stored grid."""
         from distill.methods.modules import MapProjection
@@ -96,7 +105,9 @@ class FitNetGrid(GridMethod):
         return {"grid": Side(MapProjection(channels, grid.width, grid.side), "map")}
 
     def terms(self, output: Output, batch: Batch, student: Student) -> dict[str, Tensor]:
-        imitation = map_mse(output.projected["grid"], self.target(batch))
+        assert batch.grid is not None  # needs
+        places = self.norm(batch.grid.flatten(0, 2)).view_as(batch.grid)
+        imitation = map_mse(output.projected["grid"], places.permute(0, 3, 1, 2))
         return {"grid": self.options.weight * imitation}
 
 

@@ -121,7 +121,7 @@ def test_statistics_are_taken_once(store: FeatureStore, samples: Samples) -> Non
         norm = features.norm("standardize", np.arange(rows), columns)
         expected = measure_channels(features.chunks(np.arange(rows), columns))
         assert torch.equal(norm.mean_D, expected.mean_D)
-    assert len(features._statistics) == 3
+    assert len(features._norms._statistics) == 3
 
 
 # ------------------------------------------------------------ joining
@@ -278,6 +278,21 @@ def test_grids_of_the_chosen_views(store: FeatureStore, samples: Samples) -> Non
     assert taken.dtype == torch.float32
     assert np.array_equal(taken.numpy(), stored)
     assert grid.take(indices).shape == (2, 2, 2, 3)
+
+
+def test_grids_are_standardised_by_evenly_spread_images(
+    store: FeatureStore, samples: Samples, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Per channel, over all places; of many images some are read, in parts."""
+    grid, rows = Grid(store, "", samples), np.arange(20)
+    norm = grid.norm("standardize", rows, [0, 1])
+    places = norm(torch.cat(list(grid.chunks(rows, [0, 1]))))
+    torch.testing.assert_close(places.mean(0), torch.zeros(3))
+    torch.testing.assert_close(places.std(0, correction=0), torch.ones(3))
+    monkeypatch.setattr("distill.data.stored_features.MOST_MEASURED", 14)
+    few = grid.norm("standardize", rows, [0, 1])
+    expected = measure_channels(grid.chunks(rows[::3], [0, 1]))
+    assert torch.equal(few.mean_D, expected.mean_D)
 
 
 def test_the_largest_grid_is_taken(images: Path, tmp_path: Path) -> None:

@@ -124,13 +124,27 @@ def test_terms_of_single_images_by_the_formula(make_config: MakeConfig) -> None:
     expected = 2 * contrasts.symmetric_info_nce(own, normed(bench), same, temperature=0.5)
     torch.testing.assert_close(bench.terms()["contrast"], expected)
 
-    bench = bench_of(make_config, "fitnet_grid", fitnet_grid__weight=0.5)
+    bench = bench_of(make_config, "fitnet_grid", fitnet_grid__weight=0.5, fitnet_grid__norm="none")
     grid = bench.batch.grid
     assert grid is not None
     bench.trainee.eval()
     found = bench.output().projected["grid"]
     assert found.shape == (5, 3, 2, 2)
     expected = 0.5 * (found - grid.permute(0, 3, 1, 2)).square().mean()
+    torch.testing.assert_close(bench.terms()["grid"], expected)
+
+    bench = bench_of(make_config, "fitnet_grid")  # standardised over places and training images
+    bench.trainee.eval()
+    grid, stored, setup = bench.batch.grid, bench.setup.grid, bench.setup
+    assert grid is not None
+    assert stored is not None
+    views = [
+        stored.take(setup.training, np.full(len(setup.training), column))
+        for column in setup.picker.columns
+    ]
+    every = torch.cat(views).flatten(0, 2)
+    places = (grid - every.mean(0)) / every.std(0, correction=0)
+    expected = (bench.output().projected["grid"] - places.permute(0, 3, 1, 2)).square().mean()
     torch.testing.assert_close(bench.terms()["grid"], expected)
 
     bench = bench_of(make_config, "at", at__weight=7.0)
