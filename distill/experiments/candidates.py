@@ -32,7 +32,7 @@ class AutoMethod:
         )
 
 
-FEATURES = {"norm": "standardize", "match_norm": "layernorm", "logits_from": "probe"}
+FEATURES = {"norm": "standardize", "match_norm": "layernorm", "w_general": 10.0, "w_specific": 1.0}
 
 WITH_LABELS = (
     AutoMethod("labels", "labels"),
@@ -41,9 +41,10 @@ WITH_LABELS = (
     AutoMethod("ofa-100", "ofa", {"weight": 100.0}),
     AutoMethod("fitnet-10", "fitnet", {"norm": "standardize", "weight": 10.0}),
     AutoMethod("fitnet-100", "fitnet", {"norm": "standardize", "weight": 100.0}),
-    AutoMethod("customkd-10", "customkd", FEATURES | {"w_general": 10.0, "w_specific": 1.0, "w_logits": 0.0}),
+    AutoMethod("customkd-10", "customkd", FEATURES | {"w_logits": 0.0}),
     AutoMethod("customkd-100", "customkd", FEATURES | {"w_general": 100.0, "w_specific": 10.0, "w_logits": 0.0}),
-    AutoMethod("customkd-10-logits", "customkd", FEATURES | {"w_general": 10.0, "w_specific": 1.0, "w_logits": 10.0}),
+    AutoMethod("customkd-10-logits", "customkd", FEATURES | {"w_logits": 10.0, "logits_from": "probe"}),
+    AutoMethod("customkd-10-custom", "customkd", FEATURES | {"w_logits": 10.0, "logits_from": "custom"}),
 )  # fmt: skip
 """Of tasks with labels, from the simplest to the one with most terms."""
 
