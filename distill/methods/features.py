@@ -73,7 +73,7 @@ class GridMethod(Method):
 class FitNetGridConfig(VectorOptions, name="fitnet_grid"):
     """Method ``fitnet_grid``: the student's last map, through a 1x1 convolution, imitates the stored grid (MSE)."""
 
-    weight: float = 1.0
+    weight: float = 10.0
     """Weight of the squared error beside the cross entropy; published code for maps uses 100."""
     norm: Norm = "standardize"
     """Normalisation of every place of the stored grid before it is compared: none, standardize (zero mean and unit

@@ -144,7 +144,7 @@ def test_terms_of_single_images_by_the_formula(make_config: MakeConfig) -> None:
     ]
     every = torch.cat(views).flatten(0, 2)
     places = (grid - every.mean(0)) / every.std(0, correction=0)
-    expected = (bench.output().projected["grid"] - places.permute(0, 3, 1, 2)).square().mean()
+    expected = 10 * (bench.output().projected["grid"] - places.permute(0, 3, 1, 2)).square().mean()
     torch.testing.assert_close(bench.terms()["grid"], expected)
 
     bench = bench_of(make_config, "at", at__weight=7.0)
