@@ -25,6 +25,7 @@ from typing import Any, Literal
 from distill.lazy import F, Tensor, nn, torch
 from distill.losses import cross_entropy, feature_mse, layernorm_mse
 from distill.losses.logits import dist, dkd, kd_kl, logit_mse, ofa
+from distill.measures.domains import MOST, separability
 from distill.measures.feature_similarity import thin_out
 from distill.measures.linear_probe import fit_probe
 from distill.methods.base import Batch, Needs, Output, Setup, Side, Student, VectorMethod
@@ -76,8 +77,9 @@ class CustomKDConfig(
 
     w_logits: float = 0.0
     """Weight of an additional term that compares logits; 0 switches it off."""
-    logits_from: Literal["custom", "probe"] = "custom"
-    """Where the target logits come from. custom: the head of stage 1 on P_t(f_t). probe: a linear probe on f_t."""
+    logits_from: Literal["auto", "custom", "probe"] = "custom"
+    """Where the target logits come from. custom: the head of stage 1 on P_t(f_t). probe: a linear probe on f_t. auto:
+    custom where the stored features of labelled and unlabelled images are told apart, as across domains; else probe."""
     logits_loss: Literal["kl", "mse", "dkd", "dist", "ofa"] = "kl"
     """Loss on the logits, as in the methods kd (kl), logits (mse), dkd, dist and ofa, which adds an exit at every stage
     of the student and wants a temperature of 1."""
@@ -125,7 +127,7 @@ class CustomKDConfig(
         super().__post_init__()
         require(self.depth in (1, 2), f"--customkd.depth {self.depth} must be 1 or 2.")
         require(
-            not (self.stage1 == "never" and self.w_logits and self.logits_from == "custom"),
+            not (self.stage1 == "never" and self.w_logits and self.logits_from != "probe"),
             "--customkd.stage1 never leaves P_t random, so its logits carry no information. Use --customkd.logits_from "
             "probe, or --customkd.w_logits 0.",
         )
@@ -137,13 +139,17 @@ class CustomKDConfig(
     @property
     def customises(self) -> bool:
         """Whether any term needs P_t."""
-        return bool(self.w_specific or (self.w_logits and self.logits_from == "custom"))
+        return bool(self.w_specific or (self.w_logits and self.logits_from != "probe"))
 
     @property
     def distils(self) -> bool:
         """Whether any term uses the teacher."""
         return bool(self.w_general or self.w_specific or self.w_logits)
 
+
+ANOTHER_DOMAIN = 0.8
+"""Separability from which on two sets are of different domains: draws from one set came out at .45 to .51, the domains
+of PACS at .86 (two labelled images per class) to 1 (docs/decisions/0062-the-default-method.md)."""
 
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "none": lambda feature: feature,
@@ -171,7 +177,8 @@ class CustomKD(VectorMethod):
         shape = {"depth": options.depth, "hidden": options.hidden}
         # P_s first: with w_specific 0 the initial weights, and so the run, equal those of ``fitnet``.
         self.general = projection(own_width, width, **shape) if options.w_general else None
-        if options.w_logits and options.logits_from == "probe":
+        self.logits_from = self._source_of_logits()
+        if self.logits_from == "probe":
             self.probe = probe_layer(setup.probe, setup.device)
         with_exits = options.w_logits > 0 and options.logits_loss == "ofa"
         settings = ("--customkd.logits_loss ofa", "--customkd.logits_loss kl")
@@ -192,6 +199,28 @@ class CustomKD(VectorMethod):
             self.teacher_side["head"] = head.requires_grad_(options.head == "random")
         self.optimiser = _optimiser(self.teacher_side, options)
         self.watch = Watch(setup, self.norm, scale_matters=options.match_norm == "none")
+
+    def _source_of_logits(self) -> str:
+        """``--customkd.logits_from``, decided; "" without a term of logits."""
+        options, setup = self.options, self.setup
+        if not options.w_logits or options.logits_from != "auto":
+            return options.logits_from if options.w_logits else ""
+        parts = [
+            setup.features.take(part[thin_out(len(part), MOST, seed=0).numpy()]).numpy()
+            for part in (setup.split.labelled, setup.split.unlabelled)
+        ]
+        share = separability(*parts)
+        another = share >= ANOTHER_DOMAIN
+        setup.student.notes.append(
+            f"customkd: stored features tell labelled from unlabelled images in {100 * share:.0f} % of the cases: "
+            + (
+                "another domain, so the student imitates the logits of the customised features"
+                if another
+                else "one domain, so the student imitates the logits of the linear probe"
+            )
+            + " (--customkd.logits_from)"
+        )
+        return "custom" if another else "probe"
 
     @classmethod
     def needs(cls, options: CustomKDConfig) -> Needs:
@@ -282,7 +311,7 @@ class CustomKD(VectorMethod):
         if self.general is not None:
             general = feature_mse(output.projected["general"], self.target(batch))
             terms["general"] = options.w_general * self._over(batch.teacher) * general
-        if options.w_logits and options.logits_from == "probe":
+        if self.logits_from == "probe":
             with torch.no_grad():
                 target = self.probe(batch.teacher)
             terms |= self._logit_terms(output, target, labels, 1.0)
@@ -296,7 +325,7 @@ class CustomKD(VectorMethod):
             match = layernorm_mse if options.match_norm == "layernorm" else feature_mse
             specific = match(output.features, customised)
             terms["specific"] = ready * options.w_specific * self._over(customised) * specific
-        if options.w_logits and options.logits_from == "custom":
+        if self.logits_from == "custom":
             with torch.no_grad():
                 target = self._head(student)(customised)
             terms |= self._logit_terms(output, target, labels, ready)

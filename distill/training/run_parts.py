@@ -97,7 +97,10 @@ class RunParts:
         self.student: Student = self._build_student()
         self.task.begin(self.student, self.part, self._targets)
         setup = self._setup()
+        known = len(self.student.notes)
         self.method: Method = METHODS[method](setup, options_of(config, method))
+        for note in self.student.notes[known:]:
+            accelerator.print(f"note: {note}")
         self.partner: Partner | None = None
         if partner is not None:
             self.partner = partner(setup, partner_options)

@@ -5,6 +5,7 @@ import math
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
@@ -132,6 +133,33 @@ LOGIT_LOSSES = {
     "dist": lambda s, t, labels: dist(s, t, beta=0.5, gamma=3.0, temperature=2.0),
     "ofa": lambda s, t, labels: ofa(s, t, target_classes(labels, t), eps=1.5, temperature=2.0),
 }
+
+
+@pytest.mark.parametrize(("share", "source"), [(0.79, "probe"), (0.8, "custom")])
+def test_logits_by_the_domains_of_the_images(
+    make_config: MakeConfig, monkeypatch: pytest.MonkeyPatch, share: float, source: str
+) -> None:
+    """auto takes the customised logits across domains and the probe's within one, and says so."""
+    parts: list[tuple[np.ndarray, ...]] = []
+
+    def separability(*given: np.ndarray) -> float:
+        parts.append(given)
+        return share
+
+    monkeypatch.setattr("distill.methods.customkd.separability", separability)
+    bench = CustomBench(make_config, w_logits=0.7, logits_from="auto")
+    chosen = CustomBench(make_config, w_logits=0.7, logits_from=source)
+    torch.testing.assert_close(bench.terms()["logits"], chosen.terms()["logits"])
+    split, features = bench.setup.split, bench.setup.features
+    assert len(parts) == 1
+    assert [part.shape for part in parts[0]] == [
+        (len(split.labelled), features.width), (len(split.unlabelled), features.width),
+    ]  # fmt: skip
+    (note,) = (note for note in bench.student.notes if "customkd" in note)
+    assert ("another domain" in note) == (source == "custom")
+    assert not any("customkd" in note for note in chosen.student.notes)
+    CustomBench(make_config, logits_from="auto")  # no term of logits: nothing to decide
+    assert len(parts) == 1
 
 
 @pytest.mark.parametrize("source", ["custom", "probe"])
