@@ -36,7 +36,6 @@ FEATURES = {"norm": "standardize", "match_norm": "layernorm", "w_general": 10.0,
 
 WITH_LABELS = (
     AutoMethod("labels", "labels"),
-    AutoMethod("kd-1", "kd", {"weight": 1.0}),
     AutoMethod("kd-10", "kd", {"weight": 10.0}),
     AutoMethod("ofa-100", "ofa", {"weight": 100.0}),
     AutoMethod("fitnet-10", "fitnet", {"norm": "standardize", "weight": 10.0}),
