@@ -25,7 +25,7 @@ from typing import Any, Literal
 from distill.lazy import F, Tensor, nn, torch
 from distill.losses import cross_entropy, feature_mse, layernorm_mse
 from distill.losses.logits import dist, dkd, kd_kl, logit_mse, ofa
-from distill.measures.domains import MOST, separability
+from distill.measures.domains import LEAST, MOST, separability
 from distill.measures.feature_similarity import thin_out
 from distill.measures.linear_probe import fit_probe
 from distill.methods.base import Batch, Needs, Output, Setup, Side, Student, VectorMethod
@@ -205,11 +205,11 @@ class CustomKD(VectorMethod):
         options, setup = self.options, self.setup
         if not options.w_logits or options.logits_from != "auto":
             return options.logits_from if options.w_logits else ""
-        parts = [
-            setup.features.take(part[thin_out(len(part), MOST, seed=0).numpy()]).numpy()
-            for part in (setup.split.labelled, setup.split.unlabelled)
-        ]
-        share = separability(*parts)
+        parts = setup.split.labelled, setup.split.unlabelled
+        if min(map(len, parts)) < LEAST:  # nothing to tell apart
+            return "probe"
+        few = (part[thin_out(len(part), MOST, seed=0).numpy()] for part in parts)
+        share = separability(*(setup.features.take(part).numpy() for part in few))
         another = share >= ANOTHER_DOMAIN
         setup.student.notes.append(
             f"customkd: stored features tell labelled from unlabelled images in {100 * share:.0f} % of the cases: "

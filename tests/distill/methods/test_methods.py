@@ -159,7 +159,10 @@ def test_logits_by_the_domains_of_the_images(
     assert ("another domain" in note) == (source == "custom")
     assert not any("customkd" in note for note in chosen.student.notes)
     CustomBench(make_config, logits_from="auto")  # no term of logits: nothing to decide
-    assert len(parts) == 1
+    monkeypatch.setattr("distill.methods.customkd.LEAST", 1 + len(split.unlabelled))
+    alone = CustomBench(make_config, w_logits=0.7, logits_from="auto")  # nothing to tell apart
+    assert (alone.method.logits_from, len(parts)) == ("probe", 1)
+    assert not any("customkd" in note for note in alone.student.notes)
 
 
 @pytest.mark.parametrize("source", ["custom", "probe"])
