@@ -75,7 +75,8 @@ class DataConfig(PhotometricConfig, name="data", free=("fold", "label_seed")):
     """Share of every class of the labelled images to hold out as the test part, in place of ``test``, e.g. 0.2; at
     least one image per class. Decided by the content of each image, so that it stays the same when files are renamed
     or images are added. 0: ``test`` names the test part. Where ``labelled`` is not set and there is no train/, all
-    images are used."""
+    images are used. Task none leaves out the same images, so that a classifier that starts from its backbone is
+    measured on images that neither saw."""
     fold: int = 0
     """Number of the held-out part, 0 to 1 / holdout - 1; -1 takes the run's seed, so that seeds 0 to 4 with holdout
     0.2 are a five-fold cross-validation."""

@@ -32,8 +32,8 @@ def split_parts(samples: Samples, config: DataConfig, seed: int) -> Split:
     unlabelled = samples.groups["unlabelled"]
     chosen = samples.groups["test"]
     if config.holdout:
-        known = _with_labels(samples, labelled, "labelled", notes)
-        chosen = _hold_out(samples, known, keys, share=config.holdout, fold=_fold(config, seed))
+        _with_labels(samples, labelled, "labelled", notes)
+        chosen = held_out_part(samples, config, keys, seed)
     test = _with_labels(samples, chosen, "test", notes)
     held_out = share_a_key(keys, chosen)
     both = np.union1d(labelled, unlabelled)
@@ -69,6 +69,18 @@ def split_parts(samples: Samples, config: DataConfig, seed: int) -> Split:
             np.setdiff1d(unlabelled, held_back),
         )
     return Split(labelled, np.setdiff1d(unlabelled, labelled), test, notes, validation)
+
+
+def held_out_part(
+    samples: Samples, config: DataConfig, keys: Sequence[frozenset[bytes]], seed: int
+) -> Indices:
+    """The test part of ``--data.holdout``, the same for every task: of the images with labels, or of all."""
+    members = samples.groups["labelled"]
+    known = members[samples.labels[members] != NO_LABEL]
+    fold = config.fold if config.fold >= 0 else seed % round(1 / config.holdout)
+    return _hold_out(
+        samples, known if len(known) else members, keys, share=config.holdout, fold=fold
+    )
 
 
 def _validation_share(
@@ -129,10 +141,6 @@ def share_a_key(keys: Sequence[frozenset[bytes]], members: Indices) -> npt.NDArr
 
 def _content(samples: Samples, index: int) -> bytes:
     return content_sha256(samples.source.read(int(samples.positions[index])))
-
-
-def _fold(config: DataConfig, seed: int) -> int:
-    return config.fold if config.fold >= 0 else seed % round(1 / config.holdout)
 
 
 def _hold_out(

@@ -87,9 +87,10 @@ class Backbone(Task):
         return without_labels(data)
 
     def split(self, seed: int, *, measured: Literal["test", "validation"] = "test") -> Split:
-        """All images train, but for those that are held out; the same for every seed.
+        """All images train, but for those that are held out: the same for every seed, unless ``--data.fold -1``.
 
-        A validation part is another one, held out of those that would train.
+        ``--data.holdout`` holds out the images that a classifier would be measured on; here at most ``MOST`` of them
+        are. A validation part is another one, held out of those that would train.
         """
         share = self.config.data.validation_share
         if measured == "validation" and not share:
@@ -97,17 +98,22 @@ class Backbone(Task):
                 "--eval.part validation: --task none needs --data.validation_share, e.g. 0.05."
             )
         from distill.data.samples import Split
-        from distill.data.split_parts import keys_that_stay_together, share_a_key
+        from distill.data.split_parts import held_out_part, keys_that_stay_together, share_a_key
 
-        samples = self.data.samples
-        given = samples.groups["test"]
+        samples, config = self.data.samples, self.config.data
         everything = np.arange(len(samples.ids))
-        test = given if len(given) else held_out(samples)
-        keys = keys_that_stay_together(samples, DataConfig())
-        train = samples.groups["unlabelled"][~share_a_key(keys, test)[samples.groups["unlabelled"]]]
+        keys = keys_that_stay_together(samples, config)
+        if config.holdout:
+            kept_back = held_out_part(samples, config, keys, seed)
+            test = held_out(samples, kept_back, 1.0)
+        else:
+            given = samples.groups["test"]
+            kept_back = test = given if len(given) else held_out(samples)
+        train = samples.groups["unlabelled"]
+        train = train[~share_a_key(keys, kept_back)[train]]
         if measured == "validation":
             test = held_out(samples, train, share, salt=b"validation")
-            train = np.setdiff1d(train, test)
+            train = train[~share_a_key(keys, test)[train]]
         if len(everything) < NEEDED or len(test) < 3 or len(train) < 2:
             raise ConfigError(
                 f"{samples.source.uri}: {len(train)} images to train on and {len(test)} to measure on; expected "
@@ -231,10 +237,11 @@ def labelled_quality(
 
 
 def without_labels(settings: DataConfig) -> DataConfig:
-    """The same settings with no labelled part; all images train, and none is named as held out unless a user did."""
+    """The same settings with no labelled part, but where ``holdout`` cuts from it; all images train, and none is named
+    as held out unless a user did."""
     return dataclasses.replace(
         settings,
-        labelled=[],
+        labelled=(settings.labelled or ["*"]) if settings.holdout else [],
         unlabelled=settings.unlabelled or ["*"],
         test=settings.test if "test" in given(settings) else [],
     )

@@ -21,12 +21,12 @@ from distill.commands.report import run as redraw
 from distill.commands.train import run
 from distill.config import RECIPES, DataConfig, DistillConfig, StudentConfig
 from distill.data import joined
-from distill.data.samples import Samples
+from distill.data.samples import Indices, Samples
 from distill.evaluation import embedding
 from distill.methods import METHODS
 from distill.register import kinds, options_of
 from distill.student.model import build_student
-from distill.tasks import TASKS, resolve
+from distill.tasks import TASKS, Task, build_task, resolve
 from distill.tasks.none import held_out, without_labels
 from distill.training.run_folder import lock
 from distill.training.run_record import read_record
@@ -185,6 +185,16 @@ def samples_of(config: DistillConfig) -> Samples:
     ).samples
 
 
+def task_of(config: DistillConfig) -> Task:
+    source, store = open_source(config.source), FeatureStore.open(config.store)
+    config = resolve(config, source, store)
+    return build_task(config, joined.join_data(source, store, config.data, config.field))
+
+
+def ids_of(task: Task, indices: Indices) -> set[str]:
+    return {task.data.samples.ids[index] for index in indices}
+
+
 def test_a_test_part_that_is_named_is_measured(make_backbone: Any, tmp_path: Path) -> None:
     """Also where the pattern is the default's, by flag; the digits' recipe does not name one."""
     for flags, expected in (
@@ -215,6 +225,32 @@ def test_held_out_images_follow_their_content(make_backbone: Any, tmp_path: Path
     )
     among = held_out(double)
     assert len(among) == 2 * len({double.hashes[index].tobytes() for index in among})  # type: ignore[index]
+
+
+@pytest.mark.parametrize("fold", [0, -1])
+def test_a_backbone_never_sees_what_its_classifier_is_measured_on(
+    make_backbone: Any, fold: int
+) -> None:
+    """``--data.holdout`` leaves out the same images with and without labels, of every seed and with groups."""
+    for group in ("", r"(\d)\.png"):
+        asked = DataConfig(holdout=0.2, fold=fold, group=group)
+        classifier = task_of(make_backbone(task="classify", data=asked))
+        backbone = task_of(make_backbone(data=asked))
+        for seed in (0, 3):
+            part = backbone.split(seed)
+            test = ids_of(backbone, part.test)
+            assert test == ids_of(classifier, classifier.split(seed).test)
+            train = ids_of(backbone, part.unlabelled)
+            assert train
+            assert not train & test
+            assert not group or not {name[-5] for name in train} & {name[-5] for name in test}
+
+
+def test_images_without_labels_are_held_out_too(make_backbone: Any) -> None:
+    """A share of all, where no image has a label."""
+    asked = DataConfig(holdout=0.25, labelled=[])
+    part = task_of(make_backbone(data=asked, source__labels_from="none")).split(0)
+    assert 3 <= len(part.test) <= len(part.unlabelled)
 
 
 def test_a_backbone_is_measured_again(make_backbone: Any, tmp_path: Path, capsys: Any) -> None:
