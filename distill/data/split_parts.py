@@ -32,7 +32,7 @@ def split_parts(samples: Samples, config: DataConfig, seed: int) -> Split:
     unlabelled = samples.groups["unlabelled"]
     chosen = samples.groups["test"]
     if config.holdout:
-        _with_labels(samples, labelled, "labelled", notes)
+        _with_labels(samples, labelled, "labelled", notes)  # refuses a part without any
         chosen = held_out_part(samples, config, keys, seed)
     test = _with_labels(samples, chosen, "test", notes)
     held_out = share_a_key(keys, chosen)
@@ -139,7 +139,8 @@ def share_a_key(keys: Sequence[frozenset[bytes]], members: Indices) -> npt.NDArr
     return shared
 
 
-def _content(samples: Samples, index: int) -> bytes:
+def content(samples: Samples, index: int) -> bytes:
+    """SHA-256 of the bytes of a sample."""
     return content_sha256(samples.source.read(int(samples.positions[index])))
 
 
@@ -160,7 +161,7 @@ def _hold_out(
     for index in members:
         names = sorted(key for key in keys[index] if not key.startswith(WORDS))
         names.sort(key=lambda key: not key.startswith(b"group "))
-        key = names[0] if names else _content(samples, index)
+        key = names[0] if names else content(samples, index)
         digest = hashlib.sha256(salt + key).digest()
         numbers[int(index)] = int.from_bytes(digest[:8]) / 2**64
     chosen = {

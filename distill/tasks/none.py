@@ -197,9 +197,15 @@ def held_out(
         share: of these, at most ``MOST`` and at least ``FEWEST`` or a fifth.
         salt: another one chooses others.
     """
+    from distill.data.split_parts import content
+
     assert samples.hashes is not None
     members = np.arange(len(samples.ids)) if members is None else members
-    keys = [hashlib.sha256(salt + samples.hashes[index].tobytes()).digest() for index in members]
+    keys = []
+    for index in members:
+        stored = samples.hashes[index]  # zeros: the store knows no content hash
+        own = stored.tobytes() if stored.any() else content(samples, index)
+        keys.append(hashlib.sha256(salt + own).digest())
     count = min(MOST, max(round(share * len(keys)), min(FEWEST, len(keys) // 5)))
     last = sorted(keys)[count - 1] if count else b""
     return members[np.array([key <= last for key in keys], np.bool_)]

@@ -216,6 +216,10 @@ def test_held_out_images_follow_their_content(make_backbone: Any, tmp_path: Path
     assert len(chosen) == len(samples.ids) // 5  # few images: a fifth
     assert samples.hashes is not None
     hashes = {samples.hashes[index].tobytes() for index in chosen}
+    unknown = dataclasses.replace(samples, hashes=np.zeros_like(samples.hashes))
+    assert list(held_out(unknown)) == list(
+        chosen
+    )  # a store without hashes: the bytes of the images decide
     reverse = dataclasses.replace(samples, hashes=samples.hashes[::-1], ids=samples.ids[::-1])
     assert {reverse.hashes[index].tobytes() for index in held_out(reverse)} == hashes  # type: ignore[index]
     double = dataclasses.replace(
